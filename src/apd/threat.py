@@ -1,0 +1,94 @@
+"""The threat model: how far an adversarial image may be from the clean one."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from apd.errors import InputError
+
+Norm = Literal["linf", "l2"]
+
+
+def parse_eps(value: str | float, norm: Norm = "linf") -> float:
+    """Read a budget in [0,1] pixel units, written as a float or as a fraction such as ``4/255``.
+
+    Raises:
+        InputError: for anything that is not a number, negative or infinite, and for an Linf budget above 1.
+
+    >>> parse_eps("4/255") == 4 / 255
+    True
+    """
+    text = str(value).strip()
+    if not re.fullmatch(r"[0-9.eE+-]+(\s*/\s*[0-9.]+)?", text):
+        raise InputError(f"eps must be a number in [0,1] pixel units such as 4/255, got {text!r}.")
+    try:
+        eps = float(Fraction(text.replace(" ", ""))) if "/" in text else float(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"eps must be a number in [0,1] pixel units such as 4/255, got {text!r}.") from error
+    if not math.isfinite(eps) or eps < 0:
+        raise InputError(f"eps must not be negative or infinite, got {text}.")
+    if norm == "linf" and eps > 1:
+        raise InputError(f"eps must be in [0, 1] pixel units, got {text}. Did you mean {text}/255?")
+    return eps
+
+
+def _per_sample(x: Tensor, like: Tensor) -> Tensor:
+    return x.view(-1, *([1] * (like.dim() - 1)))
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """All images within ``eps`` of the clean one in ``norm``, inside [0,1].
+
+    Args:
+        eps: radius in [0,1] pixel units (for L2: of the whole image's difference).
+        norm: ``linf`` or ``l2``.
+    """
+
+    eps: float
+    norm: Norm = "linf"
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("linf", "l2"):
+            raise InputError(f"norm must be linf or l2, got {self.norm!r}.")
+        parse_eps(self.eps, self.norm)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """The nearest allowed image: into the ball around ``x``, then into [0,1]. Both (B,3,H,W)."""
+        delta = x_adv - x
+        if self.norm == "linf":
+            delta = delta.clamp(-self.eps, self.eps)
+        else:
+            length = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
+            delta = delta * _per_sample((self.eps / length).clamp(max=1.0), x)
+        return (x + delta).clamp(0.0, 1.0)
+
+    def random_start(self, x: Tensor, seeds: Tensor) -> Tensor:
+        """A point drawn uniformly from the ball (then clipped to [0,1]), from one seed a sample.
+
+        Drawn on the CPU, so that a sample starts at the same point whatever the batch and the device.
+        """
+        noise = torch.stack([self._draw(x.shape[1:], int(seed)) for seed in seeds.tolist()])
+        return self.project(x + noise.to(x), x)
+
+    def _draw(self, shape: torch.Size, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        if self.norm == "linf":
+            return (torch.rand(shape, generator=generator) * 2 - 1) * self.eps
+        direction = torch.randn(shape, generator=generator)
+        radius = torch.rand((), generator=generator) ** (1.0 / direction.numel())
+        return direction / direction.norm() * radius * self.eps
+
+    def ascend(self, x_adv: Tensor, gradient: Tensor, step: float) -> Tensor:
+        """One step of steepest ascent of length ``step`` in this norm (sign for Linf, unit gradient for L2), not projected."""
+        if self.norm == "linf":
+            return x_adv + step * gradient.sign()
+        length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
+        return x_adv + step * gradient / _per_sample(length, gradient)
