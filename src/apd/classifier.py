@@ -1,0 +1,160 @@
+"""`PromptedCLIP`: from pixels in [0,1] to logits over named classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apd.clip.encoder import DualEncoder
+from apd.errors import InputError
+from apd.prompts import Prompts
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+_CLASSES_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class BoundCLIP:
+    """A classifier whose class features and visual tokens are computed: what an attack and a training step work on.
+
+    Args:
+        encoder: the frozen CLIP.
+        classes: class features (C, D) of unit length.
+        visual: visual tokens, (n, width) a block.
+    """
+
+    encoder: DualEncoder
+    classes: Tensor
+    visual: tuple[Tensor, ...]
+
+    def features(self, x: Tensor) -> Tensor:
+        """Image features (B, D) of unit length, of images (B,3,S,S) in [0,1]."""
+        return F.normalize(self.encoder.encode_image(x, self.visual), dim=-1)
+
+    def compare(self, features: Tensor) -> Tensor:
+        """Logits (B, C) of image features (B, D) of unit length."""
+        info = self.encoder.info
+        return info.logit_scale * features @ self.classes.T.to(features.dtype) + info.logit_bias
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of images (B,3,S,S) in [0,1]."""
+        return self.compare(self.features(x))
+
+    def detach(self) -> BoundCLIP:
+        """The same values, cut from the prompts' graph."""
+        return BoundCLIP(self.encoder, self.classes.detach(), tuple(t.detach() for t in self.visual))
+
+
+class FrozenClassifier(nn.Module):
+    """A plain module from pixels to logits with everything but the pixels fixed: for attacks, from here or from outside."""
+
+    def __init__(self, bound: BoundCLIP) -> None:
+        super().__init__()
+        self.bound = bound.detach()
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of images (B,3,S,S) in [0,1]."""
+        return self.bound.logits(x)
+
+
+class PromptedCLIP(nn.Module):
+    """A CLIP classifier with or without learned prompts.
+
+    Takes encoder-sized images in [0,1] and normalises inside, so that any attack library can be pointed at it. Class
+    features are computed once as long as the prompts are fixed.
+
+    Args:
+        encoder: the frozen CLIP.
+        prompts: learned prompts; None for the hand-written templates alone.
+        class_names: what the logits stand for, in order.
+        templates: sentences with ``{}`` for the class name. Without text tokens the class feature is the mean over all of
+            them; with text tokens the first one's tail (behind ``{}``) ends the prompt.
+
+    Raises:
+        InputError: fewer than two classes, a class twice, a template without ``{}``, a name longer than the context.
+
+    Example:
+        >>> import apd, torch
+        >>> clip = apd.load_clip("glyphs")
+        >>> model = apd.PromptedCLIP(clip, None, ["one", "two"], ["a photo of the digit {}."])
+        >>> model(torch.rand(3, 3, 32, 32)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        prompts: Prompts | None,
+        class_names: Sequence[str],
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.prompts = encoder, prompts
+        self.class_names, self.templates = tuple(class_names), tuple(templates)
+        _check_names(self.class_names, self.templates)
+        n_tokens = prompts.spec.text_tokens if prompts is not None else 0
+        self._ids = [encoder.trim(encoder.prompt_ids(texts, n_tokens)) for texts in self._texts(n_tokens)]
+        self._fixed: tuple[tuple[int, ...], BoundCLIP] | None = None
+
+    def _texts(self, n_tokens: int) -> list[list[str]]:
+        if n_tokens:
+            tail = self.templates[0].split("{}", 1)[1]
+            return [[f"{name}{tail}" for name in self.class_names]]
+        return [[template.replace("{}", name) for name in self.class_names] for template in self.templates]
+
+    def class_features(self) -> Tensor:
+        """Class features (C, D) of unit length, with gradients to the prompts."""
+        tokens = self.prompts.text() if self.prompts is not None else []
+        features = [F.normalize(self._encode(ids, tokens), dim=-1) for ids in self._ids]
+        return features[0] if len(features) == 1 else F.normalize(torch.stack(features).mean(dim=0), dim=-1)
+
+    def _encode(self, ids: Tensor, tokens: list[Tensor]) -> Tensor:
+        ids = ids.to(self.encoder.device)
+        return torch.cat([self.encoder.encode_text(part, tokens) for part in ids.split(_CLASSES_AT_ONCE)])
+
+    def bind(self) -> BoundCLIP:
+        """Compute class features and tokens, once for all that follows."""
+        visual = tuple(self.prompts.visual()) if self.prompts is not None else ()
+        return BoundCLIP(self.encoder, self.class_features(), visual)
+
+    def frozen(self) -> FrozenClassifier:
+        """This classifier as a plain module from pixels to logits: class features fixed, gradients to pixels only."""
+        with torch.no_grad():
+            return FrozenClassifier(self.bind())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of images (B,3,S,S) in [0,1]."""
+        parameters = list(self.prompts.parameters()) if self.prompts is not None else []
+        if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+            return self.bind().logits(x)
+        state = (hash(self.encoder.device), *(p._version for p in parameters))
+        if self._fixed is None or self._fixed[0] != state:
+            with torch.no_grad():
+                self._fixed = (state, self.bind().detach())
+        return self._fixed[1].logits(x)
+
+    def undefended(self) -> PromptedCLIP:
+        """The same CLIP and classes with the hand-written templates alone."""
+        return PromptedCLIP(self.encoder, None, self.class_names, self.templates)
+
+    def with_classes(self, class_names: Sequence[str], templates: Sequence[str] | None = None) -> PromptedCLIP:
+        """The same prompts for other class names, without retraining."""
+        return PromptedCLIP(self.encoder, self.prompts, class_names, templates or self.templates)
+
+
+def _check_names(class_names: tuple[str, ...], templates: tuple[str, ...]) -> None:
+    if len(class_names) < 2:
+        raise InputError(f"A classifier needs at least two classes, got {len(class_names)}: {list(class_names)}.")
+    twice = sorted({name for name in class_names if class_names.count(name) > 1}) if len(set(class_names)) < len(class_names) else []
+    if twice:
+        raise InputError(f"Class name {twice[0]!r} stands twice; CLIP tells classes apart by their names only.")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise InputError(f"Template {template!r} must have one {{}} for the class name, as in 'a photo of a {{}}.'")
+    if not templates:
+        raise InputError("At least one template is needed, as in 'a photo of a {}.'")
