@@ -1,0 +1,198 @@
+"""Adversarial Prompt Distillation (arXiv 2411.15244): a clean teacher makes prompts in both branches robust.
+
+Documented in the paper: prompts in both branches at several layers; adversarial images from the student's cross-entropy;
+a cleanly pre-trained, non-robust CLIP as teacher; a teacher tuned on clean images along with the student ("online"). The
+formula below, its weights, temperature and variants are this project's reconstruction::
+
+    student  L_S = adv_ce * CE(z_S(x'), y) + adv_kl * tau^2 KL(p_T || p_S(x'))
+                 + clean_ce * CE(z_S(x), y) + clean_kl * tau^2 KL(p_T(x) || p_S(x))
+                 + image_features * [1 - cos(f_S(x'), f_T(x))] + text_features * [1 - cos(t_S, t_T)]
+    teacher  L_T = CE(z_T(x), y) + feedback * tau^2 KL(p_T(x) || sg[p_S(x')])            (online only)
+
+with ``p = softmax(z / tau)``; ``p_T`` in ``adv_kl`` is the teacher on x, or on x' (``soft_target: adversarial``, AdaAD).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from apd import losses
+from apd.attacks.base import Objective
+from apd.attacks.objectives import cross_entropy, kl_from_logits, kl_of_pair
+from apd.classifier import BoundCLIP, PromptedCLIP
+from apd.clip import load_clip
+from apd.errors import InputError
+from apd.methods.base import Method, MethodSettings, Step, Tune, prompted
+from apd.methods.vlp import VLP
+
+Teacher = Literal["frozen", "tuned", "online"]
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "apd": {},
+    # T^2 KL(p_T(x) || p_S(x')) plus CE on clean images (Goldblum 2020).
+    "ard": {"adv_ce": 0.0, "adv_kl": 1.0, "clean_ce": 1.0},
+    # Soft labels only, on x and on x', and in the inner maximisation (Zi 2021).
+    "rslad": {"adv_ce": 0.0, "adv_kl": 5 / 6, "clean_kl": 1 / 6, "inner": "teacher-kl"},
+    # The teacher is trusted as far as it is right on x' (Zhu 2022).
+    "iad": {"adv_ce": 0.0, "adv_kl": 1.0, "clean_ce": 1.0, "trust": 0.1},
+    # The inner maximisation chases the teacher's own answer on x' (Huang 2023).
+    "adaad": {"adv_ce": 0.0, "adv_kl": 1.0, "inner": "teacher-pair", "soft_target": "adversarial"},
+    # A clean teacher on x and a robust one on x' (Zhao 2022), at fixed balance.
+    "mtard": {"adv_ce": 0.0, "adv_kl": 0.5, "clean_kl": 0.5, "soft_target": "adversarial"},
+}
+
+
+class APDSettings(MethodSettings):
+    """Settings of APD; ``variant`` presets the ones that its source prescribes, and explicit values win over it."""
+
+    variant: Literal["apd", "ard", "rslad", "iad", "adaad", "mtard"] = Field("apd", description="preset of weights and inner objective")
+    teacher: Teacher = Field("tuned", description="frozen: the hand-written prompt; tuned: on clean images first; online: along with the student")
+    teacher_model: str | None = Field(None, description="another CLIP as teacher (any model source); null: the student's own")
+    robust_teacher: str | None = Field(None, description="mtard: an adversarially trained CLIP, the teacher on x'")
+    adv_ce: float = Field(1.0, ge=0, description="weight of CE(z_S(x'), y)")
+    adv_kl: float = Field(1.0, ge=0, description="weight of KL(p_T || p_S(x'))")
+    clean_ce: float = Field(0.0, ge=0, description="weight of CE(z_S(x), y)")
+    clean_kl: float = Field(0.0, ge=0, description="weight of KL(p_T(x) || p_S(x))")
+    image_features: float = Field(0.0, ge=0, description="weight of 1 - cos(f_S(x'), f_T(x))")
+    text_features: float = Field(0.0, ge=0, description="weight of 1 - cos(t_S, t_T)")
+    feedback: float = Field(0.0, ge=0, description="online teacher: weight of KL(p_T(x) || p_S(x')); 0: no feedback")
+    tau: float = Field(1.0, gt=0, description="temperature of the soft labels")
+    inner: Literal["ce", "kl", "teacher-kl", "teacher-pair"] = Field(
+        "ce", description="inner objective: CE, KL to the clean student, KL to the teacher on x, KL to the teacher on x'"
+    )
+    soft_target: Literal["clean", "adversarial"] = Field("clean", description="image on which the teacher gives the soft label for x'")
+    trust: float = Field(0.0, ge=0, description="IAD: exponent of the teacher's probability of y on x'; 0: full trust")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {**VARIANTS.get(str(values.get("variant", "apd")), {}), **values}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> APDSettings:
+        if self.variant == "mtard" and self.robust_teacher is None:
+            raise ValueError("variant mtard needs method.robust_teacher, an adversarially trained CLIP")
+        if self.feedback and self.teacher != "online":
+            raise ValueError(f"method.feedback needs method.teacher=online, got {self.teacher}")
+        return self
+
+
+class APD(Method):
+    """Adversarial Prompt Distillation with a frozen, a clean-tuned or an online teacher."""
+
+    summary: ClassVar[str] = "adversarial tuning of visual and text tokens, taught by a clean CLIP"
+    source: ClassVar[str] = "Adversarial Prompt Distillation (arXiv 2411.15244), reconstructed"
+    Settings: ClassVar[type[MethodSettings]] = APDSettings
+
+    def __init__(self, settings: APDSettings, student: PromptedCLIP, seed: int = 0) -> None:
+        super().__init__(settings, student, seed)
+        self.s = settings
+        base = self._other(student, settings.teacher_model)
+        # A seed of its own: a teacher that starts as the student's copy would teach it nothing at first.
+        self.teacher = base if settings.teacher == "frozen" else prompted(base, settings.prompts, seed + 1)
+        self.teacher.requires_grad_(settings.teacher == "online")
+        self.teacher.encoder.requires_grad_(False)
+        self.robust = self._other(student, settings.robust_teacher) if settings.robust_teacher else None
+        self._bound: dict[str, BoundCLIP] = {}
+        if settings.image_features and self.teacher.encoder.info.embed_dim != student.encoder.info.embed_dim:
+            raise InputError("method.image_features needs teacher and student of equal embedding width; set it to 0.")
+
+    @staticmethod
+    def _other(student: PromptedCLIP, source: str | None) -> PromptedCLIP:
+        if source is None:
+            return student.undefended()
+        other = PromptedCLIP(load_clip(source, device=student.encoder.device), None, student.class_names, student.templates)
+        if other.encoder.info.image_size != student.encoder.info.image_size:
+            raise InputError(
+                f"Teacher {source} takes {other.encoder.info.image_size} px, the student {student.encoder.info.image_size} px; "
+                "teacher and student must see the same image."
+            )
+        return other
+
+    def prepare(self, tune: Tune) -> None:
+        """Tune the teacher's prompts on clean images, where the teacher is ``tuned``."""
+        if self.s.teacher != "tuned":
+            return
+        clean = VLP(MethodSettings(prompts=self.s.prompts), self.teacher)
+        assert clean.student.prompts is not None and self.teacher.prompts is not None
+        clean.student.prompts.load_state_dict(self.teacher.prompts.state_dict())
+        tune(clean)
+        self.teacher.prompts.load_state_dict(clean.student.prompts.state_dict())
+
+    def _fixed(self, name: str, classifier: PromptedCLIP) -> BoundCLIP:
+        """A fixed teacher's class features, computed once a run."""
+        if name not in self._bound:
+            self._bound[name] = classifier.frozen().bound
+        return self._bound[name]
+
+    def _teacher(self, step: Step) -> BoundCLIP:
+        if self.s.teacher == "online":
+            return cast(BoundCLIP, step.once("teacher", self.teacher.bind))
+        return self._fixed("teacher", self.teacher)
+
+    def _teacher_features(self, step: Step) -> Tensor:
+        with torch.set_grad_enabled(self.s.teacher == "online"):
+            return cast(Tensor, step.once("teacher features", lambda: self._teacher(step).features(step.x)))
+
+    def _teacher_logits(self, step: Step) -> Tensor:
+        return self._teacher(step).compare(self._teacher_features(step))
+
+    def _on_adversarial(self, step: Step) -> BoundCLIP:
+        return self._teacher(step).detach() if self.robust is None else self._fixed("robust", self.robust)
+
+    def inner(self, step: Step, attacked: BoundCLIP) -> Objective:
+        """The inner maximisation chosen by ``inner``."""
+        if self.s.inner == "ce":
+            return Objective(attacked.logits, cross_entropy, step.labels)
+        if self.s.inner == "kl":
+            return Objective(attacked.logits, kl_from_logits, step.clean_logits().detach())
+        if self.s.inner == "teacher-kl":
+            return Objective(attacked.logits, kl_from_logits, self._teacher_logits(step).detach())
+        teacher = self._on_adversarial(step)
+        return Objective(lambda x: torch.cat([teacher.logits(x), attacked.logits(x)], dim=1), kl_of_pair, step.labels)
+
+    def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
+        """The terms of L_S (and of L_T, where the teacher is online) whose weight is not 0."""
+        s = self.s
+        features = step.student.features(x_adv)
+        z_adv = step.student.compare(features)
+        terms: dict[str, Tensor] = {}
+        if s.adv_ce:
+            terms["adv_ce"] = s.adv_ce * losses.cross_entropy(z_adv, step.labels)
+        if s.adv_kl:
+            terms["adv_kl"] = s.adv_kl * self._soft(step, x_adv, z_adv)
+        if s.clean_ce:
+            terms["clean_ce"] = s.clean_ce * losses.cross_entropy(step.clean_logits(), step.labels)
+        if s.clean_kl:
+            terms["clean_kl"] = s.clean_kl * losses.distillation(self._teacher_logits(step).detach(), step.clean_logits(), s.tau)
+        if s.image_features:
+            terms["image_features"] = s.image_features * losses.cosine_distance(features, self._teacher_features(step).detach())
+        if s.text_features:
+            classes = self._teacher(step).classes.detach()
+            terms["text_features"] = s.text_features * losses.cosine_distance(step.student.classes, classes)
+        if s.teacher == "online":
+            z_teacher = self._teacher_logits(step)
+            terms["teacher_ce"] = losses.cross_entropy(z_teacher, step.labels)
+            if s.feedback:
+                terms["feedback"] = s.feedback * losses.kl_per_sample(z_teacher, z_adv.detach(), s.tau).mean()
+        return terms
+
+    def _soft(self, step: Step, x_adv: Tensor, z_adv: Tensor) -> Tensor:
+        """``KL(p_T || p_S(x'))`` with the teacher's soft label on x or x', trusted or not."""
+        adversarial = None
+        if self.s.soft_target == "adversarial" or self.s.trust:
+            with torch.no_grad():
+                adversarial = self._on_adversarial(step).logits(x_adv)
+        target = adversarial if self.s.soft_target == "adversarial" else self._teacher_logits(step).detach()
+        assert target is not None
+        if not self.s.trust:
+            return losses.distillation(target, z_adv, self.s.tau)
+        assert adversarial is not None
+        right = adversarial.softmax(dim=-1).gather(1, step.labels[:, None]).squeeze(1)
+        return losses.introspection(target, z_adv, step.clean_logits().detach(), right**self.s.trust, self.s.tau)

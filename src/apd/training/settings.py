@@ -1,0 +1,84 @@
+"""What can be set about training; `apd.config` composes it with model, data and method."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from apd.threat import Norm, ThreatModel, parse_eps
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AttackSettings(_Section):
+    """The attack that makes the training images adversarial."""
+
+    kind: Literal["pgd", "fgsm-rs"] = Field("pgd", description="pgd, or one step from a random start (Wong 2020)")
+    steps: int = Field(2, ge=1, description="steps of pgd")
+    step_size: float = Field(1.0, gt=0, description="step of pgd as a fraction of eps")
+    random_start: bool = Field(True, description="start pgd at a random point of the ball")
+
+
+class OptimizerSettings(_Section):
+    """How prompts are updated."""
+
+    name: Literal["sgd", "adamw"] = Field("adamw", description="sgd (with momentum) or adamw")
+    lr: float = Field(0.003, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient over all prompts; null: no clipping")
+
+
+class AugmentSettings(_Section):
+    """Random resized crop and flip of training images."""
+
+    enabled: bool = Field(True, description="off: training images stay as decoded")
+    scale: tuple[float, float] = Field((0.6, 1.0), description="share of the area that a crop keeps")
+    flip: bool | None = Field(None, description="mirror half of the images; null: as the data set says")
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError(f"augment.scale must be 0 < low <= high <= 1, got {value}")
+        return value
+
+
+class TrainSettings(_Section):
+    """Everything about the loop that is not model, data or method."""
+
+    eps: str = Field("1/255", description="training budget in [0,1] pixel units, as a fraction or a float")
+    norm: Norm = Field("linf", description="linf or l2")
+    attack: AttackSettings = AttackSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    augment: AugmentSettings = AugmentSettings()
+    epochs: int = Field(30, ge=1, description="passes over the training images")
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up; a cosine to zero follows")
+    batch_size: int = Field(32, ge=1, description="images an optimiser step, over all processes together")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the running average of prompts that is deployed; 0: off")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast with float32 prompts and gradients")
+    seed: int = Field(0, ge=0, description="of prompts, order, crops and attack starts")
+    validate_every: int = Field(5, ge=1, description="epochs between two looks at the validation split")
+    validation_attack: Annotated[str, Field(pattern=r"^pgd-\d+$")] = Field("pgd-5", description="short attack on validation")
+    checkpoint_every: int = Field(50, ge=1, description="optimiser steps between two checkpoints")
+    log_every: int = Field(10, ge=1, description="optimiser steps between two lines of metrics")
+    tensorboard: bool = Field(False, description="also write TensorBoard events")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+
+    @field_validator("eps", mode="before")
+    @classmethod
+    def _eps_text(cls, value: object) -> str:
+        return value if isinstance(value, str) else repr(value)
+
+    @model_validator(mode="after")
+    def _eps_fits_norm(self) -> TrainSettings:
+        parse_eps(self.eps, self.norm)
+        return self
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The training threat model."""
+        return ThreatModel(parse_eps(self.eps, self.norm), self.norm)
