@@ -20,13 +20,21 @@ class PromptSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    text_tokens: int = Field(4, ge=0, description="text tokens; they replace the first rows behind the start token; 0: none")
+    text_tokens: int = Field(
+        4, ge=0, description="text tokens; they replace the first rows behind the start token; 0: none"
+    )
     text_depth: Depth = Field("all", description="how many text blocks get tokens of their own (1: only the embedding)")
     visual_tokens: int = Field(4, ge=0, description="visual tokens, appended behind the patches; 0: none")
     visual_depth: Depth = Field("all", description="how many image blocks get tokens of their own")
-    coupling: Coupling = Field("none", description="learn one branch's tokens and map them linearly to the other (MaPLe)")
-    words: str | None = Field(None, description="words to start from, filling the leading text tokens; null: the template's")
-    deep_words: bool = Field(True, description="start deeper text tokens from the words' own hidden states, not from noise")
+    coupling: Coupling = Field(
+        "none", description="learn one branch's tokens and map them linearly to the other (MaPLe)"
+    )
+    words: str | None = Field(
+        None, description="words to start from, filling the leading text tokens; null: the template's"
+    )
+    deep_words: bool = Field(
+        True, description="start deeper text tokens from the words' own hidden states, not from noise"
+    )
     std: float = Field(0.02, gt=0, description="standard deviation of the tokens that start at random")
 
     def depths(self, info: EncoderInfo) -> tuple[int, int]:
@@ -40,9 +48,13 @@ class PromptSpec(BaseModel):
         for branch, n, depth in wanted:
             blocks = info.text_depth if branch == "text" else info.visual_depth
             if n and not blocks:
-                raise InputError(f"{info.source} takes no {branch} tokens (its {branch} tower has no token blocks); set prompts.{branch}_tokens=0.")
+                raise InputError(
+                    f"{info.source} takes no {branch} tokens (its {branch} tower has no token blocks); set prompts.{branch}_tokens=0."
+                )
             if n and depth != "all" and depth > blocks:
-                raise InputError(f"prompts.{branch}_depth is {depth}, but the {branch} tower of {info.source} has {blocks} blocks; use {blocks} or all.")
+                raise InputError(
+                    f"prompts.{branch}_depth is {depth}, but the {branch} tower of {info.source} has {blocks} blocks; use {blocks} or all."
+                )
             depths.append(0 if not n else blocks if depth == "all" else int(depth))
         if self.coupling != "none" and self.text_tokens != self.visual_tokens:
             raise InputError(
@@ -71,7 +83,9 @@ class Prompts(nn.Module):
         generator = torch.Generator().manual_seed(seed)
 
         def tokens(n: int, width: int, depth: int) -> nn.ParameterList:
-            return nn.ParameterList(nn.Parameter(torch.randn(n, width, generator=generator) * spec.std) for _ in range(depth))
+            return nn.ParameterList(
+                nn.Parameter(torch.randn(n, width, generator=generator) * spec.std) for _ in range(depth)
+            )
 
         shared = 0 if spec.coupling == "none" else min(text_depth, visual_depth)
         text_led = shared if spec.coupling == "vision-to-text" else 0

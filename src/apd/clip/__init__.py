@@ -26,7 +26,11 @@ def list_models() -> list[tuple[str, str]]:
 
 
 def load_clip(
-    source: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
 ) -> DualEncoder:
     """Load a frozen CLIP.
 
@@ -54,7 +58,9 @@ def load_clip(
     elif Path(name).is_dir():
         place = str(Path(name).resolve())
         if not (Path(place) / "config.json").is_file():
-            raise InputError(f"The folder {name!r} holds no config.json; a model folder of the Hugging Face format does.")
+            raise InputError(
+                f"The folder {name!r} holds no config.json; a model folder of the Hugging Face format does."
+            )
     elif name.count("/") == 1 and not name.startswith((".", "/")):
         place = name
     else:

@@ -34,7 +34,9 @@ class HuggingFaceEncoder(DualEncoder):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, tokenizer: Any, preprocessing: Preprocessing, source: str, revision: str | None) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, preprocessing: Preprocessing, source: str, revision: str | None
+    ) -> None:
         super().__init__()
         self.model = cast(Any, model.eval().requires_grad_(False))
         self.tokenizer = tokenizer
@@ -42,7 +44,9 @@ class HuggingFaceEncoder(DualEncoder):
         self.family = str(config.model_type)
         text, vision = config.text_config, config.vision_config
         if text.hidden_act != vision.hidden_act and self.family == "clip":
-            raise InputError(f"{source}: towers disagree on the activation ({text.hidden_act}, {vision.hidden_act}); mend config.json.")
+            raise InputError(
+                f"{source}: towers disagree on the activation ({text.hidden_act}, {vision.hidden_act}); mend config.json."
+            )
         bias = float(self.model.logit_bias) if hasattr(self.model, "logit_bias") else 0.0
         self.info = EncoderInfo(
             source=source,
@@ -183,7 +187,9 @@ def read_preprocessing(path: Path, image_size: int, source: str) -> Preprocessin
             std=cast(Any, tuple(float(v) for v in record["image_std"])),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{source}: {path.name} does not say {error}; write size, image_mean and image_std there.") from error
+        raise InputError(
+            f"{source}: {path.name} does not say {error}; write size, image_mean and image_std there."
+        ) from error
 
 
 def load_huggingface(source: str, folder_or_id: str, revision: str | None, dtype: torch.dtype) -> HuggingFaceEncoder:
@@ -199,17 +205,25 @@ def load_huggingface(source: str, folder_or_id: str, revision: str | None, dtype
     if config.model_type not in FAMILIES:
         raise InputError(f"{source!r} is a {config.model_type} model; supported families: {', '.join(FAMILIES)}.")
     try:
-        model, report = AutoModel.from_pretrained(folder_or_id, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **where)
+        model, report = AutoModel.from_pretrained(
+            folder_or_id, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **where
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder_or_id, **where)
         names = ("preprocessor_config.json", "processor_config.json")
-        found = [cached_file(folder_or_id, name, _raise_exceptions_for_missing_entries=False, **where) for name in names]
+        found = [
+            cached_file(folder_or_id, name, _raise_exceptions_for_missing_entries=False, **where) for name in names
+        ]
     except Exception as error:  # the libraries raise a dozen kinds for a damaged file
         raise InputError(f"The CLIP at {source!r} cannot be read: {_first_line(error)}") from error
     if report["missing_keys"]:
-        raise InputError(f"The CLIP at {source!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}. Download it again.")
+        raise InputError(
+            f"The CLIP at {source!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}. Download it again."
+        )
     records = [path for path in found if path]
     if not records:
-        raise InputError(f"The CLIP at {source!r} has no preprocessor_config.json; copy the one of the model it was made from.")
+        raise InputError(
+            f"The CLIP at {source!r} has no preprocessor_config.json; copy the one of the model it was made from."
+        )
     preprocessing = read_preprocessing(Path(records[0]), config.vision_config.image_size, source)
     commit = revision or getattr(config, "_commit_hash", None)
     return HuggingFaceEncoder(model, tokenizer, preprocessing, source, commit)

@@ -49,9 +49,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class APDSettings(MethodSettings):
     """Settings of APD; ``variant`` presets the ones that its source prescribes, and explicit values win over it."""
 
-    variant: Literal["apd", "ard", "rslad", "iad", "adaad", "mtard"] = Field("apd", description="preset of weights and inner objective")
-    teacher: Teacher = Field("tuned", description="frozen: the hand-written prompt; tuned: on clean images first; online: along with the student")
-    teacher_model: str | None = Field(None, description="another CLIP as teacher (any model source); null: the student's own")
+    variant: Literal["apd", "ard", "rslad", "iad", "adaad", "mtard"] = Field(
+        "apd", description="preset of weights and inner objective"
+    )
+    teacher: Teacher = Field(
+        "tuned",
+        description="frozen: the hand-written prompt; tuned: on clean images first; online: along with the student",
+    )
+    teacher_model: str | None = Field(
+        None, description="another CLIP as teacher (any model source); null: the student's own"
+    )
     robust_teacher: str | None = Field(None, description="mtard: an adversarially trained CLIP, the teacher on x'")
     adv_ce: float = Field(1.0, ge=0, description="weight of CE(z_S(x'), y)")
     adv_kl: float = Field(1.0, ge=0, description="weight of KL(p_T || p_S(x'))")
@@ -62,9 +69,12 @@ class APDSettings(MethodSettings):
     feedback: float = Field(0.0, ge=0, description="online teacher: weight of KL(p_T(x) || p_S(x')); 0: no feedback")
     tau: float = Field(1.0, gt=0, description="temperature of the soft labels")
     inner: Literal["ce", "kl", "teacher-kl", "teacher-pair"] = Field(
-        "ce", description="inner objective: CE, KL to the clean student, KL to the teacher on x, KL to the teacher on x'"
+        "ce",
+        description="inner objective: CE, KL to the clean student, KL to the teacher on x, KL to the teacher on x'",
     )
-    soft_target: Literal["clean", "adversarial"] = Field("clean", description="image on which the teacher gives the soft label for x'")
+    soft_target: Literal["clean", "adversarial"] = Field(
+        "clean", description="image on which the teacher gives the soft label for x'"
+    )
     trust: float = Field(0.0, ge=0, description="IAD: exponent of the teacher's probability of y on x'; 0: full trust")
 
     @model_validator(mode="before")
@@ -107,7 +117,9 @@ class APD(Method):
     def _other(student: PromptedCLIP, source: str | None) -> PromptedCLIP:
         if source is None:
             return student.undefended()
-        other = PromptedCLIP(load_clip(source, device=student.encoder.device), None, student.class_names, student.templates)
+        other = PromptedCLIP(
+            load_clip(source, device=student.encoder.device), None, student.class_names, student.templates
+        )
         if other.encoder.info.image_size != student.encoder.info.image_size:
             raise InputError(
                 f"Teacher {source} takes {other.encoder.info.image_size} px, the student {student.encoder.info.image_size} px; "
@@ -170,9 +182,13 @@ class APD(Method):
         if s.clean_ce:
             terms["clean_ce"] = s.clean_ce * losses.cross_entropy(step.clean_logits(), step.labels)
         if s.clean_kl:
-            terms["clean_kl"] = s.clean_kl * losses.distillation(self._teacher_logits(step).detach(), step.clean_logits(), s.tau)
+            terms["clean_kl"] = s.clean_kl * losses.distillation(
+                self._teacher_logits(step).detach(), step.clean_logits(), s.tau
+            )
         if s.image_features:
-            terms["image_features"] = s.image_features * losses.cosine_distance(features, self._teacher_features(step).detach())
+            terms["image_features"] = s.image_features * losses.cosine_distance(
+                features, self._teacher_features(step).detach()
+            )
         if s.text_features:
             classes = self._teacher(step).classes.detach()
             terms["text_features"] = s.text_features * losses.cosine_distance(step.student.classes, classes)

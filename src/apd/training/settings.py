@@ -29,7 +29,9 @@ class OptimizerSettings(_Section):
     lr: float = Field(0.003, gt=0, description="peak learning rate")
     weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient over all prompts; null: no clipping")
+    clip: float | None = Field(
+        1.0, gt=0, description="largest norm of the gradient over all prompts; null: no clipping"
+    )
 
 
 class AugmentSettings(_Section):
@@ -62,7 +64,9 @@ class TrainSettings(_Section):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast with float32 prompts and gradients")
     seed: int = Field(0, ge=0, description="of prompts, order, crops and attack starts")
     validate_every: int = Field(5, ge=1, description="epochs between two looks at the validation split")
-    validation_attack: Annotated[str, Field(pattern=r"^pgd-\d+$")] = Field("pgd-5", description="short attack on validation")
+    validation_attack: Annotated[str, Field(pattern=r"^pgd-\d+$")] = Field(
+        "pgd-5", description="short attack on validation"
+    )
     checkpoint_every: int = Field(50, ge=1, description="optimiser steps between two checkpoints")
     log_every: int = Field(10, ge=1, description="optimiser steps between two lines of metrics")
     tensorboard: bool = Field(False, description="also write TensorBoard events")
