@@ -195,8 +195,10 @@ def read_preprocessing(path: Path, image_size: int, source: str) -> Preprocessin
 def load_huggingface(source: str, folder_or_id: str, revision: str | None, dtype: torch.dtype) -> HuggingFaceEncoder:
     """Load a checkpoint of a supported family from a local folder or the hub (see `apd.load_clip`)."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers.utils import logging
     from transformers.utils.hub import cached_file
 
+    logging.disable_progress_bar()
     where: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         config = AutoConfig.from_pretrained(folder_or_id, **where)

@@ -1,0 +1,157 @@
+"""Prompts and classifier: what is learned, what is fixed, and what the outside world sees."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apd.classifier import PromptedCLIP
+from apd.clip import DualEncoder, EncoderInfo
+from apd.errors import InputError
+from apd.prompts import Prompts, PromptSpec
+
+CLASSES = ["cat", "dog", "grand piano"]
+X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("coupling", ["none", "text-to-vision", "vision-to-text"])
+def test_gradients_reach_every_prompt_and_nothing_else(family: str, coupling: str, request: pytest.FixtureRequest) -> None:
+    encoder: DualEncoder = request.getfixturevalue(family)
+    spec = PromptSpec(text_tokens=3, visual_tokens=3, text_depth=2, visual_depth=3, coupling=coupling)
+    model = PromptedCLIP(encoder, Prompts.initial(spec, encoder), CLASSES)
+    # A sum of logits would not do: SigLIP's text head is linear behind the pooling, so take something curved.
+    F.cross_entropy(model(X), torch.tensor([0, 1, 2, 0])).backward()
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {f"prompts.{name}" for name, _ in model.prompts.named_parameters()}
+    for name, parameter in model.prompts.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize(("tokens", "depth", "count"), [((4, 2), ("all", "all"), (3, 4)), ((0, 2), (1, 2), (0, 2)), ((2, 0), (2, 1), (2, 0))])
+def test_spec_counts(clip: DualEncoder, tokens: tuple[int, int], depth: tuple[object, object], count: tuple[int, int]) -> None:
+    spec = PromptSpec(text_tokens=tokens[0], visual_tokens=tokens[1], text_depth=depth[0], visual_depth=depth[1])
+    prompts = Prompts.initial(spec, clip)
+    assert (len(prompts.text()), len(prompts.visual())) == count
+    assert all(t.shape == (tokens[0], 24) for t in prompts.text())
+    assert all(t.shape == (tokens[1], 32) for t in prompts.visual())
+
+
+def test_words_fill_the_leading_tokens_and_the_rest_is_random(clip: DualEncoder) -> None:
+    prompts = Prompts.initial(PromptSpec(text_tokens=6, words="a photo of a"), clip, seed=3)
+    words = clip.model.text_model.embeddings.token_embedding(clip.prompt_ids(["a photo of a"]))[0, 1:5]
+    assert torch.equal(prompts.text()[0][:4], words)
+    assert prompts.text()[0][4:].std() < 0.05
+    shallow = Prompts.initial(PromptSpec(text_tokens=2, words="a photo of a", deep_words=False), clip)
+    assert torch.equal(shallow.text()[0], words[:2]) and shallow.text()[1].std() < 0.05
+
+
+def test_text_prompts_that_start_as_the_template_give_the_template_s_logits(clip: DualEncoder) -> None:
+    spec = PromptSpec(text_tokens=4, visual_tokens=0)
+    model = PromptedCLIP(clip, Prompts.initial(spec, clip, "a photo of a"), CLASSES)
+    torch.testing.assert_close(model(X), model.undefended()(X), rtol=1e-5, atol=1e-5)
+
+
+def test_logits_are_scaled_cosines(siglip: DualEncoder) -> None:
+    model = PromptedCLIP(siglip, None, CLASSES, ["a photo of a {}."])
+    image = siglip.encode_image(X)
+    text = siglip.encode_text(siglip.prompt_ids([f"a photo of a {name}." for name in CLASSES]))
+    for b in range(4):
+        for c in range(3):
+            cosine = float(image[b] @ text[c] / (image[b].norm() * text[c].norm()))
+            assert float(model(X)[b, c]) == pytest.approx(siglip.info.logit_scale * cosine - 5.0, abs=1e-4)
+
+
+def test_several_templates_are_averaged(clip: DualEncoder) -> None:
+    one, two = "a photo of a {}.", "the texture of {}"
+    features = [PromptedCLIP(clip, None, CLASSES, [t]).class_features() for t in (one, two)]
+    mean = F.normalize((features[0] + features[1]) / 2, dim=-1)
+    torch.testing.assert_close(PromptedCLIP(clip, None, CLASSES, [one, two]).class_features(), mean)
+
+
+def test_frozen_caches_class_features_and_gives_pixel_gradients_only(clip: DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = PromptedCLIP(clip, Prompts.initial(PromptSpec(), clip), CLASSES)
+    frozen = model.frozen()
+    calls = []
+    monkeypatch.setattr(type(clip), "encode_text", lambda *a, **k: calls.append(1))
+    x = X.clone().requires_grad_()
+    frozen(x).sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0 and not calls
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_fixed_prompts_are_bound_once_until_they_change(clip: DualEncoder) -> None:
+    model = PromptedCLIP(clip, Prompts.initial(PromptSpec(), clip), CLASSES)
+    model.requires_grad_(False)
+    first = model(X)
+    assert model._fixed is not None
+    bound = model._fixed[1]
+    assert model._fixed[1] is bound and torch.equal(model(X), first)
+    with torch.no_grad():
+        model.prompts.text_tokens[0].add_(1.0)
+    assert not torch.equal(model(X), first)
+
+
+def test_new_classes_without_retraining(clip: DualEncoder) -> None:
+    model = PromptedCLIP(clip, Prompts.initial(PromptSpec(), clip), CLASSES)
+    other = model.with_classes(["one", "two"])
+    assert other(X).shape == (4, 2) and other.prompts is model.prompts
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "message"),
+    [
+        (["cat"], ["a {}"], "at least two classes"),
+        (["cat", "dog", "cat"], ["a {}"], "'cat' stands twice"),
+        (["cat", "dog"], ["a photo"], "must have one {}"),
+        (["cat", "dog"], [], "At least one template"),
+        (["cat", "dog " * 20], ["a {}"], "Shorten the class name"),
+    ],
+)
+def test_classes_that_cannot_be(clip: DualEncoder, names: list[str], templates: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        PromptedCLIP(clip, None, names, templates)
+
+
+def test_prompts_that_cannot_be(clip: DualEncoder) -> None:
+    with pytest.raises(InputError, match="has 4 blocks"):
+        Prompts(PromptSpec(visual_depth=5), clip.info)
+    with pytest.raises(InputError, match="as many text as visual"):
+        Prompts(PromptSpec(text_tokens=2, visual_tokens=3, coupling="text-to-vision"), clip.info)
+    tensors = Prompts(PromptSpec(visual_tokens=3), clip.info).state_dict()
+    with pytest.raises(InputError, match="do not fit"):
+        Prompts.from_tensors(PromptSpec(visual_tokens=4), clip.info, tensors)
+
+
+class _Convolutional(DualEncoder):
+    """An encoder of another kind: its image tower takes no tokens."""
+
+    def __init__(self, encoder: DualEncoder) -> None:
+        super().__init__()
+        self.inner, self.tower = encoder, nn.Sequential(nn.Conv2d(3, 20, 16), nn.Flatten()).requires_grad_(False)
+        self.info = EncoderInfo(**{**vars(encoder.info), "source": "convolutional", "visual_depth": 0})
+
+    def encode_image(self, x: Tensor, tokens: object = ()) -> Tensor:
+        return self.tower(x)
+
+    def encode_text(self, ids: Tensor, tokens: object = ()) -> Tensor:
+        return self.inner.encode_text(ids, tokens)
+
+    def prompt_ids(self, texts: object, n_tokens: int = 0) -> Tensor:
+        return self.inner.prompt_ids(texts, n_tokens)
+
+    def trim(self, ids: Tensor) -> Tensor:
+        return self.inner.trim(ids)
+
+    def word_states(self, words: str, n_tokens: int) -> list[Tensor]:
+        return self.inner.word_states(words, n_tokens)
+
+
+def test_an_encoder_without_visual_tokens_says_so_and_takes_text_prompts(clip: DualEncoder) -> None:
+    encoder = _Convolutional(clip)
+    with pytest.raises(InputError, match="convolutional takes no visual tokens"):
+        Prompts.initial(PromptSpec(), encoder)
+    model = PromptedCLIP(encoder, Prompts.initial(PromptSpec(visual_tokens=0), encoder), CLASSES)
+    assert model(X).shape == (4, 3)
