@@ -1,0 +1,200 @@
+"""Labelled images with stable ids, decoded only when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from apd.clip.preprocessing import Preprocessing
+from apd.data.decode import Source, decode_all
+from apd.errors import InputError, nearest
+
+Shots = int | Literal["all"]
+Which = Literal["all", "base", "new"]
+Split = Literal["train", "val", "test"]
+
+
+def shuffled(ids: Sequence[str], *key: object) -> list[int]:
+    """The indices of ``ids`` in a random order that ``key`` decides, the same on every machine and for ever.
+
+    Ordered by the hash of key and id, so that one id more or less leaves the order of the others as it was.
+
+    >>> shuffled(["a", "b", "c"], 0) == shuffled(["a", "b", "c"], 0)
+    True
+    """
+    prefix = "/".join(str(part) for part in key)
+
+    def rank(index: int) -> bytes:
+        return hashlib.sha256(f"{prefix}/{ids[index]}".encode(errors="surrogateescape")).digest()
+
+    return sorted(range(len(ids)), key=rank)
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Images decoded once and kept as bytes.
+
+    Args:
+        images: uint8 (N,3,S,S), S being the encoder's size.
+        labels: int64 (N,).
+        ids: one a sample.
+        skipped: ids of the images that could not be read, which are not among the N.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.ids)
+
+    def pixels(self, index: Tensor | slice | int = slice(None)) -> Tensor:
+        """The images at ``index`` as float32 in [0,1], on the device of ``images``."""
+        return self.images[index].float() / 255
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images, not decoded yet: choosing among them costs nothing.
+
+    Args:
+        ids: a stable id a sample, such as its relative path or ``digits/0017``.
+        labels: int64 (N,), from 0.
+        sources: where each image comes from: a file, or a function without arguments that opens it.
+    """
+
+    ids: tuple[str, ...]
+    labels: Tensor
+    sources: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.ids) == len(self.labels) == len(self.sources):
+            raise ValueError(f"{len(self.ids)} ids, {len(self.labels)} labels and {len(self.sources)} sources differ.")
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.ids)
+
+    def select(self, indices: Sequence[int] | Tensor) -> ImageSet:
+        """The samples at ``indices``, in that order."""
+        chosen = indices.tolist() if isinstance(indices, Tensor) else list(indices)
+        labels = self.labels[torch.tensor(chosen, dtype=torch.int64)]
+        return ImageSet(tuple(self.ids[i] for i in chosen), labels, tuple(self.sources[i] for i in chosen))
+
+    def sample(self, limit: int | None, seed: int = 0) -> ImageSet:
+        """At most ``limit`` images, drawn by ``seed``, in their first order; a smaller limit draws a subset of them.
+
+        Raises:
+            InputError: if ``limit`` is below 1.
+        """
+        if limit is not None and limit < 1:
+            raise InputError(f"limit must be at least 1, got {limit}: it is the number of images to keep.")
+        if limit is None or limit >= len(self):
+            return self
+        return self.select(sorted(shuffled(self.ids, seed, "sample")[:limit]))
+
+    def by_class(self, classes: int) -> list[list[int]]:
+        """The indices of each class's images, in order."""
+        groups: list[list[int]] = [[] for _ in range(classes)]
+        for index, label in enumerate(self.labels.tolist()):
+            groups[label].append(index)
+        return groups
+
+    def decode(self, preprocessing: Preprocessing, *, skip_bad: bool = False, progress: bool = False) -> Decoded:
+        """Decode every image, as the encoder wants it, in threads; the order stays.
+
+        Images are turned as their EXIF says, transparent ones laid on white, 16-bit ones scaled to 8 bits.
+
+        Args:
+            preprocessing: of the encoder (``encoder.info.preprocessing``).
+            skip_bad: leave out the images that cannot be read, and list them in ``Decoded.skipped``.
+            progress: show a bar on a terminal's standard error when it takes more than two seconds.
+
+        Raises:
+            InputError: for an image that cannot be read (or, with ``skip_bad``, if none can), naming it.
+        """
+        images, skipped = decode_all(self.ids, self.sources, preprocessing, skip_bad, progress)
+        bad = set(skipped)
+        kept = [i for i in range(len(self)) if i not in bad]
+        labels = self.labels[torch.tensor(kept, dtype=torch.int64)]
+        return Decoded(images, labels, tuple(self.ids[i] for i in kept), tuple(self.ids[i] for i in skipped))
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Named classes and their images, split for training, for choosing, and for the last word.
+
+    Args:
+        name: short name for tables.
+        source: what ``load_data`` was given.
+        class_names: readable, in label order.
+        templates: sentences with ``{}`` for the class name.
+        train, val, test: the splits; no image is in two of them.
+        mirror: whether training may flip images left to right.
+        shots: training images a class, or None for all.
+        seed: that drew them.
+        description: one line on where each split comes from.
+    """
+
+    name: str
+    source: str
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    mirror: bool = True
+    shots: int | None = None
+    seed: int = 0
+    description: str = ""
+
+    def split(self, name: Split) -> ImageSet:
+        """One of the splits by its name.
+
+        Raises:
+            InputError: for an unknown name.
+        """
+        if name not in get_args(Split):
+            raise InputError(f"unknown split {name!r}. {nearest(name, get_args(Split))}")
+        split: ImageSet = getattr(self, name)
+        return split
+
+    def classes(self, which: Which = "all") -> Dataset:
+        """The same data with some of its classes: the base-to-new protocol of CoCoOp (arXiv 2203.05557).
+
+        Args:
+            which: ``all``, ``base`` (the first ceil(C/2) labels) or ``new`` (the rest, labelled from 0).
+
+        Raises:
+            InputError: for an unknown ``which``, and if fewer than two classes would be left.
+        """
+        if which not in get_args(Which):
+            raise InputError(f"unknown classes {which!r}. {nearest(which, get_args(Which))}")
+        if which == "all":
+            return self
+        count = len(self.class_names)
+        middle = math.ceil(count / 2)
+        first, last = (0, middle) if which == "base" else (middle, count)
+        if last - first < 2:
+            raise InputError(f"classes={which} leaves {last - first} of {count} classes of {self.name}, needs two.")
+        return replace(
+            self,
+            class_names=self.class_names[first:last],
+            train=_of_labels(self.train, first, last),
+            val=_of_labels(self.val, first, last),
+            test=_of_labels(self.test, first, last),
+            description=f"{which} classes ({last - first} of {count}) of: {self.description}",
+        )
+
+
+def _of_labels(images: ImageSet, first: int, last: int) -> ImageSet:
+    chosen = images.select(torch.nonzero((images.labels >= first) & (images.labels < last)).flatten())
+    return replace(chosen, labels=chosen.labels - first)

@@ -1,0 +1,103 @@
+"""The one door to all data: what ``load_data`` is given decides who reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from apd.data.coop import load_coop
+from apd.data.dataset import Dataset, Shots, Which
+from apd.data.digits import load_digits
+from apd.data.folder import load_folder
+from apd.data.hub import Columns, is_saved, load_hub, load_parquet, load_saved
+from apd.data.shots import Pools, few_shot
+from apd.errors import InputError, nearest
+
+BUILT_IN: dict[str, Callable[[], Pools]] = {"digits": load_digits}
+
+
+def load_data(
+    source: str | Path,
+    *,
+    shots: Shots = 16,
+    seed: int = 0,
+    templates: Sequence[str] | None = None,
+    classes: Which = "all",
+    columns: Columns | None = None,
+) -> Dataset:
+    """Named classes and images, with ``shots`` training images a class and a validation split.
+
+    Args:
+        source: a built-in name (``digits``); a folder of class folders, with or without train, val and test; a CoOp
+            split file ``split_zhou_*.json``; ``hf:owner/name[:configuration]``; parquet; a ``save_to_disk`` folder.
+        shots: training images a class, or ``all``.
+        seed: draws the shots. For a CoOp split file the images are those that CoOp draws with this seed.
+        templates: sentences with ``{}`` for the class name; by default the data's own, mostly ``a photo of a {}.``
+        classes: ``all``, ``base`` (the first half of the labels) or ``new`` (the rest), taken after the draw of shots.
+        columns: names of the image and the label column, for tables in which they cannot be told.
+
+    Raises:
+        InputError: for anything in the source that does not fit; see the page of each kind of source.
+
+    >>> data = load_data("digits", shots=4)
+    >>> len(data.train), data.class_names[:3]
+    (40, ('zero', 'one', 'two'))
+    """
+    pools = _pools(source, columns)
+    if templates is not None:
+        pools = replace(pools, templates=_checked(templates))
+    return few_shot(pools, shots, seed).classes(classes)
+
+
+def list_data() -> list[tuple[str, str]]:
+    """What ``load_data`` takes: (name or form, description)."""
+    return [
+        ("digits", "built in: 1,797 real scans of handwritten digits, 10 classes (from scikit-learn)"),
+        ("FOLDER", "class folders of images, with or without train/, val/ and test/ above; classes.txt may name them"),
+        ("split_zhou_NAME.json", "a CoOp split file, with the images beside it"),
+        ("hf:OWNER/NAME[:CONFIGURATION]", "a data set of the Hugging Face hub (needs datasets)"),
+        ("FILE.parquet", "a parquet file with an image and a label column, or a folder of such files (needs datasets)"),
+        ("SAVED_FOLDER", "a folder written by save_to_disk of the datasets library"),
+    ]
+
+
+def _pools(source: str | Path, columns: Columns | None) -> Pools:
+    text = str(source)
+    path = Path(source).expanduser()
+    if isinstance(source, str) and source.startswith("hf:"):
+        return load_hub(source.removeprefix("hf:"), columns)
+    if path.suffix == ".parquet" and path.is_file():
+        return load_parquet(path, text, columns)
+    if path.is_dir() and is_saved(path):
+        return load_saved(path, text, columns)
+    if path.is_dir() and any(path.glob("*.parquet")):
+        return load_parquet(path, text, columns)
+    if columns is not None:
+        raise InputError(f"columns={columns} fit hub, parquet and saved data sets only, not {text}.")
+    if isinstance(source, str) and source in BUILT_IN:
+        return BUILT_IN[source]()
+    if path.is_dir():
+        return load_folder(path.resolve(), text)
+    if path.suffix == ".json" and path.is_file():
+        return load_coop(path, text)
+    raise InputError(_unknown(text, path))
+
+
+def _unknown(text: str, path: Path) -> str:
+    if path.is_file():
+        return f"{text} is a file of another kind: data is a folder, a .json split file or a .parquet file."
+    if path.is_absolute() or text.startswith((".", "~")) or path.suffix in (".json", ".parquet") or text.count("/") > 1:
+        return f"there is no folder or file {text}."
+    if "/" in text:
+        return f"there is no folder {text}. A data set of the hub is written hf:{text}."
+    return f"{text!r} is neither a built-in data set nor a folder or file here. {nearest(text, BUILT_IN)}"
+
+
+def _checked(templates: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(templates, str) or not templates:
+        raise InputError(f"templates must be a list of at least one sentence, got {templates!r}.")
+    for template in templates:
+        if template.count("{}") != 1 or any(brace in template.replace("{}", "") for brace in "{}"):
+            raise InputError(f"the template {template!r} must have {{}} once, for the class name: 'a photo of a {{}}.'")
+    return tuple(templates)

@@ -1,0 +1,170 @@
+"""From all the images of a data set to k shots a class, with a validation split that is always there."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+from apd.data.dataset import Dataset, ImageSet, Shots, shuffled
+from apd.errors import InputError
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+VALIDATION_SHOTS = 4
+"""Validation images a class: min(k, 4), as in CoOp (arXiv 2109.01134)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pools:
+    """All images of a data set, before shots are drawn.
+
+    Args:
+        name, source, class_names, templates, mirror: as in ``Dataset``.
+        train, test: every image of these splits.
+        val: the data's own validation split, or None.
+        note: a sentence on how the splits came about.
+        coop_draw: draw the shots as CoOp's code does, for results comparable image by image with published ones.
+    """
+
+    name: str
+    source: str
+    class_names: tuple[str, ...]
+    train: ImageSet
+    val: ImageSet | None
+    test: ImageSet
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    mirror: bool = True
+    note: str = ""
+    coop_draw: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2:
+            raise InputError(f"{self.source} has one class only ({self.class_names[0]}): two are needed.")
+        name, times = Counter(name.casefold() for name in self.class_names).most_common(1)[0]
+        if times > 1:
+            raise InputError(f"{self.source} has {times} classes named {name!r}: names must differ (see classes.txt).")
+        for split, images in (("training", self.train), ("test", self.test)):
+            for class_name, group in zip(self.class_names, images.by_class(len(self.class_names)), strict=True):
+                if not group:
+                    raise InputError(f"the class {class_name!r} of {self.source} has no {split} images.")
+        ids = [*self.train.ids, *(self.val.ids if self.val else ()), *self.test.ids]
+        id_, times = Counter(ids).most_common(1)[0]
+        if times > 1:
+            raise InputError(f"{self.source} lists {id_} {times} times: an image may be in one split only, once.")
+
+
+def split_pool(images: ImageSet, class_names: tuple[str, ...], source: str) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """Split 60/20/20 into train, val and test, class by class, by the hash of the ids: the same whatever the seed.
+
+    Raises:
+        InputError: for a class of fewer than three images.
+    """
+    train: list[int] = []
+    val: list[int] = []
+    test: list[int] = []
+    for name, group in zip(class_names, images.by_class(len(class_names)), strict=True):
+        if len(group) < 3:
+            raise InputError(f"the class {name!r} of {source} has {len(group)} images: three are needed to split it.")
+        order = [group[i] for i in shuffled([images.ids[i] for i in group], "split")]
+        fifth = max(1, round(len(group) / 5))
+        test += order[:fifth]
+        val += order[fifth : 2 * fifth]
+        train += order[2 * fifth :]
+    return images.select(sorted(train)), images.select(sorted(val)), images.select(sorted(test))
+
+
+def few_shot(pools: Pools, shots: Shots, seed: int) -> Dataset:
+    """Draw ``shots`` training images a class by ``seed``, and a validation split.
+
+    For the same seed, k shots are among k+1 shots (not with ``coop_draw``). Validation images: of the data's own
+    validation split min(k, 4) a class (with ``all``: all of it); without one, as many training images that are not
+    among the shots (with ``all``: a tenth of each class, at least one, is held out).
+
+    Raises:
+        InputError: for shots that are no count, and for a class with too few images.
+    """
+    if shots != "all" and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 1):
+        raise InputError(f"shots must be a number from 1 or all, got {shots!r}.")
+    _check_enough(pools, shots)
+    if pools.val is None:
+        train, val = _hold_out(pools, shots, seed)
+        origin = "training images that are not shots"
+    else:
+        train, val = _draw_both(pools, pools.val, shots, seed)
+        origin = "the data's own" if shots == "all" else f"{min(shots, VALIDATION_SHOTS)} a class of the data's own"
+    how = "all" if shots == "all" else f"{shots} a class, seed {seed}"
+    counts = f"train {len(train)} images ({how}), validation {len(val)} ({origin}), test {len(pools.test)}"
+    return Dataset(
+        name=pools.name,
+        source=pools.source,
+        class_names=pools.class_names,
+        templates=pools.templates,
+        train=train,
+        val=val,
+        test=pools.test,
+        mirror=pools.mirror,
+        shots=None if shots == "all" else shots,
+        seed=seed,
+        description=f"{len(pools.class_names)} classes; {counts}. {pools.note}".strip(),
+    )
+
+
+def _check_enough(pools: Pools, shots: Shots) -> None:
+    kept = 1 if pools.val is None else 0  # at least one image a class stays for validation
+    sizes = [len(group) for group in pools.train.by_class(len(pools.class_names))]
+    smallest = min(range(len(sizes)), key=sizes.__getitem__)
+    most = sizes[smallest] - kept
+    if most >= (1 if shots == "all" else shots):
+        return
+    why = " (one more is kept for validation)" if kept else ""
+    way_out = f"--shots {most} is the largest" if most else "add images"
+    has = f"the class {pools.class_names[smallest]!r} of {pools.source} has {sizes[smallest]} training images"
+    raise InputError(f"{has}, too few for shots={shots}{why}: {way_out}.")
+
+
+def _hold_out(pools: Pools, shots: Shots, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Shots from the front of each class's random order, validation images from its end."""
+    train: list[int] = []
+    val: list[int] = []
+    for order in _orders(pools.train, len(pools.class_names), seed):
+        if shots == "all":
+            count = len(order) - max(1, len(order) // 10)
+            held_out = len(order) - count
+        else:
+            count = shots
+            held_out = min(shots, VALIDATION_SHOTS, len(order) - count)
+        train += order[:count]
+        val += order[len(order) - held_out :]
+    return pools.train.select(sorted(train)), pools.train.select(sorted(val))
+
+
+def _draw_both(pools: Pools, own: ImageSet, shots: Shots, seed: int) -> tuple[ImageSet, ImageSet]:
+    if shots == "all":
+        return pools.train, own
+    few = min(shots, VALIDATION_SHOTS)
+    if pools.coop_draw:
+        generator = random.Random(seed)  # one generator, first for train, then for val
+        return _coop_draw(pools.train, shots, generator), _coop_draw(own, few, generator)
+    classes = len(pools.class_names)
+    return _first(pools.train, shots, classes, seed), _first(own, few, classes, seed)
+
+
+def _orders(images: ImageSet, classes: int, seed: int) -> list[list[int]]:
+    """Each class's indices, in the random order of ``seed``."""
+    groups = images.by_class(classes)
+    return [[group[i] for i in shuffled([images.ids[i] for i in group], seed, "shots")] for group in groups]
+
+
+def _first(images: ImageSet, count: int, classes: int, seed: int) -> ImageSet:
+    return images.select(sorted(index for order in _orders(images, classes, seed) for index in order[:count]))
+
+
+def _coop_draw(images: ImageSet, count: int, generator: random.Random) -> ImageSet:
+    """The draw of Dassl's ``generate_fewshot_dataset``: class by class in order of appearance, Python's generator.
+
+    A class of fewer images is taken whole here, where Dassl repeats some of them.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, label in enumerate(images.labels.tolist()):
+        groups.setdefault(label, []).append(index)
+    return images.select([i for group in groups.values() for i in generator.sample(group, min(count, len(group)))])

@@ -1,0 +1,180 @@
+"""Decoding: every kind of image, threads in order, broken files."""
+
+from __future__ import annotations
+
+import io
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from apd.clip.preprocessing import Preprocessing
+from apd.data import ImageSet
+from apd.data import decode as decode_module
+from apd.data.decode import to_rgb
+from apd.errors import InputError
+
+PREPROCESSING = Preprocessing(8, 8, "crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def reopened(image: Image.Image, **options: object) -> Image.Image:
+    """The image as it comes back from a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, **options)
+    return Image.open(io.BytesIO(buffer.getvalue()))
+
+
+def plain(colour: tuple[int, ...] | int | str, mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> Image.Image:
+    return Image.new(mode, size, colour)
+
+
+def saved(folder: Path, name: str, image: Image.Image) -> Path:
+    image.save(folder / name)
+    return folder / name
+
+
+def image_set(*paths: Path) -> ImageSet:
+    return ImageSet(tuple(p.name for p in paths), torch.arange(len(paths)), paths)
+
+
+def test_16_bit_grey_is_scaled_not_clipped() -> None:
+    values = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
+    rgb = np.asarray(to_rgb(reopened(Image.fromarray(values), format="PNG")))
+    assert rgb.shape == (1, 4, 3)
+    assert rgb[0, :, 0].tolist() == [0, 1, round(32768 / 257), 255]
+
+
+def test_integers_beyond_16_bits_and_floats_are_refused() -> None:
+    with pytest.raises(ValueError, match="beyond 16 bits"):
+        to_rgb(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)))
+    with pytest.raises(ValueError, match="floats"):
+        to_rgb(Image.fromarray(np.array([[0.0, 1.0]], dtype=np.float32)))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        reopened(plain((255, 0, 0, 0), "RGBA"), format="PNG"),
+        reopened(plain((0, 0), "LA"), format="PNG"),
+        reopened(plain((10, 20, 30)).quantize(2), format="GIF", transparency=0),
+        reopened(plain((10, 20, 30)), format="PNG", transparency=(10, 20, 30)),
+    ],
+    ids=["rgba", "grey-alpha", "palette", "rgb-key"],
+)
+def test_transparency_is_laid_on_white(image: Image.Image) -> None:
+    assert to_rgb(image).getpixel((3, 3)) == (255, 255, 255)
+
+
+def test_half_transparent_red_is_pink() -> None:
+    red, green, blue = to_rgb(plain((255, 0, 0, 128), "RGBA")).getpixel((0, 0))
+    assert red == 255
+    assert green == blue == 127
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (reopened(plain(77, "L"), format="PNG"), (77, 77, 77)),
+        (reopened(plain(1, "1"), format="PNG"), (255, 255, 255)),
+        (reopened(plain((200, 30, 40)).quantize(4), format="PNG"), (200, 30, 40)),
+        (reopened(plain((0, 255, 255, 0), "CMYK"), format="TIFF"), (255, 0, 0)),
+    ],
+    ids=["grey", "1-bit", "palette", "cmyk"],
+)
+def test_other_modes(image: Image.Image, expected: tuple[int, int, int]) -> None:
+    assert to_rgb(image).getpixel((4, 4)) == expected
+
+
+def test_exif_rotation_is_applied() -> None:
+    image = Image.new("RGB", (16, 8), "black")
+    image.paste((255, 255, 255), (0, 0, 8, 8))  # white on the left
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
+    turned = to_rgb(reopened(image, format="PNG", exif=exif))
+    assert turned.size == (8, 16)
+    assert turned.getpixel((4, 2)) == (255, 255, 255)
+    assert turned.getpixel((4, 13)) == (0, 0, 0)
+
+
+def test_decoded_is_the_encoders_own_preprocessing_in_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (9 + i % 5, 12, 3), dtype=np.uint8)) for i in range(40)]
+    paths = [saved(tmp_path, f"{i:02d}.png", image) for i, image in enumerate(images)]
+    decoded = image_set(*paths).decode(PREPROCESSING)
+    assert decoded.images.dtype == torch.uint8
+    assert decoded.images.shape == (40, 3, 8, 8)
+    for index, image in enumerate(images):
+        expected = np.asarray(PREPROCESSING.apply(image))
+        assert np.array_equal(decoded.images[index].permute(1, 2, 0).numpy(), expected)
+    assert decoded.labels.tolist() == list(range(40))
+    assert len(decoded) == 40
+
+
+def test_pixels_are_floats_in_the_unit_interval(tmp_path: Path) -> None:
+    decoded = image_set(saved(tmp_path, "a.png", plain((255, 51, 0)))).decode(PREPROCESSING)
+    assert decoded.pixels(0).dtype == torch.float32
+    torch.testing.assert_close(decoded.pixels(0)[:, 4, 4], torch.tensor([1.0, 0.2, 0.0]))
+    assert decoded.pixels().shape == decoded.pixels(torch.tensor([0])).shape == (1, 3, 8, 8)
+
+
+def broken_set(folder: Path) -> ImageSet:
+    good = saved(folder, "good.jpg", plain((9, 9, 9), size=(64, 64)))
+    (folder / "cut.jpg").write_bytes(good.read_bytes()[:-200])
+    (folder / "text.png").write_text("no image")
+    return image_set(good, folder / "cut.jpg", folder / "text.png", saved(folder, "last.png", plain((7, 7, 7))))
+
+
+def test_an_unreadable_image_is_named_with_the_way_out(tmp_path: Path) -> None:
+    images = broken_set(tmp_path)
+    with pytest.raises(InputError, match=r"cut\.jpg .*--skip-bad-images") as caught:
+        images.decode(PREPROCESSING)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"text\.png"):
+        images.select([0, 2]).decode(PREPROCESSING)
+    with pytest.raises(InputError, match=r"gone\.png"):
+        image_set(tmp_path / "gone.png").decode(PREPROCESSING)
+
+
+def test_bad_images_can_be_skipped_and_are_listed(tmp_path: Path) -> None:
+    decoded = broken_set(tmp_path).decode(PREPROCESSING, skip_bad=True)
+    assert decoded.skipped == ("cut.jpg", "text.png")
+    assert decoded.ids == ("good.jpg", "last.png")
+    assert decoded.labels.tolist() == [0, 3]
+    assert decoded.images[:, 0, 4, 4].tolist() == [9, 7]
+    with pytest.raises(InputError, match="none of the 2 images"):
+        broken_set(tmp_path).select([1, 2]).decode(PREPROCESSING, skip_bad=True)
+
+
+def test_no_images_decode_to_an_empty_tensor(tmp_path: Path) -> None:
+    assert broken_set(tmp_path).select([]).decode(PREPROCESSING).images.shape == (0, 3, 8, 8)
+
+
+def test_running_out_of_memory_is_no_bad_image() -> None:
+    def full() -> Image.Image:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        ImageSet(("a",), torch.zeros(1, dtype=torch.int64), (full,)).decode(PREPROCESSING, skip_bad=True)
+
+
+def test_progress_goes_to_standard_error_and_only_when_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slow(value: int) -> Image.Image:
+        time.sleep(0.01)
+        return plain((value, value, value))
+
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    images = ImageSet(tuple("abcd"), torch.arange(4), tuple(partial(slow, i) for i in range(4)))
+    assert images.decode(PREPROCESSING, progress=True).images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    quiet = capsys.readouterr()
+    monkeypatch.setattr(decode_module, "PATIENCE", 0.0)
+    images.decode(PREPROCESSING, progress=True)
+    shown = capsys.readouterr()
+    assert (quiet.out, shown.out) == ("", "")
+    assert "decoding images" not in quiet.err
+    assert "decoding images" in shown.err

@@ -1,0 +1,259 @@
+"""The built-in digits, CoOp split files, and Hugging Face tables."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from apd.clip.preprocessing import Preprocessing
+from apd.data import ImageSet, load_data
+from apd.errors import InputError
+
+PREPROCESSING = Preprocessing(8, 8, "crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def per_class(images: ImageSet) -> list[int]:
+    return [count for _, count in sorted(Counter(images.labels.tolist()).items())]
+
+
+def fails(source: str | Path, **options: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        load_data(source, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class TestDigits:
+    def test_splits_in_file_order(self) -> None:
+        data = load_data("digits", shots=16, seed=1)
+        splits = (data.train, data.val, data.test)
+        numbers = [[int(id_.removeprefix("digits/")) for id_ in split.ids] for split in splits]
+        assert numbers[2] == list(range(900, 1797))
+        assert max(numbers[0]) < 700 <= min(numbers[1]) and max(numbers[1]) < 900
+        assert per_class(data.train) == [16] * 10 and per_class(data.val) == [4] * 10
+        assert data.class_names[0] == "zero" and data.templates == ("a photo of the digit {}.",)
+        assert not data.mirror
+
+    def test_images_are_the_scans(self) -> None:
+        from sklearn.datasets import load_digits
+
+        scans = load_digits()
+        decoded = load_data("digits", shots=1).test.select([0, 5]).decode(PREPROCESSING)
+        for image, label, index in zip(decoded.images, decoded.labels, (900, 905), strict=True):
+            assert int(label) == scans.target[index]
+            for channel in image:
+                assert (channel.numpy() - scans.images[index] * 255 / 16).max() <= 0.5
+                assert (scans.images[index] * 255 / 16 - channel.numpy()).max() <= 0.5
+
+
+def split_file(folder: Path, rows: dict[str, list[Any]], images: str = "pictures") -> Path:
+    for image, *_ in (row for split in rows.values() for row in split):
+        path = folder / images / image
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    file = folder / "split_zhou_Toy.json"
+    file.write_text(json.dumps(rows))
+    return file
+
+
+TOYS = ("water_lilly", "cup", "ant")
+
+
+def toy_rows(train: int = 6, val: int = 5) -> dict[str, list[Any]]:
+    def rows(split: str, count: int) -> list[Any]:
+        return [[f"{n}/{split}{i}.png", k, n] for i in range(count) for k, n in enumerate(TOYS)]
+
+    return {"train": rows("train", train), "val": rows("val", val), "test": rows("test", 2)}
+
+
+class TestCoop:
+    def test_splits_names_and_image_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "another").mkdir()
+        data = load_data(split_file(tmp_path, toy_rows()), shots=2)
+        assert data.class_names == ("water lilly", "cup", "ant")
+        assert [per_class(split) for split in (data.train, data.val, data.test)] == [[2] * 3, [2] * 3, [2] * 3]
+        assert data.test.ids[0] == "water_lilly/test0.png"
+        assert data.name == tmp_path.name
+        assert len(data.test.decode(PREPROCESSING)) == 6
+        everything = load_data(tmp_path / "split_zhou_Toy.json", shots="all")
+        assert [per_class(split) for split in (everything.train, everything.val)] == [[6] * 3, [5] * 3]
+
+    def test_images_may_lie_beside_the_file(self, tmp_path: Path) -> None:
+        assert len(load_data(split_file(tmp_path, toy_rows(), images="."), shots=1).train) == 3
+
+    def test_shots_are_those_of_coop(self, tmp_path: Path) -> None:
+        """As CoOp's training does it: seed Python's generator, draw for train class by class, go on for val."""
+        rows = toy_rows()
+        random.Random(0).shuffle(rows["train"])
+        data = load_data(split_file(tmp_path, rows), shots=4, seed=2)
+        random.seed(2)
+        for split, images, count in (("train", data.train, 4), ("val", data.val, 4)):
+            tracker: dict[int, list[str]] = {}
+            for image, label, _ in rows[split]:
+                tracker.setdefault(label, []).append(image)
+            expected = [image for items in tracker.values() for image in random.sample(items, count)]
+            assert list(images.ids) == expected
+
+    def test_without_validation_it_comes_from_train(self, tmp_path: Path) -> None:
+        rows = toy_rows()
+        del rows["val"]
+        data = load_data(split_file(tmp_path, rows), shots=3)
+        assert per_class(data.val) == [3] * 3 and not set(data.val.ids) & set(data.train.ids)
+
+    def test_errors(self, tmp_path: Path) -> None:
+        assert "no folder or file" in fails(tmp_path / "split.json")
+        bad = tmp_path / "bad.json"
+        for text in ("{", "[]", '{"train": [["a.png", "x", "a"]]}', '{"train": [["a.png", 0]]}'):
+            bad.write_text(text)
+            assert "no CoOp split file" in fails(bad)
+        bad.write_text('{"train": [["a.png", 0, "a"]], "test": []}')
+        assert "no test images" in fails(bad)
+
+        def with_row(row: list[Any], split: str = "train") -> str:
+            rows = toy_rows()
+            rows[split].append(row)
+            return fails(split_file(tmp_path, rows), shots=1)
+
+        assert "but not 3" in with_row(["x/a.png", 7, "x"])
+        assert "but not 0" not in with_row(["x/a.png", 7, "x"])
+        assert "both 'cup' and 'mug'" in with_row(["x/a.png", 1, "mug"])
+        assert "2 classes named 'cup'" in with_row(["x/a.png", 3, "Cup"])
+        assert "has no test images" in with_row(["x/a.png", 3, "mug"])
+        assert "lists cup/train0.png 2 times" in with_row(["cup/train0.png", 1, "cup"], "test")
+        alone = {split: [row for row in rows if row[1] == 0] for split, rows in toy_rows().items()}
+        assert "one class only (water lilly)" in fails(split_file(tmp_path / "alone", alone))
+        lost = split_file(tmp_path / "lost", toy_rows(), images="a/b")
+        assert "water_lilly/train0.png" in fails(lost)
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A maker of tables: rows of images whose shade is 10 times the label."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+    def make(count: int, labels: Any = None, image: str = "image", label: str = "label", as_text: bool = False) -> Any:
+        names = ["hot_dog", "ice-cream", "tea"]
+        numbers = [i % 3 for i in range(count)] if labels is None else labels
+        encoded = []
+        for number in numbers:
+            buffer = io.BytesIO()
+            Image.new("RGB", (8, 8), (10 * max(number, 0), 0, 0)).save(buffer, "PNG")
+            encoded.append({"bytes": buffer.getvalue(), "path": None})
+        values = [names[n] for n in numbers] if as_text else numbers
+        kind = datasets.Value("string") if as_text else datasets.ClassLabel(names=names)
+        features = datasets.Features({image: datasets.Image(), label: kind, "size": datasets.Value("int64")})
+        columns = {image: encoded, label: values, "size": [8] * len(numbers)}
+        return datasets.Dataset.from_dict(columns, features=features)
+
+    return make
+
+
+class TestHub:
+    def check(self, data: Any) -> None:
+        assert data.class_names == ("hot dog", "ice cream", "tea")
+        for images in (data.train, data.val, data.test):
+            decoded = images.decode(PREPROCESSING)
+            assert decoded.images[:, 0, 0, 0].tolist() == (10 * decoded.labels).tolist()
+
+    def test_a_parquet_file_is_split(self, table: Any, tmp_path: Path) -> None:
+        table(30).to_parquet(tmp_path / "food.parquet")
+        data = load_data(tmp_path / "food.parquet", shots="all")
+        self.check(data)
+        assert [len(images) for images in (data.train, data.val, data.test)] == [18, 6, 6]
+        assert data.name == "food" and data.train.ids[0].startswith("train/")
+
+    def test_a_folder_of_parquet_files_has_splits(self, table: Any, tmp_path: Path) -> None:
+        folder = tmp_path / "food"
+        folder.mkdir()
+        for split, count in {"train": 24, "validation": 15, "test": 6}.items():
+            table(count).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+        data = load_data(folder, shots=4)
+        self.check(data)
+        assert [len(images) for images in (data.train, data.val, data.test)] == [12, 12, 6]
+
+    def test_saved_to_disk(self, table: Any, tmp_path: Path) -> None:
+        import datasets
+
+        saved = datasets.DatasetDict(train=table(24), test=table(6))
+        saved.save_to_disk(tmp_path / "saved")
+        data = load_data(tmp_path / "saved", shots=4)
+        self.check(data)
+        assert [len(images) for images in (data.train, data.val, data.test)] == [12, 12, 6]
+        table(30).save_to_disk(tmp_path / "single")
+        assert len(load_data(tmp_path / "single", shots="all").test) == 6
+        (tmp_path / "single" / "dataset_info.json").unlink()
+        assert "cannot read the saved data set" in fails(tmp_path / "single")
+
+    def test_text_labels_and_named_columns(self, table: Any, tmp_path: Path) -> None:
+        table(30, image="photo", label="dish", as_text=True).to_parquet(tmp_path / "t.parquet")
+        assert "columns=(image, label)" in fails(tmp_path / "t.parquet", shots=1)
+        self.check(load_data(tmp_path / "t.parquet", shots=1, columns=("photo", "dish")))
+        assert "no column 'plate'" in fails(tmp_path / "t.parquet", columns=("photo", "plate"))
+        assert "no class names" in fails(tmp_path / "t.parquet", columns=("photo", "size"))
+
+    def from_hub(self, monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[Any]:
+        import datasets
+
+        calls: list[Any] = []
+
+        def load_dataset(*arguments: Any) -> Any:
+            calls.append(arguments)
+            if isinstance(answer, Exception):
+                raise answer
+            return datasets.DatasetDict(answer)
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return calls
+
+    def test_hub_id_and_configuration(self, table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls = self.from_hub(monkeypatch, {"train": table(24), "test": table(6)})
+        data = load_data("hf:owner/food:small", shots=4)
+        self.check(data)
+        assert calls == [("owner/food", "small")]
+        assert (data.name, data.source) == ("owner/food", "hf:owner/food:small")
+
+    @pytest.mark.parametrize("hidden", [True, False])
+    def test_validation_is_the_test_where_no_test_has_labels(
+        self, table: Any, monkeypatch: pytest.MonkeyPatch, hidden: bool
+    ) -> None:
+        splits = {"train": table(24), "validation": table(9)}
+        self.from_hub(monkeypatch, splits | ({"test": table(4, labels=[-1] * 4)} if hidden else {}))
+        data = load_data("hf:owner/food", shots=2)
+        self.check(data)
+        assert len(data.test) == 9 and all(id_.startswith("validation/") for id_ in data.test.ids)
+        assert all(id_.startswith("train/") for id_ in data.val.ids)
+        assert "its validation split is the test split here" in data.description
+
+    def test_errors(self, table: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        self.from_hub(monkeypatch, ConnectionError("cannot\nreach the hub"))
+        assert "cannot load hf:owner/food (cannot reach the hub): check the name and" in fails("hf:owner/food")
+        self.from_hub(monkeypatch, {"test": table(6)})
+        assert "no train" in fails("hf:owner/food")
+        self.from_hub(monkeypatch, {"train": table(24), "test": table(3, labels=[0, -1, 2])})
+        assert "labels outside" in fails("hf:owner/food")
+        self.from_hub(monkeypatch, {"train": table(6, labels=[0, 0, 0, 1, 1, 1])})
+        assert "'tea' of hf:owner/food has 0 images" in fails("hf:owner/food")
+
+    def test_a_broken_parquet_file(self, table: Any, tmp_path: Path) -> None:
+        (tmp_path / "x.parquet").write_text("no parquet")
+        assert "x.parquet as parquet" in fails(tmp_path / "x.parquet")
+
+    def test_a_row_without_image_is_named(self, table: Any, tmp_path: Path) -> None:
+        rows = table(30).to_list()
+        for row in rows:
+            row["image"] = None
+        import datasets
+
+        datasets.Dataset.from_list(rows, features=table(3).features).to_parquet(tmp_path / "x.parquet")
+        with pytest.raises(InputError, match=r"train/\d+ \(the row has no image\)"):
+            load_data(tmp_path / "x.parquet", shots=1).train.decode(PREPROCESSING)

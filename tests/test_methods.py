@@ -1,0 +1,252 @@
+"""Losses and methods against slow references written sample by sample from their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from apd import losses
+from apd.attacks import PGD
+from apd.classifier import PromptedCLIP
+from apd.clip import DualEncoder, load_clip
+from apd.errors import InputError
+from apd.methods import METHODS, find_method
+from apd.methods.apd import APD, APDSettings
+from apd.methods.base import Step
+from apd.prompts import PromptSpec
+from apd.threat import ThreatModel
+from apd.training.step import TrainStep
+
+CLASSES = ["cat", "dog", "grand piano"]
+LABELS = torch.tensor([0, 2, 1, 1])
+SPEC = PromptSpec(text_tokens=2, visual_tokens=2)
+
+
+def pixels(seed: int) -> Tensor:
+    return torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+X, X_ADV = pixels(0), (pixels(0) + 0.8 * (pixels(1) - 0.5)).clamp(0, 1)
+
+
+def slow_softmax(row: list[float], tau: float) -> list[float]:
+    exps = [math.exp(v / tau) for v in row]
+    return [e / sum(exps) for e in exps]
+
+
+def slow_ce(z: Tensor, labels: Tensor) -> float:
+    rows = [-math.log(slow_softmax(row, 1.0)[y]) for row, y in zip(z.tolist(), labels.tolist(), strict=True)]
+    return sum(rows) / len(rows)
+
+
+def slow_kl_rows(target: Tensor, z: Tensor, tau: float) -> list[float]:
+    out = []
+    for t_row, z_row in zip(target.tolist(), z.tolist(), strict=True):
+        p, q = slow_softmax(t_row, tau), slow_softmax(z_row, tau)
+        out.append(tau**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
+    return out
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def slow_cosine_distance(a: Tensor, b: Tensor) -> float:
+    return mean([1 - float(u @ v / (u.norm() * v.norm())) for u, v in zip(a, b, strict=True)])
+
+
+def test_losses_agree_with_the_formulas() -> None:
+    z, target, clean = torch.randn(4, 3), 2 * torch.randn(4, 3), torch.randn(4, 3)
+    assert float(losses.cross_entropy(z, LABELS)) == pytest.approx(slow_ce(z, LABELS), rel=1e-5)
+    assert float(losses.distillation(target, z, 2.0)) == pytest.approx(mean(slow_kl_rows(target, z, 2.0)), rel=1e-5)
+    trust = torch.tensor([0.0, 0.3, 1.0, 0.5])
+    rows = zip(trust.tolist(), slow_kl_rows(target, z, 1.5), slow_kl_rows(clean, z, 1.5), strict=True)
+    wanted = mean([w * follow + (1 - w) * own for w, follow, own in rows])
+    assert float(losses.introspection(target, z, clean, trust, 1.5)) == pytest.approx(wanted, rel=1e-5)
+    a, b = torch.randn(4, 5), torch.randn(4, 5)
+    assert float(losses.cosine_distance(a, b)) == pytest.approx(slow_cosine_distance(a, b), rel=1e-5)
+
+
+def build(clip: DualEncoder, name: str = "apd", **settings: object) -> object:
+    cls = find_method(name)
+    return cls(cls.Settings(prompts=SPEC, **settings), PromptedCLIP(clip, None, CLASSES), seed=0)
+
+
+def terms(method: object) -> dict[str, float]:
+    step = Step(X, LABELS, method.student.bind())
+    return {name: float(value.detach()) for name, value in method.loss(step, X_ADV).items()}
+
+
+def logits(classifier: PromptedCLIP, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return classifier(x)
+
+
+def test_apd_terms_agree_with_the_formula(clip: DualEncoder) -> None:
+    weights = {"adv_ce": 0.7, "adv_kl": 1.3, "clean_ce": 0.4, "clean_kl": 0.6, "image_features": 0.9, "text_features": 1.1}
+    method = build(clip, teacher="frozen", tau=2.0, **weights)
+    student, teacher = method.student, method.student.undefended()
+    z, z_adv, z_t = logits(student, X), logits(student, X_ADV), logits(teacher, X)
+    with torch.no_grad():
+        image = slow_cosine_distance(student.bind().features(X_ADV), teacher.bind().features(X))
+        text = slow_cosine_distance(student.class_features(), teacher.class_features())
+    assert terms(method) == pytest.approx(
+        {
+            "adv_ce": 0.7 * slow_ce(z_adv, LABELS),
+            "adv_kl": 1.3 * mean(slow_kl_rows(z_t, z_adv, 2.0)),
+            "clean_ce": 0.4 * slow_ce(z, LABELS),
+            "clean_kl": 0.6 * mean(slow_kl_rows(z_t, z, 2.0)),
+            "image_features": 0.9 * image,
+            "text_features": 1.1 * text,
+        },
+        rel=1e-4,
+        abs=1e-6,
+    )
+
+
+def test_online_teacher_learns_from_clean_labels_and_feedback(clip: DualEncoder) -> None:
+    method = build(clip, teacher="online", feedback=0.5)
+    z_adv, z_t = logits(method.student, X_ADV), logits(method.teacher, X)
+    got = terms(method)
+    assert got["teacher_ce"] == pytest.approx(slow_ce(z_t, LABELS), rel=1e-4)
+    assert got["feedback"] == pytest.approx(0.5 * mean(slow_kl_rows(z_t, z_adv, 1.0)), rel=1e-4)
+
+
+def test_student_and_teacher_losses_do_not_leak_into_each_other(clip: DualEncoder) -> None:
+    """The student's terms move only the student, the teacher's only the teacher (the stop-gradients of the formula)."""
+    method = build(clip, teacher="online", feedback=0.5, clean_kl=1.0, image_features=1.0, text_features=1.0)
+    for name in ("adv_ce", "adv_kl", "clean_kl", "image_features", "text_features", "teacher_ce", "feedback"):
+        method.zero_grad()
+        step = Step(X, LABELS, method.student.bind())
+        method.loss(step, X_ADV)[name].backward()
+        moved = {n.split(".")[0] for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        assert moved == ({"teacher"} if name in ("teacher_ce", "feedback") else {"student"}), name
+
+
+def test_iad_trusts_the_teacher_as_far_as_it_is_right(clip: DualEncoder) -> None:
+    method = build(clip, variant="iad", teacher="frozen", trust=0.5)
+    z, z_adv = logits(method.student, X), logits(method.student, X_ADV)
+    z_t, z_t_adv = logits(method.teacher, X), logits(method.teacher, X_ADV)
+    trust = [slow_softmax(row, 1.0)[y] ** 0.5 for row, y in zip(z_t_adv.tolist(), LABELS.tolist(), strict=True)]
+    rows = zip(trust, slow_kl_rows(z_t, z_adv, 1.0), slow_kl_rows(z, z_adv, 1.0), strict=True)
+    assert terms(method)["adv_kl"] == pytest.approx(mean([w * a + (1 - w) * b for w, a, b in rows]), rel=1e-4)
+
+
+@pytest.mark.parametrize("inner", ["ce", "kl", "teacher-kl", "teacher-pair"])
+def test_inner_objectives_agree_with_their_definitions(clip: DualEncoder, inner: str) -> None:
+    method = build(clip, teacher="frozen", inner=inner)
+    step = Step(X, LABELS, method.student.bind())
+    got = method.inner(step, step.student.detach())(X_ADV)
+    z, z_adv = logits(method.student, X), logits(method.student, X_ADV)
+    if inner == "ce":
+        wanted = [slow_ce(z_adv[i : i + 1], LABELS[i : i + 1]) for i in range(4)]
+    else:
+        target = {"kl": z, "teacher-kl": logits(method.teacher, X), "teacher-pair": logits(method.teacher, X_ADV)}[inner]
+        wanted = slow_kl_rows(target, z_adv, 1.0)
+    assert got.tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("variant", "names"),
+    [
+        ("apd", {"adv_ce", "adv_kl"}),
+        ("ard", {"adv_kl", "clean_ce"}),
+        ("rslad", {"adv_kl", "clean_kl"}),
+        ("iad", {"adv_kl", "clean_ce"}),
+        ("adaad", {"adv_kl"}),
+    ],
+)
+def test_variants_have_the_terms_of_their_papers(clip: DualEncoder, variant: str, names: set[str]) -> None:
+    explicit = {"adv_ce": 1.0, "adv_kl": 1.0, "clean_ce": 0.0, "clean_kl": 0.0, "image_features": 0.0} if variant == "apd" else {}
+    assert set(terms(build(clip, variant=variant, teacher="frozen", text_features=0.0, **explicit))) == names
+
+
+def test_a_robust_teacher_labels_the_adversarial_image(clip: DualEncoder, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from .models import save_clip
+
+    folder = save_clip(tmp_path_factory.mktemp("robust") / "clip", seed=9)
+    method = build(clip, variant="mtard", teacher="frozen", robust_teacher=str(folder))
+    z_adv, target = logits(method.student, X_ADV), logits(method.robust, X_ADV)
+    assert terms(method)["adv_kl"] == pytest.approx(0.5 * mean(slow_kl_rows(target, z_adv, 1.0)), rel=1e-4)
+    with pytest.raises(ValueError, match="robust_teacher"):
+        APDSettings(variant="mtard")
+
+
+def test_a_teacher_must_see_the_same_image(clip: DualEncoder, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from .models import save_clip
+
+    folder = save_clip(tmp_path_factory.mktemp("large") / "clip", size=24)
+    with pytest.raises(InputError, match="must see the same image"):
+        build(clip, teacher="frozen", teacher_model=str(folder))
+
+
+@pytest.mark.parametrize(("name", "settings"), [("vlp", {}), ("advvlp", {}), *[("apd", {"teacher": t}) for t in ("frozen", "tuned", "online")]])
+def test_what_is_trainable_is_what_the_method_trains(clip: DualEncoder, name: str, settings: dict[str, object]) -> None:
+    method = build(clip, name, **settings)
+    groups = {n.rsplit(".", 1)[0] for n, p in method.named_parameters() if p.requires_grad}
+    student = {"student.prompts.text_tokens", "student.prompts.visual_tokens"}
+    teacher = {"teacher.prompts.text_tokens", "teacher.prompts.visual_tokens"}
+    assert groups == (student | teacher if settings.get("teacher") == "online" else student)
+
+
+def test_tuning_moves_the_teacher_s_prompts_and_only_them(clip: DualEncoder) -> None:
+    method = build(clip, teacher="tuned")
+    before = {n: t.clone() for n, t in method.state().items()}
+
+    def tune(clean: object) -> None:
+        assert not clean.adversarial
+        with torch.no_grad():
+            for parameter in clean.student.prompts.parameters():
+                parameter.add_(1.0)
+
+    method.prepare(tune)
+    for name, tensor in method.state().items():
+        torch.testing.assert_close(tensor, before[name] + (1.0 if name.startswith("teacher") else 0.0))
+
+
+def test_the_control_is_adversarial_cross_entropy(clip: DualEncoder) -> None:
+    method = build(clip, "advvlp")
+    assert terms(method) == pytest.approx({"adv_ce": slow_ce(logits(method.student, X_ADV), LABELS)}, rel=1e-4)
+
+
+def test_a_step_s_gradients_are_those_of_the_plain_way(clip: DualEncoder) -> None:
+    """Class features once and trimmed text, against class features recomputed everywhere from full-length prompts."""
+    double = load_clip(clip.info.source, dtype=torch.float64)
+    method = APD(APDSettings(prompts=SPEC, teacher="frozen", clean_ce=0.5), PromptedCLIP(double, None, CLASSES), seed=0).double()
+    x, seeds, threat = X.double(), torch.arange(4), ThreatModel(4 / 255)
+    out = TrainStep(method, PGD(steps=2, step_size=1.0), threat)(x, LABELS, seeds)
+    torch.stack(list(out.values())).sum().backward()
+    got = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+    method.zero_grad()
+
+    student, prompts = method.student, method.student.prompts
+
+    def plain(images: Tensor) -> Tensor:
+        text = double.encode_text(double.prompt_ids([f"{c}." for c in CLASSES], 2), prompts.text())
+        image = double.encode_image(images, prompts.visual())
+        text, image = text / text.norm(dim=1, keepdim=True), image / image.norm(dim=1, keepdim=True)
+        return double.info.logit_scale * image @ text.T
+
+    x_adv = threat.random_start(x, seeds)
+    for _ in range(2):
+        x_adv.requires_grad_()
+        (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(plain(x_adv), LABELS, reduction="sum"), x_adv)
+        x_adv = (x + (x_adv.detach() + threat.eps * gradient.sign() - x).clamp(-threat.eps, threat.eps)).clamp(0, 1)
+    z_adv, z_t = plain(x_adv), student.undefended()(x)
+    ce = torch.nn.functional.cross_entropy
+    kl = (z_t.softmax(1) * (z_t.log_softmax(1) - z_adv.log_softmax(1))).sum(1).mean()
+    s = method.s
+    (s.adv_ce * ce(z_adv, LABELS) + s.adv_kl * s.tau**2 * kl + s.clean_ce * ce(plain(x), LABELS)).backward()
+    assert got and got.keys() == {n for n, p in method.named_parameters() if p.grad is not None}
+    for name, parameter in method.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(got[name], parameter.grad, rtol=1e-8, atol=1e-10)
+
+
+def test_the_registry_describes_itself_and_names_the_nearest() -> None:
+    assert all(method.summary and method.source for method in METHODS.values())
+    with pytest.raises(InputError, match="Did you mean advvlp"):
+        find_method("advlp")
