@@ -1,0 +1,241 @@
+"""The loop: it learns, resumes bit-identically, gives the same gradients on two processes, and notices collapse."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from apd.clip import DualEncoder
+from apd.config import RunConfig, load_config
+from apd.data import load_data
+from apd.errors import ApdError
+from apd.loading import describe_encoder
+from apd.run import Run
+from apd.training.loop import train
+from apd.training.monitor import CollapseMonitor
+from apd.training.optim import learning_rate, update_average
+
+FAST = [
+    "train.epochs=3",
+    "train.batch_size=8",
+    "train.eps=4/255",
+    "train.validate_every=2",
+    "train.checkpoint_every=2",
+    "train.log_every=1",
+    "method.prompts.text_tokens=2",
+    "method.prompts.visual_tokens=2",
+]
+
+
+def settings(clip: DualEncoder, colours: Path, *sets: str) -> RunConfig:
+    flags = {"model": clip.info.source, "data.source": str(colours), "data.shots": 4}
+    return load_config(flags=flags, sets=[*FAST, *sets])
+
+
+def start(path: Path, clip: DualEncoder, colours: Path, *sets: str, resume: bool = False) -> Run:
+    config = settings(clip, colours, *sets)
+    data = load_data(colours, shots=4, seed=0)
+    manifest = {
+        "model": describe_encoder(clip.info),
+        "data": {"name": data.name},
+        "class_names": data.class_names,
+        "templates": data.templates,
+        "prompts": config.method.settings.prompts.model_dump(mode="json"),
+        "seeds": {"train": 0, "data": 0},
+        "versions": {},
+    }
+    run = Run.create(path, config, manifest, resume=resume)
+    return train(clip, data, config, run, quiet=True)
+
+
+def metrics(run: Run) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("method", ["method.name=apd", "method.name=advvlp"])
+def test_training_lowers_the_loss_and_leaves_a_run(tmp_path: Path, clip: DualEncoder, colours: Path, method: str) -> None:
+    run = start(tmp_path / "run", clip, colours, method, "train.epochs=20", "train.optimizer.lr=0.02", "train.augment.enabled=false")
+    rows = [row for row in metrics(run) if "loss" in row]
+    assert sum(r["adv_ce"] for r in rows[-4:]) < 0.8 * sum(r["adv_ce"] for r in rows[:4])
+    assert run.finished and {"val_clean", "val_robust", "warnings"} <= set(run.manifest["summary"])
+    assert (run.path / "prompts.safetensors").stat().st_size < 20_000
+
+
+def test_same_seed_same_prompts_and_another_seed_others(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    runs = [start(tmp_path / name, clip, colours, f"train.seed={seed}").load_prompts() for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("teacher", ["tuned", "online"])
+def test_an_interrupted_run_resumes_bit_identical(
+    tmp_path: Path, clip: DualEncoder, colours: Path, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = (f"method.teacher={teacher}", "train.ema=0.9", "train.optimizer.name=" + ("sgd" if teacher == "online" else "adamw"))
+    whole = start(tmp_path / "whole", clip, colours, *extra)
+
+    saves, log, save = [], Run.log, Run.save_checkpoint
+    monkeypatch.setattr(Run, "save_checkpoint", lambda self, step, *rest: (saves.append(step), save(self, step, *rest)))
+
+    def interrupt(self: Run, record: dict[str, float]) -> None:
+        log(self, record)
+        if record["step"] == 3 and "loss" in record:
+            os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C in the middle of a step: answered at its end
+
+    monkeypatch.setattr(Run, "log", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "broken", clip, colours, *extra)
+    assert saves == [0, 2, 3]
+    monkeypatch.undo()
+    resumed = start(tmp_path / "broken", clip, colours, *extra, resume=True)
+    assert same(whole.load_prompts(), resumed.load_prompts())
+    without_time = [[{k: v for k, v in row.items() if k != "seconds"} for row in metrics(r)] for r in (whole, resumed)]
+    assert without_time[0] == without_time[1]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from apd.clip import load_clip
+from tests.test_training import start
+start(Path(sys.argv[1]), load_clip(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:], resume=True)
+"""
+
+
+def test_killed_five_times_at_random_steps_it_ends_bit_identical(tmp_path: Path, clip: DualEncoder, clip_folder: Path, colours: Path) -> None:
+    extra = ["train.epochs=60", "train.checkpoint_every=1", "train.validate_every=20", "method.teacher=online"]
+    whole = start(tmp_path / "whole", clip, colours, *extra)
+    broken, rng = tmp_path / "broken", torch.Generator().manual_seed(0)
+    command = [sys.executable, "-c", SCRIPT, str(broken), str(clip_folder), str(colours), *extra]
+    steps, killed_at = 120, []
+    for number in range(5):
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL)
+        low = steps * number // 6
+        target = low + 1 + int(torch.randint(0, steps // 6 - 1, (), generator=rng))
+        while _logged(broken) < target and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+        killed_at.append(_logged(broken))
+    assert killed_at == sorted(killed_at) and killed_at[-1] < steps
+    subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True)
+    assert same(whole.load_prompts(), Run.open(broken).load_prompts())
+
+
+def _logged(path: Path) -> int:
+    file = path / "metrics.jsonl"
+    return file.read_bytes().count(b'"loss"') if file.exists() else 0
+
+
+DISTRIBUTED = """
+import sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+import torch.nn as nn
+import apd.training.loop as loop
+from apd.clip import load_clip
+from tests.test_training import start
+
+gradients = []
+original = loop.update_average
+
+def record(average, current, decay, step):
+    original(average, current, decay, step)
+    gradients.append(torch.cat([p.grad.flatten() for p in recorded[0].trained]))
+
+recorded = []
+run_through = loop.Loop.run_through
+
+def keep(self, prepare):
+    recorded[:] = [self]
+    return run_through(self, prepare)
+
+loop.update_average, loop.Loop.run_through = record, keep
+from accelerate import PartialState
+state = PartialState(cpu=True)
+clip = load_clip(sys.argv[2])
+start(Path(sys.argv[1]) / f"run{state.process_index}", clip, Path(sys.argv[3]), "train.ema=0.5", "method.teacher=frozen", "train.batch_size=7")
+torch.save(gradients, Path(sys.argv[1]) / f"gradients{state.process_index}.pt")
+"""
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path, clip_folder: Path, colours: Path) -> None:
+    """Batches of 7 and a last one of 5: the shares of the two processes differ in size."""
+    script = tmp_path / "script.py"
+    script.write_text(DISTRIBUTED)
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")])}
+    for name, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"])):
+        (tmp_path / name).mkdir()
+        command = [sys.executable, *launcher, str(script), str(tmp_path / name), str(clip_folder), str(colours)]
+        subprocess.run(command, cwd=root, check=True, env={**environment, "ACCELERATE_USE_CPU": "true"}, capture_output=True)
+    one, left, right = (
+        torch.load(tmp_path / name, weights_only=True) for name in ("one/gradients0.pt", "two/gradients0.pt", "two/gradients1.pt")
+    )
+    assert len(one) == len(left) == 6
+    for single, a, b in zip(one, left, right, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, single, rtol=1e-3, atol=1e-6)
+
+
+def test_bf16_keeps_prompts_and_gradients_in_float32(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    half = start(tmp_path / "bf16", clip, colours, "train.precision=bf16").load_prompts()
+    full = start(tmp_path / "fp32", clip, colours, "train.precision=fp32").load_prompts()
+    assert all(t.dtype == torch.float32 for t in half.values()) and not same(half, full)
+    for name, tensor in half.items():
+        assert torch.isfinite(tensor).all()
+        assert (tensor - full[name]).norm() < 0.2 * full[name].norm()
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [learning_rate(s, 100, 10, 0.5) for s in range(100)]
+    assert rates[0] == pytest.approx(0.05) and max(rates) == rates[9] == rates[10] == 0.5
+    assert rates[55] == pytest.approx(0.5 * 0.5 * (1 + math.cos(math.pi * 0.5))) and rates[-1] < 1e-3
+
+
+def test_the_average_follows_its_definition() -> None:
+    average, decay = {"a": torch.tensor([1.0])}, 0.9
+    expected = 1.0
+    for step, value in enumerate([2.0, 3.0, -1.0]):
+        update_average(average, {"a": torch.tensor([value])}, decay, step)
+        d = min(decay, (1 + step) / (10 + step))
+        expected = d * expected + (1 - d) * value
+    assert float(average["a"]) == pytest.approx(expected)
+
+
+def test_collapse_is_noticed_and_explained() -> None:
+    monitor = CollapseMonitor()
+    assert monitor.check_validation({"adv_ce": 0.5}, 90.0, 40.0, 0.2, 10) == []
+    (warning,) = monitor.check_validation({"adv_ce": 0.0001}, 92.0, 10.0, 0.2, 10)
+    assert "adversarial term is 0.0001" in warning and "fell from 40.0 to 10.0" in warning
+    (warning,) = CollapseMonitor().check_validation({"adv_ce": 2.3}, 10.0, 10.0, 1.0, 10)
+    assert "same class" in warning
+    with pytest.raises(ApdError, match="adv_ce is nan at step 7"):
+        monitor.check_loss({"adv_ce": math.nan}, 7)
+
+
+def test_divergence_stops_training_and_keeps_the_checkpoint(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    with pytest.raises(ApdError, match="Training diverged"):
+        start(tmp_path / "run", clip, colours, "train.optimizer.lr=1e38", "train.optimizer.clip=null", "train.optimizer.name=sgd", "train.warmup_epochs=0", "method.teacher=frozen")
+    assert Run.open(tmp_path / "run", finished=False).load_checkpoint() is not None
+
+
+def test_tensorboard_events_are_written(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run = start(tmp_path / "run", clip, colours, "train.tensorboard=true")
+    assert list((run.path / "tensorboard").glob("events.out.tfevents*"))
