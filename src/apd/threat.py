@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -29,7 +28,8 @@ def parse_eps(value: str | float, norm: Norm = "linf") -> float:
     if not re.fullmatch(r"[0-9.eE+-]+(\s*/\s*[0-9.]+)?", text):
         raise InputError(f"eps must be a number in [0,1] pixel units such as 4/255, got {text!r}.")
     try:
-        eps = float(Fraction(text.replace(" ", ""))) if "/" in text else float(text)
+        numerator, _, denominator = text.partition("/")
+        eps = float(numerator) / float(denominator or 1)
     except (ValueError, ZeroDivisionError) as error:
         raise InputError(f"eps must be a number in [0,1] pixel units such as 4/255, got {text!r}.") from error
     if not math.isfinite(eps) or eps < 0:
@@ -37,6 +37,17 @@ def parse_eps(value: str | float, norm: Norm = "linf") -> float:
     if norm == "linf" and eps > 1:
         raise InputError(f"eps must be in [0, 1] pixel units, got {text}. Did you mean {text}/255?")
     return eps
+
+
+def format_eps(eps: float) -> str:
+    """A budget as people write it: in 255ths where it is one (of at most two decimals), else as a number.
+
+    >>> format_eps(4 / 255), format_eps(0.5 / 255), format_eps(0.3)
+    ('4/255', '0.5/255', '0.3')
+    """
+    levels = round(eps * 255, 2)
+    in_levels = 0 < levels <= 64 and abs(eps * 255 - levels) < 1e-6
+    return f"{levels:g}/255" if in_levels else f"{eps:g}"
 
 
 def _per_sample(x: Tensor, like: Tensor) -> Tensor:
@@ -61,7 +72,10 @@ class ThreatModel:
         parse_eps(self.eps, self.norm)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """The nearest allowed image: into the ball around ``x``, then into [0,1]. Both (B,3,H,W)."""
+        """Into the ball around ``x`` (B,3,H,W), then into [0,1]; clipping towards ``x`` in [0,1] cannot leave the ball.
+
+        For Linf this is the nearest allowed image; for L2 the usual approximation of it.
+        """
         delta = x_adv - x
         if self.norm == "linf":
             delta = delta.clamp(-self.eps, self.eps)
@@ -84,10 +98,11 @@ class ThreatModel:
             return (torch.rand(shape, generator=generator) * 2 - 1) * self.eps
         direction = torch.randn(shape, generator=generator)
         radius = torch.rand((), generator=generator) ** (1.0 / direction.numel())
-        return direction / direction.norm() * radius * self.eps
+        noise: Tensor = direction / direction.norm() * radius * self.eps
+        return noise
 
     def ascend(self, x_adv: Tensor, gradient: Tensor, step: float) -> Tensor:
-        """One step of steepest ascent of length ``step`` in this norm (sign for Linf, unit gradient for L2), not projected."""
+        """One step of steepest ascent of length ``step``: sign for Linf, unit gradient for L2; not projected."""
         if self.norm == "linf":
             return x_adv + step * gradient.sign()
         length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)

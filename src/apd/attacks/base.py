@@ -1,11 +1,13 @@
-"""What every attack shares: the objective it maximises, and the form it has."""
+"""What every attack shares: the objective it maximises, the form it has, and where its randomness comes from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from apd.threat import ThreatModel
@@ -40,3 +42,17 @@ class Attack(Protocol):
     def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
         """Adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one a sample."""
         ...
+
+
+def sample_seeds(ids: Sequence[str], *context: str | int) -> Tensor:
+    """One seed a sample (N,) int64, from its id and the context (run seed, purpose, epoch, ...) alone.
+
+    The same on every machine, in every process and in every batch (Python's own ``hash`` is not).
+
+    >>> sample_seeds(["cat/1.png"], 0).item() == sample_seeds(["dog/7.png", "cat/1.png"], 0)[1].item()
+    True
+    """
+    prefix = "\0".join(map(str, context)) + "\0"
+    digests = (hashlib.blake2b((prefix + id_).encode(errors="surrogateescape"), digest_size=8).digest() for id_ in ids)
+    # 62 bits: room to add the number of a restart.
+    return torch.tensor([int.from_bytes(digest, "big") >> 2 for digest in digests], dtype=torch.int64)

@@ -1,0 +1,45 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt
+
+.PHONY: help install demo test lint bench clean
+
+help:
+	@echo "make demo     install, train on the built-in digits, attack, print the table"
+	@echo "make install  everything for development, in $(VENV)"
+	@echo "make test     install, then the tests with coverage"
+	@echo "make lint     ruff and mypy"
+	@echo "make bench    the benchmark suites"
+	@echo "make clean    remove $(VENV) and what tools left behind; runs/ stays"
+
+# Stamps: a second call has nothing to do until the pins change. --constraint also picks the build of torch.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.runtime
+
+install: $(VENV)/.dev
+
+demo: $(VENV)/.runtime
+	$(BIN)/apd demo --output runs/demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow" --durations=5 --cov=src --cov-report=term --cov-fail-under=90
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,125 @@
+"""Attacks: within a threat model, find images that a classifier gets wrong.
+
+Training attacks have the form `Attack`; `TRAINING` is their table. Evaluation attacks (`find`) are given by name, get
+the whole classifier, and are handed only samples that still stand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from apd.attacks.auto import Found, LibraryAttack
+from apd.attacks.base import Attack, Objective, sample_seeds
+from apd.attacks.fgsm import FGSMRS
+from apd.attacks.objectives import cross_entropy, kl, kl_from_logits, kl_of_pair, margin
+from apd.attacks.pgd import PGD
+from apd.errors import InputError, nearest
+from apd.threat import ThreatModel
+
+TRAINING: dict[str, Callable[..., Attack]] = {"pgd": PGD, "fgsm-rs": FGSMRS}
+"""Attacks for the training loop, by name."""
+
+EVALUATION: dict[str, str] = {
+    "clean": "no attack",
+    "pgd-N": "PGD with N steps of eps/4 on the cross-entropy from one random start",
+    "apgd-ce": "APGD on the cross-entropy, 100 iterations",
+    "apgd-dlr": "APGD on the difference of logits ratio, 100 iterations (on the margin with 2 classes)",
+    "autoattack": "APGD-CE, APGD-T, FAB-T and Square; with 2 or 3 classes APGD-CE, APGD on the margin, FAB and Square",
+}
+"""Attacks for evaluation, by name, each with a line for a person."""
+
+
+class EvaluationAttack(Protocol):
+    """An attack on a whole classifier, on correctly classified samples."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in a result."""
+        ...
+
+    def runs(self, n_classes: int) -> tuple[str, ...]:
+        """The attacks it is made of, for so many classes."""
+        ...
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel, ids: list[str], seed: int
+    ) -> Found:
+        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class PGDEvaluation:
+    """``pgd-N``: cross-entropy, steps of eps/4, one random start a sample; fooled samples leave the batch.
+
+    Args:
+        steps: N.
+    """
+
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """``pgd-N``."""
+        return f"pgd-{self.steps}"
+
+    def runs(self, n_classes: int) -> tuple[str, ...]:
+        """Itself."""
+        return (self.name,)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel, ids: list[str], seed: int
+    ) -> Found:
+        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,)."""
+        objective = Objective(model, cross_entropy, labels)
+        images = PGD(self.steps).search(objective, x, threat, sample_seeds(ids, seed, "start"), misclassified)
+        return Found(images, [self.name] * len(x))
+
+
+def misclassified(z: Tensor, labels: Tensor) -> Tensor:
+    """Which samples (B,) the logits ``z`` (B,C) get wrong."""
+    return z.argmax(dim=-1) != labels
+
+
+def find(name: str) -> EvaluationAttack:
+    """The evaluation attack of this name.
+
+    Raises:
+        InputError: an unknown name, or ``pgd-0``.
+
+    >>> find("pgd-20").name
+    'pgd-20'
+    """
+    if re.fullmatch(r"pgd-\d+", name):
+        steps = int(name.removeprefix("pgd-"))
+        if steps < 1:
+            raise InputError(f"Attack {name!r} has no steps; use pgd-1 or more, or clean.")
+        return PGDEvaluation(steps)
+    if name in ("apgd-ce", "apgd-dlr", "autoattack"):
+        return LibraryAttack(name)
+    raise InputError(f"Unknown attack {name!r}. {nearest(name, [n.replace('N', '20') for n in EVALUATION])}")
+
+
+__all__ = [
+    "EVALUATION",
+    "FGSMRS",
+    "PGD",
+    "TRAINING",
+    "Attack",
+    "EvaluationAttack",
+    "Found",
+    "Objective",
+    "cross_entropy",
+    "find",
+    "kl",
+    "kl_from_logits",
+    "kl_of_pair",
+    "margin",
+    "misclassified",
+    "sample_seeds",
+]

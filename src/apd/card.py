@@ -1,0 +1,81 @@
+"""The model card of a run: every circumstance, for a person and for the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from apd.config import RunConfig
+
+
+def render_card(name: str, manifest: Mapping[str, Any], config: RunConfig, results: Sequence[Mapping[str, Any]]) -> str:
+    """The Markdown text of ``RUN/README.md``.
+
+    Args:
+        name: of the run folder.
+        manifest: content of ``run.json``.
+        config: settings of the run.
+        results: evaluations as `apd evaluate --json` prints them (`Result.to_dict`).
+    """
+    model, classes, size = manifest["model"], manifest["class_names"], manifest["model"]["image_size"]
+    header = {
+        "library_name": "apd",
+        "pipeline_tag": "zero-shot-image-classification",
+        "base_model": model["source"],
+        "tags": ["clip", "prompt-tuning", "adversarial-robustness", config.method.name],
+    }
+    shown = ", ".join(classes[:20]) + (f" … ({len(classes)} classes, all in run.json)" if len(classes) > 20 else "")
+    rows = {
+        "method": config.method.name,
+        "model": f"{model['source']} (revision {model['revision'] or 'none'}, {model['family']}, {size} px)",
+        "weights sha256": model["weights_sha256"],
+        "tokenizer sha256": model["tokenizer_sha256"],
+        "prompts sha256": manifest["prompts_sha256"],
+        "preprocessing": ", ".join(f"{key} {value}" for key, value in model["preprocessing"].items()),
+        "data": f"{config.data.source}, {config.data.shots} shots, classes {config.data.classes}",
+        "classes": shown,
+        "templates": "; ".join(manifest["templates"]),
+        "prompts": ", ".join(f"{key} {value}" for key, value in manifest["prompts"].items()),
+        "training threat model": f"{config.train.norm}, eps {config.train.eps} in [0,1] pixel units at {size} px",
+        "training": f"{config.train.epochs} epochs, batch {config.train.batch_size}, {config.train.precision}",
+        "seeds": ", ".join(f"{key} {value}" for key, value in manifest["seeds"].items()),
+        "versions": ", ".join(f"{key} {value}" for key, value in manifest["versions"].items()),
+        **{key.replace("_", " "): value or "none" for key, value in manifest["summary"].items()},
+    }
+    return "\n".join(
+        [
+            f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+            f"# {name}\n",
+            f"Prompts that make `{model['source']}` robust to adversarial images, learned with `apd`.",
+            "The CLIP itself is unchanged.\n",
+            "```python\nimport apd\n",
+            f'classifier = apd.load_run("{name}")  # pixels in [0,1] to logits\n```\n',
+            "## Circumstances\n",
+            "| what | value |\n|---|---|",
+            *(f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in rows.items()),
+            f"\nAll settings (`config.yaml`):\n\n```yaml\n{config.to_yaml()}```\n",
+            "## Evaluation\n",
+            _results(results),
+            "\nThe whole model is attacked, prompts included. Clean accuracy is never labelled robust.\n",
+        ]
+    )
+
+
+def _results(results: Sequence[Mapping[str, Any]]) -> str:
+    if not results:
+        return "None yet: `apd evaluate RUN --attack clean,pgd-20,autoattack`."
+    lines = [
+        "| data | norm | eps | seed | images | attack | accuracy % | 95 % interval |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        where = " | ".join(str(result[key]) for key in ("data", "norm", "eps_text", "seed", "n"))
+        clean = {"accuracy": result["clean"], "interval": result["clean_interval"]}
+        worst = [(f"worst of {', '.join(result['attacks'])}", result["worst"])] if len(result["attacks"]) > 1 else []
+        for attack, entry in [("clean", clean), *result["attacks"].items(), *worst]:
+            low, high = entry["interval"]
+            lines.append(f"| {where} | {attack} | {entry['accuracy']:.1f} | {low:.1f} to {high:.1f} |")
+    return "\n".join(dict.fromkeys(lines))

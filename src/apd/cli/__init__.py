@@ -1,0 +1,81 @@
+"""The command line: thin commands over the Python API. Heavy imports live inside the commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+import apd
+from apd.cli import demo, evaluate, listing, predict, train
+from apd.errors import ApdError
+from apd.files import storage_error
+
+app = typer.Typer(
+    name="apd",
+    help="Make a CLIP classifier robust by learning a few prompt vectors, and say honestly how robust it is.",
+    epilog="Start with: apd demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (demo.demo, train.train, evaluate.evaluate, predict.predict):
+    app.command()(command)
+app.command(name="list")(listing.listing)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"apd {apd.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    """Options before the command; `main` has taken ``--debug`` already."""
+
+
+def main() -> None:
+    """Run the command line; every error is one line, and its kind is the exit code.
+
+    Exit codes: 0 done; 1 failed; 2 wrong usage or input; 130 stopped with Ctrl-C.
+    """
+    debug = "--debug" in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        try:
+            app(args=arguments, prog_name="apd")
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python must not try to flush it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        sys.exit(_complain(error))
+
+
+def _complain(error: Exception) -> int:
+    """One line on standard error, and the exit code."""
+    known = storage_error(error) if isinstance(error, OSError) else error
+    if isinstance(known, ApdError):
+        text, code = " ".join(str(known).split()), known.exit_code
+    else:
+        reason = " ".join(str(error).split()) or "no reason given"
+        text, code = f"{type(error).__name__}: {reason} (--debug shows the traceback)", 1
+    print(f"error: {text}", file=sys.stderr)
+    return code

@@ -1,0 +1,50 @@
+"""`apd demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from apd.cli.common import quiet_stdout, say
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for its runs and summary.json.")] = Path("runs/demo"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only see that everything works: few images, one epoch.")
+    ] = False,
+) -> None:
+    """Train on the built-in digits, attack, and compare with zero-shot CLIP: a few minutes on a CPU.
+
+    \b
+    Examples:
+      apd demo
+      apd demo --quick --output /tmp/demo
+    """
+    from apd.demo import DEMO, QUICK, run_demo
+
+    with quiet_stdout():
+        summary = run_demo(output, QUICK if quick else DEMO, say)
+    _table(summary)
+    say(f"Written: {output}/summary.json; a run folder with a model card each in {output}/control and {output}/apd.")
+    say("Next, with a folder of your own images (one folder a class), say photos/:")
+    say("  apd train photos --model openai/clip-vit-base-patch32 --output runs/photos")
+    say("  apd evaluate runs/photos")
+    say("  apd predict runs/photos photos/*/*.jpg")
+
+
+def _table(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = summary["rows"]
+    names = [name for name in rows[0] if name not in ("method", "n")]
+    table = Table(title=f"accuracy % on {rows[0]['n']} held-out images, eps {summary['eps']}", title_justify="left")
+    table.add_column("method")
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(row["method"], *(f"{row[name]:.1f}" for name in names))
+    Console().print(table)

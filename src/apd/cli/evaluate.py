@@ -1,0 +1,122 @@
+"""`apd evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from apd.cli.common import pick_device, quiet_stdout, say, split_names
+from apd.errors import InputError
+
+if TYPE_CHECKING:
+    from apd.evaluation import Result
+
+
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="Run folder; without one: --model and --data.")] = None,
+    model: Annotated[str | None, typer.Option(help="A CLIP as it is; with RUN: where its CLIP is now.")] = None,
+    data: Annotated[str | None, typer.Option(help="Images to evaluate on. (default: the run's)")] = None,
+    split: Annotated[str | None, typer.Option(help="train, val or test. (default: test)")] = None,
+    classes: Annotated[str | None, typer.Option(help="all, base or new. (default: the run's)")] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(help="May be repeated or hold commas; see: apd list attacks. (default: pgd-20,autoattack)"),
+    ] = None,
+    eps: Annotated[
+        str | None, typer.Option(help="Budget in [0,1] pixel units, such as 4/255. (default: the run's)")
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2. (default: the run's)")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the attacks and of --limit. (default: 0)")] = None,
+    limit: Annotated[int | None, typer.Option(help="Evaluate so many images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images at a time. (default: 128)")] = None,
+    skip_bad_images: Annotated[
+        bool, typer.Option("--skip-bad-images", help="Leave unreadable images out, and count them.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, alone on standard output.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
+) -> None:
+    """Measure accuracy, clean and under attack, with the undefended CLIP attacked beside it.
+
+    Outcomes are kept in RUN/results image by image: a second call computes only what is new.
+
+    \b
+    Examples:
+      apd evaluate runs/photos
+      apd evaluate runs/photos --attack apgd-ce,apgd-dlr --eps 2/255 --limit 500 --json
+      apd evaluate runs/base --classes new
+      apd evaluate --model openai/clip-vit-base-patch32 --data photos --attack pgd-20 --eps 1/255
+    """
+    options = {
+        "attacks": split_names(attack) if attack else None,
+        "eps": eps,
+        "norm": norm,
+        "seed": seed,
+        "split": split,
+        "classes": classes,
+        "limit": limit,
+        "batch_size": batch_size,
+        "skip_bad_images": skip_bad_images or None,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    with quiet_stdout():
+        if run is None:
+            result = _evaluate_model(model, data, given, device)
+        else:
+            result = _evaluate_run(run, model, data, given, device)
+    _show(result, as_json, output)
+    say(f"Next: apd train {data} --model {model}" if run is None else f"Next: apd predict {run} IMAGES")
+
+
+def _evaluate_model(model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:
+    from apd.classifier import PromptedCLIP
+    from apd.clip import load_clip
+    from apd.data import load_data
+    from apd.evaluation import evaluate, parse_settings
+
+    if model is None or source is None:
+        raise InputError("Give a run folder, or both --model and --data.")
+    settings = parse_settings(given)
+    data = load_data(source, shots="all")
+    clip = load_clip(model, device=pick_device(device))
+    names = data.classes(settings.classes).class_names
+    return evaluate(PromptedCLIP(clip, None, names, data.templates), data, **given)
+
+
+def _evaluate_run(folder: Path, model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:
+    from apd.data import load_data
+    from apd.evaluation import evaluate, parse_settings
+    from apd.loading import load_run
+    from apd.run import Run
+
+    run = Run.open(folder)
+    config = run.config
+    known = {"eps": config.train.eps, "norm": config.train.norm, "skip_bad_images": config.data.skip_bad_images}
+    given = {**known, **({} if source else {"classes": config.data.classes}), **given}
+    settings = parse_settings(given)
+    # All classes here: which of them are evaluated is the evaluation's own setting.
+    own = config.data.model_copy(update={"classes": "all"})
+    data = load_data(source, shots="all") if source else own.load(config.train.seed)
+    classifier = load_run(folder, device=pick_device(device), model=model)
+    wanted = data.classes(settings.classes)
+    if classifier.class_names != wanted.class_names:
+        say(f"The run knows other classes; its prompts serve the {len(wanted.class_names)} classes of {data.name}.")
+        classifier = classifier.with_classes(wanted.class_names, wanted.templates)
+    result = evaluate(classifier, data, store=run.results, **given)
+    run.save_result(result.to_dict())
+    return result
+
+
+def _show(result: Result, as_json: bool, output: Path | None) -> None:
+    from apd.files import write_atomic
+
+    if output is not None:
+        write_atomic(output, result.to_json() + "\n")
+    if as_json:
+        print(result.to_json())
+        return
+    from rich.console import Console
+
+    Console().print(result.table())

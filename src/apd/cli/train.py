@@ -1,0 +1,108 @@
+"""`apd train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from apd.cli.common import say
+from apd.errors import InputError
+
+
+def train(
+    data: Annotated[
+        str | None, typer.Argument(help="Folder, split file, hub id (hf:owner/name) or built-in data set.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="CLIP to make robust: built-in name, hub id or folder. (default: glyphs)")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="See: apd list methods. (default: apd)")] = None,
+    shots: Annotated[str | None, typer.Option(help="Training images a class, or all. (default: 16)")] = None,
+    eps: Annotated[
+        str | None, typer.Option(help="Budget in [0,1] pixel units, such as 1/255. (default: 1/255)")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of shots, prompts, order and attacks. (default: 0)")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/DATA-METHOD-SEED)")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings; flags win over it.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; wins over everything.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")] = False,
+    skip_bad_images: Annotated[
+        bool, typer.Option("--skip-bad-images", help="Go on without unreadable images, and count them.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. (default: auto)")] = None,
+) -> None:
+    """Make a CLIP robust on your images.
+
+    \b
+    Examples:
+      apd train digits --output runs/digits
+      apd train photos --model openai/clip-vit-base-patch32 --eps 1/255 --output runs/photos
+      apd train photos --shots 4 --set method.teacher=online --set train.optimizer.lr=0.01
+      apd train --config runs/photos/config.yaml --seed 1 --output runs/photos-1
+      apd train --output runs/photos --resume
+    """
+    flags: dict[str, Any] = {
+        "model": model,
+        "data.source": data,
+        "data.shots": shots,
+        "data.skip_bad_images": skip_bad_images or None,
+        "method.name": method,
+        "train.eps": eps,
+        "train.epochs": epochs,
+        "train.seed": seed,
+        "train.device": device,
+    }
+    _train(flags, config, set_ or [], output, resume, overwrite)
+
+
+def _train(
+    flags: dict[str, Any], file: Path | None, sets: list[str], output: Path | None, resume: bool, overwrite: bool
+) -> None:
+    from apd.api import is_first_process, start
+    from apd.clip import load_clip
+    from apd.config import load_config
+    from apd.run import check_output
+
+    if resume and file is None and output is not None and (output / "config.yaml").is_file():
+        file = output / "config.yaml"
+    config = load_config(file, flags, sets)
+    if output is None:
+        name = Path(config.data.source).resolve().stem
+        output = Path("runs") / f"{name}-{config.method.name}-{config.train.seed}"
+    tell = say if is_first_process() else _nothing
+    if is_first_process():
+        check_output(output, resume=resume, overwrite=overwrite)
+    data = config.data.load(config.train.seed)
+    clip = load_clip(config.model)
+    tell(
+        f"{config.method.name} on {data.name}: {len(data.train)} images of {len(data.class_names)} classes, to {output}"
+    )
+    try:
+        run = start(clip, data, config, output, resume=resume, overwrite=overwrite)
+    except KeyboardInterrupt:
+        tell(_stopped(output))
+        raise
+    tell(f"Done: {run.path}. Next: apd evaluate {run.path}")
+
+
+def _stopped(output: Path) -> str:
+    """What to tell who pressed Ctrl-C."""
+    from apd.run import Run
+
+    try:
+        unfinished = not Run.open(output, finished=False).finished
+    except InputError:
+        unfinished = False
+    if unfinished:
+        return f"\nStopped. Go on with: apd train --output {output} --resume"
+    return "\nStopped before there was anything to save."
+
+
+def _nothing(_: str) -> None:
+    """What the other processes of a run say."""

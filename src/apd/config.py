@@ -1,0 +1,245 @@
+"""One schema for YAML, flags and Python: sections live beside what they configure, this file composes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_serializer, model_validator
+
+from apd.data import Dataset, load_data
+from apd.errors import InputError, nearest
+from apd.methods import METHODS, MethodSettings, find_method
+from apd.training.settings import TrainSettings
+
+FLAGS = {
+    "model": "--model",
+    "data.source": "DATA",
+    "data.shots": "--shots",
+    "data.skip_bad_images": "--skip-bad-images",
+    "method.name": "--method",
+    "train.eps": "--eps",
+    "train.epochs": "--epochs",
+    "train.seed": "--seed",
+    "train.device": "--device",
+}
+"""Settings with a flag of their own; all others are reached by ``--set``."""
+
+# A bare word for a section means its main setting: "method: apd".
+_MAIN_SETTING = {"method": "name", "data": "source"}
+
+
+class DataConfig(BaseModel):
+    """Which images, and how many of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(description="folder, split file, hub id or built-in data set")
+    shots: Annotated[int, Field(ge=1)] | Literal["all"] = Field(16, description="training images a class, or all")
+    seed: int | None = Field(None, description="of the few-shot draw; null: train.seed")
+    templates: tuple[str, ...] | None = Field(
+        None, description="sentences with {} for the class name; null: the data set's own"
+    )
+    classes: Literal["all", "base", "new"] = Field("all", description="all, or the first (base) or second (new) half")
+    columns: tuple[str, str] | None = Field(None, description="image and label column of a table; null: found out")
+    skip_bad_images: bool = Field(False, description="go on without images that cannot be read, and count them")
+
+    def load(self, seed: int) -> Dataset:
+        """The data; ``seed`` draws the shots where this section names no seed of its own."""
+        return load_data(
+            self.source,
+            shots=self.shots,
+            seed=seed if self.seed is None else self.seed,
+            templates=self.templates,
+            classes=self.classes,
+            columns=self.columns,
+        )
+
+
+class MethodConfig(BaseModel):
+    """A method's name and its own settings, flat in YAML: ``{name: apd, teacher: tuned, prompts: {…}}``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "apd"
+    settings: SerializeAsAny[MethodSettings]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        name = value.get("name", "apd")
+        settings = {key: entry for key, entry in value.items() if key != "name"}
+        return {"name": name, "settings": find_method(str(name)).Settings.model_validate(settings)}
+
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        return {"name": self.name, **self.settings.model_dump(mode="json")}
+
+
+class RunConfig(BaseModel):
+    """Everything that can be set about a training run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field("glyphs", description="built-in name, hub id or folder of a CLIP")
+    data: DataConfig
+    method: MethodConfig = Field(default_factory=lambda: MethodConfig.model_validate({}))
+    train: TrainSettings = TrainSettings()
+
+    def to_yaml(self) -> str:
+        """All settings as YAML, which `load_config` reads again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(
+    file: str | Path | None = None, flags: Mapping[str, Any] | None = None, sets: Iterable[str] = ()
+) -> RunConfig:
+    """Settings from a YAML file, then flags, then ``--set``; the later wins.
+
+    Args:
+        file: YAML file with the sections of `RunConfig`.
+        flags: dotted names to values; None means not given.
+        sets: ``train.optimizer.lr=0.01`` and the like; values are read as YAML.
+
+    Raises:
+        InputError: a missing or damaged file, an unknown name, a value out of range; the message names the place.
+
+    Example:
+        >>> from apd.config import load_config
+        >>> load_config(flags={"data.source": "digits", "train.epochs": 5}, sets=["train.epochs=7"]).train.epochs
+        7
+    """
+    raw: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    if file is not None:
+        for key, value in _read_yaml(Path(file)).items():
+            raw[key] = value
+            places[str(key)] = str(file)
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _put(raw, key, value, FLAGS.get(key, key))
+            places[key] = FLAGS.get(key, key)
+    for item in sets:
+        key, value = _parse_set(item)
+        _put(raw, key, value, f"--set {item}")
+        places[key] = f"--set {item}"
+    return validate(raw, places)
+
+
+def validate(raw: Mapping[str, Any], places: Mapping[str, str] | None = None) -> RunConfig:
+    """`RunConfig` from nested mappings.
+
+    Args:
+        raw: sections to settings.
+        places: dotted names to where they came from, for the message.
+
+    Raises:
+        InputError: in one line, with the place and the nearest known name.
+    """
+    entries = {
+        key: {_MAIN_SETTING[key]: value} if key in _MAIN_SETTING and isinstance(value, str) else value
+        for key, value in raw.items()
+    }
+    try:
+        return RunConfig.model_validate(entries)
+    except ValidationError as error:
+        section = entries.get("method")
+        name = section.get("name", "apd") if isinstance(section, Mapping) else "apd"
+        raise InputError(_explain(error, name if name in METHODS else "apd", places or {})) from error
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"No settings file {str(file)!r}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read {file}: {error}.") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{file} must hold sections such as 'train:', got {type(content).__name__}.")
+    return content
+
+
+def _parse_set(item: str) -> tuple[str, Any]:
+    key, equals, text = item.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {item!r} must be NAME=VALUE, as in --set train.optimizer.lr=0.01.")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {item!r}: {text!r} is no YAML value; put quotes around it.") from error
+
+
+def _put(raw: dict[str, Any], key: str, value: Any, place: str) -> None:
+    """Set a dotted name; sections are copied on the way, never changed in place."""
+    head, dot, rest = key.partition(".")
+    if not dot:
+        raw[head] = value
+        return
+    section = raw.get(head, {})
+    if head in _MAIN_SETTING and isinstance(section, str):
+        section = {_MAIN_SETTING[head]: section}
+    if section is not None and not isinstance(section, Mapping):
+        raise InputError(f"{place}: {head} is not a section but {section!r}, so {key} cannot be set.")
+    raw[head] = dict(section or {})
+    _put(raw[head], rest, value, place)
+
+
+def _explain(error: ValidationError, method: str, places: Mapping[str, str]) -> str:
+    """The first of the errors in one line, and how many more there are."""
+    details = error.errors(include_url=False)
+    first = details[0]
+    fields, known = _walk(tuple(str(part) for part in first["loc"]), method)
+    name = ".".join(fields)
+    cause = (first.get("ctx") or {}).get("error")
+    place = _place(name, places, str(cause))
+    if first["type"] == "extra_forbidden":
+        message = f"Unknown setting {name!r}{place}. {nearest(name, known)}"
+    elif first["type"] == "missing":
+        name = f"{name}.{_MAIN_SETTING[name]}" if name in _MAIN_SETTING else name
+        message = f"The setting {name!r} is missing; give it as {FLAGS.get(name, f'--set {name}=…')} or in --config."
+    elif cause is not None:
+        message = f"{cause}{place}"
+    else:
+        message = f"{name}{place}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}."
+    others = {".".join(_walk(tuple(map(str, each["loc"])), method)[0]) for each in details} - {name}
+    return f"{message} (And {len(others)} more.)" if others else message
+
+
+def _walk(loc: tuple[str, ...], method: str) -> tuple[list[str], list[str]]:
+    """The name of a setting at pydantic's place, and all names that its section knows."""
+    model: type[BaseModel] | None = RunConfig
+    name: list[str] = []
+    known: list[str] = []
+    for part in loc:
+        if model is None:  # what follows a leaf is the member of a union
+            break
+        # A method's own settings stand beside its name.
+        fields = ["name", *METHODS[method].Settings.model_fields] if model is MethodConfig else list(model.model_fields)
+        known = [".".join((*name, field)) for field in fields]
+        name.append(part)
+        model = _section(METHODS[method].Settings if model is MethodConfig else model, part)
+    return name, known
+
+
+def _section(model: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """The settings class under a field; None for a leaf."""
+    annotation = model.model_fields[field].annotation if field in model.model_fields else None
+    classes = [c for c in (annotation, *get_args(annotation)) if isinstance(c, type) and issubclass(c, BaseModel)]
+    return classes[0] if classes else None
+
+
+def _place(name: str, places: Mapping[str, str], cause: str) -> str:
+    """Where a setting came from: the longest recorded name that contains it, or the part of it that the cause names."""
+    holders = [key for key in places if name == key or name.startswith(f"{key}.")]
+    parts = [key for key in places if key.startswith(f"{name}.") and key.rpartition(".")[2] in cause]
+    found = max(holders, key=len) if holders else parts[0] if parts else None
+    return f" (from {places[found]})" if found else ""

@@ -1,0 +1,120 @@
+"""The demo: zero-shot CLIP, the control and APD on the built-in data, clean and under attack."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from apd.api import train
+from apd.classifier import PromptedCLIP
+from apd.clip import DualEncoder, load_clip
+from apd.data import Dataset, load_data
+from apd.errors import InputError
+from apd.evaluation import Result, evaluate
+from apd.files import check_writable, write_atomic
+from apd.loading import load_run
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demo does; ``limit`` is the number of held-out images under attack, ``eps`` in [0,1] pixel units."""
+
+    model: str = "glyphs"
+    data: str = "digits"
+    shots: int = 16
+    seed: int = 0
+    eps: str = "1/255"
+    epochs: int = 30
+    limit: int | None = 400
+    attacks: tuple[str, ...] = ("pgd-20", "autoattack")
+
+
+DEMO = DemoSettings()
+QUICK = replace(DEMO, shots=1, epochs=1, limit=16)
+METHODS = {"control": "advvlp", "apd": "apd"}
+"""Row labels and the methods behind them."""
+
+_MARK = "demo.json"
+
+
+def run_demo(output: Path, settings: DemoSettings = DEMO, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Train and evaluate; leaves ``output/summary.json`` and a run folder a method.
+
+    Args:
+        output: new or empty folder, or that of an earlier demo, whose runs are replaced.
+        settings: what to do.
+        say: takes lines on what is going on.
+
+    Returns:
+        ``{"eps": text, "rows": [{"method", "clean", attack: accuracy in percent, …}], …}``.
+
+    Raises:
+        InputError: other files in ``output``, or a place that cannot be written.
+    """
+    _claim(output, settings)
+    clip = load_clip(settings.model)
+    data = load_data(settings.data, shots=settings.shots, seed=settings.seed)
+    say(
+        f"{clip.info.source} CLIP on {data.name}: {settings.shots} images for each of {len(data.class_names)} classes, "
+        f"eps {settings.eps} at {clip.info.image_size} px"
+    )
+    say("attacking zero-shot CLIP")
+    zero_shot = PromptedCLIP(clip, None, data.class_names, data.templates)
+    rows = [_row("zero-shot", _evaluate(zero_shot, data, settings, output / "zero-shot"))]
+    for label, method in METHODS.items():
+        rows.append(_row(label, _train_and_evaluate(clip, data, settings, method, output / label, say)))
+    summary = {"eps": settings.eps, "rows": rows, "settings": asdict(settings)}
+    write_atomic(output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _claim(output: Path, settings: DemoSettings) -> None:
+    """Refuse a folder with other things in it: the demo replaces its runs without asking."""
+    check_writable(output)
+    if output.is_dir() and any(output.iterdir()) and not (output / _MARK).is_file():
+        raise InputError(f"{output} holds other files; give the demo a new or empty folder as --output.")
+    write_atomic(output / _MARK, json.dumps(asdict(settings), indent=2) + "\n")
+
+
+def _train_and_evaluate(
+    clip: DualEncoder, data: Dataset, settings: DemoSettings, method: str, folder: Path, say: Callable[[str], None]
+) -> Result:
+    say(f"training {method}")
+    run = train(
+        clip,
+        data,
+        method=method,
+        eps=settings.eps,
+        output=folder,
+        overwrite=True,
+        epochs=settings.epochs,
+        seed=settings.seed,
+        device="cpu",
+    )
+    say(f"attacking {method}")
+    result = _evaluate(load_run(run.path), data, settings, run.results)
+    run.save_result(result.to_dict())
+    return result
+
+
+def _evaluate(classifier: PromptedCLIP, data: Dataset, settings: DemoSettings, store: Path) -> Result:
+    # Zero-shot CLIP has a row of its own, so it is not attacked again beside the others.
+    return evaluate(
+        classifier,
+        data,
+        store=store,
+        attacks=settings.attacks,
+        eps=settings.eps,
+        seed=settings.seed,
+        limit=settings.limit,
+        control=False,
+        checks=False,
+    )
+
+
+def _row(label: str, result: Result) -> dict[str, Any]:
+    accuracies = {name: score.accuracy for name, score in result.attacks.items()}
+    return {"method": label, "clean": result.clean, **accuracies, "worst": result.worst.accuracy, "n": result.n}

@@ -1,0 +1,18 @@
+"""Evaluation: accuracy under attack, with intervals, kept outcomes and health checks that can fail it."""
+
+from apd.evaluation.result import Accuracy, AttackAccuracy, Check, ClassScores, Result, Scores
+from apd.evaluation.run import evaluate, evaluate_tensors, parse_settings
+from apd.evaluation.settings import EvaluationSettings
+
+__all__ = [
+    "Accuracy",
+    "AttackAccuracy",
+    "Check",
+    "ClassScores",
+    "EvaluationSettings",
+    "Result",
+    "Scores",
+    "evaluate",
+    "evaluate_tensors",
+    "parse_settings",
+]

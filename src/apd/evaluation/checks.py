@@ -1,0 +1,191 @@
+"""Health checks: signs that a robust accuracy is not to be trusted.
+
+After Athalye 2018 (Obfuscated Gradients), Carlini 2019 (On Evaluating Adversarial Robustness) and Pintor 2022
+(Indicators of Attack Failure). They run on the first `CHECKED` samples; each can fail a result.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from apd.attacks import PGD, Objective, cross_entropy, margin, misclassified, sample_seeds
+from apd.evaluation.result import AttackAccuracy, Check
+from apd.evaluation.subject import Subject
+from apd.threat import ThreatModel
+
+CHECKED = 64
+"""Samples the checks look at, in one batch; fewer where ``batch_size`` is smaller."""
+
+LOGIT_TOLERANCE = 1e-4
+"""How far logits may move with the batch size, as a share of the largest logit."""
+
+FEW = 0.05
+"""Share of samples that counts as few."""
+
+BLACK_BOX = 0.002
+"""Share of samples that Square may find beyond the gradient attacks (AutoAttack's own limit)."""
+
+FLAG_MEANING = {
+    "randomized": "the classifier answers the same image differently; average its gradients over its randomness",
+    "probabilities": "the classifier gives probabilities instead of logits, whose gradients vanish",
+    "dynamic": "the classifier optimises while it answers; it needs an adaptive attack",
+    "zero gradient": "samples without a gradient",
+}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Samples that are checked, and what is known of them.
+
+    Args:
+        x, labels: images (n,3,H,W) in [0,1] and labels (n,).
+        seeds: (n,) of the checks' own random starts.
+        clean: predicted classes (n,) without an attack.
+        standing: which samples (n,) are right under every attack that ran.
+        attacked: whether any attack ran.
+    """
+
+    x: Tensor
+    labels: Tensor
+    seeds: Tensor
+    clean: Tensor
+    standing: Tensor
+    attacked: bool
+
+
+def model_checks(subject: Subject, checked: Checked, threat: ThreatModel) -> list[Check]:
+    """All checks that ask the model; it must be `Subject.fixed`."""
+    found = [
+        _no_budget(subject, checked, threat),
+        _batch_size(subject, checked),
+        _zero_gradients(subject, checked),
+        _huge_budget(subject, checked, threat),
+    ]
+    if checked.attacked and threat.eps > 0:
+        found += [_noise(subject, checked, threat), _stronger(subject, checked, threat)]
+    return found
+
+
+def seeds_of(ids: list[str], seed: int) -> Tensor:
+    """Seeds of the checks' own random starts, other than the attacks'."""
+    return sample_seeds(ids, seed, "checks")
+
+
+def _no_budget(subject: Subject, checked: Checked, threat: ThreatModel) -> Check:
+    """An attack with eps 0 must leave every prediction as it is."""
+    objective = Objective(subject.model, cross_entropy, checked.labels)
+    images = PGD(steps=2)(objective, checked.x, ThreatModel(0.0, threat.norm), checked.seeds)
+    changed = int((subject.predict(images) != checked.clean).sum())
+    passed = changed == 0 and torch.equal(images, checked.x)
+    return Check(
+        name="eps 0",
+        passed=passed,
+        value=changed,
+        message=f"an attack with eps 0 changes {changed} of {len(images)} predictions",
+    )
+
+
+def _batch_size(subject: Subject, checked: Checked) -> Check:
+    """Logits of an image must not depend on its neighbours, nor on chance."""
+    x = checked.x[:8]
+    together, alone = subject.logits(checked.x)[:8], torch.cat([subject.logits(image[None]) for image in x])
+    largest = max(1.0, float(together.abs().max()))
+    moved = float((together - alone).abs().max()) / largest
+    return Check(
+        name="batch size",
+        passed=moved <= LOGIT_TOLERANCE,
+        value=moved,
+        message=f"logits move by {moved:.1e} of the largest between a batch and one image at a time",
+    )
+
+
+def _zero_gradients(subject: Subject, checked: Checked) -> Check:
+    """Samples whose cross-entropy has no gradient at all cannot be attacked along it."""
+    x = checked.x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(cross_entropy(subject.model(x), checked.labels).sum(), x)
+    share = float((gradient.flatten(1) == 0).all(dim=1).float().mean())
+    return Check(
+        name="zero gradients",
+        passed=share <= FEW,
+        value=share,
+        message=f"{share:.1%} of images give the cross-entropy no gradient; "
+        f"above {FEW:.0%} only margin and black-box attacks count",
+    )
+
+
+def _huge_budget(subject: Subject, checked: Checked, threat: ThreatModel) -> Check:
+    """With half of all pixel values allowed, any image can become any other: nothing may stand."""
+    huge = ThreatModel(0.5 if threat.norm == "linf" else 0.5 * math.sqrt(checked.x[0].numel()), threat.norm)
+    standing = _after(PGD(steps=20, step_size=0.1), subject, checked, huge) & (checked.clean == checked.labels)
+    share = float(standing.float().mean())
+    return Check(
+        name="huge eps",
+        passed=share <= FEW,
+        value=share,
+        message=f"{share:.1%} of images stand under PGD-20 with half of all pixel values allowed; "
+        f"above {FEW:.0%} gradients mislead",
+    )
+
+
+def _noise(subject: Subject, checked: Checked, threat: ThreatModel) -> Check:
+    """Random noise in the ball may not find what the attacks did not."""
+    wrong = misclassified(subject.logits(threat.random_start(checked.x, checked.seeds)), checked.labels)
+    missed = int((wrong & checked.standing).sum())
+    by_attack = int((~checked.standing).sum())
+    return Check(
+        name="random noise",
+        passed=int(wrong.sum()) <= by_attack,
+        value=missed,
+        message=f"noise fools {int(wrong.sum())} of {len(wrong)} images, the attacks {by_attack}",
+    )
+
+
+def _stronger(subject: Subject, checked: Checked, threat: ThreatModel) -> Check:
+    """Another objective, other starts and 50 steps on what still stands should find little more."""
+    index = checked.standing.nonzero().squeeze(1)
+    fell = 0
+    if len(index):
+        part = replace(checked, x=checked.x[index], labels=checked.labels[index], seeds=checked.seeds[index.cpu()])
+        fell = int((~_after(PGD(steps=50, step_size=0.1), subject, part, threat)).sum())
+    share = fell / len(checked.x)
+    return Check(
+        name="stronger attack",
+        passed=share <= FEW,
+        value=share,
+        message=f"PGD-50 on the margin fools {share:.1%} more of all images; "
+        f"above {FEW:.0%} the attacks were too weak (add autoattack)",
+    )
+
+
+def _after(attack: PGD, subject: Subject, checked: Checked, threat: ThreatModel) -> Tensor:
+    """Which samples stand under PGD on the margin, which saturates nowhere."""
+    objective = Objective(subject.model, margin, checked.labels)
+    images = attack.search(objective, checked.x, threat, checked.seeds, misclassified)
+    return ~misclassified(subject.logits(images), checked.labels)
+
+
+def library_checks(attacks: dict[str, AttackAccuracy], n: int) -> list[Check]:
+    """What AutoAttack says of itself: its flags, and whether black-box found what white-box missed."""
+    found: list[Check] = []
+    for name, score in attacks.items():
+        for flag, times in score.flags.items():
+            # One sample without a gradient raises that flag; the share of them is a check of its own.
+            passed = None if flag == "zero gradient" else False
+            message = f"the attack library warns ({times} times): {FLAG_MEANING.get(flag, flag)}"
+            found.append(Check(name=f"{name}: {flag}", passed=passed, value=times, message=message))
+        if "square" in score.runs:
+            share = score.fooled_by.get("square", 0) / n
+            found.append(
+                Check(
+                    name=f"{name}: black-box",
+                    passed=share <= BLACK_BOX,
+                    value=share,
+                    message=f"Square fools {share:.1%} that the gradient attacks missed; "
+                    f"above {BLACK_BOX:.1%} gradients are masked",
+                )
+            )
+    return found

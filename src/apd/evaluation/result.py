@@ -1,0 +1,157 @@
+"""What an evaluation says, for a program and for a person."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from apd.statistics import wilson
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+class Accuracy(BaseModel):
+    """A share of samples classified rightly, in percent, with its 95 % Wilson interval."""
+
+    accuracy: float
+    interval: tuple[float, float]
+
+    @classmethod
+    def of(cls, right: Sequence[bool], **more: Any) -> Self:
+        """Of one boolean a sample."""
+        k, n = sum(right), len(right)
+        low, high = wilson(k, n)
+        return cls(accuracy=round(100 * k / n, 2), interval=(round(100 * low, 2), round(100 * high, 2)), **more)
+
+
+class AttackAccuracy(Accuracy):
+    """Accuracy under one attack, and how the attack went.
+
+    ``runs`` names the attacks it is made of, ``fooled_by`` counts the samples each of them fooled, ``flags`` the
+    warnings of the attack's library; ``batch_sizes`` are those it ran with (AutoAttack draws per batch).
+    """
+
+    seconds: float
+    runs: tuple[str, ...]
+    fooled_by: dict[str, int]
+    flags: dict[str, int]
+    batch_sizes: tuple[int, ...]
+
+
+class Scores(BaseModel):
+    """Accuracies in percent: clean, under each attack, and under the worst attack sample by sample."""
+
+    clean: float
+    clean_interval: tuple[float, float]
+    attacks: dict[str, AttackAccuracy]
+    worst: Accuracy
+
+
+class ClassScores(BaseModel):
+    """One class: number of samples, clean and worst-case accuracy in percent."""
+
+    n: int
+    clean: float
+    worst: float
+
+
+class Check(BaseModel):
+    """A health check: ``passed`` is None where the value is for information only."""
+
+    name: str
+    passed: bool | None
+    value: float
+    message: str
+
+
+class Result(Scores):
+    """All that an evaluation found, with its circumstances; eps is in [0,1] pixel units at ``image_size`` pixels."""
+
+    n: int
+    eps: float
+    eps_text: str
+    norm: str
+    seed: int
+    undefended: Scores | None
+    versions: dict[str, str]
+    checks: list[Check]
+    per_class: dict[str, ClassScores]
+    data: str
+    split: str
+    classes: str
+    image_size: int
+    precision: str
+    batch_size: int
+    skipped_images: tuple[str, ...]
+    ids: tuple[str, ...] = Field(exclude=True, repr=False)
+    labels: tuple[int, ...] = Field(exclude=True, repr=False)
+    predictions: dict[str, tuple[int, ...]] = Field(exclude=True, repr=False)
+
+    @property
+    def sound(self) -> bool:
+        """Whether no health check failed."""
+        return all(check.passed is not False for check in self.checks)
+
+    def robust_mask(self, attack: str = "worst") -> Tensor:
+        """Which samples (n,) are right under ``clean``, one attack, or the ``worst`` of all (clean included)."""
+        labels = torch.tensor(self.labels)
+        names = list(self.predictions) if attack == "worst" else [attack]
+        return torch.stack([torch.tensor(self.predictions[name]) == labels for name in names]).all(dim=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the single samples, as JSON values."""
+        return self.model_dump(mode="json")
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __str__(self) -> str:
+        """The table as plain text."""
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=120)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
+    def table(self) -> RenderableType:
+        """A table and the health checks, for a person."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        title = (
+            f"{self.data} {self.split}, {self.n} images, {self.norm} eps {self.eps_text} at {self.image_size} px, "
+            f"{self.precision}"
+        )
+        table = Table(title=title, title_justify="left")
+        table.add_column("attack")
+        for name in ("accuracy %", "95 % interval", "undefended %", "time"):
+            table.add_column(name, justify="right")
+        base = self.undefended
+        table.add_row(
+            "clean", f"{self.clean:.2f}", _ends(self.clean_interval), f"{base.clean:.2f}" if base else "-", ""
+        )
+        for name, score in self.attacks.items():
+            label = name if score.runs == (name,) else f"{name} ({', '.join(score.runs)})"
+            other = f"{base.attacks[name].accuracy:.2f}" if base else "-"
+            table.add_row(label, f"{score.accuracy:.2f}", _ends(score.interval), other, f"{score.seconds:.0f} s")
+        other = f"{base.worst.accuracy:.2f}" if base else "-"
+        table.add_row("worst of all", f"{self.worst.accuracy:.2f}", _ends(self.worst.interval), other, "", style="bold")
+        marks = {True: ("ok  ", "green"), False: ("FAIL", "bold red"), None: ("info", "dim")}
+        lines = [Text.assemble(marks[check.passed], f" {check.name}: {check.message}") for check in self.checks]
+        if self.skipped_images:
+            lines.append(Text(f"{len(self.skipped_images)} unreadable images left out.", style="yellow"))
+        return Group(table, *lines)
+
+
+def _ends(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.2f} - {interval[1]:.2f}"

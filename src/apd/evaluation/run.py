@@ -1,0 +1,210 @@
+"""`evaluate`: from a classifier and data to a `Result`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from apd.classifier import PromptedCLIP
+from apd.data.dataset import Dataset, Decoded
+from apd.errors import InputError, nearest
+from apd.evaluation.checks import CHECKED, Checked, library_checks, model_checks, seeds_of
+from apd.evaluation.core import PRECISION, Evaluation, Samples
+from apd.evaluation.result import Check, ClassScores, Result, Scores
+from apd.evaluation.settings import EvaluationSettings
+from apd.evaluation.store import Record, Store
+from apd.evaluation.subject import Subject
+from apd.threat import format_eps
+from apd.versions import versions
+
+
+def evaluate(
+    classifier: PromptedCLIP,
+    data: Dataset,
+    *,
+    store: Path | None = None,
+    undefended: PromptedCLIP | None = None,
+    **settings: Any,
+) -> Result:
+    """Accuracy of the whole classifier, prompts included, clean and under white-box attack, in float32.
+
+    Args:
+        classifier: for the classes of ``data`` (or those of ``data.classes(...)``), in their order.
+        data: its ``split`` is evaluated.
+        store: folder for the outcomes of single samples; another call computes only what is not there yet.
+        undefended: the control, attacked in the same run; None: the same CLIP with its hand-written templates.
+        settings: of `EvaluationSettings`, such as ``attacks=("pgd-20", "autoattack")`` and ``eps="4/255"``
+            (in [0,1] pixel units).
+
+    Raises:
+        InputError: unknown settings or attacks, classes that differ, no images, an image that cannot be read.
+
+    Example:
+        >>> import apd
+        >>> clip, data = apd.load_clip("glyphs"), apd.load_data("digits")
+        >>> classifier = apd.PromptedCLIP(clip, None, data.class_names, data.templates)
+        >>> result = apd.evaluate(classifier, data, attacks="pgd-5", eps="1/255", limit=16, checks=False)
+        >>> result.worst.accuracy <= result.clean
+        True
+    """
+    chosen = parse_settings(settings)
+    data = data.classes(chosen.classes)
+    if classifier.class_names != data.class_names:
+        raise InputError(
+            f"The classifier knows {_some(classifier.class_names)}, but {data.name} has {_some(data.class_names)}; "
+            "use classifier.with_classes(data.class_names, data.templates), or other data."
+        )
+    info = classifier.encoder.info
+    images = data.split(chosen.split).sample(chosen.limit, chosen.seed)
+    if len(images) == 0:
+        raise InputError(f"The {chosen.split} split of {data.name} has no images; choose another split.")
+    decoded = images.decode(info.preprocessing, skip_bad=chosen.skip_bad_images, progress=not chosen.quiet)
+    control = (undefended or classifier.undefended()) if chosen.control else None
+    return evaluate_tensors(
+        classifier, decoded, data.class_names, chosen, undefended=control, store=store, name=data.name
+    )
+
+
+def evaluate_tensors(
+    model: nn.Module,
+    decoded: Decoded,
+    class_names: Sequence[str],
+    settings: EvaluationSettings,
+    *,
+    undefended: nn.Module | None = None,
+    store: Path | None = None,
+    name: str = "tensors",
+) -> Result:
+    """The same for any module from pixels (B,3,S,S) in [0,1] to logits (B,C), and images already decoded.
+
+    Args:
+        model: a `PromptedCLIP` or any module; set back to its mode afterwards.
+        decoded: images (uint8, or float in [0,1]), labels and ids.
+        class_names: C names, in the order of the logits.
+        settings: attacks, eps and so on; the fields about choosing images are only recorded.
+        undefended: the control, attacked in the same run; None for none.
+        store: folder for the outcomes of single samples.
+        name: of the data.
+
+    Raises:
+        InputError: no images, an id twice, weights that are not float32, a record that cannot be read or written.
+    """
+    if len(decoded) == 0 or len(set(decoded.ids)) < len(decoded):
+        raise InputError(
+            f"Each of the images must have an id of its own, and there must be one; got {len(decoded)} of {name}."
+        )
+    samples, kept, n_classes = Samples(decoded), Store(store), len(class_names)
+    evaluation = Evaluation(Subject.of(model), samples, settings, kept, n_classes)
+    records = evaluation.run()
+    scores = evaluation.scores(records)
+    control = _control(evaluation, scores, undefended)
+    predictions = evaluation.predictions(records)
+    checks = _checks(evaluation, records, scores, control) if settings.checks else []
+    eps = settings.threat.eps
+    return Result(
+        **dict(scores),
+        n=len(samples),
+        eps=eps,
+        eps_text=format_eps(eps),
+        norm=settings.norm,
+        seed=settings.seed,
+        undefended=control,
+        versions=versions(),
+        checks=checks,
+        per_class=_per_class(decoded.labels.tolist(), predictions, class_names),
+        data=name,
+        split=settings.split,
+        classes=settings.classes,
+        image_size=decoded.images.shape[-1],
+        precision=PRECISION,
+        batch_size=settings.batch_size,
+        skipped_images=decoded.skipped,
+        ids=decoded.ids,
+        labels=tuple(decoded.labels.tolist()),
+        predictions={attack: tuple(guesses) for attack, guesses in predictions.items()},
+    )
+
+
+def parse_settings(values: dict[str, Any]) -> EvaluationSettings:
+    """Settings from keyword arguments.
+
+    Raises:
+        InputError: one line for the first that is wrong.
+    """
+    known = EvaluationSettings.model_fields
+    for name in values:
+        if name not in known:
+            raise InputError(f"evaluate() has no setting {name!r}. {nearest(name, known)}")
+    try:
+        return EvaluationSettings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        whole = message if first["type"] == "value_error" else f"{where}: {message} (got {first['input']!r})."
+        raise InputError(whole) from error
+
+
+def _control(evaluation: Evaluation, scores: Scores, undefended: nn.Module | None) -> Scores | None:
+    """Scores of the undefended model; those of the evaluation itself where it is the same model."""
+    if undefended is None:
+        return None
+    subject = Subject.of(undefended)
+    if subject.fingerprint == evaluation.subject.fingerprint:
+        return scores
+    control = Evaluation(
+        subject, evaluation.samples, evaluation.settings, evaluation.store, evaluation.n_classes, title="undefended, "
+    )
+    return control.scores(control.run())
+
+
+def _checks(evaluation: Evaluation, records: dict[str, Record], scores: Scores, control: Scores | None) -> list[Check]:
+    """Health checks on the first samples, kept in the store, and those that are read off the scores."""
+    samples, settings, subject = evaluation.samples, evaluation.settings, evaluation.subject
+    index = range(min(CHECKED, settings.batch_size, len(samples)))
+    right = {name: torch.tensor(guesses) for name, guesses in evaluation.predictions(records).items()}
+    labels = samples.decoded.labels
+    standing = torch.stack([guesses == labels for guesses in right.values()]).all(dim=0)
+    about = hashlib.sha256(repr([(samples.keys[i], bool(standing[i])) for i in index]).encode()).hexdigest()
+    circumstances = evaluation.circumstances("checks") | {"samples": about, "attacked": str(bool(settings.adversarial))}
+    found = evaluation.store.load(circumstances)
+    if found is None:
+        x, y, ids = samples.batch(index, subject.device)
+        seeds = seeds_of(ids, settings.seed)
+        clean, known = right["clean"][: len(index)].to(y), standing[: len(index)].to(y.device)
+        checked = Checked(x, y, seeds, clean, known, bool(settings.adversarial))
+        with subject.fixed():
+            found = [check.model_dump() for check in model_checks(subject, checked, settings.threat)]
+        evaluation.store.save(circumstances, found)
+    checks = [Check(**check) for check in found] + library_checks(scores.attacks, len(samples))
+    if control is not None and settings.adversarial:
+        message = f"the undefended CLIP keeps {control.worst.accuracy:.2f} % (near 0 at a sufficiently large eps)"
+        checks.append(Check(name="undefended", passed=None, value=control.worst.accuracy, message=message))
+    return checks
+
+
+def _per_class(
+    labels: list[int], predictions: dict[str, list[int]], class_names: Sequence[str]
+) -> dict[str, ClassScores]:
+    """Clean and worst-case accuracy of each class that has samples."""
+    found = {}
+    for label, name in enumerate(class_names):
+        index = [i for i, other in enumerate(labels) if other == label]
+        if index:
+            clean = sum(predictions["clean"][i] == label for i in index)
+            worst = sum(all(guesses[i] == label for guesses in predictions.values()) for i in index)
+            found[name] = ClassScores(
+                n=len(index), clean=round(100 * clean / len(index), 2), worst=round(100 * worst / len(index), 2)
+            )
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{len(names)} classes ({shown}{', ...' if len(names) > 5 else ''})"

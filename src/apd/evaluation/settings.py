@@ -1,0 +1,65 @@
+"""What can be set about an evaluation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from apd import attacks
+from apd.threat import Norm, ThreatModel, parse_eps
+
+
+class EvaluationSettings(BaseModel):
+    """Which attacks, how far, on which images; every reported attack runs in float32."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    attacks: tuple[str, ...] = Field(
+        ("clean", "pgd-20", "autoattack"),
+        description="clean (which always comes along), pgd-N, apgd-ce, apgd-dlr, autoattack",
+    )
+    eps: str = Field("1/255", description="budget of the attacks in [0,1] pixel units, as a fraction or a float")
+    norm: Norm = Field("linf", description="linf or l2")
+    seed: int = Field(0, ge=0, description="of the attacks' random starts and of the images that a limit keeps")
+    split: Literal["train", "val", "test"] = Field("test", description="the images; every choice is made on val")
+    classes: Literal["all", "base", "new"] = Field("all", description="all classes, the first half or the second")
+    limit: int | None = Field(None, ge=1, description="evaluate so many images, drawn by the seed; null: all")
+    batch_size: int = Field(128, ge=1, description="images at a time; AutoAttack draws its random numbers per batch")
+    control: bool = Field(True, description="attack the undefended CLIP on the same images too")
+    checks: bool = Field(True, description="run the health checks, on the first images")
+    skip_bad_images: bool = Field(False, description="leave out images that cannot be read, and count them")
+    quiet: bool = Field(False, description="no progress on standard error")
+
+    @field_validator("eps", mode="before")
+    @classmethod
+    def _eps_text(cls, value: object) -> str:
+        return value if isinstance(value, str) else repr(value)
+
+    @field_validator("attacks", mode="before")
+    @classmethod
+    def _one_attack(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("attacks")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name != "clean":
+                attacks.find(name)
+        return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _eps_fits_norm(self) -> EvaluationSettings:
+        parse_eps(self.eps, self.norm)
+        return self
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The threat model of the attacks."""
+        return ThreatModel(parse_eps(self.eps, self.norm), self.norm)
+
+    @property
+    def adversarial(self) -> tuple[str, ...]:
+        """The attacks that change images."""
+        return tuple(name for name in self.attacks if name != "clean")

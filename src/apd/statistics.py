@@ -1,0 +1,110 @@
+"""How sure a number is: intervals for one accuracy, and for the difference of two classifiers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from apd.errors import InputError
+
+Verdict = Literal["better", "as good", "undecided"]
+
+AS_GOOD_MARGIN = 1.5
+"""Percentage points that a classifier "as good" may at most be worse by."""
+
+
+def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for ``k`` successes of ``n`` (Wilson 1927), as shares in [0,1].
+
+    Raises:
+        InputError: no samples, or k not in 0..n.
+
+    >>> tuple(round(end, 3) for end in wilson(5, 10))
+    (0.237, 0.763)
+    """
+    if n < 1 or not 0 <= k <= n:
+        raise InputError(f"An interval needs n >= 1 samples and 0 <= k <= n successes, got k={k}, n={n}.")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    p = k / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of ``a - b`` in percentage points and its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether ``a`` is better (interval above 0), as good (lower end above -1.5 points) or undecided."""
+        if self.low > 0:
+            return "better"
+        return "as good" if self.low > -AS_GOOD_MARGIN else "undecided"
+
+
+def paired_bootstrap(
+    a: ArrayLike,
+    b: ArrayLike,
+    strata: Sequence[object] | None = None,
+    seed: int = 0,
+    samples: int = 10_000,
+    confidence: float = 0.95,
+) -> Difference:
+    """Percentile bootstrap of ``a - b``, paired and stratified (Efron & Tibshirani 1993, ch. 13).
+
+    Images are drawn with replacement within their stratum (data set); an image brings its outcomes of both classifiers
+    and of all seeds along. The difference is the mean over strata of their mean differences, so that no data set counts
+    more for having more images.
+
+    Args:
+        a: outcomes (N,) or (seeds, N), 1 for right and 0 for wrong.
+        b: outcomes of the other classifier on the same images and seeds.
+        strata: (N,) the data set each image is of; None: all of one.
+        seed: of the draws.
+        samples: how many draws.
+        confidence: of the interval.
+
+    Raises:
+        InputError: shapes that differ, or no images.
+
+    Example:
+        >>> paired_bootstrap([1, 1, 1, 0] * 50, [1, 0, 1, 0] * 50).verdict
+        'better'
+    """
+    right, wrong = np.atleast_2d(np.asarray(a, dtype=float)), np.atleast_2d(np.asarray(b, dtype=float))
+    if right.shape != wrong.shape or right.size == 0:
+        raise InputError(
+            f"A paired comparison needs the same images and seeds, got shapes {right.shape} and {wrong.shape}."
+        )
+    delta = (right - wrong).mean(axis=0) * 100
+    names = np.zeros(len(delta)) if strata is None else np.asarray([str(name) for name in strata])
+    if len(names) != len(delta):
+        raise InputError(f"strata must name the data set of each of {len(delta)} images, got {len(names)}.")
+    rng = np.random.default_rng(seed)
+    groups = [delta[names == name] for name in np.unique(names)]
+    means = np.mean([_resampled_means(group, samples, rng) for group in groups], axis=0)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Difference(float(np.mean([group.mean() for group in groups])), float(low), float(high))
+
+
+def _resampled_means(values: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Means (samples,) of so many draws with replacement.
+
+    Outcomes take few values, so a draw is a draw of how often each value comes (a multinomial): the same distribution
+    without an index for every image.
+    """
+    kinds, counts = np.unique(values, return_counts=True)
+    draws = rng.multinomial(len(values), counts / len(values), size=samples)
+    means: np.ndarray = draws @ kinds / len(values)
+    return means

@@ -1,0 +1,390 @@
+"""Evaluation: what is counted, what is kept, what is computed again, and which results fail their health checks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from apd import attacks
+from apd.attacks import PGD, Objective, cross_entropy, misclassified, sample_seeds
+from apd.classifier import PromptedCLIP
+from apd.data.dataset import Dataset, Decoded, ImageSet
+from apd.errors import ApdError, InputError
+from apd.evaluation import EvaluationSettings, Result, evaluate, evaluate_tensors, parse_settings
+from apd.statistics import wilson
+from apd.threat import ThreatModel
+
+from .toys import SIDE, Counting, decoded, toy_clip, trained
+
+NAMES = ("class a", "class b", "class c", "class d", "class e")
+EPS = 0.04
+
+
+def settings(**values: Any) -> EvaluationSettings:
+    defaults: dict[str, Any] = {"attacks": ("pgd-5",), "eps": EPS, "checks": False, "batch_size": 16}
+    return parse_settings(defaults | values)
+
+
+def first(images: Decoded, n: int) -> Decoded:
+    return Decoded(images.images[:n], images.labels[:n], images.ids[:n])
+
+
+def data_of(n_classes: int, n: int = 40) -> Dataset:
+    """A data set of the pictures, opened from memory."""
+    images = decoded(n, n_classes)
+
+    def opener(index: int) -> Any:
+        return lambda: Image.fromarray(images.images[index].permute(1, 2, 0).numpy())
+
+    test = ImageSet(images.ids, images.labels, tuple(opener(i) for i in range(n)))
+    none = ImageSet((), torch.zeros(0, dtype=torch.int64), ())
+    return Dataset("pictures", "memory", NAMES[:n_classes], ("a photo of a {}.",), none, none, test)
+
+
+# What is counted
+
+
+def test_accuracies_agree_with_attacking_by_hand() -> None:
+    model, images = trained(5), decoded(50, 5, seed=5)
+    result = evaluate_tensors(model, images, NAMES, settings(attacks=("clean", "pgd-5", "apgd-ce"), batch_size=64))
+    x, labels, threat = images.pixels(), images.labels, ThreatModel(EPS)
+    clean = ~misclassified(model(x), labels)
+    by_hand = {"clean": clean}
+    objective = Objective(model, cross_entropy, labels)
+    found = PGD(5).search(objective, x, threat, sample_seeds(images.ids, 0, "start"), misclassified)
+    by_hand["pgd-5"] = clean & ~misclassified(model(found), labels)
+    ids = [id_ for id_, right in zip(images.ids, clean.tolist(), strict=True) if right]
+    apgd = attacks.find("apgd-ce")(model, x[clean], labels[clean], threat, ids, 0).images
+    by_hand["apgd-ce"] = clean.clone()
+    by_hand["apgd-ce"][clean] = ~misclassified(model(apgd), labels[clean])
+    for name, right in by_hand.items():
+        assert torch.equal(result.robust_mask(name), right), name
+    assert torch.equal(result.robust_mask(), by_hand["pgd-5"] & by_hand["apgd-ce"])
+    k = int(by_hand["apgd-ce"].sum())
+    assert 0 < k < clean.sum() < 50
+    score = result.attacks["apgd-ce"]
+    assert score.accuracy == 2 * k
+    assert score.interval == pytest.approx([100 * end for end in wilson(k, 50)], abs=0.006)
+    assert result.clean == 2 * int(clean.sum()) and result.worst.accuracy == 2 * int(result.robust_mask().sum())
+    assert sum(score.fooled_by.values()) == int((clean & ~by_hand["apgd-ce"]).sum())
+    per_class = result.per_class["class b"]
+    assert per_class.n == 10 and per_class.worst == 10 * int(result.robust_mask()[labels == 1].sum())
+    assert per_class.clean == 10 * int(clean[labels == 1].sum())
+
+
+def test_pgd_does_not_depend_on_the_batch_size() -> None:
+    model, images = trained(5), decoded(50, 5)
+    one, other = (evaluate_tensors(model, images, NAMES, settings(batch_size=size)) for size in (50, 7))
+    assert one.predictions == other.predictions and one.worst.accuracy < one.clean
+
+
+def test_the_model_comes_back_as_it_was() -> None:
+    model = trained(5).train().requires_grad_(True)
+    model[0].weight.requires_grad_(False)
+    torch.set_float32_matmul_precision("high")
+    try:
+        evaluate_tensors(model, decoded(10, 5), NAMES, settings())
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert model.training and model[3].weight.requires_grad and not model[0].weight.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_attacks_run_in_float32_even_under_autocast() -> None:
+    kinds = set()
+
+    class Spy(Counting):
+        def forward(self, x: Tensor) -> Tensor:
+            z = super().forward(x)
+            kinds.add((x.dtype, z.dtype))
+            return z
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = evaluate_tensors(Spy(trained(5)), decoded(10, 5), NAMES, settings())
+    assert kinds == {(torch.float32, torch.float32)} and result.precision == "float32"
+    with pytest.raises(InputError, match="float32"):
+        evaluate_tensors(trained(5).bfloat16(), decoded(10, 5), NAMES, settings())
+
+
+def test_logits_that_are_not_finite_are_no_result() -> None:
+    class Broken(Counting):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) / (x.flatten(1).mean(1, keepdim=True) < 0)
+
+    with pytest.raises(ApdError, match="not finite for 10 of 10"):
+        evaluate_tensors(Broken(trained(5)), decoded(10, 5), NAMES, settings())
+
+
+@pytest.mark.parametrize(
+    "values", [{"attacks": ("clean",)}, {"eps": 0}, {"attacks": ("pgd-2", "autoattack"), "eps": "0"}]
+)
+def test_clean_only_and_eps_zero(values: dict[str, Any]) -> None:
+    result = evaluate_tensors(trained(5), decoded(40, 5, seed=5), NAMES, settings(checks=True, **values))
+    assert result.worst.accuracy == result.clean < 100
+    assert set(result.attacks) == set(values.get("attacks", ("pgd-5",))) - {"clean"}
+    assert result.sound, result.checks
+
+
+def test_autoattack_reports_its_parts_and_is_worst() -> None:
+    model, images = trained(3), decoded(24, 3)
+    result = evaluate_tensors(model, images, NAMES[:3], settings(attacks=("pgd-5", "autoattack"), eps=0.3, checks=True))
+    auto = result.attacks["autoattack"]
+    assert auto.runs == ("apgd-ce", "apgd-margin", "fab", "square")
+    assert sum(auto.fooled_by.values()) == round((result.clean - auto.accuracy) * 24 / 100) > 0
+    assert auto.accuracy <= result.attacks["pgd-5"].accuracy and result.worst.accuracy <= auto.accuracy
+    assert auto.batch_sizes == (16,) and result.sound, result.checks
+
+
+# What is kept
+
+
+def counting_run(folder: Path, n: int = 40, **values: Any) -> tuple[Result, int]:
+    model = Counting(trained(5))
+    result = evaluate_tensors(model, first(decoded(40, 5), n), NAMES, settings(**values), store=folder)
+    return result, model.images
+
+
+def without_time(result: Result) -> dict[str, Any]:
+    found = result.to_dict() | {"predictions": result.predictions}
+    for score in found["attacks"].values():
+        del score["seconds"]
+    return found
+
+
+def test_a_second_call_asks_the_model_nothing(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"attacks": ("pgd-5", "apgd-ce"), "checks": True}
+    before, images = counting_run(tmp_path, **values)
+    after, again = counting_run(tmp_path, **values)
+    assert images > 1000 and again == 0
+    assert before == after
+    more, new = counting_run(tmp_path, attacks=("pgd-5", "apgd-ce", "pgd-1"))
+    assert 0 < new <= 40 * 3 and set(more.attacks) == {"pgd-5", "apgd-ce", "pgd-1"}
+
+
+@pytest.mark.parametrize("values", [{"eps": EPS / 2}, {"seed": 1}, {"norm": "l2"}, {"attacks": ("pgd-6",)}])
+def test_other_circumstances_are_computed_anew(tmp_path: Path, values: dict[str, Any]) -> None:
+    counting_run(tmp_path)
+    known, images = counting_run(tmp_path, **values)
+    assert images > 40
+    assert without_time(known) == without_time(counting_run(tmp_path / "fresh", **values)[0])
+
+
+def test_another_model_or_another_image_is_computed_anew(tmp_path: Path) -> None:
+    counting_run(tmp_path)
+    model = Counting(trained(5))
+    model.model[3].bias.data[0] += 1e-3
+    evaluate_tensors(model, decoded(40, 5), NAMES, settings(), store=tmp_path)
+    assert model.images > 40
+    model.images, images = 0, decoded(40, 5)
+    images.images[7] = 255 - images.images[7]
+    evaluate_tensors(model, images, NAMES, settings(), store=tmp_path)
+    assert 1 <= model.images <= 1 + 7
+
+
+def test_a_larger_limit_computes_only_the_new_samples(tmp_path: Path) -> None:
+    _, small = counting_run(tmp_path, n=16)
+    grown, more = counting_run(tmp_path, n=40)
+    fresh, whole = counting_run(tmp_path / "fresh", n=40)
+    assert small + more == whole and without_time(grown) == without_time(fresh)
+    shrunk, none = counting_run(tmp_path, n=16)
+    assert none == 0 and shrunk.n == 16
+
+
+@pytest.mark.parametrize("after", [30, 2000])
+def test_a_killed_evaluation_resumes_to_the_same_result(tmp_path: Path, after: int) -> None:
+    class Killed(Counting):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.images > after:
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    values: dict[str, Any] = {"attacks": ("pgd-5", "apgd-ce"), "batch_size": 8}
+    model = Killed(trained(5))
+    # The fingerprint is of the same model: only the class's name tells the two apart.
+    Killed.__name__ = "Counting"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_tensors(model, decoded(40, 5), NAMES, settings(**values), store=tmp_path)
+    resumed, rest = counting_run(tmp_path, **values)
+    fresh, whole = counting_run(tmp_path / "fresh", **values)
+    assert without_time(resumed) == without_time(fresh)
+    assert rest < whole
+
+
+def test_the_store_can_be_read_by_a_person_and_is_never_half_written(tmp_path: Path) -> None:
+    counting_run(tmp_path)
+    assert sorted(path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir()) == ["clean", "pgd-5"]
+    (record,) = tmp_path.glob("pgd-5-*.jsonl")
+    head, *rows = [json.loads(line) for line in record.read_text().splitlines()]
+    assert head["circumstances"]["eps"] == repr(EPS) and head["circumstances"]["precision"] == "float32"
+    assert {row["id"] for row in rows} <= set(decoded(40, 5).ids)
+    fooled = [row for row in rows if row["predicted"] != row["label"]]
+    assert fooled and {row["by"] for row in fooled} == {"pgd-5"}
+    record.write_text(record.read_text()[:-20])
+    with pytest.raises(InputError, match="remove it"):
+        counting_run(tmp_path)
+
+
+def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="Cannot write"):
+        counting_run(tmp_path / "file")
+
+
+# Health checks
+
+
+class Quantised(nn.Module):
+    """Gradient masking: pixels are rounded, so gradients are zero."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.model((x * 16).round() / 16)
+        return z
+
+
+class Randomised(Quantised):
+    """Noise on the pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.model(x + 0.1 * torch.randn_like(x))
+        return z
+
+
+class BatchNormalised(Quantised):
+    """Features normalised over the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.model(x - x.mean(dim=0) + 0.5)
+        return z
+
+
+class Saturated(Quantised):
+    """Logits so large that the softmax is 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.model(x)
+        return z * 1e4
+
+
+@pytest.mark.parametrize(
+    ("defence", "failed"),
+    [
+        (nn.Sequential, set()),
+        (Quantised, {"zero gradients", "huge eps", "random noise"}),
+        (Randomised, {"eps 0", "batch size"}),
+        (BatchNormalised, {"batch size"}),
+        (Saturated, {"zero gradients", "stronger attack"}),
+    ],
+)
+def test_health_checks_fail_when_they_should(defence: type[nn.Module], failed: set[str]) -> None:
+    model = defence(trained(5))
+    result = evaluate_tensors(
+        model, decoded(60, 5), NAMES, settings(attacks=("pgd-10",), eps=0.06, checks=True, batch_size=60)
+    )
+    found = {check.name for check in result.checks if check.passed is False}
+    assert failed <= found and bool(found) == bool(failed), result.checks
+    assert result.sound == (not failed)
+
+
+def test_a_weak_attack_is_found_out() -> None:
+    result = evaluate_tensors(
+        trained(5), decoded(60, 5), NAMES, settings(attacks=("pgd-1",), eps=0.06, checks=True, batch_size=60)
+    )
+    assert [check.name for check in result.checks if check.passed is False] == ["stronger attack"]
+
+
+def test_autoattack_flags_fail_a_result() -> None:
+    images = decoded(12, 5)
+    values = settings(attacks=("autoattack",), eps=0.2, checks=True)
+    failed = {
+        c.name for c in evaluate_tensors(Randomised(trained(5)), images, NAMES, values).checks if c.passed is False
+    }
+    assert "autoattack: randomized" in failed
+    masked = evaluate_tensors(Quantised(trained(5)), images, NAMES, values)
+    assert masked.attacks["autoattack"].fooled_by["square"] > 0
+    assert "autoattack: black-box" in {c.name for c in masked.checks if c.passed is False}
+
+
+# A classifier and data
+
+
+def test_evaluate_a_classifier_beside_the_undefended(tmp_path: Path) -> None:
+    data, encoder = data_of(5), toy_clip(5)
+    classifier = PromptedCLIP(encoder, None, data.class_names, data.templates)
+    weaker = PromptedCLIP(toy_clip(5), None, data.class_names, data.templates)
+    weaker.encoder.weight.data[0] *= 0.0
+    result = evaluate(
+        classifier, data, attacks="pgd-20", eps="10/255", batch_size=16, store=tmp_path, undefended=weaker
+    )
+    assert result.undefended is not None and result.undefended.worst.accuracy != result.worst.accuracy
+    assert result.eps_text == "10/255" and result.image_size == SIDE and result.sound, result.checks
+    same = evaluate(classifier, data, attacks="pgd-20", eps="10/255", batch_size=16, store=tmp_path, quiet=True)
+    assert same.predictions == result.predictions
+    assert same.undefended is not None and same.undefended.attacks == same.attacks
+    alone = evaluate(classifier, data, attacks="pgd-5", eps="10/255", control=False, checks=False, limit=12)
+    assert alone.undefended is None and alone.n == 12 and set(alone.ids) < set(result.ids)
+
+
+def test_json_has_the_agreed_keys_and_the_table_speaks() -> None:
+    data = data_of(5)
+    classifier = PromptedCLIP(toy_clip(5), None, data.class_names, data.templates)
+    result = evaluate(classifier, data, attacks=("clean", "pgd-5"), eps="10/255", seed=3)
+    found = json.loads(result.to_json())
+    assert set(found) >= {"clean", "attacks", "worst", "n", "eps", "norm", "seed", "undefended", "versions"}
+    assert not {"ids", "labels", "predictions"} & set(found)
+    assert set(found["attacks"]) == {"pgd-5"} and set(found["undefended"]) >= {"clean", "attacks", "worst"}
+    low, high = found["attacks"]["pgd-5"]["interval"]
+    assert 0 <= low <= found["attacks"]["pgd-5"]["accuracy"] <= high <= 100
+    assert found["eps"] == 10 / 255 and found["norm"] == "linf" and found["seed"] == 3 and found["n"] == 40
+    assert set(found["versions"]) >= {"apd", "torch", "transformers", "pyautoattack", "python"}
+    assert found["precision"] == "float32" and {check["name"] for check in found["checks"]} >= {"eps 0", "undefended"}
+    text = str(result)
+    for part in ("pgd-5", f"{result.worst.accuracy:.2f}", "10/255", "random noise", "worst of all"):
+        assert part in text
+
+
+def test_base_and_new_classes() -> None:
+    data = data_of(5)
+    base = data.classes("base")
+    classifier = PromptedCLIP(toy_clip(5), None, base.class_names, data.templates)
+    assert evaluate(classifier, data, classes="base", attacks="clean").n == 24
+    with pytest.raises(InputError, match="with_classes"):
+        evaluate(classifier, data, attacks="clean")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"attacks": ("clean", "apgd-cc")}, "Did you mean apgd-ce"),
+        ({"attacks": "pgd-0"}, "no steps"),
+        ({"eps": 4}, "Did you mean 4/255"),
+        ({"norm": "l1"}, "norm: .*got 'l1'"),
+        ({"limit": 0}, "limit: .*got 0"),
+        ({"epss": 1}, "no setting 'epss'. Did you mean eps"),
+    ],
+)
+def test_wrong_settings_are_one_line(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        parse_settings(values)
+    assert "\n" not in str(error.value)
+
+
+def test_no_images_and_ids_that_stand_twice_are_refused() -> None:
+    images = decoded(4, 2)
+    with pytest.raises(InputError, match="id of its own"):
+        evaluate_tensors(trained(2), Decoded(images.images, images.labels, ("a", "a", "b", "c")), NAMES[:2], settings())
+    with pytest.raises(InputError, match="id of its own"):
+        evaluate_tensors(trained(2), first(images, 0), NAMES[:2], settings())
+    data = data_of(5)
+    with pytest.raises(InputError, match="val split of pictures has no images"):
+        evaluate(PromptedCLIP(toy_clip(5), None, data.class_names), data, split="val")

@@ -1,0 +1,361 @@
+"""The run folder: whole or not at all, and only ever loaded on what it was trained on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import apd
+from apd.clip import DualEncoder
+from apd.config import RunConfig, load_config
+from apd.errors import InputError
+from apd.files import check_writable, write_atomic
+from apd.loading import describe_encoder
+from apd.prompts import Prompts
+from apd.run import FORMAT, Run, check_output
+from apd.versions import versions
+
+from .models import save_clip
+
+NAMES, TEMPLATES = ["red", "green", "blue"], ["a photo of a {}."]
+
+
+@pytest.fixture
+def config(clip_folder: Path) -> RunConfig:
+    return load_config(flags={"model": str(clip_folder), "data.source": "colours", "method.name": "advvlp"})
+
+
+@pytest.fixture
+def manifest(clip: DualEncoder, config: RunConfig) -> dict[str, Any]:
+    return {
+        "model": describe_encoder(clip.info),
+        "data": {"name": "colours"},
+        "class_names": NAMES,
+        "templates": TEMPLATES,
+        "prompts": config.method.settings.prompts.model_dump(mode="json"),
+        "seeds": {"train": 0},
+        "versions": versions(),
+    }
+
+
+@pytest.fixture
+def finished(tmp_path: Path, clip: DualEncoder, config: RunConfig, manifest: dict[str, Any]) -> Run:
+    """A finished run with random prompts."""
+    run = Run.create(tmp_path / "finished", config, manifest)
+    run.log({"step": 1, "loss": 0.5})
+    run.save_prompts(Prompts.initial(config.method.settings.prompts, clip, seed=3).state_dict())
+    run.finish({"val_clean": 90.0})
+    return run
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def fail_with(code: int) -> Any:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+def test_a_new_run_touches_nothing_before_it_saves(tmp_path: Path, config: RunConfig, manifest: dict[str, Any]) -> None:
+    run = Run.create(tmp_path / "run", config, manifest)
+    assert not run.path.exists()
+    assert run.load_checkpoint() is None
+    run.save_checkpoint(0, {"a": torch.zeros(2)}, {})
+    assert set(content(run.path)) == {"config.yaml", "run.json", "checkpoint/state.safetensors"}
+    assert Run.open(run.path, finished=False).config == config
+    with pytest.raises(InputError, match=r"unfinished.*--resume"):
+        Run.open(run.path)
+
+
+def test_overwrite_keeps_finished_work_until_there_is_new(
+    finished: Run, config: RunConfig, manifest: dict[str, Any]
+) -> None:
+    before = content(finished.path)
+    with pytest.raises(InputError, match=r"--resume.*--overwrite"):
+        Run.create(finished.path, config, manifest)
+    new = Run.create(finished.path, config, manifest, overwrite=True)
+    assert content(finished.path) == before
+    assert new.load_checkpoint() is None
+    new.log({"step": 1})
+    assert set(content(finished.path)) == {"config.yaml", "run.json", "metrics.jsonl"}
+
+
+def test_checkpoint_returns_what_was_saved_to_the_bit(
+    tmp_path: Path, config: RunConfig, manifest: dict[str, Any]
+) -> None:
+    run = Run.create(tmp_path / "run", config, manifest)
+    shared = torch.randn(3, 4)
+    tensors = {
+        "f32": shared,
+        "view": shared.T,
+        "bf16": torch.randn(5).bfloat16(),
+        "step": torch.tensor(7),
+        "none": torch.empty(0),
+    }
+    run.save_checkpoint(12, tensors, {"loss": 0.1 + 0.2, "names": ["a"]})
+    found = Run.open(run.path, finished=False).load_checkpoint()
+    assert found is not None
+    loaded, state = found
+    assert state == {"step": 12, "loss": 0.1 + 0.2, "names": ["a"]}
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+
+
+def test_resumed_metrics_equal_uninterrupted_ones(tmp_path: Path, config: RunConfig, manifest: dict[str, Any]) -> None:
+    def work(run: Run, first: int, last: int) -> None:
+        for step in range(first, last):
+            run.log({"step": step, "loss": 1 / (step + 1)})
+            if step % 4 == 3:
+                run.save_checkpoint(step + 1, {"w": torch.tensor(float(step))}, {})
+
+    whole = Run.create(tmp_path / "whole", config, manifest)
+    work(whole, 0, 12)
+    stopped = Run.create(tmp_path / "stopped", config, manifest)
+    work(stopped, 0, 10)
+    with open(stopped.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 10, "lo')  # killed in the middle of a line
+    resumed = Run.create(stopped.path, config, manifest, resume=True)
+    found = resumed.load_checkpoint()
+    assert found is not None
+    assert found[1]["step"] == 8
+    work(resumed, 8, 12)
+    assert content(resumed.path)["metrics.jsonl"] == content(whole.path)["metrics.jsonl"]
+
+
+def test_metrics_are_json_whatever_the_numbers(tmp_path: Path, config: RunConfig, manifest: dict[str, Any]) -> None:
+    run = Run.create(tmp_path / "run", config, manifest)
+    run.log({"step": 1, "loss": float("nan"), "norm": float("inf")})
+    line = (run.path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=lambda name: pytest.fail(name)) == {"step": 1, "loss": None, "norm": None}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_half_written_checkpoint_is_named(
+    tmp_path: Path, config: RunConfig, manifest: dict[str, Any], share: float
+) -> None:
+    run = Run.create(tmp_path / "run", config, manifest)
+    run.save_checkpoint(1, {"w": torch.randn(100)}, {})
+    file = run.path / "checkpoint" / "state.safetensors"
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with pytest.raises(InputError, match=r"state\.safetensors is damaged.*--overwrite"):
+        Run.create(run.path, config, manifest, resume=True)
+    with pytest.raises(InputError, match="damaged"):
+        Run.open(run.path, finished=False).load_checkpoint()
+
+
+def test_full_disk_leaves_the_last_checkpoint(
+    tmp_path: Path, config: RunConfig, manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(tmp_path / "run", config, manifest)
+    run.save_checkpoint(1, {"w": torch.ones(3)}, {})
+    before = content(run.path)
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"No space left.*Free some space.*--resume"):
+        patch.setattr("apd.files.os.fsync", fail_with(errno.ENOSPC))
+        run.save_checkpoint(2, {"w": torch.zeros(3)}, {})
+    assert content(run.path) == before, "no temporary file is left, and the old checkpoint is whole"
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left"):
+        patch.setattr("apd.files.os.replace", fail_with(errno.ENOSPC))
+        run.save_prompts({"w": torch.zeros(3)})
+    assert content(run.path) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_full_disk_while_logging(tmp_path: Path, config: RunConfig, manifest: dict[str, Any]) -> None:
+    run = Run.create(tmp_path / "run", config, manifest)
+    run.log({"step": 1})
+    (run.path / "metrics.jsonl").unlink()
+    (run.path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(InputError, match="No space left"):
+        run.log({"step": 2})
+
+
+def test_output_is_checked_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="is a file"):
+            check_output(place)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("x")
+    with pytest.raises(InputError, match=r"holds other files \(cat.jpg\)"):
+        check_output(tmp_path / "photos", overwrite=True)
+    check_output(tmp_path / "deep" / "new")
+    assert not (tmp_path / "deep").exists()
+    with pytest.raises(InputError, match="exclude each other"):
+        check_output(tmp_path / "new", resume=True, overwrite=True)
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail_with(errno.EROFS))
+    with pytest.raises(InputError, match="Read-only file system"):
+        check_output(tmp_path / "new")
+
+
+def test_resume_refuses_other_settings_model_and_data(
+    tmp_path: Path, config: RunConfig, manifest: dict[str, Any]
+) -> None:
+    run = Run.create(tmp_path / "run", config, manifest)
+    run.save_checkpoint(1, {}, {})
+    other = load_config(run.path / "config.yaml", {"train.epochs": 99})
+    with pytest.raises(InputError, match=r"train\.epochs=30, now 99"):
+        Run.create(run.path, other, manifest, resume=True)
+    with pytest.raises(InputError, match="class_names"):
+        Run.create(run.path, config, {**manifest, "class_names": NAMES[::-1]}, resume=True)
+    with pytest.raises(InputError, match=r"model\.weights_sha256"):
+        Run.create(run.path, config, {**manifest, "model": {**manifest["model"], "weights_sha256": "0"}}, resume=True)
+    elsewhere = load_config(run.path / "config.yaml", {"train.device": "cuda"})
+    assert not Run.create(run.path, elsewhere, manifest, resume=True).finished
+
+
+def test_only_the_first_process_writes(
+    tmp_path: Path, finished: Run, config: RunConfig, manifest: dict[str, Any]
+) -> None:
+    before = content(finished.path)
+    for path in (tmp_path / "new", finished.path):
+        second = Run.create(path, config, manifest, overwrite=True, writer=False)
+        assert second.load_checkpoint() is None
+        second.log({"step": 1})
+        second.save_checkpoint(1, {}, {})
+        second.save_prompts({})
+        second.finish({})
+    assert not (tmp_path / "new").exists()
+    assert content(finished.path) == before
+
+
+def test_finished_run_is_returned_by_resume(finished: Run, config: RunConfig, manifest: dict[str, Any]) -> None:
+    before = content(finished.path)
+    assert Run.create(finished.path, config, manifest, resume=True).finished
+    assert content(finished.path) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            json.dumps({"format": FORMAT + 1, "status": "done", "versions": {}}),
+            f"version {FORMAT + 1}.*version {FORMAT}",
+        ),
+        ('{"format": 1, "sta', "damaged"),
+        ("[]", "damaged"),
+        ("{}", "damaged"),
+    ],
+)
+def test_other_version_and_damage_are_refused(finished: Run, text: str, words: str) -> None:
+    (finished.path / "run.json").write_text(text)
+    with pytest.raises(InputError, match=words):
+        Run.open(finished.path)
+    with pytest.raises(InputError, match=words):
+        apd.load_run(finished.path)
+
+
+def test_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No run folder"):
+        Run.open(tmp_path / "nothing")
+    with pytest.raises(InputError, match="no run folder"):
+        Run.open(tmp_path)
+
+
+def test_load_run_gives_the_prompts_that_were_saved(finished: Run, clip: DualEncoder, config: RunConfig) -> None:
+    classifier = apd.load_run(finished.path)
+    expected = apd.PromptedCLIP(clip, Prompts.initial(config.method.settings.prompts, clip, seed=3), NAMES, TEMPLATES)
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(classifier(x), expected.frozen()(x))
+    assert not any(p.requires_grad for p in classifier.parameters())
+
+
+def test_load_run_refuses_another_clip(finished: Run, tmp_path: Path) -> None:
+    other = save_clip(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match=r"weights_sha256 of .*other is \w+, but .*finished was trained on"):
+        apd.load_run(finished.path, model=str(other))
+
+
+@pytest.mark.parametrize(
+    ("file", "words"), [("preprocessor_config.json", "preprocessing"), ("tokenizer.json", "tokenizer_sha256")]
+)
+def test_load_run_refuses_changed_circumstances(
+    finished: Run, clip_folder: Path, tmp_path: Path, file: str, words: str
+) -> None:
+    moved = shutil.copytree(clip_folder, tmp_path / "moved")
+    assert apd.load_run(finished.path, model=str(moved)).class_names == tuple(NAMES)
+    text = (moved / file).read_text()
+    changed = text.replace("0.48", "0.5") if file.startswith("pre") else text.replace('"piano"', '"viola"')
+    assert changed != text
+    (moved / file).write_text(changed)
+    with pytest.raises(InputError, match=words):
+        apd.load_run(finished.path, model=str(moved))
+
+
+def test_exchanged_prompts_are_noticed(finished: Run) -> None:
+    file = finished.path / "prompts.safetensors"
+    tensors = load_file(file)
+    Run.open(finished.path).save_prompts({name: tensor + 1 for name, tensor in tensors.items()})
+    with pytest.raises(InputError, match="not the file this run saved"):
+        apd.load_run(finished.path)
+    file.unlink()
+    with pytest.raises(InputError, match="missing"):
+        apd.load_run(finished.path)
+
+
+def test_model_card_names_every_circumstance(finished: Run, manifest: dict[str, Any]) -> None:
+    card = (finished.path / "README.md").read_text()
+    for value in (
+        manifest["model"]["weights_sha256"],
+        manifest["model"]["tokenizer_sha256"],
+        *NAMES,
+        *TEMPLATES,
+        "1/255",
+        "val clean",
+    ):
+        assert value in card
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == manifest["model"]["source"]
+    entry = {"accuracy": 40.0, "interval": [30.0, 50.0]}
+    result = {
+        "clean": 80.0,
+        "clean_interval": [70.0, 90.0],
+        "attacks": {"pgd-5": entry, "apgd-ce": entry},
+        "worst": entry,
+    }
+    about = {
+        "n": 50,
+        "data": "colours",
+        "split": "test",
+        "classes": "all",
+        "norm": "linf",
+        "eps_text": "1/255",
+        "seed": 0,
+    }
+    file = finished.save_result({**result, **about})
+    assert json.loads(file.read_text())["n"] == 50
+    card = (finished.path / "README.md").read_text()
+    assert "| colours | linf | 1/255 | 0 | 50 | pgd-5 | 40.0 | 30.0 to 50.0 |" in card
+    assert "worst of pgd-5, apgd-ce" in card
+
+
+def test_write_atomic_replaces_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "deep" / "file.txt"
+    write_atomic(file, "old")
+    seen = []
+    replace = os.replace
+
+    def spy(source: Path, target: Path) -> None:
+        seen.append((Path(source).parent == file.parent, Path(source).read_text(), file.read_text()))
+        replace(source, target)
+
+    monkeypatch.setattr("apd.files.os.replace", spy)
+    write_atomic(file, "new")
+    assert seen == [(True, "new", "old")], "the new text is complete, beside the old one, before it takes its place"
+    assert file.read_text() == "new"
+    assert [item.name for item in file.parent.iterdir()] == ["file.txt"]
+    check_writable(file.parent)
+    assert [item.name for item in file.parent.iterdir()] == ["file.txt"]

@@ -1,0 +1,77 @@
+"""Intervals and verdicts, against scipy and a slow loop."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from apd.errors import InputError
+from apd.statistics import Difference, paired_bootstrap, wilson
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 40), (40, 40), (7, 9), (250, 500), (3, 10_000)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_wilson_agrees_with_scipy(k: int, n: int, confidence: float) -> None:
+    reference = binomtest(k, n).proportion_ci(confidence, method="wilson")
+    assert wilson(k, n, confidence) == pytest.approx((reference.low, reference.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_what_is_no_share(k: int, n: int) -> None:
+    with pytest.raises(InputError, match="n >= 1"):
+        wilson(k, n)
+
+
+def slow_bootstrap(a: np.ndarray, b: np.ndarray, strata: list[str], samples: int) -> tuple[float, float]:
+    """Draw images one by one."""
+    draw = random.Random(3)
+    groups = {name: [i for i, other in enumerate(strata) if other == name] for name in strata}
+    means = []
+    for _ in range(samples):
+        per_group = []
+        for index in groups.values():
+            drawn = draw.choices(index, k=len(index))
+            per_group.append(sum(100 * (a[:, i].mean() - b[:, i].mean()) for i in drawn) / len(drawn))
+        means.append(sum(per_group) / len(per_group))
+    means.sort()
+    return means[int(0.025 * samples)], means[int(0.975 * samples)]
+
+
+def test_bootstrap_agrees_with_the_slow_one() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.random((3, 60)) < 0.7, rng.random((3, 60)) < 0.5
+    strata = ["digits"] * 45 + ["letters"] * 15
+    found = paired_bootstrap(a, b, strata, samples=4000)
+    low, high = slow_bootstrap(a, b, strata, 2000)
+    by_hand = np.mean([100 * (a[:, :45].mean() - b[:, :45].mean()), 100 * (a[:, 45:].mean() - b[:, 45:].mean())])
+    assert found.mean == pytest.approx(by_hand)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1.0)
+    assert found.high - found.low > 5
+
+
+def test_bootstrap_is_paired_and_stratified() -> None:
+    """Outcomes that always differ by the same amount within a data set have an interval of no width."""
+    a, b = np.array([1, 1, 0, 0, 1, 1]), np.array([0, 0, 0, 0, 0, 0])
+    strata = ["x", "x", "y", "y", "x", "x"]
+    found = paired_bootstrap(a, b, strata)
+    assert (found.mean, found.low, found.high) == (50.0, 50.0, 50.0)
+    assert paired_bootstrap(a, b).low < 50.0
+
+
+def test_bootstrap_is_reproducible_and_refuses_other_images() -> None:
+    a, b = [1, 0, 1, 1], [0, 0, 1, 0]
+    assert paired_bootstrap(a, b, seed=1) == paired_bootstrap(a, b, seed=1)
+    with pytest.raises(InputError, match="same images"):
+        paired_bootstrap(a, b[:3])
+    with pytest.raises(InputError, match="strata"):
+        paired_bootstrap(a, b, strata=["x"])
+
+
+@pytest.mark.parametrize(
+    ("low", "verdict"), [(0.1, "better"), (0.0, "as good"), (-1.4, "as good"), (-1.5, "undecided"), (-9.0, "undecided")]
+)
+def test_verdict(low: float, verdict: str) -> None:
+    assert Difference(mean=1.0, low=low, high=2.0).verdict == verdict

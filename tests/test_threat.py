@@ -1,0 +1,106 @@
+"""The threat model: parsing budgets, projecting, starting and stepping; against slow references."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from apd.errors import InputError
+from apd.threat import ThreatModel, format_eps, parse_eps
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("4/255", 4 / 255),
+        ("0.5/255", 0.5 / 255),
+        (" 1 / 255 ", 1 / 255),
+        ("0.03", 0.03),
+        (0, 0.0),
+        (1e-3, 1e-3),
+        ("1", 1),
+    ],
+)
+def test_eps_is_read(text: str | float, value: float) -> None:
+    assert parse_eps(text) == pytest.approx(value, abs=1e-15)
+
+
+@pytest.mark.parametrize("text", ["4", "-1/255", "nan", "inf", "four", "1/0", "", "1/2/3", "1e999", "--1", "4/255/"])
+def test_bad_eps_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="eps must"):
+        parse_eps(text)
+
+
+def test_eps_of_4_offers_255ths() -> None:
+    with pytest.raises(InputError, match="Did you mean 4/255"):
+        parse_eps(4)
+    assert parse_eps("4", "l2") == 4
+
+
+@pytest.mark.parametrize("text", ["1/255", "0.25/255", "16/255", "0.3", "0", "0.0123"])
+def test_format_eps_reads_back(text: str) -> None:
+    assert format_eps(parse_eps(text)) == text
+
+
+@pytest.mark.parametrize("eps", [-0.1, 2.0, math.nan])
+def test_threat_model_refuses_bad_eps(eps: float) -> None:
+    with pytest.raises(InputError):
+        ThreatModel(eps)
+
+
+def test_threat_model_refuses_unknown_norm() -> None:
+    with pytest.raises(InputError, match="linf or l2"):
+        ThreatModel(0.1, "l1")  # type: ignore[arg-type]
+
+
+def slow_projection(x_adv: torch.Tensor, x: torch.Tensor, eps: float, norm: str) -> torch.Tensor:
+    """Pixel by pixel, in Python floats."""
+    images = []
+    for image, clean in zip(x_adv.tolist(), x.tolist(), strict=True):
+        a, b = torch.tensor(image).flatten().tolist(), torch.tensor(clean).flatten().tolist()
+        delta = [p - q for p, q in zip(a, b, strict=True)]
+        if norm == "linf":
+            delta = [max(-eps, min(eps, d)) for d in delta]
+        else:
+            length = math.sqrt(sum(d * d for d in delta))
+            delta = [d * eps / length if length > eps else d for d in delta]
+        images.append([max(0.0, min(1.0, q + d)) for q, d in zip(b, delta, strict=True)])
+    return torch.tensor(images).view_as(x)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("linf", 0.0), ("l2", 0.5), ("l2", 0.0)])
+def test_projection_agrees_with_the_slow_one(norm: str, eps: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(4, 3, 5, 5, generator=generator)
+    x_adv = x + torch.randn(x.shape, generator=generator) * torch.tensor([0.0, 0.01, 0.1, 1.0]).view(-1, 1, 1, 1)
+    projected = ThreatModel(eps, norm).project(x_adv, x)  # type: ignore[arg-type]
+    torch.testing.assert_close(projected, slow_projection(x_adv, x, eps, norm), rtol=0, atol=1e-6)
+    length = (projected - x).flatten(1).norm(p=2 if norm == "l2" else math.inf, dim=1)
+    assert length.max() <= eps + 1e-6 and projected.min() >= 0 and projected.max() <= 1
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_random_start_fills_the_ball_whatever_the_batch(norm: str) -> None:
+    x = torch.full((200, 3, 4, 4), 0.5)
+    threat = ThreatModel(0.2, norm)  # type: ignore[arg-type]
+    start = threat.random_start(x, torch.arange(200))
+    length = (start - x).flatten(1).norm(p=2 if norm == "l2" else math.inf, dim=1)
+    assert length.max() <= 0.2 + 1e-6 and length.min() > 0.1
+    assert len({row.sum().item() for row in start}) == 200
+    assert abs((start - x).mean()) < 0.005
+    torch.testing.assert_close(threat.random_start(x[17:19], torch.tensor([17, 18])), start[17:19], rtol=0, atol=0)
+    if norm == "linf":
+        assert (start - x).std() == pytest.approx(0.2 / math.sqrt(3), rel=0.02)
+    else:
+        # Uniform in a ball of d dimensions: the share within radius r is (r / eps)^d, so log(r / eps) has mean -1/d.
+        assert (length / 0.2).log().mean() == pytest.approx(-1 / 48, rel=0.3)
+
+
+def test_ascend_is_the_steepest_step() -> None:
+    gradient = torch.tensor([[[[3.0, -4.0]]], [[[0.0, 0.0]]]])
+    x = torch.zeros(2, 1, 1, 2)
+    assert ThreatModel(0.1).ascend(x, gradient, 0.5).tolist() == [[[[0.5, -0.5]]], [[[0.0, 0.0]]]]
+    l2 = ThreatModel(0.1, "l2").ascend(x, gradient, 0.5)
+    torch.testing.assert_close(l2, torch.tensor([[[[0.3, -0.4]]], [[[0.0, 0.0]]]]))
