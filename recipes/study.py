@@ -38,7 +38,7 @@ class Study:
     eps: str
     rows: tuple[Row, ...]
     attacks: tuple[str, ...]
-    limit: int
+    limit: int | None
     shots: int = 16
     train: Mapping[str, Any] = field(default_factory=dict)
 

@@ -199,7 +199,6 @@ def test_evaluation_attacks_raise_the_error_within_the_ball(name: str, kind: str
     ("n_classes", "runs"),
     [
         (2, ("apgd-ce", "apgd-margin", "fab", "square")),
-        (3, ("apgd-ce", "apgd-margin", "fab", "square")),
         (5, ("apgd-ce", "apgd-t", "fab-t", "square")),
     ],
 )

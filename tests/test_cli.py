@@ -59,7 +59,7 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 
 def in_process(*arguments: object, **settings: Any) -> subprocess.CompletedProcess[str]:
     """Run `apd` in a process of its own."""
-    command = [sys.executable, "-c", "from apd.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-m", "apd", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **settings)
 
@@ -207,6 +207,7 @@ def test_predict_agrees_with_the_classifier(cli: Cli, run: Path, colours: Path, 
     assert cli("predict", run, tmp_path / "broken.png").code == 2
     skipped = cli("predict", run, files[0], tmp_path / "broken.png", "--skip-bad-images", "--json")
     assert [row["image"] for row in json.loads(skipped.out)] == [str(files[0])]
+    assert "1 unreadable" in cli("predict", run, files[0], tmp_path / "broken.png", "--skip-bad-images").err
 
 
 def test_resume_of_a_finished_run_and_the_run_s_own_settings(cli: Cli, run: Path) -> None:
@@ -403,11 +404,23 @@ def test_traceback_only_with_debug(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     assert "Traceback" in shown.err
 
 
+@pytest.mark.parametrize(("code", "exit_code"), [(errno.ENOSPC, 2), (errno.EACCES, 2), (errno.EIO, 1)])
+def test_system_errors_are_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch, code: int, exit_code: int) -> None:
+    def fail() -> None:
+        raise OSError(code, os.strerror(code), "/some/file")
+
+    monkeypatch.setattr("apd.clip.list_models", fail)
+    answer = cli("list", "models")
+    assert answer.code == exit_code
+    assert answer.err.count("\n") == 1
+    assert "/some/file" in answer.err
+
+
 def test_reader_that_leaves_early_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-c", "from apd.cli import main; main()", "list", "data"],
+        [sys.executable, "-m", "apd", "list", "data"],
         stdout=write,
         stderr=subprocess.PIPE,
         text=True,

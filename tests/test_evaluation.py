@@ -16,7 +16,7 @@ from apd.attacks import PGD, Objective, cross_entropy, misclassified, sample_see
 from apd.classifier import PromptedCLIP
 from apd.data.dataset import Dataset, Decoded, ImageSet
 from apd.errors import ApdError, InputError
-from apd.evaluation import EvaluationSettings, Result, evaluate, evaluate_tensors, parse_settings
+from apd.evaluation import EvaluationSettings, evaluate, evaluate_tensors, parse_settings
 from apd.statistics import wilson
 from apd.threat import ThreatModel
 
@@ -142,101 +142,6 @@ def test_autoattack_reports_its_parts_and_is_worst() -> None:
     assert auto.batch_sizes == (16,) and result.sound, result.checks
 
 
-# What is kept
-
-
-def counting_run(folder: Path, n: int = 40, **values: Any) -> tuple[Result, int]:
-    model = Counting(trained(5))
-    result = evaluate_tensors(model, first(decoded(40, 5), n), NAMES, settings(**values), store=folder)
-    return result, model.images
-
-
-def without_time(result: Result) -> dict[str, Any]:
-    found = result.to_dict() | {"predictions": result.predictions}
-    for score in found["attacks"].values():
-        del score["seconds"]
-    return found
-
-
-def test_a_second_call_asks_the_model_nothing(tmp_path: Path) -> None:
-    values: dict[str, Any] = {"attacks": ("pgd-5", "apgd-ce"), "checks": True}
-    before, images = counting_run(tmp_path, **values)
-    after, again = counting_run(tmp_path, **values)
-    assert images > 1000 and again == 0
-    assert before == after
-    more, new = counting_run(tmp_path, attacks=("pgd-5", "apgd-ce", "pgd-1"))
-    assert 0 < new <= 40 * 3 and set(more.attacks) == {"pgd-5", "apgd-ce", "pgd-1"}
-
-
-@pytest.mark.parametrize("values", [{"eps": EPS / 2}, {"seed": 1}, {"norm": "l2"}, {"attacks": ("pgd-6",)}])
-def test_other_circumstances_are_computed_anew(tmp_path: Path, values: dict[str, Any]) -> None:
-    counting_run(tmp_path)
-    known, images = counting_run(tmp_path, **values)
-    assert images > 40
-    assert without_time(known) == without_time(counting_run(tmp_path / "fresh", **values)[0])
-
-
-def test_another_model_or_another_image_is_computed_anew(tmp_path: Path) -> None:
-    counting_run(tmp_path)
-    model = Counting(trained(5))
-    model.model[3].bias.data[0] += 1e-3
-    evaluate_tensors(model, decoded(40, 5), NAMES, settings(), store=tmp_path)
-    assert model.images > 40
-    model.images, images = 0, decoded(40, 5)
-    images.images[7] = 255 - images.images[7]
-    evaluate_tensors(model, images, NAMES, settings(), store=tmp_path)
-    assert 1 <= model.images <= 1 + 7
-
-
-def test_a_larger_limit_computes_only_the_new_samples(tmp_path: Path) -> None:
-    _, small = counting_run(tmp_path, n=16)
-    grown, more = counting_run(tmp_path, n=40)
-    fresh, whole = counting_run(tmp_path / "fresh", n=40)
-    assert small + more == whole and without_time(grown) == without_time(fresh)
-    shrunk, none = counting_run(tmp_path, n=16)
-    assert none == 0 and shrunk.n == 16
-
-
-@pytest.mark.parametrize("after", [30, 2000])
-def test_a_killed_evaluation_resumes_to_the_same_result(tmp_path: Path, after: int) -> None:
-    class Killed(Counting):
-        def forward(self, x: Tensor) -> Tensor:
-            if self.images > after:
-                raise KeyboardInterrupt
-            return super().forward(x)
-
-    values: dict[str, Any] = {"attacks": ("pgd-5", "apgd-ce"), "batch_size": 8}
-    model = Killed(trained(5))
-    # The fingerprint is of the same model: only the class's name tells the two apart.
-    Killed.__name__ = "Counting"
-    with pytest.raises(KeyboardInterrupt):
-        evaluate_tensors(model, decoded(40, 5), NAMES, settings(**values), store=tmp_path)
-    resumed, rest = counting_run(tmp_path, **values)
-    fresh, whole = counting_run(tmp_path / "fresh", **values)
-    assert without_time(resumed) == without_time(fresh)
-    assert rest < whole
-
-
-def test_the_store_can_be_read_by_a_person_and_is_never_half_written(tmp_path: Path) -> None:
-    counting_run(tmp_path)
-    assert sorted(path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir()) == ["clean", "pgd-5"]
-    (record,) = tmp_path.glob("pgd-5-*.jsonl")
-    head, *rows = [json.loads(line) for line in record.read_text().splitlines()]
-    assert head["circumstances"]["eps"] == repr(EPS) and head["circumstances"]["precision"] == "float32"
-    assert {row["id"] for row in rows} <= set(decoded(40, 5).ids)
-    fooled = [row for row in rows if row["predicted"] != row["label"]]
-    assert fooled and {row["by"] for row in fooled} == {"pgd-5"}
-    record.write_text(record.read_text()[:-20])
-    with pytest.raises(InputError, match="remove it"):
-        counting_run(tmp_path)
-
-
-def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="Cannot write"):
-        counting_run(tmp_path / "file")
-
-
 # Health checks
 
 
@@ -326,7 +231,9 @@ def test_evaluate_a_classifier_beside_the_undefended(tmp_path: Path) -> None:
     result = evaluate(
         classifier, data, attacks="pgd-20", eps="10/255", batch_size=16, store=tmp_path, undefended=weaker
     )
-    assert result.undefended is not None and result.undefended.worst.accuracy != result.worst.accuracy
+    control = evaluate(weaker, data, attacks="pgd-20", eps="10/255", batch_size=16, control=False, checks=False)
+    assert result.undefended is not None and result.undefended.clean == control.clean < result.clean
+    assert result.undefended.worst == control.worst
     assert result.eps_text == "10/255" and result.image_size == SIDE and result.sound, result.checks
     same = evaluate(classifier, data, attacks="pgd-20", eps="10/255", batch_size=16, store=tmp_path, quiet=True)
     assert same.predictions == result.predictions

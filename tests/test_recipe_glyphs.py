@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-for _needed in ("HersheyFonts", "font_roboto", "font_source_sans_pro", "font_caladea", "font_fredoka_one", "font_amatic_sc"):
+for _needed in (
+    "HersheyFonts",
+    "font_roboto",
+    "font_source_sans_pro",
+    "font_caladea",
+    "font_fredoka_one",
+    "font_amatic_sc",
+):
     pytest.importorskip(_needed, reason="pip install -r recipes/glyphs/requirements.txt")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from recipes.glyphs import captions, masks, model, render, strokes, train
+from recipes.glyphs import captions, masks, model, render, strokes, train  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -144,7 +144,7 @@ def corpus(seed: int = 0, draws: int = 400) -> list[str]:
 
 
 def train_tokenizer(vocabulary: int, context: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE (any text has tokens) that wraps each caption in a start and an end token; pads are end tokens."""
+    """A byte-level BPE (any text has tokens) that puts captions between a start and an end token, and pads with ends."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -159,12 +159,17 @@ def train_tokenizer(vocabulary: int, context: int) -> PreTrainedTokenizerFast:
     ids = [(token, tokenizer.token_to_id(token)) for token in (start, end)]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=ids)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=start, eos_token=end, pad_token=end, unk_token=end, model_max_length=context
+        tokenizer_object=tokenizer,
+        bos_token=start,
+        eos_token=end,
+        pad_token=end,
+        unk_token=end,
+        model_max_length=context,
     )
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json``, the latter in the form that old and new libraries read."""
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``, the latter in the form old and new libraries read."""
     # Calls with padding or truncation leave their settings behind; the file must not depend on them.
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()

@@ -56,18 +56,20 @@ class Pool:
 
 
 def font_files() -> list[Path]:
-    """The outline fonts installed, in a fixed order. A package that is missing is an error: it would change the data."""
+    """The outline fonts installed, in a fixed order. A missing package is an error: it would change the data."""
     files: list[Path] = []
     for package, pattern in FONTS:
         spec = find_spec(package)
         if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(f"{package} brings fonts for this recipe: pip install -r recipes/glyphs/requirements.txt")
+            raise ModuleNotFoundError(
+                f"{package} brings fonts for this recipe: pip install -r recipes/glyphs/requirements.txt"
+            )
         files += sorted(Path(spec.origin).parent.glob(pattern))
     return files
 
 
 def fit(mask: Image.Image) -> np.ndarray:
-    """Crop a grey image to its ink and scale it, aspect kept, to the central BOX of a CANVAS: uint8 (CANVAS, CANVAS)."""
+    """Crop a grey image to its ink and scale it, aspect kept, to the canvas's central BOX: uint8 (CANVAS, CANVAS)."""
     bounds = mask.point(lambda level: 255 * (level > 64)).getbbox()
     if bounds is None:
         raise ValueError("nothing was drawn")
@@ -132,7 +134,7 @@ def _hands(rng: np.random.Generator, drawings: int) -> Iterator[tuple[int, np.nd
 
 
 def build_pool(seed: int = 0, widths: int = 4, drawings: int = 80) -> Pool:
-    """Draw the pool: all fonts, ``widths`` pens of each single-stroke font, ``drawings`` of each handwritten variant."""
+    """Draw the pool: all fonts, ``widths`` pens of each single-stroke font, ``drawings`` of each hand variant."""
     rng = np.random.default_rng(seed)
     families = (_outlines(), _hershey(rng, widths), _hands(rng, drawings))
     drawn = [(identity, mask, source) for source, family in enumerate(families) for identity, mask in family]

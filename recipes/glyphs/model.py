@@ -20,7 +20,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
-    """A CLIP with fresh weights: 16 patches of 8 x 8 pixels and six layers of 128; three causal layers of 96 for text."""
+    """A CLIP with fresh weights: 16 patches of 8 x 8 pixels and six layers of 128; three layers of 96 for text."""
     config = CLIPConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -93,7 +93,7 @@ def optimisers(model: CLIPModel, muon_rate: float, adam_rate: float) -> list[tor
 
 
 def trapezoid(steps: int, warmup: float = 0.03, cooldown: float = 0.5) -> Callable[[int], float]:
-    """A learning-rate factor: linear warm-up, a plateau, linear cool-down to zero; ``warmup``, ``cooldown`` parts of steps."""
+    """A rate factor: linear warm-up, a plateau, linear cool-down to zero; both lengths are parts of ``steps``."""
 
     def factor(step: int) -> float:
         return max(0.0, min(1.0, (step + 1) / (warmup * steps), (steps - step) / (cooldown * steps)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -124,7 +123,9 @@ def colour(masks: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tenso
     light, dark = draw < LIGHT_ON_DARK, (draw >= LIGHT_ON_DARK) & (draw < LIGHT_ON_DARK + DARK_ON_LIGHT)
     front = front.masked_fill(light, white).masked_fill(dark, black)
     back = back.masked_fill(light, black).masked_fill(dark, white)
-    shades = [(palette[index] + 0.06 * torch.randn((count, 3), generator=generator)).clamp(0, 1) for index in (front, back)]
+    shades = [
+        (palette[index] + 0.06 * torch.randn((count, 3), generator=generator)).clamp(0, 1) for index in (front, back)
+    ]
     # Half of the white-on-black pictures are exactly so, as scans are.
     exact = (light & (torch.rand(count, generator=generator) < 0.5))[:, None]
     ink, paper = torch.where(exact, 1.0, shades[0]), torch.where(exact, 0.0, shades[1])
@@ -157,11 +158,3 @@ class Renderer:
         pixels = (pixels + sigma * torch.randn(pixels.shape, generator=generator)).clamp(0, 1)
         attributes = torch.stack([self._pool.identities[index], front, back, shear > SLANT, blurred], -1)
         return Batch(pixels, attributes.long())
-
-
-def contact_sheet(pixels: torch.Tensor, columns: int = 16) -> torch.Tensor:
-    """Pictures (B, 3, S, S) in one: (3, rows * S, columns * S), for the eye."""
-    rows = math.ceil(len(pixels) / columns)
-    padded = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, rows * columns - len(pixels)))
-    side = pixels.shape[-1]
-    return padded.view(rows, columns, 3, side, side).permute(2, 0, 3, 1, 4).reshape(3, rows * side, columns * side)

@@ -1,4 +1,4 @@
-"""Final report on a trained folder: ``python -m recipes.glyphs.report FOLDER`` prints accuracies, attack figures and hashes.
+"""Final report: ``python -m recipes.glyphs.report FOLDER`` prints accuracies, attack figures and hashes.
 
 This is the only module of the recipe that reads scikit-learn's handwritten digits, and nothing trains on them.
 """
@@ -36,8 +36,10 @@ def handwritten_digits() -> tuple[torch.Tensor, torch.Tensor]:
     return pixels[:, None].expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(digits.target)
 
 
-def attack(model: CLIPModel, pixels: torch.Tensor, labels: torch.Tensor, texts: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """PGD, 10 steps of epsilon / 4 from a random start: pictures within ``epsilon`` (largest change of a value in [0, 1])."""
+def attack(
+    model: CLIPModel, pixels: torch.Tensor, labels: torch.Tensor, texts: torch.Tensor, epsilon: float
+) -> torch.Tensor:
+    """PGD, 10 steps of epsilon / 4 from a random start; no pixel value (in [0, 1]) changes by more than ``epsilon``."""
     generator = torch.Generator().manual_seed(0)
     change = epsilon * (2 * torch.rand(pixels.shape, generator=generator) - 1)
     for _ in range(10):
@@ -56,11 +58,14 @@ def accuracy(model: CLIPModel, pixels: torch.Tensor, labels: torch.Tensor, texts
 
 
 def report(folder: Path, attacked: int) -> dict[str, object]:
-    """Everything the documentation quotes, from the files in ``folder`` alone (float16 weights, computed in float32)."""
+    """Everything the documentation quotes, from the files in ``folder`` (float16 weights, computed in float32)."""
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pixels, labels = handwritten_digits()
-    texts = {template: encode_texts(model, tokenizer, [template.format(name) for name in DIGIT_NAMES]) for template in TEMPLATES}
+    texts = {
+        template: encode_texts(model, tokenizer, [template.format(name) for name in DIGIT_NAMES])
+        for template in TEMPLATES
+    }
     plain = texts[TEMPLATES[0]]
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:attacked]
     fresh = Renderer(build_pool(seed=1), seed=1).sample(1024)
@@ -76,7 +81,10 @@ def report(folder: Path, attacked: int) -> dict[str, object]:
         "confusions": torch.bincount(labels * 10 + guesses, minlength=100).view(10, 10).tolist(),
         "attacked": attacked,
         "clean": accuracy(model, some, truth, plain),
-        "pgd10": {f"{levels}/255": accuracy(model, attack(model, some, truth, plain, levels / 255), truth, plain) for levels in EPSILONS},
+        "pgd10": {
+            f"{levels}/255": accuracy(model, attack(model, some, truth, plain, levels / 255), truth, plain)
+            for levels in EPSILONS
+        },
         "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())},
     }
 

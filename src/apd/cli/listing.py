@@ -10,7 +10,6 @@ import typer
 from apd.cli.common import say
 from apd.errors import InputError, nearest
 
-
 KINDS = ("models", "methods", "attacks", "data")
 
 

@@ -36,6 +36,7 @@ class AttackAccuracy(Accuracy):
 
     ``runs`` names the attacks it is made of, ``fooled_by`` counts the samples each of them fooled, ``flags`` the
     warnings of the attack's library; ``batch_sizes`` are those it ran with (AutoAttack draws per batch).
+    ``seconds`` and ``flags`` are of all kept samples, those of earlier calls included.
     """
 
     seconds: float

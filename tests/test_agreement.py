@@ -1,0 +1,56 @@
+"""Independent attack libraries, pointed from outside at a loaded classifier, agree with `apd evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import apd
+from apd.evaluation import Result
+
+EPS, LIMIT = 8 / 255, 60
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> apd.Run:
+    clip, data = apd.load_clip("glyphs"), apd.load_data("digits", shots=2)
+    output = tmp_path_factory.mktemp("agreement") / "run"
+    return apd.train(clip, data, method="advvlp", eps="8/255", epochs=3, output=output, device="cpu")
+
+
+def evaluated(run: apd.Run, attack: str) -> tuple[apd.PromptedCLIP, torch.Tensor, torch.Tensor, Result]:
+    classifier, data = apd.load_run(run.path), apd.load_data("digits", shots=2)
+    result = apd.evaluate(classifier, data, attacks=[attack], eps="8/255", limit=LIMIT, control=False, checks=False)
+    decoded = data.test.sample(LIMIT, 0).decode(classifier.encoder.info.preprocessing)
+    assert decoded.ids == result.ids
+    return classifier, decoded.pixels(), decoded.labels, result
+
+
+def disagreement(result: Result, attack: str, robust: torch.Tensor) -> float:
+    return float((result.robust_mask(attack) != robust).float().mean())
+
+
+def test_pyautoattack_from_outside(run: apd.Run) -> None:
+    from pyautoattack import AutoAttack
+
+    classifier, x, y, result = evaluated(run, "apgd-ce")
+    outside = AutoAttack(classifier, norm="Linf", eps=EPS, seed=0, version="custom", attacks=["apgd-ce"])
+    outside.apgd.n_restarts = 1
+    x_adv, _ = outside.run_standard_evaluation(x, y, batch_size=LIMIT)
+    with torch.no_grad():
+        robust = classifier(x_adv).argmax(dim=1) == y
+    assert 0 < robust.float().mean() < 1
+    assert disagreement(result, "apgd-ce", robust) <= 0.02
+
+
+def test_foolbox_from_outside(run: apd.Run) -> None:
+    foolbox = pytest.importorskip("foolbox")
+    classifier, x, y, result = evaluated(run, "pgd-20")
+    model = foolbox.PyTorchModel(classifier.eval(), bounds=(0, 1), device="cpu")
+    torch.manual_seed(0)
+    attack = foolbox.attacks.LinfPGD(steps=20, abs_stepsize=EPS / 4, random_start=True)
+    _, _, fooled = attack(model, x, y, epsilons=EPS)
+    assert 0 < fooled.float().mean() < 1
+    assert disagreement(result, "pgd-20", ~fooled) <= 0.02
