@@ -21,7 +21,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/digits"), help="where runs and outcomes are kept")
-    parser.add_argument("--output", type=Path, default=Path("docs/results"), help="where the JSON behind the table goes")
+    parser.add_argument(
+        "--output", type=Path, default=Path("docs/results"), help="where the JSON behind the table goes"
+    )
     arguments = parser.parse_args()
     rows = [Row("zero-shot", None, (0,)), *(Row(label, {"name": name}, SEEDS) for label, name in METHODS.items())]
     study = Study(

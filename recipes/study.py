@@ -65,13 +65,23 @@ def run_study(study: Study, folder: Path, say: Callable[[str], None] = print) ->
                 classifier = apd.load_run(run.path)
             result = attack(study, classifier, data, place)
             outcomes[row.label][seed] = result
-            say(f"{study.name} {row.label} seed {seed}: clean {result.clean}, worst {result.worst.accuracy} ({time.monotonic() - started:.0f} s)")
+            seconds = time.monotonic() - started
+            say(
+                f"{study.name} {row.label} seed {seed}: clean {result.clean}, worst {result.worst.accuracy} ({seconds:.0f} s)"
+            )
     return outcomes
 
 
 def attack(study: Study, classifier: apd.PromptedCLIP, data: Any, place: Path, **changes: Any) -> Result:
     """Evaluate a classifier as the study says; ``changes`` replace settings (other attacks, fewer images)."""
-    settings = {"attacks": study.attacks, "eps": study.eps, "limit": study.limit, "seed": 0, "control": False, "checks": False}
+    settings = {
+        "attacks": study.attacks,
+        "eps": study.eps,
+        "limit": study.limit,
+        "seed": 0,
+        "control": False,
+        "checks": False,
+    }
     return apd.evaluate(classifier, data, store=place / "results", **{**settings, **changes})
 
 
@@ -102,7 +112,13 @@ def table(outcomes: Mapping[str, Outcome], columns: Sequence[str], against: str)
 def save(outcomes: Mapping[str, Outcome], columns: Sequence[str], path: Path) -> None:
     """The accuracies behind a table, as JSON."""
     rows = [
-        {"method": label, "seed": seed, "n": result.n, "eps": result.eps_text, **{c: _accuracy(result, c) for c in columns}}
+        {
+            "method": label,
+            "seed": seed,
+            "n": result.n,
+            "eps": result.eps_text,
+            **{c: _accuracy(result, c) for c in columns},
+        }
         for label, outcome in outcomes.items()
         for seed, result in outcome.items()
     ]

@@ -54,7 +54,9 @@ def choose(testbed: Path, folder: Path) -> None:
             classifier = apd.PromptedCLIP(clip, None, data.class_names, data.templates)
             result = attack(one, classifier, data, folder / name / "choose", split="val", limit=300)
             share = result.worst.accuracy / result.clean
-            print(f"{name} eps {eps}: clean {result.clean}, worst {result.worst.accuracy} ({share:.2f} of clean), n {result.n}")
+            print(
+                f"{name} eps {eps}: clean {result.clean}, worst {result.worst.accuracy} ({share:.2f} of clean), n {result.n}"
+            )
 
 
 def run(testbed: Path, folder: Path, output: Path) -> None:
@@ -62,10 +64,16 @@ def run(testbed: Path, folder: Path, output: Path) -> None:
     for name in DATA:
         started, one = time.monotonic(), study(testbed, name)
         outcomes = run_study(one, folder, lambda line: print(line, flush=True))
-        best = max((row.label for row in ROWS if row.label.startswith("apd")), key=lambda label: _validation(folder / name, label))
+        best = max(
+            (row.label for row in ROWS if row.label.startswith("apd")),
+            key=lambda label: _validation(folder / name, label),
+        )
         columns = ("clean", *STRONG, "worst")
         save(outcomes, columns, output / f"testbed-{name}.json")
-        print(f"\n{name}, eps {one.eps} at 32 px, best APD on validation: {best}\n\n{table(outcomes, columns, 'control')}\n", flush=True)
+        print(
+            f"\n{name}, eps {one.eps} at 32 px, best APD on validation: {best}\n\n{table(outcomes, columns, 'control')}\n",
+            flush=True,
+        )
         full = {label: _autoattack(one, folder, label) for label in ("control", best)}
         save(full, ("clean", "autoattack"), output / f"testbed-{name}-autoattack.json")
         print(f"AutoAttack, 100 images, seed 0\n\n{table(full, ('clean', 'autoattack'), 'control')}\n", flush=True)
@@ -74,7 +82,9 @@ def run(testbed: Path, folder: Path, output: Path) -> None:
 
 def _validation(folder: Path, label: str) -> float:
     """Mean of clean and attacked validation accuracy at the end of training, over the seeds that there are."""
-    summaries = [apd.Run.open(path / "run").manifest["summary"] for path in sorted(folder.glob(f"{label.replace(' ', '-')}-*"))]
+    summaries = [
+        apd.Run.open(path / "run").manifest["summary"] for path in sorted(folder.glob(f"{label.replace(' ', '-')}-*"))
+    ]
     return sum(s["val_clean"] + s["val_robust"] for s in summaries) / (2 * len(summaries))
 
 
@@ -91,7 +101,9 @@ def main() -> None:
     parser.add_argument("what", choices=("choose", "run"))
     parser.add_argument("--testbed", type=Path, required=True)
     parser.add_argument("--folder", type=Path, default=Path("runs/testbed"), help="where runs and outcomes are kept")
-    parser.add_argument("--output", type=Path, default=Path("docs/results"), help="where the JSON behind the tables goes")
+    parser.add_argument(
+        "--output", type=Path, default=Path("docs/results"), help="where the JSON behind the tables goes"
+    )
     arguments = parser.parse_args()
     if arguments.what == "choose":
         choose(arguments.testbed, arguments.folder)

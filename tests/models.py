@@ -14,7 +14,27 @@ from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 
-WORDS = "a photo of the digit texture . red green blue dark bright cat dog piano grand one two three".split()
+WORDS = [
+    "a",
+    "photo",
+    "of",
+    "the",
+    "digit",
+    "texture",
+    ".",
+    "red",
+    "green",
+    "blue",
+    "dark",
+    "bright",
+    "cat",
+    "dog",
+    "piano",
+    "grand",
+    "one",
+    "two",
+    "three",
+]
 
 
 def save_tokenizer(folder: Path, start: bool, length: int) -> dict[str, int]:
@@ -25,7 +45,9 @@ def save_tokenizer(folder: Path, start: bool, length: int) -> dict[str, int]:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace()])
     tokenizer.decoder = decoders.WordPiece()
     template = "<start> $A <end>" if start else "$A <end>"
-    tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=[(s, vocabulary[s]) for s in specials])
+    tokenizer.post_processor = TemplateProcessing(
+        single=template, special_tokens=[(s, vocabulary[s]) for s in specials]
+    )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>", pad_token="<end>", model_max_length=length
     )
@@ -36,11 +58,19 @@ def save_tokenizer(folder: Path, start: bool, length: int) -> dict[str, int]:
 def save_preprocessor(folder: Path, size: int, family: str) -> None:
     """What `preprocessor_config.json` of the family looks like."""
     shape: dict[str, Any] = {"shortest_edge": size + 4} if family == "clip" else {"height": size, "width": size}
-    record = {"size": shape, "crop_size": size, "resample": 3, "image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+    record = {
+        "size": shape,
+        "crop_size": size,
+        "resample": 3,
+        "image_mean": [0.48, 0.46, 0.41],
+        "image_std": [0.27, 0.26, 0.28],
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(record))
 
 
-def save_clip(folder: Path, family: str = "clip", *, size: int = 16, seed: int = 0, eos_token_id: int | None = None) -> Path:
+def save_clip(
+    folder: Path, family: str = "clip", *, size: int = 16, seed: int = 0, eos_token_id: int | None = None
+) -> Path:
     """A random CLIP or SigLIP of a few thousand parameters."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -72,10 +102,18 @@ def save_clip(folder: Path, family: str = "clip", *, size: int = 16, seed: int =
     return folder
 
 
-def save_colours(folder: Path, *, per_class: int = 12, size: int = 20, classes: tuple[str, ...] = ("red", "green", "blue")) -> Path:
+def save_colours(
+    folder: Path, *, per_class: int = 12, size: int = 20, classes: tuple[str, ...] = ("red", "green", "blue")
+) -> Path:
     """A folder of class folders: noisy images in the colour of their class; learnable within a few steps."""
     rng = np.random.default_rng(0)
-    colours = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200), "dark": (40, 40, 40), "bright": (220, 220, 220)}
+    colours = {
+        "red": (200, 60, 60),
+        "green": (60, 200, 60),
+        "blue": (60, 60, 200),
+        "dark": (40, 40, 40),
+        "bright": (220, 220, 220),
+    }
     for name in classes:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(per_class):

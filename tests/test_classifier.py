@@ -18,7 +18,9 @@ X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 @pytest.mark.parametrize("coupling", ["none", "text-to-vision", "vision-to-text"])
-def test_gradients_reach_every_prompt_and_nothing_else(family: str, coupling: str, request: pytest.FixtureRequest) -> None:
+def test_gradients_reach_every_prompt_and_nothing_else(
+    family: str, coupling: str, request: pytest.FixtureRequest
+) -> None:
     encoder: DualEncoder = request.getfixturevalue(family)
     spec = PromptSpec(text_tokens=3, visual_tokens=3, text_depth=2, visual_depth=3, coupling=coupling)
     model = PromptedCLIP(encoder, Prompts.initial(spec, encoder), CLASSES)
@@ -30,8 +32,12 @@ def test_gradients_reach_every_prompt_and_nothing_else(family: str, coupling: st
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize(("tokens", "depth", "count"), [((4, 2), ("all", "all"), (3, 4)), ((0, 2), (1, 2), (0, 2)), ((2, 0), (2, 1), (2, 0))])
-def test_spec_counts(clip: DualEncoder, tokens: tuple[int, int], depth: tuple[object, object], count: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("tokens", "depth", "count"), [((4, 2), ("all", "all"), (3, 4)), ((0, 2), (1, 2), (0, 2)), ((2, 0), (2, 1), (2, 0))]
+)
+def test_spec_counts(
+    clip: DualEncoder, tokens: tuple[int, int], depth: tuple[object, object], count: tuple[int, int]
+) -> None:
     spec = PromptSpec(text_tokens=tokens[0], visual_tokens=tokens[1], text_depth=depth[0], visual_depth=depth[1])
     prompts = Prompts.initial(spec, clip)
     assert (len(prompts.text()), len(prompts.visual())) == count
@@ -71,7 +77,9 @@ def test_several_templates_are_averaged(clip: DualEncoder) -> None:
     torch.testing.assert_close(PromptedCLIP(clip, None, CLASSES, [one, two]).class_features(), mean)
 
 
-def test_frozen_caches_class_features_and_gives_pixel_gradients_only(clip: DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frozen_caches_class_features_and_gives_pixel_gradients_only(
+    clip: DualEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = PromptedCLIP(clip, Prompts.initial(PromptSpec(), clip), CLASSES)
     frozen = model.frozen()
     calls = []

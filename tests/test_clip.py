@@ -107,7 +107,9 @@ def test_preprocessing_is_the_family_s_own(clip: DualEncoder, siglip: DualEncode
 
     image = Image.effect_noise((50, 31), 60).convert("RGB")
     ours = torch.tensor(list(clip.info.preprocessing.apply(image).tobytes())).view(16, 16, 3)
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}, do_rescale=False, do_normalize=False)
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}, do_rescale=False, do_normalize=False
+    )
     theirs = torch.as_tensor(processor(image, return_tensors="pt")["pixel_values"])[0].permute(1, 2, 0)
     assert F.l1_loss(ours.float(), theirs.float()) < 1.0  # of 255; the libraries round the long side differently
     assert siglip.info.preprocessing.apply(image).size == (16, 16)

@@ -17,7 +17,11 @@ def clip_vit_base_patch32(folder: Path) -> None:
     """`openai/clip-vit-base-patch32`: 12 + 12 blocks, 224 px, patch 32, context 77, quick_gelu (CLIPConfig's defaults)."""
     vocabulary = save_tokenizer(folder, True, 77)
     config = CLIPConfig()
-    assert (config.vision_config.patch_size, config.vision_config.hidden_size, config.text_config.hidden_size) == (32, 768, 512)
+    assert (config.vision_config.patch_size, config.vision_config.hidden_size, config.text_config.hidden_size) == (
+        32,
+        768,
+        512,
+    )
     config.text_config.eos_token_id = vocabulary["<end>"]
     CLIPModel(config).save_pretrained(folder)
     save_preprocessor(folder, 224, "clip")
@@ -27,7 +31,11 @@ def siglip_base_patch16_224(folder: Path) -> None:
     """`google/siglip-base-patch16-224`: 12 + 12 blocks of width 768, 196 patches, context 64 (SiglipConfig's defaults)."""
     vocabulary = save_tokenizer(folder, False, 64)
     config = SiglipConfig()
-    assert (config.vision_config.patch_size, config.vision_config.hidden_size, config.text_config.hidden_size) == (16, 768, 768)
+    assert (config.vision_config.patch_size, config.vision_config.hidden_size, config.text_config.hidden_size) == (
+        16,
+        768,
+        768,
+    )
     config.text_config.eos_token_id = config.text_config.bos_token_id = vocabulary["<end>"]
     model = SiglipModel(config)
     with torch.no_grad():

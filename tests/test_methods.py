@@ -86,7 +86,14 @@ def logits(classifier: PromptedCLIP, x: Tensor) -> Tensor:
 
 
 def test_apd_terms_agree_with_the_formula(clip: DualEncoder) -> None:
-    weights = {"adv_ce": 0.7, "adv_kl": 1.3, "clean_ce": 0.4, "clean_kl": 0.6, "image_features": 0.9, "text_features": 1.1}
+    weights = {
+        "adv_ce": 0.7,
+        "adv_kl": 1.3,
+        "clean_ce": 0.4,
+        "clean_kl": 0.6,
+        "image_features": 0.9,
+        "text_features": 1.1,
+    }
     method = build(clip, teacher="frozen", tau=2.0, **weights)
     student, teacher = method.student, method.student.undefended()
     z, z_adv, z_t = logits(student, X), logits(student, X_ADV), logits(teacher, X)
@@ -144,7 +151,9 @@ def test_inner_objectives_agree_with_their_definitions(clip: DualEncoder, inner:
     if inner == "ce":
         wanted = [slow_ce(z_adv[i : i + 1], LABELS[i : i + 1]) for i in range(4)]
     else:
-        target = {"kl": z, "teacher-kl": logits(method.teacher, X), "teacher-pair": logits(method.teacher, X_ADV)}[inner]
+        target = {"kl": z, "teacher-kl": logits(method.teacher, X), "teacher-pair": logits(method.teacher, X_ADV)}[
+            inner
+        ]
         wanted = slow_kl_rows(target, z_adv, 1.0)
     assert got.tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
 
@@ -160,11 +169,17 @@ def test_inner_objectives_agree_with_their_definitions(clip: DualEncoder, inner:
     ],
 )
 def test_variants_have_the_terms_of_their_papers(clip: DualEncoder, variant: str, names: set[str]) -> None:
-    explicit = {"adv_ce": 1.0, "adv_kl": 1.0, "clean_ce": 0.0, "clean_kl": 0.0, "image_features": 0.0} if variant == "apd" else {}
+    explicit = (
+        {"adv_ce": 1.0, "adv_kl": 1.0, "clean_ce": 0.0, "clean_kl": 0.0, "image_features": 0.0}
+        if variant == "apd"
+        else {}
+    )
     assert set(terms(build(clip, variant=variant, teacher="frozen", text_features=0.0, **explicit))) == names
 
 
-def test_a_robust_teacher_labels_the_adversarial_image(clip: DualEncoder, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_robust_teacher_labels_the_adversarial_image(
+    clip: DualEncoder, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     from .models import save_clip
 
     folder = save_clip(tmp_path_factory.mktemp("robust") / "clip", seed=9)
@@ -183,7 +198,10 @@ def test_a_teacher_must_see_the_same_image(clip: DualEncoder, tmp_path_factory: 
         build(clip, teacher="frozen", teacher_model=str(folder))
 
 
-@pytest.mark.parametrize(("name", "settings"), [("vlp", {}), ("advvlp", {}), *[("apd", {"teacher": t}) for t in ("frozen", "tuned", "online")]])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("vlp", {}), ("advvlp", {}), *[("apd", {"teacher": t}) for t in ("frozen", "tuned", "online")]],
+)
 def test_what_is_trainable_is_what_the_method_trains(clip: DualEncoder, name: str, settings: dict[str, object]) -> None:
     method = build(clip, name, **settings)
     groups = {n.rsplit(".", 1)[0] for n, p in method.named_parameters() if p.requires_grad}
@@ -215,7 +233,9 @@ def test_the_control_is_adversarial_cross_entropy(clip: DualEncoder) -> None:
 def test_a_step_s_gradients_are_those_of_the_plain_way(clip: DualEncoder) -> None:
     """Class features once and trimmed text, against class features recomputed everywhere from full-length prompts."""
     double = load_clip(clip.info.source, dtype=torch.float64)
-    method = APD(APDSettings(prompts=SPEC, teacher="frozen", clean_ce=0.5), PromptedCLIP(double, None, CLASSES), seed=0).double()
+    method = APD(
+        APDSettings(prompts=SPEC, teacher="frozen", clean_ce=0.5), PromptedCLIP(double, None, CLASSES), seed=0
+    ).double()
     x, seeds, threat = X.double(), torch.arange(4), ThreatModel(4 / 255)
     out = TrainStep(method, PGD(steps=2, step_size=1.0), threat)(x, LABELS, seeds)
     torch.stack(list(out.values())).sum().backward()
@@ -233,7 +253,9 @@ def test_a_step_s_gradients_are_those_of_the_plain_way(clip: DualEncoder) -> Non
     x_adv = threat.random_start(x, seeds)
     for _ in range(2):
         x_adv.requires_grad_()
-        (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(plain(x_adv), LABELS, reduction="sum"), x_adv)
+        (gradient,) = torch.autograd.grad(
+            torch.nn.functional.cross_entropy(plain(x_adv), LABELS, reduction="sum"), x_adv
+        )
         x_adv = (x + (x_adv.detach() + threat.eps * gradient.sign() - x).clamp(-threat.eps, threat.eps)).clamp(0, 1)
     z_adv, z_t = plain(x_adv), student.undefended()(x)
     ce = torch.nn.functional.cross_entropy

@@ -67,8 +67,18 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("method", ["method.name=apd", "method.name=advvlp"])
-def test_training_lowers_the_loss_and_leaves_a_run(tmp_path: Path, clip: DualEncoder, colours: Path, method: str) -> None:
-    run = start(tmp_path / "run", clip, colours, method, "train.epochs=20", "train.optimizer.lr=0.02", "train.augment.enabled=false")
+def test_training_lowers_the_loss_and_leaves_a_run(
+    tmp_path: Path, clip: DualEncoder, colours: Path, method: str
+) -> None:
+    run = start(
+        tmp_path / "run",
+        clip,
+        colours,
+        method,
+        "train.epochs=20",
+        "train.optimizer.lr=0.02",
+        "train.augment.enabled=false",
+    )
     rows = [row for row in metrics(run) if "loss" in row]
     assert sum(r["adv_ce"] for r in rows[-4:]) < 0.8 * sum(r["adv_ce"] for r in rows[:4])
     assert run.finished and {"val_clean", "val_robust", "warnings"} <= set(run.manifest["summary"])
@@ -76,7 +86,10 @@ def test_training_lowers_the_loss_and_leaves_a_run(tmp_path: Path, clip: DualEnc
 
 
 def test_same_seed_same_prompts_and_another_seed_others(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
-    runs = [start(tmp_path / name, clip, colours, f"train.seed={seed}").load_prompts() for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    runs = [
+        start(tmp_path / name, clip, colours, f"train.seed={seed}").load_prompts()
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
     assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
 
 
@@ -84,7 +97,11 @@ def test_same_seed_same_prompts_and_another_seed_others(tmp_path: Path, clip: Du
 def test_an_interrupted_run_resumes_bit_identical(
     tmp_path: Path, clip: DualEncoder, colours: Path, teacher: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extra = (f"method.teacher={teacher}", "train.ema=0.9", "train.optimizer.name=" + ("sgd" if teacher == "online" else "adamw"))
+    extra = (
+        f"method.teacher={teacher}",
+        "train.ema=0.9",
+        "train.optimizer.name=" + ("sgd" if teacher == "online" else "adamw"),
+    )
     whole = start(tmp_path / "whole", clip, colours, *extra)
 
     saves, log, save = [], Run.log, Run.save_checkpoint
@@ -117,7 +134,9 @@ start(Path(sys.argv[1]), load_clip(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:
 """
 
 
-def test_killed_five_times_at_random_steps_it_ends_bit_identical(tmp_path: Path, clip: DualEncoder, clip_folder: Path, colours: Path) -> None:
+def test_killed_five_times_at_random_steps_it_ends_bit_identical(
+    tmp_path: Path, clip: DualEncoder, clip_folder: Path, colours: Path
+) -> None:
     extra = ["train.epochs=60", "train.checkpoint_every=1", "train.validate_every=20", "method.teacher=online"]
     whole = start(tmp_path / "whole", clip, colours, *extra)
     broken, rng = tmp_path / "broken", torch.Generator().manual_seed(0)
@@ -169,7 +188,8 @@ loop.update_average, loop.Loop.run_through = record, keep
 from accelerate import PartialState
 state = PartialState(cpu=True)
 clip = load_clip(sys.argv[2])
-start(Path(sys.argv[1]) / f"run{state.process_index}", clip, Path(sys.argv[3]), "train.ema=0.5", "method.teacher=frozen", "train.batch_size=7")
+sets = ["train.ema=0.5", "method.teacher=frozen", "train.batch_size=7"]
+start(Path(sys.argv[1]) / f"run{state.process_index}", clip, Path(sys.argv[3]), *sets)
 torch.save(gradients, Path(sys.argv[1]) / f"gradients{state.process_index}.pt")
 """
 
@@ -179,13 +199,22 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path, clip_folder: Pa
     script = tmp_path / "script.py"
     script.write_text(DISTRIBUTED)
     root = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")])}
-    for name, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"])):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")]),
+    }
+    for name, launcher in (
+        ("one", []),
+        ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]),
+    ):
         (tmp_path / name).mkdir()
         command = [sys.executable, *launcher, str(script), str(tmp_path / name), str(clip_folder), str(colours)]
-        subprocess.run(command, cwd=root, check=True, env={**environment, "ACCELERATE_USE_CPU": "true"}, capture_output=True)
+        subprocess.run(
+            command, cwd=root, check=True, env={**environment, "ACCELERATE_USE_CPU": "true"}, capture_output=True
+        )
     one, left, right = (
-        torch.load(tmp_path / name, weights_only=True) for name in ("one/gradients0.pt", "two/gradients0.pt", "two/gradients1.pt")
+        torch.load(tmp_path / name, weights_only=True)
+        for name in ("one/gradients0.pt", "two/gradients0.pt", "two/gradients1.pt")
     )
     assert len(one) == len(left) == 6
     for single, a, b in zip(one, left, right, strict=True):
@@ -231,7 +260,16 @@ def test_collapse_is_noticed_and_explained() -> None:
 
 def test_divergence_stops_training_and_keeps_the_checkpoint(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
     with pytest.raises(ApdError, match="Training diverged"):
-        start(tmp_path / "run", clip, colours, "train.optimizer.lr=1e38", "train.optimizer.clip=null", "train.optimizer.name=sgd", "train.warmup_epochs=0", "method.teacher=frozen")
+        start(
+            tmp_path / "run",
+            clip,
+            colours,
+            "train.optimizer.lr=1e38",
+            "train.optimizer.clip=null",
+            "train.optimizer.name=sgd",
+            "train.warmup_epochs=0",
+            "method.teacher=frozen",
+        )
     assert Run.open(tmp_path / "run", finished=False).load_checkpoint() is not None
 
 

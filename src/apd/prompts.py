@@ -49,16 +49,19 @@ class PromptSpec(BaseModel):
             blocks = info.text_depth if branch == "text" else info.visual_depth
             if n and not blocks:
                 raise InputError(
-                    f"{info.source} takes no {branch} tokens (its {branch} tower has no token blocks); set prompts.{branch}_tokens=0."
+                    f"{info.source} takes no {branch} tokens (its {branch} tower has no token blocks); "
+                    f"set prompts.{branch}_tokens=0."
                 )
             if n and depth != "all" and depth > blocks:
                 raise InputError(
-                    f"prompts.{branch}_depth is {depth}, but the {branch} tower of {info.source} has {blocks} blocks; use {blocks} or all."
+                    f"prompts.{branch}_depth is {depth}, but the {branch} tower of {info.source} has {blocks} blocks; "
+                    f"use {blocks} or all."
                 )
             depths.append(0 if not n else blocks if depth == "all" else int(depth))
         if self.coupling != "none" and self.text_tokens != self.visual_tokens:
             raise InputError(
-                f"prompts.coupling={self.coupling} needs as many text as visual tokens, got {self.text_tokens} and {self.visual_tokens}."
+                f"prompts.coupling={self.coupling} needs as many text as visual tokens, "
+                f"got {self.text_tokens} and {self.visual_tokens}."
             )
         return depths[0], depths[1]
 

@@ -62,10 +62,11 @@ def evaluate(
     }
     given = {name: value for name, value in options.items() if value is not None}
     with quiet_stdout():
-        if run is None:
-            result = _evaluate_model(model, data, given, device)
-        else:
-            result = _evaluate_run(run, model, data, given, device)
+        result = (
+            _evaluate_model(model, data, given, device)
+            if run is None
+            else _evaluate_run(run, model, data, given, device)
+        )
     _show(result, as_json, output)
     say(f"Next: apd train {data} --model {model}" if run is None else f"Next: apd predict {run} IMAGES")
 

@@ -118,7 +118,7 @@ class HuggingFaceEncoder(DualEncoder):
         return cast(Tensor, block(h, None))
 
     def _end_positions(self, ids: Tensor) -> Tensor:
-        """Where transformers pools: at the largest id for checkpoints with the historical ``eos_token_id`` 2, else at the first end token."""
+        """Where transformers pools: at the first end token; for the historical ``eos_token_id`` 2 at the largest id."""
         end = self.model.config.text_config.eos_token_id
         return ids.argmax(dim=-1) if end == 2 else (ids == end).int().argmax(dim=-1)
 
@@ -127,7 +127,7 @@ class HuggingFaceEncoder(DualEncoder):
         rows = []
         for text in texts:
             ids = list(self.tokenizer(text)["input_ids"])
-            # What is under a prompt token is replaced; an ordinary word keeps the end token the largest and the first of its kind.
+            # What is under a prompt token is replaced; an ordinary word leaves the end token the largest and the first.
             ids[self._first_row : self._first_row] = ids[self._first_row : self._first_row + 1] * n_tokens
             if len(ids) > length:
                 raise InputError(
