@@ -22,8 +22,9 @@ from PIL import Image
 import apd
 from apd.api import is_first_process
 from apd.cli import main
-from apd.cli.common import pick_device, split_names
+from apd.cli.common import split_names
 from apd.demo import DemoSettings, run_demo
+from apd.device import pick_device
 from apd.errors import InputError
 from apd.run import Run
 

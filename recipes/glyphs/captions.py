@@ -144,7 +144,7 @@ def corpus(seed: int = 0, draws: int = 400) -> list[str]:
 
 
 def train_tokenizer(vocabulary: int, context: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE (any text has tokens) that puts captions between a start and an end token, and pads with ends."""
+    """A byte-level BPE (any text has tokens); captions stand between a start and an end token; pads are end tokens."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

@@ -33,7 +33,7 @@ class DemoSettings:
 
 
 DEMO = DemoSettings()
-QUICK = replace(DEMO, shots=1, epochs=1, limit=16)
+QUICK = replace(DEMO, shots=1, epochs=1, limit=16, attacks=("pgd-20", "apgd-ce"))
 METHODS = {"control": "advvlp", "apd": "apd"}
 """Row labels and the methods behind them."""
 

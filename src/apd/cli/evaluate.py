@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import pick_device, quiet_stdout, say, split_names
+from apd.cli.common import quiet_stdout, say, split_names
 from apd.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def _evaluate_model(model: str | None, source: str | None, given: dict[str, Any]
     from apd.classifier import PromptedCLIP
     from apd.clip import load_clip
     from apd.data import load_data
+    from apd.device import pick_device
     from apd.evaluation import evaluate, parse_settings
 
     if model is None or source is None:
@@ -88,6 +89,7 @@ def _evaluate_model(model: str | None, source: str | None, given: dict[str, Any]
 
 def _evaluate_run(folder: Path, model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:
     from apd.data import load_data
+    from apd.device import pick_device
     from apd.evaluation import evaluate, parse_settings
     from apd.loading import load_run
     from apd.run import Run

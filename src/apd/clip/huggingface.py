@@ -73,7 +73,7 @@ class HuggingFaceEncoder(DualEncoder):
 
     def train(self, mode: bool = True) -> HuggingFaceEncoder:
         """A frozen encoder stays in evaluation mode."""
-        return cast(HuggingFaceEncoder, super().train(False))
+        return super().train(False)
 
     def encode_image(self, x: Tensor, tokens: Tokens = ()) -> Tensor:
         self.check_pixels(x)
@@ -198,7 +198,7 @@ def load_huggingface(source: str, folder_or_id: str, revision: str | None, dtype
     from transformers.utils import logging
     from transformers.utils.hub import cached_file
 
-    logging.disable_progress_bar()
+    cast(Any, logging).disable_progress_bar()
     where: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         config = AutoConfig.from_pretrained(folder_or_id, **where)

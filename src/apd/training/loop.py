@@ -21,6 +21,7 @@ from apd.config import RunConfig
 from apd.data import Dataset
 from apd.data.augment import random_resized_crop_flip
 from apd.data.dataset import Decoded, shuffled
+from apd.device import pick_device
 from apd.errors import InputError
 from apd.methods import Method, find_method
 from apd.run import Run
@@ -54,7 +55,7 @@ def train(encoder: DualEncoder, data: Dataset, config: RunConfig, run: Run, *, q
     if run.finished:
         return run
     settings = config.train
-    accelerator = Accelerator(cpu=settings.device == "cpu")
+    accelerator = _accelerator(settings.device)
     encoder = encoder.to(accelerator.device)
     bare = PromptedCLIP(encoder, None, data.class_names, data.templates)
     method = find_method(config.method.name)(config.method.settings, bare, settings.seed).to(accelerator.device)
@@ -71,6 +72,13 @@ def train(encoder: DualEncoder, data: Dataset, config: RunConfig, run: Run, *, q
     run.finish(summary)
     accelerator.wait_for_everyone()
     return run
+
+
+def _accelerator(name: str) -> Accelerator:
+    device = torch.device(pick_device(name))
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    return Accelerator(cpu=device.type == "cpu")
 
 
 @dataclass(frozen=True)

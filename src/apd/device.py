@@ -1,0 +1,24 @@
+"""Which device to compute on."""
+
+from __future__ import annotations
+
+import torch
+
+from apd.errors import InputError
+
+
+def pick_device(name: str) -> str:
+    """``auto`` as the best device there is; other names as they are.
+
+    Raises:
+        InputError: a name that torch does not know, or a device that is not there.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"No device {name!r} here: {str(error).splitlines()[0].rstrip('.')}. Use device auto."
+        ) from error
+    return name
