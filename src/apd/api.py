@@ -56,6 +56,7 @@ def train(
         "shots": "all" if data.shots is None else data.shots,
         "seed": data.seed,
         "templates": data.templates,
+        "classes": data.which,
     }
     raw = {"model": clip.info.source, "data": section, "method": method, "train": {"eps": eps, **settings}}
     return start(clip, data, validate(raw), output, resume=resume, overwrite=overwrite)

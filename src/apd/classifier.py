@@ -122,7 +122,9 @@ class PromptedCLIP(nn.Module):
 
     def _encode(self, ids: Tensor, tokens: list[Tensor]) -> Tensor:
         ids = ids.to(self.encoder.device)
-        return torch.cat([self.encoder.encode_text(part, tokens) for part in torch.chunk(ids, -(-len(ids) // _CLASSES_AT_ONCE))])
+        return torch.cat(
+            [self.encoder.encode_text(part, tokens) for part in torch.chunk(ids, -(-len(ids) // _CLASSES_AT_ONCE))]
+        )
 
     def bind(self) -> BoundCLIP:
         """Compute class features and tokens, once for all that follows."""

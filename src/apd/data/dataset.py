@@ -142,6 +142,7 @@ class Dataset:
         shots: training images a class, or None for all.
         seed: that drew them.
         description: one line on where each split comes from.
+        which: the classes it holds: all, base or new.
     """
 
     name: str
@@ -155,6 +156,7 @@ class Dataset:
     shots: int | None = None
     seed: int = 0
     description: str = ""
+    which: Which = "all"
 
     def split(self, name: Split) -> ImageSet:
         """One of the splits by its name.
@@ -191,6 +193,7 @@ class Dataset:
             train=_of_labels(self.train, first, last),
             val=_of_labels(self.val, first, last),
             test=_of_labels(self.test, first, last),
+            which=which,
             description=f"{which} classes ({last - first} of {count}) of: {self.description}",
         )
 
