@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from apd.clip import DualEncoder, load_clip
 
 from .models import save_clip, save_colours
 
+# Sums depend on the number of threads in the last digit; processes started by tests inherit this.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 TESTBED = Path(__file__).resolve().parents[2] / "shared" / "testbed"
 

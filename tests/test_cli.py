@@ -306,7 +306,7 @@ BAD_USAGE: list[tuple[str, list[str]]] = [
     ("evaluate {run} --eps 4", ["4/255"]),
     ("evaluate {run} --limit 0", ["limit"]),
     ("evaluate {run} --split tset", ["split", "tset"]),
-    ("evaluate {run} --device coda", ["'coda'", "--device auto"]),
+    ("evaluate {run} --device coda", ["'coda'", "device auto"]),
     ("predict {run} {run}/none.jpg", ["none.jpg"]),
     ("predict {run} {run}", ["is a folder"]),
     ("predict {run} {run}/run.json", ["run.json"]),
