@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import apd
@@ -19,7 +20,7 @@ from recipes.study import Outcome, Row, Study, attack, run_study, save, table
 SEEDS = (0, 1, 2)
 STRONG = ("apgd-ce", "apgd-dlr")
 DATA = {"cifar10": "data/cifar10", "caltech101": "data/caltech101/split_zhou_Caltech101.json"}
-EPOCHS = {"cifar10": 50, "caltech101": 10}
+EPOCHS = {"cifar10": 20, "caltech101": 5}
 EPS = "2/255"
 ROWS = (
     Row("zero-shot", None, (0,)),
@@ -44,10 +45,10 @@ def study(testbed: Path, name: str, eps: str = EPS) -> Study:
     )
 
 
-def choose(testbed: Path, folder: Path) -> None:
+def choose(testbed: Path, names: Sequence[str], folder: Path) -> None:
     """Zero-shot accuracy on validation images, clean and attacked, over eps."""
     clip = apd.load_clip(str(testbed / "clip"))
-    for name in DATA:
+    for name in names:
         for eps in ("0.5/255", "1/255", "2/255", "4/255"):
             one = study(testbed, name, eps)
             data = apd.load_data(one.data, shots="all")
@@ -59,9 +60,9 @@ def choose(testbed: Path, folder: Path) -> None:
             )
 
 
-def run(testbed: Path, folder: Path, output: Path) -> None:
+def run(testbed: Path, names: Sequence[str], folder: Path, output: Path) -> None:
     """Both studies, AutoAttack on 100 images for the control and the APD of highest validation figures, and the tables."""
-    for name in DATA:
+    for name in names:
         started, one = time.monotonic(), study(testbed, name)
         outcomes = run_study(one, folder, lambda line: print(line, flush=True))
         best = max(
@@ -100,15 +101,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("choose", "run"))
     parser.add_argument("--testbed", type=Path, required=True)
+    parser.add_argument("--data", nargs="+", choices=tuple(DATA), default=tuple(DATA))
     parser.add_argument("--folder", type=Path, default=Path("runs/testbed"), help="where runs and outcomes are kept")
     parser.add_argument(
         "--output", type=Path, default=Path("docs/results"), help="where the JSON behind the tables goes"
     )
     arguments = parser.parse_args()
     if arguments.what == "choose":
-        choose(arguments.testbed, arguments.folder)
+        choose(arguments.testbed, arguments.data, arguments.folder)
     else:
-        run(arguments.testbed, arguments.folder, arguments.output)
+        run(arguments.testbed, arguments.data, arguments.folder, arguments.output)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,9 @@ def test_online_teacher_learns_from_clean_labels_and_feedback(clip: DualEncoder)
 
 def test_student_and_teacher_losses_do_not_leak_into_each_other(clip: DualEncoder) -> None:
     """The student's terms move only the student, the teacher's only the teacher (the stop-gradients of the formula)."""
-    method = build(clip, teacher="online", feedback=0.5, clean_kl=1.0, image_features=1.0, text_features=1.0)
+    method = build(
+        clip, teacher="online", adv_ce=1.0, feedback=0.5, clean_kl=1.0, image_features=1.0, text_features=1.0
+    )
     for name in ("adv_ce", "adv_kl", "clean_kl", "image_features", "text_features", "teacher_ce", "feedback"):
         method.zero_grad()
         step = Step(X, LABELS, method.student.bind())

@@ -53,14 +53,14 @@ class APDSettings(MethodSettings):
         "apd", description="preset of weights and inner objective"
     )
     teacher: Teacher = Field(
-        "tuned",
+        "frozen",
         description="frozen: the hand-written prompt; tuned: on clean images first; online: along with the student",
     )
     teacher_model: str | None = Field(
         None, description="another CLIP as teacher (any model source); null: the student's own"
     )
     robust_teacher: str | None = Field(None, description="mtard: an adversarially trained CLIP, the teacher on x'")
-    adv_ce: float = Field(1.0, ge=0, description="weight of CE(z_S(x'), y)")
+    adv_ce: float = Field(0.0, ge=0, description="weight of CE(z_S(x'), y)")
     adv_kl: float = Field(1.0, ge=0, description="weight of KL(p_T || p_S(x'))")
     clean_ce: float = Field(0.0, ge=0, description="weight of CE(z_S(x), y)")
     clean_kl: float = Field(0.0, ge=0, description="weight of KL(p_T(x) || p_S(x))")
