@@ -464,7 +464,7 @@ def test_demo_trains_evaluates_and_owns_its_folder(clip_folder: Path, colours: P
 
 
 def test_demo_command_prints_table_and_next_steps(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = {"clean": 90.0, "autoattack": 12.34, "worst": 12.34, "n": 4}
+    row = {"clean": 90.0, "autoattack": 12.34, "n_clean": 4, "n_attacked": 4}
     rows = [{"method": name, **row} for name in ("zero-shot", "control", "apd")]
     monkeypatch.setattr("apd.demo.run_demo", lambda *_: {"eps": "1/255", "rows": rows})
     answer = cli("demo", "--quick", "--output", tmp_path / "demo")

@@ -26,9 +26,9 @@ class DemoSettings:
     data: str = "digits"
     shots: int = 16
     seed: int = 0
-    eps: str = "1/255"
+    eps: str = "12/255"
     epochs: int = 30
-    limit: int | None = 400
+    limit: int | None = 100
     attacks: tuple[str, ...] = ("pgd-20", "autoattack")
 
 
@@ -63,9 +63,9 @@ def run_demo(output: Path, settings: DemoSettings = DEMO, say: Callable[[str], N
     )
     say("attacking zero-shot CLIP")
     zero_shot = PromptedCLIP(clip, None, data.class_names, data.templates)
-    rows = [_row("zero-shot", _evaluate(zero_shot, data, settings, output / "zero-shot"))]
-    for label, method in METHODS.items():
-        rows.append(_row(label, _train_and_evaluate(clip, data, settings, method, output / label, say)))
+    rows = [_measure("zero-shot", zero_shot, data, settings, output / "zero-shot")[0]]
+    for label in METHODS:
+        rows.append(_train_and_measure(label, clip, data, settings, output / label, say))
     summary = {"eps": settings.eps, "rows": rows, "settings": asdict(settings)}
     write_atomic(output / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
@@ -79,14 +79,14 @@ def _claim(output: Path, settings: DemoSettings) -> None:
     write_atomic(output / _MARK, json.dumps(asdict(settings), indent=2) + "\n")
 
 
-def _train_and_evaluate(
-    clip: DualEncoder, data: Dataset, settings: DemoSettings, method: str, folder: Path, say: Callable[[str], None]
-) -> Result:
-    say(f"training {method}")
+def _train_and_measure(
+    label: str, clip: DualEncoder, data: Dataset, settings: DemoSettings, folder: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
+    say(f"training {label}")
     run = train(
         clip,
         data,
-        method=method,
+        method=METHODS[label],
         eps=settings.eps,
         output=folder,
         overwrite=True,
@@ -94,27 +94,20 @@ def _train_and_evaluate(
         seed=settings.seed,
         device="cpu",
     )
-    say(f"attacking {method}")
-    result = _evaluate(load_run(run.path), data, settings, run.results)
+    say(f"attacking {label}")
+    row, result = _measure(label, load_run(run.path), data, settings, run.results)
     run.save_result(result.to_dict())
-    return result
+    return row
 
 
-def _evaluate(classifier: PromptedCLIP, data: Dataset, settings: DemoSettings, store: Path) -> Result:
+def _measure(
+    label: str, classifier: PromptedCLIP, data: Dataset, settings: DemoSettings, store: Path
+) -> tuple[dict[str, Any], Result]:
+    """A row: clean accuracy on all held-out images, attacks on ``limit`` of them; and the attacks' result."""
     # Zero-shot CLIP has a row of its own, so it is not attacked again beside the others.
-    return evaluate(
-        classifier,
-        data,
-        store=store,
-        attacks=settings.attacks,
-        eps=settings.eps,
-        seed=settings.seed,
-        limit=settings.limit,
-        control=False,
-        checks=False,
-    )
-
-
-def _row(label: str, result: Result) -> dict[str, Any]:
+    common = {"store": store, "eps": settings.eps, "seed": settings.seed, "control": False, "checks": False}
+    clean = evaluate(classifier, data, attacks="clean", **common)
+    result = evaluate(classifier, data, attacks=settings.attacks, limit=settings.limit, **common)
     accuracies = {name: score.accuracy for name, score in result.attacks.items()}
-    return {"method": label, "clean": result.clean, **accuracies, "worst": result.worst.accuracy, "n": result.n}
+    row = {"method": label, "clean": clean.clean, **accuracies, "n_clean": clean.n, "n_attacked": result.n}
+    return row, result

@@ -40,8 +40,10 @@ def _table(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     rows = summary["rows"]
-    names = [name for name in rows[0] if name not in ("method", "n")]
-    table = Table(title=f"accuracy % on {rows[0]['n']} held-out images, eps {summary['eps']}", title_justify="left")
+    names = [name for name in rows[0] if name != "method" and not name.startswith("n_")]
+    clean, attacked = rows[0]["n_clean"], rows[0]["n_attacked"]
+    title = f"accuracy % on held-out images: {clean} clean, {attacked} attacked at eps {summary['eps']}"
+    table = Table(title=title, title_justify="left")
     table.add_column("method")
     for name in names:
         table.add_column(name, justify="right")
