@@ -150,7 +150,7 @@ def test_wrong_sources_are_clear_errors(clip_folder: Path, tmp_path: Path, monke
     (bare / "preprocessor_config.json").unlink()
     with pytest.raises(InputError, match="no preprocessor_config"):
         load_clip(bare)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="No CLIP at 'nobody/no-such-clip'"):
         load_clip("nobody/no-such-clip")
 
