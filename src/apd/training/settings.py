@@ -26,7 +26,7 @@ class OptimizerSettings(_Section):
     """How prompts are updated."""
 
     name: Literal["sgd", "adamw"] = Field("adamw", description="sgd (with momentum) or adamw")
-    lr: float = Field(0.01, gt=0, description="peak learning rate")
+    lr: float = Field(0.003, gt=0, description="peak learning rate")
     weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     clip: float | None = Field(
