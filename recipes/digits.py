@@ -25,7 +25,7 @@ def main() -> None:
         "--output", type=Path, default=Path("docs/results"), help="where the JSON behind the table goes"
     )
     arguments = parser.parse_args()
-    rows = [Row("zero-shot", None, (0,)), *(Row(label, {"name": name}, SEEDS) for label, name in METHODS.items())]
+    rows = [Row("zero-shot", None, (0,)), *(Row(label, method, SEEDS) for label, method in METHODS.items())]
     study = Study(
         name="demo",
         model=DEMO.model,
