@@ -27,8 +27,8 @@ class DemoSettings:
     shots: int = 16
     seed: int = 0
     eps: str = "14/255"
-    epochs: int = 30
-    limit: int | None = 40
+    epochs: int = 20
+    limit: int | None = 30
     attacks: tuple[str, ...] = ("pgd-20", "autoattack")
 
 
