@@ -105,7 +105,13 @@ def _measure(
 ) -> tuple[dict[str, Any], Result]:
     """A row: clean accuracy on all held-out images, attacks on ``limit`` of them; and the attacks' result."""
     # Zero-shot CLIP has a row of its own, so it is not attacked again beside the others.
-    common = {"store": store, "eps": settings.eps, "seed": settings.seed, "control": False, "checks": False}
+    common: dict[str, Any] = {
+        "store": store,
+        "eps": settings.eps,
+        "seed": settings.seed,
+        "control": False,
+        "checks": False,
+    }
     clean = evaluate(classifier, data, attacks="clean", **common)
     result = evaluate(classifier, data, attacks=settings.attacks, limit=settings.limit, **common)
     accuracies = {name: score.accuracy for name, score in result.attacks.items()}
