@@ -274,3 +274,12 @@ def test_the_registry_describes_itself_and_names_the_nearest() -> None:
     assert all(method.summary and method.source for method in METHODS.values())
     with pytest.raises(InputError, match="Did you mean advvlp"):
         find_method("advlp")
+
+
+@pytest.mark.parametrize("settings", [{"variant": "iad"}, {"soft_target": "adversarial"}])
+def test_an_online_teacher_learns_in_every_variant(clip: DualEncoder, settings: dict[str, object]) -> None:
+    method = build(clip, teacher="online", **settings)
+    step = Step(X, LABELS, method.student.bind())
+    torch.stack(list(method.loss(step, X_ADV).values())).sum().backward()
+    for name, parameter in method.teacher.prompts.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name

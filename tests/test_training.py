@@ -123,6 +123,24 @@ def test_an_interrupted_run_resumes_bit_identical(
     assert without_time[0] == without_time[1]
 
 
+def test_a_crash_before_the_second_checkpoint_does_not_tune_the_teacher_twice(
+    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = ("method.teacher=tuned", "train.checkpoint_every=100")
+    whole, log = start(tmp_path / "whole", clip, colours, *extra), Run.log
+
+    def crash(self: Run, record: dict[str, float]) -> None:
+        log(self, record)
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(Run, "log", crash)
+    with pytest.raises(RuntimeError):
+        start(tmp_path / "broken", clip, colours, *extra)
+    monkeypatch.undo()
+    resumed = start(tmp_path / "broken", clip, colours, *extra, resume=True)
+    assert same(whole.load_prompts(), resumed.load_prompts())
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

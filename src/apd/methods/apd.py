@@ -203,8 +203,10 @@ class APD(Method):
         """``KL(p_T || p_S(x'))`` with the teacher's soft label on x or x', trusted or not."""
         adversarial = None
         if self.s.soft_target == "adversarial" or self.s.trust:
+            # Bound outside of no_grad: an online teacher is bound once a step, and needs its graph for its own loss.
+            teacher = self._on_adversarial(step)
             with torch.no_grad():
-                adversarial = self._on_adversarial(step).logits(x_adv)
+                adversarial = teacher.logits(x_adv)
         target = adversarial if self.s.soft_target == "adversarial" else self._teacher_logits(step).detach()
         assert target is not None
         if not self.s.trust:

@@ -146,8 +146,9 @@ class Loop:
         """All steps that are left; returns the last validation and what was warned of."""
         self.trained = [p for p in self.method.parameters() if p.requires_grad]
         optimizer = build_optimizer(self.settings.optimizer, self.trained)
-        start = self._restore(optimizer)
-        if start == 0:
+        found = self._restore(optimizer)
+        start = found or 0
+        if found is None:
             prepare()
             if self.settings.ema:
                 self.average = {name: tensor.detach().clone() for name, tensor in self._student_state().items()}
@@ -275,11 +276,11 @@ class Loop:
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         self.run.save_checkpoint(done, {**tensors, **optimizer_tensors(optimizer)}, {})
 
-    def _restore(self, optimizer: torch.optim.Optimizer) -> int:
-        """Load the run's checkpoint; returns the steps done."""
+    def _restore(self, optimizer: torch.optim.Optimizer) -> int | None:
+        """Load the run's checkpoint; returns the steps done, None where there is no checkpoint."""
         found = self.run.load_checkpoint() if self.run else None
         if found is None:
-            return 0
+            return None
         tensors, state = found
         own = {name.removeprefix("method."): tensor for name, tensor in tensors.items() if name.startswith("method.")}
         if own.keys() != self.method.state().keys():
