@@ -167,6 +167,15 @@ def test_evaluate_of_other_classes_and_data(cli: Cli, run: Path, tmp_path: Path)
     assert "other classes" in answer.err
 
 
+def test_evaluate_of_the_run_s_own_data_named_again_draws_the_same_images(cli: Cli, run: Path, colours: Path) -> None:
+    plain, named = (
+        json.loads(cli("evaluate", run, *option, "--split", "val", "--attack", "clean", "--json").out)
+        for option in ((), ("--data", colours.parent / "." / colours.name))
+    )
+    assert plain["n"] == named["n"]
+    assert [plain["clean"], plain["per_class"]] == [named["clean"], named["per_class"]]
+
+
 def test_evaluate_a_model_as_it_is(cli: Cli, clip_folder: Path, colours: Path) -> None:
     answer = cli(
         "evaluate",
@@ -231,6 +240,17 @@ def test_python_and_command_line_agree(trained: Path, clip_folder: Path, colours
     assert made.config.train == Run.open(trained).config.train
     with pytest.raises(InputError, match=r"train\.epoch'.*train\.epochs"):
         apd.train(clip, data, epoch=1)
+
+
+def test_python_skips_bad_images_and_remembers_it(clip_folder: Path, tmp_path: Path) -> None:
+    folder = save_colours(tmp_path / "photos", per_class=8)
+    clip, data = apd.load_clip(clip_folder), apd.load_data(folder, shots=2)
+    bad = folder / data.train.ids[0]
+    bad.write_bytes(bad.read_bytes()[:70])
+    with pytest.raises(InputError, match="skip"):
+        apd.train(clip, data, epochs=1, device="cpu")
+    run = apd.train(clip, data, epochs=1, device="cpu", skip_bad_images=True)
+    assert run.config.data.skip_bad_images
 
 
 def broken(folder: Path, how: str) -> Path:
@@ -305,6 +325,7 @@ BAD_USAGE: list[tuple[str, list[str]]] = [
     ("evaluate {run} --attack pdg-20", ["'pdg-20'", "Did you mean pgd-20?"]),
     ("evaluate {run} --eps 4", ["4/255"]),
     ("evaluate {run} --limit 0", ["limit"]),
+    ("evaluate {run} --output {run}/run.json/result.json", ["Cannot write", "run.json"]),
     ("evaluate {run} --split tset", ["split", "tset"]),
     ("evaluate {run} --device coda", ["'coda'", "device auto"]),
     ("predict {run} {run}/none.jpg", ["none.jpg"]),

@@ -141,3 +141,20 @@ def test_bad_files_are_named(tmp_path: Path, text: str, words: list[str]) -> Non
 def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert load_config(tmp_path / "empty.yaml", DATA) == RunConfig.model_validate({"data": {"source": "digits"}})
+
+
+def test_another_method_or_variant_leaves_the_old_ones_settings_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    saved = load_config(
+        flags={"data.source": "digits"}, sets=["method.adv_kl=3", "method.tau=2", "method.prompts.text_tokens=2"]
+    )
+    file.write_text(saved.to_yaml())
+
+    same = load_config(file, {"method.name": "apd"})
+    assert same == saved
+    variant = load_config(file, sets=["method.variant=rslad"]).method.settings.model_dump()
+    assert variant["adv_kl"] == pytest.approx(5 / 6) and variant["inner"] == "teacher-kl" and variant["tau"] == 2
+    weight = load_config(file, sets=["method.adv_kl=4", "method.variant=rslad"]).method.settings.model_dump()
+    assert weight["adv_kl"] == 4
+    control = load_config(file, {"method.name": "advvlp"}).method
+    assert control.name == "advvlp" and control.settings.prompts.text_tokens == 2

@@ -249,6 +249,7 @@ def test_finished_run_is_returned_by_resume(finished: Run, config: RunConfig, ma
         ('{"format": 1, "sta', "damaged"),
         ("[]", "damaged"),
         ("{}", "damaged"),
+        (json.dumps({"format": FORMAT}), "damaged"),
     ],
 )
 def test_other_version_and_damage_are_refused(finished: Run, text: str, words: str) -> None:

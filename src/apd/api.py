@@ -26,6 +26,7 @@ def train(
     output: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    skip_bad_images: bool = False,
     **settings: Any,
 ) -> Run:
     """Learn prompts that make a CLIP robust on this data.
@@ -38,6 +39,7 @@ def train(
         output: run folder; None for a new temporary folder.
         resume: go on with an unfinished run in ``output``.
         overwrite: replace a run in ``output``.
+        skip_bad_images: go on without images that cannot be read, and count them.
         settings: everything else of the section ``train``, such as ``epochs=20`` or ``optimizer={"lr": 0.01}``.
 
     Returns:
@@ -57,6 +59,8 @@ def train(
         "seed": data.seed,
         "templates": data.templates,
         "classes": data.which,
+        "columns": data.columns,
+        "skip_bad_images": skip_bad_images,
     }
     raw = {"model": clip.info.source, "data": section, "method": method, "train": {"eps": eps, **settings}}
     return start(clip, data, validate(raw), output, resume=resume, overwrite=overwrite)

@@ -119,14 +119,12 @@ def load_config(
         for key, value in _read_yaml(Path(file)).items():
             raw[key] = value
             places[str(key)] = str(file)
-    for key, value in (flags or {}).items():
-        if value is not None:
-            _put(raw, key, value, FLAGS.get(key, key))
-            places[key] = FLAGS.get(key, key)
-    for item in sets:
-        key, value = _parse_set(item)
-        _put(raw, key, value, f"--set {item}")
-        places[key] = f"--set {item}"
+    given = [(key, value, FLAGS.get(key, key)) for key, value in (flags or {}).items() if value is not None]
+    given += [(*_parse_set(item), f"--set {item}") for item in sets]
+    _forget_other_method(raw, {key: value for key, value, _ in given})
+    for key, value, place in given:
+        _put(raw, key, value, place)
+        places[key] = place
     return validate(raw, places)
 
 
@@ -176,6 +174,24 @@ def _parse_set(item: str) -> tuple[str, Any]:
         return key.strip(), yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"--set {item!r}: {text!r} is no YAML value; put quotes around it.") from error
+
+
+def _forget_other_method(raw: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Drop from a file's section what belongs to another method or variant than the one now asked for.
+
+    A saved run's settings name every weight of its method; kept, they would win over the new preset.
+    """
+    section = raw.get("method")
+    if not isinstance(section, Mapping):
+        return
+    name = section.get("name", "apd")
+    if given.get("method.name", name) != name:
+        raw["method"] = {key: section[key] for key in ("prompts",) if key in section}
+    elif "method.variant" in given and name in METHODS:
+        variants = METHODS[name].Settings.variants
+        preset = {key for weights in variants.values() for key in weights}
+        if given["method.variant"] != section.get("variant"):
+            raw["method"] = {key: value for key, value in section.items() if key not in preset}
 
 
 def _put(raw: dict[str, Any], key: str, value: Any, place: str) -> None:

@@ -127,7 +127,7 @@ class Run:
             raise InputError(f"{str(path)!r} is no run folder (it has no run.json); apd train … --output makes one.")
         try:
             manifest = json.loads(file.read_text())
-            version = manifest["format"]
+            version, _ = manifest["format"], manifest["status"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is damaged ({error}); train again with --overwrite.") from error
         if version != FORMAT:

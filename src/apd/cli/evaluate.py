@@ -9,6 +9,7 @@ import typer
 
 from apd.cli.common import quiet_stdout, say, split_names
 from apd.errors import InputError
+from apd.files import check_writable, write_atomic
 
 if TYPE_CHECKING:
     from apd.evaluation import Result
@@ -61,6 +62,8 @@ def evaluate(
         "skip_bad_images": skip_bad_images or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
+    if output is not None:
+        check_writable(output.parent)
     with quiet_stdout():
         result = (
             _evaluate_model(model, data, given, device)
@@ -96,12 +99,14 @@ def _evaluate_run(folder: Path, model: str | None, source: str | None, given: di
 
     run = Run.open(folder)
     config = run.config
+    # The run's own data named again is the run's own data: drawn anew, its val could hold images it was trained on.
+    other = source is not None and Path(source).resolve() != Path(config.data.source).resolve()
     known = {"eps": config.train.eps, "norm": config.train.norm, "skip_bad_images": config.data.skip_bad_images}
-    given = {**known, **({} if source else {"classes": config.data.classes}), **given}
+    given = {**known, **({} if other else {"classes": config.data.classes}), **given}
     settings = parse_settings(given)
     # All classes here: which of them are evaluated is the evaluation's own setting.
     own = config.data.model_copy(update={"classes": "all"})
-    data = load_data(source, shots="all") if source else own.load(config.train.seed)
+    data = load_data(str(source), shots="all") if other else own.load(config.train.seed)
     classifier = load_run(folder, device=pick_device(device), model=model)
     wanted = data.classes(settings.classes)
     if classifier.class_names != wanted.class_names:
@@ -113,8 +118,6 @@ def _evaluate_run(folder: Path, model: str | None, source: str | None, given: di
 
 
 def _show(result: Result, as_json: bool, output: Path | None) -> None:
-    from apd.files import write_atomic
-
     if output is not None:
         write_atomic(output, result.to_json() + "\n")
     if as_json:

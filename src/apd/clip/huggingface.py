@@ -172,9 +172,12 @@ def read_preprocessing(path: Path, image_size: int, source: str) -> Preprocessin
     Raises:
         InputError: for a record without the values needed.
     """
-    record = json.loads(path.read_text())
-    record = record.get("image_processor", record)
     try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{source}: {path.name} is damaged ({error}); restore it.") from error
+    try:
+        record = record.get("image_processor", record)
         size = record["size"]
         shape = {"shortest_edge": size} if isinstance(size, int) else dict(size)
         squash = "shortest_edge" not in shape
@@ -186,7 +189,7 @@ def read_preprocessing(path: Path, image_size: int, source: str) -> Preprocessin
             mean=cast(Any, tuple(float(v) for v in record["image_mean"])),
             std=cast(Any, tuple(float(v) for v in record["image_std"])),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{source}: {path.name} does not say {error}; write size, image_mean and image_std there."
         ) from error

@@ -143,6 +143,7 @@ class Dataset:
         seed: that drew them.
         description: one line on where each split comes from.
         which: the classes it holds: all, base or new.
+        columns: image and label column that ``load_data`` was given.
     """
 
     name: str
@@ -157,6 +158,7 @@ class Dataset:
     seed: int = 0
     description: str = ""
     which: Which = "all"
+    columns: tuple[str, str] | None = None
 
     def split(self, name: Split) -> ImageSet:
         """One of the splits by its name.

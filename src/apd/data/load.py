@@ -47,7 +47,7 @@ def load_data(
     pools = _pools(source, columns)
     if templates is not None:
         pools = replace(pools, templates=_checked(templates))
-    return few_shot(pools, shots, seed).classes(classes)
+    return replace(few_shot(pools, shots, seed).classes(classes), columns=columns)
 
 
 def list_data() -> list[tuple[str, str]]:

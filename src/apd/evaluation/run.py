@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from apd.classifier import PromptedCLIP
-from apd.data.dataset import Dataset, Decoded
+from apd.data.dataset import Dataset, Decoded, shuffled
 from apd.errors import InputError, nearest
 from apd.evaluation.checks import CHECKED, Checked, library_checks, model_checks, seeds_of
 from apd.evaluation.core import PRECISION, Evaluation, Samples
@@ -165,9 +165,11 @@ def _control(evaluation: Evaluation, scores: Scores, undefended: nn.Module | Non
 
 
 def _checks(evaluation: Evaluation, records: dict[str, Record], scores: Scores, control: Scores | None) -> list[Check]:
-    """Health checks on the first samples, kept in the store, and those that are read off the scores."""
+    """Health checks on some samples of all classes, kept in the store, and those that are read off the scores."""
     samples, settings, subject = evaluation.samples, evaluation.settings, evaluation.subject
-    index = range(min(CHECKED, settings.batch_size, len(samples)))
+    # Drawn, not the first ones: folders are sorted by class.
+    drawn = shuffled(samples.decoded.ids, settings.seed, "checks")
+    index = sorted(drawn[: min(CHECKED, settings.batch_size)])
     right = {name: torch.tensor(guesses) for name, guesses in evaluation.predictions(records).items()}
     labels = samples.decoded.labels
     standing = torch.stack([guesses == labels for guesses in right.values()]).all(dim=0)
@@ -177,7 +179,7 @@ def _checks(evaluation: Evaluation, records: dict[str, Record], scores: Scores, 
     if found is None:
         x, y, ids = samples.batch(index, subject.device)
         seeds = seeds_of(ids, settings.seed)
-        clean, known = right["clean"][: len(index)].to(y), standing[: len(index)].to(y.device)
+        clean, known = right["clean"][index].to(y), standing[index].to(y.device)
         checked = Checked(x, y, seeds, clean, known, bool(settings.adversarial))
         with subject.fixed():
             found = [check.model_dump() for check in model_checks(subject, checked, settings.threat)]

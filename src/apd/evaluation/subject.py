@@ -57,6 +57,7 @@ class Subject:
             about = (
                 classifier.class_names,
                 classifier.templates,
+                info.preprocessing,
                 info.logit_scale,
                 info.logit_bias,
                 info.tokenizer_sha256,

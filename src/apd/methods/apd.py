@@ -14,6 +14,7 @@ with ``p = softmax(z / tau)``; ``p_T`` in ``adv_kl`` is the teacher on x, or on 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -48,6 +49,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 class APDSettings(MethodSettings):
     """Settings of APD; ``variant`` presets the ones that its source prescribes, and explicit values win over it."""
+
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = VARIANTS
 
     variant: Literal["apd", "ard", "rslad", "iad", "adaad", "mtard"] = Field(
         "apd", description="preset of weights and inner objective"

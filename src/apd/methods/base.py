@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,9 +19,14 @@ Tune = Callable[["Method"], None]
 
 
 class MethodSettings(BaseModel):
-    """What can be set about a method; every method has at least prompts."""
+    """What can be set about a method; every method has at least prompts.
+
+    ``variants`` names presets: which settings each value of a field ``variant`` presets.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     prompts: PromptSpec = PromptSpec()
 

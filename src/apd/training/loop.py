@@ -136,6 +136,8 @@ class Loop:
         self.batches = [batch for batch in self.batches if len(batch) >= accelerator.num_processes]
         self.steps = len(self.batches) * settings.epochs
         self.average: dict[str, Tensor] = {}
+        self.monitor = CollapseMonitor()
+        self.summary: dict[str, Any] = {"warnings": []}
         self.stop = False
 
     def tune(self, method: Method) -> None:
@@ -162,8 +164,7 @@ class Loop:
             return self._epochs(module, optimizer, start, progress)
 
     def _epochs(self, module: nn.Module, optimizer: Any, start: int, progress: TrainingProgress) -> dict[str, Any]:
-        monitor, log = CollapseMonitor(), _Log(self)
-        summary: dict[str, Any] = {"warnings": []}
+        log = _Log(self)
         for step in range(start, self.steps):
             epoch, index = divmod(step, len(self.batches))
             if index == 0 or step == start:
@@ -172,19 +173,26 @@ class Loop:
             progress.advance()
             done = step + 1
             if done % self.settings.log_every == 0 or done == self.steps:
-                monitor.check_loss(log.terms(terms, done), done)
+                self.monitor.check_loss(log.terms(terms, done), done)
                 progress.show(log.last)
             if (
                 index == len(self.batches) - 1
                 and self.run
                 and ((epoch + 1) % self.settings.validate_every == 0 or done == self.steps)
             ):
-                summary = {**self._validate(monitor, log, progress, done, summary["warnings"]), "steps": done}
+                self.summary = {**self._validate(log, progress, done), "steps": done}
+            self._agree_to_stop()
             if done % self.settings.checkpoint_every == 0 or done == self.steps or self.stop:
                 self._checkpoint(done, optimizer)
-            if self.stop:
+            if self.stop and done < self.steps:
                 raise KeyboardInterrupt
-        return summary
+        return self.summary
+
+    def _agree_to_stop(self) -> None:
+        """Let all processes stop at the same step: one that left alone would leave the others waiting for its gradients."""
+        if self.accelerator.num_processes > 1:
+            flag = torch.tensor([int(self.stop)], device=self.accelerator.device)
+            self.stop = bool(self.accelerator.reduce(flag, "sum").item())
 
     def _step(self, module: nn.Module, optimizer: Any, step: int, chosen: list[int]) -> dict[str, Tensor]:
         s, world = self.settings, self.accelerator.num_processes
@@ -215,11 +223,9 @@ class Loop:
         seeds = sample_seeds(ids, self.settings.seed, "crop", step)
         return random_resized_crop_flip(x, seeds, size=self.images.size, scale=augment.scale, mirror=mirror)
 
-    def _validate(
-        self, monitor: CollapseMonitor, log: _Log, progress: TrainingProgress, done: int, warned: list[str]
-    ) -> dict[str, Any]:
+    def _validate(self, log: _Log, progress: TrainingProgress, done: int) -> dict[str, Any]:
         record = self.validate()
-        warnings = monitor.check_validation(
+        warnings = self.monitor.check_validation(
             log.last_terms,
             record["val_clean"],
             record["val_robust"],
@@ -235,7 +241,7 @@ class Loop:
         )
         for warning in warnings:
             progress.say(warning, warning=True)
-        return {**record, "warnings": warned + warnings}
+        return {**record, "warnings": self.summary["warnings"] + warnings}
 
     def validate(self) -> dict[str, float]:
         """Accuracy in percent on the validation split, clean and under the short attack, of what would be deployed."""
@@ -274,7 +280,8 @@ class Loop:
             return
         tensors = {f"method.{name}": tensor for name, tensor in self.method.state().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        self.run.save_checkpoint(done, {**tensors, **optimizer_tensors(optimizer)}, {})
+        state = {"summary": self.summary, "best_robust": self.monitor.best_robust}
+        self.run.save_checkpoint(done, {**tensors, **optimizer_tensors(optimizer)}, state)
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> int | None:
         """Load the run's checkpoint; returns the steps done, None where there is no checkpoint."""
@@ -294,6 +301,7 @@ class Loop:
             if name.startswith("average.")
         }
         load_optimizer_tensors(optimizer, tensors)
+        self.summary, self.monitor.best_robust = state["summary"], state["best_robust"]
         return int(state["step"])
 
 

@@ -27,7 +27,7 @@ class CollapseMonitor:
     """
 
     def __init__(self) -> None:
-        self.best_robust = -math.inf
+        self.best_robust = 0.0
 
     def check_loss(self, terms: Mapping[str, float], step: int) -> None:
         """Stop where the loss is not finite.
