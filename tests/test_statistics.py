@@ -75,3 +75,8 @@ def test_bootstrap_is_reproducible_and_refuses_other_images() -> None:
 )
 def test_verdict(low: float, verdict: str) -> None:
     assert Difference(mean=1.0, low=low, high=2.0).verdict == verdict
+
+
+@pytest.mark.parametrize(("low", "high", "verdict"), [(-9.0, -0.1, "worse"), (-1.4, -0.1, "as good")])
+def test_verdict_where_the_other_is_better(low: float, high: float, verdict: str) -> None:
+    assert Difference(mean=-1.0, low=low, high=high).verdict == verdict

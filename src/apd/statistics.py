@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from apd.errors import InputError
 
-Verdict = Literal["better", "as good", "undecided"]
+Verdict = Literal["better", "as good", "worse", "undecided"]
 
 AS_GOOD_MARGIN = 1.5
 """Percentage points that a classifier "as good" may at most be worse by."""
@@ -47,10 +47,12 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether ``a`` is better (interval above 0), as good (lower end above -1.5 points) or undecided."""
+        """Whether ``a`` is better (interval above 0), as good (lower end above -1.5 points), worse (``b`` is better)."""
         if self.low > 0:
             return "better"
-        return "as good" if self.low > -AS_GOOD_MARGIN else "undecided"
+        if self.low > -AS_GOOD_MARGIN:
+            return "as good"
+        return "worse" if self.high < 0 else "undecided"
 
 
 def paired_bootstrap(
