@@ -1,20 +1,21 @@
 """Train and attack several methods over several seeds on one data set, and compare them pair by pair.
 
-A study can be stopped and started again: finished runs are kept, and evaluations compute only what is new.
+A study can be stopped and started again, on another machine too: every row that is finished is in the outcomes' file,
+image by image, and is not computed again; what an unfinished row has is in its folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import apd
-from apd.evaluation import Result
 from apd.files import write_atomic
 from apd.statistics import Difference, paired_bootstrap
 
@@ -42,93 +43,118 @@ class Study:
     shots: int = 16
     train: Mapping[str, Any] = field(default_factory=dict)
 
+    def settings(self, row: Row) -> dict[str, Any]:
+        """All that decides a row's outcome but the seed; places on this machine are left out."""
+        about = asdict(self) | {"method": row.method and dict(row.method)}
+        return {name: value for name, value in about.items() if name not in ("rows", "model", "data")}
 
-Outcome = dict[int, Result]
-"""One result a seed."""
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one trained classifier did: ``right`` holds a 1 or 0 for each image, under ``clean``, each attack, ``worst``."""
+
+    label: str
+    seed: int
+    settings: str
+    seconds: float
+    validation: dict[str, float]
+    right: dict[str, str]
+
+    def mask(self, name: str) -> list[bool]:
+        """Which images are classified right; the images of one study are the same in every row."""
+        return [mark == "1" for mark in self.right[name]]
+
+    def accuracy(self, name: str) -> float:
+        """In percent."""
+        return 100 * statistics.mean(self.mask(name))
 
 
-def run_study(study: Study, folder: Path, say: Callable[[str], None] = print) -> dict[str, Outcome]:
-    """All rows of a study; the few-shot draw follows the seed, the images under attack are the same for all."""
-    clip = apd.load_clip(study.model)
-    outcomes: dict[str, Outcome] = {}
+Outcomes = dict[str, dict[int, Outcome]]
+"""Label, then seed."""
+
+
+def run_study(study: Study, folder: Path, file: Path, say: Callable[[str], None] = print) -> Outcomes:
+    """All rows of a study; the few-shot draw follows the seed, the images under attack are the same for all.
+
+    Args:
+        study: what to do.
+        folder: where runs are trained; their prompts stay there.
+        file: JSON with an `Outcome` for each finished row and seed; other studies have other files.
+        say: told of each row.
+    """
+    known = _read(file)
+    outcomes: Outcomes = {}
     for row in study.rows:
         outcomes[row.label] = {}
+        digest = hashlib.sha256(json.dumps(study.settings(row), sort_keys=True).encode()).hexdigest()[:16]
         for seed in row.seeds:
-            started = time.monotonic()
-            data = apd.load_data(study.data, shots=study.shots, seed=seed)
-            place = folder / study.name / f"{row.label.replace(' ', '-')}-{seed}"
-            if row.method is None:
-                classifier = apd.PromptedCLIP(clip, None, data.class_names, data.templates)
-            else:
-                training = {"eps": study.eps, "seed": seed, **study.train}
-                run = apd.train(clip, data, method=row.method, output=place / "run", resume=True, **training)
-                classifier = apd.load_run(run.path)
-            result = attack(study, classifier, data, place)
-            outcomes[row.label][seed] = result
-            seconds = time.monotonic() - started
-            say(
-                f"{study.name} {row.label} seed {seed}: clean {result.clean}, worst {result.worst.accuracy} ({seconds:.0f} s)"
-            )
+            outcome = known.get((row.label, seed))
+            if outcome is None or outcome.settings != digest:
+                outcome = _run_row(study, row, seed, digest, folder)
+                known[row.label, seed] = outcome
+                _write(file, known)
+            outcomes[row.label][seed] = outcome
+            figures = ", ".join(f"{name} {outcome.accuracy(name):.1f}" for name in outcome.right)
+            say(f"{study.name} {row.label} seed {seed}: {figures} ({outcome.seconds:.0f} s)")
     return outcomes
 
 
-def attack(study: Study, classifier: apd.PromptedCLIP, data: Any, place: Path, **changes: Any) -> Result:
-    """Evaluate a classifier as the study says; ``changes`` replace settings (other attacks, fewer images)."""
-    settings = {
-        "attacks": study.attacks,
-        "eps": study.eps,
-        "limit": study.limit,
-        "seed": 0,
-        "control": False,
-        "checks": False,
-    }
-    return apd.evaluate(classifier, data, store=place / "results", **{**settings, **changes})
+def _run_row(study: Study, row: Row, seed: int, digest: str, folder: Path) -> Outcome:
+    started = time.monotonic()
+    clip, data = apd.load_clip(study.model), apd.load_data(study.data, shots=study.shots, seed=seed)
+    place = folder / study.name / f"{row.label.replace(' ', '-')}-{seed}"
+    validation = {}
+    if row.method is None:
+        classifier = apd.PromptedCLIP(clip, None, data.class_names, data.templates)
+    else:
+        training = {"eps": study.eps, "seed": seed, **study.train}
+        run = apd.train(clip, data, method=row.method, output=place / "run", resume=True, **training)
+        classifier = apd.load_run(run.path)
+        summary = run.manifest["summary"]
+        validation = {name: summary[name] for name in ("val_clean", "val_robust")}
+    result = apd.evaluate(
+        classifier,
+        data,
+        store=place / "results",
+        attacks=study.attacks,
+        eps=study.eps,
+        limit=study.limit,
+        seed=0,
+        control=False,
+        checks=False,
+    )
+    names = dict.fromkeys(("clean", *study.attacks, "worst"))
+    right = {name: "".join(str(int(mark)) for mark in result.robust_mask(name).tolist()) for name in names}
+    return Outcome(row.label, seed, digest, round(time.monotonic() - started, 1), validation, right)
 
 
-def compare(a: Outcome, b: Outcome, attack_name: str) -> Difference:
+def _read(file: Path) -> dict[tuple[str, int], Outcome]:
+    entries = [Outcome(**entry) for entry in json.loads(file.read_text())] if file.exists() else []
+    return {(entry.label, entry.seed): entry for entry in entries}
+
+
+def _write(file: Path, known: Mapping[tuple[str, int], Outcome]) -> None:
+    write_atomic(file, json.dumps([asdict(outcome) for outcome in known.values()], indent=1) + "\n")
+
+
+def compare(a: Mapping[int, Outcome], b: Mapping[int, Outcome], name: str) -> Difference:
     """``a - b`` in points over the seeds they share, paired over images and seeds; ``clean``, an attack, or ``worst``."""
     shared = sorted(a.keys() & b.keys())
-    return paired_bootstrap([right(a[s], attack_name) for s in shared], [right(b[s], attack_name) for s in shared])
+    return paired_bootstrap([a[seed].mask(name) for seed in shared], [b[seed].mask(name) for seed in shared])
 
 
-def right(result: Result, attack_name: str) -> list[bool]:
-    """Which samples are classified right under an attack; the samples of one study are the same in every run."""
-    return list(result.robust_mask(attack_name).tolist())
-
-
-def table(outcomes: Mapping[str, Outcome], columns: Sequence[str], against: str) -> str:
+def table(outcomes: Outcomes, against: str) -> str:
     """A Markdown table: mean ± standard deviation over seeds, and differences with intervals to the row ``against``."""
+    columns = list(next(iter(outcomes[against].values())).right)
     lines = [f"| method | seeds | {' | '.join(columns)} | clean against {against} | worst against {against} |"]
     lines.append("|" + "---|" * (len(columns) + 4))
-    for label, outcome in outcomes.items():
-        cells = [_mean([_accuracy(result, column) for result in outcome.values()]) for column in columns]
+    for label, row in outcomes.items():
+        cells = [_mean([outcome.accuracy(column) for outcome in row.values()]) for column in columns]
         differences = ["", ""]
-        if label != against and outcome.keys() & outcomes[against].keys():
-            differences = [_difference(compare(outcome, outcomes[against], name)) for name in ("clean", "worst")]
-        lines.append(f"| {label} | {len(outcome)} | {' | '.join(cells)} | {' | '.join(differences)} |")
+        if label != against and row.keys() & outcomes[against].keys():
+            differences = [_difference(compare(row, outcomes[against], name)) for name in ("clean", "worst")]
+        lines.append(f"| {label} | {len(row)} | {' | '.join(cells)} | {' | '.join(differences)} |")
     return "\n".join(lines)
-
-
-def save(outcomes: Mapping[str, Outcome], columns: Sequence[str], path: Path) -> None:
-    """The accuracies behind a table, as JSON."""
-    rows = [
-        {
-            "method": label,
-            "seed": seed,
-            "n": result.n,
-            "eps": result.eps_text,
-            **{c: _accuracy(result, c) for c in columns},
-        }
-        for label, outcome in outcomes.items()
-        for seed, result in outcome.items()
-    ]
-    write_atomic(path, json.dumps(rows, indent=1) + "\n")
-
-
-def _accuracy(result: Result, column: str) -> float:
-    if column == "clean":
-        return result.clean
-    return result.worst.accuracy if column == "worst" else result.attacks[column].accuracy
 
 
 def _mean(values: Sequence[float]) -> str:
