@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,7 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apd import attacks
-from apd.attacks import FGSMRS, PGD, Objective, cross_entropy, kl, kl_from_logits, kl_of_pair, margin, misclassified
+from apd.attacks import (
+    FGSMRS,
+    PGD,
+    Cascade,
+    Objective,
+    cross_entropy,
+    kl,
+    kl_from_logits,
+    kl_of_pair,
+    margin,
+    misclassified,
+)
 from apd.attacks.base import sample_seeds
 from apd.errors import InputError
 from apd.threat import ThreatModel
@@ -286,6 +298,55 @@ def test_autoattack_flags_are_collected(defence: type[Dizzy], flag: str, caplog:
     found = attacks.find("autoattack")(defence(model), x, labels, ThreatModel(0.5), ids, 0)
     assert found.flags[flag] == 1 and not caplog.records
     assert not attacks.find("autoattack")(model, x, labels, ThreatModel(0.5), ids, 0).flags
+
+
+@dataclass(frozen=True)
+class Fools:
+    """Blackens the images of one class, and remembers what it was given."""
+
+    label: int
+    asked: list[str]
+    name: str = "fools"
+
+    def runs(self, n_classes: int) -> tuple[str, ...]:
+        return (f"fools-{self.label}",)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel, ids: list[str], seed: int
+    ) -> attacks.Found:
+        self.asked.extend(ids)
+        images = torch.where((labels == self.label).view(-1, 1, 1, 1), torch.zeros_like(x), x)
+        return attacks.Found(images, [f"fools-{self.label}"] * len(x))
+
+
+def test_a_cascade_hands_on_what_stands() -> None:
+    class Brightness(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.one_hot((x.flatten(1).mean(dim=1) * 10).round().long(), 4).float()
+
+    labels = torch.tensor([1, 2, 3, 2])
+    x = (labels / 10).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).clone()
+    ids, asked = ["a", "b", "c", "d"], [list[str](), list[str](), list[str]()]
+    cascade = Cascade("all", tuple(Fools(label, ids_) for label, ids_ in zip((2, 1, 3), asked, strict=True)))
+    found = cascade(Brightness(), x, labels, ThreatModel(0.5), ids, 0)
+    assert asked == [["a", "b", "c", "d"], ["a", "c"], ["c"]]
+    assert found.by == ["fools-1", "fools-2", "fools-3", "fools-2"]
+    assert not found.images.any()
+    assert cascade.runs(4) == ("fools-2", "fools-1", "fools-3")
+
+
+def test_apgd_finds_what_its_parts_find() -> None:
+    model = trained(5)
+    x, labels = standing_pictures(model, 40, 5)
+    ids, threat = [str(i) for i in range(len(x))], ThreatModel(0.04)
+    stand = torch.ones(len(x), dtype=torch.bool)
+    for part in ("pgd-10", "apgd-ce", "apgd-dlr"):
+        stand &= ~misclassified(model(attacks.find(part)(model, x, labels, threat, ids, 0).images), labels)
+    found = attacks.find("apgd-ce+dlr")(model, x, labels, threat, ids, 0)
+    assert 0 < int(stand.sum()) < len(x)
+    # The library draws for a whole batch, so a sample at the border may fall in one batch and not in another.
+    assert int((~misclassified(model(found.images), labels) ^ stand).sum()) <= 1
+    assert torch.equal(threat.project(found.images, x), found.images)
 
 
 @pytest.mark.parametrize(

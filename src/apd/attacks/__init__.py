@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from apd.attacks.auto import Found, LibraryAttack
 from apd.attacks.base import Attack, Objective, sample_seeds
+from apd.attacks.cascade import Cascade
 from apd.attacks.fgsm import FGSMRS
 from apd.attacks.objectives import cross_entropy, kl, kl_from_logits, kl_of_pair, margin
 from apd.attacks.pgd import PGD
@@ -29,6 +30,7 @@ EVALUATION: dict[str, str] = {
     "pgd-N": "PGD with N steps of eps/4 on the cross-entropy from one random start",
     "apgd-ce": "APGD on the cross-entropy, 100 iterations",
     "apgd-dlr": "APGD on the difference of logits ratio, 100 iterations (on the margin with 2 classes)",
+    "apgd-ce+dlr": "PGD-10, APGD-CE and APGD-DLR, each on what the one before left standing",
     "autoattack": "APGD-CE, APGD-T, FAB-T and Square; with 2 or 3 classes APGD-CE, APGD on the margin, FAB and Square",
 }
 """Attacks for evaluation, by name, each with a line for a person."""
@@ -102,6 +104,9 @@ def find(name: str) -> EvaluationAttack:
         return PGDEvaluation(steps)
     if name in ("apgd-ce", "apgd-dlr", "autoattack"):
         return LibraryAttack(name)
+    if name == "apgd-ce+dlr":
+        # Most samples fall within a few steps of PGD, whose batch shrinks; the library's APGD runs on to the end.
+        return Cascade(name, (PGDEvaluation(10), LibraryAttack("apgd-ce"), LibraryAttack("apgd-dlr")))
     raise InputError(f"Unknown attack {name!r}. {nearest(name, [n.replace('N', '20') for n in EVALUATION])}")
 
 
@@ -111,6 +116,7 @@ __all__ = [
     "PGD",
     "TRAINING",
     "Attack",
+    "Cascade",
     "EvaluationAttack",
     "Found",
     "Objective",

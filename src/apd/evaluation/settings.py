@@ -17,7 +17,7 @@ class EvaluationSettings(BaseModel):
 
     attacks: tuple[str, ...] = Field(
         ("clean", "pgd-20", "autoattack"),
-        description="clean (which always comes along), pgd-N, apgd-ce, apgd-dlr, autoattack",
+        description="clean (which always comes along), pgd-N, apgd-ce, apgd-dlr, apgd-ce+dlr, autoattack",
     )
     eps: str = Field("1/255", description="budget of the attacks in [0,1] pixel units, as a fraction or a float")
     norm: Norm = Field("linf", description="linf or l2")

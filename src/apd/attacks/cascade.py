@@ -1,0 +1,52 @@
+"""Several evaluation attacks as one: cheap ones first, each on what still stands."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from apd.attacks.auto import Found
+from apd.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from apd.attacks import EvaluationAttack
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """The per-sample worst case over ``parts``, at the price of the first that fools.
+
+    Args:
+        name: what it is called in a result.
+        parts: in order, the cheapest first.
+    """
+
+    name: str
+    parts: tuple[EvaluationAttack, ...]
+
+    def runs(self, n_classes: int) -> tuple[str, ...]:
+        """The attacks it is made of, for so many classes."""
+        return tuple(run for part in self.parts for run in part.runs(n_classes))
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel, ids: list[str], seed: int
+    ) -> Found:
+        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,)."""
+        images, by, flags = x.clone(), [""] * len(x), Counter[str]()
+        standing = torch.arange(len(x), device=x.device)
+        for part in self.parts:
+            if len(standing) == 0:
+                break
+            index = standing.tolist()
+            found = part(model, x[standing], labels[standing], threat, [ids[i] for i in index], seed)
+            images[standing] = found.images
+            flags += found.flags
+            for i, name in zip(index, found.by, strict=True):
+                by[i] = name
+            with torch.no_grad():
+                standing = standing[model(found.images).argmax(dim=-1) == labels[standing]]
+        return Found(images, by, flags)
