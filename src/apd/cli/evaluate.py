@@ -29,6 +29,9 @@ def evaluate(
         str | None, typer.Option(help="Budget in [0,1] pixel units, such as 4/255. (default: the run's)")
     ] = None,
     norm: Annotated[str | None, typer.Option(help="linf or l2. (default: the run's)")] = None,
+    corruption: Annotated[
+        str | None, typer.Option(help="Corrupts the images before any attack, KIND:SEVERITY, such as fog:3.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the attacks and of --limit. (default: 0)")] = None,
     limit: Annotated[int | None, typer.Option(help="Evaluate so many images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images at a time. (default: 128)")] = None,
@@ -48,6 +51,7 @@ def evaluate(
       apd evaluate runs/photos
       apd evaluate runs/photos --attack apgd-ce,apgd-dlr --eps 2/255 --limit 500 --json
       apd evaluate runs/base --classes new
+      apd evaluate runs/photos --corruption fog:3
       apd evaluate --model openai/clip-vit-base-patch32 --data photos --attack pgd-20 --eps 1/255
     """
     options = {
@@ -57,6 +61,7 @@ def evaluate(
         "seed": seed,
         "split": split,
         "classes": classes,
+        "corruption": corruption,
         "limit": limit,
         "batch_size": batch_size,
         "skip_bad_images": skip_bad_images or None,

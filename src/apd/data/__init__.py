@@ -2,6 +2,6 @@
 
 from apd.data.augment import random_resized_crop_flip
 from apd.data.dataset import Dataset, Decoded, ImageSet
-from apd.data.load import list_data, load_data
+from apd.data.load import list_data, load_data, short_name
 
-__all__ = ["Dataset", "Decoded", "ImageSet", "list_data", "load_data", "random_resized_crop_flip"]
+__all__ = ["Dataset", "Decoded", "ImageSet", "list_data", "load_data", "random_resized_crop_flip", "short_name"]
