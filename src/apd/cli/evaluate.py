@@ -96,7 +96,7 @@ def _evaluate_model(model: str | None, source: str | None, given: dict[str, Any]
 
 
 def _evaluate_run(folder: Path, model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:
-    from apd.data import load_data
+    from apd.data import load_data, same_source
     from apd.device import pick_device
     from apd.evaluation import evaluate, parse_settings
     from apd.loading import load_run
@@ -105,7 +105,7 @@ def _evaluate_run(folder: Path, model: str | None, source: str | None, given: di
     run = Run.open(folder)
     config = run.config
     # The run's own data named again is the run's own data: drawn anew, its val could hold images it was trained on.
-    other = source is not None and Path(source).resolve() != Path(config.data.source).resolve()
+    other = source is not None and not same_source(source, config.data.source)
     known = {"eps": config.train.eps, "norm": config.train.norm, "skip_bad_images": config.data.skip_bad_images}
     given = {**known, **({} if other else {"classes": config.data.classes}), **given}
     settings = parse_settings(given)

@@ -79,6 +79,7 @@ def _train(
     if is_first_process():
         check_output(output, resume=resume, overwrite=overwrite)
     data = config.data.load(config.train.seed)
+    data.check_trainable()
     clip = load_clip(config.model)
     tell(
         f"{config.method.name} on {data.name}: {len(data.train)} images of {len(data.class_names)} classes, to {output}"

@@ -51,12 +51,12 @@ def impulse_noise(x: Pixels, parameters: Parameters, rng: np.random.Generator) -
 def defocus_blur(x: Pixels, parameters: Parameters, rng: np.random.Generator) -> Pixels:
     """Blur by a disk, mirrored at the borders."""
     kernel = disk(*parameters)
-    reach, side = len(kernel) // 2, len(x)
+    reach = len(kernel) // 2
     padded = np.pad(x, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
     shape = padded.shape[:2]
     spectrum = np.fft.rfft2(padded, axes=(0, 1)) * np.fft.rfft2(kernel, shape)[..., None]
-    blurred: Pixels = np.fft.irfft2(spectrum, shape, axes=(0, 1))
-    return blurred[2 * reach :, 2 * reach :][:side, :side]
+    blurred: Pixels = np.fft.irfft2(spectrum, shape, axes=(0, 1))[2 * reach :, 2 * reach :]
+    return blurred
 
 
 def disk(radius: float, alias: float) -> Pixels:
@@ -91,9 +91,9 @@ def motion_blur(x: Pixels, parameters: Parameters, rng: np.random.Generator) -> 
 def fog(x: Pixels, parameters: Parameters, rng: np.random.Generator) -> Pixels:
     """A plasma fractal on top, the whole scaled back to the image's brightest value."""
     thickness, decay = parameters
-    side = len(x)
+    side, brightest = len(x), float(x.max())
     cloud = plasma(1 << (side - 1).bit_length(), decay, rng)[:side, :side, None]
-    return (x + thickness * cloud) * x.max() / (x.max() + thickness)
+    return (x + thickness * cloud) * brightest / (brightest + thickness)
 
 
 def plasma(side: int, decay: float, rng: np.random.Generator) -> Pixels:

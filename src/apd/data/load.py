@@ -72,6 +72,11 @@ def short_name(source: str) -> str:
     return standard[0] if standard else Path(source).resolve().stem
 
 
+def same_source(one: str, other: str) -> bool:
+    """Whether two sources are the same place: ``DTD`` and ``dtd@ROOT`` below that root, a folder by two paths."""
+    return (parse_standard(one) or Path(one).resolve()) == (parse_standard(other) or Path(other).resolve())
+
+
 def _about(known: Standard) -> str:
     use = ", for testing only" if known.test_only else ""
     online = f", or hf:{known.hub}" if known.hub else ""
