@@ -51,9 +51,11 @@ class Miniature:
 
     def split_file(self) -> None:
         counts = {"train": 2, "val": 1, "test": 1}
+        inside = {"train": "cars_train/", "val": "cars_train/", "test": "cars_test/"}
+        top = inside if "cars_train/" in self.known.holds else dict.fromkeys(counts, "")
         rows = {
-            split: [[f"c{k}/{split}{i}.jpg", k, f"kind_{k}"] for k in range(self.classes) for i in range(count)]
-            for split, count in counts.items()
+            split: [[f"{top[split]}c{k}/{split}{i}.jpg", k, f"kind_{k}"] for k in range(self.classes) for i in range(n)]
+            for split, n in counts.items()
         }
         for image, *_ in (row for split in rows.values() for row in split):
             self.image(self.known.images, image)
@@ -140,7 +142,7 @@ def test_every_set_loads_from_its_layout(name: str, root: Path) -> None:
     assert len(data.class_names) == known.classes
     assert [len(split) for split in (data.train, data.val, data.test)] == [known.classes] * 3
     assert sorted(data.test.labels.tolist()) == list(range(known.classes))
-    assert data.templates == (known.template,) and data.mirror is known.mirror
+    assert data.templates == (known.template,) and data.mirror
     first = data.test.select([0, known.classes - 1]).decode(PREPROCESSING)
     assert first.images[:, :, 0, 0].tolist() == [[10, 20, 30]] * 2
     assert not set(data.train.ids) & set(data.test.ids)
@@ -267,6 +269,22 @@ def test_listings_that_do_not_fit(tmp_path: Path) -> None:
     split = "split_zhou_EuroSAT.json"
     assert "lists c0/other.jpg, which is not in" in broken("eurosat", split, "c0/train0", "c0/other")
     assert "fit hub, parquet and saved data sets only" in _with_columns(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "imagenet-a", "imagenet-v2", "tiny-imagenet", "fgvc-aircraft", "cifar10"])
+def test_folders_that_hold_nothing(name: str, tmp_path: Path) -> None:
+    for entry in STANDARD[name].holds:
+        path = tmp_path / STANDARD[name].folder / entry
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=True) if entry.endswith("/") else path.touch()
+    assert any(words in fails(f"{name}@{tmp_path}") for words in ("has no classes", "holds no class folders"))
+
+
+def test_an_archive_unpacked_one_level_too_deep(tmp_path: Path) -> None:
+    miniature = Miniature(tmp_path, STANDARD["imagenet-r"])
+    miniature.class_names()
+    miniature.image("imagenet-r", "imagenet-r", "n00000000", "0.jpg")
+    assert "no line for the class imagenet-r" in fails(f"imagenet-r@{tmp_path}")
 
 
 def _with_columns(root: Path) -> str:

@@ -49,7 +49,8 @@ def load_standard(name: str, root: Path | None, source: str) -> Pools:
     online = f" Or load it from the hub: hf:{known.hub}." if known.hub else ""
     if root is None:
         raise InputError(
-            f"{source} is {known.title}: write {name}@ROOT or set {ROOT}=ROOT, where ROOT holds {layout}.{online}"
+            f"{source} needs the folder of all data sets: write {name}@ROOT or set {ROOT}=ROOT, where ROOT holds "
+            f"{layout}.{online}"
         )
     folder = (root / known.folder).absolute()
     missing = next((entry for entry in known.holds if not _find(folder, entry).exists()), None)
@@ -67,9 +68,9 @@ def load_standard(name: str, root: Path | None, source: str) -> Pools:
 
 
 def dressed(pools: Pools, known: Standard) -> Pools:
-    """The same images with the template, the mirroring and the names of a standard data set."""
+    """The same images with the template and the names of a standard data set."""
     names = tuple(known.renamed.get(name, name) for name in pools.class_names)
-    return replace(pools, class_names=names, templates=(known.template,), mirror=known.mirror)
+    return replace(pools, class_names=names, templates=(known.template,))
 
 
 def _find(folder: Path, entry: str) -> Path:

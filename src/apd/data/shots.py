@@ -41,7 +41,8 @@ class Pools:
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:
-            raise InputError(f"{self.source} has one class only ({self.class_names[0]}): two are needed.")
+            found = f"one class only ({self.class_names[0]})" if self.class_names else "no classes"
+            raise InputError(f"{self.source} has {found}: two are needed.")
         name, times = Counter(name.casefold() for name in self.class_names).most_common(1)[0]
         if times > 1:
             raise InputError(f"{self.source} has {times} classes named {name!r}: names must differ (see classes.txt).")
