@@ -167,6 +167,39 @@ def test_evaluate_of_other_classes_and_data(cli: Cli, run: Path, tmp_path: Path)
     assert "other classes" in answer.err
 
 
+def test_evaluate_under_domain_shift(cli: Cli, run: Path, tmp_path: Path) -> None:
+    """A test set of other classes: the run's prompts serve them, and nobody can train on it."""
+    wnids = [f"n{number:08d}" for number in range(200)]
+    images = tmp_path / "imagenet-rendition" / "imagenet-r"
+    for wnid in wnids:
+        (images / wnid).mkdir(parents=True)
+        Image.new("RGB", (20, 20), (int(wnid[1:]), 9, 9)).save(images / wnid / "0.png")
+    (images.parent / "classnames.txt").write_text("".join(f"{wnid} thing {wnid[1:]}\n" for wnid in wnids))
+    source = f"imagenet-r@{tmp_path}"
+    answer = cli("evaluate", run, "--data", source, "--attack", "pgd-1", "--limit", 4, "--json")
+    assert answer.code == 0, answer.err
+    result = json.loads(answer.out)
+    assert result["data"] == "imagenet-r" and all(name.startswith("thing") for name in result["per_class"])
+    assert "serve the 200 classes of imagenet-r" in answer.err
+    refused = cli("train", source, "--output", tmp_path / "other")
+    assert refused.code == 2 and refused.err.startswith("error: imagenet-r is a test set without training images")
+    assert not (tmp_path / "other").exists()
+    assert "The val split of imagenet-r has no images" in cli("evaluate", run, "--data", source, "--split", "val").err
+
+
+def test_evaluate_under_a_corruption(cli: Cli, run: Path) -> None:
+    arguments = ("evaluate", run, "--attack", "pgd-1", "--limit", 4, "--json")
+    plain = cli(*arguments)
+    foggy = cli(*arguments, "--corruption", "fog:3")
+    assert plain.code == foggy.code == 0, foggy.err
+    assert json.loads(foggy.out)["corruption"] == "fog:3" and json.loads(plain.out)["corruption"] is None
+    kept = [json.loads(file.read_text())["corruption"] for file in sorted((run / "results").glob("summary*.json"))]
+    assert kept.count("fog:3") == 1 and kept.count(None) == len(kept) - 1 >= 1
+    card = (run / "README.md").read_text()
+    assert "| colours, fog:3 | linf |" in card and "| colours | linf |" in card
+    assert "needs a severity from 1 to 5" in cli(*arguments, "--corruption", "fog").err
+
+
 def test_evaluate_of_the_run_s_own_data_named_again_draws_the_same_images(cli: Cli, run: Path, colours: Path) -> None:
     plain, named = (
         json.loads(cli("evaluate", run, *option, "--split", "val", "--attack", "clean", "--json").out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from apd import attacks
 from apd.attacks import PGD, Objective, cross_entropy, misclassified, sample_seeds
 from apd.classifier import PromptedCLIP
+from apd.data.corruptions import corrupt
 from apd.data.dataset import Dataset, Decoded, ImageSet
 from apd.errors import ApdError, InputError
 from apd.evaluation import EvaluationSettings, evaluate, evaluate_tensors, parse_settings
@@ -240,6 +242,28 @@ def test_evaluate_a_classifier_beside_the_undefended(tmp_path: Path) -> None:
     assert same.undefended is not None and same.undefended.attacks == same.attacks
     alone = evaluate(classifier, data, attacks="pgd-5", eps="10/255", control=False, checks=False, limit=12)
     assert alone.undefended is None and alone.n == 12 and set(alone.ids) < set(result.ids)
+
+
+def test_images_are_corrupted_before_the_attack_and_kept_apart(tmp_path: Path) -> None:
+    data, options = data_of(5), {"attacks": "pgd-5", "eps": "10/255", "checks": False, "store": tmp_path}
+    classifier = PromptedCLIP(toy_clip(5), None, data.class_names, data.templates)
+    plain = evaluate(classifier, data, **options)
+    noisy = evaluate(classifier, data, corruption="gaussian_noise:5", **options)
+    assert (plain.corruption, noisy.corruption) == (None, "gaussian_noise:5")
+    assert "40 images under gaussian_noise:5" in str(noisy) and "under" not in str(plain)
+    images = data.test.decode(classifier.encoder.info.preprocessing)
+    seeds = sample_seeds(images.ids, 0, "corruption")
+    by_hand = replace(images, images=corrupt(images.images, "gaussian_noise", 5, seeds))
+    same = evaluate_tensors(classifier, by_hand, data.class_names, settings(eps="10/255"))
+    assert noisy.predictions == same.predictions != plain.predictions
+    files = set(tmp_path.iterdir())
+    again = evaluate(classifier, data, corruption="gaussian_noise:5", batch_size=7, **options)
+    assert again.predictions == noisy.predictions and set(tmp_path.iterdir()) == files
+    assert again.attacks["pgd-5"].seconds == noisy.attacks["pgd-5"].seconds, "nothing was computed again"
+    milder = evaluate(classifier, data, corruption="gaussian_noise:1", **options)
+    assert len(set(tmp_path.iterdir())) > len(files) and milder.predictions != noisy.predictions
+    with pytest.raises(InputError, match="unknown corruption 'frog'"):
+        evaluate(classifier, data, corruption="frog:1", **options)
 
 
 def test_json_has_the_agreed_keys_and_the_table_speaks() -> None:

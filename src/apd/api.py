@@ -78,6 +78,7 @@ def start(
     """Make or reopen the run folder and train in it; a run that is finished already is returned as it is."""
     from apd.training.loop import train as train_loop
 
+    data.check_trainable()
     run = Run.create(
         output if output is not None else tempfile.mkdtemp(prefix="apd-"),
         config,

@@ -72,7 +72,9 @@ def _results(results: Sequence[Mapping[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        where = " | ".join(str(result[key]) for key in ("data", "norm", "eps_text", "seed", "n"))
+        corrupted = f", {result['corruption']}" if result.get("corruption") else ""
+        about = (str(result[key]) for key in ("norm", "eps_text", "seed", "n"))
+        where = " | ".join([f"{result['data']}{corrupted}", *about])
         clean = {"accuracy": result["clean"], "interval": result["clean_interval"]}
         worst = [(f"worst of {', '.join(result['attacks'])}", result["worst"])] if len(result["attacks"]) > 1 else []
         for attack, entry in [("clean", clean), *result["attacks"].items(), *worst]:

@@ -225,6 +225,7 @@ class Run:
             The file.
         """
         about = [result[key] for key in ("data", "split", "classes", "norm", "eps_text")]
+        about += [result["corruption"]] if result.get("corruption") else []
         name = "-".join([*about, f"seed{result['seed']}", f"n{result['n']}", *result["attacks"]])
         file = self.results / f"{_SUMMARY}{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.json"
         write_atomic(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")

@@ -29,6 +29,9 @@ def evaluate(
         str | None, typer.Option(help="Budget in [0,1] pixel units, such as 4/255. (default: the run's)")
     ] = None,
     norm: Annotated[str | None, typer.Option(help="linf or l2. (default: the run's)")] = None,
+    corruption: Annotated[
+        str | None, typer.Option(help="Corrupts the images before any attack, KIND:SEVERITY, such as fog:3.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the attacks and of --limit. (default: 0)")] = None,
     limit: Annotated[int | None, typer.Option(help="Evaluate so many images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images at a time. (default: 128)")] = None,
@@ -48,6 +51,7 @@ def evaluate(
       apd evaluate runs/photos
       apd evaluate runs/photos --attack apgd-ce,apgd-dlr --eps 2/255 --limit 500 --json
       apd evaluate runs/base --classes new
+      apd evaluate runs/photos --corruption fog:3
       apd evaluate --model openai/clip-vit-base-patch32 --data photos --attack pgd-20 --eps 1/255
     """
     options = {
@@ -57,6 +61,7 @@ def evaluate(
         "seed": seed,
         "split": split,
         "classes": classes,
+        "corruption": corruption,
         "limit": limit,
         "batch_size": batch_size,
         "skip_bad_images": skip_bad_images or None,
@@ -91,7 +96,7 @@ def _evaluate_model(model: str | None, source: str | None, given: dict[str, Any]
 
 
 def _evaluate_run(folder: Path, model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:
-    from apd.data import load_data
+    from apd.data import load_data, same_source
     from apd.device import pick_device
     from apd.evaluation import evaluate, parse_settings
     from apd.loading import load_run
@@ -100,7 +105,7 @@ def _evaluate_run(folder: Path, model: str | None, source: str | None, given: di
     run = Run.open(folder)
     config = run.config
     # The run's own data named again is the run's own data: drawn anew, its val could hold images it was trained on.
-    other = source is not None and Path(source).resolve() != Path(config.data.source).resolve()
+    other = source is not None and not same_source(source, config.data.source)
     known = {"eps": config.train.eps, "norm": config.train.norm, "skip_bad_images": config.data.skip_bad_images}
     given = {**known, **({} if other else {"classes": config.data.classes}), **given}
     settings = parse_settings(given)

@@ -13,7 +13,7 @@ from apd.errors import InputError
 
 def train(
     data: Annotated[
-        str | None, typer.Argument(help="Folder, split file, hub id (hf:owner/name) or built-in data set.")
+        str | None, typer.Argument(help="Folder, split file, hub id (hf:owner/name) or a name; see: apd list data.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="CLIP to make robust: built-in name, hub id or folder. (default: glyphs)")
@@ -67,18 +67,19 @@ def _train(
     from apd.api import is_first_process, start
     from apd.clip import load_clip
     from apd.config import load_config
+    from apd.data import short_name
     from apd.run import check_output
 
     if resume and file is None and output is not None and (output / "config.yaml").is_file():
         file = output / "config.yaml"
     config = load_config(file, flags, sets)
     if output is None:
-        name = Path(config.data.source).resolve().stem
-        output = Path("runs") / f"{name}-{config.method.name}-{config.train.seed}"
+        output = Path("runs") / f"{short_name(config.data.source)}-{config.method.name}-{config.train.seed}"
     tell = say if is_first_process() else _nothing
     if is_first_process():
         check_output(output, resume=resume, overwrite=overwrite)
     data = config.data.load(config.train.seed)
+    data.check_trainable()
     clip = load_clip(config.model)
     tell(
         f"{config.method.name} on {data.name}: {len(data.train)} images of {len(data.class_names)} classes, to {output}"

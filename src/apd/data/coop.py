@@ -13,11 +13,11 @@ from apd.errors import InputError
 Row = tuple[str, int, str]
 
 
-def load_coop(path: Path, source: str) -> Pools:
+def load_coop(path: Path, source: str, images: Path | None = None) -> Pools:
     """All images of a split file ``{"train": [[path, label, class name], ...], "val": [...], "test": [...]}``.
 
-    Paths are relative to the file's folder or to a folder beside it. Nothing is opened. Shots are drawn as CoOp's
-    code draws them, so that a seed names the same images.
+    Paths are relative to ``images``, or else to the file's folder or to a folder beside it. Nothing is opened.
+    Shots are drawn as CoOp's code draws them, so that a seed names the same images.
 
     Raises:
         InputError: for a file of another form, labels that are not 0, 1, ..., names that differ within a label, and
@@ -25,8 +25,8 @@ def load_coop(path: Path, source: str) -> Pools:
     """
     rows = _read(path)
     names = _class_names(rows["train"] + rows["val"] + rows["test"], path)
-    root = _image_root(path, rows)
-    train, val, test = (_image_set(rows[split], root) for split in ("train", "val", "test"))
+    root = _image_root(path, rows, images)
+    train, val, test = (image_set(rows[split], root) for split in ("train", "val", "test"))
     return Pools(path.parent.resolve().name, source, names, train, val if len(val) else None, test, coop_draw=True)
 
 
@@ -61,16 +61,18 @@ def _class_names(rows: list[Row], path: Path) -> tuple[str, ...]:
     return tuple(names[label].replace("_", " ") for label in range(len(names)))
 
 
-def _image_root(path: Path, rows: dict[str, list[Row]]) -> Path:
-    """The folder in which the first image of every split is: the file's own, or one beside it."""
+def _image_root(path: Path, rows: dict[str, list[Row]], images: Path | None) -> Path:
+    """The folder in which the first image of every split is: ``images``, or else the file's own or one beside it."""
     firsts = [split[0][0] for split in rows.values() if split]
     folder = path.parent
-    for root in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
+    for root in [images] if images else [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]:
         if all((root / first).is_file() for first in firsts):
             return root
-    raise InputError(f"{path} lists {firsts[0]}, which is neither beside it nor in a folder beside it: put it there.")
+    where = f"not in {images}" if images else "neither beside it nor in a folder beside it"
+    raise InputError(f"{path} lists {firsts[0]}, which is {where}: put it there.")
 
 
-def _image_set(rows: list[Row], root: Path) -> ImageSet:
+def image_set(rows: list[Row], root: Path) -> ImageSet:
+    """The images of such rows, their ids relative to ``root``."""
     labels = torch.tensor([label for _, label, _ in rows], dtype=torch.int64)
     return ImageSet(tuple(image for image, _, _ in rows), labels, tuple(root / image for image, _, _ in rows))

@@ -137,7 +137,7 @@ class Dataset:
         source: what ``load_data`` was given.
         class_names: readable, in label order.
         templates: sentences with ``{}`` for the class name.
-        train, val, test: the splits; no image is in two of them.
+        train, val, test: the splits; no image is in two of them. Of a test set for domain shift, the first two are empty.
         mirror: whether training may flip images left to right.
         shots: training images a class, or None for all.
         seed: that drew them.
@@ -159,6 +159,18 @@ class Dataset:
     description: str = ""
     which: Which = "all"
     columns: tuple[str, str] | None = None
+
+    def check_trainable(self) -> None:
+        """Nothing, where there are training images.
+
+        Raises:
+            InputError: for a test set.
+        """
+        if not len(self.train):
+            raise InputError(
+                f"{self.name} is a test set without training images: train on other data, then evaluate on it "
+                f"(apd evaluate RUN --data {self.source})."
+            )
 
     def split(self, name: Split) -> ImageSet:
         """One of the splits by its name.

@@ -34,7 +34,7 @@ def load_folder(path: Path, source: str) -> Pools:
     """
     splits = _split_folders(path)
     top = splits.get("train", path)
-    folders = [folder.name for folder in _subfolders(top)]
+    folders = [folder.name for folder in subfolders(top)]
     if not folders:
         raise InputError(f"{top} holds no class folders: put the images of each class into a folder of its name.")
     if len(folders) == 1:
@@ -45,31 +45,32 @@ def load_folder(path: Path, source: str) -> Pools:
     listing = path / "classes.txt"
     names = read_class_names(listing, folders) if listing.is_file() else readable_names(folders)
     if splits:
-        sets = {split: _image_set(folder, folders, path) for split, folder in splits.items()}
+        sets = {split: class_folders(folder, folders, path) for split, folder in splits.items()}
         return Pools(path.name, source, names, sets["train"], sets.get("val"), sets["test"])
-    train, val, test = split_pool(_image_set(path, folders, path), names, source)
+    train, val, test = split_pool(class_folders(path, folders, path), names, source)
     note = "The folder has no splits: each class is split 60/20/20 by a hash of the file names."
     return Pools(path.name, source, names, train, val, test, note=note)
 
 
 def _one_class(top: Path, only: Path) -> str:
-    inner = [only] if _subfolders(only) else []
+    inner = [only] if subfolders(only) else []
     meant = [str(path) for path in (*inner, *sorted(top.glob("split_*.json")))]
     way_out = f"did you mean {' or '.join(meant)}?" if meant else "at least two classes are needed."
     return f"{top} holds one class folder only ({only.name}/): {way_out}"
 
 
-def _subfolders(path: Path) -> list[Path]:
+def subfolders(path: Path) -> list[Path]:
+    """The visible folders in ``path``, sorted."""
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
 
 
 def _split_names(path: Path) -> list[str]:
-    return [folder.name for folder in _subfolders(path) if folder.name.lower() in SPLITS]
+    return [folder.name for folder in subfolders(path) if folder.name.lower() in SPLITS]
 
 
 def _split_folders(path: Path) -> dict[str, Path]:
     """The folders of train, val and test; empty for class folders without splits."""
-    folders = _subfolders(path)
+    folders = subfolders(path)
     found = [(SPLITS[folder.name.lower()], folder) for folder in folders if folder.name.lower() in SPLITS]
     others = [folder.name for folder in folders if folder.name.lower() not in SPLITS]
     if not found or ([split for split, _ in found] == ["train"] and others):  # "train" alone is a vehicle
@@ -87,9 +88,13 @@ def _split_folders(path: Path) -> dict[str, Path]:
     return splits
 
 
-def _image_set(top: Path, folders: Sequence[str], root: Path) -> ImageSet:
-    """The images in the class folders of ``top``, their ids relative to ``root``."""
-    there = {folder.name for folder in _subfolders(top)}
+def class_folders(top: Path, folders: Sequence[str], root: Path) -> ImageSet:
+    """The images in the class folders of ``top``, labelled in the order of ``folders``; ids are relative to ``root``.
+
+    Raises:
+        InputError: unless exactly these folders are there; for an empty one, and for a file that is no image.
+    """
+    there = {folder.name for folder in subfolders(top)}
     for name in sorted(there.symmetric_difference(folders)):
         has = "has" if name in there else "lacks"
         raise InputError(f"the class folder {name}/ is not in every split: {top} {has} it.")

@@ -11,7 +11,9 @@ from apd.data.dataset import Dataset, Shots, Which
 from apd.data.digits import load_digits
 from apd.data.folder import load_folder
 from apd.data.hub import Columns, is_saved, load_hub, load_parquet, load_saved
+from apd.data.layouts import dressed, load_standard, parse_standard
 from apd.data.shots import Pools, few_shot
+from apd.data.standard import STANDARD, Standard
 from apd.errors import InputError, nearest
 
 BUILT_IN: dict[str, Callable[[], Pools]] = {"digits": load_digits}
@@ -29,8 +31,9 @@ def load_data(
     """Named classes and images, with ``shots`` training images a class and a validation split.
 
     Args:
-        source: a built-in name (``digits``); a folder of class folders, with or without train, val and test; a CoOp
-            split file ``split_zhou_*.json``; ``hf:owner/name[:configuration]``; parquet; a ``save_to_disk`` folder.
+        source: a built-in name (``digits``); a standard data set (``dtd`` below ``$APD_DATA``, or ``dtd@ROOT``); a
+            folder of class folders, with or without train, val and test; a CoOp split file ``split_zhou_*.json``;
+            ``hf:owner/name[:configuration]``; parquet; a ``save_to_disk`` folder.
         shots: training images a class, or ``all``.
         seed: draws the shots. For a CoOp split file the images are those that CoOp draws with this seed.
         templates: sentences with ``{}`` for the class name; by default the data's own, mostly ``a photo of a {}.``
@@ -59,29 +62,69 @@ def list_data() -> list[tuple[str, str]]:
         ("hf:OWNER/NAME[:CONFIGURATION]", "a data set of the Hugging Face hub (needs datasets)"),
         ("FILE.parquet", "a parquet file with an image and a label column, or a folder of such files (needs datasets)"),
         ("SAVED_FOLDER", "a folder written by save_to_disk of the datasets library"),
+        *((name, _about(known)) for name, known in STANDARD.items()),
     ]
+
+
+def short_name(source: str) -> str:
+    """A word for the source, for names of folders: ``dtd`` for ``dtd@/data`` as for ``/data/dtd``."""
+    standard = parse_standard(source)
+    return standard[0] if standard else Path(source).resolve().stem
+
+
+def same_source(one: str, other: str) -> bool:
+    """Whether two sources are the same place: ``DTD`` and ``dtd@ROOT`` below that root, a folder by two paths."""
+    return (parse_standard(one) or Path(one).resolve()) == (parse_standard(other) or Path(other).resolve())
+
+
+def _about(known: Standard) -> str:
+    use = ", for testing only" if known.test_only else ""
+    online = f", or hf:{known.hub}" if known.hub else ""
+    return (
+        f"{known.title}, {known.classes} classes{use}: $APD_DATA/{known.folder}/ with {', '.join(known.holds)}{online}"
+    )
 
 
 def _pools(source: str | Path, columns: Columns | None) -> Pools:
     text = str(source)
     path = Path(source).expanduser()
     if isinstance(source, str) and source.startswith("hf:"):
-        return load_hub(source.removeprefix("hf:"), columns)
+        return _hub(source.removeprefix("hf:"), columns)
+    standard = parse_standard(source) if isinstance(source, str) else None
+    table = None if standard else _table(path, text, columns)
+    if table is not None:
+        return table
+    if columns is not None:
+        raise InputError(f"columns={columns} fit hub, parquet and saved data sets only, not {text}.")
+    if isinstance(source, str) and source in BUILT_IN:
+        return BUILT_IN[source]()
+    if standard:
+        return load_standard(*standard, text)
+    if path.is_dir():
+        return load_folder(path.resolve(), text)
+    if path.suffix == ".json" and path.is_file():
+        pools = load_coop(path, text)
+        known = next((known for known in STANDARD.values() if known.listing == path.name), None)
+        return dressed(pools, known) if known else pools
+    raise InputError(_unknown(text, path))
+
+
+def _table(path: Path, text: str, columns: Columns | None) -> Pools | None:
+    """Parquet and saved tables; None for anything else."""
     if path.suffix == ".parquet" and path.is_file():
         return load_parquet(path, text, columns)
     if path.is_dir() and is_saved(path):
         return load_saved(path, text, columns)
     if path.is_dir() and any(path.glob("*.parquet")):
         return load_parquet(path, text, columns)
-    if columns is not None:
-        raise InputError(f"columns={columns} fit hub, parquet and saved data sets only, not {text}.")
-    if isinstance(source, str) and source in BUILT_IN:
-        return BUILT_IN[source]()
-    if path.is_dir():
-        return load_folder(path.resolve(), text)
-    if path.suffix == ".json" and path.is_file():
-        return load_coop(path, text)
-    raise InputError(_unknown(text, path))
+    return None
+
+
+def _hub(spec: str, columns: Columns | None) -> Pools:
+    known = next((known for known in STANDARD.values() if known.hub == spec), None)
+    if known is None:
+        return load_hub(spec, columns)
+    return dressed(load_hub(spec, columns or known.columns), known)
 
 
 def _unknown(text: str, path: Path) -> str:
@@ -91,7 +134,8 @@ def _unknown(text: str, path: Path) -> str:
         return f"there is no folder or file {text}."
     if "/" in text:
         return f"there is no folder {text}. A data set of the hub is written hf:{text}."
-    return f"{text!r} is neither a built-in data set nor a folder or file here. {nearest(text, BUILT_IN)}"
+    known = nearest(text, [*BUILT_IN, *STANDARD])
+    return f"{text!r} is neither a built-in or standard data set nor a folder or file here. {known}"
 
 
 def _checked(templates: Sequence[str]) -> tuple[str, ...]:

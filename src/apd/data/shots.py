@@ -24,6 +24,7 @@ class Pools:
         val: the data's own validation split, or None.
         note: a sentence on how the splits came about.
         coop_draw: draw the shots as CoOp's code does, for results comparable image by image with published ones.
+        test_only: there are no training images and never were: a test set of another domain.
     """
 
     name: str
@@ -36,14 +37,17 @@ class Pools:
     mirror: bool = True
     note: str = ""
     coop_draw: bool = False
+    test_only: bool = False
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:
-            raise InputError(f"{self.source} has one class only ({self.class_names[0]}): two are needed.")
+            found = f"one class only ({self.class_names[0]})" if self.class_names else "no classes"
+            raise InputError(f"{self.source} has {found}: two are needed.")
         name, times = Counter(name.casefold() for name in self.class_names).most_common(1)[0]
         if times > 1:
             raise InputError(f"{self.source} has {times} classes named {name!r}: names must differ (see classes.txt).")
-        for split, images in (("training", self.train), ("test", self.test)):
+        needed = [("test", self.test)] if self.test_only else [("training", self.train), ("test", self.test)]
+        for split, images in needed:
             for class_name, group in zip(self.class_names, images.by_class(len(self.class_names)), strict=True):
                 if not group:
                     raise InputError(f"the class {class_name!r} of {self.source} has no {split} images.")
@@ -78,22 +82,17 @@ def few_shot(pools: Pools, shots: Shots, seed: int) -> Dataset:
 
     For the same seed, k shots are among k+1 shots (not with ``coop_draw``). Validation images: of the data's own
     validation split min(k, 4) a class (with ``all``: all of it); without one, as many training images that are not
-    among the shots (with ``all``: a tenth of each class, at least one, is held out).
+    among the shots (with ``all``: a tenth of each class, at least one, is held out). Of a test set both are empty.
 
     Raises:
         InputError: for shots that are no count, and for a class with too few images.
     """
     if shots != "all" and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 1):
         raise InputError(f"shots must be a number from 1 or all, got {shots!r}.")
-    _check_enough(pools, shots)
-    if pools.val is None:
-        train, val = _hold_out(pools, shots, seed)
-        origin = "training images that are not shots"
+    if pools.test_only:
+        train, val, counts = pools.train, pools.train, f"test {len(pools.test)} images, none for training"
     else:
-        train, val = _draw_both(pools, pools.val, shots, seed)
-        origin = "the data's own" if shots == "all" else f"{min(shots, VALIDATION_SHOTS)} a class of the data's own"
-    how = "all" if shots == "all" else f"{shots} a class, seed {seed}"
-    counts = f"train {len(train)} images ({how}), validation {len(val)} ({origin}), test {len(pools.test)}"
+        train, val, counts = _draw(pools, shots, seed)
     return Dataset(
         name=pools.name,
         source=pools.source,
@@ -103,10 +102,23 @@ def few_shot(pools: Pools, shots: Shots, seed: int) -> Dataset:
         val=val,
         test=pools.test,
         mirror=pools.mirror,
-        shots=None if shots == "all" else shots,
+        shots=None if shots == "all" or pools.test_only else shots,
         seed=seed,
         description=f"{len(pools.class_names)} classes; {counts}. {pools.note}".strip(),
     )
+
+
+def _draw(pools: Pools, shots: Shots, seed: int) -> tuple[ImageSet, ImageSet, str]:
+    """Training and validation images, and a sentence on them."""
+    _check_enough(pools, shots)
+    if pools.val is None:
+        train, val = _hold_out(pools, shots, seed)
+        origin = "training images that are not shots"
+    else:
+        train, val = _draw_both(pools, pools.val, shots, seed)
+        origin = "the data's own" if shots == "all" else f"{min(shots, VALIDATION_SHOTS)} a class of the data's own"
+    how = "all" if shots == "all" else f"{shots} a class, seed {seed}"
+    return train, val, f"train {len(train)} images ({how}), validation {len(val)} ({origin}), test {len(pools.test)}"
 
 
 def _check_enough(pools: Pools, shots: Shots) -> None:

@@ -68,6 +68,8 @@ class Evaluation:
             "precision": PRECISION,
             "apd": known["apd"],
         }
+        if self.settings.corruption is not None:  # the pixels tell it too; apart, each has its own seconds and flags
+            about["corruption"] = self.settings.corruption
         if attack == "clean":
             return about
         limits = {"eps": repr(threat.eps), "norm": threat.norm, "seed": str(self.settings.seed)}

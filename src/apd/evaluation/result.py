@@ -87,6 +87,7 @@ class Result(Scores):
     data: str
     split: str
     classes: str
+    corruption: str | None = None
     image_size: int
     precision: str
     batch_size: int
@@ -129,8 +130,9 @@ class Result(Scores):
         from rich.table import Table
         from rich.text import Text
 
+        images = f"{self.n} images under {self.corruption}" if self.corruption else f"{self.n} images"
         title = (
-            f"{self.data} {self.split}, {self.n} images, {self.norm} eps {self.eps_text} at {self.image_size} px, "
+            f"{self.data} {self.split}, {images}, {self.norm} eps {self.eps_text} at {self.image_size} px, "
             f"{self.precision}"
         )
         table = Table(title=title, title_justify="left")

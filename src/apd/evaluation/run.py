@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from apd.attacks import sample_seeds
 from apd.classifier import PromptedCLIP
+from apd.data.corruptions import corrupt, parse_corruption
 from apd.data.dataset import Dataset, Decoded, shuffled
 from apd.errors import InputError, nearest
 from apd.evaluation.checks import CHECKED, Checked, library_checks, model_checks, seeds_of
@@ -65,6 +68,9 @@ def evaluate(
     if len(images) == 0:
         raise InputError(f"The {chosen.split} split of {data.name} has no images; choose another split.")
     decoded = images.decode(info.preprocessing, skip_bad=chosen.skip_bad_images, progress=not chosen.quiet)
+    if chosen.corruption is not None:
+        seeds = sample_seeds(decoded.ids, chosen.seed, "corruption")
+        decoded = replace(decoded, images=corrupt(decoded.images, *parse_corruption(chosen.corruption), seeds))
     control = (undefended or classifier.undefended()) if chosen.control else None
     return evaluate_tensors(
         classifier, decoded, data.class_names, chosen, undefended=control, store=store, name=data.name
@@ -87,7 +93,7 @@ def evaluate_tensors(
         model: a `PromptedCLIP` or any module; set back to its mode afterwards.
         decoded: images (uint8, or float in [0,1]), labels and ids.
         class_names: C names, in the order of the logits.
-        settings: attacks, eps and so on; the fields about choosing images are only recorded.
+        settings: attacks, eps and so on; the fields about choosing and corrupting images are only recorded.
         undefended: the control, attacked in the same run; None for none.
         store: folder for the outcomes of single samples.
         name: of the data.
@@ -121,6 +127,7 @@ def evaluate_tensors(
         data=name,
         split=settings.split,
         classes=settings.classes,
+        corruption=settings.corruption,
         image_size=decoded.images.shape[-1],
         precision=PRECISION,
         batch_size=settings.batch_size,

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from apd import attacks
+from apd.data.corruptions import parse_corruption
 from apd.threat import Norm, ThreatModel, parse_eps
 
 
@@ -24,6 +25,7 @@ class EvaluationSettings(BaseModel):
     seed: int = Field(0, ge=0, description="of the attacks' random starts and of the images that a limit keeps")
     split: Literal["train", "val", "test"] = Field("test", description="the images; every choice is made on val")
     classes: Literal["all", "base", "new"] = Field("all", description="all classes, the first half or the second")
+    corruption: str | None = Field(None, description="corrupts images before any attack, such as fog:3; null: none")
     limit: int | None = Field(None, ge=1, description="evaluate so many images, drawn by the seed; null: all")
     batch_size: int = Field(128, ge=1, description="images at a time; AutoAttack draws its random numbers per batch")
     control: bool = Field(True, description="attack the undefended CLIP on the same images too")
@@ -48,6 +50,13 @@ class EvaluationSettings(BaseModel):
             if name != "clean":
                 attacks.find(name)
         return tuple(dict.fromkeys(value))
+
+    @field_validator("corruption")
+    @classmethod
+    def _known_corruption(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_corruption(value)
+        return value
 
     @model_validator(mode="after")
     def _eps_fits_norm(self) -> EvaluationSettings:
