@@ -60,7 +60,9 @@ def list_methods() -> tuple[dict[str, type[Method]], list[str]]:
     for name, point in _others().items():
         try:
             if name in METHODS:
-                raise InputError(f"The method {name!r} of {_package(point)} has the name of a built-in one; rename it.")
+                raise InputError(
+                    f"The method {name!r} of the package {_package(point)} has the name of a built-in one; rename it."
+                )
             found[name] = _load(point)
         except InputError as error:
             problems.append(str(error))
