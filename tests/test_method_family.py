@@ -15,12 +15,9 @@ import apd
 from apd.attacks import PGD
 from apd.classifier import PromptedCLIP
 from apd.clip import DualEncoder, load_clip
-from apd.config import load_config
 from apd.data.dataset import Decoded
-from apd.errors import InputError
 from apd.methods import METHODS, Method, Preparation, find_method
 from apd.methods.advpt import AdvPT
-from apd.prompts import PromptSpec
 from apd.run import Run
 from apd.threat import ThreatModel
 from apd.training.step import TrainStep
@@ -337,6 +334,40 @@ def test_a_run_of_one_epoch_loads_back(tmp_path: Path, clip: DualEncoder, colour
     assert result.worst.accuracy <= result.clean
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "apt", "clean": 0.5, "prompts": {"class_specific": True}},
+        {"name": "advvp-pixels", "prompts": {"visual_tokens": 2}},
+    ],
+)
+def test_averaged_prompts_of_any_kind_are_deployed(
+    tmp_path: Path, clip: DualEncoder, colours: Path, method: dict[str, Any]
+) -> None:
+    data = apd.load_data(colours, shots=2)
+    run = apd.train(clip, data, method=method, epochs=1, ema=0.5, output=tmp_path / "run", device="cpu")
+    classifier = apd.load_run(run.path)
+    assert torch.isfinite(classifier(torch.rand(2, 3, SIDE, SIDE))).all()
+    assert {name.split(".")[0] for name in run.load_prompts()} == {
+        name.split(".")[0] for name, _ in classifier.prompts.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_a_step_on_a_siglip(siglip: DualEncoder, name: str) -> None:
+    cls = find_method(name)
+    method = cls(cls.Settings(), PromptedCLIP(siglip, None, CLASSES))
+    if not method.learns:
+        return
+    decoded = Decoded(torch.randint(0, 256, (4, 3, SIDE, SIDE), dtype=torch.uint8), LABELS, tuple("abcd"))
+    attack = PGD(steps=1)
+    method.prepare(Preparation(decoded, attack, THREAT, 0, lambda other: None))
+    terms = TrainStep(method, attack, THREAT)(decoded.pixels(), LABELS, torch.arange(4), torch.arange(4))
+    torch.stack(list(terms.values())).sum().backward()
+    for parameter in method.student.prompts.parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all() and parameter.grad.abs().sum() > 0
+
+
 def test_a_zero_shot_run_takes_an_ensemble_of_templates(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
     templates = ("a photo of a {}.", "the texture of {}.")
     data = apd.load_data(colours, shots=1, templates=templates)
@@ -365,80 +396,3 @@ def test_a_resumed_advpt_run_keeps_its_bank(
     resumed = apd.train(clip, data, method="advpt", output=tmp_path / "broken", resume=True, **settings)
     a, b = whole.load_prompts(), resumed.load_prompts()
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-@pytest.mark.parametrize(
-    ("name", "setting", "words"),
-    [
-        ("coop", "visual_tokens=2", "prompts.visual_tokens=0, got 2"),
-        ("advvp", "text_tokens=1", "prompts.text_tokens=0, got 1"),
-        ("maple", "coupling=none", "prompts.coupling=text-to-vision, got none"),
-        ("zero-shot", "text_tokens=1", "prompts.text_tokens=0, got 1"),
-        ("vlp", "class_specific=true", None),
-        ("advvlp", "frame=0.7", "less than 0.5"),
-    ],
-)
-def test_prompts_of_another_method_are_refused(name: str, setting: str, words: str | None) -> None:
-    flags = {"data.source": "digits", "method.name": name}
-    if words is None:
-        assert load_config(flags=flags, sets=[f"method.prompts.{setting}"]).method.settings.prompts.class_specific
-        return
-    with pytest.raises(InputError, match="method") as error:
-        load_config(flags=flags, sets=[f"method.prompts.{setting}"])
-    assert words in str(error.value)
-
-
-def test_a_method_without_anything_to_learn_is_refused(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
-    nothing = {"name": "advvlp", "prompts": {"text_tokens": 0, "visual_tokens": 0}}
-    with pytest.raises(InputError, match="nothing to learn"):
-        apd.train(clip, apd.load_data(colours, shots=1), method=nothing, output=tmp_path / "run", device="cpu")
-    assert not (tmp_path / "run").exists()
-
-
-WITH_PRESET = [name for name, method in METHODS.items() if method.Settings.published]
-
-
-@pytest.mark.parametrize("name", WITH_PRESET)
-def test_a_published_preset_sets_what_it_says_and_explicit_settings_win(tmp_path: Path, name: str) -> None:
-    flags = {"data.source": "digits", "method.name": name}
-    config = load_config(flags=flags, sets=["method.preset=published"])
-
-    def value(config: Any, dotted: str) -> Any:
-        found: Any = config.model_dump(mode="json")
-        for part in dotted.split("."):
-            found = found[part]
-        return found
-
-    published = find_method(name).Settings.published
-    assert {key: value(config, key) for key in published} == published
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
-    assert load_config(tmp_path / "config.yaml") == config
-
-    own = load_config(flags={**flags, "train.epochs": 3}, sets=["method.preset=published", "train.optimizer.lr=0.5"])
-    assert (own.train.epochs, own.train.optimizer.lr) == (3, 0.5)
-    key = "train.attack.steps" if "train.attack.steps" in published else "train.batch_size"
-    assert value(own, key) == published[key]
-
-
-def test_presets_for_deep_towers_are_refused_on_shallow_ones_and_all_wins(clip: DualEncoder) -> None:
-    flags = {"data.source": "digits", "method.name": "maple"}
-    deep = load_config(flags=flags, sets=["method.preset=published"]).method.settings
-    with pytest.raises(InputError, match=r"text_depth is 9, but .* has 3 blocks; use 3 or all"):
-        find_method("maple")(deep, PromptedCLIP(clip, None, CLASSES))
-    sets = ["method.preset=published", "method.prompts.text_depth=all", "method.prompts.visual_depth=all"]
-    shallow = load_config(flags=flags, sets=sets).method.settings
-    assert find_method("maple")(shallow, PromptedCLIP(clip, None, CLASSES)).student.prompts.spec.text_tokens == 2
-
-
-def test_a_method_without_published_prompts_has_no_preset() -> None:
-    assert {"apd", "trades", "pmg", "fare", "zero-shot"}.isdisjoint(WITH_PRESET)
-    with pytest.raises(InputError, match="Method trades has no published settings"):
-        load_config(flags={"data.source": "digits", "method.name": "trades"}, sets=["method.preset=published"])
-
-
-def test_another_method_s_kind_of_prompts_is_left_in_the_file(tmp_path: Path) -> None:
-    file = tmp_path / "config.yaml"
-    file.write_text(load_config(flags={"data.source": "digits"}, sets=["method.prompts.text_tokens=3"]).to_yaml())
-    assert load_config(file, {"method.name": "trades"}).method.settings.prompts.text_tokens == 3
-    coop = load_config(file, {"method.name": "coop"}).method.settings.prompts
-    assert (coop.text_tokens, coop.visual_tokens, coop.text_depth) == (PromptSpec().text_tokens, 0, 1)

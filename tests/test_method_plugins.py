@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -154,6 +156,14 @@ def test_json_tells_what_each_method_is(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_page_on_methods_is_of_these_methods_and_this_example() -> None:
     page = (ROOT / "docs" / "methods.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `") and line.count("|") == 6]
+    assert rows.pop(0).startswith("| `--method`")
     assert {row.split("`")[1] for row in rows} == set(METHODS)
+    commands = [line.split("`")[1] for line in page.splitlines() if line.startswith("| ") and "--method " in line]
+    commands += [line for line in page.splitlines() if line.startswith("    apd train") and "mart" not in line]
+    for words in map(shlex.split, commands[1:]):
+        sets = [after for before, after in itertools.pairwise(words) if before == "--set"]
+        name = words[words.index("--method") + 1]
+        assert load_config(flags={"data.source": "digits", "method.name": name}, sets=sets).method.name == name
+    assert len(commands) >= 7
     for name in ("apd_mart.py", "pyproject.toml"):
         assert (EXAMPLE / name).read_text().strip() in page, f"docs/methods.md does not show {name} as it is"
