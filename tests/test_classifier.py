@@ -108,6 +108,73 @@ def test_new_classes_without_retraining(clip: DualEncoder) -> None:
     assert other(X).shape == (4, 2) and other.prompts is model.prompts
 
 
+def test_class_specific_contexts_serve_their_classes_only(clip: DualEncoder) -> None:
+    spec = PromptSpec(text_tokens=3, text_depth=2, visual_tokens=0, class_specific=True)
+    prompts = Prompts.initial(spec, clip, "a photo of a", n_classes=3)
+    assert [tuple(t.shape) for t in prompts.text()] == [(3, 3, 24)] * 2
+    model = PromptedCLIP(clip, prompts, CLASSES)
+    start = model.class_features().detach()
+    with torch.no_grad():
+        prompts.text_tokens[0][1] += torch.randn(3, 24, generator=torch.Generator().manual_seed(0))
+    moved = (model.class_features() - start).abs().amax(dim=1) > 1e-4
+    assert moved.tolist() == [False, True, False], "a class's context is its own"
+    assert model.with_classes(CLASSES).prompts is prompts
+    for names in (["one", "two"], CLASSES[::-1]):
+        with pytest.raises(InputError, match="class-specific and serve only the 3 classes"):
+            model.with_classes(names)
+    with pytest.raises(InputError, match="specific to 3 classes, got 2"):
+        PromptedCLIP(clip, prompts, ["one", "two"])
+    saved = Prompts.from_tensors(spec, clip.info, prompts.state_dict())
+    assert torch.equal(saved.text()[0], prompts.text()[0])
+    with pytest.raises(InputError, match="needs the number of classes"):
+        Prompts(spec, clip.info)
+    with pytest.raises(ValueError, match="coupling none"):
+        PromptSpec(text_tokens=2, visual_tokens=2, class_specific=True, coupling="text-to-vision")
+
+
+def test_class_specific_contexts_follow_their_classes_in_any_number(clip: DualEncoder) -> None:
+    """More classes than are encoded at once."""
+    names = [f"{'cat ' * (1 + i % 5)}{'dog ' * (1 + i // 5 % 5)}{'red ' * (i // 25)}".strip() for i in range(100)]
+    spec = PromptSpec(text_tokens=1, text_depth=1, visual_tokens=0, class_specific=True)
+    prompts = Prompts(spec, clip.info, n_classes=len(names))
+    model = PromptedCLIP(clip, prompts, names, ["{}"])
+    whole = model.class_features()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("apd.classifier._CLASSES_AT_ONCE", 7)
+        torch.testing.assert_close(model.class_features(), whole)
+
+
+def test_a_frame_of_zeros_leaves_the_image_and_others_are_attacked_through(clip: DualEncoder) -> None:
+    spec = PromptSpec(text_tokens=0, visual_tokens=0, frame=0.2)
+    model = PromptedCLIP(clip, Prompts.initial(spec, clip), CLASSES)
+    assert sum(p.numel() for p in model.prompts.parameters()) == 3 * (16 * 16 - 10 * 10)
+    assert torch.equal(model(X), model.undefended()(X))
+    with torch.no_grad():
+        for strip in model.prompts.parameters():
+            strip.add_(0.3)
+    frame = torch.full((3, 16, 16), 0.3)
+    frame[:, 3:13, 3:13] = 0
+    wanted = F.normalize(clip.encode_image(X + frame), dim=-1)
+    torch.testing.assert_close(model.bind().features(X), wanted)
+
+    x = X.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model.frozen()(x), torch.tensor([0, 1, 2, 0])), x)
+    y = (X + frame).requires_grad_()
+    (through,) = torch.autograd.grad(F.cross_entropy(model.undefended().frozen()(y), torch.tensor([0, 1, 2, 0])), y)
+    torch.testing.assert_close(gradient, through)
+    assert gradient[:, :, 0].abs().sum() > 0, "the attack may change what is under the frame"
+    with pytest.raises(InputError, match="Images must have shape"):
+        model(X[0])
+
+
+def test_features_of_templates_are_computed_once_and_in_full_precision(clip: DualEncoder) -> None:
+    spec = PromptSpec(text_tokens=0, visual_tokens=2)
+    model, fresh = (PromptedCLIP(clip, Prompts.initial(spec, clip), CLASSES) for _ in range(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        first = model.bind().classes
+    assert model.bind().classes is first and torch.equal(first, fresh.bind().classes)
+
+
 @pytest.mark.parametrize(
     ("names", "templates", "message"),
     [

@@ -15,7 +15,7 @@ from apd.clip import DualEncoder, load_clip
 from apd.errors import InputError
 from apd.methods import METHODS, find_method
 from apd.methods.apd import APD, APDSettings
-from apd.methods.base import Step
+from apd.methods.base import Preparation, Step
 from apd.prompts import PromptSpec
 from apd.threat import ThreatModel
 from apd.training.step import TrainStep
@@ -222,7 +222,7 @@ def test_tuning_moves_the_teacher_s_prompts_and_only_them(clip: DualEncoder) -> 
             for parameter in clean.student.prompts.parameters():
                 parameter.add_(1.0)
 
-    method.prepare(tune)
+    method.prepare(Preparation(None, None, None, 0, tune))
     for name, tensor in method.state().items():
         torch.testing.assert_close(tensor, before[name] + (1.0 if name.startswith("teacher") else 0.0))
 

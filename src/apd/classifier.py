@@ -30,15 +30,24 @@ class BoundCLIP:
         encoder: the frozen CLIP.
         classes: class features (C, D) of unit length.
         visual: visual tokens, (n, width) a block.
+        frame: pixels (3, S, S) added to each image before the encoder normalises it; the sum is not clipped.
     """
 
     encoder: DualEncoder
     classes: Tensor
     visual: tuple[Tensor, ...]
+    frame: Tensor | None = None
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Image features (B, D) as the encoder gives them, not of unit length, of images (B,3,S,S) in [0,1]."""
+        if self.frame is not None:
+            self.encoder.check_pixels(x)  # before the sum, which would broadcast
+            x = x + self.frame
+        return _full(self.encoder.encode_image(x, self.visual))
 
     def features(self, x: Tensor) -> Tensor:
         """Image features (B, D) of unit length, of images (B,3,S,S) in [0,1]."""
-        return F.normalize(_full(self.encoder.encode_image(x, self.visual)), dim=-1)
+        return F.normalize(self.embed(x), dim=-1)
 
     def compare(self, features: Tensor) -> Tensor:
         """Logits (B, C) of image features (B, D) of unit length."""
@@ -53,7 +62,8 @@ class BoundCLIP:
 
     def detach(self) -> BoundCLIP:
         """The same values, cut from the prompts' graph."""
-        return BoundCLIP(self.encoder, self.classes.detach(), tuple(t.detach() for t in self.visual))
+        frame = None if self.frame is None else self.frame.detach()
+        return BoundCLIP(self.encoder, self.classes.detach(), tuple(t.detach() for t in self.visual), frame)
 
 
 class FrozenClassifier(nn.Module):
@@ -83,7 +93,8 @@ class PromptedCLIP(nn.Module):
             them; with text tokens the first one's tail (behind ``{}``) ends the prompt.
 
     Raises:
-        InputError: fewer than two classes, a class twice, a template without ``{}``, a name longer than the context.
+        InputError: fewer than two classes, a class twice, a template without ``{}``, a name longer than the context,
+            class-specific prompts of another number of classes.
 
     Example:
         >>> import apd, torch
@@ -104,9 +115,12 @@ class PromptedCLIP(nn.Module):
         self.encoder, self.prompts = encoder, prompts
         self.class_names, self.templates = tuple(class_names), tuple(templates)
         _check_names(self.class_names, self.templates)
+        if prompts is not None and prompts.n_classes not in (None, len(self.class_names)):
+            raise InputError(f"The prompts are specific to {prompts.n_classes} classes, got {len(self.class_names)}.")
         n_tokens = prompts.spec.text_tokens if prompts is not None else 0
         self._ids = [encoder.trim(encoder.prompt_ids(texts, n_tokens)) for texts in self._texts(n_tokens)]
         self._fixed: tuple[tuple[int, ...], BoundCLIP] | None = None
+        self._written: tuple[torch.device, Tensor] | None = None
 
     def _texts(self, n_tokens: int) -> list[list[str]]:
         if n_tokens:
@@ -115,21 +129,34 @@ class PromptedCLIP(nn.Module):
         return [[template.replace("{}", name) for name in self.class_names] for template in self.templates]
 
     def class_features(self) -> Tensor:
-        """Class features (C, D) of unit length, with gradients to the prompts."""
+        """Class features (C, D) of unit length, with gradients to the prompts; without text tokens computed once."""
         tokens = self.prompts.text() if self.prompts is not None else []
+        if tokens or any(p.requires_grad for p in self.encoder.parameters()):
+            return self._class_features(tokens)
+        device = self.encoder.device
+        if self._written is None or self._written[0] != device:
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                self._written = (device, self._class_features([]))
+        return self._written[1]
+
+    def _class_features(self, tokens: list[Tensor]) -> Tensor:
         features = [F.normalize(_full(self._encode(ids, tokens)), dim=-1) for ids in self._ids]
         return features[0] if len(features) == 1 else F.normalize(torch.stack(features).mean(dim=0), dim=-1)
 
     def _encode(self, ids: Tensor, tokens: list[Tensor]) -> Tensor:
         ids = ids.to(self.encoder.device)
-        return torch.cat(
-            [self.encoder.encode_text(part, tokens) for part in torch.chunk(ids, -(-len(ids) // _CLASSES_AT_ONCE))]
-        )
+        count = -(-len(ids) // _CLASSES_AT_ONCE)
+        size = -(-len(ids) // count)
+        parts = [slice(first, first + size) for first in range(0, len(ids), size)]
+        # Class-specific tokens (C, n, width) are cut as the classes are.
+        own = [[t[part] if t.dim() == 3 else t for t in tokens] for part in parts]
+        return torch.cat([self.encoder.encode_text(ids[part], t) for part, t in zip(parts, own, strict=True)])
 
     def bind(self) -> BoundCLIP:
         """Compute class features and tokens, once for all that follows."""
-        visual = tuple(self.prompts.visual()) if self.prompts is not None else ()
-        return BoundCLIP(self.encoder, self.class_features(), visual)
+        if self.prompts is None:
+            return BoundCLIP(self.encoder, self.class_features(), ())
+        return BoundCLIP(self.encoder, self.class_features(), tuple(self.prompts.visual()), self.prompts.frame())
 
     def frozen(self) -> FrozenClassifier:
         """This classifier as a plain module from pixels to logits: class features fixed, gradients to pixels only."""
@@ -152,7 +179,17 @@ class PromptedCLIP(nn.Module):
         return PromptedCLIP(self.encoder, None, self.class_names, self.templates)
 
     def with_classes(self, class_names: Sequence[str], templates: Sequence[str] | None = None) -> PromptedCLIP:
-        """The same prompts for other class names, without retraining."""
+        """The same prompts for other class names, without retraining.
+
+        Raises:
+            InputError: other classes than those that class-specific prompts were learned for.
+        """
+        if self.prompts is not None and self.prompts.n_classes and tuple(class_names) != self.class_names:
+            known = ", ".join(self.class_names[:3])
+            raise InputError(
+                f"These prompts are class-specific and serve only the {len(self.class_names)} classes they were learned for "
+                f"({known}, …). For other classes train with method.prompts.class_specific=false."
+            )
         return PromptedCLIP(self.encoder, self.prompts, class_names, templates or self.templates)
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 
 from apd.data import Dataset, load_data
 from apd.errors import InputError, nearest
-from apd.methods import METHODS, MethodSettings, find_method
+from apd.methods import MethodSettings, find_method
 from apd.training.settings import TrainSettings
 
 FLAGS = {
@@ -59,7 +59,11 @@ class DataConfig(BaseModel):
 
 
 class MethodConfig(BaseModel):
-    """A method's name and its own settings, flat in YAML: ``{name: apd, teacher: tuned, prompts: {…}}``."""
+    """A method's name and its own settings, flat in YAML: ``{name: apd, teacher: tuned, prompts: {…}}``.
+
+    With ``preset: published`` the settings of its paper, those of the section ``train`` included, stand under all that is
+    given explicitly.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -143,11 +147,40 @@ def validate(raw: Mapping[str, Any], places: Mapping[str, str] | None = None) ->
         for key, value in raw.items()
     }
     try:
-        return RunConfig.model_validate(entries)
+        return RunConfig.model_validate(_with_preset(entries))
     except ValidationError as error:
-        section = entries.get("method")
-        name = section.get("name", "apd") if isinstance(section, Mapping) else "apd"
-        raise InputError(_explain(error, name if name in METHODS else "apd", places or {})) from error
+        raise InputError(_explain(error, _settings_of(entries.get("method")), places or {})) from error
+
+
+def _settings_of(section: Any) -> type[MethodSettings]:
+    """The settings class of the method that a section names; APD's where it names none that is known."""
+    try:
+        return find_method(str(section.get("name", "apd")) if isinstance(section, Mapping) else "apd").Settings
+    except InputError:
+        return find_method("apd").Settings
+
+
+def _with_preset(entries: dict[str, Any]) -> dict[str, Any]:
+    """The published settings of the method, where they are asked for, under what is given explicitly."""
+    section = entries.get("method")
+    if not isinstance(section, Mapping) or section.get("preset") != "published":
+        return entries
+    published = _settings_of(section).published
+    if not published:
+        raise InputError(
+            f"Method {section.get('name', 'apd')} has no published settings for prompts of CLIP; leave out method.preset."
+        )
+    preset: dict[str, Any] = {}
+    for name, value in published.items():
+        _put(preset, name, value, "method.preset")
+    return dict(_merge(preset, entries))
+
+
+def _merge(under: Any, over: Any) -> Any:
+    """Nested mappings as one; ``over`` wins."""
+    if not (isinstance(under, Mapping) and isinstance(over, Mapping)):
+        return over
+    return {**under, **{key: _merge(under.get(key), value) for key, value in over.items()}}
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -184,12 +217,14 @@ def _forget_other_method(raw: dict[str, Any], given: Mapping[str, Any]) -> None:
     section = raw.get("method")
     if not isinstance(section, Mapping):
         return
-    name = section.get("name", "apd")
+    name, before = section.get("name", "apd"), _settings_of(section)
     if given.get("method.name", name) != name:
-        raw["method"] = {key: section[key] for key in ("prompts",) if key in section}
-    elif "method.variant" in given and name in METHODS:
-        variants = METHODS[name].Settings.variants
-        preset = {key for weights in variants.values() for key in weights}
+        now = _settings_of({"name": given["method.name"]})
+        # Prompts of one kind stay, so that a control has those of the method it is compared with.
+        same = (now.defaults, now.fixed) == (before.defaults, before.fixed)
+        raw["method"] = {"prompts": section["prompts"]} if same and "prompts" in section else {}
+    elif "method.variant" in given:
+        preset = {key for weights in before.variants.values() for key in weights}
         if given["method.variant"] != section.get("variant"):
             raw["method"] = {key: value for key, value in section.items() if key not in preset}
 
@@ -209,7 +244,7 @@ def _put(raw: dict[str, Any], key: str, value: Any, place: str) -> None:
     _put(raw[head], rest, value, place)
 
 
-def _explain(error: ValidationError, method: str, places: Mapping[str, str]) -> str:
+def _explain(error: ValidationError, method: type[MethodSettings], places: Mapping[str, str]) -> str:
     """The first of the errors in one line, and how many more there are."""
     details = error.errors(include_url=False)
     first = details[0]
@@ -230,7 +265,7 @@ def _explain(error: ValidationError, method: str, places: Mapping[str, str]) -> 
     return f"{message} (And {len(others)} more.)" if others else message
 
 
-def _walk(loc: tuple[str, ...], method: str) -> tuple[list[str], list[str]]:
+def _walk(loc: tuple[str, ...], method: type[MethodSettings]) -> tuple[list[str], list[str]]:
     """The name of a setting at pydantic's place, and all names that its section knows."""
     model: type[BaseModel] | None = RunConfig
     name: list[str] = []
@@ -239,10 +274,10 @@ def _walk(loc: tuple[str, ...], method: str) -> tuple[list[str], list[str]]:
         if model is None:  # what follows a leaf is the member of a union
             break
         # A method's own settings stand beside its name.
-        fields = ["name", *METHODS[method].Settings.model_fields] if model is MethodConfig else list(model.model_fields)
+        fields = ["name", *method.model_fields] if model is MethodConfig else list(model.model_fields)
         known = [".".join((*name, field)) for field in fields]
         name.append(part)
-        model = _section(METHODS[method].Settings if model is MethodConfig else model, part)
+        model = _section(method if model is MethodConfig else model, part)
     return name, known
 
 

@@ -44,8 +44,8 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu", model: str
             )
     prompts = Prompts.from_tensors(PromptSpec(**run.manifest["prompts"]), encoder.info, run.load_prompts())
     prompts.requires_grad_(False)
-    classifier = PromptedCLIP(encoder, prompts.to(device), run.manifest["class_names"], run.manifest["templates"])
-    return classifier.eval()
+    learned = prompts.to(device) if prompts.state_dict() else None
+    return PromptedCLIP(encoder, learned, run.manifest["class_names"], run.manifest["templates"]).eval()
 
 
 def describe_encoder(info: EncoderInfo) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from apd.clip.encoder import DualEncoder, EncoderInfo
@@ -16,7 +16,7 @@ Coupling = Literal["none", "text-to-vision", "vision-to-text"]
 
 
 class PromptSpec(BaseModel):
-    """How many prompt tokens, how deep, in which branch, coupled how, from which words."""
+    """How many prompt tokens, how deep, in which branch, coupled how, from which words; and a frame of pixels."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,6 +36,46 @@ class PromptSpec(BaseModel):
         True, description="start deeper text tokens from the words' own hidden states, not from noise"
     )
     std: float = Field(0.02, gt=0, description="standard deviation of the tokens that start at random")
+    class_specific: bool = Field(
+        False, description="a text context of its own for each class; such prompts serve no other classes"
+    )
+    frame: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="width, as a share of the image's side, of learned pixels added to its border; 0: none",
+    )
+
+    @model_validator(mode="after")
+    def _classes_need_tokens(self) -> PromptSpec:
+        if self.class_specific and (not self.text_tokens or self.coupling != "none"):
+            raise ValueError(
+                "prompts.class_specific needs text tokens of their own: text_tokens above 0, coupling none"
+            )
+        return self
+
+    def __str__(self) -> str:
+        """What is learned, in words.
+
+        >>> str(PromptSpec(text_tokens=2, text_depth=1, visual_tokens=0))
+        '2 text tokens at depth 1'
+        """
+        text = "class-specific text" if self.class_specific else "text"
+        branches = [
+            (self.text_tokens, text, self.text_depth, "vision-to-text", "visual"),
+            (self.visual_tokens, "visual", self.visual_depth, "text-to-vision", "text"),
+        ]
+        parts = [
+            f"{n} {name} tokens at depth {depth}" + (f", mapped from the {other} ones" if self.coupling == led else "")
+            for n, name, depth, led, other in branches
+            if n
+        ]
+        parts += ["a frame of pixels"] if self.frame else []
+        return "; ".join(parts) or "nothing"
+
+    def frame_width(self, info: EncoderInfo) -> int:
+        """Width of the frame in pixels, 0 for none."""
+        return max(1, round(self.frame * info.image_size)) if self.frame else 0
 
     def depths(self, info: EncoderInfo) -> tuple[int, int]:
         """Text and visual depth for this encoder, 0 where a branch has no tokens.
@@ -67,40 +107,62 @@ class PromptSpec(BaseModel):
 
 
 class Prompts(nn.Module):
-    """The only trainable and the only saved module: text and visual tokens, block by block.
+    """The only trainable and the only saved module: text and visual tokens, block by block, and a frame of pixels.
 
     Uncoupled, both branches are parameters of shape (n, width) a block. Coupled (MaPLe, Khattak 2023), the leading branch
     holds the parameters and a linear map a block makes the other branch's tokens; blocks that the leading branch does not
-    have are parameters of the led branch.
+    have are parameters of the led branch. Class-specific text tokens (CoOp, Zhou 2022) are (C, n, width) a block.
+
+    The frame is the ``padding`` prompt of Bahng 2022 and Mao 2023, here in units of [0,1] pixels: four strips that are added
+    to the image's border. It starts at 0, which leaves the image as it is.
 
     Args:
         spec: what they look like.
         info: of the encoder they are for.
         seed: of the random start.
+        n_classes: how many classes class-specific tokens are for.
+
+    Raises:
+        InputError: what the encoder cannot take, or class-specific tokens without a number of classes.
     """
 
-    def __init__(self, spec: PromptSpec, info: EncoderInfo, seed: int = 0) -> None:
+    def __init__(self, spec: PromptSpec, info: EncoderInfo, seed: int = 0, n_classes: int | None = None) -> None:
         super().__init__()
         self.spec = spec
         text_depth, visual_depth = spec.depths(info)
         generator = torch.Generator().manual_seed(seed)
+        if spec.class_specific and not n_classes:
+            raise InputError("prompts.class_specific needs the number of classes; give Prompts n_classes.")
+        self.n_classes = n_classes if spec.class_specific else None
 
-        def tokens(n: int, width: int, depth: int) -> nn.ParameterList:
+        def tokens(n: int, width: int, depth: int, n_classes: int | None = None) -> nn.ParameterList:
+            shape = (n, width) if n_classes is None else (n_classes, n, width)
             return nn.ParameterList(
-                nn.Parameter(torch.randn(n, width, generator=generator) * spec.std) for _ in range(depth)
+                nn.Parameter(torch.randn(shape, generator=generator) * spec.std) for _ in range(depth)
             )
 
         shared = 0 if spec.coupling == "none" else min(text_depth, visual_depth)
         text_led = shared if spec.coupling == "vision-to-text" else 0
         visual_led = shared if spec.coupling == "text-to-vision" else 0
-        self.text_tokens = tokens(spec.text_tokens, info.text_width, text_depth - text_led)
+        self.text_tokens = tokens(spec.text_tokens, info.text_width, text_depth - text_led, self.n_classes)
         self.visual_tokens = tokens(spec.visual_tokens, info.visual_width, visual_depth - visual_led)
         to_visual = spec.coupling == "text-to-vision"
         source, target = (info.text_width, info.visual_width) if to_visual else (info.visual_width, info.text_width)
         self.maps = nn.ModuleList(_linear(source, target, generator) for _ in range(shared))
+        width, side = spec.frame_width(info), info.image_size
+        if width:
+            shapes = [(width, side)] * 2 + [(side - 2 * width, width)] * 2
+            self.strips = nn.ParameterList(nn.Parameter(torch.zeros(3, *shape)) for shape in shapes)
 
     @classmethod
-    def initial(cls, spec: PromptSpec, encoder: DualEncoder, words: str = "a photo of a", seed: int = 0) -> Prompts:
+    def initial(
+        cls,
+        spec: PromptSpec,
+        encoder: DualEncoder,
+        words: str = "a photo of a",
+        seed: int = 0,
+        n_classes: int | None = None,
+    ) -> Prompts:
         """Prompts that start from words.
 
         Args:
@@ -108,6 +170,7 @@ class Prompts(nn.Module):
             encoder: whose text tower knows the words.
             words: usually the head of the data set's template.
             seed: of what starts at random.
+            n_classes: how many classes class-specific tokens are for.
 
         Example:
             >>> import apd
@@ -116,13 +179,13 @@ class Prompts(nn.Module):
             >>> prompts.text()[0].shape[0], prompts.visual()[0].shape[0]
             (2, 3)
         """
-        prompts = cls(spec, encoder.info, seed).to(encoder.device)
+        prompts = cls(spec, encoder.info, seed, n_classes).to(encoder.device)
         text = spec.words if spec.words is not None else words
         if text.strip() and len(prompts.text_tokens):
             states = encoder.word_states(text.strip(), spec.text_tokens)
             with torch.no_grad():
                 for tokens, state in zip(prompts.text_tokens, states if spec.deep_words else states[:1], strict=False):
-                    tokens[: len(state)] = state
+                    tokens[..., : len(state), :] = state
         return prompts
 
     @classmethod
@@ -132,7 +195,8 @@ class Prompts(nn.Module):
         Raises:
             InputError: where names or shapes are not those of ``spec`` on this encoder.
         """
-        prompts = cls(spec, info)
+        first = tensors.get("text_tokens.0")
+        prompts = cls(spec, info, n_classes=len(first) if spec.class_specific and first is not None else None)
         wanted = {name: tuple(t.shape) for name, t in prompts.state_dict().items()}
         got = {name: tuple(t.shape) for name, t in tensors.items()}
         if wanted != got:
@@ -142,12 +206,20 @@ class Prompts(nn.Module):
         return prompts
 
     def text(self) -> list[Tensor]:
-        """Text tokens (n, text_width), one tensor a block."""
+        """Text tokens (n, text_width), class-specific ones (C, n, text_width), one tensor a block."""
         return self._lead(self.text_tokens, self.visual_tokens, self.spec.coupling == "vision-to-text")
 
     def visual(self) -> list[Tensor]:
         """Visual tokens (n, visual_width), one tensor a block."""
         return self._lead(self.visual_tokens, self.text_tokens, self.spec.coupling == "text-to-vision")
+
+    def frame(self) -> Tensor | None:
+        """Pixels (3, S, S) to add to images in [0,1], 0 inside the frame; None for no frame."""
+        if not self.spec.frame:
+            return None
+        top, bottom, left, right = self.strips
+        inside = top.new_zeros(3, left.shape[1], top.shape[2] - 2 * left.shape[2])
+        return torch.cat([top, torch.cat([left, inside, right], dim=2), bottom], dim=1)
 
     def _lead(self, own: nn.ParameterList, leading: nn.ParameterList, led: bool) -> list[Tensor]:
         mapped = [linear(tokens) for linear, tokens in zip(self.maps, leading, strict=False)] if led else []

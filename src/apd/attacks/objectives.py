@@ -41,3 +41,8 @@ def margin(z: Tensor, labels: Tensor) -> Tensor:
     true = F.one_hot(labels, z.shape[-1]).bool()
     others = z.masked_fill(true, -torch.inf).amax(dim=-1)
     return others - z.gather(1, labels[:, None]).squeeze(1)
+
+
+def squared_distance(features: Tensor, target: Tensor) -> Tensor:
+    """``||f - t||^2`` of features (B, D), not of unit length (FARE, Schlarmann 2024, eq. 3)."""
+    return (features - target).square().sum(dim=-1)

@@ -115,8 +115,8 @@ def _evaluate_run(folder: Path, model: str | None, source: str | None, given: di
     classifier = load_run(folder, device=pick_device(device), model=model)
     wanted = data.classes(settings.classes)
     if classifier.class_names != wanted.class_names:
-        say(f"The run knows other classes; its prompts serve the {len(wanted.class_names)} classes of {data.name}.")
         classifier = classifier.with_classes(wanted.class_names, wanted.templates)
+        say(f"The run knows other classes; its prompts serve the {len(wanted.class_names)} classes of {data.name}.")
     result = evaluate(classifier, data, store=run.results, **given)
     run.save_result(result.to_dict())
     return result

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from apd.cli.common import say
 from apd.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 KINDS = ("models", "methods", "attacks", "data")
 
@@ -17,20 +20,21 @@ def listing(
     kind: Annotated[str | None, typer.Argument(help="models, methods, attacks or data; all without it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, alone on standard output.")] = False,
 ) -> None:
-    """List models, methods, attacks or data.
+    """List models, methods, attacks or data; of methods, --json also tells sources, settings and published presets.
 
     \b
     Examples:
       apd list
       apd list methods
-      apd list attacks --json
+      apd list methods --json
     """
     if kind is not None and kind not in KINDS:
         raise InputError(f"apd list knows no {kind!r}. {nearest(kind, KINDS)}")
     tables = {name: _rows(name) for name in ([kind] if kind else KINDS)}
     if as_json:
         named: dict[str, Any] = {
-            name: [{"name": key, "description": text} for key, text in rows] for name, rows in tables.items()
+            name: [{"name": key, "description": text, **_details(name, key)} for key, text in rows]
+            for name, rows in tables.items()
         }
         print(json.dumps(named[kind] if kind else named, ensure_ascii=False, indent=2))
         return
@@ -48,9 +52,12 @@ def _rows(kind: str) -> list[tuple[str, str]]:
 
         return list_models()
     if kind == "methods":
-        from apd.methods import METHODS
+        from apd.methods import list_methods
 
-        return [(name, method.summary) for name, method in METHODS.items()]
+        methods, problems = list_methods()
+        for problem in problems:
+            say(problem)
+        return [(name, method.summary) for name, method in methods.items()]
     if kind == "attacks":
         from apd.attacks import EVALUATION
 
@@ -58,3 +65,34 @@ def _rows(kind: str) -> list[tuple[str, str]]:
     from apd.data import list_data
 
     return list_data()
+
+
+def _details(kind: str, name: str) -> dict[str, Any]:
+    """What JSON tells of a method beyond its summary."""
+    if kind != "methods":
+        return {}
+    from apd.methods import find_method
+
+    method = find_method(name)
+    return {
+        "source": method.source,
+        "trains": str(method.Settings().prompts),
+        "adversarial": method.adversarial,
+        "module": method.__module__,
+        "settings": _settings(method.Settings()),
+        "published": dict(method.Settings.published),
+    }
+
+
+def _settings(section: BaseModel, prefix: str = "method") -> dict[str, dict[str, Any]]:
+    """Dotted names to default and description."""
+    from pydantic import BaseModel
+
+    found: dict[str, dict[str, Any]] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            found |= _settings(value, f"{prefix}.{name}")
+        else:
+            found[f"{prefix}.{name}"] = {"default": value, "description": field.description}
+    return found

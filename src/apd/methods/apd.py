@@ -27,8 +27,8 @@ from apd.attacks.objectives import cross_entropy, kl_from_logits, kl_of_pair
 from apd.classifier import BoundCLIP, PromptedCLIP
 from apd.clip import load_clip
 from apd.errors import InputError
-from apd.methods.base import Method, MethodSettings, Step, Tune, prompted
-from apd.methods.vlp import VLP
+from apd.methods.base import Method, MethodSettings, Preparation, Step, prompted
+from apd.methods.clean import VLP
 
 Teacher = Literal["frozen", "tuned", "online"]
 
@@ -130,14 +130,14 @@ class APD(Method):
             )
         return other
 
-    def prepare(self, tune: Tune) -> None:
+    def prepare(self, before: Preparation) -> None:
         """Tune the teacher's prompts on clean images, where the teacher is ``tuned``."""
         if self.s.teacher != "tuned":
             return
         clean = VLP(MethodSettings(prompts=self.s.prompts), self.teacher)
         assert clean.student.prompts is not None and self.teacher.prompts is not None
         clean.student.prompts.load_state_dict(self.teacher.prompts.state_dict())
-        tune(clean)
+        before.tune(clean)
         self.teacher.prompts.load_state_dict(clean.student.prompts.state_dict())
 
     def _fixed(self, name: str, classifier: PromptedCLIP) -> BoundCLIP:
@@ -179,11 +179,11 @@ class APD(Method):
         z_adv = step.student.compare(features)
         terms: dict[str, Tensor] = {}
         if s.adv_ce:
-            terms["adv_ce"] = s.adv_ce * losses.cross_entropy(z_adv, step.labels)
+            terms["adv_ce"] = s.adv_ce * step.cross_entropy(z_adv)
         if s.adv_kl:
             terms["adv_kl"] = s.adv_kl * self._soft(step, x_adv, z_adv)
         if s.clean_ce:
-            terms["clean_ce"] = s.clean_ce * losses.cross_entropy(step.clean_logits(), step.labels)
+            terms["clean_ce"] = s.clean_ce * step.cross_entropy(step.clean_logits())
         if s.clean_kl:
             terms["clean_kl"] = s.clean_kl * losses.distillation(
                 self._teacher_logits(step).detach(), step.clean_logits(), s.tau
@@ -197,7 +197,7 @@ class APD(Method):
             terms["text_features"] = s.text_features * losses.cosine_distance(step.student.classes, classes)
         if s.teacher == "online":
             z_teacher = self._teacher_logits(step)
-            terms["teacher_ce"] = losses.cross_entropy(z_teacher, step.labels)
+            terms["teacher_ce"] = step.cross_entropy(z_teacher)
             if s.feedback:
                 terms["feedback"] = s.feedback * losses.kl_per_sample(z_teacher, z_adv.detach(), s.tau).mean()
         return terms

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from apd.attacks.base import Objective
+from apd import losses
+from apd.attacks.base import Attack, Objective
 from apd.attacks.objectives import cross_entropy
 from apd.classifier import BoundCLIP, PromptedCLIP
 from apd.prompts import Prompts, PromptSpec
+from apd.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from apd.data.dataset import Decoded
 
 Tune = Callable[["Method"], None]
 """Trains another method on the same data, in place; the loop hands it to `Method.prepare`."""
@@ -21,14 +26,64 @@ Tune = Callable[["Method"], None]
 class MethodSettings(BaseModel):
     """What can be set about a method; every method has at least prompts.
 
-    ``variants`` names presets: which settings each value of a field ``variant`` presets.
+    A method says with class variables where its prompts differ from `PromptSpec`, and what its paper sets:
+
+    - ``defaults``: prompt settings of its own, which a user may change;
+    - ``fixed``: prompt settings that make it this method; other values are refused;
+    - ``published``: dotted settings of its paper, of method and training, which ``preset: published`` puts under all that
+      is set explicitly;
+    - ``variants``: which settings each value of a field ``variant`` presets.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    published: ClassVar[Mapping[str, Any]] = {}
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
+    preset: Literal["own", "published"] = Field(
+        "own", description="where settings come from that are not given: this project's choice, or the method's paper"
+    )
     prompts: PromptSpec = PromptSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prompts_of_the_method(cls, values: Any) -> Any:
+        given = values.get("prompts", {}) if isinstance(values, dict) else None
+        if not isinstance(given, Mapping):
+            return values
+        own = {**cls.defaults, **cls.fixed}
+        return {**values, "prompts": {**own, **given}} if own or given else values
+
+    @model_validator(mode="after")
+    def _fixed_stays(self) -> MethodSettings:
+        for name, value in self.fixed.items():
+            found = getattr(self.prompts, name)
+            if found != value:
+                raise ValueError(
+                    f"this method has prompts.{name}={value}, got {found}; choose a method that prompts otherwise"
+                )
+        return self
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a method may use before its first step.
+
+    Args:
+        images: training images as bytes, not augmented, on the encoder's device.
+        attack: that makes training images adversarial.
+        threat: its budget.
+        seed: of the run.
+        tune: trains another method (a teacher) on the same images.
+    """
+
+    images: Decoded
+    attack: Attack
+    threat: ThreatModel
+    seed: int
+    tune: Tune
 
 
 @dataclass
@@ -39,11 +94,13 @@ class Step:
         x: images (B,3,S,S) in [0,1].
         labels: (B,) int64.
         student: the student bound for this step, with gradients to its prompts.
+        index: (B,) int64, the places of the images among ``Preparation.images``; None outside of a training loop.
     """
 
     x: Tensor
     labels: Tensor
     student: BoundCLIP
+    index: Tensor | None = None
     _known: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -61,9 +118,16 @@ class Step:
         """The student's logits of the clean images (B, C), with gradients."""
         return self.student.compare(self.clean_features())
 
+    def cross_entropy(self, z: Tensor) -> Tensor:
+        """The outer loss's ``CE(z, y)`` of logits (B, C), averaged over the batch."""
+        return losses.cross_entropy(z, self.labels)
+
 
 class Method(nn.Module):
     """A way of training prompts: which prompts, which inner objective, which outer loss.
+
+    ``summary`` and ``source`` are for people; ``adversarial`` says whether the loop attacks the training images, ``learns``
+    whether there is anything to train.
 
     Args:
         settings: an instance of the class's ``Settings``.
@@ -75,13 +139,14 @@ class Method(nn.Module):
     source: ClassVar[str]
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     adversarial: ClassVar[bool] = True
+    learns: ClassVar[bool] = True
 
     def __init__(self, settings: MethodSettings, student: PromptedCLIP, seed: int = 0) -> None:
         super().__init__()
         self.settings = settings
         self.student = prompted(student, settings.prompts, seed)
 
-    def prepare(self, tune: Tune) -> None:
+    def prepare(self, before: Preparation) -> None:
         """What comes before the first step: tune a teacher, fill a bank. Nothing by default."""
 
     def inner(self, step: Step, attacked: BoundCLIP) -> Objective:
@@ -99,9 +164,13 @@ class Method(nn.Module):
         """Every tensor that training changes or prepares; the frozen encoders are not part of it."""
         return {name: tensor for name, tensor in self.state_dict().items() if "encoder." not in name}
 
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        self.load_state_dict(dict(state), strict=False)
+
 
 def prompted(classifier: PromptedCLIP, spec: PromptSpec, seed: int) -> PromptedCLIP:
     """The same classifier with fresh prompts, started from the words in front of its first template's class name."""
     head = classifier.templates[0].split("{}", 1)[0]
-    prompts = Prompts.initial(spec, classifier.encoder, head, seed)
+    prompts = Prompts.initial(spec, classifier.encoder, head, seed, len(classifier.class_names))
     return PromptedCLIP(classifier.encoder, prompts, classifier.class_names, classifier.templates)

@@ -23,7 +23,7 @@ from apd.data.augment import random_resized_crop_flip
 from apd.data.dataset import Decoded, shuffled
 from apd.device import pick_device
 from apd.errors import InputError
-from apd.methods import Method, find_method
+from apd.methods import Method, Preparation, find_method
 from apd.run import Run
 from apd.training.monitor import CollapseMonitor, TrainingProgress
 from apd.training.optim import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors, update_average
@@ -62,12 +62,14 @@ def train(encoder: DualEncoder, data: Dataset, config: RunConfig, run: Run, *, q
     show = accelerator.is_main_process and not quiet
     images = _decode(encoder, data, config.data.skip_bad_images, show)
     loop = Loop(method, images, settings, accelerator, run, show)
-    summary = loop.run_through(lambda: method.prepare(loop.tune))
-    prompts = loop.deployed().prompts
-    if prompts is None:
+    if method.learns and not loop.trained:
         raise InputError(
-            f"Method {config.method.name} learns nothing; evaluate the model itself with apd evaluate --model."
+            f"Method {config.method.name} has nothing to learn with these prompts: give it text tokens, visual tokens or a "
+            "frame; zero-shot is the method without any."
         )
+    summary = loop.run_through(lambda: method.prepare(loop.preparation()))
+    prompts = loop.deployed().prompts
+    assert prompts is not None
     run.save_prompts({name: tensor.detach().cpu() for name, tensor in prompts.state_dict().items()})
     run.finish(summary)
     accelerator.wait_for_everyone()
@@ -135,10 +137,16 @@ class Loop:
         self.batches = [range(start, min(start + size, n)) for start in range(0, n, size)]
         self.batches = [batch for batch in self.batches if len(batch) >= accelerator.num_processes]
         self.steps = len(self.batches) * settings.epochs
+        self.trained = [p for p in method.parameters() if p.requires_grad]
         self.average: dict[str, Tensor] = {}
         self.monitor = CollapseMonitor()
         self.summary: dict[str, Any] = {"warnings": []}
         self.stop = False
+
+    def preparation(self) -> Preparation:
+        """What the method may use before its first step."""
+        s = self.settings
+        return Preparation(self.images.train, training_attack(s.attack), s.threat, s.seed, self.tune)
 
     def tune(self, method: Method) -> None:
         """Train another method (a teacher) on the same images, with the same settings, in place."""
@@ -146,7 +154,9 @@ class Loop:
 
     def run_through(self, prepare: Any) -> dict[str, Any]:
         """All steps that are left; returns the last validation and what was warned of."""
-        self.trained = [p for p in self.method.parameters() if p.requires_grad]
+        if not self.trained:
+            with TrainingProgress(0, 0, "validation", self.show) as progress:
+                return {**self._validate(_Log(self), progress, 0), "steps": 0}
         optimizer = build_optimizer(self.settings.optimizer, self.trained)
         found = self._restore(optimizer)
         start = found or 0
@@ -199,9 +209,10 @@ class Loop:
         mine = chosen[self.accelerator.process_index :: world]
         ids = [self.images.train.ids[i] for i in mine]
         device = self.images.train.images.device
-        x = self._augmented(torch.tensor(mine, device=device), ids, step)
+        where = torch.tensor(mine, device=device)
+        x = self._augmented(where, ids, step)
         seeds = sample_seeds(ids, s.seed, "start", step)
-        terms: dict[str, Tensor] = module(x, self.images.train.labels[torch.tensor(mine, device=device)], seeds)
+        terms: dict[str, Tensor] = module(x, self.images.train.labels[where], seeds, index=where)
         # Processes average their gradients; this makes it the mean over all images where the shares differ in size.
         loss = torch.stack(list(terms.values())).sum() * (len(mine) * world / len(chosen))
         for group in optimizer.param_groups:
@@ -294,7 +305,7 @@ class Loop:
             raise InputError(
                 f"The checkpoint in {self.run.path if self.run else ''} is of another method; start again with --overwrite."
             )
-        self.method.load_state_dict(own, strict=False)
+        self.method.restore(own)
         self.average = {
             name.removeprefix("average."): tensor.to(self.accelerator.device)
             for name, tensor in tensors.items()

@@ -35,16 +35,17 @@ class TrainStep(nn.Module):
         super().__init__()
         self.method, self.attack, self.threat, self.bf16 = method, attack, threat, bf16
 
-    def forward(self, x: Tensor, labels: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, labels: Tensor, seeds: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
         """Named scalar terms; their sum is what to minimise.
 
         Args:
             x: images (B,3,S,S) in [0,1].
             labels: (B,) int64.
             seeds: (B,) int64, of the attack's random start.
+            index: (B,) int64, the images' places in the training set.
         """
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            step = Step(x, labels, self.method.student.bind())
+            step = Step(x, labels, self.method.student.bind(), index=index)
             x_adv = x
             if self.method.adversarial:
                 x_adv = self.attack(self.method.inner(step, step.student.detach()), x, self.threat, seeds).detach()

@@ -1,0 +1,87 @@
+"""AdvPT (Zhang et al., ECCV 2024): text context aligned with a bank of adversarial image features, computed once.
+
+::
+
+    bank   b_i = f(x'_i),  x'_i = argmax_{|x'-x_i| <= eps} KL( softmax f(x_i) || softmax f(x') ), once, on the plain CLIP
+    outer  CE( z(b_i), y_i )
+
+The image tower stays as it was and no image passes through it while the prompts train, so a step costs text alone. The
+attack that fills the bank does not know the prompts (``inner: ce`` lets it know the templates). **What is reported as
+robustness is therefore against attacks on the plain CLIP**; evaluation here attacks the whole model, prompts included,
+and against that text prompts on a plain CLIP keep almost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from apd.attacks.base import Objective, sample_seeds
+from apd.attacks.objectives import cross_entropy, kl_from_logits
+from apd.classifier import PromptedCLIP
+from apd.methods.base import Method, MethodSettings, Preparation, Step
+from apd.methods.clean import TEXT_ONLY
+from apd.methods.presets import dassl, pgd, tokens
+
+_BATCH = 128
+
+
+class AdvPTSettings(MethodSettings):
+    """Text context, at the embedding alone unless ``prompts.text_depth`` says otherwise."""
+
+    fixed: ClassVar[dict[str, Any]] = TEXT_ONLY
+    defaults: ClassVar[dict[str, Any]] = {"text_depth": 1}
+    # PGD of 10 steps of 1.25 eps / 10, as in the public code.
+    published: ClassVar[dict[str, Any]] = {
+        **tokens("text", 32, 1),
+        "method.prompts.words": "",
+        **dassl(lr=0.002, epochs=100, batch=32),
+        **pgd("8/255", steps=10, step_size=0.125),
+    }
+
+    inner: Literal["features", "ce"] = Field(
+        "features", description="what fills the bank: KL of the softmax of image features, or CE with the templates"
+    )
+
+
+class AdvPT(Method):
+    """Text context tuned on adversarial features of the plain CLIP."""
+
+    summary = "text context tuned on adversarial features of the plain CLIP; robust against attacks on that CLIP only"
+    source = "AdvPT (Zhang et al., ECCV 2024)"
+    Settings = AdvPTSettings
+    settings: AdvPTSettings
+    adversarial = False
+    bank: Tensor
+
+    def __init__(self, settings: AdvPTSettings, student: PromptedCLIP, seed: int = 0) -> None:
+        super().__init__(settings, student, seed)
+        self.original = student.undefended()
+        self.register_buffer("bank", torch.empty(0))
+
+    def prepare(self, before: Preparation) -> None:
+        """Fill the bank: adversarial features (N, D) of the training images, of unit length."""
+        plain, features = self.original.frozen().bound, []
+        for index in torch.split(torch.arange(len(before.images), device=before.images.images.device), _BATCH):
+            x = before.images.pixels(index)
+            if self.settings.inner == "ce":
+                objective = Objective(plain.logits, cross_entropy, before.images.labels[index])
+            else:
+                objective = Objective(plain.embed, kl_from_logits, plain.embed(x))
+            seeds = sample_seeds([before.images.ids[i] for i in index.tolist()], before.seed, "bank")
+            features.append(plain.features(before.attack(objective, x, before.threat, seeds)).detach())
+        self.bank = torch.cat(features)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take the bank from a checkpoint, so that a resumed run does not fill it again."""
+        self.bank = state["bank"].to(self.bank)
+        super().restore(state)
+
+    def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
+        if step.index is None:
+            raise ValueError("AdvPT looks images up in its bank: Step.index is needed.")
+        return {"adv_ce": step.cross_entropy(step.student.compare(self.bank[step.index]))}

@@ -1,0 +1,52 @@
+"""FARE (Schlarmann et al., ICML 2024) for visual tokens: unsupervised, labels and texts are not looked at.
+
+::
+
+    inner  x' = argmax_{|x'-x| <= eps} || f(x') - f_0(x) ||^2
+    outer  || f(x') - f_0(x) ||^2
+
+``f`` are the student's image features and ``f_0`` those of the CLIP as it was, neither of unit length. The published method
+tunes the image tower's weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from apd.attacks.base import Objective
+from apd.attacks.objectives import squared_distance
+from apd.classifier import BoundCLIP, PromptedCLIP
+from apd.methods.base import Method, MethodSettings, Step
+from apd.methods.clean import VISUAL_ONLY
+
+
+class FARESettings(MethodSettings):
+    """Visual tokens; the texts are the templates."""
+
+    fixed: ClassVar[dict[str, Any]] = VISUAL_ONLY
+
+
+class FARE(Method):
+    """Adversarial image features pulled back to the original clean ones."""
+
+    summary = "visual tokens that keep adversarial image features near the original clean ones, without labels"
+    source = "FARE (Schlarmann et al., ICML 2024), in prompt form"
+    Settings = FARESettings
+
+    def __init__(self, settings: FARESettings, student: PromptedCLIP, seed: int = 0) -> None:
+        super().__init__(settings, student, seed)
+        self.original = student.undefended()
+
+    @torch.no_grad()
+    def _target(self, step: Step) -> Tensor:
+        return cast(Tensor, step.once("original features", lambda: self.original.bind().embed(step.x)))
+
+    def inner(self, step: Step, attacked: BoundCLIP) -> Objective:
+        """The squared distance of features, as in the loss."""
+        return Objective(attacked.embed, squared_distance, self._target(step))
+
+    def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
+        return {"adv_features": squared_distance(step.student.embed(x_adv), self._target(step)).mean()}

@@ -1,0 +1,51 @@
+"""Pre-trained model guided tuning (PMG-AFT, Wang et al., CVPR 2024) for prompts in both branches.
+
+::
+
+    inner  x' = argmax_{|x'-x| <= eps} CE(z(x'), y)
+    outer  CE(z(x'), y) + alpha * KL( p(x') || p_0(x') ) + beta * KL( p(x') || p(x) )
+
+``p_0`` is the CLIP as it was, with its hand-written templates, on the same adversarial image. The published method tunes
+the image tower's weights. Its public code compares cosines without the logit scale and sums over the batch; here ``p``
+carries the logit scale, as everywhere in this package, and the terms are means.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from apd.classifier import PromptedCLIP
+from apd.losses import distillation
+from apd.methods.base import Method, MethodSettings, Step
+
+
+class PMGSettings(MethodSettings):
+    """Settings of PMG."""
+
+    alpha: float = Field(1.0, ge=0, description="weight of KL(p(x') || p_0(x')), to the CLIP as it was")
+    beta: float = Field(1.0, ge=0, description="weight of KL(p(x') || p(x)), to the clean prediction")
+
+
+class PMG(Method):
+    """Adversarial tuning, held near the original CLIP and near the clean prediction."""
+
+    summary = "adversarial tuning guided by the original CLIP on the adversarial image"
+    source = "PMG-AFT (Wang et al., CVPR 2024), in prompt form"
+    Settings = PMGSettings
+    settings: PMGSettings
+
+    def __init__(self, settings: PMGSettings, student: PromptedCLIP, seed: int = 0) -> None:
+        super().__init__(settings, student, seed)
+        self.original = student.undefended()
+
+    def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
+        z_adv = step.student.logits(x_adv)
+        with torch.no_grad():
+            z_original = self.original.bind().logits(x_adv)
+        return {
+            "adv_ce": step.cross_entropy(z_adv),
+            "adv_kl_original": self.settings.alpha * distillation(z_adv, z_original),
+            "adv_kl_clean": self.settings.beta * distillation(z_adv, step.clean_logits()),
+        }

@@ -1,0 +1,33 @@
+"""CLIP as it is (Radford 2021): nothing is learned; a class's feature is the mean over the data's templates.
+
+A run of it holds no prompts, and is evaluated like any other. An ensemble is a longer list of templates
+(``data.templates``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from apd.methods.base import Method, MethodSettings, Step
+from apd.methods.clean import VISUAL_ONLY
+
+
+class ZeroShotSettings(MethodSettings):
+    """No prompts."""
+
+    fixed: ClassVar[dict[str, Any]] = {**VISUAL_ONLY, "visual_tokens": 0}
+
+
+class ZeroShot(Method):
+    """CLIP with its hand-written templates."""
+
+    summary = "CLIP with its hand-written templates, nothing learned"
+    source = "CLIP (Radford et al., ICML 2021)"
+    Settings = ZeroShotSettings
+    adversarial = False
+    learns = False
+
+    def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
+        return {}

@@ -1,0 +1,398 @@
+"""The family of methods: losses and prompt gradients against slow references, what each one trains, runs that load back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import apd
+from apd.attacks import PGD
+from apd.classifier import PromptedCLIP
+from apd.clip import DualEncoder, load_clip
+from apd.data.dataset import Decoded
+from apd.methods import METHODS, Method, Preparation, find_method
+from apd.methods.advpt import AdvPT
+from apd.run import Run
+from apd.threat import ThreatModel
+from apd.training.step import TrainStep
+
+CLASSES = ["cat", "dog", "grand piano"]
+LABELS = torch.tensor([0, 2, 1, 1])
+SIDE = 16
+THREAT = ThreatModel(6 / 255)
+
+
+# --- the slow way: one image and one class at a time, text at full length, nothing shared, nothing cached
+
+
+@dataclass
+class Slow:
+    """A prompted CLIP from its parameters alone; without prompts the CLIP as it was."""
+
+    encoder: DualEncoder
+    prompts: Any = None
+
+    def tokens(self) -> tuple[list[Tensor], list[Tensor]]:
+        if self.prompts is None:
+            return [], []
+        text, visual = list(self.prompts.text_tokens), list(self.prompts.visual_tokens)
+        if self.prompts.spec.coupling == "text-to-vision":
+            mapped = [text[d] @ self.prompts.maps[d].weight.T + self.prompts.maps[d].bias for d in range(3)]
+            visual = mapped + visual
+        return text, visual
+
+    def classes(self) -> Tensor:
+        text, _ = self.tokens()
+        rows = []
+        for c, name in enumerate(CLASSES):
+            own = [t[c] if t.dim() == 3 else t for t in text]
+            n = len(own[0]) if own else 0
+            ids = self.encoder.prompt_ids([f"{name}." if n else f"a photo of a {name}."], n)
+            feature = self.encoder.encode_text(ids, own)[0]
+            rows.append(feature / feature.norm())
+        return torch.stack(rows)
+
+    def embed(self, x: Tensor) -> Tensor:
+        _, visual = self.tokens()
+        canvas = torch.zeros(3, SIDE, SIDE, dtype=x.dtype)
+        if self.prompts is not None and hasattr(self.prompts, "strips"):
+            top, bottom, left, right = self.prompts.strips
+            w = top.shape[1]
+            canvas[:, :w], canvas[:, SIDE - w :] = top, bottom
+            canvas[:, w : SIDE - w, :w], canvas[:, w : SIDE - w, SIDE - w :] = left, right
+        return torch.stack([self.encoder.encode_image((image + canvas)[None], visual)[0] for image in x])
+
+    def logits(self, x: Tensor) -> Tensor:
+        features = self.embed(x)
+        return self.encoder.info.logit_scale * (features / features.norm(dim=1, keepdim=True)) @ self.classes().T
+
+
+def ce(z: Tensor) -> Tensor:
+    return torch.stack([-(row.exp() / row.exp().sum())[y].log() for row, y in zip(z, LABELS.tolist(), strict=True)])
+
+
+def kl(z_p: Tensor, z_q: Tensor) -> Tensor:
+    rows = [(p.exp() / p.exp().sum(), q.exp() / q.exp().sum()) for p, q in zip(z_p, z_q, strict=True)]
+    return torch.stack([sum(a * (a / b).log() for a, b in zip(p, q, strict=True)) for p, q in rows])
+
+
+def squares(a: Tensor, b: Tensor) -> Tensor:
+    return torch.stack([sum((u - v) ** 2 for u, v in zip(p, q, strict=True)) for p, q in zip(a, b, strict=True)])
+
+
+Formula = Callable[[Slow, Slow, Tensor, Tensor], Tensor]
+
+
+def inner_ce(m: Slow, o: Slow, x: Tensor, a: Tensor) -> Tensor:
+    return ce(m.logits(a))
+
+
+def adversarial(m: Slow, o: Slow, x: Tensor, a: Tensor) -> Tensor:
+    return ce(m.logits(a))
+
+
+def clean(m: Slow, o: Slow, x: Tensor, a: Tensor) -> Tensor:
+    return ce(m.logits(x))
+
+
+def half(m: Slow, o: Slow, x: Tensor, a: Tensor) -> Tensor:
+    return 0.5 * ce(m.logits(a)) + 0.5 * ce(m.logits(x))
+
+
+def inner_kl(m: Slow, o: Slow, x: Tensor, a: Tensor) -> Tensor:
+    return kl(m.logits(x).detach(), m.logits(a))
+
+
+def trades(m: Slow, o: Slow, x: Tensor, a: Tensor) -> Tensor:
+    return ce(m.logits(x)) + 4 * kl(m.logits(x), m.logits(a))
+
+
+def pmg(m: Slow, o: Slow, x: Tensor, a: Tensor) -> Tensor:
+    return ce(m.logits(a)) + 0.7 * kl(m.logits(a), o.logits(a).detach()) + 1.3 * kl(m.logits(a), m.logits(x))
+
+
+def fare(m: Slow, o: Slow, x: Tensor, a: Tensor) -> Tensor:
+    return squares(m.embed(a), o.embed(x).detach())
+
+
+BOTH, TEXT, VISUAL = (
+    {"text_tokens": 2, "visual_tokens": 3, "text_depth": 2, "visual_depth": 3},
+    {"text_tokens": 2},
+    {"visual_tokens": 3, "visual_depth": 2},
+)
+COUPLED = {"text_tokens": 2, "visual_tokens": 2}
+SPECIFIC = {"text_tokens": 2, "class_specific": True}
+
+# name, its settings, its prompts, inner maximisation (None: no attack), loss a sample
+CASES: list[tuple[str, dict[str, Any], dict[str, Any], Formula | None, Formula]] = [
+    ("coop", {}, TEXT, None, clean),
+    ("coop", {}, SPECIFIC, None, clean),
+    ("vpt", {}, VISUAL, None, clean),
+    ("vlp", {}, BOTH, None, clean),
+    ("maple", {}, COUPLED, None, clean),
+    ("apt", {}, TEXT, inner_ce, adversarial),
+    ("apt", {}, {**SPECIFIC, "text_depth": "all"}, inner_ce, adversarial),
+    ("advvp", {}, VISUAL, inner_ce, adversarial),
+    ("advvp-pixels", {}, {"frame": 0.2}, inner_ce, adversarial),
+    ("advvp-pixels", {}, {"visual_tokens": 2}, inner_ce, adversarial),
+    ("advvlp", {}, BOTH, inner_ce, adversarial),
+    ("advvlp", {"clean": 0.5}, BOTH, inner_ce, half),
+    ("advmaple", {}, COUPLED, inner_ce, adversarial),
+    ("trades", {"beta": 4.0}, BOTH, inner_kl, trades),
+    ("pmg", {"alpha": 0.7, "beta": 1.3}, BOTH, inner_ce, pmg),
+    ("fare", {}, VISUAL, fare, fare),
+]
+
+
+def build(clip: DualEncoder, name: str, settings: dict[str, Any], prompts: dict[str, Any]) -> Method:
+    """A method in float64 with every prompt moved off its start, so that no gradient is 0 by accident."""
+    cls = find_method(name)
+    encoder = load_clip(clip.info.source, dtype=torch.float64)
+    made = cls.Settings.model_validate({**settings, "prompts": prompts})
+    method = cls(made, PromptedCLIP(encoder, None, CLASSES), seed=1).double()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in method.student.prompts.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return method
+
+
+def gradients(method: Method, loss: Tensor) -> dict[str, Tensor]:
+    method.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+
+
+def images() -> Tensor:
+    return torch.rand(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("name", "settings", "prompts", "inner", "outer"), CASES)
+def test_a_step_s_loss_and_gradients_are_the_formula_s(
+    clip: DualEncoder,
+    name: str,
+    settings: dict[str, Any],
+    prompts: dict[str, Any],
+    inner: Formula | None,
+    outer: Formula,
+) -> None:
+    method, x, seeds = build(clip, name, settings, prompts), images(), torch.arange(4)
+    terms = TrainStep(method, PGD(steps=2, step_size=0.5), THREAT)(x, LABELS, seeds)
+    total = torch.stack(list(terms.values())).sum()
+    got = gradients(method, total)
+
+    encoder = method.student.encoder
+    slow, original = Slow(encoder, method.student.prompts), Slow(encoder)
+    x_adv = THREAT.random_start(x, seeds) if inner else x
+    for _ in range(2 if inner else 0):
+        assert inner is not None
+        x_adv = x_adv.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(inner(slow, original, x, x_adv).sum(), x_adv)
+        moved = x_adv.detach() + THREAT.eps / 2 * gradient.sign() - x
+        x_adv = (x + moved.clamp(-THREAT.eps, THREAT.eps)).clamp(0, 1)
+    wanted = outer(slow, original, x, x_adv).mean()
+    torch.testing.assert_close(total, wanted, rtol=1e-6, atol=1e-9)
+    expected = gradients(method, wanted)
+    assert (
+        got.keys() == expected.keys() == {f"student.prompts.{n}" for n, _ in method.student.prompts.named_parameters()}
+    )
+    for parameter, gradient in expected.items():
+        assert gradient.abs().sum() > 0, parameter
+        torch.testing.assert_close(got[parameter], gradient, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("inner", ["features", "ce"])
+def test_advpt_learns_from_a_bank_of_the_plain_clip(clip: DualEncoder, inner: str) -> None:
+    method = build(clip, "advpt", {"inner": inner}, TEXT)
+    bytes_ = (images() * 255).round().to(torch.uint8)
+    decoded = Decoded(bytes_, LABELS, tuple("abcd"))
+
+    def attack(objective: Any, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
+        """One step in float64 from the corner of the ball, written out; the seeds must differ from image to image."""
+        assert len(set(seeds.tolist())) == 4
+        start = (x.double() + threat.eps / 3).clamp(0, 1).requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(start).sum(), start)
+        return (start + threat.eps / 3 * gradient.sign()).detach().clamp(0, 1)
+
+    method.original.encoder.double()
+    method.prepare(Preparation(Doubled(decoded), attack, THREAT, 0, lambda other: None))
+
+    original = Slow(method.student.encoder)
+    x = bytes_.double() / 255
+    start = (x + THREAT.eps / 3).clamp(0, 1).requires_grad_()
+    value = kl(original.embed(x).detach(), original.embed(start)) if inner == "features" else ce(original.logits(start))
+    (gradient,) = torch.autograd.grad(value.sum(), start)
+    features = original.embed((start + THREAT.eps / 3 * gradient.sign()).detach().clamp(0, 1))
+    bank = features / features.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(method.bank, bank, rtol=1e-6, atol=1e-8)
+
+    index = torch.tensor([2, 0, 3, 1])
+    terms = TrainStep(method, PGD(), THREAT)(torch.full_like(x, torch.nan), LABELS[index], torch.arange(4), index)
+    got = gradients(method, terms["adv_ce"])
+    z = (
+        method.student.encoder.info.logit_scale
+        * bank
+        @ Slow(method.student.encoder, method.student.prompts).classes().T
+    )
+    expected = gradients(method, ce(z).mean())
+    assert got.keys() == expected.keys() == {"student.prompts.text_tokens.0"}
+    torch.testing.assert_close(got["student.prompts.text_tokens.0"], expected["student.prompts.text_tokens.0"])
+    with pytest.raises(ValueError, match=r"Step\.index"):
+        TrainStep(method, PGD(), THREAT)(x, LABELS, torch.arange(4))
+
+
+class Doubled(Decoded):
+    """The same images as float64 pixels."""
+
+    def __init__(self, decoded: Decoded) -> None:
+        super().__init__(decoded.images, decoded.labels, decoded.ids)
+
+    def pixels(self, index: Any = slice(None)) -> Tensor:
+        return self.images[index].double() / 255
+
+
+TRAINED = {
+    "apd": {"text_tokens", "visual_tokens"},
+    "advvlp": {"text_tokens", "visual_tokens"},
+    "advmaple": {"text_tokens", "maps", "visual_tokens"},
+    "advvp": {"visual_tokens"},
+    "advvp-pixels": {"strips"},
+    "apt": {"text_tokens"},
+    "advpt": {"text_tokens"},
+    "trades": {"text_tokens", "visual_tokens"},
+    "pmg": {"text_tokens", "visual_tokens"},
+    "fare": {"visual_tokens"},
+    "vlp": {"text_tokens", "visual_tokens"},
+    "maple": {"text_tokens", "maps", "visual_tokens"},
+    "coop": {"text_tokens"},
+    "vpt": {"visual_tokens"},
+    "zero-shot": set(),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_trainable_is_what_the_paper_trains(clip: DualEncoder, name: str) -> None:
+    cls = find_method(name)
+    method = cls(cls.Settings(), PromptedCLIP(clip, None, CLASSES))
+    names = {n for n, p in method.named_parameters() if p.requires_grad}
+    assert {n.split(".")[2] for n in names} == TRAINED[name]
+    assert all(n.startswith("student.prompts.") for n in names)
+    assert bool(names) == method.learns
+
+
+# Image passes of a step with two attack steps: the attack's, the loss's, a clean one, the original CLIP's.
+PASSES = {
+    **dict.fromkeys(("advvlp", "advmaple", "advvp", "advvp-pixels", "apt"), 3),
+    **dict.fromkeys(("vlp", "maple", "coop", "vpt"), 1),
+    "trades": 4,
+    "pmg": 5,
+    "fare": 4,
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_step_runs_no_tower_twice_for_the_same(clip: DualEncoder, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cls = find_method(name)
+    method = cls(cls.Settings(), PromptedCLIP(clip, None, CLASSES))
+    step, x, kind = TrainStep(method, PGD(steps=2), THREAT), torch.rand(4, 3, SIDE, SIDE), type(clip)
+    step(x, LABELS, torch.arange(4))
+    counts = {"encode_text": 0, "encode_image": 0}
+    for tower in counts:
+        original = getattr(kind, tower)
+
+        def counted(*arguments: Any, tower: str = tower, original: Any = original) -> Tensor:
+            counts[tower] += 1
+            return original(*arguments)
+
+        monkeypatch.setattr(kind, tower, counted)
+    step(x, LABELS, torch.arange(4))
+    assert counts == {"encode_text": int(bool(method.student.prompts.text())), "encode_image": PASSES[name]}
+
+
+def test_coupled_visual_tokens_are_the_text_s_alone_where_both_towers_have_them(clip: DualEncoder) -> None:
+    """The towers here have 3 and 4 blocks: the fourth's visual tokens have no text tokens to come from."""
+    spec = {"text_depth": 3, "visual_depth": 3}
+    method = build(clip, "maple", {}, {**COUPLED, **spec})
+    assert {n.split(".")[0] for n, _ in method.student.prompts.named_parameters()} == {"text_tokens", "maps"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_of_one_epoch_loads_back(tmp_path: Path, clip: DualEncoder, colours: Path, name: str) -> None:
+    data = apd.load_data(colours, shots=3)
+    run = apd.train(clip, data, method=name, eps="4/255", epochs=1, output=tmp_path / "run", device="cpu", batch_size=4)
+    classifier, x = apd.load_run(run.path), torch.rand(5, 3, SIDE, SIDE)
+    plain = PromptedCLIP(clip, None, data.class_names, data.templates)
+    assert torch.equal(classifier(x), plain(x)) == (name == "zero-shot")
+    assert run.manifest["summary"]["steps"] == (0 if name == "zero-shot" else 3)
+    result = apd.evaluate(classifier, data, attacks="pgd-1", eps="4/255", limit=6, checks=False, quiet=True)
+    assert result.worst.accuracy <= result.clean
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "apt", "clean": 0.5, "prompts": {"class_specific": True}},
+        {"name": "advvp-pixels", "prompts": {"visual_tokens": 2}},
+    ],
+)
+def test_averaged_prompts_of_any_kind_are_deployed(
+    tmp_path: Path, clip: DualEncoder, colours: Path, method: dict[str, Any]
+) -> None:
+    data = apd.load_data(colours, shots=2)
+    run = apd.train(clip, data, method=method, epochs=1, ema=0.5, output=tmp_path / "run", device="cpu")
+    classifier = apd.load_run(run.path)
+    assert torch.isfinite(classifier(torch.rand(2, 3, SIDE, SIDE))).all()
+    assert {name.split(".")[0] for name in run.load_prompts()} == {
+        name.split(".")[0] for name, _ in classifier.prompts.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_a_step_on_a_siglip(siglip: DualEncoder, name: str) -> None:
+    cls = find_method(name)
+    method = cls(cls.Settings(), PromptedCLIP(siglip, None, CLASSES))
+    if not method.learns:
+        return
+    decoded = Decoded(torch.randint(0, 256, (4, 3, SIDE, SIDE), dtype=torch.uint8), LABELS, tuple("abcd"))
+    attack = PGD(steps=1)
+    method.prepare(Preparation(decoded, attack, THREAT, 0, lambda other: None))
+    terms = TrainStep(method, attack, THREAT)(decoded.pixels(), LABELS, torch.arange(4), torch.arange(4))
+    torch.stack(list(terms.values())).sum().backward()
+    for parameter in method.student.prompts.parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all() and parameter.grad.abs().sum() > 0
+
+
+def test_a_zero_shot_run_takes_an_ensemble_of_templates(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    templates = ("a photo of a {}.", "the texture of {}.")
+    data = apd.load_data(colours, shots=1, templates=templates)
+    run = apd.train(clip, data, method="zero-shot", output=tmp_path / "run", device="cpu")
+    x = torch.rand(3, 3, SIDE, SIDE)
+    assert torch.equal(apd.load_run(run.path)(x), PromptedCLIP(clip, None, data.class_names, templates)(x))
+
+
+def test_a_resumed_advpt_run_keeps_its_bank(
+    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = apd.load_data(colours, shots=4)
+    settings = {"epochs": 2, "batch_size": 4, "checkpoint_every": 2, "log_every": 1, "device": "cpu"}
+    whole = apd.train(clip, data, method="advpt", output=tmp_path / "whole", **settings)
+    log = Run.log
+
+    def crash(self: Run, record: dict[str, Any]) -> None:
+        log(self, record)
+        if record["step"] == 3:
+            raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(Run, "log", crash)
+        apd.train(clip, data, method="advpt", output=tmp_path / "broken", **settings)
+    monkeypatch.setattr(AdvPT, "prepare", lambda *_: pytest.fail("the bank is filled once a run"))
+    resumed = apd.train(clip, data, method="advpt", output=tmp_path / "broken", resume=True, **settings)
+    a, b = whole.load_prompts(), resumed.load_prompts()
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -1,0 +1,169 @@
+"""Methods of other packages: a real little one, and broken ones."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from apd.classifier import PromptedCLIP
+from apd.cli.listing import listing
+from apd.clip import DualEncoder
+from apd.config import load_config
+from apd.errors import InputError
+from apd.methods import METHODS, Step, find_method, list_methods
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "method-plugin"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example package, installed by pip into a folder of its own."""
+    folder = tmp_path_factory.mktemp("plugin")
+    source = shutil.copytree(EXAMPLE, folder / "source")
+    flags = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *flags, "--target", str(folder / "site"), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "site"
+
+
+def run_apd(site: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "apd", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_an_installed_package_s_method_is_listed_trains_and_is_evaluated(
+    installed: Path, tmp_path: Path, clip_folder: Path, colours: Path
+) -> None:
+    listed = run_apd(installed, "list", "methods", "--json")
+    assert listed.returncode == 0, listed.stderr
+    rows = {row["name"]: row for row in json.loads(listed.stdout)}
+    assert rows.keys() == {*METHODS, "mart"}
+    assert rows["mart"]["module"] == "apd_mart"
+    assert rows["mart"]["settings"]["method.beta"] == {"default": 6.0, "description": "weight of the consistency term"}
+
+    options = ("--model", clip_folder, "--shots", 2, "--epochs", 1, "--device", "cpu", "--set", "method.beta=2")
+    trained = run_apd(installed, "train", colours, *options, "--method", "mart", "--output", tmp_path / "run")
+    assert trained.returncode == 0, trained.stderr
+    evaluated = run_apd(installed, "evaluate", tmp_path / "run", "--attack", "pgd-1", "--limit", 3, "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout)["n"] == 3
+
+
+def test_the_example_is_short_and_its_loss_is_the_formula(clip: DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = EXAMPLE / "apd_mart.py"
+    assert len(file.read_text().splitlines()) <= 60
+    spec = importlib.util.spec_from_file_location("apd_mart_example", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    method = module.MART(module.MARTSettings(beta=3.0), PromptedCLIP(clip, None, ["cat", "dog", "piano"]))
+    x, x_adv, labels = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16), torch.tensor([2, 0])
+    terms = method.loss(Step(x, labels, method.student.bind()), x_adv)
+    with torch.no_grad():
+        clean, adversarial = method.student(x).softmax(1).tolist(), method.student(x_adv).softmax(1).tolist()
+    wanted = 0.0
+    for p, q, y in zip(clean, adversarial, labels.tolist(), strict=True):
+        wanted += -math.log(q[y]) - math.log(1.0001 - max(v for k, v in enumerate(q) if k != y))
+        wanted += 3 * (1 - p[y]) * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert float(sum(terms.values()).detach()) == pytest.approx(wanted / 2, rel=1e-4)
+
+
+PLUGINS = {
+    "lost": "no_such_module:Method",
+    "odd": "json:dumps",
+    "wordless": "wordless:Wordless",
+    "apd": "wordless:Wordless",
+    "good": "wordless:Good",
+}
+WORDLESS = """
+from apd.methods import Method
+
+class Wordless(Method):
+    pass
+
+class Good(Method):
+    summary, source = "a good one", "nobody"
+"""
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package most of whose methods cannot be used."""
+    about = tmp_path / "others-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+    points = "\n".join(f"{name} = {place}" for name, place in PLUGINS.items())
+    (about / "entry_points.txt").write_text(f"[apd.methods]\n{points}\n")
+    (tmp_path / "wordless.py").write_text(WORDLESS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wordless", raising=False)
+
+
+@pytest.mark.usefixtures("broken")
+def test_broken_methods_are_told_of_and_leave_the_rest_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert find_method("apd") is METHODS["apd"] and "wordless" not in sys.modules, "nothing is imported unasked"
+    found, problems = list_methods()
+    assert found.keys() == {*METHODS, "good"} and find_method("good") is found["good"]
+    assert len(problems) == 4 and all("others" in problem and "\n" not in problem for problem in problems)
+    for name, words in {
+        "lost": "ModuleNotFoundError: No module named 'no_such_module'",
+        "odd": "no class derived from apd.methods.Method",
+        "wordless": "lacks the text 'summary'",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            find_method(name)
+    listing("methods")
+    shown = capsys.readouterr()
+    assert "a good one" in shown.out and "lost" not in shown.out
+    assert len([line for line in shown.err.splitlines() if "of the package others" in line]) == 4
+    with pytest.raises(InputError, match="Did you mean good"):
+        find_method("goood")
+    with pytest.raises(InputError, match=r"Did you mean method\.prompts"):
+        load_config(flags={"data.source": "digits", "method.name": "good"}, sets=["method.prompt=1"])
+
+
+def test_json_tells_what_each_method_is(capsys: pytest.CaptureFixture[str]) -> None:
+    listing("methods", as_json=True)
+    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == list(METHODS)
+    about = {row["name"]: row for row in rows}
+    assert all(row["description"] and row["source"] for row in rows)
+    assert about["zero-shot"]["trains"] == "nothing" and not about["zero-shot"]["adversarial"]
+    assert about["maple"]["trains"] == (
+        "2 text tokens at depth all; 2 visual tokens at depth all, mapped from the text ones"
+    )
+    assert about["coop"]["settings"]["method.prompts.text_depth"]["default"] == 1
+    assert about["apt"]["published"]["train.eps"] == "4/255" and about["trades"]["published"] == {}
+    assert all(entry["description"] for row in rows for entry in row["settings"].values())
+
+
+def test_the_page_on_methods_is_of_these_methods_and_this_example() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `") and line.count("|") == 6]
+    assert rows.pop(0).startswith("| `--method`")
+    assert {row.split("`")[1] for row in rows} == set(METHODS)
+    commands = [line.split("`")[1] for line in page.splitlines() if line.startswith("| ") and "--method " in line]
+    commands += [line for line in page.splitlines() if line.startswith("    apd train") and "mart" not in line]
+    for words in map(shlex.split, commands[1:]):
+        sets = [after for before, after in itertools.pairwise(words) if before == "--set"]
+        name = words[words.index("--method") + 1]
+        assert load_config(flags={"data.source": "digits", "method.name": name}, sets=sets).method.name == name
+    assert len(commands) >= 7
+    for name in ("apd_mart.py", "pyproject.toml"):
+        assert (EXAMPLE / name).read_text().strip() in page, f"docs/methods.md does not show {name} as it is"

@@ -1,0 +1,95 @@
+"""Settings of the family: prompts of its own kind, published presets, and what a saved file keeps for another method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import apd
+from apd.classifier import PromptedCLIP
+from apd.clip import DualEncoder
+from apd.config import load_config
+from apd.errors import InputError
+from apd.methods import METHODS, find_method
+from apd.prompts import PromptSpec
+
+CLASSES = ["cat", "dog", "grand piano"]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "words"),
+    [
+        ("coop", "visual_tokens=2", "prompts.visual_tokens=0, got 2"),
+        ("advvp", "text_tokens=1", "prompts.text_tokens=0, got 1"),
+        ("maple", "coupling=none", "prompts.coupling=text-to-vision, got none"),
+        ("zero-shot", "text_tokens=1", "prompts.text_tokens=0, got 1"),
+        ("vlp", "class_specific=true", None),
+        ("advvlp", "frame=0.7", "less than 0.5"),
+    ],
+)
+def test_prompts_of_another_method_are_refused(name: str, setting: str, words: str | None) -> None:
+    flags = {"data.source": "digits", "method.name": name}
+    if words is None:
+        assert load_config(flags=flags, sets=[f"method.prompts.{setting}"]).method.settings.prompts.class_specific
+        return
+    with pytest.raises(InputError, match="method") as error:
+        load_config(flags=flags, sets=[f"method.prompts.{setting}"])
+    assert words in str(error.value)
+
+
+def test_a_method_without_anything_to_learn_is_refused(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    nothing = {"name": "advvlp", "prompts": {"text_tokens": 0, "visual_tokens": 0}}
+    with pytest.raises(InputError, match="nothing to learn"):
+        apd.train(clip, apd.load_data(colours, shots=1), method=nothing, output=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+WITH_PRESET = [name for name, method in METHODS.items() if method.Settings.published]
+
+
+@pytest.mark.parametrize("name", WITH_PRESET)
+def test_a_published_preset_sets_what_it_says_and_explicit_settings_win(tmp_path: Path, name: str) -> None:
+    flags = {"data.source": "digits", "method.name": name}
+    config = load_config(flags=flags, sets=["method.preset=published"])
+
+    def value(config: Any, dotted: str) -> Any:
+        found: Any = config.model_dump(mode="json")
+        for part in dotted.split("."):
+            found = found[part]
+        return found
+
+    published = find_method(name).Settings.published
+    assert {key: value(config, key) for key in published} == published
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "config.yaml") == config
+
+    own = load_config(flags={**flags, "train.epochs": 3}, sets=["method.preset=published", "train.optimizer.lr=0.5"])
+    assert (own.train.epochs, own.train.optimizer.lr) == (3, 0.5)
+    key = "train.attack.steps" if "train.attack.steps" in published else "train.batch_size"
+    assert value(own, key) == published[key]
+
+
+def test_presets_for_deep_towers_are_refused_on_shallow_ones_and_all_wins(clip: DualEncoder) -> None:
+    flags = {"data.source": "digits", "method.name": "maple"}
+    deep = load_config(flags=flags, sets=["method.preset=published"]).method.settings
+    with pytest.raises(InputError, match=r"text_depth is 9, but .* has 3 blocks; use 3 or all"):
+        find_method("maple")(deep, PromptedCLIP(clip, None, CLASSES))
+    sets = ["method.preset=published", "method.prompts.text_depth=all", "method.prompts.visual_depth=all"]
+    shallow = load_config(flags=flags, sets=sets).method.settings
+    assert find_method("maple")(shallow, PromptedCLIP(clip, None, CLASSES)).student.prompts.spec.text_tokens == 2
+
+
+def test_a_method_without_published_prompts_has_no_preset() -> None:
+    assert {"apd", "trades", "pmg", "fare", "zero-shot"}.isdisjoint(WITH_PRESET)
+    with pytest.raises(InputError, match="Method trades has no published settings"):
+        load_config(flags={"data.source": "digits", "method.name": "trades"}, sets=["method.preset=published"])
+
+
+def test_another_method_s_kind_of_prompts_is_left_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(load_config(flags={"data.source": "digits"}, sets=["method.prompts.text_tokens=3"]).to_yaml())
+    assert load_config(file, {"method.name": "trades"}).method.settings.prompts.text_tokens == 3
+    coop = load_config(file, {"method.name": "coop"}).method.settings.prompts
+    assert (coop.text_tokens, coop.visual_tokens, coop.text_depth) == (PromptSpec().text_tokens, 0, 1)
