@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from apd.attacks import find, sample_seeds
+from apd.attacks import find
 from apd.classifier import PromptedCLIP
 from apd.clip import DualEncoder
 from apd.config import RunConfig
 from apd.data import Dataset
-from apd.data.augment import random_resized_crop_flip
-from apd.data.dataset import Decoded, shuffled
 from apd.device import pick_device
 from apd.errors import InputError
 from apd.methods import Method, find_method
 from apd.run import Run
+from apd.training.batches import Batches, Images, decode
+from apd.training.log import Log
 from apd.training.monitor import CollapseMonitor, TrainingProgress
 from apd.training.optim import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors, update_average
 from apd.training.settings import TrainSettings
@@ -60,7 +58,7 @@ def train(encoder: DualEncoder, data: Dataset, config: RunConfig, run: Run, *, q
     bare = PromptedCLIP(encoder, None, data.class_names, data.templates)
     method = find_method(config.method.name)(config.method.settings, bare, settings.seed).to(accelerator.device)
     show = accelerator.is_main_process and not quiet
-    images = _decode(encoder, data, config.data.skip_bad_images, show)
+    images = decode(encoder, data, config.data.skip_bad_images, show)
     loop = Loop(method, images, settings, accelerator, run, show)
     summary = loop.run_through(lambda: method.prepare(loop.tune))
     prompts = loop.deployed().prompts
@@ -79,26 +77,6 @@ def _accelerator(name: str) -> Accelerator:
     if device.index is not None:
         torch.cuda.set_device(device)
     return Accelerator(cpu=device.type == "cpu")
-
-
-@dataclass(frozen=True)
-class Images:
-    """Training and validation images, decoded once and kept as bytes on the device."""
-
-    train: Decoded
-    val: Decoded
-    size: int
-    mirror: bool
-
-
-def _decode(encoder: DualEncoder, data: Dataset, skip_bad: bool, show: bool) -> Images:
-    def split(name: Any) -> Decoded:
-        decoded = data.split(name).decode(encoder.info.preprocessing, skip_bad=skip_bad, progress=show)
-        return Decoded(
-            decoded.images.to(encoder.device), decoded.labels.to(encoder.device), decoded.ids, decoded.skipped
-        )
-
-    return Images(split("train"), split("val"), encoder.info.image_size, data.mirror)
 
 
 class Loop:
@@ -130,10 +108,7 @@ class Loop:
             run,
             show,
         )
-        # A batch smaller than the number of processes would leave one of them without images.
-        n, size = len(images.train), settings.batch_size
-        self.batches = [range(start, min(start + size, n)) for start in range(0, n, size)]
-        self.batches = [batch for batch in self.batches if len(batch) >= accelerator.num_processes]
+        self.batches = Batches(images, settings, accelerator.process_index, accelerator.num_processes)
         self.steps = len(self.batches) * settings.epochs
         self.average: dict[str, Tensor] = {}
         self.monitor = CollapseMonitor()
@@ -164,22 +139,17 @@ class Loop:
             return self._epochs(module, optimizer, start, progress)
 
     def _epochs(self, module: nn.Module, optimizer: Any, start: int, progress: TrainingProgress) -> dict[str, Any]:
-        log = _Log(self)
+        board = self.settings.tensorboard and self.accelerator.is_main_process
+        log = Log(self.run, len(self.batches), board)
         for step in range(start, self.steps):
-            epoch, index = divmod(step, len(self.batches))
-            if index == 0 or step == start:
-                order = shuffled(self.images.train.ids, self.settings.seed, "order", epoch)
-            terms = self._step(module, optimizer, step, [order[i] for i in self.batches[index]])
+            terms = self._step(module, optimizer, step)
             progress.advance()
             done = step + 1
             if done % self.settings.log_every == 0 or done == self.steps:
                 self.monitor.check_loss(log.terms(terms, done), done)
                 progress.show(log.last)
-            if (
-                index == len(self.batches) - 1
-                and self.run
-                and ((epoch + 1) % self.settings.validate_every == 0 or done == self.steps)
-            ):
+            epochs, rest = divmod(done, len(self.batches))
+            if self.run and rest == 0 and (epochs % self.settings.validate_every == 0 or done == self.steps):
                 self.summary = {**self._validate(log, progress, done), "steps": done}
             self._agree_to_stop()
             if done % self.settings.checkpoint_every == 0 or done == self.steps or self.stop:
@@ -194,16 +164,10 @@ class Loop:
             flag = torch.tensor([int(self.stop)], device=self.accelerator.device)
             self.stop = bool(self.accelerator.reduce(flag, "sum").item())
 
-    def _step(self, module: nn.Module, optimizer: Any, step: int, chosen: list[int]) -> dict[str, Tensor]:
-        s, world = self.settings, self.accelerator.num_processes
-        mine = chosen[self.accelerator.process_index :: world]
-        ids = [self.images.train.ids[i] for i in mine]
-        device = self.images.train.images.device
-        x = self._augmented(torch.tensor(mine, device=device), ids, step)
-        seeds = sample_seeds(ids, s.seed, "start", step)
-        terms: dict[str, Tensor] = module(x, self.images.train.labels[torch.tensor(mine, device=device)], seeds)
-        # Processes average their gradients; this makes it the mean over all images where the shares differ in size.
-        loss = torch.stack(list(terms.values())).sum() * (len(mine) * world / len(chosen))
+    def _step(self, module: nn.Module, optimizer: Any, step: int) -> dict[str, Tensor]:
+        s, batch = self.settings, self.batches.draw(step, step)
+        terms: dict[str, Tensor] = module(batch.x, batch.labels, batch.seeds)
+        loss = torch.stack(list(terms.values())).sum() * batch.weight
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, self.steps, round(s.warmup_epochs * len(self.batches)), s.optimizer.lr)
         optimizer.zero_grad()
@@ -215,15 +179,7 @@ class Loop:
             update_average(self.average, self._student_state(), s.ema, step)
         return terms
 
-    def _augmented(self, index: Tensor, ids: list[str], step: int) -> Tensor:
-        augment, x = self.settings.augment, self.images.train.pixels(index)
-        if not augment.enabled:
-            return x
-        mirror = self.images.mirror if augment.flip is None else augment.flip
-        seeds = sample_seeds(ids, self.settings.seed, "crop", step)
-        return random_resized_crop_flip(x, seeds, size=self.images.size, scale=augment.scale, mirror=mirror)
-
-    def _validate(self, log: _Log, progress: TrainingProgress, done: int) -> dict[str, Any]:
+    def _validate(self, log: Log, progress: TrainingProgress, done: int) -> dict[str, Any]:
         record = self.validate()
         warnings = self.monitor.check_validation(
             log.last_terms,
@@ -303,44 +259,6 @@ class Loop:
         load_optimizer_tensors(optimizer, tensors)
         self.summary, self.monitor.best_robust = state["summary"], state["best_robust"]
         return int(state["step"])
-
-
-class _Log:
-    """Lines of ``metrics.jsonl`` (and TensorBoard, if asked)."""
-
-    def __init__(self, loop: Loop) -> None:
-        self.loop, self.started = loop, time.monotonic()
-        self.last: dict[str, float] = {}
-        self.last_terms: dict[str, float] = {}
-        self.board: Any = None
-        if loop.settings.tensorboard and loop.run and loop.accelerator.is_main_process:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(loop.run.path / "tensorboard"))
-
-    def terms(self, terms: dict[str, Tensor], done: int) -> dict[str, float]:
-        """Write a line with the loss terms (this process's share of the batch)."""
-        self.last_terms = {name: float(value.detach()) for name, value in terms.items()}
-        self.last = {"loss": sum(self.last_terms.values()), **self.last_terms}
-        self.write(
-            {
-                "step": done,
-                "epoch": done / len(self.loop.batches),
-                **self.last,
-                "seconds": time.monotonic() - self.started,
-            }
-        )
-        return self.last_terms
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Write a line."""
-        if self.loop.run:
-            self.loop.run.log(record)
-        if self.board is not None:
-            for name, value in record.items():
-                if isinstance(value, float):
-                    self.board.add_scalar(name, value, record["step"])
-            self.board.flush()
 
 
 @contextmanager
