@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from apd.attacks.auto import Found, LibraryAttack
 from apd.attacks.base import Attack, Objective, sample_seeds
-from apd.attacks.fgsm import FGSMRS
-from apd.attacks.objectives import cross_entropy, kl, kl_from_logits, kl_of_pair, margin
+from apd.attacks.fgsm import FGSMRS, NFGSM
+from apd.attacks.friendly import FriendlyPGD
+from apd.attacks.objectives import cross_entropy, dlr, kl, kl_from_logits, kl_of_pair, margin
 from apd.attacks.pgd import PGD
 from apd.errors import InputError, nearest
 from apd.threat import ThreatModel
 
-TRAINING: dict[str, Callable[..., Attack]] = {"pgd": PGD, "fgsm-rs": FGSMRS}
+TRAINING: dict[str, Callable[..., Attack]] = {"pgd": PGD, "fgsm-rs": FGSMRS, "n-fgsm": NFGSM}
 """Attacks for the training loop, by name."""
 
 EVALUATION: dict[str, str] = {
@@ -108,13 +109,16 @@ def find(name: str) -> EvaluationAttack:
 __all__ = [
     "EVALUATION",
     "FGSMRS",
+    "NFGSM",
     "PGD",
     "TRAINING",
     "Attack",
     "EvaluationAttack",
     "Found",
+    "FriendlyPGD",
     "Objective",
     "cross_entropy",
+    "dlr",
     "find",
     "kl",
     "kl_from_logits",

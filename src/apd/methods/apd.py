@@ -152,8 +152,10 @@ class APD(Method):
         return self._fixed("teacher", self.teacher)
 
     def _teacher_features(self, step: Step) -> Tensor:
-        with torch.set_grad_enabled(self.s.teacher == "online"):
+        if self.s.teacher == "online":
             return cast(Tensor, step.once("teacher features", lambda: self._teacher(step).features(step.x)))
+        with torch.no_grad():
+            return cast(Tensor, step.lastingly("teacher features", lambda: self._teacher(step).features(step.x)))
 
     def _teacher_logits(self, step: Step) -> Tensor:
         return self._teacher(step).compare(self._teacher_features(step))
@@ -179,11 +181,11 @@ class APD(Method):
         z_adv = step.student.compare(features)
         terms: dict[str, Tensor] = {}
         if s.adv_ce:
-            terms["adv_ce"] = s.adv_ce * losses.cross_entropy(z_adv, step.labels)
+            terms["adv_ce"] = s.adv_ce * step.cross_entropy(z_adv)
         if s.adv_kl:
             terms["adv_kl"] = s.adv_kl * self._soft(step, x_adv, z_adv)
         if s.clean_ce:
-            terms["clean_ce"] = s.clean_ce * losses.cross_entropy(step.clean_logits(), step.labels)
+            terms["clean_ce"] = s.clean_ce * step.cross_entropy(step.clean_logits())
         if s.clean_kl:
             terms["clean_kl"] = s.clean_kl * losses.distillation(
                 self._teacher_logits(step).detach(), step.clean_logits(), s.tau
@@ -197,7 +199,7 @@ class APD(Method):
             terms["text_features"] = s.text_features * losses.cosine_distance(step.student.classes, classes)
         if s.teacher == "online":
             z_teacher = self._teacher_logits(step)
-            terms["teacher_ce"] = losses.cross_entropy(z_teacher, step.labels)
+            terms["teacher_ce"] = step.cross_entropy(z_teacher)
             if s.feedback:
                 terms["feedback"] = s.feedback * losses.kl_per_sample(z_teacher, z_adv.detach(), s.tau).mean()
         return terms

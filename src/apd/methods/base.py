@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from apd import losses
 from apd.attacks.base import Objective
 from apd.attacks.objectives import cross_entropy
 from apd.classifier import BoundCLIP, PromptedCLIP
@@ -39,11 +40,15 @@ class Step:
         x: images (B,3,S,S) in [0,1].
         labels: (B,) int64.
         student: the student bound for this step, with gradients to its prompts.
+        smoothing: of the labels in the outer loss's cross-entropy terms (Szegedy 2016).
+        lasting: what holds for these images whatever the prompts, shared by all steps on them.
     """
 
     x: Tensor
     labels: Tensor
     student: BoundCLIP
+    smoothing: float = 0.0
+    lasting: dict[str, Any] = field(default_factory=dict)
     _known: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -51,6 +56,12 @@ class Step:
         if name not in self._known:
             self._known[name] = compute()
         return self._known[name]
+
+    def lastingly(self, name: str, compute: Callable[[], Any]) -> Any:
+        """``compute()``, called once a batch, also where several steps are taken on it: for what no prompt changes."""
+        if name not in self.lasting:
+            self.lasting[name] = compute()
+        return self.lasting[name]
 
     def clean_features(self) -> Tensor:
         """The student's features of the clean images (B, D), with gradients."""
@@ -60,6 +71,10 @@ class Step:
     def clean_logits(self) -> Tensor:
         """The student's logits of the clean images (B, C), with gradients."""
         return self.student.compare(self.clean_features())
+
+    def cross_entropy(self, z: Tensor) -> Tensor:
+        """The outer loss's ``CE(z, y)`` of logits (B, C), averaged over the batch, with smoothed labels if asked."""
+        return losses.cross_entropy(z, self.labels, self.smoothing)
 
 
 class Method(nn.Module):

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from apd.losses import cross_entropy
 from apd.methods.base import Method, Step
 
 
@@ -18,7 +17,7 @@ class VLP(Method):
     adversarial: ClassVar[bool] = False
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
-        return {"clean_ce": cross_entropy(step.clean_logits(), step.labels)}
+        return {"clean_ce": step.cross_entropy(step.clean_logits())}
 
 
 class AdvVLP(Method):
@@ -28,4 +27,4 @@ class AdvVLP(Method):
     source: ClassVar[str] = "AdvVLP (Zhou 2024), APT-VLI (Wang 2025)"
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
-        return {"adv_ce": cross_entropy(step.student.logits(x_adv), step.labels)}
+        return {"adv_ce": step.cross_entropy(step.student.logits(x_adv))}

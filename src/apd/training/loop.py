@@ -6,6 +6,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,12 +23,23 @@ from apd.device import pick_device
 from apd.errors import InputError
 from apd.methods import Method, find_method
 from apd.run import Run
-from apd.training.batches import Batches, Images, decode
+from apd.threat import ThreatModel
+from apd.training.batches import Batch, Batches, Images, decode
 from apd.training.log import Log
 from apd.training.monitor import CollapseMonitor, TrainingProgress
-from apd.training.optim import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors, update_average
+from apd.training.optim import (
+    build_optimizer,
+    ema_share,
+    learning_rate,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    swa_share,
+    update_average,
+    warmed_up,
+)
+from apd.training.perturb import awp, sam, shifted
 from apd.training.settings import TrainSettings
-from apd.training.step import TrainStep, training_attack
+from apd.training.step import free_attack, training_step
 
 
 def train(encoder: DualEncoder, data: Dataset, config: RunConfig, run: Run, *, quiet: bool = False) -> Run:
@@ -110,6 +123,8 @@ class Loop:
         )
         self.batches = Batches(images, settings, accelerator.process_index, accelerator.num_processes)
         self.steps = len(self.batches) * settings.epochs
+        self.free = free_attack(settings.attack) if method.adversarial else None
+        self.replays = settings.attack.replays if self.free else 1
         self.average: dict[str, Tensor] = {}
         self.monitor = CollapseMonitor()
         self.summary: dict[str, Any] = {"warnings": []}
@@ -127,13 +142,11 @@ class Loop:
         start = found or 0
         if found is None:
             prepare()
-            if self.settings.ema:
+            if self.settings.ema or self.settings.swa:
                 self.average = {name: tensor.detach().clone() for name, tensor in self._student_state().items()}
             self._checkpoint(0, optimizer)
-        module = TrainStep(
-            self.method, training_attack(self.settings.attack), self.settings.threat, self.settings.precision == "bf16"
-        )
-        module, optimizer = self.accelerator.prepare(module, optimizer)
+        self.bare = training_step(self.method, self.settings)
+        module, optimizer = self.accelerator.prepare(self.bare, optimizer)
         title = "training" if self.run else "tuning the teacher"
         with TrainingProgress(self.steps, start, title, self.show) as progress, _interrupts(self):
             return self._epochs(module, optimizer, start, progress)
@@ -141,22 +154,26 @@ class Loop:
     def _epochs(self, module: nn.Module, optimizer: Any, start: int, progress: TrainingProgress) -> dict[str, Any]:
         board = self.settings.tensorboard and self.accelerator.is_main_process
         log = Log(self.run, len(self.batches), board)
-        for step in range(start, self.steps):
-            terms = self._step(module, optimizer, step)
-            progress.advance()
-            done = step + 1
-            if done % self.settings.log_every == 0 or done == self.steps:
+        for step in range(start, self.steps, self.replays):
+            done = min(step + self.replays, self.steps)
+            terms = self._visit(module, optimizer, step, done)
+            progress.advance(done - step)
+            due = partial(self._due, step, done)
+            if due(self.settings.log_every):
                 self.monitor.check_loss(log.terms(terms, done), done)
                 progress.show(log.last)
-            epochs, rest = divmod(done, len(self.batches))
-            if self.run and rest == 0 and (epochs % self.settings.validate_every == 0 or done == self.steps):
+            if self.run and due(self.settings.validate_every * len(self.batches)):
                 self.summary = {**self._validate(log, progress, done), "steps": done}
             self._agree_to_stop()
-            if done % self.settings.checkpoint_every == 0 or done == self.steps or self.stop:
+            if due(self.settings.checkpoint_every) or self.stop:
                 self._checkpoint(done, optimizer)
             if self.stop and done < self.steps:
                 raise KeyboardInterrupt
         return self.summary
+
+    def _due(self, step: int, done: int, every: int) -> bool:
+        """Whether a multiple of ``every`` steps, or the end, was reached since ``step``; a batch may take several steps."""
+        return done // every > step // every or done == self.steps
 
     def _agree_to_stop(self) -> None:
         """Let all processes stop at the same step: one that left alone would leave the others waiting for its gradients."""
@@ -164,20 +181,55 @@ class Loop:
             flag = torch.tensor([int(self.stop)], device=self.accelerator.device)
             self.stop = bool(self.accelerator.reduce(flag, "sum").item())
 
-    def _step(self, module: nn.Module, optimizer: Any, step: int) -> dict[str, Tensor]:
-        s, batch = self.settings, self.batches.draw(step, step)
-        terms: dict[str, Tensor] = module(batch.x, batch.labels, batch.seeds)
-        loss = torch.stack(list(terms.values())).sum() * batch.weight
+    def _visit(self, module: nn.Module, optimizer: Any, step: int, done: int) -> dict[str, Tensor]:
+        """The optimiser steps from ``step`` to before ``done`` on one batch: several of them in free training."""
+        batch = self.batches.draw(step // self.replays, step)
+        x_adv = self.free.start(batch.x, self._threat(step), batch.seeds) if self.free else None
+        for at in range(step, done):
+            terms, x_adv = self._step(module, optimizer, at, batch, x_adv)
+        return terms
+
+    def _step(
+        self, module: nn.Module, optimizer: Any, step: int, batch: Batch, x_adv: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """One optimiser step; returns the loss terms and, in free training, the images for the next one."""
+        s, threat = self.settings, self._threat(step)
+
+        def closure(images: Tensor | None) -> dict[str, Tensor]:
+            optimizer.zero_grad()
+            terms: dict[str, Tensor] = module(batch.x, batch.labels, batch.seeds, threat.eps, images)
+            self.accelerator.backward(torch.stack(list(terms.values())).sum() * batch.weight)
+            return terms
+
+        if x_adv is not None:
+            x_adv.requires_grad_()
+        terms = closure(x_adv)
+        if self.free and x_adv is not None and x_adv.grad is not None:
+            x_adv = self.free.step(x_adv.detach(), x_adv.grad, batch.x, threat)
+        if s.optimizer.sam or s.optimizer.awp:
+            by = sam(self.trained, s.optimizer.sam) if s.optimizer.sam else awp(self.trained, s.optimizer.awp)
+            with shifted(self.trained, by):
+                closure(self.bare.images)
+        self._update(optimizer, step)
+        return terms, x_adv
+
+    def _update(self, optimizer: Any, step: int) -> None:
+        """Move the prompts along their gradients, and their average after them."""
+        s = self.settings
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, self.steps, round(s.warmup_epochs * len(self.batches)), s.optimizer.lr)
-        optimizer.zero_grad()
-        self.accelerator.backward(loss)
         if s.optimizer.clip is not None:
             self.accelerator.clip_grad_norm_(self.trained, s.optimizer.clip)
         optimizer.step()
         if self.average:
-            update_average(self.average, self._student_state(), s.ema, step)
-        return terms
+            share = swa_share(step, self.steps, s.swa) if s.swa else ema_share(step, s.ema)
+            update_average(self.average, self._student_state(), share)
+
+    def _threat(self, step: int) -> ThreatModel:
+        """The budget of a step; the attack's step size is a share of it and grows along."""
+        s = self.settings
+        share = warmed_up(step, round(s.eps_warmup_epochs * len(self.batches)), s.eps_warmup_from)
+        return replace(s.threat, eps=share * s.threat.eps)
 
     def _validate(self, log: Log, progress: TrainingProgress, done: int) -> dict[str, Any]:
         record = self.validate()
