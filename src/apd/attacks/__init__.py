@@ -1,13 +1,12 @@
 """Attacks: within a threat model, find images that a classifier gets wrong.
 
-Training attacks have the form `Attack`; `TRAINING` is their table. Evaluation attacks (`find`) are given by name, get
+Training attacks have the form `Attack`. Evaluation attacks (`find`) are given by name, get
 the whole classifier, and are handed only samples that still stand.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,9 +20,6 @@ from apd.attacks.objectives import cross_entropy, dlr, kl, kl_from_logits, kl_of
 from apd.attacks.pgd import PGD
 from apd.errors import InputError, nearest
 from apd.threat import ThreatModel
-
-TRAINING: dict[str, Callable[..., Attack]] = {"pgd": PGD, "fgsm-rs": FGSMRS, "n-fgsm": NFGSM}
-"""Attacks for the training loop, by name."""
 
 EVALUATION: dict[str, str] = {
     "clean": "no attack",
@@ -111,7 +107,6 @@ __all__ = [
     "FGSMRS",
     "NFGSM",
     "PGD",
-    "TRAINING",
     "Attack",
     "EvaluationAttack",
     "Found",
