@@ -16,14 +16,16 @@ from apd.attacks import PGD, sample_seeds
 from apd.classifier import PromptedCLIP
 from apd.clip import DualEncoder
 from apd.data import load_data
-from apd.data.dataset import shuffled
+from apd.data.dataset import Decoded, shuffled
 from apd.errors import InputError
 from apd.methods import find_method
 from apd.prompts import PromptSpec
 from apd.threat import ThreatModel
 from apd.training import loop
+from apd.training.batches import Batches, Images
 from apd.training.optim import swa_share, update_average, warmed_up
 from apd.training.perturb import awp, sam, shifted
+from apd.training.pixels import Carried
 from apd.training.settings import AttackSettings, TrainSettings
 from apd.training.step import TrainStep, training_step
 
@@ -97,6 +99,7 @@ def slow_training(
     colours: Path,
     *,
     replays: int = 0,
+    carried: bool = False,
     shift: Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None = None,
     eps_at: Callable[[int], float] = lambda step: EPS,
     smoothing: float = 0.0,
@@ -104,6 +107,7 @@ def slow_training(
     """AdvVLP by SGD, all towers rerun in every pass: the prompts after each step.
 
     With ``replays``, free training: a batch is visited so often, and its pixels move along the gradient of each pass.
+    With ``carried``, they move once a visit and are found again in the next epoch.
     """
     data = load_data(colours, shots=4, seed=0)
     train = data.train.decode(clip.info.preprocessing)
@@ -113,6 +117,7 @@ def slow_training(
     prompts = list(model.prompts.parameters())
     per_epoch, trajectory = math.ceil(len(train) / 8), []
     steps = 3 * per_epoch
+    kept = ThreatModel(EPS).random_start(train.pixels(), sample_seeds(train.ids, 0, "start"))
 
     def gradients(x_adv: Tensor, wanted: list[Tensor], smoothing: float = 0.0) -> list[Tensor]:
         z, n = model(x_adv), len(data.class_names)
@@ -127,7 +132,9 @@ def slow_training(
             chosen = torch.tensor(shuffled(train.ids, 0, "order", epoch)[8 * index :][:8])
             x, labels = train.pixels(chosen), train.labels[chosen]
             x_adv = threat.random_start(x, sample_seeds([train.ids[i] for i in chosen], 0, "start", step))
-        for _ in range(0 if replays else 2):
+        if carried:
+            x_adv = kept[chosen]
+        for _ in range(0 if replays or carried else 2):
             x_adv.requires_grad_()
             (g,) = gradients(x_adv, [x_adv])
             x_adv = (x + (x_adv.detach() + eps * g.sign() - x).clamp(-eps, eps)).clamp(0, 1)
@@ -140,8 +147,9 @@ def slow_training(
             got = gradients(x_adv.detach(), prompts, smoothing)
             for p, value in zip(prompts, values, strict=True):
                 p.data.copy_(value)
-        if replays:
+        if replays or carried:
             x_adv = (x + (x_adv.detach() + eps * pixels.sign() - x).clamp(-eps, eps)).clamp(0, 1)
+        kept[chosen] = x_adv.detach()
         turned = max(0, step - per_epoch) / (steps - per_epoch)
         rate = 0.05 * min(1, (step + 1) / per_epoch) * 0.5 * (1 + math.cos(math.pi * turned))
         for p, g in zip(prompts, got, strict=True):
@@ -164,6 +172,7 @@ def by_awp(values: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
     [
         ((), {}),
         (("train.attack.kind=free", "train.attack.replays=4"), {"replays": 4}),
+        (("train.attack.kind=carried",), {"carried": True}),
         (("train.optimizer.sam=0.05",), {"shift": by_sam}),
         (("train.optimizer.awp=0.1",), {"shift": by_awp}),
         (
@@ -176,7 +185,7 @@ def by_awp(values: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         ),
         (("train.label_smoothing=0.3",), {"smoothing": 0.3}),
     ],
-    ids=["default", "free", "sam", "awp", "free-sam", "eps", "smoothing"],
+    ids=["default", "free", "carried", "sam", "awp", "free-sam", "eps", "smoothing"],
 )
 def test_training_is_what_the_slow_loop_does(
     tmp_path: Path, clip: DualEncoder, colours: Path, switches: tuple[str, ...], reference: dict[str, object]
@@ -220,9 +229,9 @@ def test_eps_grows_linearly() -> None:
 def test_free_training_makes_as_many_updates_and_fewer_visits(
     tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    visits, draw = [], loop.Batches.draw
+    visits, draw = [], Batches.draw
     monkeypatch.setattr(
-        loop.Batches, "draw", lambda self, number, step: (visits.append((number, step)), draw(self, number, step))[1]
+        Batches, "draw", lambda self, number, step: (visits.append((number, step)), draw(self, number, step))[1]
     )
     switches = ("train.attack.kind=free", "train.attack.replays=4", "train.validate_every=1", "train.epochs=5")
     rows = metrics(start(tmp_path / "run", clip, colours, *PLAIN, *switches))
@@ -237,6 +246,37 @@ def test_clean_methods_do_not_replay(tmp_path: Path, clip: DualEncoder, colours:
         for name, extra in (("a", ()), ("b", ("train.attack.kind=free",)))
     )
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def carried(**settings: object) -> tuple[Carried, Batches]:
+    images = Decoded((X * 255).to(torch.uint8), LABELS, tuple("abcd"))
+    batches = Batches(Images(images, images, 16, True), TrainSettings(batch_size=4, **settings))
+    return Carried(AttackSettings(kind="carried"), batches, ThreatModel(EPS)), batches
+
+
+def test_carried_perturbations_go_through_the_crop_and_stay_in_the_ball() -> None:
+    """A linear loss, always the same crop: its pixels end at the best of the ball, also where they had been at its edge."""
+    pixels, batches = carried()
+    threat, batch = ThreatModel(EPS), batches.draw(0, 0)
+    weights, values = torch.randn(X.shape, generator=torch.Generator().manual_seed(1)), []
+    for sign in (1, 1, 1, -1, -1, -1):
+        pixels.begin(batch, threat)
+        view = pixels.view(batch, threat)
+        (sign * weights * view).sum().backward()
+        pixels.climb(batch, threat)
+        values.append(float((weights * (view.detach() - batch.x)).sum()))
+        assert torch.equal(threat.project(view.detach(), batch.x), view.detach())
+    limit = float(weights.abs().sum()) * EPS
+    assert abs(values[0]) < 0.2 * limit and values[3] > 0.5 * limit and values[5] < -0.5 * limit
+    clean = batches.images.train.pixels()
+    assert torch.allclose(threat.project(pixels.kept, clean), pixels.kept, atol=1e-6)
+
+
+def test_carried_perturbations_need_one_process() -> None:
+    _, batches = carried()
+    batches.processes = 2
+    with pytest.raises(InputError, match="needs one process, got 2"):
+        Carried(AttackSettings(kind="carried"), batches, ThreatModel(EPS))
 
 
 # Passes
@@ -277,11 +317,13 @@ class Passes:
         ("advvlp", {}, {"attack": {"kind": "fgsm-rs"}}, (2, 2)),
         ("advvlp", {}, {"attack": {"kind": "n-fgsm"}}, (2, 2)),
         ("advvlp", {}, {"attack": {"kind": "free"}}, (1, 1)),
+        ("advvlp", {}, {"attack": {"kind": "carried"}}, (1, 1)),
         ("advvlp", {}, {"attack": {"loss": "kl"}}, (4, 3)),
         ("advvlp", {}, {"optimizer": {"sam": 0.1}}, (4, 4)),
         ("vlp", {}, {}, (1, 1)),
         ("apd", {"teacher": "frozen"}, {}, (4, 3)),
         ("apd", {"teacher": "frozen"}, {"attack": {"kind": "free"}}, (1.25, 1)),
+        ("apd", {"teacher": "frozen"}, {"attack": {"kind": "carried"}}, (2, 1)),
         ("apd", {"teacher": "frozen"}, {"optimizer": {"awp": 0.1}}, (5, 4)),
         ("apd", {"teacher": "online"}, {}, (4, 4)),
         ("apd", {"teacher": "online"}, {"attack": {"kind": "free"}}, (2, 2)),
@@ -295,12 +337,10 @@ def test_passes_are_those_of_the_table(
     """Counted over 4 optimiser steps in the loop itself, in passes of a batch a step."""
     from accelerate import Accelerator
 
-    from apd.data.dataset import Decoded
-
     batch = Decoded((X * 255).to(torch.uint8), LABELS, tuple("abcd"))
     config = TrainSettings(epochs=4, batch_size=4, augment={"enabled": False}, **train)
     training = loop.Loop(
-        build(clip, name, **options), loop.Images(batch, batch, 16, False), config, Accelerator(cpu=True), None, False
+        build(clip, name, **options), Images(batch, batch, 16, False), config, Accelerator(cpu=True), None, False
     )
     counter = Passes()
     with counter.of(clip):
@@ -351,9 +391,16 @@ def test_only_a_cross_entropy_can_be_replaced(clip: DualEncoder) -> None:
         ({"ema": 0.9, "swa": 0.5}, "two averages"),
         ({"optimizer": {"sam": 0.1, "awp": 0.1}}, "two ascents"),
         ({"attack": {"kind": "free", "loss": "margin"}}, "no effect with kind=free"),
+        ({"attack": {"kind": "carried", "loss": "kl"}}, "no effect with kind=carried"),
         ({"attack": {"kind": "free", "stop_margin": 0.0}}, "needs kind=pgd"),
     ],
 )
 def test_switches_that_contradict_each_other_are_refused(wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainSettings(**wrong)
+
+
+def test_moving_pixels_need_a_loss_that_sees_them(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    switches = ("method.adv_kl=0", "method.clean_ce=1", "train.attack.kind=free")
+    with pytest.raises(InputError, match="a term on adversarial images"):
+        start(tmp_path / "run", clip, colours, *switches)

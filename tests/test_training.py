@@ -102,6 +102,7 @@ def test_same_seed_same_prompts_and_another_seed_others(tmp_path: Path, clip: Du
         ("method.name=advvlp", "train.optimizer.awp=0.01", "train.attack.kind=n-fgsm", "train.label_smoothing=0.1"),
         ("train.attack.loss=margin", "train.attack.stop_margin=0.5", "train.attack.steps=3"),
         ("train.attack.kind=free", "train.attack.replays=3", "train.epochs=4"),
+        ("train.attack.kind=carried", "train.epochs=4"),
     ],
     ids=lambda extra: "-".join(part.split(".")[-1] for part in extra),
 )

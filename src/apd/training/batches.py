@@ -48,12 +48,16 @@ class Batch:
     """One process's share of a batch.
 
     Args:
-        x: images (B,3,S,S) in [0,1].
+        index: of the images among all training images (B,) int64.
+        crops: (B,) int64, seeds of their crops.
+        x: images (B,3,S,S) in [0,1], cropped.
         labels: (B,) int64.
         seeds: (B,) int64, of the attack's start.
         weight: of this share's mean loss, so that the processes' mean is the mean over all images.
     """
 
+    index: Tensor
+    crops: Tensor
     x: Tensor
     labels: Tensor
     seeds: Tensor
@@ -90,14 +94,18 @@ class Batches:
         mine = chosen[self.process :: self.processes]
         ids = [train.ids[i] for i in mine]
         where = torch.tensor(mine, device=train.images.device)
-        seeds = sample_seeds(ids, self.settings.seed, "start", step)
+        crops, seeds = (sample_seeds(ids, self.settings.seed, purpose, step) for purpose in ("crop", "start"))
         weight = len(mine) * self.processes / len(chosen)
-        return Batch(self._augmented(where, ids, step), train.labels[where], seeds, weight)
+        return Batch(where, crops, self.crop(train.pixels(where), crops), train.labels[where], seeds, weight)
 
-    def _augmented(self, index: Tensor, ids: list[str], step: int) -> Tensor:
-        augment, x = self.settings.augment, self.images.train.pixels(index)
+    def crop(self, x: Tensor, seeds: Tensor) -> Tensor:
+        """Images (B,3,S,S) in [0,1], cropped and flipped as ``seeds`` (B,) draw it; as they are where that is off."""
+        augment = self.settings.augment
         if not augment.enabled:
             return x
         mirror = self.images.mirror if augment.flip is None else augment.flip
-        seeds = sample_seeds(ids, self.settings.seed, "crop", step)
         return random_resized_crop_flip(x, seeds, size=self.images.size, scale=augment.scale, mirror=mirror)
+
+    def start_seeds(self) -> Tensor:
+        """Seeds (N,) int64 of where perturbations start that are kept throughout training."""
+        return sample_seeds(self.images.train.ids, self.settings.seed, "start")

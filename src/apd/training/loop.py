@@ -38,8 +38,9 @@ from apd.training.optim import (
     warmed_up,
 )
 from apd.training.perturb import awp, sam, shifted
+from apd.training.pixels import Carried, moving_pixels
 from apd.training.settings import TrainSettings
-from apd.training.step import free_attack, training_step
+from apd.training.step import training_step
 
 
 def train(encoder: DualEncoder, data: Dataset, config: RunConfig, run: Run, *, quiet: bool = False) -> Run:
@@ -123,8 +124,8 @@ class Loop:
         )
         self.batches = Batches(images, settings, accelerator.process_index, accelerator.num_processes)
         self.steps = len(self.batches) * settings.epochs
-        self.free = free_attack(settings.attack) if method.adversarial else None
-        self.replays = settings.attack.replays if self.free else 1
+        self.pixels = moving_pixels(settings.attack, self.batches, self._threat(0)) if method.adversarial else None
+        self.replays = settings.attack.replays if self.pixels and settings.attack.kind == "free" else 1
         self.average: dict[str, Tensor] = {}
         self.monitor = CollapseMonitor()
         self.summary: dict[str, Any] = {"warnings": []}
@@ -184,15 +185,14 @@ class Loop:
     def _visit(self, module: nn.Module, optimizer: Any, step: int, done: int) -> dict[str, Tensor]:
         """The optimiser steps from ``step`` to before ``done`` on one batch: several of them in free training."""
         batch = self.batches.draw(step // self.replays, step)
-        x_adv = self.free.start(batch.x, self._threat(step), batch.seeds) if self.free else None
+        if self.pixels:
+            self.pixels.begin(batch, self._threat(step))
         for at in range(step, done):
-            terms, x_adv = self._step(module, optimizer, at, batch, x_adv)
+            terms = self._step(module, optimizer, at, batch)
         return terms
 
-    def _step(
-        self, module: nn.Module, optimizer: Any, step: int, batch: Batch, x_adv: Tensor | None
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """One optimiser step; returns the loss terms and, in free training, the images for the next one."""
+    def _step(self, module: nn.Module, optimizer: Any, step: int, batch: Batch) -> dict[str, Tensor]:
+        """One optimiser step; returns the loss terms."""
         s, threat = self.settings, self._threat(step)
 
         def closure(images: Tensor | None) -> dict[str, Tensor]:
@@ -201,17 +201,15 @@ class Loop:
             self.accelerator.backward(torch.stack(list(terms.values())).sum() * batch.weight)
             return terms
 
-        if x_adv is not None:
-            x_adv.requires_grad_()
-        terms = closure(x_adv)
-        if self.free and x_adv is not None and x_adv.grad is not None:
-            x_adv = self.free.step(x_adv.detach(), x_adv.grad, batch.x, threat)
+        terms = closure(self.pixels.view(batch, threat) if self.pixels else None)
+        if self.pixels:
+            self.pixels.climb(batch, threat)
         if s.optimizer.sam or s.optimizer.awp:
             by = sam(self.trained, s.optimizer.sam) if s.optimizer.sam else awp(self.trained, s.optimizer.awp)
             with shifted(self.trained, by):
                 closure(self.bare.images)
         self._update(optimizer, step)
-        return terms, x_adv
+        return terms
 
     def _update(self, optimizer: Any, step: int) -> None:
         """Move the prompts along their gradients, and their average after them."""
@@ -287,6 +285,8 @@ class Loop:
         if self.run is None:
             return
         tensors = {f"method.{name}": tensor for name, tensor in self.method.state().items()}
+        if isinstance(self.pixels, Carried):
+            tensors["pixels"] = self.pixels.kept
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         state = {"summary": self.summary, "best_robust": self.monitor.best_robust}
         self.run.save_checkpoint(done, {**tensors, **optimizer_tensors(optimizer)}, state)
@@ -309,6 +309,8 @@ class Loop:
             if name.startswith("average.")
         }
         load_optimizer_tensors(optimizer, tensors)
+        if isinstance(self.pixels, Carried):
+            self.pixels.kept.copy_(tensors["pixels"])
         self.summary, self.monitor.best_robust = state["summary"], state["best_robust"]
         return int(state["step"])
 

@@ -18,9 +18,10 @@ class _Section(BaseModel):
 class AttackSettings(_Section):
     """The attack that makes the training images adversarial."""
 
-    kind: Literal["pgd", "fgsm-rs", "n-fgsm", "free"] = Field(
+    kind: Literal["pgd", "fgsm-rs", "n-fgsm", "free", "carried"] = Field(
         "pgd",
-        description="pgd; one step: fgsm-rs (Wong 2020) or n-fgsm (de Jorge 2022); free: no pass of its own (Shafahi 2019)",
+        description="pgd; one step: fgsm-rs (Wong 2020) or n-fgsm (de Jorge 2022); no pass of its own: free (Shafahi 2019) "
+        "or carried from epoch to epoch (Zheng 2020)",
     )
     steps: int = Field(2, ge=1, description="steps of pgd")
     step_size: float = Field(1.0, gt=0, description="step of pgd as a fraction of eps")
@@ -38,8 +39,10 @@ class AttackSettings(_Section):
     def _fits_kind(self) -> AttackSettings:
         if self.stop_margin is not None and (self.kind != "pgd" or self.loss == "kl"):
             raise ValueError("train.attack.stop_margin needs kind=pgd and a loss on labels")
-        if self.kind == "free" and self.loss != "method":
-            raise ValueError("train.attack.loss has no effect with kind=free, whose pixels climb the method's own loss")
+        if self.kind in ("free", "carried") and self.loss != "method":
+            raise ValueError(
+                f"train.attack.loss has no effect with kind={self.kind}: pixels climb the method's own loss"
+            )
         return self
 
 

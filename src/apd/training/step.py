@@ -7,6 +7,7 @@ Passes of the image tower an optimiser step, for K attack steps (`train.attack.s
     pgd                      K+1      K+1     1         (the default K = 2: 3 and 3)
     fgsm-rs, n-fgsm          2        2       1
     free                     1        1       1/m       (m = train.attack.replays)
+    carried                  1        1       1
     clean methods            1        1       1
 
     train.attack.loss=kl     +1       -                 (unless the method needs the clean pass anyway: then it is shared)
@@ -44,20 +45,13 @@ from apd.training.settings import AttackLoss, AttackSettings, TrainSettings
 
 
 def training_attack(settings: AttackSettings) -> Attack:
-    """The attack that ``settings`` describe; for ``free`` its start and single steps are what the loop uses."""
+    """The attack that ``settings`` describe; `apd.training.pixels` stands in for it where images move with the prompts."""
     if settings.kind == "fgsm-rs":
         return FGSMRS()
     if settings.kind == "n-fgsm":
         return NFGSM()
-    pgd = free_attack(settings) or PGD(settings.steps, settings.step_size, random_start=settings.random_start)
+    pgd = PGD(settings.steps, settings.step_size, random_start=settings.random_start)
     return pgd if settings.stop_margin is None else FriendlyPGD(pgd, settings.stop_margin)
-
-
-def free_attack(settings: AttackSettings) -> PGD | None:
-    """The start and the step of free adversarial training; None for other kinds."""
-    if settings.kind != "free":
-        return None
-    return PGD(1, settings.step_size, random_start=settings.random_start)
 
 
 def training_step(method: Method, settings: TrainSettings) -> TrainStep:
