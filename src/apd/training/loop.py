@@ -197,7 +197,7 @@ class Loop:
 
         def closure(images: Tensor | None) -> dict[str, Tensor]:
             optimizer.zero_grad()
-            terms: dict[str, Tensor] = module(batch.x, batch.labels, batch.seeds, threat.eps, images)
+            terms: dict[str, Tensor] = module(batch.x, batch.labels, batch.seeds, eps=threat.eps, x_adv=images)
             self.accelerator.backward(torch.stack(list(terms.values())).sum() * batch.weight)
             return terms
 

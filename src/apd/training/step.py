@@ -113,7 +113,7 @@ class TrainStep(nn.Module):
                 terms' backward pass gives it: of the outer loss, not of the attack's objective.
         """
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            step = Step(x, labels, self.method.student.bind(), self.smoothing, self._of_images(x))
+            step = Step(x, labels, self.method.student.bind(), smoothing=self.smoothing, lasting=self._of_images(x))
             if x_adv is None:
                 x_adv = self._attacked(step, seeds, eps) if self.method.adversarial else x
             self.images = x_adv.detach()
