@@ -66,7 +66,9 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("method", ["method.name=apd", "method.name=advvlp"])
+@pytest.mark.parametrize(
+    "method", ["method.name=apd", "method.name=advvlp", "train.attack.kind=free", "train.attack.kind=carried"]
+)
 def test_training_lowers_the_loss_and_leaves_a_run(
     tmp_path: Path, clip: DualEncoder, colours: Path, method: str
 ) -> None:
