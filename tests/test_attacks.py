@@ -14,10 +14,14 @@ from torch import Tensor, nn
 from apd import attacks
 from apd.attacks import (
     FGSMRS,
+    NFGSM,
     PGD,
+    Attack,
     Cascade,
+    FriendlyPGD,
     Objective,
     cross_entropy,
+    dlr,
     kl,
     kl_from_logits,
     kl_of_pair,
@@ -62,8 +66,17 @@ def test_objectives_agree_with_their_formulas() -> None:
         "ce": [-math.log(probabilities[y]) for probabilities, y in zip(p, labels.tolist(), strict=True)],
         "kl": [slow_kl(b, a) for a, b in zip(p, q, strict=True)],
         "margin": [max(v for i, v in enumerate(row) if i != y) - row[y] for row, y in rows],
+        "dlr": [
+            (max(v for i, v in enumerate(row) if i != y) - row[y]) / (sorted(row)[-1] - sorted(row)[-3])
+            for row, y in rows
+        ],
     }
-    found = {"ce": cross_entropy(z, labels), "kl": kl(z, other.softmax(dim=-1)), "margin": margin(z, labels)}
+    found = {
+        "ce": cross_entropy(z, labels),
+        "kl": kl(z, other.softmax(dim=-1)),
+        "margin": margin(z, labels),
+        "dlr": dlr(z, labels),
+    }
     for name, values in expected.items():
         torch.testing.assert_close(found[name], torch.tensor(values), msg=name)
     torch.testing.assert_close(kl_from_logits(z, other), found["kl"])
@@ -182,15 +195,65 @@ def test_fgsm_rs_is_one_step_from_a_random_start() -> None:
     torch.testing.assert_close(found, expected.clamp(0, 1))
 
 
+@pytest.mark.parametrize("threat", BALLS, ids=lambda ball: ball.norm)
+def test_n_fgsm_steps_from_noise_of_twice_the_budget_and_keeps_it(threat: ThreatModel) -> None:
+    model, (x, labels), seeds = trained(5), pictures(10, 5), torch.arange(10)
+    noisy = ThreatModel(2 * threat.eps, threat.norm).random_start(x, seeds).requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(noisy), labels, reduction="sum"), noisy)
+    direction = (
+        gradient.sign() if threat.norm == "linf" else gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
+    )
+    expected = (noisy.detach() + threat.eps * direction).clamp(0, 1)
+    found = NFGSM()(Objective(model, cross_entropy, labels), x, threat, seeds)
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(threat.project(found, x), found, atol=1e-3)
+    assert torch.allclose(ThreatModel(3 * threat.eps, threat.norm).project(found, x), found, atol=1e-6)
+
+
+def slow_friendly(model: nn.Module, x: Tensor, label: int, threat: ThreatModel, seed: int, limit: float) -> Tensor:
+    """One sample alone: climb until it is misclassified by more than ``limit``."""
+    x_adv, y = threat.random_start(x[None], torch.tensor([seed])), torch.tensor([label])
+    for _ in range(4):
+        x_adv.requires_grad_()
+        z = model(x_adv)
+        wrong = max(v for i, v in enumerate(z[0].tolist()) if i != label) - z[0, label].item()
+        if wrong > limit:
+            break
+        (gradient,) = torch.autograd.grad(F.cross_entropy(z, y), x_adv)
+        x_adv = threat.project(threat.ascend(x_adv.detach(), gradient, threat.eps / 2), x[None])
+    return x_adv.detach()[0]
+
+
+@pytest.mark.parametrize("limit", [-0.5, 0.0, 1.0])
+def test_friendly_pgd_lets_a_sample_go_once_it_is_fooled_enough(limit: float) -> None:
+    model, threat, (x, labels) = Counting(trained(5)), BALLS[0], pictures(20, 5)
+    seeds = torch.arange(20) + 3
+    found = FriendlyPGD(PGD(4, 0.5), limit)(Objective(model, cross_entropy, labels), x, threat, seeds)
+    assert 20 < model.images < 4 * 20
+    rows = zip(x, labels.tolist(), seeds.tolist(), strict=True)
+    expected = torch.stack([slow_friendly(model.model, image, y, threat, seed, limit) for image, y, seed in rows])
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, PGD(4, 0.5)(Objective(model, cross_entropy, labels), x, threat, seeds))
+
+
+def test_friendly_pgd_without_a_limit_is_pgd_and_it_needs_labels() -> None:
+    model, (x, labels), seeds = trained(5), pictures(10, 5), torch.arange(10)
+    objective = Objective(model, cross_entropy, labels)
+    friendly = FriendlyPGD(PGD(3), margin=float("inf"))
+    assert torch.equal(friendly(objective, x, BALLS[0], seeds), PGD(3)(objective, x, BALLS[0], seeds))
+    with pytest.raises(InputError, match="needs an attack on labels"):
+        friendly(Objective(model, kl_from_logits, model(x)), x, BALLS[0], seeds)
+
+
 # Every attack
 
 
 @pytest.mark.parametrize("threat", BALLS, ids=lambda ball: ball.norm)
-@pytest.mark.parametrize("name", attacks.TRAINING)
-def test_training_attacks_raise_the_error_within_the_ball(name: str, threat: ThreatModel) -> None:
+@pytest.mark.parametrize("attack", [PGD(), FGSMRS(), FriendlyPGD(PGD())], ids=lambda attack: type(attack).__name__)
+def test_training_attacks_raise_the_error_within_the_ball(attack: Attack, threat: ThreatModel) -> None:
     model = trained(5)
     x, labels = standing_pictures(model, 60, 5)
-    images = attacks.TRAINING[name]()(Objective(model, cross_entropy, labels), x, threat, torch.arange(len(x)))
+    images = attack(Objective(model, cross_entropy, labels), x, threat, torch.arange(len(x)))
     assert misclassified(model(images), labels).float().mean() > 0.3
     assert torch.allclose(threat.project(images, x), images, atol=1e-6)
 

@@ -23,7 +23,7 @@ from apd.loading import describe_encoder
 from apd.run import Run
 from apd.training.loop import train
 from apd.training.monitor import CollapseMonitor
-from apd.training.optim import learning_rate, update_average
+from apd.training.optim import ema_share, learning_rate, update_average
 
 FAST = [
     "train.epochs=3",
@@ -66,7 +66,9 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("method", ["method.name=apd", "method.name=advvlp"])
+@pytest.mark.parametrize(
+    "method", ["method.name=apd", "method.name=advvlp", "train.attack.kind=free", "train.attack.kind=carried"]
+)
 def test_training_lowers_the_loss_and_leaves_a_run(
     tmp_path: Path, clip: DualEncoder, colours: Path, method: str
 ) -> None:
@@ -93,15 +95,22 @@ def test_same_seed_same_prompts_and_another_seed_others(tmp_path: Path, clip: Du
     assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
 
 
-@pytest.mark.parametrize("teacher", ["tuned", "online"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("method.teacher=tuned", "train.ema=0.9"),
+        ("method.teacher=online", "train.ema=0.9", "train.optimizer.name=sgd"),
+        ("train.swa=0.7", "train.optimizer.sam=0.05", "train.eps_warmup_epochs=2"),
+        ("method.name=advvlp", "train.optimizer.awp=0.01", "train.attack.kind=n-fgsm", "train.label_smoothing=0.1"),
+        ("train.attack.loss=margin", "train.attack.stop_margin=0.5", "train.attack.steps=3"),
+        ("train.attack.kind=free", "train.attack.replays=3", "train.epochs=4"),
+        ("train.attack.kind=carried", "train.epochs=4"),
+    ],
+    ids=lambda extra: "-".join(part.split(".")[-1] for part in extra),
+)
 def test_an_interrupted_run_resumes_bit_identical(
-    tmp_path: Path, clip: DualEncoder, colours: Path, teacher: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clip: DualEncoder, colours: Path, extra: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extra = (
-        f"method.teacher={teacher}",
-        "train.ema=0.9",
-        "train.optimizer.name=" + ("sgd" if teacher == "online" else "adamw"),
-    )
     whole = start(tmp_path / "whole", clip, colours, *extra)
 
     saves, log, save = [], Run.log, Run.save_checkpoint
@@ -115,7 +124,7 @@ def test_an_interrupted_run_resumes_bit_identical(
     monkeypatch.setattr(Run, "log", interrupt)
     with pytest.raises(KeyboardInterrupt):
         start(tmp_path / "broken", clip, colours, *extra)
-    assert saves == [0, 2, 3]
+    assert saves == ([0, 3] if "train.attack.kind=free" in extra else [0, 2, 3])
     monkeypatch.undo()
     resumed = start(tmp_path / "broken", clip, colours, *extra, resume=True)
     assert same(whole.load_prompts(), resumed.load_prompts())
@@ -191,8 +200,8 @@ from tests.test_training import start
 gradients = []
 original = loop.update_average
 
-def record(average, current, decay, step):
-    original(average, current, decay, step)
+def record(average, current, share):
+    original(average, current, share)
     gradients.append(torch.cat([p.grad.flatten() for p in recorded[0].trained]))
 
 recorded = []
@@ -208,12 +217,14 @@ state = PartialState(cpu=True)
 clip = load_clip(sys.argv[2])
 sets = ["train.ema=0.5", "method.teacher=frozen", "train.batch_size=7"]
 start(Path(sys.argv[1]) / f"run{state.process_index}", clip, Path(sys.argv[3]), *sets)
+sets += ["train.attack.kind=free", "train.attack.replays=2", "train.optimizer.awp=0.01"]
+start(Path(sys.argv[1]) / f"free{state.process_index}", clip, Path(sys.argv[3]), *sets)
 torch.save(gradients, Path(sys.argv[1]) / f"gradients{state.process_index}.pt")
 """
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path, clip_folder: Path, colours: Path) -> None:
-    """Batches of 7 and a last one of 5: the shares of the two processes differ in size."""
+    """Batches of 7 and a last one of 5: the shares of the two processes differ in size. The default, then free with AWP."""
     script = tmp_path / "script.py"
     script.write_text(DISTRIBUTED)
     root = Path(__file__).parents[1]
@@ -234,7 +245,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path, clip_folder: Pa
         torch.load(tmp_path / name, weights_only=True)
         for name in ("one/gradients0.pt", "two/gradients0.pt", "two/gradients1.pt")
     )
-    assert len(one) == len(left) == 6
+    assert len(one) == len(left) == 6 + 6
     for single, a, b in zip(one, left, right, strict=True):
         assert torch.equal(a, b)
         torch.testing.assert_close(a, single, rtol=1e-3, atol=1e-6)
@@ -259,7 +270,7 @@ def test_the_average_follows_its_definition() -> None:
     average, decay = {"a": torch.tensor([1.0])}, 0.9
     expected = 1.0
     for step, value in enumerate([2.0, 3.0, -1.0]):
-        update_average(average, {"a": torch.tensor([value])}, decay, step)
+        update_average(average, {"a": torch.tensor([value])}, ema_share(step, decay))
         d = min(decay, (1 + step) / (10 + step))
         expected = d * expected + (1 - d) * value
     assert float(average["a"]) == pytest.approx(expected)

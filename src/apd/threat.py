@@ -89,13 +89,15 @@ class ThreatModel:
 
         Drawn on the CPU, so that a sample starts at the same point whatever the batch and the device.
         """
-        noise = torch.stack([self._draw(x.shape[1:], int(seed)) for seed in seeds.tolist()])
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+        if self.norm == "linf":
+            draws = torch.stack([torch.rand(x.shape[1:], generator=generator) for generator in generators])
+            noise = (draws.to(x.device) * 2 - 1) * self.eps
+        else:
+            noise = torch.stack([self._draw_l2(x.shape[1:], generator) for generator in generators])
         return self.project(x + noise.to(x), x)
 
-    def _draw(self, shape: torch.Size, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        if self.norm == "linf":
-            return (torch.rand(shape, generator=generator) * 2 - 1) * self.eps
+    def _draw_l2(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         direction = torch.randn(shape, generator=generator)
         radius = torch.rand((), generator=generator) ** (1.0 / direction.numel())
         noise: Tensor = direction / direction.norm() * radius * self.eps

@@ -1,13 +1,12 @@
 """Attacks: within a threat model, find images that a classifier gets wrong.
 
-Training attacks have the form `Attack`; `TRAINING` is their table. Evaluation attacks (`find`) are given by name, get
+Training attacks have the form `Attack`. Evaluation attacks (`find`) are given by name, get
 the whole classifier, and are handed only samples that still stand.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,14 +15,12 @@ from torch import Tensor, nn
 from apd.attacks.auto import Found, LibraryAttack
 from apd.attacks.base import Attack, Objective, sample_seeds
 from apd.attacks.cascade import Cascade
-from apd.attacks.fgsm import FGSMRS
-from apd.attacks.objectives import cross_entropy, kl, kl_from_logits, kl_of_pair, margin
+from apd.attacks.fgsm import FGSMRS, NFGSM
+from apd.attacks.friendly import FriendlyPGD
+from apd.attacks.objectives import cross_entropy, dlr, kl, kl_from_logits, kl_of_pair, margin
 from apd.attacks.pgd import PGD
 from apd.errors import InputError, nearest
 from apd.threat import ThreatModel
-
-TRAINING: dict[str, Callable[..., Attack]] = {"pgd": PGD, "fgsm-rs": FGSMRS}
-"""Attacks for the training loop, by name."""
 
 EVALUATION: dict[str, str] = {
     "clean": "no attack",
@@ -113,14 +110,16 @@ def find(name: str) -> EvaluationAttack:
 __all__ = [
     "EVALUATION",
     "FGSMRS",
+    "NFGSM",
     "PGD",
-    "TRAINING",
     "Attack",
     "Cascade",
     "EvaluationAttack",
     "Found",
+    "FriendlyPGD",
     "Objective",
     "cross_entropy",
+    "dlr",
     "find",
     "kl",
     "kl_from_logits",

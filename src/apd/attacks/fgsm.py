@@ -1,9 +1,10 @@
-"""One step from a random start: fast adversarial training (Wong 2020, arXiv 2001.03994, algorithm 3)."""
+"""One step from a random start, for training only: FGSM-RS and N-FGSM; too weak to report."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from apd.attacks.base import Objective
@@ -13,7 +14,7 @@ from apd.threat import ThreatModel
 
 @dataclass(frozen=True)
 class FGSMRS:
-    """FGSM-RS: a random start in the ball, one step of 1.25 eps, projected. For training; too weak to report.
+    """FGSM-RS: a random start in the ball, one step of 1.25 eps, projected (Wong 2020, arXiv 2001.03994, algorithm 3).
 
     Args:
         step_size: length of the step as a fraction of eps.
@@ -24,3 +25,27 @@ class FGSMRS:
     def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
         """Adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one a sample."""
         return PGD(steps=1, step_size=self.step_size)(objective, x, threat, seeds)
+
+
+@dataclass(frozen=True)
+class NFGSM:
+    """N-FGSM: noise of twice the budget, one step of eps, and no projection (de Jorge 2022, arXiv 2202.01181, eq. 3).
+
+    Keeping the noise guards one-step training against catastrophic overfitting. Images leave the ball, by at most
+    ``noise`` times eps; they stay in [0,1].
+
+    Args:
+        step_size: length of the step as a fraction of eps.
+        noise: radius of the noise as a multiple of eps.
+    """
+
+    step_size: float = 1.0
+    noise: float = 2.0
+
+    def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
+        """Adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one a sample."""
+        noisy = replace(threat, eps=self.noise * threat.eps).random_start(x, seeds)
+        with torch.enable_grad():
+            noisy.requires_grad_()
+            (gradient,) = torch.autograd.grad(objective(noisy).sum(), noisy)
+        return threat.ascend(noisy.detach(), gradient, self.step_size * threat.eps).clamp(0.0, 1.0)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apd.errors import InputError
+
 
 def cross_entropy(z: Tensor, labels: Tensor) -> Tensor:
     """``-log softmax(z)[y]`` (Madry 2018, eq. 2.1). Flat where the logit scale saturates the softmax; see `margin`."""
@@ -46,3 +48,15 @@ def margin(z: Tensor, labels: Tensor) -> Tensor:
 def squared_distance(features: Tensor, target: Tensor) -> Tensor:
     """``||f - t||^2`` of features (B, D), not of unit length (FARE, Schlarmann 2024, eq. 3)."""
     return (features - target).square().sum(dim=-1)
+
+
+def dlr(z: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio, ``margin / (z_1 - z_3)`` with the logits sorted downwards (Croce 2020, eq. 4).
+
+    Raises:
+        InputError: fewer than three classes.
+    """
+    if z.shape[-1] < 3:
+        raise InputError(f"The dlr loss needs at least three classes, got {z.shape[-1]}; use margin.")
+    top = z.topk(3, dim=-1).values
+    return margin(z, labels) / (top[..., 0] - top[..., 2] + 1e-12)

@@ -72,19 +72,21 @@ class PGD:
                 value = torch.where(better, other_value, value)
         return best
 
-    def _start(self, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
+    def start(self, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
+        """Where the first step is taken from (B,3,H,W)."""
         return threat.random_start(x, seeds) if self.random_start else x.clone()
 
     def _climb(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
-        x_adv = self._start(x, threat, seeds)
+        x_adv = self.start(x, threat, seeds)
         for _ in range(self.steps):
             with torch.enable_grad():
                 x_adv.requires_grad_()
                 (gradient,) = torch.autograd.grad(objective(x_adv).sum(), x_adv)
-            x_adv = self._step(x_adv.detach(), gradient, x, threat)
+            x_adv = self.step(x_adv.detach(), gradient, x, threat)
         return x_adv
 
-    def _step(self, x_adv: Tensor, gradient: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    def step(self, x_adv: Tensor, gradient: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+        """One projected step along ``gradient`` from ``x_adv``, around the clean images ``x`` (all (B,3,H,W))."""
         return threat.project(threat.ascend(x_adv, gradient, self.step_size * threat.eps), x)
 
     def search(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor, fooled: Fooled) -> Tensor:
@@ -108,7 +110,7 @@ class PGD:
         for restart in range(self.restarts):
             if len(standing) == 0:
                 break
-            start = self._start(x[standing], threat, seeds[standing.to(seeds.device)] + restart)
+            start = self.start(x[standing], threat, seeds[standing.to(seeds.device)] + restart)
             standing = self._search_from(start, standing, objective, x, threat, fooled, found)
         return found
 
@@ -134,5 +136,5 @@ class PGD:
             if step == self.steps or len(standing) == 0:
                 break
             (gradient,) = torch.autograd.grad(objective.loss(outputs, target)[keep].sum(), x_adv)
-            x_adv = self._step(x_adv.detach()[keep], gradient[keep], x[standing], threat)
+            x_adv = self.step(x_adv.detach()[keep], gradient[keep], x[standing], threat)
         return standing

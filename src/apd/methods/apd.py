@@ -152,8 +152,10 @@ class APD(Method):
         return self._fixed("teacher", self.teacher)
 
     def _teacher_features(self, step: Step) -> Tensor:
-        with torch.set_grad_enabled(self.s.teacher == "online"):
+        if self.s.teacher == "online":
             return cast(Tensor, step.once("teacher features", lambda: self._teacher(step).features(step.x)))
+        with torch.no_grad():
+            return cast(Tensor, step.lastingly("teacher features", lambda: self._teacher(step).features(step.x)))
 
     def _teacher_logits(self, step: Step) -> Tensor:
         return self._teacher(step).compare(self._teacher_features(step))

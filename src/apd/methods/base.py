@@ -95,12 +95,16 @@ class Step:
         labels: (B,) int64.
         student: the student bound for this step, with gradients to its prompts.
         index: (B,) int64, the places of the images among ``Preparation.images``; None outside of a training loop.
+        smoothing: of the labels in the outer loss's cross-entropy terms (Szegedy 2016).
+        lasting: what holds for these images whatever the prompts, shared by all steps on them.
     """
 
     x: Tensor
     labels: Tensor
     student: BoundCLIP
     index: Tensor | None = None
+    smoothing: float = 0.0
+    lasting: dict[str, Any] = field(default_factory=dict)
     _known: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -108,6 +112,12 @@ class Step:
         if name not in self._known:
             self._known[name] = compute()
         return self._known[name]
+
+    def lastingly(self, name: str, compute: Callable[[], Any]) -> Any:
+        """``compute()``, called once a batch, also where several steps are taken on it: for what no prompt changes."""
+        if name not in self.lasting:
+            self.lasting[name] = compute()
+        return self.lasting[name]
 
     def clean_features(self) -> Tensor:
         """The student's features of the clean images (B, D), with gradients."""
@@ -119,8 +129,8 @@ class Step:
         return self.student.compare(self.clean_features())
 
     def cross_entropy(self, z: Tensor) -> Tensor:
-        """The outer loss's ``CE(z, y)`` of logits (B, C), averaged over the batch."""
-        return losses.cross_entropy(z, self.labels)
+        """The outer loss's ``CE(z, y)`` of logits (B, C), averaged over the batch, with smoothed labels if asked."""
+        return losses.cross_entropy(z, self.labels, self.smoothing)
 
 
 class Method(nn.Module):

@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from apd.attacks import find, sample_seeds
+from apd.attacks import find
 from apd.classifier import PromptedCLIP
 from apd.clip import DualEncoder
 from apd.config import RunConfig
 from apd.data import Dataset
-from apd.data.augment import random_resized_crop_flip
-from apd.data.dataset import Decoded, shuffled
 from apd.device import pick_device
 from apd.errors import InputError
 from apd.methods import Method, Preparation, find_method
 from apd.run import Run
+from apd.threat import ThreatModel
+from apd.training.batches import Batch, Batches, Images, decode
+from apd.training.log import Log
 from apd.training.monitor import CollapseMonitor, TrainingProgress
-from apd.training.optim import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors, update_average
+from apd.training.optim import (
+    build_optimizer,
+    ema_share,
+    learning_rate,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    swa_share,
+    update_average,
+    warmed_up,
+)
+from apd.training.perturb import awp, sam, shifted
+from apd.training.pixels import Carried, moving_pixels
 from apd.training.settings import TrainSettings
-from apd.training.step import TrainStep, training_attack
+from apd.training.step import training_attack, training_step
 
 
 def train(encoder: DualEncoder, data: Dataset, config: RunConfig, run: Run, *, quiet: bool = False) -> Run:
@@ -60,7 +72,7 @@ def train(encoder: DualEncoder, data: Dataset, config: RunConfig, run: Run, *, q
     bare = PromptedCLIP(encoder, None, data.class_names, data.templates)
     method = find_method(config.method.name)(config.method.settings, bare, settings.seed).to(accelerator.device)
     show = accelerator.is_main_process and not quiet
-    images = _decode(encoder, data, config.data.skip_bad_images, show)
+    images = decode(encoder, data, config.data.skip_bad_images, show)
     loop = Loop(method, images, settings, accelerator, run, show)
     if method.learns and not loop.trained:
         raise InputError(
@@ -81,26 +93,6 @@ def _accelerator(name: str) -> Accelerator:
     if device.index is not None:
         torch.cuda.set_device(device)
     return Accelerator(cpu=device.type == "cpu")
-
-
-@dataclass(frozen=True)
-class Images:
-    """Training and validation images, decoded once and kept as bytes on the device."""
-
-    train: Decoded
-    val: Decoded
-    size: int
-    mirror: bool
-
-
-def _decode(encoder: DualEncoder, data: Dataset, skip_bad: bool, show: bool) -> Images:
-    def split(name: Any) -> Decoded:
-        decoded = data.split(name).decode(encoder.info.preprocessing, skip_bad=skip_bad, progress=show)
-        return Decoded(
-            decoded.images.to(encoder.device), decoded.labels.to(encoder.device), decoded.ids, decoded.skipped
-        )
-
-    return Images(split("train"), split("val"), encoder.info.image_size, data.mirror)
 
 
 class Loop:
@@ -132,12 +124,11 @@ class Loop:
             run,
             show,
         )
-        # A batch smaller than the number of processes would leave one of them without images.
-        n, size = len(images.train), settings.batch_size
-        self.batches = [range(start, min(start + size, n)) for start in range(0, n, size)]
-        self.batches = [batch for batch in self.batches if len(batch) >= accelerator.num_processes]
+        self.batches = Batches(images, settings, accelerator.process_index, accelerator.num_processes)
         self.steps = len(self.batches) * settings.epochs
         self.trained = [p for p in method.parameters() if p.requires_grad]
+        self.pixels = moving_pixels(settings.attack, self.batches, self._threat(0)) if method.adversarial else None
+        self.replays = settings.attack.replays if self.pixels and settings.attack.kind == "free" else 1
         self.average: dict[str, Tensor] = {}
         self.monitor = CollapseMonitor()
         self.summary: dict[str, Any] = {"warnings": []}
@@ -156,47 +147,44 @@ class Loop:
         """All steps that are left; returns the last validation and what was warned of."""
         if not self.trained:
             with TrainingProgress(0, 0, "validation", self.show) as progress:
-                return {**self._validate(_Log(self), progress, 0), "steps": 0}
+                return {**self._validate(Log(self.run, len(self.batches), False), progress, 0), "steps": 0}
         optimizer = build_optimizer(self.settings.optimizer, self.trained)
         found = self._restore(optimizer)
         start = found or 0
         if found is None:
             prepare()
-            if self.settings.ema:
+            if self.settings.ema or self.settings.swa:
                 self.average = {name: tensor.detach().clone() for name, tensor in self._student_state().items()}
             self._checkpoint(0, optimizer)
-        module = TrainStep(
-            self.method, training_attack(self.settings.attack), self.settings.threat, self.settings.precision == "bf16"
-        )
-        module, optimizer = self.accelerator.prepare(module, optimizer)
+        self.bare = training_step(self.method, self.settings)
+        module, optimizer = self.accelerator.prepare(self.bare, optimizer)
         title = "training" if self.run else "tuning the teacher"
         with TrainingProgress(self.steps, start, title, self.show) as progress, _interrupts(self):
             return self._epochs(module, optimizer, start, progress)
 
     def _epochs(self, module: nn.Module, optimizer: Any, start: int, progress: TrainingProgress) -> dict[str, Any]:
-        log = _Log(self)
-        for step in range(start, self.steps):
-            epoch, index = divmod(step, len(self.batches))
-            if index == 0 or step == start:
-                order = shuffled(self.images.train.ids, self.settings.seed, "order", epoch)
-            terms = self._step(module, optimizer, step, [order[i] for i in self.batches[index]])
-            progress.advance()
-            done = step + 1
-            if done % self.settings.log_every == 0 or done == self.steps:
+        board = self.settings.tensorboard and self.accelerator.is_main_process
+        log = Log(self.run, len(self.batches), board)
+        for step in range(start, self.steps, self.replays):
+            done = min(step + self.replays, self.steps)
+            terms = self._visit(module, optimizer, step, done)
+            progress.advance(done - step)
+            due = partial(self._due, step, done)
+            if due(self.settings.log_every):
                 self.monitor.check_loss(log.terms(terms, done), done)
                 progress.show(log.last)
-            if (
-                index == len(self.batches) - 1
-                and self.run
-                and ((epoch + 1) % self.settings.validate_every == 0 or done == self.steps)
-            ):
+            if self.run and due(self.settings.validate_every * len(self.batches)):
                 self.summary = {**self._validate(log, progress, done), "steps": done}
             self._agree_to_stop()
-            if done % self.settings.checkpoint_every == 0 or done == self.steps or self.stop:
+            if due(self.settings.checkpoint_every) or self.stop:
                 self._checkpoint(done, optimizer)
             if self.stop and done < self.steps:
                 raise KeyboardInterrupt
         return self.summary
+
+    def _due(self, step: int, done: int, every: int) -> bool:
+        """Whether a multiple of ``every`` steps, or the end, was reached since ``step``; a batch may take several steps."""
+        return done // every > step // every or done == self.steps
 
     def _agree_to_stop(self) -> None:
         """Let all processes stop at the same step: one that left alone would leave the others waiting for its gradients."""
@@ -204,37 +192,56 @@ class Loop:
             flag = torch.tensor([int(self.stop)], device=self.accelerator.device)
             self.stop = bool(self.accelerator.reduce(flag, "sum").item())
 
-    def _step(self, module: nn.Module, optimizer: Any, step: int, chosen: list[int]) -> dict[str, Tensor]:
-        s, world = self.settings, self.accelerator.num_processes
-        mine = chosen[self.accelerator.process_index :: world]
-        ids = [self.images.train.ids[i] for i in mine]
-        device = self.images.train.images.device
-        where = torch.tensor(mine, device=device)
-        x = self._augmented(where, ids, step)
-        seeds = sample_seeds(ids, s.seed, "start", step)
-        terms: dict[str, Tensor] = module(x, self.images.train.labels[where], seeds, index=where)
-        # Processes average their gradients; this makes it the mean over all images where the shares differ in size.
-        loss = torch.stack(list(terms.values())).sum() * (len(mine) * world / len(chosen))
+    def _visit(self, module: nn.Module, optimizer: Any, step: int, done: int) -> dict[str, Tensor]:
+        """The optimiser steps from ``step`` to before ``done`` on one batch: several of them in free training."""
+        batch = self.batches.draw(step // self.replays, step)
+        if self.pixels:
+            self.pixels.begin(batch, self._threat(step))
+        for at in range(step, done):
+            terms = self._step(module, optimizer, at, batch)
+        return terms
+
+    def _step(self, module: nn.Module, optimizer: Any, step: int, batch: Batch) -> dict[str, Tensor]:
+        """One optimiser step; returns the loss terms."""
+        s, threat = self.settings, self._threat(step)
+
+        def closure(images: Tensor | None) -> dict[str, Tensor]:
+            optimizer.zero_grad()
+            terms: dict[str, Tensor] = module(
+                batch.x, batch.labels, batch.seeds, index=batch.index, eps=threat.eps, x_adv=images
+            )
+            self.accelerator.backward(torch.stack(list(terms.values())).sum() * batch.weight)
+            return terms
+
+        terms = closure(self.pixels.view(batch, threat) if self.pixels else None)
+        if self.pixels:
+            self.pixels.climb(batch, threat)
+        if s.optimizer.sam or s.optimizer.awp:
+            by = sam(self.trained, s.optimizer.sam) if s.optimizer.sam else awp(self.trained, s.optimizer.awp)
+            with shifted(self.trained, by):
+                closure(self.bare.images)
+        self._update(optimizer, step)
+        return terms
+
+    def _update(self, optimizer: Any, step: int) -> None:
+        """Move the prompts along their gradients, and their average after them."""
+        s = self.settings
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, self.steps, round(s.warmup_epochs * len(self.batches)), s.optimizer.lr)
-        optimizer.zero_grad()
-        self.accelerator.backward(loss)
         if s.optimizer.clip is not None:
             self.accelerator.clip_grad_norm_(self.trained, s.optimizer.clip)
         optimizer.step()
         if self.average:
-            update_average(self.average, self._student_state(), s.ema, step)
-        return terms
+            share = swa_share(step, self.steps, s.swa) if s.swa else ema_share(step, s.ema)
+            update_average(self.average, self._student_state(), share)
 
-    def _augmented(self, index: Tensor, ids: list[str], step: int) -> Tensor:
-        augment, x = self.settings.augment, self.images.train.pixels(index)
-        if not augment.enabled:
-            return x
-        mirror = self.images.mirror if augment.flip is None else augment.flip
-        seeds = sample_seeds(ids, self.settings.seed, "crop", step)
-        return random_resized_crop_flip(x, seeds, size=self.images.size, scale=augment.scale, mirror=mirror)
+    def _threat(self, step: int) -> ThreatModel:
+        """The budget of a step; the attack's step size is a share of it and grows along."""
+        s = self.settings
+        share = warmed_up(step, round(s.eps_warmup_epochs * len(self.batches)), s.eps_warmup_from)
+        return replace(s.threat, eps=share * s.threat.eps)
 
-    def _validate(self, log: _Log, progress: TrainingProgress, done: int) -> dict[str, Any]:
+    def _validate(self, log: Log, progress: TrainingProgress, done: int) -> dict[str, Any]:
         record = self.validate()
         warnings = self.monitor.check_validation(
             log.last_terms,
@@ -290,6 +297,8 @@ class Loop:
         if self.run is None:
             return
         tensors = {f"method.{name}": tensor for name, tensor in self.method.state().items()}
+        if isinstance(self.pixels, Carried):
+            tensors["pixels"] = self.pixels.kept
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         state = {"summary": self.summary, "best_robust": self.monitor.best_robust}
         self.run.save_checkpoint(done, {**tensors, **optimizer_tensors(optimizer)}, state)
@@ -312,46 +321,10 @@ class Loop:
             if name.startswith("average.")
         }
         load_optimizer_tensors(optimizer, tensors)
+        if isinstance(self.pixels, Carried):
+            self.pixels.kept.copy_(tensors["pixels"])
         self.summary, self.monitor.best_robust = state["summary"], state["best_robust"]
         return int(state["step"])
-
-
-class _Log:
-    """Lines of ``metrics.jsonl`` (and TensorBoard, if asked)."""
-
-    def __init__(self, loop: Loop) -> None:
-        self.loop, self.started = loop, time.monotonic()
-        self.last: dict[str, float] = {}
-        self.last_terms: dict[str, float] = {}
-        self.board: Any = None
-        if loop.settings.tensorboard and loop.run and loop.accelerator.is_main_process:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(loop.run.path / "tensorboard"))
-
-    def terms(self, terms: dict[str, Tensor], done: int) -> dict[str, float]:
-        """Write a line with the loss terms (this process's share of the batch)."""
-        self.last_terms = {name: float(value.detach()) for name, value in terms.items()}
-        self.last = {"loss": sum(self.last_terms.values()), **self.last_terms}
-        self.write(
-            {
-                "step": done,
-                "epoch": done / len(self.loop.batches),
-                **self.last,
-                "seconds": time.monotonic() - self.started,
-            }
-        )
-        return self.last_terms
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Write a line."""
-        if self.loop.run:
-            self.loop.run.log(record)
-        if self.board is not None:
-            for name, value in record.items():
-                if isinstance(value, float):
-                    self.board.add_scalar(name, value, record["step"])
-            self.board.flush()
 
 
 @contextmanager

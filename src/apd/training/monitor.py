@@ -97,9 +97,9 @@ class TrainingProgress:
     ) -> None:
         self.progress.stop()
 
-    def advance(self) -> None:
-        """One optimiser step is done."""
-        self.progress.advance(self.task)
+    def advance(self, steps: int = 1) -> None:
+        """So many more optimiser steps are done."""
+        self.progress.advance(self.task, steps)
 
     def show(self, record: Mapping[str, Any]) -> None:
         """Show the latest figures beside the bar."""

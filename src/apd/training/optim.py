@@ -31,12 +31,34 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def warmed_up(step: int, warmup: int, start: float) -> float:
+    """Share of the full eps at a step: linear from ``start`` to 1 over ``warmup`` steps (step counts from 0), then 1.
+
+    >>> [warmed_up(s, 4, 0.2) for s in (1, 3, 9)]
+    [0.6, 1.0, 1.0]
+    """
+    return start + (1 - start) * min(1.0, (step + 1) / warmup) if warmup else 1.0
+
+
+def ema_share(step: int, decay: float) -> float:
+    """Share of the new prompts in their running average; it falls to ``1 - decay``, so that the start does not linger."""
+    return 1 - min(decay, (1 + step) / (10 + step))
+
+
+def swa_share(step: int, steps: int, last: float) -> float:
+    """Share of the new prompts in the mean over the ``last`` share of all steps (SWA, Izmailov 2018, arXiv 1803.05407).
+
+    1 until these steps begin: the average is then the prompts themselves.
+    """
+    first = steps - math.ceil(last * steps)
+    return 1 / max(1, step - first + 1)
+
+
 @torch.no_grad()
-def update_average(average: dict[str, Tensor], current: Mapping[str, Tensor], decay: float, step: int) -> None:
-    """``average <- d * average + (1 - d) * current``, in place; d grows to ``decay`` so that the start does not linger."""
-    d = min(decay, (1 + step) / (10 + step))
+def update_average(average: Mapping[str, Tensor], current: Mapping[str, Tensor], share: float) -> None:
+    """``average <- (1 - share) * average + share * current``, in place."""
     for name, value in average.items():
-        value.lerp_(current[name].to(value.dtype), 1 - d)
+        value.lerp_(current[name].to(value.dtype), share)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from apd.threat import Norm, ThreatModel, parse_eps
 
+AttackLoss = Literal["method", "ce", "margin", "dlr", "kl"]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -16,10 +18,32 @@ class _Section(BaseModel):
 class AttackSettings(_Section):
     """The attack that makes the training images adversarial."""
 
-    kind: Literal["pgd", "fgsm-rs"] = Field("pgd", description="pgd, or one step from a random start (Wong 2020)")
+    kind: Literal["pgd", "fgsm-rs", "n-fgsm", "free", "carried"] = Field(
+        "pgd",
+        description="pgd; one step: fgsm-rs (Wong 2020) or n-fgsm (de Jorge 2022); no pass of its own: free (Shafahi 2019) "
+        "or carried from epoch to epoch (Zheng 2020)",
+    )
     steps: int = Field(2, ge=1, description="steps of pgd")
     step_size: float = Field(1.0, gt=0, description="step of pgd as a fraction of eps")
     random_start: bool = Field(True, description="start pgd at a random point of the ball")
+    replays: int = Field(4, ge=1, description="free: optimiser steps on a batch, one after the other")
+    loss: AttackLoss = Field(
+        "method", description="maximised instead of a method's cross-entropy: ce, margin, dlr, kl (to the clean answer)"
+    )
+    stop_margin: float | None = Field(
+        None,
+        description="pgd: samples misclassified by more than this (logits) leave the attack; null: none (Zhang 2020)",
+    )
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> AttackSettings:
+        if self.stop_margin is not None and (self.kind != "pgd" or self.loss == "kl"):
+            raise ValueError("train.attack.stop_margin needs kind=pgd and a loss on labels")
+        if self.kind in ("free", "carried") and self.loss != "method":
+            raise ValueError(
+                f"train.attack.loss has no effect with kind={self.kind}: pixels climb the method's own loss"
+            )
+        return self
 
 
 class OptimizerSettings(_Section):
@@ -32,6 +56,16 @@ class OptimizerSettings(_Section):
     clip: float | None = Field(
         1.0, gt=0, description="largest norm of the gradient over all prompts; null: no clipping"
     )
+    sam: float = Field(0.0, ge=0, description="SAM: length of the ascent over all prompts (Foret 2021: 0.05); 0: off")
+    awp: float = Field(
+        0.0, ge=0, description="AWP: ascent of each tensor relative to its norm (Wu 2020: 0.005); 0: off"
+    )
+
+    @model_validator(mode="after")
+    def _one_ascent(self) -> OptimizerSettings:
+        if self.sam and self.awp:
+            raise ValueError("train.optimizer.sam and awp are two ascents of the same prompts; set one of them to 0")
+        return self
 
 
 class AugmentSettings(_Section):
@@ -60,7 +94,11 @@ class TrainSettings(_Section):
     epochs: int = Field(30, ge=1, description="passes over the training images")
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up; a cosine to zero follows")
     batch_size: int = Field(32, ge=1, description="images an optimiser step, over all processes together")
+    eps_warmup_epochs: float = Field(0.0, ge=0, description="epochs over which eps grows linearly; 0: eps throughout")
+    eps_warmup_from: float = Field(0.0, ge=0, le=1, description="share of eps at which its growth starts")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="in the cross-entropy terms of the outer loss; 0: off")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the running average of prompts that is deployed; 0: off")
+    swa: float = Field(0.0, ge=0, le=1, description="last share of the steps whose prompts' mean is deployed; 0: off")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast with float32 prompts and gradients")
     seed: int = Field(0, ge=0, description="of prompts, order, crops and attack starts")
     validate_every: int = Field(5, ge=1, description="epochs between two looks at the validation split")
@@ -80,6 +118,14 @@ class TrainSettings(_Section):
     @model_validator(mode="after")
     def _eps_fits_norm(self) -> TrainSettings:
         parse_eps(self.eps, self.norm)
+        return self
+
+    @model_validator(mode="after")
+    def _one_average(self) -> TrainSettings:
+        if self.ema and self.swa:
+            raise ValueError(
+                "train.ema and train.swa are two averages, of which one can be deployed; set the other to 0"
+            )
         return self
 
     @property

@@ -1,21 +1,69 @@
-"""One training step as one module: class features once, attack, loss; gradients synchronise when it is wrapped."""
+"""One training step as one module: class features once, attack, loss; gradients synchronise when it is wrapped.
+
+Passes of the image tower an optimiser step, for K attack steps (`train.attack.steps`)::
+
+    kind                     student          fixed teacher, where the loss asks for it
+                             fwd      bwd     fwd
+    pgd                      K+1      K+1     1         (the default K = 2: 3 and 3)
+    fgsm-rs, n-fgsm          2        2       1
+    free                     1        1       1/m       (m = train.attack.replays)
+    carried                  1        1       1
+    clean methods            1        1       1
+
+    train.attack.loss=kl     +1       -                 (unless the method needs the clean pass anyway: then it is shared)
+    optimizer.sam or .awp    +1       +1      -         (the attack is not repeated)
+    train.attack.stop_margin at most that of pgd, less the samples that have left
+
+A clean student pass (FAP, TRADES, ``clean_ce``, ``clean_kl``) adds one forward and one backward pass, an online teacher
+one forward and one backward pass, a teacher on x' one forward pass, whatever the kind.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from apd.attacks import FGSMRS, PGD, Attack
+from apd.attacks import (
+    FGSMRS,
+    NFGSM,
+    PGD,
+    Attack,
+    FriendlyPGD,
+    Objective,
+    cross_entropy,
+    dlr,
+    kl_from_logits,
+    margin,
+)
+from apd.errors import InputError
 from apd.methods.base import Method, Step
 from apd.threat import ThreatModel
-from apd.training.settings import AttackSettings
+from apd.training.settings import AttackLoss, AttackSettings, TrainSettings
 
 
 def training_attack(settings: AttackSettings) -> Attack:
-    """The attack that ``settings`` describe."""
+    """The attack that ``settings`` describe; `apd.training.pixels` stands in for it where images move with the prompts."""
     if settings.kind == "fgsm-rs":
         return FGSMRS()
-    return PGD(steps=settings.steps, step_size=settings.step_size, random_start=settings.random_start)
+    if settings.kind == "n-fgsm":
+        return NFGSM()
+    pgd = PGD(settings.steps, settings.step_size, random_start=settings.random_start)
+    return pgd if settings.stop_margin is None else FriendlyPGD(pgd, settings.stop_margin)
+
+
+def training_step(method: Method, settings: TrainSettings) -> TrainStep:
+    """The step of ``method`` that ``settings`` describe."""
+    return TrainStep(
+        method,
+        training_attack(settings.attack),
+        settings.threat,
+        settings.precision == "bf16",
+        smoothing=settings.label_smoothing,
+        inner=settings.attack.loss,
+    )
 
 
 class TrainStep(nn.Module):
@@ -29,13 +77,37 @@ class TrainStep(nn.Module):
         attack: of the training images; not run for methods that train on clean images.
         threat: the budget.
         bf16: run encoder passes under bfloat16 autocast; prompts, logits and gradients stay float32.
+        smoothing: of labels, in the cross-entropy terms of the outer loss.
+        inner: what the attack maximises in place of a method's cross-entropy; ``method``: what the method says.
     """
 
-    def __init__(self, method: Method, attack: Attack, threat: ThreatModel, bf16: bool = False) -> None:
+    images: Tensor
+    """The images (B,3,S,S) that the last loss was taken on, detached: for a second look at the same ones."""
+
+    def __init__(
+        self,
+        method: Method,
+        attack: Attack,
+        threat: ThreatModel,
+        bf16: bool = False,
+        *,
+        smoothing: float = 0.0,
+        inner: AttackLoss = "method",
+    ) -> None:
         super().__init__()
         self.method, self.attack, self.threat, self.bf16 = method, attack, threat, bf16
+        self.smoothing, self.inner = smoothing, inner
+        self._last: tuple[Tensor, int, dict[str, Any]] | None = None
 
-    def forward(self, x: Tensor, labels: Tensor, seeds: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        seeds: Tensor,
+        index: Tensor | None = None,
+        eps: float | None = None,
+        x_adv: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Named scalar terms; their sum is what to minimise.
 
         Args:
@@ -43,10 +115,38 @@ class TrainStep(nn.Module):
             labels: (B,) int64.
             seeds: (B,) int64, of the attack's random start.
             index: (B,) int64, the images' places in the training set.
+            eps: another budget than the threat model's, in [0,1] pixel units.
+            x_adv: adversarial images (B,3,S,S) from elsewhere; no attack is run. Where they ask for a gradient, the
+                terms' backward pass gives it: of the outer loss, not of the attack's objective.
         """
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            step = Step(x, labels, self.method.student.bind(), index=index)
-            x_adv = x
-            if self.method.adversarial:
-                x_adv = self.attack(self.method.inner(step, step.student.detach()), x, self.threat, seeds).detach()
+            step = Step(x, labels, self.method.student.bind(), index, self.smoothing, self._of_images(x))
+            if x_adv is None:
+                x_adv = self._attacked(step, seeds, eps) if self.method.adversarial else x
+            self.images = x_adv.detach()
             return self.method.loss(step, x_adv)
+
+    def _of_images(self, x: Tensor) -> dict[str, Any]:
+        """What is known of these very images from the last call; nothing, if they are others or were written to."""
+        if self._last is None or self._last[0] is not x or self._last[1] != x._version:
+            self._last = (x, x._version, {})
+        return self._last[2]
+
+    def _attacked(self, step: Step, seeds: Tensor, eps: float | None) -> Tensor:
+        threat = self.threat if eps is None else replace(self.threat, eps=eps)
+        objective = self._objective(step, self.method.inner(step, step.student.detach()))
+        return self.attack(objective, step.x, threat, seeds).detach()
+
+    def _objective(self, step: Step, own: Objective) -> Objective:
+        """The method's inner objective, or the one that was asked for in its place."""
+        if self.inner == "method":
+            return own
+        if own.loss is not cross_entropy:
+            raise InputError(
+                f"train.attack.loss={self.inner} can replace a cross-entropy only, but this method's inner objective "
+                "is another; set train.attack.loss=method."
+            )
+        if self.inner == "kl":
+            return Objective(own.forward, kl_from_logits, step.clean_logits().detach())
+        loss = {"ce": cross_entropy, "margin": margin, "dlr": dlr}[self.inner]
+        return Objective(own.forward, loss, own.target)

@@ -1,0 +1,111 @@
+"""What each optimiser step sees: its images, cropped, and the seeds of its attack, all drawn from (seed, step, id)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apd.attacks import sample_seeds
+from apd.clip import DualEncoder
+from apd.data import Dataset
+from apd.data.augment import random_resized_crop_flip
+from apd.data.dataset import Decoded, shuffled
+from apd.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Images:
+    """Training and validation images, decoded once and kept as bytes on the device."""
+
+    train: Decoded
+    val: Decoded
+    size: int
+    mirror: bool
+
+
+def decode(encoder: DualEncoder, data: Dataset, skip_bad: bool, show: bool) -> Images:
+    """The images of both splits, as the encoder wants them, on its device.
+
+    Raises:
+        InputError: images that cannot be read, unless ``skip_bad``.
+    """
+
+    def split(name: Any) -> Decoded:
+        decoded = data.split(name).decode(encoder.info.preprocessing, skip_bad=skip_bad, progress=show)
+        return Decoded(
+            decoded.images.to(encoder.device), decoded.labels.to(encoder.device), decoded.ids, decoded.skipped
+        )
+
+    return Images(split("train"), split("val"), encoder.info.image_size, data.mirror)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's share of a batch.
+
+    Args:
+        index: of the images among all training images (B,) int64.
+        crops: (B,) int64, seeds of their crops.
+        x: images (B,3,S,S) in [0,1], cropped.
+        labels: (B,) int64.
+        seeds: (B,) int64, of the attack's start.
+        weight: of this share's mean loss, so that the processes' mean is the mean over all images.
+    """
+
+    index: Tensor
+    crops: Tensor
+    x: Tensor
+    labels: Tensor
+    seeds: Tensor
+    weight: float
+
+
+class Batches:
+    """The batches of an epoch, as many as `len`.
+
+    Args:
+        images: the training split is drawn from.
+        settings: batch size, augmentation and seed.
+        process: which of the processes this is.
+        processes: how many share a batch.
+    """
+
+    def __init__(self, images: Images, settings: TrainSettings, process: int = 0, processes: int = 1) -> None:
+        self.images, self.settings, self.process, self.processes = images, settings, process, processes
+        n, size = len(images.train), settings.batch_size
+        ranges = [range(start, min(start + size, n)) for start in range(0, n, size)]
+        # A batch smaller than the number of processes would leave one of them without images.
+        self._ranges = [batch for batch in ranges if len(batch) >= processes]
+        self._order = lru_cache(maxsize=1)(lambda epoch: shuffled(images.train.ids, settings.seed, "order", epoch))
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._ranges)
+
+    def draw(self, number: int, step: int) -> Batch:
+        """Batch ``number``, counted from the start of training, with the crops and seeds of optimiser step ``step``."""
+        epoch, index = divmod(number, len(self))
+        order, train = self._order(epoch), self.images.train
+        chosen = [order[i] for i in self._ranges[index]]
+        mine = chosen[self.process :: self.processes]
+        ids = [train.ids[i] for i in mine]
+        where = torch.tensor(mine, device=train.images.device)
+        crops, seeds = (sample_seeds(ids, self.settings.seed, purpose, step) for purpose in ("crop", "start"))
+        weight = len(mine) * self.processes / len(chosen)
+        return Batch(where, crops, self.crop(train.pixels(where), crops), train.labels[where], seeds, weight)
+
+    def crop(self, x: Tensor, seeds: Tensor) -> Tensor:
+        """Images (B,3,S,S) in [0,1], cropped and flipped as ``seeds`` (B,) draw it; as they are where that is off."""
+        augment = self.settings.augment
+        if not augment.enabled:
+            return x
+        mirror = self.images.mirror if augment.flip is None else augment.flip
+        return random_resized_crop_flip(x, seeds, size=self.images.size, scale=augment.scale, mirror=mirror)
+
+    def start_seeds(self) -> Tensor:
+        """Seeds (N,) int64 of where perturbations start that are kept throughout training."""
+        return sample_seeds(self.images.train.ids, self.settings.seed, "start")

@@ -1,0 +1,406 @@
+"""The switches of robust and of cheap training, each against a slow reference that is written from its formula."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apd.attacks import PGD, sample_seeds
+from apd.classifier import PromptedCLIP
+from apd.clip import DualEncoder
+from apd.data import load_data
+from apd.data.dataset import Decoded, shuffled
+from apd.errors import InputError
+from apd.methods import find_method
+from apd.prompts import PromptSpec
+from apd.threat import ThreatModel
+from apd.training import loop
+from apd.training.batches import Batches, Images
+from apd.training.optim import swa_share, update_average, warmed_up
+from apd.training.perturb import awp, sam, shifted
+from apd.training.pixels import Carried
+from apd.training.settings import AttackSettings, TrainSettings
+from apd.training.step import TrainStep, training_step
+
+from .test_training import metrics, settings, start
+
+EPS = 4 / 255
+PLAIN = (
+    "method.name=advvlp",
+    "train.augment.enabled=false",
+    "train.optimizer.name=sgd",
+    "train.optimizer.momentum=0",
+    "train.optimizer.clip=null",
+    "train.optimizer.lr=0.05",
+)
+SPEC = PromptSpec(text_tokens=2, visual_tokens=2)
+LABELS = torch.tensor([0, 2, 1, 1])
+X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def build(clip: DualEncoder, name: str = "advvlp", **options: object):
+    method = find_method(name)
+    return method(method.Settings(prompts=SPEC, **options), PromptedCLIP(clip, None, ["cat", "dog", "piano"]), seed=0)
+
+
+# Perturbed prompts
+
+
+def quadratic(*values: list[float]) -> tuple[list[nn.Parameter], Callable[[], Tensor]]:
+    """Parameters and ``1/2 sum(k * p_k^2)``, whose gradient is ``k * p_k``."""
+    parameters = [nn.Parameter(torch.tensor(value)) for value in values]
+    return parameters, lambda: torch.stack([0.5 * k * (p**2).sum() for k, p in enumerate(parameters, 1)]).sum()
+
+
+def test_the_step_of_sam_on_a_quadratic() -> None:
+    parameters, loss = quadratic([3.0], [2.0, 0.0])
+    loss().backward()
+    with shifted(parameters, sam(parameters, rho=0.5)):
+        # g = (3 | 4, 0), ||g|| = 5, v = 0.5 g / 5 = (0.3 | 0.4, 0)
+        torch.testing.assert_close(torch.cat(list(parameters)), torch.tensor([3.3, 2.4, 0.0]))
+        for p in parameters:
+            p.grad = None
+        loss().backward()
+    assert [p.tolist() for p in parameters] == [[3.0], [2.0, 0.0]]
+    torch.optim.SGD(parameters, lr=0.1).step()
+    torch.testing.assert_close(torch.cat(list(parameters)), torch.tensor([3 - 0.33, 2 - 0.1 * 2 * 2.4, 0.0]))
+
+
+def test_awp_is_relative_to_each_tensor_s_norm() -> None:
+    parameters, loss = quadratic([3.0, 4.0], [0.0, 0.1], [0.0])
+    loss().backward()
+    first, second, third = awp(parameters, gamma=0.01)
+    torch.testing.assert_close(first, 0.01 * 5 * torch.tensor([0.6, 0.8]))
+    torch.testing.assert_close(second, 0.01 * 0.1 * torch.tensor([0.0, 1.0]))
+    assert third.tolist() == [0.0]
+
+
+def test_a_shift_is_undone_to_the_last_bit_also_after_an_error() -> None:
+    parameters = [nn.Parameter(torch.randn(50)) for _ in range(3)]
+    before = [p.detach().clone() for p in parameters]
+    with pytest.raises(RuntimeError), shifted(parameters, [torch.randn(50) * 1e3 for _ in parameters]):
+        assert not torch.equal(parameters[0], before[0])
+        raise RuntimeError
+    assert all(torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
+
+
+# Whole trainings
+
+
+def slow_training(
+    clip: DualEncoder,
+    colours: Path,
+    *,
+    replays: int = 0,
+    carried: bool = False,
+    shift: Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None = None,
+    eps_at: Callable[[int], float] = lambda step: EPS,
+    smoothing: float = 0.0,
+) -> list[list[Tensor]]:
+    """AdvVLP by SGD, all towers rerun in every pass: the prompts after each step.
+
+    With ``replays``, free training: a batch is visited so often, and its pixels move along the gradient of each pass.
+    With ``carried``, they move once a visit and are found again in the next epoch.
+    """
+    data = load_data(colours, shots=4, seed=0)
+    train = data.train.decode(clip.info.preprocessing)
+    method = find_method("advvlp")
+    bare = PromptedCLIP(clip, None, data.class_names, data.templates)
+    model = method(settings(clip, colours, *PLAIN).method.settings, bare, 0).student
+    prompts = list(model.prompts.parameters())
+    per_epoch, trajectory = math.ceil(len(train) / 8), []
+    steps = 3 * per_epoch
+    kept = ThreatModel(EPS).random_start(train.pixels(), sample_seeds(train.ids, 0, "start"))
+
+    def gradients(x_adv: Tensor, wanted: list[Tensor], smoothing: float = 0.0) -> list[Tensor]:
+        z, n = model(x_adv), len(data.class_names)
+        target = F.one_hot(labels, n) * (1 - smoothing) + smoothing / n
+        return list(torch.autograd.grad(-(target * z.log_softmax(1)).sum(1).mean(), wanted, allow_unused=True))
+
+    for step in range(steps):
+        eps = eps_at(step)
+        threat = ThreatModel(eps)
+        if step % max(1, replays) == 0:
+            epoch, index = divmod(step // max(1, replays), per_epoch)
+            chosen = torch.tensor(shuffled(train.ids, 0, "order", epoch)[8 * index :][:8])
+            x, labels = train.pixels(chosen), train.labels[chosen]
+            x_adv = threat.random_start(x, sample_seeds([train.ids[i] for i in chosen], 0, "start", step))
+        if carried:
+            x_adv = kept[chosen]
+        for _ in range(0 if replays or carried else 2):
+            x_adv.requires_grad_()
+            (g,) = gradients(x_adv, [x_adv])
+            x_adv = (x + (x_adv.detach() + eps * g.sign() - x).clamp(-eps, eps)).clamp(0, 1)
+        x_adv = x_adv.detach().requires_grad_()
+        *got, pixels = gradients(x_adv, [*prompts, x_adv], smoothing)
+        if shift is not None:
+            values = [p.detach().clone() for p in prompts]
+            for p, v in zip(prompts, shift(values, got), strict=True):
+                p.data.add_(v)
+            got = gradients(x_adv.detach(), prompts, smoothing)
+            for p, value in zip(prompts, values, strict=True):
+                p.data.copy_(value)
+        if replays or carried:
+            x_adv = (x + (x_adv.detach() + eps * pixels.sign() - x).clamp(-eps, eps)).clamp(0, 1)
+        kept[chosen] = x_adv.detach()
+        turned = max(0, step - per_epoch) / (steps - per_epoch)
+        rate = 0.05 * min(1, (step + 1) / per_epoch) * 0.5 * (1 + math.cos(math.pi * turned))
+        for p, g in zip(prompts, got, strict=True):
+            p.data.sub_(rate * g)
+        trajectory.append([p.detach().clone() for p in prompts])
+    return trajectory
+
+
+def by_sam(_: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+    length = torch.cat([g.flatten() for g in gradients]).norm()
+    return [0.05 * g / length for g in gradients]
+
+
+def by_awp(values: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+    return [0.1 * p.norm() * g / g.norm() for p, g in zip(values, gradients, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("switches", "reference"),
+    [
+        ((), {}),
+        (("train.attack.kind=free", "train.attack.replays=4"), {"replays": 4}),
+        (("train.attack.kind=carried",), {"carried": True}),
+        (("train.optimizer.sam=0.05",), {"shift": by_sam}),
+        (("train.optimizer.awp=0.1",), {"shift": by_awp}),
+        (
+            ("train.attack.kind=free", "train.attack.replays=2", "train.optimizer.sam=0.05"),
+            {"replays": 2, "shift": by_sam},
+        ),
+        (
+            ("train.eps_warmup_epochs=2", "train.eps_warmup_from=0.25"),
+            {"eps_at": lambda step: EPS * [0.4375, 0.625, 0.8125, 1, 1, 1][step]},
+        ),
+        (("train.label_smoothing=0.3",), {"smoothing": 0.3}),
+    ],
+    ids=["default", "free", "carried", "sam", "awp", "free-sam", "eps", "smoothing"],
+)
+def test_training_is_what_the_slow_loop_does(
+    tmp_path: Path, clip: DualEncoder, colours: Path, switches: tuple[str, ...], reference: dict[str, object]
+) -> None:
+    learned = start(tmp_path / "run", clip, colours, *PLAIN, *switches).load_prompts()
+    wanted = slow_training(clip, colours, **reference)[-1]
+    names = [name for name, _ in build(clip).student.prompts.named_parameters()]
+    for name, value in zip(names, wanted, strict=True):
+        torch.testing.assert_close(learned[name], value, rtol=1e-4, atol=1e-6)
+    if switches:
+        plain = slow_training(clip, colours)[-1]
+        assert any(not torch.allclose(learned[n], p, rtol=1e-4, atol=1e-6) for n, p in zip(names, plain, strict=True))
+
+
+@pytest.mark.parametrize(("swa", "last"), [(0.5, 3), (0.6, 4), (1.0, 6), (0.01, 1)])
+def test_swa_deploys_the_mean_of_the_last_steps(
+    tmp_path: Path, clip: DualEncoder, colours: Path, swa: float, last: int
+) -> None:
+    deployed = start(tmp_path / "run", clip, colours, *PLAIN, f"train.swa={swa}").load_prompts()
+    trajectory = slow_training(clip, colours)[-last:]
+    names = [name for name, _ in build(clip).student.prompts.named_parameters()]
+    for number, name in enumerate(names):
+        mean = torch.stack([prompts[number] for prompts in trajectory]).mean(0)
+        torch.testing.assert_close(deployed[name], mean, rtol=1e-4, atol=1e-6)
+
+
+def test_before_the_mean_begins_the_average_is_the_prompts_themselves() -> None:
+    average, values = {"a": torch.zeros(5)}, torch.randn(10, 5)
+    for step, value in enumerate(values):
+        update_average(average, {"a": value}, swa_share(step, 10, 0.4))
+        if step <= 6:
+            assert torch.equal(average["a"], value)
+    torch.testing.assert_close(average["a"], values[6:].mean(0))
+
+
+def test_eps_grows_linearly() -> None:
+    assert [warmed_up(step, 4, 0.0) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert [warmed_up(step, 0, 0.0) for step in range(2)] == [1.0, 1.0]
+
+
+def test_free_training_makes_as_many_updates_and_fewer_visits(
+    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visits, draw = [], Batches.draw
+    monkeypatch.setattr(
+        Batches, "draw", lambda self, number, step: (visits.append((number, step)), draw(self, number, step))[1]
+    )
+    switches = ("train.attack.kind=free", "train.attack.replays=4", "train.validate_every=1", "train.epochs=5")
+    rows = metrics(start(tmp_path / "run", clip, colours, *PLAIN, *switches))
+    assert visits == [(0, 0), (1, 4), (2, 8)]  # 2 batches x 5 epochs = 10 updates: 4 + 4 + 2
+    assert [row["step"] for row in rows if "loss" in row] == [4, 8, 10]
+    assert [row["step"] for row in rows if "val_clean" in row] == [4, 8, 10]
+
+
+def test_clean_methods_do_not_replay(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    a, b = (
+        start(tmp_path / name, clip, colours, "method.name=vlp", *extra).load_prompts()
+        for name, extra in (("a", ()), ("b", ("train.attack.kind=free",)))
+    )
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def carried(**settings: object) -> tuple[Carried, Batches]:
+    images = Decoded((X * 255).to(torch.uint8), LABELS, tuple("abcd"))
+    batches = Batches(Images(images, images, 16, True), TrainSettings(batch_size=4, **settings))
+    return Carried(AttackSettings(kind="carried"), batches, ThreatModel(EPS)), batches
+
+
+def test_carried_perturbations_go_through_the_crop_and_stay_in_the_ball() -> None:
+    """A linear loss, always the same crop: its pixels end at the best of the ball, also where they had been at its edge."""
+    pixels, batches = carried()
+    threat, batch = ThreatModel(EPS), batches.draw(0, 0)
+    weights, values = torch.randn(X.shape, generator=torch.Generator().manual_seed(1)), []
+    for sign in (1, 1, 1, -1, -1, -1):
+        pixels.begin(batch, threat)
+        view = pixels.view(batch, threat)
+        (sign * weights * view).sum().backward()
+        pixels.climb(batch, threat)
+        values.append(float((weights * (view.detach() - batch.x)).sum()))
+        assert torch.equal(threat.project(view.detach(), batch.x), view.detach())
+    limit = float(weights.abs().sum()) * EPS
+    assert abs(values[0]) < 0.2 * limit and values[3] > 0.5 * limit and values[5] < -0.5 * limit
+    clean = batches.images.train.pixels()
+    assert torch.allclose(threat.project(pixels.kept, clean), pixels.kept, atol=1e-6)
+
+
+def test_carried_perturbations_need_one_process() -> None:
+    _, batches = carried()
+    batches.processes = 2
+    with pytest.raises(InputError, match="needs one process, got 2"):
+        Carried(AttackSettings(kind="carried"), batches, ThreatModel(EPS))
+
+
+# Passes
+
+
+class Passes:
+    """Images that went forwards and backwards through the image tower."""
+
+    def __init__(self) -> None:
+        self.forward = self.backward = 0
+
+    @contextmanager
+    def of(self, clip: DualEncoder) -> Iterator[None]:
+        encode = clip.encode_image
+
+        def counting(x: Tensor, tokens: object = ()) -> Tensor:
+            self.forward += len(x)
+            out = encode(x, tokens)
+            if out.requires_grad:
+                out.register_hook(self._back)
+            return out
+
+        clip.encode_image = counting
+        try:
+            yield
+        finally:
+            del clip.encode_image
+
+    def _back(self, gradient: Tensor) -> None:
+        self.backward += len(gradient)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "train", "passes"),
+    [
+        ("advvlp", {}, {}, (3, 3)),
+        ("advvlp", {}, {"attack": {"steps": 7}}, (8, 8)),
+        ("advvlp", {}, {"attack": {"kind": "fgsm-rs"}}, (2, 2)),
+        ("advvlp", {}, {"attack": {"kind": "n-fgsm"}}, (2, 2)),
+        ("advvlp", {}, {"attack": {"kind": "free"}}, (1, 1)),
+        ("advvlp", {}, {"attack": {"kind": "carried"}}, (1, 1)),
+        ("advvlp", {}, {"attack": {"loss": "kl"}}, (4, 3)),
+        ("advvlp", {}, {"optimizer": {"sam": 0.1}}, (4, 4)),
+        ("vlp", {}, {}, (1, 1)),
+        ("apd", {"teacher": "frozen"}, {}, (4, 3)),
+        ("apd", {"teacher": "frozen"}, {"attack": {"kind": "free"}}, (1.25, 1)),
+        ("apd", {"teacher": "frozen"}, {"attack": {"kind": "carried"}}, (2, 1)),
+        ("apd", {"teacher": "frozen"}, {"optimizer": {"awp": 0.1}}, (5, 4)),
+        ("apd", {"teacher": "online"}, {}, (4, 4)),
+        ("apd", {"teacher": "online"}, {"attack": {"kind": "free"}}, (2, 2)),
+        ("apd", {"teacher": "frozen", "clean_ce": 1.0}, {"attack": {"loss": "kl"}}, (5, 4)),
+        ("apd", {"teacher": "frozen", "soft_target": "adversarial"}, {}, (4, 3)),
+    ],
+)
+def test_passes_are_those_of_the_table(
+    tmp_path: Path, clip: DualEncoder, name: str, options: dict, train: dict, passes: tuple[float, float]
+) -> None:
+    """Counted over 4 optimiser steps in the loop itself, in passes of a batch a step."""
+    from accelerate import Accelerator
+
+    batch = Decoded((X * 255).to(torch.uint8), LABELS, tuple("abcd"))
+    config = TrainSettings(epochs=4, batch_size=4, augment={"enabled": False}, **train)
+    training = loop.Loop(
+        build(clip, name, **options), Images(batch, batch, 16, False), config, Accelerator(cpu=True), None, False
+    )
+    counter = Passes()
+    with counter.of(clip):
+        training.run_through(lambda: None)
+    assert (counter.forward / 16, counter.backward / 16) == passes
+
+
+# The attack's loss
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin", "dlr", "kl"])
+def test_the_attack_climbs_the_loss_that_was_asked_for(clip: DualEncoder, loss: str) -> None:
+    method, seeds = build(clip), torch.arange(4)
+    step = training_step(method, TrainSettings(eps=str(EPS), attack=AttackSettings(steps=1, loss=loss)))
+    step(X, LABELS, seeds)
+    model, threat = method.student.frozen(), ThreatModel(EPS)
+    begin = threat.random_start(X, seeds).requires_grad_()
+    expected = []
+    for z, z_clean, y in zip(model(begin), model(X), LABELS.tolist(), strict=True):
+        others = [float("-inf") if i == y else 0.0 for i in range(3)]
+        margin = (z + torch.tensor(others)).max() - z[y]
+        ordered = z.sort(descending=True).values
+        p, q = z.softmax(0), z_clean.softmax(0)
+        expected.append(
+            {
+                "ce": -p[y].log(),
+                "margin": margin,
+                "dlr": margin / (ordered[0] - ordered[2]),
+                "kl": (q * (q / p).log()).sum(),
+            }[loss]
+        )
+    (g,) = torch.autograd.grad(torch.stack(expected).sum(), begin)
+    wanted = (X + (begin.detach() + EPS * g.sign() - X).clamp(-EPS, EPS)).clamp(0, 1)
+    assert float((step.images != wanted).float().mean()) < 0.002  # signs of gradients that are nearly 0
+    torch.testing.assert_close(step.images.mean(), wanted.mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_only_a_cross_entropy_can_be_replaced(clip: DualEncoder) -> None:
+    method = build(clip, "apd", variant="rslad")
+    step = TrainStep(method, PGD(2), ThreatModel(EPS), inner="margin")
+    with pytest.raises(InputError, match="can replace a cross-entropy only"):
+        step(X, LABELS, torch.arange(4))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ema": 0.9, "swa": 0.5}, "two averages"),
+        ({"optimizer": {"sam": 0.1, "awp": 0.1}}, "two ascents"),
+        ({"attack": {"kind": "free", "loss": "margin"}}, "no effect with kind=free"),
+        ({"attack": {"kind": "carried", "loss": "kl"}}, "no effect with kind=carried"),
+        ({"attack": {"kind": "free", "stop_margin": 0.0}}, "needs kind=pgd"),
+    ],
+)
+def test_switches_that_contradict_each_other_are_refused(wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainSettings(**wrong)
+
+
+def test_moving_pixels_need_a_loss_that_sees_them(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    switches = ("method.adv_kl=0", "method.clean_ce=1", "train.attack.kind=free")
+    with pytest.raises(InputError, match="a term on adversarial images"):
+        start(tmp_path / "run", clip, colours, *switches)
