@@ -30,5 +30,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     'Known: apd, advvlp.'
     """
     options = list(known)
-    close = difflib.get_close_matches(name, options, n=1)
+    close = difflib.get_close_matches(name, options)
+    # Swapped letters are the likeliest slip.
+    close.sort(key=lambda option: sorted(option) != sorted(name))
     return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(options)}."
