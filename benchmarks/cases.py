@@ -144,19 +144,16 @@ def run(cases: Iterable[Case], results: Results, say: Callable[[str], None] = pr
     """Measure what is not known yet, cheapest news first: the predicted cost, then each row as it is done."""
     options = results.options
     todo = [case for case in cases if fnmatch(case.name, options.only) and not results.knows(case)]
-    # Towers reach about half of what one large product does; every row done corrects this.
-    rate = matmul_rate(options.device) / 2
     total = sum(case.gflop for case in todo)
+    # Towers reach about half of what one large product does.
+    rate = matmul_rate(options.device) / 2 if total else 1.0
     say(f"{results.file.stem}: {len(todo)} rows to measure, {total:,.0f} GFLOP, about {_time(total / rate)}")
     for case in todo:
         if case.gflop:
             say(f"{case.name}: about {_time(case.gflop / rate)}")
         load, started = os.getloadavg()[0], time.perf_counter()
         row = results.add(case, case.measure(), load)
-        seconds = time.perf_counter() - started
-        if case.gflop > rate:  # of less than a second of work most is overhead
-            rate = case.gflop / seconds
-        say(f"{case.name}: {_figures(row)} ({_time(seconds)})")
+        say(f"{case.name}: {_figures(row)} ({_time(time.perf_counter() - started)})")
 
 
 def _time(seconds: float) -> str:

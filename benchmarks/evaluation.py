@@ -48,7 +48,7 @@ class Plain(nn.Module):
         tail = classifier.templates[0].split("{}", 1)[1]
         self.ids = encoder.prompt_ids([f"{n}{tail}" for n in classifier.class_names], prompts.spec.text_tokens)
         with torch.no_grad():
-            self.text, self.visual = prompts.text(), prompts.visual()
+            self.text, self.visual = ([t.clone() for t in branch] for branch in (prompts.text(), prompts.visual()))
             self.kept = self._classes()
 
     def _classes(self) -> Tensor:

@@ -77,7 +77,9 @@ def cut_length(n_tokens: int) -> int:
 def save(geometry: Geometry, folder: Path) -> Path:
     """A CLIP of this geometry with random weights, in the Hugging Face format; returns ``folder``."""
     from transformers import CLIPConfig, CLIPModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     text = {
         "hidden_size": geometry.text_width,
         "intermediate_size": 4 * geometry.text_width,

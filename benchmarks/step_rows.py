@@ -48,7 +48,7 @@ def step_case(
     *,
     geometry: str | None = None,
     bf16: bool = False,
-    rounds: tuple[int, int] = (5, 2),
+    rounds: tuple[int, int] = (3, 2),
 ) -> Case:
     """The row of one step.
 
@@ -164,7 +164,7 @@ def cases(options: Options, results: Results) -> Iterator[Case]:
         yield from (step(kind, 4, 20, rounds=(1, 0)) for kind in ("apd-frozen", "apd-online"))
         return
     for batch in (4, 32, 256) if options.device.type == "cuda" else (4, 16, 32):
-        yield from (step("fap", batch, classes) for classes in (10, 30, 100))
+        yield from (step("fap", batch, classes) for classes in (100, 30, 10))
         yield fitted_case(options, results, batch, 1000)
     yield marginal_case(options)
     for kind in ("apd-frozen", "apd-online"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import apd
 from apd.methods.base import Step
+from apd.prompts import Prompts
 from benchmarks.cases import CONTRACT, Case, Options, Results, run
+from benchmarks.evaluation import Plain, agreement, foolbox_pgd, pyautoattack, same_logits
 from benchmarks.geometry import GEOMETRIES, class_names, cut_length, save
 from benchmarks.measure import compared, interleaved
+from benchmarks.page import BEGIN, END, NOTHING, write_page
+from benchmarks.profile import PARTS, Parts, profile
+from benchmarks.startup import FIRST_STEP, photos
 from benchmarks.step import THREAT, Problem, floor, ours, problem, published
 from benchmarks.step_rows import FLOORS, cases, method_settings, predicted
 from benchmarks.towers import Towers
@@ -104,14 +110,12 @@ def test_class_names_are_different_and_cut_where_the_floor_says(folder: Path) ->
 
 
 def test_rounds_take_turns_and_ratios_are_paired() -> None:
-    ticks = itertools.count()
     seconds = {"ours": iter([1, 2, 1]), "floor": iter([1, 1, 2]), "reference": iter([10, 40])}
     order: list[str] = []
     now = [0.0]
 
     def function(name: str) -> Any:
         def work() -> None:
-            next(ticks)
             order.append(name)
             now[0] += next(seconds[name])
 
@@ -168,3 +172,112 @@ def test_the_quick_suite_fits_what_it_does_not_measure(tmp_path: Path) -> None:
     assert headline["ratio_reference"] == pytest.approx(headline["reference_s"] / headline["ours_s"])
     assert not rows["fap-step-b4-c20-mini"]["extrapolated"]
     assert rows["apd-online-step-b4-c20-mini"]["floor_s"] and rows["apd-online-step-b4-c20-mini"]["reference_s"] is None
+
+
+def test_parts_of_a_profile_make_up_the_step(folder: Path) -> None:
+    for kind in ("fap", "apd-online"):
+        p = build(folder, kind)
+        ours(p)()
+        wanted = gradients(p)
+        parts = Parts(p)
+        parts.functions.pop("optimiser")
+        for part in parts.functions.values():
+            part()
+        for name, gradient in gradients(p).items():
+            torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_profile_is_a_table_of_parts(tmp_path: Path) -> None:
+    profile(Options(quick=True, geometry="mini", results=tmp_path), ("fap",))
+    text = (tmp_path / "profile-fap-mini.md").read_text()
+    assert all(f"| {part} |" in text for part in PARTS) and "aten::" in text
+
+
+def test_libraries_attack_the_same_function(folder: Path) -> None:
+    encoder = apd.load_clip(folder)
+    prompts = Prompts.initial(apd.PromptSpec(text_tokens=2, visual_tokens=2), encoder).requires_grad_(False)
+    classifier = apd.PromptedCLIP(encoder, prompts, class_names(10))
+    twins = [Plain(classifier, Towers.load(folder, encoder), keep) for keep in (False, True)]
+    x = torch.rand(3, 3, 32, 32)
+    same_logits(classifier, twins, x)
+    with torch.no_grad():
+        prompts.text_tokens[0].normal_()
+    with pytest.raises(AssertionError, match="not close"):
+        same_logits(classifier, twins, x)
+    y = classifier(x).argmax(1)
+    for images in (foolbox_pgd(twins[1], x, y, 1 / 255, 2), pyautoattack(twins[1], x, y, 1 / 255, "apgd-ce")):
+        assert images.shape == x.shape and float((images - x).abs().max()) <= 1 / 255 + 1e-6
+
+
+def test_agreement_counts_both_ways() -> None:
+    mine = torch.tensor([True, True, True, False, False])
+    theirs = torch.tensor([False, True, False, True, False])
+    found = agreement(mine, theirs)
+    assert found["disagreement"] == pytest.approx(0.6) and found["p_more_robust"] == pytest.approx(0.5)
+    assert agreement(mine, mine)["p_more_robust"] == 1.0
+    assert agreement(torch.ones(6).bool(), torch.zeros(6).bool())["p_more_robust"] == pytest.approx(1 / 64)
+
+
+def test_a_point_of_growth_has_seconds_and_memory(folder: Path) -> None:
+    about = {"folder": str(folder), "device": "cpu", "rounds": 1, "classes": 5, "batch": 2, "steps": 1, "depth": 2}
+    code = f"import json; from benchmarks.growth import measure; print(json.dumps(measure({about})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    row = json.loads(done.stdout)
+    assert row["ours_s"] > 0 and row["peak_mb"] >= row["memory_before_mb"] > 50
+
+
+def test_the_page_shows_what_the_files_hold_and_keeps_the_rest(tmp_path: Path) -> None:
+    docs, results = tmp_path / "docs", tmp_path / "results"
+    docs.mkdir(), results.mkdir()
+    page = docs / "benchmarks.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_page(results, docs)
+    assert page.read_text() == f"before\n{BEGIN}\n\n{NOTHING}\n\n{END}\nafter\n"
+
+    def write(suite: str, *rows: dict[str, Any]) -> None:
+        options = Options(quick=True)
+        kept = Results(results / f"{suite}.json", options)
+        for row in rows:
+            kept.add(Case(row.pop("name"), row.pop("settings", {}), 0.0, dict), row, 0.1)
+
+    measured = compared({"ours": [1.0, 1.0], "reference": [12.0, 14.0], "floor": [1.0, 0.5]})
+    write("step", {"name": "fap-step-b4-c20", **measured})
+    guess = {"name": "far", **measured, "extrapolated": True, "fitted": {"ours": {}, "reference": {}}}
+    write("step", guess)
+    sizes = {"batch": 4, "steps": 2, "image_size": 32, "depth": 3}
+    write(
+        "growth",
+        *(
+            {"name": f"growth-classes-{c}", "settings": {"classes": c, **sizes}, "ours_s": c / 10, "peak_mb": 100.0}
+            for c in (10, 1000)
+        ),
+        {"name": "growth-classes-9999", "settings": {"classes": 9999, **sizes}, "out_of_memory": True},
+    )
+    write_page(results, docs)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "| fap-step-b4-c20 | 1 | 13 | 0.75 | 13 [12.5, 13.5] | 1.5 [1.25, 1.75] | quick |" in text
+    assert "extrapolated: ours, reference" in text and "out of memory" in text
+    pictures = {file.name for file in (docs / "benchmarks").iterdir()}
+    assert pictures == {"step.svg", "growth-classes.svg"}
+    before = (docs / "benchmarks" / "step.svg").read_bytes()
+    write_page(results, docs)
+    assert (docs / "benchmarks" / "step.svg").read_bytes() == before and page.read_text() == text
+
+
+def test_the_first_step_is_noticed(tmp_path: Path, folder: Path) -> None:
+    data = photos(tmp_path / "photos", 2, 3, side=32)
+    words = [
+        "train",
+        str(data),
+        "--model",
+        str(folder),
+        "--shots",
+        "1",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "r"),
+    ]
+    done = subprocess.run([sys.executable, "-c", FIRST_STEP, *words], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("first step\n")
