@@ -66,6 +66,7 @@ def help_case(options: Options) -> Case:
 
 def first_step_case(options: Options, geometry: str) -> Case:
     """Seconds from the start of ``apd train`` on a local model folder and a folder of photos to its first step."""
+    rounds = 1 if options.quick else 3
 
     def measure() -> Row:
         model = options.folder(GEOMETRIES[geometry])
@@ -73,8 +74,8 @@ def first_step_case(options: Options, geometry: str) -> Case:
             data = photos(Path(place) / "photos", 10, PHOTOS)
             words = ["-c", FIRST_STEP, "train", str(data), "--model", str(model), "--device", str(options.device)]
             started = command([*words, "--output", str(Path(place) / "run"), "--overwrite"])
-            times = interleaved({"ours": started}, {"ours": 3}, options.device)["ours"]
-        return {"ours_s": median(times), "rounds": {"ours": 3}}
+            times = interleaved({"ours": started}, {"ours": rounds}, options.device)["ours"]
+        return {"ours_s": median(times), "rounds": {"ours": rounds}}
 
     about = {"geometry": geometry, "classes": 10, "photos": 10 * PHOTOS, "shots": 16}
     return Case(f"first-step{options.suffix(geometry)}", about, 0.0, measure)

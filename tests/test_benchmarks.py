@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import apd
 from apd.methods.base import Step
 from apd.prompts import Prompts
+from benchmarks.__main__ import main
 from benchmarks.cases import CONTRACT, Case, Options, Results, run
 from benchmarks.evaluation import Plain, agreement, foolbox_pgd, pyautoattack, same_logits
 from benchmarks.geometry import GEOMETRIES, class_names, cut_length, save
@@ -25,7 +26,7 @@ from benchmarks.page import BEGIN, END, NOTHING, write_page
 from benchmarks.profile import PARTS, Parts, profile
 from benchmarks.startup import FIRST_STEP, photos
 from benchmarks.step import THREAT, Problem, floor, ours, problem, published
-from benchmarks.step_rows import FLOORS, cases, method_settings, predicted
+from benchmarks.step_rows import FLOORS, method_settings, predicted
 from benchmarks.towers import Towers
 
 MINI = GEOMETRIES["mini"]
@@ -160,9 +161,7 @@ def test_a_known_row_is_not_measured_again(tmp_path: Path) -> None:
 
 
 def test_the_quick_suite_fits_what_it_does_not_measure(tmp_path: Path) -> None:
-    options = Options(quick=True, geometry="mini", results=tmp_path)
-    results = Results(tmp_path / "step.json", options)
-    run(cases(options, results), results, say=lambda _: None)
+    main(["--quick", "--suite", "step", "--geometry", "mini", "--results", str(tmp_path)])
     rows = {row["name"]: row for row in json.loads((tmp_path / "step.json").read_text())}
     headline, far = rows["fap-step-b4-c100-mini"], rows["fap-step-b4-c1000-mini"]
     assert headline["extrapolated"] and headline["fitted"].keys() == {"reference"} and headline["rounds"]["ours"] == 2
