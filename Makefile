@@ -10,7 +10,7 @@ help:
 	@echo "make install  everything for development, in $(VENV)"
 	@echo "make test     install, then the tests with coverage"
 	@echo "make lint     ruff and mypy"
-	@echo "make bench    the benchmark suites"
+	@echo "make bench    the benchmark suites and their page: hours, resumable; python -m benchmarks --quick for minutes"
 	@echo "make clean    remove $(VENV) and what tools left behind; runs/ stays"
 
 # Stamps: a second call has nothing to do until the pins change. --constraint also picks the build of torch.
@@ -40,6 +40,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --page
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache

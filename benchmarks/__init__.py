@@ -1,1 +1,1 @@
-"""Speed, as ratios measured side by side in one run."""
+"""Speed, as ratios measured side by side in one run; see docs/benchmarks.md."""

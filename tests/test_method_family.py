@@ -265,6 +265,7 @@ TRAINED = {
     "advvp-pixels": {"strips"},
     "apt": {"text_tokens"},
     "advpt": {"text_tokens"},
+    "fap": {"visual_tokens", "maps"},
     "trades": {"text_tokens", "visual_tokens"},
     "pmg": {"text_tokens", "visual_tokens"},
     "fare": {"visual_tokens"},
@@ -290,6 +291,7 @@ def test_what_is_trainable_is_what_the_paper_trains(clip: DualEncoder, name: str
 PASSES = {
     **dict.fromkeys(("advvlp", "advmaple", "advvp", "advvp-pixels", "apt"), 3),
     **dict.fromkeys(("vlp", "maple", "coop", "vpt"), 1),
+    "fap": 4,
     "trades": 4,
     "pmg": 5,
     "fare": 4,

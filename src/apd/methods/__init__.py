@@ -10,6 +10,7 @@ from apd.methods.advpt import AdvPT
 from apd.methods.apd import APD
 from apd.methods.base import Method, MethodSettings, Preparation, Step
 from apd.methods.clean import VLP, VPT, CoOp, MaPLe
+from apd.methods.fap import FAP
 from apd.methods.fare import FARE
 from apd.methods.pmg import PMG
 from apd.methods.trades import TRADES
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "advvp-pixels": AdvVPPixels,
     "apt": APT,
     "advpt": AdvPT,
+    "fap": FAP,
     "trades": TRADES,
     "pmg": PMG,
     "fare": FARE,

@@ -1,0 +1,132 @@
+"""Seconds of functions that take turns, and the ratios between them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Times = dict[str, list[float]]
+"""Seconds by function, one a round; a function that stops earlier has fewer."""
+
+
+def wait_for(device: torch.device) -> None:
+    """Let the device finish what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]],
+    rounds: Mapping[str, int],
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
+    """Run the functions in turn, ``rounds`` of each, and let another one begin every round.
+
+    So whatever else the machine does meets all of them, and the ratio of two times of one round means something.
+    """
+    times: Times = {name: [] for name in functions}
+    for number in range(max(rounds.values())):
+        names = [name for name in functions if number < rounds[name]]
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            wait_for(device)
+            started = clock()
+            functions[name]()
+            wait_for(device)
+            times[name].append(clock() - started)
+    return times
+
+
+def paired(times: Times, above: str, below: str) -> tuple[float | None, list[float] | None]:
+    """Median of the ratios ``above / below`` round by round, and their quartiles; None where there is nothing to pair.
+
+    >>> paired({"a": [2.0, 4.0], "b": [1.0, 1.0]}, "a", "b")
+    (3.0, [2.5, 3.5])
+    """
+    ratios = [a / b for a, b in zip(times.get(above, []), times.get(below, []), strict=False)]
+    if len(ratios) < 2:
+        return (ratios[0] if ratios else None), None
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return middle, [low, high]
+
+
+def compared(times: Times) -> dict[str, Any]:
+    """The measured part of a row: medians of ``ours``, ``reference`` and ``floor``, and their paired ratios.
+
+    ``ratio_reference`` is reference / ours (how many times faster), ``ratio_floor`` ours / floor (how far above it).
+    """
+    seconds = {f"{name}_s": statistics.median(times[name]) if times.get(name) else None for name in _SIDES}
+    faster, faster_spread = paired(times, "reference", "ours")
+    above, above_spread = paired(times, "ours", "floor")
+    spread = {"ratio_reference": faster_spread, "ratio_floor": above_spread}
+    rounds = {name: len(times.get(name, [])) for name in _SIDES}
+    return {**seconds, "ratio_reference": faster, "ratio_floor": above, "spread": spread, "rounds": rounds}
+
+
+_SIDES = ("ours", "reference", "floor")
+
+
+def line_through(points: Mapping[int, float]) -> tuple[float, float]:
+    """``A`` and ``B`` of the least-squares line ``A + B * C`` through seconds by number of classes.
+
+    >>> line_through({10: 3.0, 20: 5.0, 30: 7.0})
+    (1.0, 0.2)
+    """
+    slope, intercept = statistics.linear_regression(list(points), list(points.values()))
+    return round(intercept, 12), round(slope, 12)
+
+
+def machine(device: torch.device) -> str:
+    """The processor, its threads (or the GPU) and the versions that a time depends on."""
+    where = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu()}, {torch.get_num_threads()} threads"
+    )
+    return f"{where}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()} ({platform.machine()}, {os.cpu_count()} cores)"
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """GFLOP a second of a large matrix product: the best of several, so a peak that towers do not reach."""
+    size = 8192 if device.type == "cuda" else 1536
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = min(interleaved({"product": lambda: a @ b}, {"product": 5}, device)["product"])
+    return 2 * size**3 / seconds / 1e9
+
+
+class PeakMemory:
+    """Largest memory since the start of the block, in MB: of this process (CPU, Linux) or of torch's allocator (CUDA)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.before, self.peak = device, 0.0, 0.0
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device) / 1e6
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # forget the high-water mark so far
+            self.before = _status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        cuda = self.device.type == "cuda"
+        self.peak = torch.cuda.max_memory_allocated(self.device) / 1e6 if cuda else _status("VmHWM")
+
+
+def _status(field: str) -> float:
+    """A size from Linux's record of this process, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(field))

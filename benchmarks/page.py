@@ -1,0 +1,146 @@
+"""Plots, and the figures of docs/benchmarks.md, from the JSON files; nothing in them is written by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from apd.errors import InputError
+from apd.files import write_atomic
+from benchmarks.cases import Row
+
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+CURVES = {
+    "classes": "classes",
+    "batch": "batch",
+    "steps": "attack steps",
+    "image-size": "image size (px)",
+    "depth": "prompt depth",
+}
+NOTHING = "Nothing has been measured here yet: `make bench`, then `python -m benchmarks --page`."
+
+
+def write_page(results: Path, docs: Path) -> None:
+    """Put tables and plots of all results between the markers of ``docs/benchmarks.md``.
+
+    Raises:
+        InputError: a page without the markers.
+    """
+    page = docs / "benchmarks.md"
+    text = page.read_text()
+    if BEGIN not in text or END not in text:
+        raise InputError(f"{page} lacks the lines {BEGIN} and {END}; put them where the figures belong.")
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    suites = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
+    parts = [part for suite, rows in suites.items() if rows for part in section(suite, rows, docs / "benchmarks")]
+    write_atomic(page, f"{before}{BEGIN}\n\n" + "\n\n".join(parts or [NOTHING]) + f"\n\n{END}{after}")
+
+
+def section(suite: str, rows: list[Row], pictures: Path) -> Iterator[str]:
+    """Heading, circumstances, table and plot of one file."""
+    yield f"### {suite}"
+    loads = [row["load_before"] for row in rows]
+    yield f"{rows[0]['machine']}; load of the machine before each row {min(loads):g} to {max(loads):g}."
+    yield table(rows)
+    if suite.startswith("growth"):
+        yield from growth_plot(suite, rows, pictures)
+    elif any(row["ratio_reference"] or row["ratio_floor"] for row in rows):
+        yield ratio_plot(suite, rows, pictures)
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as Markdown, with the columns that any of them fills."""
+    extra = sorted(
+        {key for row in rows for key, value in row.items() if key not in _TOLD and isinstance(value, int | float)}
+    )
+    names = [
+        key
+        for key in ("ours_s", "reference_s", "floor_s", "ratio_reference", "ratio_floor", *extra)
+        if any(row.get(key) is not None for row in rows)
+    ]
+    lines = ["| name | " + " | ".join(_title(name) for name in names) + " | |", "|---" * (len(names) + 2) + "|"]
+    for row in rows:
+        cells = [_cell(row, name) for name in names]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + f" | {_remark(row)} |")
+    return "\n".join(lines)
+
+
+_TOLD = {"name", "ours_s", "reference_s", "floor_s", "ratio_reference", "ratio_floor", "extrapolated", "load_before"}
+
+
+def _title(name: str) -> str:
+    return re.sub(r"_s$", " (s)", name).replace("_", " ")
+
+
+def _cell(row: Row, name: str) -> str:
+    value = row.get(name)
+    if value is None:
+        return ""
+    ends = (row.get("spread") or {}).get(name)
+    return f"{value:.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else "")
+
+
+def _remark(row: Row) -> str:
+    remarks = ["quick"] if row["effort"] == "quick" else []
+    if row["extrapolated"]:
+        remarks.append("extrapolated: " + ", ".join(row["fitted"]))
+    if row.get("out_of_memory"):
+        remarks.append("out of memory")
+    return "; ".join(remarks)
+
+
+def growth_plot(suite: str, rows: list[Row], pictures: Path) -> Iterator[str]:
+    """Seconds and peak memory along each curve."""
+    for curve, title in CURVES.items():
+        known = [
+            row
+            for row in rows
+            if row["ours_s"] is not None and row["name"].startswith((f"growth-{curve}-", "growth-base"))
+        ]
+        key = curve.replace("-", "_")
+        points = sorted((row["settings"][key], row["ours_s"], row["peak_mb"]) for row in known)
+        if len(points) < 2:
+            continue
+        figure, (left, right) = _figure(2)
+        sizes, seconds, memory = zip(*points, strict=True)
+        for axes, values, label in ((left, seconds, "seconds a step"), (right, memory, "peak memory (MB)")):
+            axes.plot(sizes, values, marker="o")
+            axes.set(xlabel=title, ylabel=label)
+            if sizes[-1] > 30 * sizes[0]:
+                axes.set(xscale="log", yscale="log")
+        yield _save(figure, pictures / f"{suite}-{curve}.svg", f"time and memory by {title}")
+
+
+def ratio_plot(suite: str, rows: list[Row], pictures: Path) -> str:
+    """Bars: how many times faster than the reference, and how far above the floor; hollow where extrapolated."""
+    figure, sides = _figure(2, height=1 + 0.28 * len(rows))
+    titles = ("reference / ours", "ours / floor")
+    for axes, key, title in zip(sides, ("ratio_reference", "ratio_floor"), titles, strict=True):
+        shown = [row for row in reversed(rows) if row[key] is not None]
+        bars = axes.barh([row["name"] for row in shown], [row[key] for row in shown], edgecolor="C0")
+        for bar, row in zip(bars, shown, strict=True):
+            bar.set_facecolor("none" if row["extrapolated"] else "C0")
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set(xlabel=title)
+    return _save(figure, pictures / f"{suite}.svg", f"ratios of {suite}; hollow bars are extrapolated")
+
+
+def _figure(columns: int, height: float = 3.0) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def _save(figure: Any, file: Path, text: str) -> str:
+    import matplotlib
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # The same figures give the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": file.stem}):
+        figure.savefig(file, metadata={"Date": None})
+    return f"![{text}]({file.parent.name}/{file.name})"

@@ -1,0 +1,176 @@
+"""The rows of the step: which sizes, how often, and what is fitted where measuring would take hours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from apd.methods import find_method
+from benchmarks.cases import Case, Options, Results, Row
+from benchmarks.geometry import CONTEXT, GEOMETRIES, Geometry, cut_length
+from benchmarks.measure import compared, interleaved, line_through
+from benchmarks.step import Problem, floor, leaves, ours, problem, published
+
+DEPTH = 9
+# What the floor of each step consists of: options of `floor`, vision passes, text passes.
+FLOORS: dict[str, tuple[dict[str, Any], int, int]] = {
+    "fap": ({"clean": True}, 8, 2),
+    "apd-frozen": ({"teacher": "frozen"}, 7, 2),
+    "apd-online": ({"teacher": "online"}, 8, 4),
+}
+SIDES = ("ours", "floor", "reference")
+
+
+def method_settings(kind: str, shape: Geometry) -> tuple[str, dict[str, Any]]:
+    """Name and settings of the method behind a row: its defaults, at the depth of FAP (all blocks of a shallow tower)."""
+    name, _, teacher = kind.partition("-")
+    depth = DEPTH if min(shape.text_depth, shape.visual_depth) >= DEPTH else "all"
+    settings: dict[str, Any] = {"prompts": {"text_depth": depth, "visual_depth": depth}}
+    return name, settings | ({"teacher": teacher} if teacher else {})
+
+
+def predicted(kind: str, shape: Geometry, batch: int, classes: int) -> tuple[float, float]:
+    """GFLOP of the floor and of the published step (12 vision and 12 full-length text passes)."""
+    name, settings = method_settings(kind, shape)
+    tokens = find_method(name).Settings.model_validate(settings).prompts
+    image = batch * shape.image_gflop(tokens.visual_tokens)
+    short = classes * shape.text_gflop(cut_length(tokens.text_tokens))
+    _, vision, text = FLOORS[kind]
+    return vision * image + text * short, 12 * (image + classes * shape.text_gflop(CONTEXT))
+
+
+def step_case(
+    options: Options,
+    results: Results,
+    kind: str,
+    batch: int,
+    classes: int,
+    *,
+    geometry: str | None = None,
+    bf16: bool = False,
+    rounds: tuple[int, int] = (3, 2),
+) -> Case:
+    """The row of one step.
+
+    Args:
+        options, results: of the run.
+        kind: a key of `FLOORS`.
+        batch, classes: sizes.
+        geometry: None for the run's.
+        bf16: all sides under autocast.
+        rounds: of ours and the floor, and of the reference; 0: the reference follows the line through other sizes. APD has
+            no public code, so no reference.
+    """
+    geometry = geometry or options.geometry
+    shape = GEOMETRIES[geometry]
+    name, settings = method_settings(kind, shape)
+    least, most = predicted(kind, shape, batch, classes)
+    counts = {"ours": rounds[0], "floor": rounds[0], "reference": rounds[1] if kind == "fap" else 0}
+
+    def measure() -> Row:
+        p = problem(*options.load(geometry), name, settings, batch, classes, bf16=bf16)
+        sides: dict[str, Callable[[], Any]] = {"ours": ours(p), "floor": floor(p, **FLOORS[kind][0])}
+        if counts["reference"]:
+            sides["reference"] = lambda: published(p)
+        if kind == "apd-frozen" or not options.quick:
+            sides["ours"]()  # the frozen teacher's class features are computed once a run
+        if not options.quick:
+            sides["floor"]()
+        row = compared(interleaved(sides, counts, options.device)) | {"gflop": {"floor": least, "reference": most}}
+        fit = kind == "fap" and not counts["reference"]
+        return (
+            fitted(row, results, f"fap-step-b{batch}-c", options.suffix(geometry), classes, ("reference",))
+            if fit
+            else row
+        )
+
+    about = {"method": name, "method_settings": settings, "batch": batch, "classes": classes, "attack_steps": 2}
+    about |= {"geometry": geometry, "bf16": bf16}
+    row_name = f"{kind}-step-b{batch}-c{classes}{options.suffix(geometry)}{'-bf16' if bf16 else ''}"
+    return Case(row_name, about, 2 * rounds[0] * least + counts["reference"] * most, measure)
+
+
+def fitted(row: Row, results: Results, prefix: str, suffix: str, classes: int, sides: tuple[str, ...]) -> Row:
+    """``row`` with seconds of ``sides`` from the line ``A + B * C`` through the rows of other numbers of classes."""
+    row = {"fitted": {}, **row, "extrapolated": True}
+    for side in sides:
+        points = {}
+        for other in results.rows:
+            count = other["name"].removeprefix(prefix).removesuffix(suffix)
+            known = other[f"{side}_s"] is not None and side not in other.get("fitted", {})
+            if known and other["name"].startswith(prefix) and other["name"].endswith(suffix) and count.isdigit():
+                points[int(count)] = other[f"{side}_s"]
+        if len(points) < 2:
+            raise SystemExit(f"{prefix}{classes}{suffix}: {side} needs two measured sizes, there are {sorted(points)}.")
+        a, b = line_through(points)
+        row[f"{side}_s"] = a + b * classes
+        row["fitted"][side] = {"a": a, "b": b, "classes": sorted(points)}
+    row["ratio_reference"] = row["reference_s"] / row["ours_s"]
+    row["ratio_floor"] = row["ours_s"] / row["floor_s"]
+    return row
+
+
+def fitted_case(options: Options, results: Results, batch: int, classes: int) -> Case:
+    """The row of a number of classes at which nothing is measured."""
+    prefix, suffix = f"fap-step-b{batch}-c", options.suffix(options.geometry)
+    about = {"batch": batch, "classes": classes, "geometry": options.geometry, "fitted": SIDES}
+
+    def measure() -> Row:
+        return fitted({}, results, prefix, suffix, classes, SIDES)
+
+    return Case(f"{prefix}{classes}{suffix}", about, 0.0, measure, derived=True)
+
+
+def marginal_case(options: Options, few: int = 100, many: int = 1000, rounds: int = 2) -> Case:
+    """Seconds a class more, between two numbers of classes, beside those of a bare cut-length text forward and backward."""
+    shape = GEOMETRIES[options.geometry]
+    name, settings = method_settings("fap", shape)
+    least = sum(predicted("fap", shape, 4, classes)[0] for classes in (few, many))
+
+    def measure() -> Row:
+        sides: dict[str, Callable[[], Any]] = {}
+        for classes in (few, many):
+            p = problem(*options.load(options.geometry), name, settings, 4, classes)
+            sides |= {f"ours {classes}": ours(p), f"floor {classes}": bare_text(p)}
+        times = interleaved(sides, dict.fromkeys(sides, rounds), options.device)
+        pairs = {side: zip(times[f"{side} {few}"], times[f"{side} {many}"], strict=True) for side in ("ours", "floor")}
+        return compared({side: [(b - a) / (many - few) for a, b in pairs[side]] for side in pairs})
+
+    about = {"few": few, "many": many, "geometry": options.geometry, "batch": 4}
+    suffix = options.suffix(options.geometry)
+    return Case(f"fap-marginal-class-c{few}-c{many}{suffix}", about, 2 * rounds * least, measure)
+
+
+def bare_text(p: Problem) -> Callable[[], None]:
+    """A cut-length text forward and backward to the tokens."""
+    ids, tokens = p.method.student.encoder.trim(p.ids()), leaves(p.prompts.text())
+
+    def run() -> None:
+        features = p.towers.text(ids, tokens)
+        features.sum().backward()
+
+    return run
+
+
+def cases(options: Options, results: Results) -> Iterator[Case]:
+    """The suite: batch by classes on ViT-B/32; other methods, bf16 and ViT-B/16 at the size of the headline."""
+
+    def step(kind: str, batch: int, classes: int, **rest: Any) -> Case:
+        return step_case(options, results, kind, batch, classes, **rest)
+
+    if options.quick:
+        # The reference is what takes long: measured at few classes, fitted at the headline's hundred.
+        yield from (step("fap", 4, classes, rounds=(1, 1)) for classes in (2, 20))
+        yield step("fap", 4, 100, rounds=(2, 0))
+        yield fitted_case(options, results, 4, 1000)
+        yield from (step(kind, 4, 20, rounds=(1, 0)) for kind in ("apd-frozen", "apd-online"))
+        return
+    for batch in (4, 32, 256) if options.device.type == "cuda" else (4, 16, 32):
+        yield from (step("fap", batch, classes) for classes in (100, 30, 10))
+        yield fitted_case(options, results, batch, 1000)
+    yield marginal_case(options)
+    for kind in ("apd-frozen", "apd-online"):
+        yield from (step(kind, batch, 100) for batch in (4, 32))
+    yield from (step("fap", batch, 100, bf16=True) for batch in (4, 32))
+    if options.geometry == "vit-b-32":
+        yield step("fap", 4, 100, geometry="vit-b-16")

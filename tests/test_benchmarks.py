@@ -1,0 +1,282 @@
+"""The benchmark's own code: both sides of a comparison compute the same, and the floor is no more than it must be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import apd
+from apd.methods.base import Step
+from apd.prompts import Prompts
+from benchmarks.__main__ import main
+from benchmarks.cases import CONTRACT, Case, Options, Results, run
+from benchmarks.evaluation import Plain, agreement, foolbox_pgd, pyautoattack, same_logits
+from benchmarks.geometry import GEOMETRIES, class_names, cut_length, save
+from benchmarks.measure import compared, interleaved
+from benchmarks.page import BEGIN, END, NOTHING, write_page
+from benchmarks.profile import PARTS, Parts, profile
+from benchmarks.startup import FIRST_STEP, photos
+from benchmarks.step import THREAT, Problem, floor, ours, problem, published
+from benchmarks.step_rows import FLOORS, method_settings, predicted
+from benchmarks.towers import Towers
+
+MINI = GEOMETRIES["mini"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(MINI, tmp_path_factory.mktemp("models") / "mini")
+
+
+def build(folder: Path, kind: str, batch: int = 3, classes: int = 12, dtype: torch.dtype = torch.float32) -> Problem:
+    encoder = apd.load_clip(folder, dtype=dtype)
+    p = problem(encoder, Towers.load(folder, encoder, dtype), *method_settings(kind, MINI), batch, classes)
+    return replace(p, method=p.method.to(dtype), x=p.x.to(dtype))
+
+
+def gradients(p: Problem) -> dict[str, Tensor]:
+    return {name: q.grad.clone() for name, q in p.method.named_parameters() if q.grad is not None}
+
+
+def gflop(function: Any) -> float:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() / 1e9
+
+
+def test_ours_and_the_published_step_agree_on_the_same_adversarial_images(folder: Path) -> None:
+    p = build(folder, "fap")
+    x_adv = THREAT.random_start(p.x, torch.arange(3) + 7)
+    theirs = published(p, x_adv)
+    wanted = gradients(p)
+    p.method.zero_grad()
+    loss = sum(p.method.loss(Step(p.x, p.labels, p.method.student.bind()), x_adv).values())
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(float(theirs), rel=1e-5)
+    assert wanted.keys() == gradients(p).keys() and wanted
+    for name, gradient in gradients(p).items():
+        assert float((gradient - wanted[name]).norm()) <= 1e-5 * float(wanted[name].norm()), name
+
+
+def test_a_whole_step_agrees_in_float64(folder: Path) -> None:
+    p = build(folder, "fap", dtype=torch.float64)
+    theirs, wanted = published(p), gradients(p)
+    mine = ours(p)()
+    assert float(mine) == pytest.approx(float(theirs), rel=1e-9)
+    for name, gradient in gradients(p).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-7, atol=1e-10)
+
+
+def test_towers_are_the_encoder_s(folder: Path) -> None:
+    p = build(folder, "fap")
+    encoder, prompts = p.method.student.encoder, p.prompts
+    with torch.no_grad():
+        for mine, theirs in (
+            (encoder.encode_image(p.x, prompts.visual()), p.towers.image(p.x, prompts.visual())),
+            (encoder.encode_image(p.x), p.towers.image(p.x)),
+            (encoder.encode_text(p.ids(), prompts.text()), p.towers.text(p.ids(), prompts.text())),
+        ):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FLOORS)
+def test_passes_are_counted_right(folder: Path, kind: str) -> None:
+    """The floor does the passes that it claims, ours does hardly more, the published step all of its twelve."""
+    p = build(folder, kind)
+    ours(p)()  # what is computed once a run
+    bare, mine = gflop(floor(p, **FLOORS[kind][0])), gflop(ours(p))
+    least, most = predicted(kind, MINI, 3, 12)
+    # The counter does not know the CPU's fused attention, and a backward skips what comes before the first prompt.
+    assert bare == pytest.approx(least, rel=0.08)
+    assert mine <= 1.03 * bare
+    if kind == "fap":
+        assert gflop(lambda: published(p)) == pytest.approx(most, rel=0.15)
+
+
+def test_class_names_are_different_and_cut_where_the_floor_says(folder: Path) -> None:
+    assert len(set(class_names(10_000))) == 10_000
+    encoder = apd.load_clip(folder)
+    for count in (10, 30):
+        ids = encoder.prompt_ids([f"{name}." for name in class_names(count)], 2)
+        assert encoder.trim(ids).shape == (count, cut_length(2)) and cut_length(2) == 12
+
+
+def test_rounds_take_turns_and_ratios_are_paired() -> None:
+    seconds = {"ours": iter([1, 2, 1]), "floor": iter([1, 1, 2]), "reference": iter([10, 40])}
+    order: list[str] = []
+    now = [0.0]
+
+    def function(name: str) -> Any:
+        def work() -> None:
+            order.append(name)
+            now[0] += next(seconds[name])
+
+        return work
+
+    counts = {"ours": 3, "floor": 3, "reference": 2}
+    times = interleaved({n: function(n) for n in counts}, counts, torch.device("cpu"), clock=lambda: now[0])
+    assert order == ["ours", "floor", "reference", "floor", "reference", "ours", "ours", "floor"]
+    row = compared(times)
+    assert (row["ours_s"], row["reference_s"], row["floor_s"]) == (1, 25, 1)
+    assert row["ratio_reference"] == 15 and row["spread"]["ratio_reference"] == [12.5, 17.5]
+    assert row["ratio_floor"] == 1.0 and row["spread"]["ratio_floor"] == [0.75, 1.5]
+    assert row["rounds"] == {"ours": 3, "reference": 2, "floor": 3}
+    one = compared({"ours": [2.0], "floor": [1.0]})
+    assert one["ratio_floor"] == 2 and one["ratio_reference"] is None and one["spread"]["ratio_floor"] is None
+
+
+def test_a_known_row_is_not_measured_again(tmp_path: Path) -> None:
+    file, calls = tmp_path / "step.json", []
+
+    def case(size: int) -> Case:
+        return Case("row", {"size": size}, 0.0, lambda: calls.append(size) or {"ours_s": 1.0})
+
+    def again(options: Options, size: int) -> None:
+        run([case(size)], Results(file, options), say=lambda _: None)
+
+    quick = Options(quick=True)
+    again(quick, 1), again(quick, 1)
+    assert calls == [1]
+    again(quick, 2)
+    assert calls == [1, 2], "other settings"
+    again(Options(), 2)
+    assert calls == [1, 2, 2], "a quick row is not a full one"
+    again(quick, 2), again(Options(), 2)
+    assert calls == [1, 2, 2], "but a full one is enough"
+    again(replace(quick, again=True), 2), again(replace(quick, only="other"), 3)
+    assert calls == [1, 2, 2, 2]
+    (row,) = json.loads(file.read_text())
+    assert set(CONTRACT) | {"machine"} <= row.keys() and row["floor_s"] is None
+    file.write_text(json.dumps([row | {"machine": "another"}]))
+    assert Results(file, quick).rows == []
+
+
+def test_the_quick_suite_fits_what_it_does_not_measure(tmp_path: Path) -> None:
+    main(["--quick", "--suite", "step", "--geometry", "mini", "--results", str(tmp_path)])
+    rows = {row["name"]: row for row in json.loads((tmp_path / "step.json").read_text())}
+    headline, far = rows["fap-step-b4-c100-mini"], rows["fap-step-b4-c1000-mini"]
+    assert headline["extrapolated"] and headline["fitted"].keys() == {"reference"} and headline["rounds"]["ours"] == 2
+    assert far["fitted"]["ours"]["classes"] == [2, 20, 100] and far["fitted"]["reference"]["classes"] == [2, 20]
+    line = far["fitted"]["reference"]
+    assert headline["reference_s"] == pytest.approx(line["a"] + 100 * line["b"])
+    assert headline["ratio_reference"] == pytest.approx(headline["reference_s"] / headline["ours_s"])
+    assert not rows["fap-step-b4-c20-mini"]["extrapolated"]
+    assert rows["apd-online-step-b4-c20-mini"]["floor_s"] and rows["apd-online-step-b4-c20-mini"]["reference_s"] is None
+
+
+def test_parts_of_a_profile_make_up_the_step(folder: Path) -> None:
+    for kind in ("fap", "apd-online"):
+        p = build(folder, kind)
+        ours(p)()
+        wanted = gradients(p)
+        parts = Parts(p)
+        parts.functions.pop("optimiser")
+        for part in parts.functions.values():
+            part()
+        for name, gradient in gradients(p).items():
+            torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_profile_is_a_table_of_parts(tmp_path: Path) -> None:
+    profile(Options(quick=True, geometry="mini", results=tmp_path), ("fap",))
+    text = (tmp_path / "profile-fap-mini.md").read_text()
+    assert all(f"| {part} |" in text for part in PARTS) and "aten::" in text
+
+
+def test_libraries_attack_the_same_function(folder: Path) -> None:
+    encoder = apd.load_clip(folder)
+    prompts = Prompts.initial(apd.PromptSpec(text_tokens=2, visual_tokens=2), encoder).requires_grad_(False)
+    classifier = apd.PromptedCLIP(encoder, prompts, class_names(10))
+    twins = [Plain(classifier, Towers.load(folder, encoder), keep) for keep in (False, True)]
+    x = torch.rand(3, 3, 32, 32)
+    same_logits(classifier, twins, x)
+    with torch.no_grad():
+        prompts.text_tokens[0].normal_()
+    with pytest.raises(AssertionError, match="not close"):
+        same_logits(classifier, twins, x)
+    y = classifier(x).argmax(1)
+    for images in (foolbox_pgd(twins[1], x, y, 1 / 255, 2), pyautoattack(twins[1], x, y, 1 / 255, "apgd-ce")):
+        assert images.shape == x.shape and float((images - x).abs().max()) <= 1 / 255 + 1e-6
+
+
+def test_agreement_counts_both_ways() -> None:
+    mine = torch.tensor([True, True, True, False, False])
+    theirs = torch.tensor([False, True, False, True, False])
+    found = agreement(mine, theirs)
+    assert found["disagreement"] == pytest.approx(0.6) and found["p_more_robust"] == pytest.approx(0.5)
+    assert agreement(mine, mine)["p_more_robust"] == 1.0
+    assert agreement(torch.ones(6).bool(), torch.zeros(6).bool())["p_more_robust"] == pytest.approx(1 / 64)
+
+
+def test_a_point_of_growth_has_seconds_and_memory(folder: Path) -> None:
+    about = {"folder": str(folder), "device": "cpu", "rounds": 1, "classes": 5, "batch": 2, "steps": 1, "depth": 2}
+    code = f"import json; from benchmarks.growth import measure; print(json.dumps(measure({about})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    row = json.loads(done.stdout)
+    assert row["ours_s"] > 0 and row["peak_mb"] >= row["memory_before_mb"] > 50
+
+
+def test_the_page_shows_what_the_files_hold_and_keeps_the_rest(tmp_path: Path) -> None:
+    docs, results = tmp_path / "docs", tmp_path / "results"
+    docs.mkdir(), results.mkdir()
+    page = docs / "benchmarks.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_page(results, docs)
+    assert page.read_text() == f"before\n{BEGIN}\n\n{NOTHING}\n\n{END}\nafter\n"
+
+    def write(suite: str, *rows: dict[str, Any]) -> None:
+        options = Options(quick=True)
+        kept = Results(results / f"{suite}.json", options)
+        for row in rows:
+            kept.add(Case(row.pop("name"), row.pop("settings", {}), 0.0, dict), row, 0.1)
+
+    measured = compared({"ours": [1.0, 1.0], "reference": [12.0, 14.0], "floor": [1.0, 0.5]})
+    write("step", {"name": "fap-step-b4-c20", **measured})
+    guess = {"name": "far", **measured, "extrapolated": True, "fitted": {"ours": {}, "reference": {}}}
+    write("step", guess)
+    sizes = {"batch": 4, "steps": 2, "image_size": 32, "depth": 3}
+    write(
+        "growth",
+        *(
+            {"name": f"growth-classes-{c}", "settings": {"classes": c, **sizes}, "ours_s": c / 10, "peak_mb": 100.0}
+            for c in (10, 1000)
+        ),
+        {"name": "growth-classes-9999", "settings": {"classes": 9999, **sizes}, "out_of_memory": True},
+    )
+    write_page(results, docs)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "| fap-step-b4-c20 | 1 | 13 | 0.75 | 13 [12.5, 13.5] | 1.5 [1.25, 1.75] | quick |" in text
+    assert "extrapolated: ours, reference" in text and "out of memory" in text
+    pictures = {file.name for file in (docs / "benchmarks").iterdir()}
+    assert pictures == {"step.svg", "growth-classes.svg"}
+    before = (docs / "benchmarks" / "step.svg").read_bytes()
+    write_page(results, docs)
+    assert (docs / "benchmarks" / "step.svg").read_bytes() == before and page.read_text() == text
+
+
+def test_the_first_step_is_noticed(tmp_path: Path, folder: Path) -> None:
+    data = photos(tmp_path / "photos", 2, 3, side=32)
+    words = [
+        "train",
+        str(data),
+        "--model",
+        str(folder),
+        "--shots",
+        "1",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "r"),
+    ]
+    done = subprocess.run([sys.executable, "-c", FIRST_STEP, *words], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("first step\n")
