@@ -14,7 +14,6 @@ from apd.errors import InputError
 from apd.prompts import Prompts
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
-_CLASSES_AT_ONCE = 256
 
 
 def _full(features: Tensor) -> Tensor:
@@ -105,7 +104,8 @@ class PromptedCLIP(nn.Module):
         self.class_names, self.templates = tuple(class_names), tuple(templates)
         _check_names(self.class_names, self.templates)
         n_tokens = prompts.spec.text_tokens if prompts is not None else 0
-        self._ids = [encoder.trim(encoder.prompt_ids(texts, n_tokens)) for texts in self._texts(n_tokens)]
+        # On the CPU: the encoder reads lengths off them, which would make it wait for another device.
+        self._ids = [encoder.trim(encoder.prompt_ids(texts, n_tokens)).cpu() for texts in self._texts(n_tokens)]
         self._fixed: tuple[tuple[int, ...], BoundCLIP] | None = None
 
     def _texts(self, n_tokens: int) -> list[list[str]]:
@@ -117,14 +117,8 @@ class PromptedCLIP(nn.Module):
     def class_features(self) -> Tensor:
         """Class features (C, D) of unit length, with gradients to the prompts."""
         tokens = self.prompts.text() if self.prompts is not None else []
-        features = [F.normalize(_full(self._encode(ids, tokens)), dim=-1) for ids in self._ids]
+        features = [F.normalize(_full(self.encoder.encode_text(ids, tokens)), dim=-1) for ids in self._ids]
         return features[0] if len(features) == 1 else F.normalize(torch.stack(features).mean(dim=0), dim=-1)
-
-    def _encode(self, ids: Tensor, tokens: list[Tensor]) -> Tensor:
-        ids = ids.to(self.encoder.device)
-        return torch.cat(
-            [self.encoder.encode_text(part, tokens) for part in torch.chunk(ids, -(-len(ids) // _CLASSES_AT_ONCE))]
-        )
 
     def bind(self) -> BoundCLIP:
         """Compute class features and tokens, once for all that follows."""

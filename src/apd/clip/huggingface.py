@@ -11,11 +11,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from apd.clip.blocks import attend_all, run_block
+from apd.clip.chunks import in_chunks
 from apd.clip.encoder import DualEncoder, EncoderInfo, Tokens, sha256_of_weights
+from apd.clip.kernels import PatchEmbedding, linear
+from apd.clip.prefix import Layout, end_states
 from apd.clip.preprocessing import Preprocessing
 from apd.errors import InputError
 
 FAMILIES = ("clip", "siglip")
+_GRAPH_BYTES = 3 * 2**30
+"""Largest graph of class features that is kept; beyond it classes go in chunks, computed again when gradients are."""
+_ACTIVATIONS = 20
+"""Floats kept for a gradient per row, block and unit of width, about."""
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -23,6 +31,11 @@ def _replace_rows(h: Tensor, rows: Tensor, start: int) -> Tensor:
     """``h`` (B, L, W) with rows start..start+n replaced by ``rows`` (n, W) or (B, n, W)."""
     rows = rows.to(h.dtype).expand(h.shape[0], -1, -1)
     return torch.cat([h[:, :start], rows, h[:, start + rows.shape[1] :]], dim=1)
+
+
+def _append_rows(h: Tensor, rows: Tensor) -> Tensor:
+    """``h`` (B, L, W) with ``rows`` (n, W) behind it."""
+    return torch.cat([h, rows.to(h.dtype).expand(h.shape[0], -1, -1)], dim=1)
 
 
 class HuggingFaceEncoder(DualEncoder):
@@ -39,6 +52,8 @@ class HuggingFaceEncoder(DualEncoder):
     ) -> None:
         super().__init__()
         self.model = cast(Any, model.eval().requires_grad_(False))
+        embeddings = self.model.vision_model.embeddings
+        embeddings.patch_embedding = PatchEmbedding(embeddings.patch_embedding)
         self.tokenizer = tokenizer
         config = self.model.config
         self.family = str(config.model_type)
@@ -78,32 +93,87 @@ class HuggingFaceEncoder(DualEncoder):
     def encode_image(self, x: Tensor, tokens: Tokens = ()) -> Tensor:
         self.check_pixels(x)
         tower = self.model.vision_model
-        # Attention runs without a mask here: every patch sees every patch.
         h = tower.embeddings((x - self.mean) / self.std)
-        n = tokens[0].shape[-2] if tokens else 0
-        if n:
-            h = torch.cat([h, tokens[0].to(h.dtype).expand(h.shape[0], -1, -1)], dim=1)
+        n_patches = h.shape[1]
+        if tokens:
+            h = _append_rows(h, tokens[0])
         if self.family == "clip":
             h = tower.pre_layrnorm(h)
-        for depth, block in enumerate(tower.encoder.layers):
-            if 0 < depth < len(tokens):
-                h = _replace_rows(h, tokens[depth], h.shape[1] - n)
-            h = block(h, None)
+        if tokens:
+            h = self._prompted_blocks(h, tokens, n_patches)
+        else:
+            for block in tower.encoder.layers:
+                h = block(h, None)
         if self.family == "siglip":
-            return cast(Tensor, tower.head(tower.post_layernorm(h[:, : h.shape[1] - n])))
-        return cast(Tensor, self.model.visual_projection(tower.post_layernorm(h[:, 0, :])))
+            return cast(Tensor, tower.head(tower.post_layernorm(h)))
+        return linear(self.model.visual_projection, tower.post_layernorm(h[:, 0, :]))
+
+    def _prompted_blocks(self, h: Tensor, tokens: Tokens, n_patches: int) -> Tensor:
+        """The image blocks; rows that nothing behind a block reads are left out of it as soon as all have seen them."""
+        blocks = self.model.vision_model.encoder.layers
+        attend = attend_all(blocks[0].self_attn.num_heads)
+        for depth, block in enumerate(blocks):
+            if 0 < depth < len(tokens):
+                h = _append_rows(h, tokens[depth])
+            read = h.shape[1]
+            if depth + 1 == len(blocks):
+                read = 1 if self.family == "clip" else n_patches
+            elif depth + 1 < len(tokens):
+                read = n_patches
+            h = run_block(block, h, attend, lambda rows, read=read: rows[:, :read])
+        return h
 
     def encode_text(self, ids: Tensor, tokens: Tokens = ()) -> Tensor:
+        n_prefix = self._shared_rows(ids, tokens)
+        if n_prefix:
+            rows = int((self._end_positions(ids) - n_prefix + 1).sum())
+            encode = self._encode_suffixes
+        else:
+            ids, rows, encode = ids.to(self.device), ids.numel(), self._encode_whole
+        row_bytes = _ACTIVATIONS * 4 * self.info.text_width * self.info.text_depth
+        return in_chunks(encode, ids, tokens, -(-rows * row_bytes // _GRAPH_BYTES))
+
+    def _shared_rows(self, ids: Tensor, tokens: Tokens) -> int:
+        """How many leading rows are the same for all classes at every layer; 0 where that cannot be relied on."""
+        if not tokens or not self.info.causal_text or any(rows.dim() != 2 for rows in tokens):
+            return 0
+        start, n_prefix = ids[:, : self._first_row], self._first_row + len(tokens[0])
+        same = bool((start == start[:1]).all()) and int(self._end_positions(ids).min()) >= n_prefix
+        return n_prefix if same else 0
+
+    def _encode_suffixes(self, ids: Tensor, tokens: Tokens) -> Tensor:
+        ids, n_prefix = ids.cpu(), self._first_row + len(tokens[0])
+        layout = Layout.of(ids, self._end_positions(ids), n_prefix).to(self.device)
+        text = self.model.text_model
+        ends = end_states(text, layout, tokens, self._first_row)
+        return linear(self.model.text_projection, text.final_layer_norm(ends))
+
+    def _encode_whole(self, ids: Tensor, tokens: Tokens) -> Tensor:
+        text = self.model.text_model
         h = self._embed_text(ids, tokens)
-        for depth, block in enumerate(self.model.text_model.encoder.layers):
+        if tokens:
+            pooled = self._prompted_text_blocks(h, self._pooled_positions(ids), tokens)
+        else:
+            for block in text.encoder.layers:
+                h = self._text_block(block, h)
+            pooled = h[torch.arange(len(h), device=h.device), self._pooled_positions(ids)]
+        pooled = text.final_layer_norm(pooled)
+        return cast(Tensor, text.head(pooled) if self.family == "siglip" else self.model.text_projection(pooled))
+
+    def _prompted_text_blocks(self, h: Tensor, pooled: Tensor, tokens: Tokens) -> Tensor:
+        """The text blocks; of the last one only the pooled rows (C, width)."""
+        *blocks, last = self.model.text_model.encoder.layers
+        heads = last.self_attn.num_heads
+        for depth, block in enumerate(blocks):
             if 0 < depth < len(tokens):
                 h = _replace_rows(h, tokens[depth], self._first_row)
-            h = self._text_block(block, h)
-        h = self.model.text_model.final_layer_norm(h)
-        if self.family == "siglip":
-            return cast(Tensor, self.model.text_model.head(h[:, -1, :]))
-        pooled = h[torch.arange(len(h), device=h.device), self._end_positions(ids)]
-        return cast(Tensor, self.model.text_projection(pooled))
+            h = run_block(block, h, attend_all(heads, is_causal=self.info.causal_text))
+        if len(blocks) < len(tokens):
+            h = _replace_rows(h, tokens[len(blocks)], self._first_row)
+        classes = torch.arange(len(h), device=h.device)
+        seen = torch.arange(h.shape[1], device=h.device) <= pooled[:, None]
+        attend = attend_all(heads, seen[:, None, None])
+        return run_block(last, h, attend, lambda rows: rows[classes, pooled][:, None])[:, 0]
 
     def _embed_text(self, ids: Tensor, tokens: Tokens) -> Tensor:
         embeddings = self.model.text_model.embeddings
@@ -116,6 +186,12 @@ class HuggingFaceEncoder(DualEncoder):
         if self.info.causal_text:
             return cast(Tensor, block(h, None, is_causal=True))
         return cast(Tensor, block(h, None))
+
+    def _pooled_positions(self, ids: Tensor) -> Tensor:
+        """The row (C,) of each text that becomes its feature: the end token's in a causal tower, else the last."""
+        if self.info.causal_text:
+            return self._end_positions(ids)
+        return torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
 
     def _end_positions(self, ids: Tensor) -> Tensor:
         """Where transformers pools: at the first end token; for the historical ``eos_token_id`` 2 at the largest id."""
