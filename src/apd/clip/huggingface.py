@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from apd.clip.blocks import attend_all, run_block
+from apd.clip.blocks import append_rows, run_prompted
 from apd.clip.chunks import in_chunks
 from apd.clip.encoder import DualEncoder, EncoderInfo, Tokens, sha256_of_weights
 from apd.clip.kernels import PatchEmbedding, linear
@@ -31,11 +31,6 @@ def _replace_rows(h: Tensor, rows: Tensor, start: int) -> Tensor:
     """``h`` (B, L, W) with rows start..start+n replaced by ``rows`` (n, W) or (B, n, W)."""
     rows = rows.to(h.dtype).expand(h.shape[0], -1, -1)
     return torch.cat([h[:, :start], rows, h[:, start + rows.shape[1] :]], dim=1)
-
-
-def _append_rows(h: Tensor, rows: Tensor) -> Tensor:
-    """``h`` (B, L, W) with ``rows`` (n, W) behind it."""
-    return torch.cat([h, rows.to(h.dtype).expand(h.shape[0], -1, -1)], dim=1)
 
 
 class HuggingFaceEncoder(DualEncoder):
@@ -96,32 +91,18 @@ class HuggingFaceEncoder(DualEncoder):
         h = tower.embeddings((x - self.mean) / self.std)
         n_patches = h.shape[1]
         if tokens:
-            h = _append_rows(h, tokens[0])
+            h = append_rows(h, tokens[0])
         if self.family == "clip":
             h = tower.pre_layrnorm(h)
         if tokens:
-            h = self._prompted_blocks(h, tokens, n_patches)
+            class_token = torch.zeros(len(h), dtype=torch.long, device=h.device) if self.family == "clip" else None
+            h = run_prompted(tower.encoder.layers, h, tokens, n_patches, class_token)
         else:
             for block in tower.encoder.layers:
                 h = block(h, None)
         if self.family == "siglip":
             return cast(Tensor, tower.head(tower.post_layernorm(h)))
         return linear(self.model.visual_projection, tower.post_layernorm(h[:, 0, :]))
-
-    def _prompted_blocks(self, h: Tensor, tokens: Tokens, n_patches: int) -> Tensor:
-        """The image blocks; rows that nothing behind a block reads are left out of it as soon as all have seen them."""
-        blocks = self.model.vision_model.encoder.layers
-        attend = attend_all(blocks[0].self_attn.num_heads)
-        for depth, block in enumerate(blocks):
-            if 0 < depth < len(tokens):
-                h = _append_rows(h, tokens[depth])
-            read = h.shape[1]
-            if depth + 1 == len(blocks):
-                read = 1 if self.family == "clip" else n_patches
-            elif depth + 1 < len(tokens):
-                read = n_patches
-            h = run_block(block, h, attend, lambda rows, read=read: rows[:, :read])
-        return h
 
     def encode_text(self, ids: Tensor, tokens: Tokens = ()) -> Tensor:
         n_prefix = self._shared_rows(ids, tokens)
@@ -150,30 +131,23 @@ class HuggingFaceEncoder(DualEncoder):
 
     def _encode_whole(self, ids: Tensor, tokens: Tokens) -> Tensor:
         text = self.model.text_model
-        h = self._embed_text(ids, tokens)
+        h, pooled = self._embed_text(ids, tokens), self._pooled_positions(ids)
         if tokens:
-            pooled = self._prompted_text_blocks(h, self._pooled_positions(ids), tokens)
+            pooled = self._prompted_text(h, tokens, pooled)
         else:
             for block in text.encoder.layers:
                 h = self._text_block(block, h)
-            pooled = h[torch.arange(len(h), device=h.device), self._pooled_positions(ids)]
+            pooled = h[torch.arange(len(h), device=h.device), pooled]
         pooled = text.final_layer_norm(pooled)
         return cast(Tensor, text.head(pooled) if self.family == "siglip" else self.model.text_projection(pooled))
 
-    def _prompted_text_blocks(self, h: Tensor, pooled: Tensor, tokens: Tokens) -> Tensor:
-        """The text blocks; of the last one only the pooled rows (C, width)."""
-        *blocks, last = self.model.text_model.encoder.layers
-        heads = last.self_attn.num_heads
-        for depth, block in enumerate(blocks):
-            if 0 < depth < len(tokens):
-                h = _replace_rows(h, tokens[depth], self._first_row)
-            h = run_block(block, h, attend_all(heads, is_causal=self.info.causal_text))
-        if len(blocks) < len(tokens):
-            h = _replace_rows(h, tokens[len(blocks)], self._first_row)
-        classes = torch.arange(len(h), device=h.device)
-        seen = torch.arange(h.shape[1], device=h.device) <= pooled[:, None]
-        attend = attend_all(heads, seen[:, None, None])
-        return run_block(last, h, attend, lambda rows: rows[classes, pooled][:, None])[:, 0]
+    def _prompted_text(self, h: Tensor, tokens: Tokens, pooled: Tensor) -> Tensor:
+        """The pooled rows (C, width) behind the text blocks; attention does not mind that token rows are put last."""
+        rows, first, n = torch.arange(h.shape[1], device=h.device), self._first_row, tokens[0].shape[-2]
+        order = torch.cat([rows[:first], rows[first + n :], rows[first : first + n]])
+        mask = order[:, None] >= order if self.info.causal_text else None
+        blocks = self.model.text_model.encoder.layers
+        return run_prompted(blocks, h[:, order], tokens, len(rows) - n, order.argsort()[pooled], mask)[:, 0]
 
     def _embed_text(self, ids: Tensor, tokens: Tokens) -> Tensor:
         embeddings = self.model.text_model.embeddings

@@ -18,7 +18,7 @@ from torch import Tensor
 from apd.clip.blocks import attend_all, run_block
 from apd.clip.encoder import Tokens
 
-_TILE = 32
+_TILE = 48
 """Rows a tile, about: longer tiles spend more on attention, shorter ones more on starting it."""
 
 
@@ -107,7 +107,7 @@ def end_states(text_model: Any, layout: Layout, tokens: Tokens, first_row: int) 
     for depth, block in enumerate(blocks[:-1]):
         h = run_block(block, h, attend.everywhere)
         if depth + 1 < len(tokens):
-            start, _, suffixes = h.split([first_row, n, behind])
+            start, _, suffixes = torch.split(h, [first_row, n, behind])
             h = torch.cat([start, tokens[depth + 1].to(h.dtype), suffixes])
     h = run_block(blocks[-1], h, attend.at_ends, attend.pick_ends)
     return h[layout.places]
@@ -133,13 +133,13 @@ class _Attend:
 
     def everywhere(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All rows ask."""
-        (q0, q1), (k0, k1), (v0, v1) = (t.split([self.n_prefix, self.tiles * self.rows]) for t in (q, k, v))
+        (q0, q1), (k0, k1), (v0, v1) = (torch.split(t, [self.n_prefix, self.tiles * self.rows]) for t in (q, k, v))
         prefix = attend_all(self.heads, is_causal=True)(q0[None], k0[None], v0[None])[0]
         return torch.cat([prefix, self._tiles(q1, (k0, k1), (v0, v1), self.mask)])
 
     def at_ends(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The end tokens ask."""
-        k_parts, v_parts = (t.split([self.n_prefix, self.tiles * self.rows]) for t in (k, v))
+        k_parts, v_parts = (torch.split(t, [self.n_prefix, self.tiles * self.rows]) for t in (k, v))
         return self._tiles(q, k_parts, v_parts, self.end_mask)
 
     def pick_ends(self, rows: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class _Attend:
 
     def _tiles(self, q: Tensor, k: tuple[Tensor, ...], v: tuple[Tensor, ...], mask: Tensor) -> Tensor:
         def whole(prefix: Tensor, tiles: Tensor) -> Tensor:
-            return torch.cat([prefix.expand(self.tiles, -1, -1), tiles.unflatten(0, (self.tiles, -1))], dim=1)
+            return torch.cat([prefix.expand(self.tiles, -1, -1), torch.unflatten(tiles, 0, (self.tiles, -1))], dim=1)
 
-        q = q.unflatten(0, (self.tiles, -1))
+        q = torch.unflatten(q, 0, (self.tiles, -1))
         return attend_all(self.heads, mask)(q, whole(*k), whole(*v)).flatten(0, 1)
