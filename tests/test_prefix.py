@@ -116,7 +116,7 @@ def test_shared_prefix(
 ) -> None:
     encoder = encoders["clip", dtype]
     if chunked:
-        monkeypatch.setattr(huggingface, "_GRAPH_BYTES", 60_000)
+        monkeypatch.setattr(huggingface, "_GRAPH_BYTES", 40_000)
     tokens, ids = some_tokens(n, 24, depth, dtype), encoder.prompt_ids(NAMES, n)
     assert_same(
         lambda: encoder.encode_text(encoder.trim(ids), tokens), lambda: plain_text(encoder, ids, tokens), tokens
@@ -141,7 +141,7 @@ def test_where_no_prefix_is_shared(
 ) -> None:
     encoder = encoders[family, dtype]
     if chunked:
-        monkeypatch.setattr(huggingface, "_GRAPH_BYTES", 200_000)
+        monkeypatch.setattr(huggingface, "_GRAPH_BYTES", 120_000)
     tokens, ids = some_tokens(2, 24, depth, dtype, classes), encoder.prompt_ids(NAMES, 2)
     assert_same(
         lambda: encoder.encode_text(encoder.trim(ids), tokens), lambda: plain_text(encoder, ids, tokens), tokens
@@ -173,7 +173,7 @@ def test_no_gradient_of_many_classes_is_the_same(encoders: dict, monkeypatch: py
     encoder = encoders["clip", torch.float64]
     tokens, ids = some_tokens(2, 24, 3, torch.float64), encoder.prompt_ids(NAMES, 2)
     whole = encoder.encode_text(ids, tokens).detach()
-    monkeypatch.setattr(huggingface, "_GRAPH_BYTES", 60_000)
+    monkeypatch.setattr(huggingface, "_GRAPH_BYTES", 40_000)
     with torch.no_grad():
         torch.testing.assert_close(encoder.encode_text(ids, tokens), whole, rtol=1e-12, atol=1e-12)
 
@@ -259,3 +259,16 @@ def test_bfloat16_stays_near_float32(encoders: dict, family: str) -> None:
         assert torch.cosine_similarity(exact.flatten(), rough.float().flatten(), dim=0) > 0.999
         for a, b in zip(*gradients, strict=True):
             assert a is None or (a.dtype == b.dtype and torch.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.99)
+
+
+def test_a_chunk_is_computed_again_in_its_own_precision(encoders: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = encoders["clip", torch.float32]
+    tokens, ids = some_tokens(2, 24, 3, torch.float32), encoder.prompt_ids(NAMES, 2)
+    gradients = []
+    for limit in (2**30, 40_000):
+        monkeypatch.setattr(huggingface, "_GRAPH_BYTES", limit)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            features = encoder.encode_text(ids, tokens)
+        gradients.append(torch.autograd.grad(features.float().square().sum(), tokens))
+    for whole, chunked in zip(*gradients, strict=True):
+        assert torch.cosine_similarity(whole.flatten(), chunked.flatten(), dim=0) > 0.999

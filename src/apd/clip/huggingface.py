@@ -20,9 +20,9 @@ from apd.clip.preprocessing import Preprocessing
 from apd.errors import InputError
 
 FAMILIES = ("clip", "siglip")
-_GRAPH_BYTES = 3 * 2**30
+_GRAPH_BYTES = 4 * 2**30
 """Largest graph of class features that is kept; beyond it classes go in chunks, computed again when gradients are."""
-_ACTIVATIONS = 20
+_ACTIVATIONS = 12
 """Floats kept for a gradient per row, block and unit of width, about."""
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
