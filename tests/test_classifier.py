@@ -132,16 +132,24 @@ def test_class_specific_contexts_serve_their_classes_only(clip: DualEncoder) -> 
         PromptSpec(text_tokens=2, visual_tokens=2, class_specific=True, coupling="text-to-vision")
 
 
-def test_class_specific_contexts_follow_their_classes_in_any_number(clip: DualEncoder) -> None:
+def test_class_specific_contexts_follow_their_classes_in_any_number(
+    clip: DualEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More classes than are encoded at once."""
     names = [f"{'cat ' * (1 + i % 5)}{'dog ' * (1 + i // 5 % 5)}{'red ' * (i // 25)}".strip() for i in range(100)]
     spec = PromptSpec(text_tokens=1, text_depth=1, visual_tokens=0, class_specific=True)
-    prompts = Prompts(spec, clip.info, n_classes=len(names))
-    model = PromptedCLIP(clip, prompts, names, ["{}"])
+    model = PromptedCLIP(clip, Prompts(spec, clip.info, n_classes=len(names)), names, ["{}"])
     whole = model.class_features()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("apd.classifier._CLASSES_AT_ONCE", 7)
-        torch.testing.assert_close(model.class_features(), whole)
+    encode, sizes = clip._encode_whole, []
+
+    def counted(ids: torch.Tensor, tokens: object) -> torch.Tensor:
+        sizes.append(len(ids))
+        return encode(ids, tokens)
+
+    monkeypatch.setattr(clip, "_encode_whole", counted)
+    monkeypatch.setattr("apd.clip.huggingface._GRAPH_BYTES", 1 << 20)
+    torch.testing.assert_close(model.class_features(), whole)
+    assert len(sizes) > 1 and sum(sizes) == len(names)
 
 
 def test_a_frame_of_zeros_leaves_the_image_and_others_are_attacked_through(clip: DualEncoder) -> None:

@@ -14,7 +14,6 @@ from apd.errors import InputError
 from apd.prompts import Prompts
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
-_CLASSES_AT_ONCE = 256
 
 
 def _full(features: Tensor) -> Tensor:
@@ -118,7 +117,8 @@ class PromptedCLIP(nn.Module):
         if prompts is not None and prompts.n_classes not in (None, len(self.class_names)):
             raise InputError(f"The prompts are specific to {prompts.n_classes} classes, got {len(self.class_names)}.")
         n_tokens = prompts.spec.text_tokens if prompts is not None else 0
-        self._ids = [encoder.trim(encoder.prompt_ids(texts, n_tokens)) for texts in self._texts(n_tokens)]
+        # On the CPU: the encoder reads lengths off them, which would make it wait for another device.
+        self._ids = [encoder.trim(encoder.prompt_ids(texts, n_tokens)).cpu() for texts in self._texts(n_tokens)]
         self._fixed: tuple[tuple[int, ...], BoundCLIP] | None = None
         self._written: tuple[torch.device, Tensor] | None = None
 
@@ -140,17 +140,8 @@ class PromptedCLIP(nn.Module):
         return self._written[1]
 
     def _class_features(self, tokens: list[Tensor]) -> Tensor:
-        features = [F.normalize(_full(self._encode(ids, tokens)), dim=-1) for ids in self._ids]
+        features = [F.normalize(_full(self.encoder.encode_text(ids, tokens)), dim=-1) for ids in self._ids]
         return features[0] if len(features) == 1 else F.normalize(torch.stack(features).mean(dim=0), dim=-1)
-
-    def _encode(self, ids: Tensor, tokens: list[Tensor]) -> Tensor:
-        ids = ids.to(self.encoder.device)
-        count = -(-len(ids) // _CLASSES_AT_ONCE)
-        size = -(-len(ids) // count)
-        parts = [slice(first, first + size) for first in range(0, len(ids), size)]
-        # Class-specific tokens (C, n, width) are cut as the classes are.
-        own = [[t[part] if t.dim() == 3 else t for t in tokens] for part in parts]
-        return torch.cat([self.encoder.encode_text(ids[part], t) for part, t in zip(parts, own, strict=True)])
 
     def bind(self) -> BoundCLIP:
         """Compute class features and tokens, once for all that follows."""

@@ -64,7 +64,7 @@ class DualEncoder(nn.Module, ABC):
         """Text features (C, embed_dim), not of unit length.
 
         Args:
-            ids: token ids (C, L), from `prompt_ids` where there are prompt tokens.
+            ids: token ids (C, L) on any device, from `prompt_ids` where there are prompt tokens.
             tokens: text tokens, (n, text_width) or (C, n, text_width) a block; they replace the first n rows after the
                 start token (from row 0 where the family has none).
         """

@@ -11,11 +11,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from apd.clip.blocks import append_rows, run_prompted
+from apd.clip.chunks import in_chunks
 from apd.clip.encoder import DualEncoder, EncoderInfo, Tokens, sha256_of_weights
+from apd.clip.kernels import PatchEmbedding, linear
+from apd.clip.prefix import Layout, end_states
 from apd.clip.preprocessing import Preprocessing
 from apd.errors import InputError
 
 FAMILIES = ("clip", "siglip")
+_GRAPH_BYTES = 4 * 2**30
+"""Largest graph of class features that is kept; beyond it classes go in chunks, computed again when gradients are."""
+_ACTIVATIONS = 12
+"""Floats kept for a gradient per row, block and unit of width, about."""
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -39,6 +47,8 @@ class HuggingFaceEncoder(DualEncoder):
     ) -> None:
         super().__init__()
         self.model = cast(Any, model.eval().requires_grad_(False))
+        embeddings = self.model.vision_model.embeddings
+        embeddings.patch_embedding = PatchEmbedding(embeddings.patch_embedding)
         self.tokenizer = tokenizer
         config = self.model.config
         self.family = str(config.model_type)
@@ -78,32 +88,66 @@ class HuggingFaceEncoder(DualEncoder):
     def encode_image(self, x: Tensor, tokens: Tokens = ()) -> Tensor:
         self.check_pixels(x)
         tower = self.model.vision_model
-        # Attention runs without a mask here: every patch sees every patch.
         h = tower.embeddings((x - self.mean) / self.std)
-        n = tokens[0].shape[-2] if tokens else 0
-        if n:
-            h = torch.cat([h, tokens[0].to(h.dtype).expand(h.shape[0], -1, -1)], dim=1)
+        n_patches = h.shape[1]
+        if tokens:
+            h = append_rows(h, tokens[0])
         if self.family == "clip":
             h = tower.pre_layrnorm(h)
-        for depth, block in enumerate(tower.encoder.layers):
-            if 0 < depth < len(tokens):
-                h = _replace_rows(h, tokens[depth], h.shape[1] - n)
-            h = block(h, None)
+        if tokens:
+            class_token = torch.zeros(len(h), dtype=torch.long, device=h.device) if self.family == "clip" else None
+            h = run_prompted(tower.encoder.layers, h, tokens, n_patches, class_token)
+        else:
+            for block in tower.encoder.layers:
+                h = block(h, None)
         if self.family == "siglip":
-            return cast(Tensor, tower.head(tower.post_layernorm(h[:, : h.shape[1] - n])))
-        return cast(Tensor, self.model.visual_projection(tower.post_layernorm(h[:, 0, :])))
+            return cast(Tensor, tower.head(tower.post_layernorm(h)))
+        return linear(self.model.visual_projection, tower.post_layernorm(h[:, 0, :]))
 
     def encode_text(self, ids: Tensor, tokens: Tokens = ()) -> Tensor:
-        h = self._embed_text(ids, tokens)
-        for depth, block in enumerate(self.model.text_model.encoder.layers):
-            if 0 < depth < len(tokens):
-                h = _replace_rows(h, tokens[depth], self._first_row)
-            h = self._text_block(block, h)
-        h = self.model.text_model.final_layer_norm(h)
-        if self.family == "siglip":
-            return cast(Tensor, self.model.text_model.head(h[:, -1, :]))
-        pooled = h[torch.arange(len(h), device=h.device), self._end_positions(ids)]
-        return cast(Tensor, self.model.text_projection(pooled))
+        n_prefix = self._shared_rows(ids, tokens)
+        if n_prefix:
+            rows = int((self._end_positions(ids) - n_prefix + 1).sum())
+            encode = self._encode_suffixes
+        else:
+            ids, rows, encode = ids.to(self.device), ids.numel(), self._encode_whole
+        row_bytes = _ACTIVATIONS * 4 * self.info.text_width * self.info.text_depth
+        return in_chunks(encode, ids, tokens, -(-rows * row_bytes // _GRAPH_BYTES))
+
+    def _shared_rows(self, ids: Tensor, tokens: Tokens) -> int:
+        """How many leading rows are the same for all classes at every layer; 0 where that cannot be relied on."""
+        if not tokens or not self.info.causal_text or any(rows.dim() != 2 for rows in tokens):
+            return 0
+        start, n_prefix = ids[:, : self._first_row], self._first_row + len(tokens[0])
+        same = bool((start == start[:1]).all()) and int(self._end_positions(ids).min()) >= n_prefix
+        return n_prefix if same else 0
+
+    def _encode_suffixes(self, ids: Tensor, tokens: Tokens) -> Tensor:
+        ids, n_prefix = ids.cpu(), self._first_row + len(tokens[0])
+        layout = Layout.of(ids, self._end_positions(ids), n_prefix).to(self.device)
+        text = self.model.text_model
+        ends = end_states(text, layout, tokens, self._first_row)
+        return linear(self.model.text_projection, text.final_layer_norm(ends))
+
+    def _encode_whole(self, ids: Tensor, tokens: Tokens) -> Tensor:
+        text = self.model.text_model
+        h, pooled = self._embed_text(ids, tokens), self._pooled_positions(ids)
+        if tokens:
+            pooled = self._prompted_text(h, tokens, pooled)
+        else:
+            for block in text.encoder.layers:
+                h = self._text_block(block, h)
+            pooled = h[torch.arange(len(h), device=h.device), pooled]
+        pooled = text.final_layer_norm(pooled)
+        return cast(Tensor, text.head(pooled) if self.family == "siglip" else self.model.text_projection(pooled))
+
+    def _prompted_text(self, h: Tensor, tokens: Tokens, pooled: Tensor) -> Tensor:
+        """The pooled rows (C, width) behind the text blocks; attention does not mind that token rows are put last."""
+        rows, first, n = torch.arange(h.shape[1], device=h.device), self._first_row, tokens[0].shape[-2]
+        order = torch.cat([rows[:first], rows[first + n :], rows[first : first + n]])
+        mask = order[:, None] >= order if self.info.causal_text else None
+        blocks = self.model.text_model.encoder.layers
+        return run_prompted(blocks, h[:, order], tokens, len(rows) - n, order.argsort()[pooled], mask)[:, 0]
 
     def _embed_text(self, ids: Tensor, tokens: Tokens) -> Tensor:
         embeddings = self.model.text_model.embeddings
@@ -116,6 +160,12 @@ class HuggingFaceEncoder(DualEncoder):
         if self.info.causal_text:
             return cast(Tensor, block(h, None, is_causal=True))
         return cast(Tensor, block(h, None))
+
+    def _pooled_positions(self, ids: Tensor) -> Tensor:
+        """The row (C,) of each text that becomes its feature: the end token's in a causal tower, else the last."""
+        if self.info.causal_text:
+            return self._end_positions(ids)
+        return torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
 
     def _end_positions(self, ids: Tensor) -> Tensor:
         """Where transformers pools: at the first end token; for the historical ``eos_token_id`` 2 at the largest id."""
