@@ -23,7 +23,6 @@ class _Worker:
     def __init__(self, folder: Path, threads: int, gpu: str | None) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.gpu = gpu
         self.job: Job | None = None
         self.process = context.Process(target=_serve, args=(other, folder, threads, gpu), daemon=True)
         self.process.start()
@@ -33,13 +32,14 @@ class _Worker:
         self.job = job
         self.connection.send(job)
 
-    def report(self) -> Report | None:
-        """What the job came to; None where the worker died over it."""
+    def finish(self) -> tuple[Job, Report | None]:
+        """The job and what it came to; None where the worker died over it."""
+        job, self.job = self.job, None
+        assert job is not None
         try:
-            report: Report = self.connection.recv()
+            return job, self.connection.recv()
         except (EOFError, ConnectionError):
-            return None
-        return report
+            return job, None
 
     def stop(self, patience: float = 0.0) -> None:
         self.process.join(patience)
@@ -59,33 +59,32 @@ def run_local(jobs: Sequence[Job], folder: Path, *, workers: int, threads: int, 
         gpus: that are here; workers take turns in seeing one each. 0: runs compute on the CPU.
     """
     todo, deaths = deque(jobs), Counter[str]()
-    devices = [visible_gpus(gpus)[i % gpus] if gpus else None for i in range(min(workers, len(jobs)))]
-    crew = [_Worker(folder, threads, gpu) for gpu in devices]
-    interrupted = True
+    seats = [visible_gpus(gpus)[i % gpus] if gpus else None for i in range(workers)]
+    crew: dict[int, _Worker] = {}
+    finished = False
     try:
-        while todo or any(worker.job for worker in crew):
-            for worker in crew:
-                if worker.job is None and todo:
-                    worker.start(todo.popleft())
-            busy = {worker.connection: worker for worker in crew if worker.job}
+        while todo or any(worker.job for worker in crew.values()):
+            for seat, gpu in enumerate(seats):
+                if todo and (seat not in crew or crew[seat].job is None):
+                    if seat not in crew:
+                        crew[seat] = _Worker(folder, threads, gpu)
+                    crew[seat].start(todo.popleft())
+            busy = {worker.connection: seat for seat, worker in crew.items() if worker.job}
             for connection in wait(list(busy)):
-                worker = busy[connection]  # type: ignore[index]
-                job, report = worker.job, worker.report()
-                assert job is not None
-                worker.job = None
+                seat = busy[connection]  # type: ignore[index]
+                job, report = crew[seat].finish()
                 if report is None:
-                    worker.stop()
-                    crew[crew.index(worker)] = _Worker(folder, threads, worker.gpu)
+                    crew.pop(seat).stop()
                     deaths[job.id] += 1
                     if deaths[job.id] < DEATHS:
                         todo.appendleft(job)
                         continue
                     report = Report(job.id, error=f"its worker process died {DEATHS} times (out of memory?)")
                 yield report
-        interrupted = False
+        finished = True
     finally:
-        for worker in crew:
-            worker.stop(patience=10.0 if interrupted else 0.0)
+        for worker in crew.values():
+            worker.stop(patience=0.0 if finished else 10.0)
 
 
 def visible_gpus(count: int) -> list[str]:
