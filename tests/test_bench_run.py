@@ -138,6 +138,25 @@ def test_tables_are_made_again_without_runs_model_and_data(write: Write, tmp_pat
         write_tables(tmp_path / "elsewhere", silent)
 
 
+def test_machines_are_shared_out(monkeypatch: Any) -> None:
+    from apd.bench import find_machine, runner
+
+    monkeypatch.setattr(runner, "_cores", lambda: 8)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert find_machine() == Machine("local", 1, 8, 0)
+    assert find_machine(workers=3) == Machine("local", 3, 2, 0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert find_machine(workers=3) == Machine("local", 3, 1, 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert find_machine() == Machine("local", 4, 1, 1.0)
+    assert find_machine(gpus=0).device == "cpu"
+    with pytest.raises(InputError, match="there are 4"):
+        find_machine(gpus=5)
+    with pytest.raises(InputError, match="Did you mean ray"):
+        find_machine("rai")
+
+
 def test_identity_is_of_settings_model_and_data_not_of_their_place(write: Write, tmp_path: Path, colours: Path) -> None:
     before = set(make_plan(load_suite(write())).jobs)
     moved = tmp_path / "moved"
@@ -281,15 +300,11 @@ def _kill_once(folder: Path, killed: set[int]) -> Callable[[], None]:
 def test_a_job_that_kills_every_worker_fails(write: Write, tmp_path: Path, monkeypatch: Any) -> None:
     from apd.bench import local
 
-    monkeypatch.setattr(local, "_serve", _die)
+    monkeypatch.setattr(local, "_serve", print)  # ends without a report, and imports nothing
     monkeypatch.setattr(local, "DEATHS", 2)
     (job, *_) = make_plan(load_suite(write())).jobs.values()
     (report,) = run_local([job], tmp_path, workers=1, threads=1)
     assert report.outcome is None and report.error is not None and "died 2 times" in report.error
-
-
-def _die(*_: object) -> None:
-    os._exit(1)
 
 
 @pytest.mark.slow
@@ -312,3 +327,31 @@ def test_killed_and_started_again_ends_with_the_same_table(write: Write, tmp_pat
     assert (folder / "table.md").read_text() == table
     assert second.stdout.strip() == table.strip()
     assert rights(folder) == rights(tmp_path / "whole")
+
+
+def test_the_command_line_prints_the_table_and_fails_with_a_failed_run(
+    write: Write, tmp_path: Path, monkeypatch: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from apd.bench import runner
+    from apd.cli import main
+
+    def call(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["apd", "bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0)
+
+    monkeypatch.setattr(runner, "find_machine", lambda *_: here())
+    monkeypatch.setattr("apd.bench.find_machine", lambda *_: here())
+    suite, out = write(methods={"zero-shot": None, "advvlp": "advvlp", "vlp": "vlp"}), tmp_path / "out"
+    assert call(suite, "--output", out) == 0
+    told = capfd.readouterr()
+    assert told.out.strip() == (out / "table.md").read_text().strip()
+    assert "5 runs to do, 0 done; about" in told.err and "[5/5]" in told.err and "Next: apd bench" in told.err
+    assert call(suite, "--output", out, "--table-only") == 0
+    assert capfd.readouterr().out == told.out
+
+    too_long = {"name": "vlp", "prompts": {"text_tokens": 60}}
+    assert call(write(methods={"zero-shot": None, "advvlp": "advvlp", "vlp": too_long}), "--output", out) == 1
+    told = capfd.readouterr()
+    assert "2 runs failed:" in told.err and "vlp on colours, 2 shots, seed 1: InputError" in told.err
