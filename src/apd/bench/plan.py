@@ -171,7 +171,7 @@ def _line(
         about |= {"shots": shots, "seed": seed}
     job = Job(
         id=_digest(about),
-        label=f"{method} on {name}" + (f", {shots} shots, seed {seed}" if seed is not None else ""),
+        label=_label(f"{method} on {name}", shots, seed, protocol.train_classes),
         model=model,
         sources={n: _source(suite, n) for n in dict.fromkeys((name, *(view.data for view in views.values())))},
         data=name,
@@ -185,6 +185,12 @@ def _line(
         views=views,
     )
     return Entry(block.protocol, name, method, shots, seed, job.id, views), job
+
+
+def _label(what: str, shots: int | str, seed: int | None, classes: str) -> str:
+    if seed is None:
+        return what
+    return f"{what}, {shots} shots, seed {seed}" + (f", {classes} classes" if classes != "all" else "")
 
 
 def _settings(

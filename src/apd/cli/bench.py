@@ -55,11 +55,11 @@ def bench(
     print((folder / "table.md").read_text(encoding="utf-8"))
     say(f"Written: {folder}/results.csv, table.md, table.tex and plots/.")
     if failures:
-        say(f"{len(failures)} runs failed:")
-        for label, error in failures.items():
-            say(f"  {label}: {error}")
-        say("Next: the same command tries them again.")
+        say(_listed(failures))
         raise typer.Exit(1)
-    say(
-        f"Next: apd bench {suite} --output {folder} --table-only, or any of its runs: apd predict {folder}/runs/…/run IMAGES"
-    )
+    say(f"Next: apd bench {suite} --output {folder} --table-only; or apd predict {folder}/runs/ID/run IMAGES")
+
+
+def _listed(failures: dict[str, str]) -> str:
+    lines = [f"  {label}: {error}" for label, error in failures.items()]
+    return "\n".join([f"{len(failures)} runs failed:", *lines, "Next: the same command tries them again."])
