@@ -39,6 +39,7 @@ def test_a_cluster_gives_identical_results_and_takes_a_killed_workers_run_up_aga
     jobs = list(plan.jobs.values())[:3]
     expected = {job.id: {key: view.right for key, view in do(job, tmp_path / "here").views.items()} for job in jobs}
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 otherwise, which on a busy machine is standstill
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
