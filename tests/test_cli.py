@@ -103,7 +103,7 @@ def test_help_answers_at_once() -> None:
         shown = in_process("--help")
         times.append(time.perf_counter() - started)
         assert shown.returncode == 0
-        for command in ("train", "evaluate", "predict", "demo", "list"):
+        for command in ("train", "evaluate", "predict", "demo", "bench", "list"):
             assert command in shown.stdout
     assert min(times) < 0.5
     heavy = (
@@ -113,7 +113,7 @@ def test_help_answers_at_once() -> None:
     assert loaded.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "demo", "list"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "demo", "bench", "list"])
 def test_help_shows_examples(cli: Cli, command: str) -> None:
     shown = cli(command, "--help")
     assert shown.code == 0

@@ -2,4 +2,6 @@
 
 from apd.cli import main
 
-main()
+# Worker processes import this module again under another name.
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import apd
-from apd.cli import demo, evaluate, listing, predict, train
+from apd.cli import bench, demo, evaluate, listing, predict, train
 from apd.errors import ApdError
 from apd.files import storage_error
 
@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo.demo, train.train, evaluate.evaluate, predict.predict):
+for command in (demo.demo, train.train, evaluate.evaluate, predict.predict, bench.bench):
     app.command()(command)
 app.command(name="list")(listing.listing)
 

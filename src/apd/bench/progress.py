@@ -1,0 +1,96 @@
+"""What a person sees of a bench: a live table on a terminal, a line a run elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from apd.bench.cost import pretty_seconds
+from apd.bench.plan import Plan
+from apd.bench.work import Outcome, Report
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class BenchProgress:
+    """Counts runs by protocol and data set, and foretells the time left.
+
+    Args:
+        plan: all runs.
+        expected: job to do, to its estimated seconds.
+        workers: that share the work.
+        say: takes a line for a person, where no live table can be shown.
+    """
+
+    def __init__(self, plan: Plan, expected: Mapping[str, float], workers: int, say: Callable[[str], None]) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self.plan, self.expected, self.workers, self.say = plan, dict(expected), max(1, workers), say
+        self.open, self.failed = set(expected), set[str]()
+        self.started = time.monotonic()
+        console = Console(file=sys.stderr)
+        self.live = (
+            Live(console=console, get_renderable=self._table, refresh_per_second=1) if console.is_terminal else None
+        )
+
+    def __enter__(self) -> BenchProgress:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def finished(self, report: Report) -> None:
+        """Take note of a run that came to its end."""
+        self.open.discard(report.job)
+        if report.outcome is None:
+            self.failed.add(report.job)
+        text = self._line(report)
+        if self.live:
+            self.live.console.print(text, highlight=False, markup=False)
+        else:
+            self.say(text)
+
+    def seconds_left(self) -> float:
+        """Estimated from the work left and the speed so far; from the estimate alone until something is done."""
+        left = sum(self.expected[job] for job in self.open)
+        done = sum(self.expected.values()) - left
+        if not done:
+            return max(0.0, left / self.workers - (time.monotonic() - self.started))
+        return left * (time.monotonic() - self.started) / done
+
+    def _line(self, report: Report) -> str:
+        done, total = len(self.expected) - len(self.open), len(self.expected)
+        label = self.plan.jobs[report.job].label
+        what = f"FAILED, {report.error}" if report.outcome is None else _summary(report.outcome)
+        left = f"; about {pretty_seconds(self.seconds_left())} left" if self.open else ""
+        return f"[{done}/{total}] {label}: {what}{left}"
+
+    def _table(self) -> Table:
+        from rich.table import Table
+
+        left = pretty_seconds(self.seconds_left())
+        title = f"{self.plan.suite}: {len(self.open)} runs to do by {self.workers} workers, about {left} left"
+        table = Table("protocol", "data", title=title, title_justify="left")
+        for name in ("runs", "done", "failed"):
+            table.add_column(name, justify="right")
+        for protocol, data in dict.fromkeys((entry.protocol, entry.data) for entry in self.plan.entries):
+            jobs = [entry.job for entry in self.plan.entries if (entry.protocol, entry.data) == (protocol, data)]
+            failed, open_ = (sum(job in group for job in jobs) for group in (self.failed, self.open))
+            table.add_row(protocol, data, str(len(jobs)), str(len(jobs) - open_ - failed), str(failed))
+        return table
+
+
+def _summary(outcome: Outcome) -> str:
+    """Clean and worst accuracy of the first evaluation."""
+    view = next(iter(outcome.views.values()))
+    return f"clean {view.accuracy('clean'):.1f}, worst {view.accuracy('worst'):.1f}"

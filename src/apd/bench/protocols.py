@@ -1,0 +1,180 @@
+"""The protocols: what is trained on, what is evaluated, and which figures stand in the table.
+
+A protocol is an entry of `PROTOCOLS`; its functions see one block of a suite and one data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from apd.errors import InputError
+from apd.threat import format_eps, parse_eps
+
+if TYPE_CHECKING:
+    from apd.bench.suite import Block
+
+Which = Literal["all", "base", "new"]
+WORST = "worst"
+
+
+@dataclass(frozen=True)
+class View:
+    """One evaluation of a trained classifier.
+
+    Args:
+        name: tells it apart in its table.
+        split: what the results call it.
+        data: data set of the suite.
+        eps: in [0,1] pixel units, as text.
+        attacks: besides clean.
+        limit: images; None for all.
+        classes: of the data set.
+        corruption: ``KIND:SEVERITY`` before any attack.
+        names: ``own``: the prompts serve this data set's class names and templates; ``kept``: its class names with the
+            training templates, because they are the same classes.
+    """
+
+    name: str
+    split: str
+    data: str
+    eps: str
+    attacks: tuple[str, ...]
+    limit: int | None
+    classes: Which = "all"
+    corruption: str | None = None
+    names: Literal["own", "kept"] = "own"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column: accuracy of one (view, attack), or the harmonic or arithmetic mean of several.
+
+    ``main`` columns rank the methods and carry the paired intervals.
+    """
+
+    name: str
+    parts: tuple[tuple[str, str], ...]
+    mean: Literal["harmonic", "arithmetic"] = "harmonic"
+    main: bool = False
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a protocol expands.
+
+    Args:
+        summary: one line.
+        views: (block, data set, view as a template) to the evaluations of each run.
+        measures: the views of a table, to its columns.
+        train_classes: which classes are trained on.
+        needs: the setting of a block that it cannot do without.
+        curve: what the x-axis of its plot is.
+    """
+
+    summary: str
+    views: Callable[[Block, View], list[View]]
+    measures: Callable[[Sequence[View]], list[Measure]]
+    train_classes: Which = "all"
+    needs: str | None = None
+    curve: Literal["shots", "eps"] | None = None
+
+    def check(self, block: Block) -> None:
+        """Raise an `InputError` where the block lacks what the protocol needs, or sets what belongs to another."""
+        own = {"to", "eps", "corruptions"}
+        for name in own:
+            if name == self.needs and not getattr(block, name):
+                raise InputError(f"a block of protocol {block.protocol} needs the setting {name!r}.")
+            if name != self.needs and getattr(block, name):
+                raise InputError(f"the setting {name!r} does not belong to protocol {block.protocol}.")
+
+
+def _same(block: Block, view: View) -> list[View]:
+    return [view]
+
+
+def _base_new(block: Block, view: View) -> list[View]:
+    return [
+        replace(view, name="base", split="base", classes="base"),
+        replace(view, name="new", split="new", classes="new"),
+    ]
+
+
+def _targets(names: Literal["own", "kept"]) -> Callable[[Block, View], list[View]]:
+    def views(block: Block, view: View) -> list[View]:
+        return [view, *(replace(view, name=to, split=to, data=to, names=names) for to in block.to)]
+
+    return views
+
+
+def _budgets(block: Block, view: View) -> list[View]:
+    return [replace(view, name=f"eps {_pretty(eps)}", eps=eps) for eps in block.eps]
+
+
+def _corrupted(block: Block, view: View) -> list[View]:
+    names = {f"{kind}-{block.severity}": f"{kind}:{block.severity}" for kind in block.corruptions}
+    return [view, *(replace(view, name=name, split=name, corruption=kind) for name, kind in names.items())]
+
+
+def _pretty(eps: str) -> str:
+    return format_eps(parse_eps(eps))
+
+
+def _plain(views: Sequence[View]) -> list[Measure]:
+    """Clean, each attack, the worst of all, and the harmonic mean of clean and worst."""
+    view = views[0]
+    attacks = [Measure(attack, ((view.name, attack),)) for attack in ("clean", *view.attacks)]
+    return [
+        *attacks,
+        Measure(WORST, ((view.name, WORST),), main=True),
+        Measure("harmonic mean", ((view.name, "clean"), (view.name, WORST)), main=True),
+    ]
+
+
+def _base_new_measures(views: Sequence[View]) -> list[Measure]:
+    columns = [Measure(f"{v.name} {attack}", ((v.name, attack),)) for v in views for attack in ("clean", WORST)]
+    clean, robust = (tuple((view.name, attack) for view in views) for attack in ("clean", WORST))
+    return [*columns, Measure("H clean", clean), Measure("H worst", robust, main=True)]
+
+
+def _each(views: Sequence[View]) -> list[Measure]:
+    """Clean and worst of every view, and their means over all views but the first, which training has seen."""
+    columns = [Measure(f"{v.name} {attack}", ((v.name, attack),)) for v in views for attack in ("clean", WORST)]
+    others = views[1:]
+    clean, robust = (tuple((view.name, attack) for view in others) for attack in ("clean", WORST))
+    return [
+        *columns,
+        Measure("mean clean", clean, "arithmetic"),
+        Measure("mean worst", robust, "arithmetic", main=True),
+    ]
+
+
+def _curve(views: Sequence[View]) -> list[Measure]:
+    """Clean once, then the worst at each budget and their mean."""
+    columns = [Measure(view.name, ((view.name, WORST),)) for view in views]
+    mean = Measure("mean worst", tuple((view.name, WORST) for view in views), "arithmetic", main=True)
+    return [Measure("clean", ((views[0].name, "clean"),)), *columns, mean]
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "few-shot": Protocol("train on k images a class, evaluate on the test images", _same, _plain, curve="shots"),
+    "base-to-new": Protocol(
+        "train on the first half of the classes, evaluate on both halves (CoCoOp, arXiv 2203.05557)",
+        _base_new,
+        _base_new_measures,
+        train_classes="base",
+    ),
+    "cross-dataset": Protocol(
+        "train on one data set, evaluate on others without tuning", _targets("own"), _each, needs="to"
+    ),
+    "domain-shift": Protocol(
+        "train on one data set, evaluate on the same classes elsewhere", _targets("kept"), _each, needs="to"
+    ),
+    "eps-curve": Protocol("one training, attacked within several budgets", _budgets, _curve, needs="eps", curve="eps"),
+    "corruption": Protocol(
+        "common corruptions of the test images, clean and under attack", _corrupted, _each, needs="corruptions"
+    ),
+    "teacher-study": Protocol("the same as few-shot, for variants of one method", _same, _plain),
+}
+"""The protocols by name."""

@@ -1,0 +1,59 @@
+"""Numbers that others have published, shown beside ours as theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Published:
+    """One table of somebody else.
+
+    Args:
+        protocol: of ours that it belongs beside.
+        source: paper.
+        setting: model, budget, attack, data.
+        columns: names of the figures.
+        rows: method, to its figures in percent; None where none is given.
+    """
+
+    protocol: str
+    source: str
+    setting: str
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[float | None, ...]]
+
+
+def load_published() -> list[Published]:
+    """All that is in the package's ``assets/published.yaml``."""
+    raw: list[dict[str, Any]] = yaml.safe_load((files("apd") / "assets" / "published.yaml").read_text(encoding="utf-8"))
+    return [
+        Published(
+            **{**entry, "columns": tuple(entry["columns"]), "rows": {k: tuple(v) for k, v in entry["rows"].items()}}
+        )
+        for entry in raw
+    ]
+
+
+def published_markdown(protocol: str) -> list[str]:
+    """Lines for a Markdown table of each entry beside this protocol."""
+    found = [entry for entry in load_published() if entry.protocol == protocol]
+    if not found:
+        return []
+    head = "Published by others. Another model, resolution and data: **not comparable** with the figures above."
+    return [f"### {protocol}, published numbers", "", head, "", *(line for entry in found for line in _lines(entry))]
+
+
+def _lines(entry: Published) -> Iterator[str]:
+    yield f"{entry.source}: {entry.setting}."
+    yield ""
+    yield f"| method | {' | '.join(entry.columns)} |"
+    yield "|" + "---|" * (1 + len(entry.columns))
+    for label, values in entry.rows.items():
+        yield f"| {label} | {' | '.join('-' if value is None else f'{value:.2f}' for value in values)} |"
+    yield ""

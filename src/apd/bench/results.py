@@ -1,0 +1,108 @@
+"""What a bench leaves for a program: one tidy table of all figures, from the plan and the outcomes alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from apd.bench.plan import Entry, Plan
+from apd.bench.protocols import View
+from apd.bench.work import Outcome, ViewOutcome, read_outcome
+from apd.errors import InputError
+from apd.files import write_atomic
+from apd.threat import format_eps, parse_eps
+
+COLUMNS = (
+    "data",
+    "method",
+    "shots",
+    "seed",
+    "protocol",
+    "split",
+    "attack",
+    "eps",
+    "accuracy",
+    "n",
+    "seconds",
+    "run",
+)
+"""Columns of results.csv; ``seconds`` are of training and of this evaluation, with all its attacks, together."""
+
+
+def plan_file(folder: Path) -> Path:
+    """Where the lines of all tables are kept."""
+    return folder / "plan.json"
+
+
+def read_bench(folder: Path) -> tuple[Plan, dict[str, Outcome]]:
+    """What a bench has planned and what is known of it.
+
+    Raises:
+        InputError: no bench there, or a damaged file.
+    """
+    file = plan_file(folder)
+    try:
+        plan = Plan.from_json(file.read_text())
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder} holds no bench (no plan.json); apd bench SUITE --output {folder} makes one."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is damaged ({error}); run the bench again, finished runs are kept.") from error
+    found = {entry.job: read_outcome(folder, entry.job) for entry in plan.entries}
+    return plan, {job: outcome for job, outcome in found.items() if outcome is not None}
+
+
+def entry_views(entry: Entry, outcomes: Mapping[str, Outcome]) -> dict[str, ViewOutcome]:
+    """What is known of a line, by the name of the view; the second stage's included."""
+    outcome = outcomes.get(entry.job)
+    known = outcome.views if outcome else {}
+    return {view.name: known[key] for key, view in {**entry.views, **entry.final}.items() if key in known}
+
+
+def rows(plan: Plan, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:
+    """One row a run, split and attack."""
+    for entry in plan.entries:
+        views: dict[str, View] = {view.name: view for view in (*entry.views.values(), *entry.final.values())}
+        for name, found in entry_views(entry, outcomes).items():
+            view = views[name]
+            for attack in found.right:
+                yield {
+                    "data": entry.data,
+                    "method": entry.method,
+                    "shots": entry.shots,
+                    "seed": entry.seed or 0,
+                    "protocol": entry.protocol,
+                    "split": view.split,
+                    "attack": attack,
+                    "eps": "0" if attack == "clean" else format_eps(parse_eps(view.eps)),
+                    "accuracy": round(found.accuracy(attack), 4),
+                    "n": len(found.right[attack]),
+                    "seconds": round(outcomes[entry.job].seconds + found.seconds, 2),
+                    "run": entry.job,
+                }
+
+
+def write_rows(folder: Path, plan: Plan, outcomes: Mapping[str, Outcome], say: Callable[[str], None]) -> None:
+    """``results.csv``, and ``results.parquet`` where pyarrow is installed."""
+    table = list(rows(plan, outcomes))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    write_atomic(folder / "results.csv", text.getvalue())
+    if find_spec("pyarrow") is None:
+        say("No results.parquet: it needs pyarrow (pip install 'adversarial-prompt-distillation[parquet]').")
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    # Shots may be "all": text, so that the column has one type.
+    columns = {name: [str(row[name]) if name == "shots" else row[name] for row in table] for name in COLUMNS}
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table(columns), sink)
+    write_atomic(folder / "results.parquet", sink.getvalue().to_pybytes())

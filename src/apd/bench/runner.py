@@ -1,0 +1,180 @@
+"""From a suite to a folder with results: plan, predict, run, rank, run the second stage, write."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from apd.bench.cluster import import_ray, run_ray
+from apd.bench.cost import Forecast, calibrate, pretty_seconds
+from apd.bench.local import run_local
+from apd.bench.plan import Job, Plan, make_plan
+from apd.bench.plots import write_plots
+from apd.bench.progress import BenchProgress
+from apd.bench.results import plan_file, read_bench, write_rows
+from apd.bench.suite import Suite
+from apd.bench.tables import best_methods, latex, make_tables, markdown
+from apd.bench.work import Outcome, Report, read_outcome
+from apd.errors import InputError, nearest
+from apd.files import check_writable, write_atomic
+
+ENGINES = ("local", "ray")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the runs go.
+
+    Args:
+        engine: local or ray.
+        workers: runs at a time.
+        threads: of each run.
+        gpus: for each run; 0: runs compute on the CPU.
+    """
+
+    engine: str
+    workers: int
+    threads: int
+    gpus: float
+
+    @property
+    def device(self) -> str:
+        """The device a run asks for."""
+        return "cuda" if self.gpus else "cpu"
+
+    def run(self, jobs: Sequence[Job], folder: Path) -> Iterator[Report]:
+        """Do jobs; reports as they come."""
+        if self.engine == "ray":
+            return run_ray(jobs, folder, workers=self.workers, threads=self.threads, gpus=self.gpus)
+        gpus = torch.cuda.device_count() if self.gpus else 0
+        return run_local(jobs, folder, workers=self.workers, threads=self.threads, gpus=gpus)
+
+
+def find_machine(engine: str = "local", workers: int | None = None, gpus: float | None = None) -> Machine:
+    """What there is to compute with, shared out to workers.
+
+    Args:
+        engine: local, or ray: the cluster of RAY_ADDRESS or of this machine, else a new one on this machine.
+        workers: runs at a time; None: one a GPU, or one where there is none.
+        gpus: for each run (Ray: may be a fraction); None: 1 where there are any.
+
+    Raises:
+        InputError: an unknown engine, Ray missing, GPUs asked for that are not there.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"no engine {engine!r}. {nearest(engine, ENGINES)}")
+    if engine == "ray":
+        resources = import_ray().cluster_resources()
+        cores, found = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+    else:
+        cores, found = _cores(), torch.cuda.device_count()
+    gpus = float(found > 0) if gpus is None else gpus
+    if gpus > found:
+        raise InputError(f"--gpus {gpus:g} for each run, but there are {found}.")
+    count = workers or max(1, found if gpus else 1)
+    return Machine(engine, count, max(1, min(cores // count, _most_threads())), gpus)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _most_threads() -> int:
+    """What OMP_NUM_THREADS allows a process, where it is set."""
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    return int(allowed) if allowed.isdigit() else sys.maxsize
+
+
+def bench(suite: Suite, folder: str | Path, *, machine: Machine | None = None, say: Say = print) -> dict[str, str]:
+    """Do every run of a suite that is not done yet, and write results, tables and plots.
+
+    Args:
+        suite: from `load_suite`.
+        folder: for everything that comes of it; one that was begun is gone on with.
+        machine: from `find_machine`; None: this machine, one worker.
+        say: takes lines for a person.
+
+    Returns:
+        Label of each run that failed, to why.
+
+    Raises:
+        InputError: settings, model or data that cannot be used; found before the first run.
+
+    Example:
+        >>> from apd.bench import bench, load_suite
+        >>> bench(load_suite("suites/quick.yaml"), "runs/quick")  # doctest: +SKIP
+        {}
+    """
+    place, machine = Path(folder).resolve(), machine or find_machine()
+    check_writable(place)
+    plan = make_plan(suite, machine.device)
+    failures = _stage(plan, place, machine, say)
+    if suite.final is not None:
+        best = best_methods(plan, _outcomes(plan, place), suite.final.best, suite.final.protocols)
+        plan = plan.with_final(suite.final, best, suite)
+        failed = {job.id for job in plan.jobs.values() if job.label in failures}
+        rest = replace(plan, jobs={id_: job for id_, job in plan.jobs.items() if id_ not in failed})
+        failures |= _stage(rest, place, machine, say)
+    write_tables(place, say)
+    return failures
+
+
+def _outcomes(plan: Plan, folder: Path) -> dict[str, Outcome]:
+    found = {job: read_outcome(folder, job) for job in plan.jobs}
+    return {job: outcome for job, outcome in found.items() if outcome is not None}
+
+
+def _stage(plan: Plan, folder: Path, machine: Machine, say: Say) -> dict[str, str]:
+    """Do the jobs of a plan that are not done yet."""
+    write_atomic(plan_file(folder), plan.to_json())
+    known = _outcomes(plan, folder)
+    todo = [job for job in plan.jobs.values() if job.id not in known or job.views.keys() - known[job.id].views.keys()]
+    done = len(plan.jobs) - len(todo)
+    if not todo:
+        say(f"{plan.suite}: all {done} runs are done.")
+        return {}
+    forecast = Forecast.of(calibrate(todo[0].model, _own(machine.device), machine.threads), plan.jobs.values(), known)
+    expected = {job.id: forecast.seconds(job, known.get(job.id)) for job in todo}
+    workers = min(machine.workers, len(todo))
+    origin = "finished runs" if known else "a short calibration"
+    say(
+        f"{plan.suite}: {len(todo)} runs to do, {done} done; about {pretty_seconds(sum(expected.values()) / workers)} "
+        f"with {workers} {machine.engine} workers of {machine.threads} threads on {machine.device} (from {origin})"
+    )
+    failures = {}
+    with BenchProgress(plan, expected, workers, say) as progress:
+        for report in machine.run(todo, folder):
+            progress.finished(report)
+            if report.error is not None:
+                failures[plan.jobs[report.job].label] = report.error
+    return failures
+
+
+def _own(device: str) -> str:
+    """The device as far as it is here too: a driver of a cluster may have none."""
+    return device if device != "cuda" or torch.cuda.is_available() else "cpu"
+
+
+def write_tables(folder: str | Path, say: Say = print) -> Path:
+    """Results, tables and plots from what is in the folder, without any run.
+
+    Returns:
+        ``table.md``.
+
+    Raises:
+        InputError: no bench there, or damaged files.
+    """
+    place = Path(folder)
+    plan, outcomes = read_bench(place)
+    write_rows(place, plan, outcomes, say)
+    tables = make_tables(plan, outcomes)
+    write_atomic(place / "table.md", markdown(plan.suite, tables))
+    write_atomic(place / "table.tex", latex(tables))
+    write_plots(place, plan, [table for table in tables if table.rows], say)
+    return place / "table.md"

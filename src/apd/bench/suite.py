@@ -1,0 +1,193 @@
+"""What can be written in a suite file, and how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from apd.bench.protocols import PROTOCOLS
+from apd.errors import InputError, nearest
+from apd.evaluation import parse_settings
+from apd.threat import parse_eps
+
+Shots = Annotated[int, Field(ge=1)] | Literal["all"]
+
+
+def _listed(value: object) -> object:
+    """One name stands for a list of one."""
+    return (value,) if isinstance(value, str | int | float) else value
+
+
+def _text(value: object) -> object:
+    return repr(value) if isinstance(value, int | float) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Eps = Annotated[str, BeforeValidator(_text)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataEntry(_Section):
+    """A data set: where it is, and what training on it is like for all methods."""
+
+    source: str = Field(description="what `load_data` takes; a path has a slash and may be relative to the root")
+    eps: Eps = Field("1/255", description="budget of training and attacks, in [0,1] pixel units")
+    shots: Shots = Field(16, description="training images a class, or all, where a block names none")
+    templates: tuple[str, ...] | None = Field(None, description="sentences with {}; null: the data set's own")
+    train: dict[str, Any] = Field({}, description="settings of the section train, over the suite's; the same for all")
+
+
+class Block(_Section):
+    """A protocol on some data sets with some methods: every combination is a run."""
+
+    protocol: str = Field(description="a name of `apd.bench.protocols.PROTOCOLS`")
+    data: Names
+    methods: Names
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_listed)] = (0,)
+    shots: Annotated[tuple[Shots, ...], BeforeValidator(_listed)] | None = Field(
+        None, description="one or several (a curve); null: the data set's"
+    )
+    to: Names = Field((), description="cross-dataset and domain-shift: the data sets to evaluate on")
+    eps: Annotated[tuple[Eps, ...], BeforeValidator(_listed)] = Field((), description="eps-curve: the budgets")
+    corruptions: Names = Field((), description="corruption: which")
+    severity: int = Field(3, ge=1, le=5, description="corruption: how strong")
+    attacks: Names | None = Field(None, description="instead of the suite's")
+    limit: int | None = Field(None, ge=1, description="instead of the suite's")
+
+
+class Final(_Section):
+    """A second stage: stronger attacks on the best methods of every table of these protocols."""
+
+    attacks: Names = ("autoattack",)
+    limit: int = Field(100, ge=1, description="test images")
+    best: int = Field(2, ge=1, description="how many methods, by the protocol's main figure in the first stage")
+    protocols: Names = ("few-shot",)
+
+
+class Suite(_Section):
+    """Data sets, methods, and blocks that combine them."""
+
+    name: str = Field(description="short, for titles")
+    root: str | None = Field(None, description="folder of relative model and data paths, as seen from this file")
+    model: str = Field("glyphs", description="built-in name, hub id or folder of a CLIP")
+    data: dict[str, DataEntry]
+    methods: dict[str, dict[str, Any] | None] = Field(
+        description="label: null for the CLIP as it is, a name, or a mapping as in a run's section method; "
+        "`train` in it changes training for this row alone (an ablation)"
+    )
+    train: dict[str, Any] = Field({}, description="settings of the section train, for all data sets and methods")
+    attacks: Names = ("apgd-ce", "apgd-dlr")
+    limit: int | None = Field(None, ge=1, description="test images under attack; null: all")
+    split: Literal["test", "val"] = Field("test", description="val to choose settings by")
+    blocks: tuple[Block, ...]
+    final: Final | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_methods(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("methods"), dict):
+            methods = {k: {"name": v} if isinstance(v, str) else v for k, v in values["methods"].items()}
+            return {**values, "methods": methods}
+        return values
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Suite:
+        for block in self.blocks:
+            _known("protocol", [block.protocol], PROTOCOLS)
+            _known("data set", [*block.data, *block.to], self.data)
+            _known("method", block.methods, self.methods)
+            PROTOCOLS[block.protocol].check(block)
+            parse_settings({"attacks": block.attacks or self.attacks})
+            for corruption in block.corruptions:
+                parse_settings({"corruption": f"{corruption}:{block.severity}"})
+            for eps in block.eps:
+                parse_eps(eps)
+        for entry in self.data.values():
+            parse_eps(entry.eps)
+        if self.final:
+            _known("protocol", self.final.protocols, PROTOCOLS)
+            parse_settings({"attacks": self.final.attacks})
+        return self
+
+    def place(self, source: str) -> str:
+        """A model or data source as this machine knows it: a path (one with a slash) from the root, a name as it is."""
+        path = Path(self.root or ".") / source
+        return str(path.resolve()) if "/" in source and path.exists() else source
+
+
+def load_suite(file: str | Path, *, root: str | Path | None = None) -> Suite:
+    """A suite from a YAML file.
+
+    Args:
+        file: the suite.
+        root: folder of its relative paths, instead of the file's own ``root``.
+
+    Raises:
+        InputError: a missing or damaged file, an unknown name, a value out of range, a root that is not there.
+
+    Example:
+        >>> from apd.bench import load_suite
+        >>> load_suite("suites/quick.yaml").model  # doctest: +SKIP
+        'glyphs'
+    """
+    path = Path(file)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"Cannot read the suite {str(file)!r}: {error.strerror}.") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{file} must hold a suite: data, methods and blocks.")
+    try:
+        suite = Suite.model_validate({"name": path.stem, **raw})
+    except ValidationError as error:
+        raise InputError(f"{file}: {_explain(error)}") from error
+    if root is None and suite.root is not None:
+        root = path.parent / suite.root
+    if root is not None and not Path(root).is_dir():
+        raise InputError(f"{file}: there is no folder {root} with its models and data; say where it is with --root.")
+    return suite.model_copy(update={"root": None if root is None else str(Path(root).resolve())})
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, the later over the earlier.
+
+    >>> merged({"optimizer": {"lr": 1, "clip": 2}}, {"optimizer": {"lr": 3}})
+    {'optimizer': {'lr': 3, 'clip': 2}}
+    """
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            nested = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+            result[key] = merged(result[key], value) if nested else value
+    return result
+
+
+def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    options = list(known)
+    for name in names:
+        if name not in options:
+            raise InputError(f"no {what} {name!r}. {nearest(name, options)}")
+
+
+def _explain(error: ValidationError) -> str:
+    """The first of the errors in one line."""
+    first = error.errors(include_url=False)[0]
+    loc = [str(part) for part in first["loc"]]
+    where = ".".join(loc)
+    if first["type"] == "extra_forbidden":
+        sections: dict[str, type[BaseModel]] = {"data": DataEntry, "blocks": Block, "final": Final}
+        section = sections.get(loc[0], Suite) if len(loc) > 1 else Suite
+        return f"unknown setting {where!r}. {nearest(loc[-1], section.model_fields)}"
+    if first["type"] == "missing":
+        return f"the setting {where!r} is missing."
+    cause = (first.get("ctx") or {}).get("error")
+    return str(cause) if cause is not None else f"{where}: {first['msg']} (got {first['input']!r})."

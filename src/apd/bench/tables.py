@@ -1,0 +1,212 @@
+"""The tables for a person: Markdown and LaTeX, from the plan and the outcomes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from apd.bench.compare import Cell, Figure, Seeds, difference, figure, has
+from apd.bench.plan import Entry, Plan
+from apd.bench.protocols import PROTOCOLS, Measure, View
+from apd.bench.published import published_markdown
+from apd.bench.results import entry_views
+from apd.bench.work import Outcome
+from apd.threat import format_eps, parse_eps
+
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Methods on one data set (or the mean over several) under one protocol.
+
+    Args:
+        protocol: its name.
+        title: data and shots.
+        note: eps and number of images.
+        measures: the columns.
+        rows: label of the method, to its runs data set by data set.
+    """
+
+    protocol: str
+    title: str
+    note: str
+    measures: tuple[Measure, ...]
+    rows: Mapping[str, tuple[Seeds, ...]]
+
+    def figures(self, measure: Measure) -> dict[str, Figure]:
+        """The column, without the methods that lack something of it."""
+        return {label: figure(sets, measure) for label, sets in self.rows.items() if _complete(sets, measure)}
+
+    def ranked(self, measure: Measure) -> list[str]:
+        """Methods by this measure, the best first; the earlier row where two are equal."""
+        figures = self.figures(measure)
+        return sorted(figures, key=lambda label: -figures[label].mean)
+
+    @property
+    def main(self) -> Measure:
+        """The measure that ranks the methods for the second stage."""
+        return next(measure for measure in self.measures if measure.main)
+
+
+def make_tables(plan: Plan, outcomes: Mapping[str, Outcome]) -> list[Table]:
+    """One table for each protocol, data set and number of shots, and means where a protocol has several data sets."""
+    groups: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in plan.entries:
+        groups.setdefault(entry.table, []).append(entry)
+    single = [(entries, _table(entries, outcomes)) for entries in groups.values()]
+    return [table for _, table in single] + list(_means(single))
+
+
+def best_methods(
+    plan: Plan, outcomes: Mapping[str, Outcome], best: int, protocols: Sequence[str]
+) -> dict[tuple[object, ...], list[str]]:
+    """The ``best`` methods of each table of these protocols, by its main measure."""
+    found = {}
+    for entry in plan.entries:
+        if entry.protocol in protocols and entry.table not in found:
+            table = _table([other for other in plan.entries if other.table == entry.table], outcomes)
+            found[entry.table] = table.ranked(table.main)[:best]
+    return found
+
+
+def _table(entries: Sequence[Entry], outcomes: Mapping[str, Outcome]) -> Table:
+    first, protocol = entries[0], PROTOCOLS[entries[0].protocol]
+    measures = list(protocol.measures(list(first.views.values())))
+    final = next((list(entry.final.values()) for entry in entries if entry.final), [])
+    if final:
+        columns = [measure for measure in protocol.measures(final) if measure.main]
+        measures += [replace(measure, name=f"{measure.name} (final)") for measure in columns]
+    rows: dict[str, dict[int | None, Cell]] = {}
+    for entry in entries:
+        views = entry_views(entry, outcomes)
+        if all(view.name in views for view in entry.views.values()):
+            rows.setdefault(entry.method, {})[entry.seed] = views
+    shots = f"{first.shots} shots" if first.shots != "all" else "all training images"
+    about = _about(list(first.views.values()))
+    if final:
+        about += f"; final: {_about(final)}"
+    labels = {label: (cells,) for label, cells in rows.items()}
+    return Table(first.protocol, f"{first.data}, {shots}", about, tuple(measures), labels)
+
+
+def _about(views: Sequence[View]) -> str:
+    budgets = dict.fromkeys(format_eps(parse_eps(view.eps)) for view in views)
+    images = "all images" if views[0].limit is None else f"at most {views[0].limit} images"
+    return f"{', '.join(views[0].attacks)} at eps {', '.join(budgets)} on {images}"
+
+
+def _means(single: Sequence[tuple[list[Entry], Table]]) -> Iterator[Table]:
+    """Where the tables of several data sets have the same columns: the mean over data sets."""
+    groups: dict[tuple[object, ...], list[tuple[Entry, Table]]] = {}
+    for entries, table in single:
+        groups.setdefault((table.protocol, entries[0].shots, table.measures), []).append((entries[0], table))
+    for (protocol, shots, measures), members in groups.items():
+        if len(members) < 2:
+            continue
+        names = [entry.data for entry, _ in members]
+        tables = [table for _, table in members]
+        labels = [label for label in tables[0].rows if all(label in table.rows for table in tables)]
+        rows = {label: tuple(table.rows[label][0] for table in tables) for label in labels}
+        title = f"mean over {', '.join(names)}, {shots} shots"
+        assert isinstance(measures, tuple)
+        if rows:
+            yield Table(str(protocol), title, "; ".join(dict.fromkeys(t.note for t in tables)), measures, rows)
+
+
+def _complete(sets: Sequence[Seeds], measure: Measure) -> bool:
+    return all(has(cells, measure) for cells in sets)
+
+
+def markdown(name: str, tables: Sequence[Table]) -> str:
+    """All tables, each protocol with the published numbers of its kind."""
+    lines = [f"# {name}", ""]
+    for protocol in dict.fromkeys(table.protocol for table in tables):
+        lines += [
+            f"## {protocol}",
+            "",
+            f"{PROTOCOLS[protocol].summary[0].upper()}{PROTOCOLS[protocol].summary[1:]}.",
+            "",
+        ]
+        for table in tables:
+            if table.protocol == protocol and table.rows:
+                lines += [f"### {table.title}", "", f"Accuracy in percent; {table.note}.", "", *_values(table), ""]
+                lines += [*_differences(table), ""]
+        lines += published_markdown(protocol)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _values(table: Table) -> list[str]:
+    head = ["method", "seeds", *(measure.name for measure in table.measures)]
+    lines = [_row(head), "|" + "---|" * len(head)]
+    return lines + [_row(cells) for cells in _cells(table, lambda text: f"**{text}**", " ± ")]
+
+
+def _cells(table: Table, bold: Callable[[str], str], plus_minus: str) -> Iterator[list[str]]:
+    columns = [(table.figures(measure), table.ranked(measure)[:1]) for measure in table.measures]
+    for label, sets in table.rows.items():
+        cells = []
+        for figures, best in columns:
+            text = _mean(figures[label], plus_minus) if label in figures else MISSING
+            # Equal figures are equally good.
+            top = label in figures and figures[label].mean == figures[best[0]].mean
+            cells.append(bold(text) if top else text)
+        yield [label, str(max(len(cells) for cells in sets)), *cells]
+
+
+def _mean(found: Figure, plus_minus: str) -> str:
+    return f"{found.mean:.1f}" + (f"{plus_minus}{found.deviation:.1f}" if found.deviation is not None else "")
+
+
+def _differences(table: Table) -> list[str]:
+    """Each method against the best, and the best against the runner-up."""
+    main = [measure for measure in table.measures if measure.main and len(table.figures(measure)) > 1]
+    if not main:
+        return []
+    head = ["difference to the best (the best: to the runner-up)", *(measure.name for measure in main)]
+    lines = [_row(head), "|" + "---|" * len(head)]
+    lines += [_row([label, *(_against(table, label, measure) for measure in main)]) for label in table.rows]
+    return [*lines, "", "Paired over images and seeds, 95 % bootstrap interval."]
+
+
+def _against(table: Table, label: str, measure: Measure) -> str:
+    ranked = table.ranked(measure)
+    if label not in ranked:
+        return MISSING
+    other = ranked[1] if label == ranked[0] else ranked[0]
+    found = difference(table.rows[label], table.rows[other], measure)
+    if found is None:
+        return "not paired"
+    text = f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}] {found.verdict}"
+    return f"**{text} ({other})**" if label == ranked[0] else text
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """All tables for LaTeX with the package booktabs."""
+    return "\n".join(line for table in tables if table.rows for line in _latex(table)) + "\n"
+
+
+def _latex(table: Table) -> Iterator[str]:
+    head = ["method", "seeds", *(measure.name for measure in table.measures)]
+    yield r"\begin{table}"
+    yield r"\centering"
+    yield rf"\caption{{{_escaped(f'{table.protocol}: {table.title}. Accuracy in percent; {table.note}.')}}}"
+    yield rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
+    yield r"\toprule"
+    yield " & ".join(map(_escaped, head)) + r" \\"
+    yield r"\midrule"
+    for label, *cells in _cells(table, lambda text: rf"\textbf{{{text}}}", r" $\pm$ "):
+        yield " & ".join([_escaped(label), *cells]) + r" \\"
+    yield r"\bottomrule"
+    yield r"\end{tabular}"
+    yield r"\end{table}"
+
+
+def _escaped(text: str) -> str:
+    for character in "&%_#":
+        text = text.replace(character, f"\\{character}")
+    return text

@@ -1,0 +1,204 @@
+"""Doing one job: train or go on, evaluate, and say what each image came to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from apd.api import describe
+from apd.bench.plan import Job
+from apd.bench.protocols import WORST, View
+from apd.classifier import PromptedCLIP
+from apd.clip import DualEncoder, load_clip
+from apd.config import validate
+from apd.data import Dataset, load_data
+from apd.data.dataset import Shots, Which
+from apd.device import pick_device
+from apd.errors import InputError
+from apd.evaluation import Result, evaluate
+from apd.files import write_atomic
+from apd.loading import load_run
+from apd.run import Run
+from apd.training.loop import train
+from apd.versions import versions
+
+
+@dataclass(frozen=True)
+class ViewOutcome:
+    """One evaluation image by image.
+
+    Args:
+        images: hash of the images' ids and labels; equal for classifiers that saw the same images.
+        right: under ``clean``, each attack and ``worst``: a 1 or a 0 for each image.
+        seconds: that it took.
+    """
+
+    images: str
+    right: Mapping[str, str]
+    seconds: float
+
+    def accuracy(self, attack: str) -> float:
+        """In percent."""
+        marks = self.right[attack]
+        return 100 * marks.count("1") / len(marks)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job.
+
+    Args:
+        job: its id.
+        label: for a person.
+        seconds: that training took, in the last start that trained.
+        validation: accuracy on the validation split at the end of training, in percent.
+        views: the evaluations, by hash.
+        versions: of what it was made with.
+    """
+
+    job: str
+    label: str
+    seconds: float = 0.0
+    validation: Mapping[str, float] = field(default_factory=dict)
+    views: Mapping[str, ViewOutcome] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def outcome_file(folder: Path, job: str) -> Path:
+    """Where a job's outcome is kept."""
+    return folder / "outcomes" / f"{job}.json"
+
+
+def read_outcome(folder: Path, job: str) -> Outcome | None:
+    """What is known of a job; None for nothing.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    file = outcome_file(folder, job)
+    if not file.exists():
+        return None
+    try:
+        record = json.loads(file.read_text())
+        views = {key: ViewOutcome(**view) for key, view in record.pop("views").items()}
+        return Outcome(**record, views=views)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is no outcome of a run ({error}); remove it to run it again.") from error
+
+
+def do(job: Job, folder: Path, *, fresh: bool = False) -> Outcome:
+    """Train where it is not trained yet, evaluate what is not evaluated yet; the outcome is saved and returned.
+
+    Args:
+        job: what to do.
+        folder: of the bench; everything of this job is below ``runs/ID`` and in ``outcomes/ID.json``.
+        fresh: train again from the start instead of going on: a second try after a failure.
+    """
+    known = read_outcome(folder, job.id) or Outcome(job.id, job.label, versions=versions())
+    missing = {key: view for key, view in job.views.items() if key not in known.views}
+    if not missing:
+        return known
+    trained = None
+    if job.method is not None:
+        trained, known = _trained(job, folder, known, fresh)
+    for key, view in missing.items():
+        found = _evaluated(job, view, trained, folder)
+        known = replace(known, views={**known.views, key: found})
+        write_atomic(outcome_file(folder, job.id), json.dumps(asdict(known), indent=1) + "\n")
+    return known
+
+
+def _trained(job: Job, folder: Path, known: Outcome, fresh: bool) -> tuple[PromptedCLIP, Outcome]:
+    place, device = folder / "runs" / job.id / "run", pick_device(job.device)
+    if not _finished(place):
+        started = time.monotonic()
+        clip, source = _clip(job.model, device), job.sources[job.data]
+        data = _data(job, job.data).classes(cast(Which, job.classes))
+        drawn = {"shots": job.shots, "seed": job.seed, "templates": source.templates, "classes": job.classes}
+        training = {**job.train, "device": device}
+        raw = {"model": job.model, "data": {"source": source.place, **drawn}, "method": job.method, "train": training}
+        config = validate(raw)
+        run = Run.create(place, config, describe(clip, data, config), resume=not fresh, overwrite=fresh)
+        train(clip, data, config, run, quiet=True)
+        known = replace(known, seconds=round(time.monotonic() - started, 2))
+    summary = Run.open(place).manifest["summary"]
+    validation = {name: summary[name] for name in ("val_clean", "val_robust")}
+    return load_run(place, device=device, model=job.model), replace(known, validation=validation)
+
+
+def _finished(place: Path) -> bool:
+    return (place / "run.json").is_file() and Run.open(place, finished=False).finished
+
+
+@cache
+def _clip(model: str, device: str) -> DualEncoder:
+    return load_clip(model, device=device)
+
+
+def _data(job: Job, name: str) -> Dataset:
+    """All classes of a data set."""
+    source = job.sources[name]
+    shots = cast(Shots, job.shots) if name == job.data else "all"
+    return load_data(source.place, shots=shots, seed=job.seed, templates=source.templates)
+
+
+def _evaluated(job: Job, view: View, trained: PromptedCLIP | None, folder: Path) -> ViewOutcome:
+    started = time.monotonic()
+    data = _data(job, view.data)
+    names = data.classes(view.classes).class_names
+    templates = data.templates if view.names == "own" else _data(job, job.data).templates
+    if trained is None:
+        classifier = PromptedCLIP(_clip(job.model, pick_device(job.device)), None, names, templates)
+    elif (trained.class_names, trained.templates) == (names, templates):
+        classifier = trained
+    else:
+        classifier = trained.with_classes(names, templates)
+    settings: dict[str, Any] = {"attacks": view.attacks, "eps": view.eps, "limit": view.limit}
+    settings |= {"split": job.split, "classes": view.classes}
+    if view.corruption is not None:
+        settings["corruption"] = view.corruption
+    store = folder / "runs" / job.id / "results"
+    result = evaluate(classifier, data, store=store, control=False, checks=False, quiet=True, **settings)
+    attacks = dict.fromkeys(("clean", *view.attacks, WORST))
+    right = {name: "".join(str(int(mark)) for mark in result.robust_mask(name).tolist()) for name in attacks}
+    return ViewOutcome(_fingerprint(result), right, round(time.monotonic() - started, 2))
+
+
+def _fingerprint(result: Result) -> str:
+    about = "\n".join(f"{id_}\0{label}" for id_, label in zip(result.ids, result.labels, strict=True))
+    return hashlib.sha256(about.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a job ended: with an outcome or with an error of one line."""
+
+    job: str
+    outcome: Outcome | None = None
+    error: str | None = None
+
+
+def attempt(job: Job, folder: Path, threads: int) -> Report:
+    """Do a job; where it fails, once more from the start. Never raises but for an interruption.
+
+    Args:
+        job: what to do.
+        folder: of the bench.
+        threads: of torch; sums depend on it in the last digit, so every engine sets it.
+    """
+    torch.set_num_threads(threads)
+    for fresh in (False, True):
+        try:
+            return Report(job.id, do(job, folder, fresh=fresh))
+        except Exception as error:
+            reason = " ".join(str(error).split()) or "no reason given"
+            message = f"{type(error).__name__}: {reason}"
+    return Report(job.id, error=message)

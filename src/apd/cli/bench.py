@@ -1,0 +1,65 @@
+"""`apd bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apd.cli.common import quiet_stdout, say
+
+
+def bench(
+    suite: Annotated[Path, typer.Argument(help="Suite file (YAML): data, methods, and blocks that combine them.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for all that comes of it. (default: runs/bench-SUITE)")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray.")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time. (default: one a GPU, or one)", show_default=False)
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs for each run. (default: 1 where there are any)", show_default=False),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the suite's models and data.")] = None,
+    table_only: Annotated[
+        bool, typer.Option("--table-only", help="Write tables and plots again from the outcomes in the output folder.")
+    ] = False,
+) -> None:
+    """Run a suite of trainings and evaluations, and write the tables; what is done already is not done again.
+
+    \b
+    Examples:
+      apd bench suites/quick.yaml --output runs/quick
+      apd bench suites/testbed.yaml --workers 2 --output runs/testbed
+      apd bench suites/full.yaml --engine ray --workers 8 --root data --output runs/full
+      apd bench suites/testbed.yaml --output runs/testbed --table-only
+    """
+    from apd.bench import bench as run_bench
+    from apd.bench import find_machine, load_suite, write_tables
+
+    folder = output or Path("runs") / f"bench-{suite.stem}"
+    failures: dict[str, str] = {}
+    with quiet_stdout():
+        if table_only:
+            write_tables(folder, say)
+        else:
+            machine = find_machine(engine, workers, gpus)
+            try:
+                failures = run_bench(load_suite(suite, root=root), folder, machine=machine, say=say)
+            except KeyboardInterrupt:
+                say("\nStopped. The same command goes on; with --table-only it shows what there is.")
+                raise
+    print((folder / "table.md").read_text(encoding="utf-8"))
+    say(f"Written: {folder}/results.csv, table.md, table.tex and plots/.")
+    if failures:
+        say(_listed(failures))
+        raise typer.Exit(1)
+    say(f"Next: apd bench {suite} --output {folder} --table-only; or apd predict {folder}/runs/ID/run IMAGES")
+
+
+def _listed(failures: dict[str, str]) -> str:
+    lines = [f"  {label}: {error}" for label, error in failures.items()]
+    return "\n".join([f"{len(failures)} runs failed:", *lines, "Next: the same command tries them again."])

@@ -1,0 +1,124 @@
+"""Figures and paired differences, against sums written out and against a bootstrap written out."""
+
+from __future__ import annotations
+
+import statistics
+
+import numpy as np
+import pytest
+
+from apd.bench.compare import Cell, bootstrap_of_means, difference, figure, value
+from apd.bench.plan import Entry, Plan
+from apd.bench.protocols import Measure, View
+from apd.bench.tables import best_methods, latex, make_tables, markdown
+from apd.bench.work import Outcome, ViewOutcome
+from apd.statistics import paired_bootstrap
+
+HARMONIC = Measure("H", (("test", "clean"), ("test", "worst")), main=True)
+WORST = Measure("worst", (("test", "worst"),), main=True)
+
+
+def cell(clean: str, worst: str, images: str = "same") -> Cell:
+    return {"test": ViewOutcome(images, {"clean": clean, "worst": worst}, 1.0)}
+
+
+def drawn(seed: int, share: float, n: int = 120) -> Cell:
+    rng = np.random.default_rng(seed)
+    clean = rng.random(n) < 0.8
+    worst = clean & (rng.random(n) < share)
+    return cell(*("".join(str(int(mark)) for mark in marks) for marks in (clean, worst)))
+
+
+def test_figures() -> None:
+    a = {0: cell("1110", "1000"), 1: cell("1111", "1100")}
+    assert value(a[0], HARMONIC) == pytest.approx(2 / (1 / 75 + 1 / 25))
+    assert value(cell("1110", "0000"), HARMONIC) == 0
+    assert value(a[0], Measure("m", HARMONIC.parts, "arithmetic")) == 50
+    found = figure([a], WORST)
+    assert (found.mean, found.deviation) == (37.5, pytest.approx(statistics.stdev([25, 50])))
+    assert figure([{None: a[0]}], WORST).deviation is None
+    # Two data sets: the mean over them, seed by seed.
+    b = {0: cell("11", "11"), 1: cell("11", "00")}
+    assert figure([a, b], WORST).deviation == pytest.approx(statistics.stdev([62.5, 25]))
+
+
+def test_accuracies_are_compared_by_the_paired_bootstrap_over_data_sets() -> None:
+    a = [{seed: drawn(seed, 0.6) for seed in (0, 1, 2)}, {seed: drawn(seed + 9, 0.6, 50) for seed in (0, 1)}]
+    b = [{seed: drawn(seed + 20, 0.4) for seed in (0, 1)}, {None: drawn(33, 0.4, 50)}]
+    marks = lambda run: [mark == "1" for mark in run["test"].right["worst"]]  # noqa: E731
+    left = [marks(a[0][seed]) + marks(a[1][seed]) for seed in (0, 1)]
+    right = [marks(b[0][seed]) + marks(b[1][None]) for seed in (0, 1)]
+    assert difference(a, b, WORST) == paired_bootstrap(left, right, ["x"] * 120 + ["y"] * 50)
+
+
+def test_other_images_are_not_paired() -> None:
+    assert difference([{0: cell("11", "10", "here")}], [{0: cell("11", "10", "there")}], WORST) is None
+    assert difference([{0: cell("11", "10")}], [{1: cell("11", "10")}], WORST) is None
+
+
+def test_harmonic_means_are_compared_as_by_drawing_images_one_by_one() -> None:
+    pairs = [(drawn(seed, 0.7), drawn(seed + 5, 0.4)) for seed in (0, 1)]
+    found = bootstrap_of_means([pairs], HARMONIC)
+    rights = np.array(
+        [[[list(map(int, run["test"].right[k])) for k in ("clean", "worst")] for run in p] for p in pairs]
+    )
+    rng, means = np.random.default_rng(1), []
+    for _ in range(4000):
+        index = rng.integers(0, 120, 120)
+        accuracy = 100 * rights[..., index].mean(axis=-1)  # (seeds, 2 methods, 2 attacks)
+        h = [[statistics.harmonic_mean(method) for method in run] for run in accuracy.tolist()]
+        means.append(statistics.mean(run[0] - run[1] for run in h))
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert found.mean == pytest.approx(statistics.mean(value(a, HARMONIC) - value(b, HARMONIC) for a, b in pairs))
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.8), pytest.approx(high, abs=0.8))
+    assert found == difference([dict(enumerate(a for a, _ in pairs))], [dict(enumerate(b for _, b in pairs))], HARMONIC)
+
+
+def test_the_general_bootstrap_agrees_with_the_simple_one() -> None:
+    pairs = [(drawn(seed, 0.7), drawn(seed + 5, 0.4)) for seed in (0, 1)]
+    general = bootstrap_of_means([pairs], WORST)
+    simple = difference([{0: pairs[0][0], 1: pairs[1][0]}], [{0: pairs[0][1], 1: pairs[1][1]}], WORST)
+    assert simple is not None and general.mean == pytest.approx(simple.mean)
+    assert (general.low, general.high) == (pytest.approx(simple.low, abs=0.8), pytest.approx(simple.high, abs=0.8))
+
+
+def plan_of(data: dict[str, dict[str, Cell]]) -> tuple[Plan, dict[str, Outcome]]:
+    """A few-shot plan: data set, to method, to its run of seed 0."""
+    entries, outcomes = [], {}
+    for name, methods in data.items():
+        view = View("test", "test", name, "1/255", ("pgd-5",), None)
+        for method, run in methods.items():
+            job = f"{method} {name}"
+            entries.append(Entry("few-shot", name, method, 4, 0, job, {"key": view}))
+            right = {**run["test"].right, "pgd-5": run["test"].right["worst"]}
+            outcomes[job] = Outcome(job, job, views={"key": ViewOutcome("same", right, 1.0)})
+    return Plan("a_plan", tuple(entries)), outcomes
+
+
+def test_tables_mark_the_best_and_pair_it_with_the_runner_up() -> None:
+    good, middle, bad = (
+        cell("1" * 40, "1" * 36 + "0" * 4),
+        cell("1" * 40, "1" * 20 + "0" * 20),
+        cell("0" * 40, "0" * 40),
+    )
+    plan, outcomes = plan_of({"a": {"bad": bad, "good": good, "middle": middle}, "b": {"good": middle, "middle": good}})
+    tables = make_tables(plan, outcomes)
+    assert [table.title for table in tables] == ["a, 4 shots", "b, 4 shots", "mean over a, b, 4 shots"]
+    assert tables[0].ranked(WORST) == ["good", "middle", "bad"]
+    assert set(tables[2].rows) == {"good", "middle"}
+    text = markdown("x", tables[:1])
+    assert "| good | 1 | **100.0** | **90.0** | **90.0** | **94.7** |" in text
+    assert "| middle | 1 | **100.0** | 50.0 | 50.0 | 66.7 |" in text
+    assert "better (middle)**" in text and "-90.0 [-97.5, -80.0] worse" in text
+    assert r"\textbf{90.0}" in latex(tables) and r"few-shot: a, 4 shots" in latex(tables)
+    best = best_methods(plan, outcomes, 2, ["few-shot"])
+    assert list(best.values()) == [["good", "middle"], ["middle", "good"]]
+
+
+def test_what_is_missing_is_left_out_not_counted_as_zero() -> None:
+    plan, outcomes = plan_of({"a": {"one": cell("11", "10"), "two": cell("11", "11")}})
+    del outcomes["two a"]
+    (table,) = make_tables(plan, outcomes)
+    assert list(table.rows) == ["one"]
+    assert not make_tables(plan, {})[0].rows
+    assert "### a" not in markdown("x", make_tables(plan, {}))

@@ -1,0 +1,82 @@
+"""The predicted cost, and what a person sees while a bench runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from apd.bench import load_suite, make_plan
+from apd.bench.cost import OVERHEAD, STANDING, Forecast, Pace, calibrate, training_seconds, view_seconds
+from apd.bench.plan import Job, Plan
+from apd.bench.progress import BenchProgress
+from apd.bench.work import Outcome, Report, ViewOutcome
+
+from .test_bench_run import Write, write
+
+__all__ = ["write"]
+
+PACE = Pace(image=0.01, text=0.1)
+
+
+def jobs_of(write: Write) -> tuple[Plan, Job, Job]:
+    plan = make_plan(load_suite(write()))
+    untrained, trained = list(plan.jobs.values())[:2]
+    return plan, untrained, trained
+
+
+def outcome(job: Job, seconds: float) -> Outcome:
+    views = {key: ViewOutcome("x", {"clean": "1110", "pgd-2": "1000", "worst": "1000"}, seconds) for key in job.views}
+    return Outcome(job.id, job.label, seconds=seconds if job.method else 0.0, views=views)
+
+
+def test_cost_is_counted_in_passes(write: Write) -> None:
+    _, untrained, trained = jobs_of(write)
+    # 3 classes x 2 shots in batches of 4: one PGD step, the clean and the adversarial pass; text forward and back.
+    assert training_seconds(trained, PACE) == pytest.approx(6 * 3 * 0.01 + 2 * 3 * 3 * 0.1)
+    assert training_seconds(untrained, PACE) == 0
+    (view,) = trained.views.values()
+    assert view_seconds(trained, view, PACE) == pytest.approx(6 * 0.01 * (1 + 2 * STANDING))
+
+
+def test_finished_runs_correct_the_forecast(write: Write) -> None:
+    plan, untrained, trained = jobs_of(write)
+    (view,) = untrained.views.values()
+    estimated = view_seconds(untrained, view, PACE)
+    slow = Forecast.of(PACE, plan.jobs.values(), {untrained.id: outcome(untrained, 5 * estimated)})
+    assert slow.ratio == pytest.approx(5)
+    assert Forecast.of(PACE, plan.jobs.values(), {}).ratio == 1
+    whole = slow.seconds(trained, None) - OVERHEAD
+    assert whole == pytest.approx(5 * (training_seconds(trained, PACE) + estimated))
+    assert slow.seconds(trained, outcome(trained, 1.0)) == OVERHEAD
+
+
+def test_calibration_measures_a_pace(clip_folder: Path) -> None:
+    pace = calibrate(str(clip_folder), "cpu", 1)
+    assert 0 < pace.image < 10 and 0 < pace.text < 10
+
+
+def test_every_run_is_a_line_in_a_pipe(write: Write) -> None:
+    plan, untrained, trained = jobs_of(write)
+    said: list[str] = []
+    progress = BenchProgress(plan, {untrained.id: 10.0, trained.id: 30.0}, 1, said.append)
+    assert progress.live is None and 39 < progress.seconds_left() <= 40
+    progress.finished(Report(untrained.id, outcome(untrained, 1.0)))
+    progress.finished(Report(trained.id, error="RuntimeError: it broke"))
+    assert said[0].startswith("[1/2] zero-shot on colours: clean 75.0, worst 25.0; about ")
+    assert said[1] == f"[2/2] {trained.label}: FAILED, RuntimeError: it broke"
+
+
+def test_the_live_table_counts_runs_by_protocol_and_data(write: Write) -> None:
+    plan, untrained, trained = jobs_of(write)
+    progress = BenchProgress(plan, dict.fromkeys(plan.jobs, 60.0), 2, print)
+    progress.finished(Report(untrained.id, outcome(untrained, 1.0)))
+    progress.finished(Report(trained.id, error="broken"))
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(progress._table())
+    shown = capture.get()
+    assert "3 runs to do by 2 workers" in shown
+    row = next(line for line in shown.splitlines() if "few-shot" in line)
+    assert [part.strip() for part in row.strip("│ ").split("│")] == ["few-shot", "colours", "5", "1", "1"]

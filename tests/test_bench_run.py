@@ -1,0 +1,357 @@
+"""`apd bench` end to end on a random CLIP and coloured squares: done once, gone on with, never stopped by a failure."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from apd.bench import Machine, bench, load_suite, make_plan, write_tables
+from apd.bench.local import run_local
+from apd.bench.work import Report, attempt, do, outcome_file
+from apd.errors import InputError
+
+from .models import save_colours
+
+LOCAL = Machine("local", 1, 1, 0)
+Write = Callable[..., Path]
+
+
+def tiny(clip: Path, colours: Path, **changes: Any) -> dict[str, Any]:
+    """A suite of a few seconds."""
+    return {
+        "name": "tiny",
+        "model": str(clip),
+        "limit": 6,
+        "attacks": ["pgd-2"],
+        "train": {"epochs": 1, "batch_size": 4, "attack": {"steps": 1}, "checkpoint_every": 1, "validate_every": 9},
+        "data": {"colours": {"source": str(colours), "eps": "8/255", "shots": 2}},
+        "methods": {"zero-shot": None, "advvlp": "advvlp", "vlp": "vlp"},
+        "blocks": [
+            {"protocol": "few-shot", "data": "colours", "methods": ["zero-shot", "advvlp", "vlp"], "seeds": [0, 1]}
+        ],
+        **changes,
+    }
+
+
+@pytest.fixture
+def write(tmp_path: Path, clip_folder: Path, colours: Path) -> Write:
+    """Writes the tiny suite, with changes, to a file."""
+
+    def to_file(**changes: Any) -> Path:
+        file = tmp_path / "tiny.yaml"
+        file.write_text(yaml.safe_dump(tiny(clip_folder, colours, **changes)))
+        return file
+
+    return to_file
+
+
+class InProcess(Machine):
+    """Does the jobs in this process, and counts them."""
+
+    def run(self, jobs: Any, folder: Path) -> Any:
+        for job in jobs:
+            self.__dict__.setdefault("done", []).append(job.label)
+            yield attempt(job, folder, self.threads)
+
+
+def here() -> InProcess:
+    return InProcess("local", 1, 1, 0)
+
+
+def silent(_: str) -> None:
+    """Says nothing."""
+
+
+def rights(folder: Path) -> dict[str, Any]:
+    """Every outcome image by image, without times."""
+    found = {}
+    for file in (folder / "outcomes").glob("*.json"):
+        views = json.loads(file.read_text())["views"]
+        found[file.stem] = {key: view["right"] for key, view in views.items()}
+    return found
+
+
+def table_rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "results.csv", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_suite_leaves_results_tables_and_plots_and_is_done_once(write: Write, tmp_path: Path) -> None:
+    suite, said = load_suite(write(final={"attacks": "pgd-3", "limit": 4, "best": 2})), list[str]()
+    machine = here()
+    assert bench(suite, tmp_path / "out", machine=machine, say=said.append) == {}
+    labels = ["zero-shot on colours"] + [
+        f"{m} on colours, 2 shots, seed {s}" for m in ("advvlp", "vlp") for s in (0, 1)
+    ]
+    assert machine.__dict__["done"][:5] == labels
+    assert "5 runs to do" in said[0] and "calibration" in said[0]
+
+    rows = table_rows(tmp_path / "out")
+    assert ",".join(rows[0]) == "data,method,shots,seed,protocol,split,attack,eps,accuracy,n,seconds,run"
+    first = [row for row in rows if row["split"] == "test"]
+    assert len(first) == 5 * 3
+    assert {(row["attack"], row["eps"], row["n"]) for row in first} == {
+        ("clean", "0", "6"),
+        ("pgd-2", "8/255", "6"),
+        ("worst", "8/255", "6"),
+    }
+    final = [row for row in rows if row["split"] == "test-final"]
+    assert len({row["method"] for row in final}) == 2 and {row["n"] for row in final} == {"4"}
+
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "### colours, 2 shots" in text and "| method | seeds | clean | pgd-2 | worst |" in text
+    assert "worst (final)" in text and "not comparable" in text and "±" in text
+    assert r"\textbf{" in (tmp_path / "out" / "table.tex").read_text()
+    assert (tmp_path / "out" / "plots" / "few-shot-colours-2-shots.png").stat().st_size > 1000
+
+    import pyarrow.parquet
+
+    assert pyarrow.parquet.read_table(tmp_path / "out" / "results.parquet").num_rows == len(rows)
+
+    again = here()
+    assert bench(suite, tmp_path / "out", machine=again, say=said.append) == {}
+    assert "done" not in again.__dict__
+    assert (tmp_path / "out" / "table.md").read_text() == text
+
+
+def test_tables_are_made_again_without_runs_model_and_data(write: Write, tmp_path: Path) -> None:
+    bench(load_suite(write()), tmp_path / "out", machine=here(), say=silent)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (tmp_path / "out" / "outcomes").rename(kept / "outcomes")
+    (tmp_path / "out" / "plan.json").rename(kept / "plan.json")
+    table = write_tables(kept, silent)
+    assert table.read_text() == (tmp_path / "out" / "table.md").read_text()
+    assert (kept / "results.csv").read_text() == (tmp_path / "out" / "results.csv").read_text()
+    with pytest.raises(InputError, match="holds no bench"):
+        write_tables(tmp_path / "elsewhere", silent)
+
+
+def test_machines_are_shared_out(monkeypatch: Any) -> None:
+    from apd.bench import find_machine, runner
+
+    monkeypatch.setattr(runner, "_cores", lambda: 8)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert find_machine() == Machine("local", 1, 8, 0)
+    assert find_machine(workers=3) == Machine("local", 3, 2, 0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert find_machine(workers=3) == Machine("local", 3, 1, 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert find_machine() == Machine("local", 4, 1, 1.0)
+    assert find_machine(gpus=0).device == "cpu"
+    with pytest.raises(InputError, match="there are 4"):
+        find_machine(gpus=5)
+    with pytest.raises(InputError, match="Did you mean ray"):
+        find_machine("rai")
+
+
+def test_identity_is_of_settings_model_and_data_not_of_their_place(write: Write, tmp_path: Path, colours: Path) -> None:
+    before = set(make_plan(load_suite(write())).jobs)
+    moved = tmp_path / "moved"
+    save_colours(moved)
+    data = {"colours": {"source": str(moved), "eps": "8/255", "shots": 2}}
+    assert set(make_plan(load_suite(write(data=data))).jobs) == before
+    data["colours"]["eps"] = "4/255"
+    other_eps = set(make_plan(load_suite(write(data=data))).jobs)
+    assert len(other_eps & before) == 1  # zero-shot is not trained; only its evaluation differs
+    other = tmp_path / "other"
+    save_colours(other, per_class=13)
+    data = {"colours": {"source": str(other), "eps": "8/255", "shots": 2}}
+    assert not set(make_plan(load_suite(write(data=data))).jobs) & before
+
+
+def test_blocks_share_a_training(write: Write) -> None:
+    common = {"data": "colours", "methods": "advvlp"}
+    blocks = [
+        {"protocol": "few-shot", **common, "shots": [1, 2]},
+        {"protocol": "eps-curve", **common, "eps": ["1/255", "8/255"]},
+    ]
+    plan = make_plan(load_suite(write(blocks=blocks)))
+    assert len(plan.entries) == 3 and len(plan.jobs) == 2
+    # 8/255 is the few-shot evaluation too.
+    assert sorted(len(job.views) for job in plan.jobs.values()) == [1, 2]
+
+
+def test_one_failure_is_tried_twice_and_stops_no_other(write: Write, tmp_path: Path, monkeypatch: Any) -> None:
+    from apd.methods.vlp import AdvVLP
+
+    calls = []
+
+    def broken(*_: object) -> Any:
+        calls.append(1)
+        raise RuntimeError("it broke")
+
+    monkeypatch.setattr(AdvVLP, "loss", broken)
+    suite = load_suite(write())
+    failures = bench(suite, tmp_path / "out", machine=here(), say=silent)
+    assert failures == {f"advvlp on colours, 2 shots, seed {seed}": "RuntimeError: it broke" for seed in (0, 1)}
+    assert len(calls) == 4
+    assert {row["method"] for row in table_rows(tmp_path / "out")} == {"zero-shot", "vlp"}
+    monkeypatch.undo()
+    assert bench(suite, tmp_path / "out", machine=here(), say=silent) == {}
+    assert {row["method"] for row in table_rows(tmp_path / "out")} == {"zero-shot", "vlp", "advvlp"}
+
+
+def test_a_damaged_checkpoint_is_trained_again(write: Write, tmp_path: Path) -> None:
+    plan = make_plan(load_suite(write()))
+    job = next(job for job in plan.jobs.values() if job.method is not None)
+    whole = do(job, tmp_path / "whole")
+    place = tmp_path / "out"
+    do(job, place)
+    outcome_file(place, job.id).unlink()
+    run = place / "runs" / job.id / "run"
+    manifest = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**manifest, "status": "running"}))
+    (run / "checkpoint" / "state.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError):
+        do(job, place)
+    report = attempt(job, place, 1)
+    assert report.outcome is not None
+    assert {k: v.right for k, v in report.outcome.views.items()} == {k: v.right for k, v in whole.views.items()}
+
+
+def test_base_to_new_and_transfer_use_the_right_classes(write: Write, tmp_path: Path) -> None:
+    names = ("red", "green", "blue", "dark")
+    four = save_colours(tmp_path / "four", classes=names)
+    same = save_colours(tmp_path / "same", classes=("blue", "red"))
+    common = {"data": "four", "methods": ["zero-shot", "advvlp"]}
+    suite = write(
+        data={
+            "four": {"source": str(four), "shots": 2, "eps": "8/255"},
+            "same": {"source": str(same), "eps": "8/255", "templates": ["the digit {}"]},
+        },
+        blocks=[
+            {"protocol": "base-to-new", **common},
+            {"protocol": "cross-dataset", **common, "to": "same"},
+            {"protocol": "domain-shift", **common, "to": "same"},
+        ],
+    )
+    assert bench(load_suite(suite), tmp_path / "out", machine=here(), say=silent) == {}
+    splits = {(row["protocol"], row["split"]) for row in table_rows(tmp_path / "out")}
+    assert splits == {
+        ("base-to-new", "base"),
+        ("base-to-new", "new"),
+        *((protocol, split) for protocol in ("cross-dataset", "domain-shift") for split in ("test", "same")),
+    }
+    runs = {row["run"] for row in table_rows(tmp_path / "out") if row["method"] == "advvlp"}
+    manifests = [json.loads((tmp_path / "out" / "runs" / run / "run" / "run.json").read_text()) for run in runs]
+    assert sorted(len(manifest["class_names"]) for manifest in manifests) == [2, 4]
+    assert "| H clean | H worst |" in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_workers_do_what_this_process_does_and_a_killed_one_is_replaced(write: Write, tmp_path: Path) -> None:
+    plan = make_plan(load_suite(write()))
+    jobs = [job for job in plan.jobs.values() if job.method is not None][:2]
+    expected = {job.id: do(job, tmp_path / "here") for job in jobs}
+    # Long enough to be met at work.
+    killed, found = set[int](), dict[str, Report]()
+    reports = run_local(jobs, tmp_path / "out", workers=1, threads=1)
+    stop = _kill_once(tmp_path / "out", killed)
+    for report in reports:
+        found[report.job] = report
+    stop()
+    assert killed and found.keys() == expected.keys()
+    for job, report in found.items():
+        assert report.outcome is not None, report.error
+        assert {k: v.right for k, v in report.outcome.views.items()} == {
+            k: v.right for k, v in expected[job].views.items()
+        }
+
+
+def _kill_once(folder: Path, killed: set[int]) -> Callable[[], None]:
+    """Kill the first worker process as soon as it has begun a run."""
+    import multiprocessing
+    import threading
+
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            if any(folder.glob("runs/*/run/run.json")):
+                for child in multiprocessing.active_children():
+                    os.kill(child.pid or 0, signal.SIGKILL)
+                    killed.add(child.pid or 0)
+                return
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        over.set()
+        thread.join()
+
+    return stop
+
+
+def test_a_job_that_kills_every_worker_fails(write: Write, tmp_path: Path, monkeypatch: Any) -> None:
+    from apd.bench import local
+
+    monkeypatch.setattr(local, "_serve", print)  # ends without a report, and imports nothing
+    monkeypatch.setattr(local, "DEATHS", 2)
+    (job, *_) = make_plan(load_suite(write())).jobs.values()
+    (report,) = run_local([job], tmp_path, workers=1, threads=1)
+    assert report.outcome is None and report.error is not None and "died 2 times" in report.error
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_ends_with_the_same_table(write: Write, tmp_path: Path) -> None:
+    suite = write()
+    bench(load_suite(suite), tmp_path / "whole", machine=here(), say=silent)
+    folder = tmp_path / "out"
+    command = [sys.executable, "-m", "apd", "bench", str(suite), "--workers", "1", "--output", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while first.poll() is None and len(list(folder.glob("outcomes/*.json"))) < 2:
+        time.sleep(0.005)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    assert 2 <= len(list(folder.glob("outcomes/*.json"))) < 5
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    assert "(from finished runs)" in second.stderr
+    table = (tmp_path / "whole" / "table.md").read_text()
+    assert (folder / "table.md").read_text() == table
+    assert second.stdout.strip() == table.strip()
+    assert rights(folder) == rights(tmp_path / "whole")
+
+
+def test_the_command_line_prints_the_table_and_fails_with_a_failed_run(
+    write: Write, tmp_path: Path, monkeypatch: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from apd.bench import runner
+    from apd.cli import main
+
+    def call(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["apd", "bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0)
+
+    monkeypatch.setattr(runner, "find_machine", lambda *_: here())
+    monkeypatch.setattr("apd.bench.find_machine", lambda *_: here())
+    suite, out = write(methods={"zero-shot": None, "advvlp": "advvlp", "vlp": "vlp"}), tmp_path / "out"
+    assert call(suite, "--output", out) == 0
+    told = capfd.readouterr()
+    assert told.out.strip() == (out / "table.md").read_text().strip()
+    assert "5 runs to do, 0 done; about" in told.err and "[5/5]" in told.err and "Next: apd bench" in told.err
+    assert call(suite, "--output", out, "--table-only") == 0
+    assert capfd.readouterr().out == told.out
+
+    too_long = {"name": "vlp", "prompts": {"text_tokens": 60}}
+    assert call(write(methods={"zero-shot": None, "advvlp": "advvlp", "vlp": too_long}), "--output", out) == 1
+    told = capfd.readouterr()
+    assert "2 runs failed:" in told.err and "vlp on colours, 2 shots, seed 1: InputError" in told.err

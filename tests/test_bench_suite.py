@@ -1,0 +1,168 @@
+"""Suite files: what may be written, what is refused and how, and what the protocols make of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from apd.bench import PROTOCOLS, Suite, load_suite, make_plan
+from apd.bench.plan import Plan
+from apd.bench.protocols import View
+from apd.bench.published import load_published, published_markdown
+from apd.bench.suite import Block, merged
+from apd.errors import InputError
+from apd.evaluation import EvaluationSettings
+
+from .test_bench_run import Write, write
+
+__all__ = ["write"]
+
+SUITES = Path(__file__).resolve().parents[1] / "suites"
+CORE = {"zero-shot", "advvlp", "advmaple", "fap", "trades", "apd"}
+VIEW = View("test", "test", "a", "1/255", ("pgd-5",), 10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocs": []}, "unknown setting 'blocs'. Did you mean blocks?"),
+        ({"data": {"colours": {"source": "x", "ep": "1/255"}}}, "unknown setting 'data.colours.ep'. Did you mean eps?"),
+        ({"attacks": "pgd"}, "Unknown attack 'pgd'. Did you mean pgd-20?"),
+        ({"final": {"best": 0}}, "final.best: Input should be greater than or equal to 1 (got 0)."),
+        (
+            {"data": {"colours": {"source": "x", "eps": 4}}},
+            "eps must be in [0, 1] pixel units, got 4. Did you mean 4/255?",
+        ),
+        ({"block": {"protocol": "fewshot"}}, "no protocol 'fewshot'. Did you mean few-shot?"),
+        ({"block": {"methods": "advvpl"}}, "no method 'advvpl'. Did you mean advvlp?"),
+        ({"block": {"data": "color"}}, "no data set 'color'. Did you mean colours?"),
+        ({"block": {"seed": 3}}, "unknown setting 'blocks.0.seed'. Did you mean seeds?"),
+        ({"block": {"protocol": "cross-dataset"}}, "a block of protocol cross-dataset needs the setting 'to'."),
+        ({"block": {"eps": "1/255"}}, "the setting 'eps' does not belong to protocol few-shot."),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(write: Write, changes: dict[str, Any], message: str) -> None:
+    block = {"protocol": "few-shot", "data": "colours", "methods": "advvlp", **changes.pop("block", {})}
+    with pytest.raises(InputError) as error:
+        load_suite(write(blocks=[block], **changes))
+    assert str(error.value).endswith(f"tiny.yaml: {message}")
+
+
+def test_unreadable_files_and_missing_roots(tmp_path: Path, write: Write) -> None:
+    with pytest.raises(InputError, match="Cannot read the suite"):
+        load_suite(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="say where it is with --root"):
+        load_suite(write(root="nowhere"))
+    with pytest.raises(InputError, match="No method 'advvpl'"):
+        make_plan(load_suite(write(methods={"zero-shot": None, "vlp": "vlp", "advvlp": "advvpl"})))
+    with pytest.raises(InputError, match=r"train\.epoch"):
+        make_plan(load_suite(write(train={"epoch": 2})))
+
+
+def test_paths_have_a_slash_and_start_at_the_root(tmp_path: Path, write: Write) -> None:
+    (tmp_path / "there" / "data").mkdir(parents=True)
+    (tmp_path / "there" / "digits").mkdir()
+    suite = load_suite(write(root="there"))
+    assert suite.place("./data") == str(tmp_path / "there" / "data")
+    assert suite.place("digits") == "digits"
+    assert suite.place("openai/clip-vit-base-patch32") == "openai/clip-vit-base-patch32"
+    assert load_suite(write(root="nowhere"), root=tmp_path / "there").place("./data") == suite.place("./data")
+
+
+def test_settings_are_merged_with_the_later_over_the_earlier() -> None:
+    layers = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4}}, {"d": {"e": 5}}
+    assert merged(*layers) == {"a": {"b": 4, "c": 2}, "d": {"e": 5}}
+
+
+def test_training_settings_come_from_suite_data_and_ablation(write: Write, colours: Path) -> None:
+    data = {"colours": {"source": str(colours), "eps": "8/255", "shots": 2, "train": {"optimizer": {"lr": 0.5}}}}
+    methods = {"zero-shot": None, "vlp": "vlp", "advvlp": {"name": "advvlp", "train": {"ema": 0.9}}}
+    jobs = make_plan(load_suite(write(data=data, methods=methods, train={"epochs": 3}))).jobs.values()
+    plain = next(job for job in jobs if job.method is not None and job.method["name"] == "vlp")
+    changed = next(job for job in jobs if job.method is not None and job.method["name"] == "advvlp")
+    assert (plain.train["epochs"], plain.train["optimizer"]["lr"], plain.train["eps"]) == (3, 0.5, "8/255")
+    assert (plain.train["ema"], changed.train["ema"]) == (0.0, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "more", "splits"),
+    [
+        ("few-shot", {}, ["test"]),
+        ("teacher-study", {}, ["test"]),
+        ("base-to-new", {}, ["base", "new"]),
+        ("cross-dataset", {"to": ["b", "c"]}, ["test", "b", "c"]),
+        ("domain-shift", {"to": "b"}, ["test", "b"]),
+        ("corruption", {"corruptions": ["fog", "motion_blur"], "severity": 2}, ["test", "fog-2", "motion_blur-2"]),
+        ("eps-curve", {"eps": ["1/255", "2/255"]}, ["test", "test"]),
+    ],
+)
+def test_what_protocols_evaluate(protocol: str, more: dict[str, Any], splits: list[str]) -> None:
+    block = Block(protocol=protocol, data=("a",), methods=("m",), **more)
+    PROTOCOLS[protocol].check(block)
+    views = PROTOCOLS[protocol].views(block, VIEW)
+    assert [view.split for view in views] == splits
+    assert len({view.name for view in views}) == len(views)
+    known = {view.name for view in views}
+    measures = PROTOCOLS[protocol].measures(views)
+    assert all(name in known for measure in measures for name, _ in measure.parts)
+    assert any(measure.main for measure in measures)
+
+
+def test_corruptions_and_targets_of_a_protocol() -> None:
+    block = Block(protocol="corruption", data=("a",), methods=("m",), corruptions=("fog",))
+    assert [view.corruption for view in PROTOCOLS["corruption"].views(block, VIEW)] == [None, "fog:3"]
+    block = Block(protocol="domain-shift", data=("a",), methods=("m",), to=("b",))
+    assert [(view.data, view.names) for view in PROTOCOLS["domain-shift"].views(block, VIEW)] == [
+        ("a", "own"),
+        ("b", "kept"),
+    ]
+
+
+def test_a_plan_survives_its_file(write: Write) -> None:
+    plan = make_plan(load_suite(write()))
+    assert Plan.from_json(plan.to_json()).entries == plan.entries
+    assert [entry.seed for entry in plan.entries] == [None, 0, 1, 0, 1]
+
+
+def test_on_validation_images_the_clip_as_it_is_has_seeds_too(write: Write) -> None:
+    assert [entry.seed for entry in make_plan(load_suite(write(split="val"))).entries] == [0, 1] * 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quick",
+        "testbed",
+        pytest.param(
+            "full",
+            marks=pytest.mark.skipif(
+                "corruption" not in EvaluationSettings.model_fields, reason="evaluation knows no corruptions"
+            ),
+        ),
+    ],
+)
+def test_suites_of_the_repository_are_sound(name: str) -> None:
+    raw = yaml.safe_load((SUITES / f"{name}.yaml").read_text())
+    suite = Suite.model_validate({key: value for key, value in raw.items() if key != "root"})
+    assert suite.name == name and suite.blocks
+
+
+def test_the_testbed_suite_has_the_core_on_three_seeds_and_every_method_on_one() -> None:
+    suite = Suite.model_validate(yaml.safe_load((SUITES / "testbed.yaml").read_text()))
+    few, new = ([block for block in suite.blocks if block.protocol == p] for p in ("few-shot", "base-to-new"))
+    assert (set(few[0].methods), set(few[0].data), few[0].seeds) == (CORE, {"cifar10", "caltech101"}, (0, 1, 2))
+    assert (set(new[0].methods), set(new[0].data), new[0].seeds) == (CORE, {"caltech101", "tiny-imagenet"}, (0, 1, 2))
+    for name in ("cifar10", "caltech101", "dtd10"):
+        assert {method for block in few if name in block.data for method in block.methods} == set(suite.methods)
+
+
+def test_published_numbers_name_source_and_setting() -> None:
+    for entry in load_published():
+        assert entry.source and entry.setting and entry.protocol in PROTOCOLS
+        assert all(len(values) == len(entry.columns) for values in entry.rows.values())
+    shown = "\n".join(published_markdown("base-to-new"))
+    assert "| FAP | 70.52 | 38.05 | 49.58 | 21.86 |" in shown and "**not comparable**" in shown
+    assert published_markdown("corruption") == []
