@@ -23,7 +23,7 @@ from benchmarks.evaluation import Plain, agreement, foolbox_pgd, pyautoattack, s
 from benchmarks.geometry import GEOMETRIES, class_names, cut_length, save
 from benchmarks.measure import compared, interleaved
 from benchmarks.page import BEGIN, END, NOTHING, write_page
-from benchmarks.profile import PARTS, Parts, profile
+from benchmarks.profile import Parts, profile
 from benchmarks.startup import FIRST_STEP, photos
 from benchmarks.step import THREAT, Problem, floor, ours, problem, published
 from benchmarks.step_rows import FLOORS, method_settings, predicted
@@ -189,7 +189,10 @@ def test_parts_of_a_profile_make_up_the_step(folder: Path) -> None:
 def test_a_profile_is_a_table_of_parts(tmp_path: Path) -> None:
     profile(Options(quick=True, geometry="mini", results=tmp_path), ("fap",))
     text = (tmp_path / "profile-fap-mini.md").read_text()
-    assert all(f"| {part} |" in text for part in PARTS) and "aten::" in text
+    assert (
+        all(f"| {part} |" in text for part in ("text forward", "attack", "text backward", "optimiser"))
+        and "aten::" in text
+    )
 
 
 def test_libraries_attack_the_same_function(folder: Path) -> None:
