@@ -98,8 +98,8 @@ def measure(about: dict[str, Any]) -> Row:
         try:
             step()
             times = interleaved({"ours": step}, {"ours": about["rounds"]}, device)["ours"]
-        except RuntimeError as error:
-            if "memory" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and "alloc" not in str(error):
                 raise
             return {"out_of_memory": True, "memory_before_mb": memory.before}
     return {"ours_s": median(times), "memory_before_mb": memory.before, "peak_mb": memory.peak}

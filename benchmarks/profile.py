@@ -22,19 +22,9 @@ from benchmarks.measure import interleaved, machine
 from benchmarks.step import THREAT, Problem, floor, problem
 from benchmarks.step_rows import FLOORS, method_settings
 
-PARTS = (
-    "text forward",
-    "attack's preparation",
-    "attack",
-    "loss",
-    "vision backward",
-    "text backward",
-    "optimiser",
-)
-
 
 class Parts:
-    """Our step cut into parts that can be timed alone; run in the order of `PARTS`.
+    """Our step cut into parts that can be timed alone; to be run in the order of ``functions``.
 
     The cut is at the class features: the loss's backward stops there, and the text tower's goes on from their gradient.
     """
@@ -42,21 +32,15 @@ class Parts:
     def __init__(self, p: Problem) -> None:
         self.p, self.attack = p, PGD(steps=p.steps, step_size=1.0)
         self.optimizer = build_optimizer(OptimizerSettings(), list(p.method.parameters()))
-        self.functions = dict(
-            zip(
-                PARTS,
-                (
-                    self._text,
-                    self._prepare,
-                    self._attack,
-                    self._loss,
-                    self._vision_backward,
-                    self._text_backward,
-                    self._update,
-                ),
-                strict=True,
-            )
-        )
+        self.functions = {
+            "text forward": self._text,
+            "attack's preparation": self._prepare,
+            "attack": self._attack,
+            "loss": self._loss,
+            "vision backward": self._vision_backward,
+            "text backward": self._text_backward,
+            "optimiser": self._update,
+        }
 
     def _text(self) -> None:
         self.p.method.zero_grad()
@@ -106,8 +90,8 @@ def describe(p: Problem, kind: str, geometry: str, options: Options, rounds: int
     rows: list[dict[str, list[float]]] = []
     for _ in range(rounds):
         # One part after the other: each needs what the one before it left.
-        rows.append(interleaved(parts.functions, dict.fromkeys(PARTS, 1), options.device))
-    seconds = {name: median(row[name][0] for row in rows) for name in PARTS}
+        rows.append(interleaved(parts.functions, dict.fromkeys(parts.functions, 1), options.device))
+    seconds = {name: median(row[name][0] for row in rows) for name in parts.functions}
     total = sum(seconds.values())
     bare = median(
         interleaved({"floor": floor(p, **FLOORS[kind][0])}, {"floor": rounds + 1}, options.device)["floor"][1:]
