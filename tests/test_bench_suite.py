@@ -14,7 +14,7 @@ from apd.bench.protocols import View
 from apd.bench.published import load_published, published_markdown
 from apd.bench.suite import Block, merged
 from apd.errors import InputError
-from apd.evaluation import EvaluationSettings
+from apd.methods import find_method
 
 from .test_bench_run import Write, write
 
@@ -131,23 +131,13 @@ def test_on_validation_images_the_clip_as_it_is_has_seeds_too(write: Write) -> N
     assert [entry.seed for entry in make_plan(load_suite(write(split="val"))).entries] == [0, 1] * 3
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "quick",
-        "testbed",
-        pytest.param(
-            "full",
-            marks=pytest.mark.skipif(
-                "corruption" not in EvaluationSettings.model_fields, reason="evaluation knows no corruptions"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("name", ["quick", "testbed", "full"])
 def test_suites_of_the_repository_are_sound(name: str) -> None:
     raw = yaml.safe_load((SUITES / f"{name}.yaml").read_text())
     suite = Suite.model_validate({key: value for key, value in raw.items() if key != "root"})
     assert suite.name == name and suite.blocks
+    for method in suite.methods.values():
+        assert method is None or find_method(method["name"])
 
 
 def test_the_testbed_suite_has_the_core_on_three_seeds_and_every_method_on_one() -> None:
