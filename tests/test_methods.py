@@ -12,6 +12,7 @@ from apd import losses
 from apd.attacks import PGD
 from apd.classifier import PromptedCLIP
 from apd.clip import DualEncoder, load_clip
+from apd.data import Decoded
 from apd.errors import InputError
 from apd.methods import METHODS, find_method
 from apd.methods.apd import APD, APDSettings
@@ -160,6 +161,29 @@ def test_inner_objectives_agree_with_their_definitions(clip: DualEncoder, inner:
     assert got.tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
 
 
+def test_by_default_the_soft_label_counts_as_far_as_the_untouched_teacher_is_right(clip: DualEncoder) -> None:
+    method = build(clip, teacher="frozen")
+    raw = (torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(5)) * 255).to(torch.uint8)
+    labels = torch.arange(40) % 3
+    images = Decoded(raw, labels, tuple(map(str, range(40))))
+    guesses = logits(method.student.undefended(), raw.float() / 255).argmax(dim=1)
+    share = sum(int(a == b) for a, b in zip(guesses.tolist(), labels.tolist(), strict=True)) / 40
+    assert 0 < share < 1
+    method.prepare(Preparation(images, PGD(2), ThreatModel(1 / 255), 0, tune=lambda other: None))
+    assert float(method.balance) == pytest.approx(share)
+    weighted, plain = terms(method), terms(build(clip, teacher="frozen", adv_ce=1.0, adv_kl=1.0))
+    assert weighted["adv_ce"] == pytest.approx((1 - share) * plain["adv_ce"], rel=1e-5)
+    assert weighted["adv_kl"] == pytest.approx(share * plain["adv_kl"], rel=1e-5)
+    assert "balance" in method.state(), "a resumed run does not measure again"
+
+
+def test_a_weight_that_is_set_is_the_weight() -> None:
+    assert APDSettings(adv_kl=2.0).balance is None and APDSettings().balance == "auto"
+    saved = APDSettings().model_dump()
+    assert APDSettings(**saved).balance == "auto"
+    assert APDSettings(variant="rslad").balance is None
+
+
 @pytest.mark.parametrize(
     ("variant", "names"),
     [
@@ -213,7 +237,7 @@ def test_what_is_trainable_is_what_the_method_trains(clip: DualEncoder, name: st
 
 
 def test_tuning_moves_the_teacher_s_prompts_and_only_them(clip: DualEncoder) -> None:
-    method = build(clip, teacher="tuned")
+    method = build(clip, teacher="tuned", balance=0.5)
     before = {n: t.clone() for n, t in method.state().items()}
 
     def tune(clean: object) -> None:
@@ -262,8 +286,9 @@ def test_a_step_s_gradients_are_those_of_the_plain_way(clip: DualEncoder) -> Non
     z_adv, z_t = plain(x_adv), student.undefended()(x)
     ce = torch.nn.functional.cross_entropy
     kl = (z_t.softmax(1) * (z_t.log_softmax(1) - z_adv.log_softmax(1))).sum(1).mean()
-    s = method.s
-    (s.adv_ce * ce(z_adv, LABELS) + s.adv_kl * s.tau**2 * kl + s.clean_ce * ce(plain(x), LABELS)).backward()
+    s, w = method.s, method.balance
+    hard, soft = (1 - w) * s.adv_ce, w * s.adv_kl * s.tau**2
+    (hard * ce(z_adv, LABELS) + soft * kl + s.clean_ce * ce(plain(x), LABELS)).backward()
     assert got and got.keys() == {n for n, p in method.named_parameters() if p.grad is not None}
     for name, parameter in method.named_parameters():
         if parameter.grad is not None:

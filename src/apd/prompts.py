@@ -24,7 +24,7 @@ class PromptSpec(BaseModel):
         4, ge=0, description="text tokens; they replace the first rows behind the start token; 0: none"
     )
     text_depth: Depth = Field("all", description="how many text blocks get tokens of their own (1: only the embedding)")
-    visual_tokens: int = Field(8, ge=0, description="visual tokens, appended behind the patches; 0: none")
+    visual_tokens: int = Field(16, ge=0, description="visual tokens, appended behind the patches; 0: none")
     visual_depth: Depth = Field("all", description="how many image blocks get tokens of their own")
     coupling: Coupling = Field(
         "none", description="learn one branch's tokens and map them linearly to the other (MaPLe)"

@@ -9,13 +9,15 @@ formula below, its weights, temperature and variants are this project's reconstr
                  + image_features * [1 - cos(f_S(x'), f_T(x))] + text_features * [1 - cos(t_S, t_T)]
     teacher  L_T = CE(z_T(x), y) + feedback * tau^2 KL(p_T(x) || sg[p_S(x')])            (online only)
 
-with ``p = softmax(z / tau)``; ``p_T`` in ``adv_kl`` is the teacher on x, or on x' (``soft_target: adversarial``, AdaAD).
+where adv_ce = 1 - w and adv_kl = w by default, w being the accuracy of the untouched teacher on the few training images
+(``balance: auto``): its soft labels count as far as it knows these classes. Here ``p = softmax(z / tau)``; ``p_T`` in
+``adv_kl`` is the teacher on x, or on x' (``soft_target: adversarial``, AdaAD).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -30,10 +32,15 @@ from apd.errors import InputError
 from apd.methods.base import Method, MethodSettings, Preparation, Step, prompted
 from apd.methods.clean import VLP
 
+if TYPE_CHECKING:
+    from apd.data.dataset import Decoded
+
 Teacher = Literal["frozen", "tuned", "online"]
+_BATCH = 256
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "apd": {},
+    # Hard and soft labels, the soft ones as far as the untouched CLIP knows these classes (this project's choice).
+    "apd": {"adv_ce": 1.0, "adv_kl": 1.0, "balance": "auto"},
     # T^2 KL(p_T(x) || p_S(x')) plus CE on clean images (Goldblum 2020).
     "ard": {"adv_ce": 0.0, "adv_kl": 1.0, "clean_ce": 1.0},
     # Soft labels only, on x and on x', and in the inner maximisation (Zi 2021).
@@ -65,6 +72,11 @@ class APDSettings(MethodSettings):
     robust_teacher: str | None = Field(None, description="mtard: an adversarially trained CLIP, the teacher on x'")
     adv_ce: float = Field(0.0, ge=0, description="weight of CE(z_S(x'), y)")
     adv_kl: float = Field(1.0, ge=0, description="weight of KL(p_T || p_S(x'))")
+    balance: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = Field(
+        None,
+        description="share w of the soft label: adv_ce is taken times 1 - w, adv_kl times w; auto: the accuracy of the "
+        "untouched teacher on the training images; null: weights as they are, as where one of them is set",
+    )
     clean_ce: float = Field(0.0, ge=0, description="weight of CE(z_S(x), y)")
     clean_kl: float = Field(0.0, ge=0, description="weight of KL(p_T(x) || p_S(x))")
     image_features: float = Field(0.0, ge=0, description="weight of 1 - cos(f_S(x'), f_T(x))")
@@ -85,7 +97,10 @@ class APDSettings(MethodSettings):
     def _preset(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {**VARIANTS.get(str(values.get("variant", "apd")), {}), **values}
+        preset = VARIANTS.get(str(values.get("variant", "apd")), {})
+        if "adv_ce" in values or "adv_kl" in values:
+            preset = {name: value for name, value in preset.items() if name != "balance"}
+        return {**preset, **values}
 
     @model_validator(mode="after")
     def _consistent(self) -> APDSettings:
@@ -106,12 +121,16 @@ class APD(Method):
     def __init__(self, settings: APDSettings, student: PromptedCLIP, seed: int = 0) -> None:
         super().__init__(settings, student, seed)
         self.s = settings
-        base = self._other(student, settings.teacher_model)
+        self.untouched = base = self._other(student, settings.teacher_model)
         # A seed of its own: a teacher that starts as the student's copy would teach it nothing at first.
         self.teacher = base if settings.teacher == "frozen" else prompted(base, settings.prompts, seed + 1)
         self.teacher.requires_grad_(settings.teacher == "online")
         self.teacher.encoder.requires_grad_(False)
         self.robust = self._other(student, settings.robust_teacher) if settings.robust_teacher else None
+        # Even until `prepare` has measured it.
+        share = 0.5 if settings.balance == "auto" else settings.balance
+        self.balance: Tensor
+        self.register_buffer("balance", torch.tensor(0.5 if share is None else share))
         self._bound: dict[str, BoundCLIP] = {}
         if settings.image_features and self.teacher.encoder.info.embed_dim != student.encoder.info.embed_dim:
             raise InputError("method.image_features needs teacher and student of equal embedding width; set it to 0.")
@@ -131,7 +150,9 @@ class APD(Method):
         return other
 
     def prepare(self, before: Preparation) -> None:
-        """Tune the teacher's prompts on clean images, where the teacher is ``tuned``."""
+        """Measure what the untouched teacher knows, and tune its prompts on clean images, where it is ``tuned``."""
+        if self.s.balance == "auto":
+            self.balance.fill_(self._accuracy(before.images))
         if self.s.teacher != "tuned":
             return
         clean = VLP(MethodSettings(prompts=self.s.prompts), self.teacher)
@@ -139,6 +160,15 @@ class APD(Method):
         clean.student.prompts.load_state_dict(self.teacher.prompts.state_dict())
         before.tune(clean)
         self.teacher.prompts.load_state_dict(clean.student.prompts.state_dict())
+
+    def _accuracy(self, images: Decoded) -> Tensor:
+        """Share of the training images that the untouched teacher, which has not seen them, classifies right."""
+        known = self._fixed("untouched", self.untouched)
+        right = torch.zeros((), device=images.images.device)
+        with torch.no_grad():
+            for index in torch.split(torch.arange(len(images), device=images.images.device), _BATCH):
+                right += (known.logits(images.pixels(index)).argmax(dim=-1) == images.labels[index]).sum()
+        return right / len(images)
 
     def _fixed(self, name: str, classifier: PromptedCLIP) -> BoundCLIP:
         """A fixed teacher's class features, computed once a run."""
@@ -179,11 +209,12 @@ class APD(Method):
         s = self.s
         features = step.student.features(x_adv)
         z_adv = step.student.compare(features)
+        hard, soft = (1.0, 1.0) if s.balance is None else (1 - self.balance, self.balance)
         terms: dict[str, Tensor] = {}
         if s.adv_ce:
-            terms["adv_ce"] = s.adv_ce * step.cross_entropy(z_adv)
+            terms["adv_ce"] = hard * s.adv_ce * step.cross_entropy(z_adv)
         if s.adv_kl:
-            terms["adv_kl"] = s.adv_kl * self._soft(step, x_adv, z_adv)
+            terms["adv_kl"] = soft * s.adv_kl * self._soft(step, x_adv, z_adv)
         if s.clean_ce:
             terms["clean_ce"] = s.clean_ce * step.cross_entropy(step.clean_logits())
         if s.clean_kl:
