@@ -19,7 +19,7 @@ from apd.clip import load_clip
 from apd.config import validate
 from apd.data import Dataset, load_data
 
-PASSES = {"clean": 1, "apgd-ce": 100, "apgd-dlr": 100, "autoattack": 4000}
+PASSES = {"clean": 1, "apgd-ce": 100, "apgd-dlr": 100, "apgd-ce+dlr": 200, "autoattack": 4000}
 """Forward passes with gradient to the pixels, for an image that stands; pgd-N costs N."""
 STANDING = 0.4
 """Share of images that is assumed to stand attacks."""
