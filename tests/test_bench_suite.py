@@ -15,6 +15,7 @@ from apd.bench.plan import Plan
 from apd.bench.protocols import View
 from apd.bench.published import load_published, published_markdown
 from apd.bench.suite import Block, merged
+from apd.demo import DEMO, METHODS
 from apd.errors import InputError
 from apd.methods import find_method
 
@@ -133,7 +134,7 @@ def test_on_validation_images_the_clip_as_it_is_has_seeds_too(write: Write) -> N
     assert [entry.seed for entry in make_plan(load_suite(write(split="val"))).entries] == [0, 1] * 3
 
 
-@pytest.mark.parametrize("name", ["quick", "testbed", "full"])
+@pytest.mark.parametrize("name", ["quick", "demo", "testbed", "full"])
 def test_suites_of_the_repository_are_sound(name: str) -> None:
     raw = yaml.safe_load((SUITES / f"{name}.yaml").read_text())
     suite = Suite.model_validate({key: value for key, value in raw.items() if key != "root"})
@@ -150,6 +151,21 @@ def test_the_testbed_suite_has_the_core_on_three_seeds_and_every_method_on_one()
     for name in ("cifar10", "caltech101", "dtd10"):
         shown = {method for block in few if name in block.data for method in block.methods}
         assert shown >= set(suite.methods) - {"apd tuned", "apd online"}, "teachers are compared where there is time"
+
+
+def test_the_demo_suite_has_the_settings_of_the_demo() -> None:
+    raw = yaml.safe_load((SUITES / "demo.yaml").read_text())
+    suite, (digits,) = Suite.model_validate(raw), raw["data"].values()
+    assert (suite.model, digits["source"], digits["eps"]) == (DEMO.model, DEMO.data, DEMO.eps)
+    assert (suite.attacks, suite.limit, digits["train"]) == (DEMO.attacks, DEMO.limit, {"epochs": DEMO.epochs})
+    assert suite.data["digits"].shots == DEMO.shots
+    assert suite.methods == {"zero-shot": None, **METHODS}
+
+
+def test_without_an_attack_the_table_has_clean_accuracy_alone(write: Write) -> None:
+    (block,) = load_suite(write(attacks=["clean"])).blocks[:1]
+    view = View("test", "test", "a", "1/255", ("clean",), None)
+    assert [m.name for m in PROTOCOLS["few-shot"].measures(PROTOCOLS["few-shot"].views(block, view))] == ["clean"]
 
 
 def test_every_attack_has_a_price() -> None:

@@ -124,7 +124,10 @@ def _pretty(eps: str) -> str:
 def _plain(views: Sequence[View]) -> list[Measure]:
     """Clean, each attack, the worst of all, and the harmonic mean of clean and worst."""
     view = views[0]
-    attacks = [Measure(attack, ((view.name, attack),)) for attack in ("clean", *view.attacks)]
+    names = tuple(dict.fromkeys(("clean", *view.attacks)))
+    if names == ("clean",):
+        return [Measure("clean", ((view.name, "clean"),), main=True)]
+    attacks = [Measure(name, ((view.name, name),)) for name in names]
     return [
         *attacks,
         Measure(WORST, ((view.name, WORST),), main=True),
