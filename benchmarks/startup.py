@@ -85,6 +85,7 @@ def waiting_case(options: Options, geometry: str, classes: int) -> Case:
     """Seconds of a 16-shot epoch in which the model waits for its batch, and their share of the epoch."""
 
     def measure() -> Row:
+        from apd.training.batches import Batches
         from apd.training.loop import Loop
 
         spent = {"batch": 0.0, "step": 0.0}
@@ -100,12 +101,12 @@ def waiting_case(options: Options, geometry: str, classes: int) -> Case:
 
             return run
 
-        augmented, step = Loop._augmented, Loop._step
+        draw, visit = Batches.draw, Loop._visit
         try:
-            Loop._augmented, Loop._step = timed("batch", augmented), timed("step", step)  # type: ignore[method-assign]
+            Batches.draw, Loop._visit = timed("batch", draw), timed("step", visit)  # type: ignore[method-assign]
             train_an_epoch(options, geometry, classes)
         finally:
-            Loop._augmented, Loop._step = augmented, step  # type: ignore[method-assign]
+            Batches.draw, Loop._visit = draw, visit  # type: ignore[method-assign]
         return {"ours_s": spent["batch"], "epoch_s": spent["step"], "share": spent["batch"] / spent["step"]}
 
     about = {"geometry": geometry, "classes": classes, "shots": 16, "method": "fap", "batch": 32}

@@ -24,7 +24,7 @@ from benchmarks.geometry import GEOMETRIES, class_names, cut_length, save
 from benchmarks.measure import compared, interleaved
 from benchmarks.page import BEGIN, END, NOTHING, write_page
 from benchmarks.profile import Parts, profile
-from benchmarks.startup import FIRST_STEP, photos
+from benchmarks.startup import FIRST_STEP, photos, waiting_case
 from benchmarks.step import THREAT, Problem, floor, ours, problem, published
 from benchmarks.step_rows import FLOORS, method_settings, predicted
 from benchmarks.towers import Towers
@@ -291,3 +291,8 @@ def test_the_first_step_is_noticed(tmp_path: Path, folder: Path) -> None:
     ]
     done = subprocess.run([sys.executable, "-c", FIRST_STEP, *words], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.endswith("first step\n")
+
+
+def test_the_wait_for_images_is_a_part_of_the_epoch(tmp_path: Path) -> None:
+    row = waiting_case(Options(quick=True, geometry="mini", results=tmp_path), "mini", 2).measure()
+    assert 0 < row["ours_s"] < row["epoch_s"] and row["share"] == row["ours_s"] / row["epoch_s"]
