@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,6 +114,17 @@ def test_tables_mark_the_best_and_pair_it_with_the_runner_up() -> None:
     assert r"\textbf{90.0}" in latex(tables) and r"few-shot: a, 4 shots" in latex(tables)
     best = best_methods(plan, outcomes, 2, ["few-shot"])
     assert list(best.values()) == [["good", "middle"], ["middle", "good"]]
+
+
+def test_all_are_compared_with_the_method_that_is_asked_for() -> None:
+    good, bad = cell("1" * 40, "1" * 36 + "0" * 4), cell("1" * 20 + "0" * 20, "0" * 40)
+    plan, outcomes = plan_of({"a": {"bad": bad, "good": good}})
+    tables = make_tables(replace(plan, against="bad"), outcomes)
+    text = markdown("x", tables)
+    assert "| difference to bad | clean | pgd-5 | worst | harmonic mean |" in text
+    assert "| good | +50.0 [+35.0, +65.0] better | +90.0" in text and "\n| bad | +" not in text
+    assert Plan.from_json(replace(plan, against="bad").to_json()).against == "bad"
+    assert make_tables(replace(plan, against="other"), outcomes)[0].against is None
 
 
 def test_what_is_missing_is_left_out_not_counted_as_zero() -> None:

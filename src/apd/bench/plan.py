@@ -95,17 +95,19 @@ class Plan:
     suite: str
     entries: tuple[Entry, ...]
     jobs: Mapping[str, Job] = field(default_factory=dict)
+    against: str | None = None
 
     def to_json(self) -> str:
         """The lines, without which the outcomes say nothing; the jobs, which hold places of one machine, stay out."""
         lines = [asdict(entry) for entry in self.entries]
-        return json.dumps({"suite": self.suite, "entries": lines}, indent=1) + "\n"
+        return json.dumps({"suite": self.suite, "against": self.against, "entries": lines}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """The lines again, without jobs."""
         record = json.loads(text)
-        return cls(record["suite"], tuple(_entry(line) for line in record["entries"]))
+        entries = tuple(_entry(line) for line in record["entries"])
+        return cls(record["suite"], entries, against=record["against"])
 
     def with_final(self, final: Final, best: Mapping[tuple[object, ...], list[str]], suite: Suite) -> Plan:
         """The plan with the second stage's evaluations for the ``best`` methods of each table."""
@@ -118,7 +120,7 @@ class Plan:
                 job = jobs[entry.job]
                 jobs[job.id] = replace(job, views={**job.views, **extra})
             entries.append(entry)
-        return Plan(self.suite, tuple(entries), jobs)
+        return replace(self, entries=tuple(entries), jobs=jobs)
 
 
 def make_plan(suite: Suite, device: str = "cpu") -> Plan:
@@ -141,7 +143,7 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
                         entry, job = _line(suite, block, name, shots, method, seed, device)
                         entries.setdefault(entry.place, entry)
                         jobs[job.id] = _joined(jobs[job.id], job) if job.id in jobs else job
-    return Plan(suite.name, tuple(entries.values()), jobs)
+    return Plan(suite.name, tuple(entries.values()), jobs, suite.against)
 
 
 def _joined(a: Job, b: Job) -> Job:

@@ -86,6 +86,7 @@ class Suite(_Section):
     attacks: Names = ("apgd-ce", "apgd-dlr")
     limit: int | None = Field(None, ge=1, description="test images under attack; null: all")
     split: Literal["test", "val"] = Field("test", description="val to choose settings by")
+    against: str | None = Field(None, description="the method that all are compared with; null: the best of each table")
     blocks: tuple[Block, ...]
     final: Final | None = None
 
@@ -109,6 +110,8 @@ class Suite(_Section):
                 parse_settings({"corruption": f"{corruption}:{block.severity}"})
             for eps in block.eps:
                 parse_eps(eps)
+        if self.against is not None:
+            _known("method", [self.against], self.methods)
         for entry in self.data.values():
             parse_eps(entry.eps)
         if self.final:

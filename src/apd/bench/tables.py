@@ -26,6 +26,7 @@ class Table:
         note: eps and number of images.
         measures: the columns.
         rows: label of the method, to its runs data set by data set.
+        against: the method that all are compared with; None: the best.
     """
 
     protocol: str
@@ -33,6 +34,7 @@ class Table:
     note: str
     measures: tuple[Measure, ...]
     rows: Mapping[str, tuple[Seeds, ...]]
+    against: str | None = None
 
     def figures(self, measure: Measure) -> dict[str, Figure]:
         """The column, without the methods that lack something of it."""
@@ -55,7 +57,8 @@ def make_tables(plan: Plan, outcomes: Mapping[str, Outcome]) -> list[Table]:
     for entry in plan.entries:
         groups.setdefault(entry.table, []).append(entry)
     single = [(entries, _table(entries, outcomes)) for entries in groups.values()]
-    return [table for _, table in single] + list(_means(single))
+    tables = [table for _, table in single] + list(_means(single))
+    return [replace(table, against=plan.against if plan.against in table.rows else None) for table in tables]
 
 
 def best_methods(
@@ -159,13 +162,15 @@ def _mean(found: Figure, plus_minus: str) -> str:
 
 
 def _differences(table: Table) -> list[str]:
-    """Each method against the best, and the best against the runner-up."""
-    main = [measure for measure in table.measures if measure.main and len(table.figures(measure)) > 1]
-    if not main:
+    """Each method against the one that is asked for; else against the best, and the best against the runner-up."""
+    shown = [m for m in table.measures if (m.main or table.against) and len(table.figures(m)) > 1]
+    if not shown:
         return []
-    head = ["difference to the best (the best: to the runner-up)", *(measure.name for measure in main)]
+    other = table.against or "the best (the best: to the runner-up)"
+    head = [f"difference to {other}", *(measure.name for measure in shown)]
     lines = [_row(head), "|" + "---|" * len(head)]
-    lines += [_row([label, *(_against(table, label, measure) for measure in main)]) for label in table.rows]
+    labels = [label for label in table.rows if label != table.against]
+    lines += [_row([label, *(_against(table, label, measure) for measure in shown)]) for label in labels]
     return [*lines, "", "Paired over images and seeds, 95 % bootstrap interval."]
 
 
@@ -173,12 +178,14 @@ def _against(table: Table, label: str, measure: Measure) -> str:
     ranked = table.ranked(measure)
     if label not in ranked:
         return MISSING
-    other = ranked[1] if label == ranked[0] else ranked[0]
+    other = table.against or (ranked[1] if label == ranked[0] else ranked[0])
+    if other not in ranked:
+        return MISSING
     found = difference(table.rows[label], table.rows[other], measure)
     if found is None:
         return "not paired"
     text = f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}] {found.verdict}"
-    return f"**{text} ({other})**" if label == ranked[0] else text
+    return f"**{text} ({other})**" if label == ranked[0] and not table.against else text
 
 
 def _row(cells: Sequence[str]) -> str:
