@@ -127,6 +127,13 @@ def test_all_are_compared_with_the_method_that_is_asked_for() -> None:
     assert make_tables(replace(plan, against="other"), outcomes)[0].against is None
 
 
+def test_a_data_set_without_any_run_does_not_take_the_means_away() -> None:
+    some = cell("11", "10")
+    plan, outcomes = plan_of({"a": {"one": some}, "b": {"one": some}, "c": {"one": some}})
+    del outcomes["one c"]
+    assert make_tables(plan, outcomes)[-1].title == "mean over a, b, 4 shots"
+
+
 def test_what_is_missing_is_left_out_not_counted_as_zero() -> None:
     plan, outcomes = plan_of({"a": {"one": cell("11", "10"), "two": cell("11", "11")}})
     del outcomes["two a"]

@@ -103,7 +103,8 @@ def _means(single: Sequence[tuple[list[Entry], Table]]) -> Iterator[Table]:
     """Where the tables of several data sets have the same columns: the mean over data sets."""
     groups: dict[tuple[object, ...], list[tuple[Entry, Table]]] = {}
     for entries, table in single:
-        groups.setdefault((table.protocol, entries[0].shots, table.measures), []).append((entries[0], table))
+        if table.rows:
+            groups.setdefault((table.protocol, entries[0].shots, table.measures), []).append((entries[0], table))
     for (protocol, shots, measures), members in groups.items():
         if len(members) < 2:
             continue
