@@ -35,12 +35,18 @@ def write_plots(folder: Path, plan: Plan, tables: Sequence[Table], say: Callable
             written.append(
                 _save(folder, f"{table.protocol} {table.title}", points, ("eps x 255", "worst %"), line=True)
             )
-        elif {"clean", "worst"} <= {measure.name for measure in table.measures}:
+        elif _attacked(table):
+            same = [other for other in tables if (other.protocol, other.title) == (table.protocol, table.title)]
+            title = table.title if len(same) == 1 else f"{table.title}, {table.note}"
             points = _scatter(table)
-            written.append(_save(folder, f"{table.protocol} {table.title}", points, ("clean %", "worst %"), line=False))
+            written.append(_save(folder, f"{table.protocol} {title}", points, ("clean %", "worst %"), line=False))
     for name, points in _over_shots(plan, tables).items():
         written.append(_save(folder, f"few-shot {name} over shots", points, ("shots", "worst %"), line=True))
     return written
+
+
+def _attacked(table: Table) -> bool:
+    return {"clean", "worst"} <= {measure.name for measure in table.measures}
 
 
 def _figures(table: Table, name: str) -> dict[str, Figure]:
@@ -64,10 +70,12 @@ def _over_shots(plan: Plan, tables: Sequence[Table]) -> dict[str, Points]:
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for table in tables:
         entry = titles.get(table.title)
-        if entry is None or entry.protocol != table.protocol or entry.shots == "all":
+        if entry is None or entry.protocol != table.protocol or entry.shots == "all" or not _attacked(table):
             continue
+        # Other attacks or images are another curve.
+        curve = f"{entry.data}, {table.note}"
         for label, figure in _figures(table, "worst").items():
-            found.setdefault(entry.data, {}).setdefault(label, []).append((float(entry.shots), figure.mean))
+            found.setdefault(curve, {}).setdefault(label, []).append((float(entry.shots), figure.mean))
     several = {name: points for name, points in found.items() if any(len(p) > 1 for p in points.values())}
     return {name: {label: sorted(p) for label, p in points.items()} for name, points in several.items()}
 
