@@ -13,7 +13,7 @@ help:
 	@echo "make bench    the benchmark suites and their page: hours, resumable; python -m benchmarks --quick for minutes"
 	@echo "make clean    remove $(VENV) and what tools left behind; runs/ stays"
 
-# Stamps: a second call has nothing to do until the pins change. --constraint also picks the build of torch.
+# Stamps: a second call has nothing to do until the pins change.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 

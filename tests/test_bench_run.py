@@ -347,7 +347,7 @@ def test_the_command_line_prints_the_table_and_fails_with_a_failed_run(
     assert call(suite, "--output", out) == 0
     told = capfd.readouterr()
     assert told.out.strip() == (out / "table.md").read_text().strip()
-    assert "5 runs to do, 0 done; about" in told.err and "[5/5]" in told.err and "Next: apd bench" in told.err
+    assert "5 runs to do, 0 done; about" in told.err and "[5/5]" in told.err and "Next: look at" in told.err
     assert call(suite, "--output", out, "--table-only") == 0
     assert capfd.readouterr().out == told.out
 

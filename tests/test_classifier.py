@@ -238,3 +238,10 @@ def test_an_encoder_without_visual_tokens_says_so_and_takes_text_prompts(clip: D
         Prompts.initial(PromptSpec(), encoder)
     model = PromptedCLIP(encoder, Prompts.initial(PromptSpec(visual_tokens=0), encoder), CLASSES)
     assert model(X).shape == (4, 3)
+
+
+def test_deeper_text_tokens_behind_mapped_ones_start_from_their_own_block_s_words(clip: DualEncoder) -> None:
+    spec = PromptSpec(text_tokens=2, visual_tokens=2, visual_depth=1, coupling="vision-to-text")
+    prompts = Prompts.initial(spec, clip, "a photo")
+    states = clip.word_states("a photo", 2)
+    assert [torch.equal(own, state) for own, state in zip(prompts.text_tokens, states[1:], strict=True)] == [True, True]

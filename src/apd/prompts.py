@@ -183,8 +183,11 @@ class Prompts(nn.Module):
         text = spec.words if spec.words is not None else words
         if text.strip() and len(prompts.text_tokens):
             states = encoder.word_states(text.strip(), spec.text_tokens)
+            # Blocks whose text tokens are mapped from visual ones come first.
+            led = len(prompts.maps) if spec.coupling == "vision-to-text" else 0
+            states = (states if spec.deep_words else states[:1])[led:]
             with torch.no_grad():
-                for tokens, state in zip(prompts.text_tokens, states if spec.deep_words else states[:1], strict=False):
+                for tokens, state in zip(prompts.text_tokens, states, strict=False):
                     tokens[..., : len(state), :] = state
         return prompts
 

@@ -42,7 +42,7 @@ def has(cells: Seeds, measure: Measure) -> bool:
 
 def figure(sets: Sequence[Seeds], measure: Measure) -> Figure:
     """A measure of one method: mean over data sets, then mean and deviation over seeds."""
-    seeds = _seeds(sets)
+    seeds = shared_seeds(sets)
     values = [statistics.mean(value(_cell(cells, seed), measure) for cells in sets) for seed in seeds]
     return Figure(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
 
@@ -59,7 +59,7 @@ def difference(a: Sequence[Seeds], b: Sequence[Seeds], measure: Measure) -> Diff
         b: the other, on the same data sets in the same order.
         measure: what is compared.
     """
-    seeds = _seeds([*a, *b])
+    seeds = shared_seeds([*a, *b])
     pairs = [[(_cell(x, seed), _cell(y, seed)) for seed in seeds] for x, y in zip(a, b, strict=True)]
     views = [view for view, _ in measure.parts]
     if not seeds or any(x[view].images != y[view].images for runs in pairs for x, y in runs for view in views):
@@ -136,7 +136,7 @@ def _combined(accuracies: Array, mean: Literal["harmonic", "arithmetic"]) -> Arr
     return np.where(positive, 1 / inverse, 0.0)
 
 
-def _seeds(sets: Sequence[Seeds]) -> list[int | None]:
+def shared_seeds(sets: Sequence[Seeds]) -> list[int | None]:
     """The seeds that all share, those that stand for every seed left aside."""
     seeded = [set(cells) for cells in sets if None not in cells]
     return sorted(set.intersection(*seeded), key=str) if seeded else [None]

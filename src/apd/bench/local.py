@@ -65,6 +65,8 @@ def run_local(jobs: Sequence[Job], folder: Path, *, workers: int, threads: int, 
     try:
         while todo or any(worker.job for worker in crew.values()):
             for seat, gpu in enumerate(seats):
+                if seat in crew and crew[seat].job is None and not crew[seat].process.is_alive():
+                    crew.pop(seat).stop()
                 if todo and (seat not in crew or crew[seat].job is None):
                     if seat not in crew:
                         crew[seat] = _Worker(folder, threads, gpu)

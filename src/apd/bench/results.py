@@ -61,7 +61,8 @@ def entry_views(entry: Entry, outcomes: Mapping[str, Outcome]) -> dict[str, View
     """What is known of a line, by the name of the view; the second stage's included."""
     outcome = outcomes.get(entry.job)
     known = outcome.views if outcome else {}
-    return {view.name: known[key] for key, view in {**entry.views, **entry.final}.items() if key in known}
+    pairs = [*entry.views.items(), *entry.final.items()]
+    return {view.name: known[key] for key, view in pairs if key in known}
 
 
 def rows(plan: Plan, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:

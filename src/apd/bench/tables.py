@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from apd.bench.compare import Cell, Figure, Seeds, difference, figure, has
+from apd.bench.compare import Cell, Figure, Seeds, difference, figure, has, shared_seeds
 from apd.bench.plan import Entry, Plan
 from apd.bench.protocols import PROTOCOLS, Measure, View
 from apd.bench.published import published_markdown
@@ -119,7 +119,7 @@ def _means(single: Sequence[tuple[list[Entry], Table]]) -> Iterator[Table]:
 
 
 def _complete(sets: Sequence[Seeds], measure: Measure) -> bool:
-    return all(has(cells, measure) for cells in sets)
+    return bool(shared_seeds(sets)) and all(has(cells, measure) for cells in sets)
 
 
 def markdown(name: str, tables: Sequence[Table]) -> str:
@@ -172,7 +172,11 @@ def _differences(table: Table) -> list[str]:
     lines = [_row(head), "|" + "---|" * len(head)]
     labels = [label for label in table.rows if label != table.against]
     lines += [_row([label, *(_against(table, label, measure) for measure in shown)]) for label in labels]
-    return [*lines, "", "Paired over images and seeds, 95 % bootstrap interval."]
+    return [
+        *lines,
+        "",
+        "Paired over images and seeds; 95 % bootstrap interval over images, not over trainings.",
+    ]
 
 
 def _against(table: Table, label: str, measure: Measure) -> str:

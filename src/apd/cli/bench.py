@@ -34,7 +34,7 @@ def bench(
     Examples:
       apd bench suites/quick.yaml --output runs/quick
       apd bench suites/testbed.yaml --workers 2 --output runs/testbed
-      apd bench suites/full.yaml --engine ray --workers 8 --root data --output runs/full
+      APD_DATA=data apd bench suites/full.yaml --engine ray --workers 8 --output runs/full
       apd bench suites/testbed.yaml --output runs/testbed --table-only
     """
     from apd.bench import bench as run_bench
@@ -53,11 +53,11 @@ def bench(
                 say("\nStopped. The same command goes on; with --table-only it shows what there is.")
                 raise
     print((folder / "table.md").read_text(encoding="utf-8"))
-    say(f"Written: {folder}/results.csv, table.md, table.tex and plots/.")
+    say(f"Written: {folder}/results.csv, table.md, table.tex and, with matplotlib, plots/.")
     if failures:
         say(_listed(failures))
         raise typer.Exit(1)
-    say(f"Next: apd bench {suite} --output {folder} --table-only; or apd predict {folder}/runs/ID/run IMAGES")
+    say(f"Next: look at {folder}/table.md; single runs are in {folder}/runs, for apd predict and apd evaluate.")
 
 
 def _listed(failures: dict[str, str]) -> str:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _lowered: WeakKeyDictionary[nn.Linear, tuple[tuple[Any, ...], Tensor, Tensor | None]] = WeakKeyDictionary()
 
@@ -23,16 +24,22 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
         weight, bias = _lower(layer, torch.get_autocast_dtype(x.device.type))
         x = x.to(weight.dtype)
-    if _onednn(x) and not weight.requires_grad:
+    if _onednn(x) and not _trains(layer):
         return cast(Tensor, cast(Any, _OneDNNLinear).apply(x, weight, bias))
     return F.linear(x, weight, bias)
+
+
+def _trains(layer: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
 
 
 def _onednn(x: Tensor) -> bool:
     if x.dtype is not torch.float32 or x.device.type != "cpu":
         return False
     backend = cast(Any, torch.backends.mkldnn)
-    return bool(backend.is_available() and backend.enabled) and "AVX" in torch.backends.cpu.get_cpu_capability()
+    return bool(backend.is_available() and backend.enabled) and torch.backends.cpu.get_cpu_capability().startswith(
+        "AVX"
+    )
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -45,9 +52,9 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _lower(layer: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Weights in ``dtype``, kept as long as the layer lives and its weights stay what and where they are."""
     weight, bias = layer.weight, layer.bias
-    if weight.requires_grad:
+    if _trains(layer):
         return weight.to(dtype), None if bias is None else bias.to(dtype)
-    state = (dtype, weight.data_ptr(), weight._version)
+    state = (dtype, *((t.data_ptr(), t._version) for t in layer.parameters(recurse=False)))
     if layer not in _lowered or _lowered[layer][0] != state:
         with torch.inference_mode(False):  # what is kept must serve training too
             _lowered[layer] = (state, weight.to(dtype), None if bias is None else bias.to(dtype))
@@ -63,6 +70,7 @@ class _OneDNNLinear(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
+    @once_differentiable  # type: ignore[misc,unused-ignore]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
         return _product(gradient, weight.t()), None, None
@@ -78,6 +86,7 @@ class _QuickGELU(torch.autograd.Function):
         return F.silu(scaled).div_(1.702)
 
     @staticmethod
+    @once_differentiable  # type: ignore[misc,unused-ignore]
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # The inner derivative 1.702 and the factor 1/1.702 cancel.
         return cast(Tensor, torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors))
@@ -103,7 +112,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Patch features (B, W, S/P, S/P) of pixels (B, 3, S, S)."""
-        if self.weight.requires_grad:
+        if _trains(self):
             return F.conv2d(x, self.weight, self.bias, stride=self.weight.shape[-1])
         return cast(Tensor, cast(Any, _Patches).apply(x, self.weight, self.bias))
 
@@ -116,6 +125,7 @@ class _Patches(torch.autograd.Function):
         return F.conv2d(x, weight, bias, stride=weight.shape[-1])
 
     @staticmethod
+    @once_differentiable  # type: ignore[misc,unused-ignore]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,), (shape, dtype) = ctx.saved_tensors, ctx.pixels
         side, rows, columns = weight.shape[-1], *gradient.shape[-2:]

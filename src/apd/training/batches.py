@@ -14,6 +14,7 @@ from apd.clip import DualEncoder
 from apd.data import Dataset
 from apd.data.augment import random_resized_crop_flip
 from apd.data.dataset import Decoded, shuffled
+from apd.errors import InputError
 from apd.training.settings import TrainSettings
 
 
@@ -80,6 +81,11 @@ class Batches:
         ranges = [range(start, min(start + size, n)) for start in range(0, n, size)]
         # A batch smaller than the number of processes would leave one of them without images.
         self._ranges = [batch for batch in ranges if len(batch) >= processes]
+        if not self._ranges:
+            raise InputError(
+                f"train.batch_size={size} of {n} training images leaves no batch with an image for each of {processes} "
+                "processes; raise it, or start fewer processes."
+            )
         self._order = lru_cache(maxsize=1)(lambda epoch: shuffled(images.train.ids, settings.seed, "order", epoch))
 
     def __len__(self) -> int:

@@ -91,7 +91,9 @@ class TrainSettings(_Section):
     attack: AttackSettings = AttackSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     augment: AugmentSettings = AugmentSettings()
-    epochs: int = Field(30, ge=1, description="passes over the training images")
+    epochs: int = Field(
+        30, ge=1, description="passes over the training images; with attack.kind=free replays count as passes"
+    )
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up; a cosine to zero follows")
     batch_size: int = Field(32, ge=1, description="images an optimiser step, over all processes together")
     eps_warmup_epochs: float = Field(0.0, ge=0, description="epochs over which eps grows linearly; 0: eps throughout")
