@@ -36,7 +36,9 @@ def predicted(kind: str, shape: Geometry, batch: int, classes: int) -> tuple[flo
     image = batch * shape.image_gflop(tokens.visual_tokens)
     short = classes * shape.text_gflop(cut_length(tokens.text_tokens))
     _, vision, text = FLOORS[kind]
-    return vision * image + text * short, 12 * (image + classes * shape.text_gflop(CONTEXT))
+    # The frozen teacher's pass has no tokens.
+    saved = image - batch * shape.image_gflop(0) if kind == "apd-frozen" else 0.0
+    return vision * image - saved + text * short, 12 * (image + classes * shape.text_gflop(CONTEXT))
 
 
 def step_case(

@@ -185,7 +185,7 @@ def test_blocks_share_a_training(write: Write) -> None:
 
 
 def test_one_failure_is_tried_twice_and_stops_no_other(write: Write, tmp_path: Path, monkeypatch: Any) -> None:
-    from apd.methods.vlp import AdvVLP
+    from apd.methods.adversarial import AdvVLP
 
     calls = []
 

@@ -401,6 +401,6 @@ def test_switches_that_contradict_each_other_are_refused(wrong: dict, message: s
 
 
 def test_moving_pixels_need_a_loss_that_sees_them(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
-    switches = ("method.adv_kl=0", "method.clean_ce=1", "train.attack.kind=free")
+    switches = ("method.adv_ce=0", "method.adv_kl=0", "method.clean_ce=1", "train.attack.kind=free")
     with pytest.raises(InputError, match="a term on adversarial images"):
         start(tmp_path / "run", clip, colours, *switches)

@@ -67,16 +67,17 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(
-    "method", ["method.name=apd", "method.name=advvlp", "train.attack.kind=free", "train.attack.kind=carried"]
+    ("method", "kind"), [("apd", "pgd"), ("advvlp", "pgd"), ("advvlp", "free"), ("advvlp", "carried")]
 )
 def test_training_lowers_the_loss_and_leaves_a_run(
-    tmp_path: Path, clip: DualEncoder, colours: Path, method: str
+    tmp_path: Path, clip: DualEncoder, colours: Path, method: str, kind: str
 ) -> None:
     run = start(
         tmp_path / "run",
         clip,
         colours,
-        method,
+        f"method.name={method}",
+        f"train.attack.kind={kind}",
         "train.epochs=20",
         "train.optimizer.lr=0.02",
         "train.augment.enabled=false",
