@@ -57,6 +57,6 @@ def test_the_published_geometry_trains_two_steps_and_evaluates(tmp_path: Path, g
     run = apd.train(clip, data, method=method, eps="1/255", epochs=2, output=tmp_path / "run", device="cpu")
     assert run.manifest["summary"]["steps"] == 2
     moved = [not torch.equal(t, torch.zeros_like(t)) and torch.isfinite(t).all() for t in run.load_prompts().values()]
-    assert all(moved) and (run.path / "prompts.safetensors").stat().st_size < 500_000
+    assert all(moved) and (run.path / "prompts.safetensors").stat().st_size < 600_000
     result = apd.evaluate(apd.load_run(run.path), data, attacks=["pgd-2"], eps="1/255", checks=False)
     assert result.n == len(data.test) and 0 <= result.worst.accuracy <= result.clean
