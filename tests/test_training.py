@@ -218,7 +218,7 @@ state = PartialState(cpu=True)
 clip = load_clip(sys.argv[2])
 sets = ["train.ema=0.5", "method.teacher=frozen", "train.batch_size=7"]
 start(Path(sys.argv[1]) / f"run{state.process_index}", clip, Path(sys.argv[3]), *sets)
-sets += ["train.attack.kind=free", "train.attack.steps=0", "train.attack.replays=2", "train.optimizer.awp=0.01"]
+sets += ["train.attack.kind=free", "train.attack.replays=2", "train.optimizer.awp=0.01"]
 start(Path(sys.argv[1]) / f"free{state.process_index}", clip, Path(sys.argv[3]), *sets)
 torch.save(gradients, Path(sys.argv[1]) / f"gradients{state.process_index}.pt")
 """

@@ -71,7 +71,7 @@ def training_seconds(job: Job, pace: Pace) -> float:
     classes = len(data.class_names) if job.classes == "all" else math.ceil(len(data.class_names) / 2)
     share = classes / len(data.class_names)
     images = len(data.train) * share if job.shots == "all" else min(int(job.shots) * classes, len(data.train))
-    steps = {"pgd": train.attack.steps, "free": train.attack.steps / train.attack.replays}.get(train.attack.kind, 1)
+    steps = train.attack.steps if train.attack.kind == "pgd" else 1
     batches = math.ceil(images / train.batch_size)
     return train.epochs * (images * (steps + 2) * pace.image + batches * 3 * classes * pace.text)
 

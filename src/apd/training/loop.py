@@ -215,11 +215,11 @@ class Loop:
 
         terms = closure(self.pixels.view(batch, threat) if self.pixels else None)
         if self.pixels:
-            self.pixels.climb(self.bare.images, batch, threat)
+            self.pixels.climb(batch, threat)
         if s.optimizer.sam or s.optimizer.awp:
             by = sam(self.trained, s.optimizer.sam) if s.optimizer.sam else awp(self.trained, s.optimizer.awp)
             with shifted(self.trained, by):
-                closure(self.bare.images.detach())
+                closure(self.bare.images)
         self._update(optimizer, step)
         return terms
 

@@ -15,41 +15,33 @@ class Replayed:
     """Free adversarial training (Shafahi 2019, arXiv 1904.12843): the images of a batch, over several optimiser steps.
 
     Args:
-        settings: start and step of the pixels; whether a new batch is attacked first, which the training step does.
+        settings: start and step of the pixels.
     """
 
     def __init__(self, settings: AttackSettings) -> None:
         self.attack = PGD(1, settings.step_size, random_start=settings.random_start)
-        self.attacked_first = settings.kind == "free" and settings.steps > 0
         self.clean: Tensor
-        self.moving: Tensor | None
+        self.moving: Tensor
 
     def begin(self, batch: Batch, threat: ThreatModel) -> None:
         """Take up a batch."""
-        self.clean = batch.x
-        self.moving = None if self.attacked_first else self.attack.start(batch.x, threat, batch.seeds)
+        self.clean, self.moving = batch.x, self.attack.start(batch.x, threat, batch.seeds)
 
-    def view(self, batch: Batch, threat: ThreatModel) -> Tensor | None:
-        """The adversarial images (B,3,S,S) of this step, with a graph to the pixels that move; None: attack them first."""
-        return None if self.moving is None else self.moving.requires_grad_()
+    def view(self, batch: Batch, threat: ThreatModel) -> Tensor:
+        """The adversarial images (B,3,S,S) of this step, with a graph to the pixels that move."""
+        return self.moving.requires_grad_()
 
-    def climb(self, images: Tensor, batch: Batch, threat: ThreatModel) -> None:
-        """Move the pixels along the gradient that a loss has left.
-
-        Args:
-            images: (B,3,S,S), what the loss was taken on: `view`, or where the attack has left them.
-            batch: taken up by `begin`.
-            threat: the budget.
+    def climb(self, batch: Batch, threat: ThreatModel) -> None:
+        """Move the pixels along the gradient that a loss of `view` has left.
 
         Raises:
             InputError: the loss has no term on adversarial images.
         """
-        moving = images if self.moving is None else self.moving
-        if moving.grad is None:
+        if self.moving.grad is None:
             raise InputError(
                 "train.attack.kind=free and carried need a loss with a term on adversarial images; use kind=pgd."
             )
-        self.moving = self.attack.step(moving.detach(), moving.grad, self.clean, threat)
+        self.moving = self.attack.step(self.moving.detach(), self.moving.grad, self.clean, threat)
 
 
 class Carried(Replayed):
@@ -83,15 +75,13 @@ class Carried(Replayed):
 
     def view(self, batch: Batch, threat: ThreatModel) -> Tensor:
         """The adversarial images (B,3,S,S) of this step, with a graph to the pixels that move."""
-        assert self.moving is not None
         cropped = self.batches.crop(self.moving.requires_grad_(), batch.crops)
         # The projection lets every gradient through: a pixel at the edge of the ball must be able to come back.
         return threat.project(cropped.detach(), batch.x) + (cropped - cropped.detach())
 
-    def climb(self, images: Tensor, batch: Batch, threat: ThreatModel) -> None:
+    def climb(self, batch: Batch, threat: ThreatModel) -> None:
         """Move the pixels along the gradient that a loss of `view` has left, and keep them."""
-        super().climb(images, batch, threat)
-        assert self.moving is not None
+        super().climb(batch, threat)
         self.kept[batch.index] = self.moving
 
 

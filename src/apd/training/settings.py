@@ -23,9 +23,7 @@ class AttackSettings(_Section):
         description="pgd; one step: fgsm-rs (Wong 2020) or n-fgsm (de Jorge 2022); no pass of its own: free (Shafahi 2019) "
         "or carried from epoch to epoch (Zheng 2020)",
     )
-    steps: int = Field(
-        2, ge=0, description="steps of pgd; free: on a new batch, before its first update (0: as in its source)"
-    )
+    steps: int = Field(2, ge=1, description="steps of pgd")
     step_size: float = Field(1.0, gt=0, description="step of pgd as a fraction of eps")
     random_start: bool = Field(True, description="start pgd at a random point of the ball")
     replays: int = Field(4, ge=1, description="free: optimiser steps on a batch, one after the other")
@@ -39,8 +37,6 @@ class AttackSettings(_Section):
 
     @model_validator(mode="after")
     def _fits_kind(self) -> AttackSettings:
-        if self.kind == "pgd" and self.steps < 1:
-            raise ValueError("train.attack.steps must be at least 1 with kind=pgd, got 0")
         if self.stop_margin is not None and (self.kind != "pgd" or self.loss == "kl"):
             raise ValueError("train.attack.stop_margin needs kind=pgd and a loss on labels")
         if self.kind in ("free", "carried") and self.loss != "method":

@@ -6,7 +6,7 @@ Passes of the image tower an optimiser step, for K attack steps (`train.attack.s
                              fwd      bwd     fwd
     pgd                      K+1      K+1     1         (the default K = 2: 3 and 3)
     fgsm-rs, n-fgsm          2        2       1
-    free                     K/m+1    K/m+1   1/m       (m = train.attack.replays)
+    free                     1        1       1/m       (m = train.attack.replays)
     carried                  1        1       1
     clean methods            1        1       1
 
@@ -50,8 +50,7 @@ def training_attack(settings: AttackSettings) -> Attack:
         return FGSMRS()
     if settings.kind == "n-fgsm":
         return NFGSM()
-    steps = max(1, settings.steps)  # Free training without a first attack runs none of it.
-    pgd = PGD(steps, settings.step_size, random_start=settings.random_start)
+    pgd = PGD(settings.steps, settings.step_size, random_start=settings.random_start)
     return pgd if settings.stop_margin is None else FriendlyPGD(pgd, settings.stop_margin)
 
 
@@ -64,7 +63,6 @@ def training_step(method: Method, settings: TrainSettings) -> TrainStep:
         settings.precision == "bf16",
         smoothing=settings.label_smoothing,
         inner=settings.attack.loss,
-        moving=settings.attack.kind == "free",
     )
 
 
@@ -81,11 +79,10 @@ class TrainStep(nn.Module):
         bf16: run encoder passes under bfloat16 autocast; prompts, logits and gradients stay float32.
         smoothing: of labels, in the cross-entropy terms of the outer loss.
         inner: what the attack maximises in place of a method's cross-entropy; ``method``: what the method says.
-        moving: the attacked images ask for a gradient, which the terms' backward pass gives.
     """
 
     images: Tensor
-    """The images (B,3,S,S) that the last loss was taken on."""
+    """The images (B,3,S,S) that the last loss was taken on, detached: for a second look at the same ones."""
 
     def __init__(
         self,
@@ -96,11 +93,10 @@ class TrainStep(nn.Module):
         *,
         smoothing: float = 0.0,
         inner: AttackLoss = "method",
-        moving: bool = False,
     ) -> None:
         super().__init__()
         self.method, self.attack, self.threat, self.bf16 = method, attack, threat, bf16
-        self.smoothing, self.inner, self.moving = smoothing, inner, moving
+        self.smoothing, self.inner = smoothing, inner
         self._last: tuple[Tensor, int, dict[str, Any]] | None = None
 
     def forward(
@@ -127,9 +123,7 @@ class TrainStep(nn.Module):
             step = Step(x, labels, self.method.student.bind(), index, self.smoothing, self._of_images(x))
             if x_adv is None:
                 x_adv = self._attacked(step, seeds, eps) if self.method.adversarial else x
-                if self.moving and self.method.adversarial:
-                    x_adv.requires_grad_()
-            self.images = x_adv
+            self.images = x_adv.detach()
             return self.method.loss(step, x_adv)
 
     def _of_images(self, x: Tensor) -> dict[str, Any]:
