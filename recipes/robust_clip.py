@@ -4,7 +4,7 @@
 
     python -m recipes.robust_clip --model openai/clip-vit-base-patch32 --data photos --output runs/robust-clip
 
-TeCoA (Mao 2023, arXiv 2212.07016, eq. 3), with a term of FARE (Schlarmann 2024, arXiv 2402.12336, eq. 3) where asked::
+TeCoA (Mao 2023, arXiv 2212.07016), with the outer loss of FARE (Schlarmann 2024, arXiv 2402.12336) added where asked::
 
     inner   x' = argmax_{|x'-x|_inf <= eps} CE(z(x'), y)
     outer   CE(z(x'), y) + fare * || f(x') - f_0(x) ||^2
@@ -21,7 +21,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -180,13 +180,14 @@ def make(config: RunConfig, fare: float, output: Path) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line; its defaults are the recipe."""
-    options = argparse.ArgumentParser(description=cast(str, __doc__).splitlines()[0])
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--model", required=True, help="hub id or folder of a CLIP")
     options.add_argument("--data", required=True, help="labelled images, as apd train takes them")
     options.add_argument("--output", type=Path, required=True, help="folder of the new CLIP")
     options.add_argument("--shots", default="all", help="training images a class, or all")
     options.add_argument("--eps", default="1/255", help="training budget in [0,1] pixel units")
     options.add_argument("--attack-steps", type=int, default=2, help="steps of PGD")
+    options.add_argument("--step-size", type=float, default=1.0, help="step of PGD as a fraction of eps")
     options.add_argument("--fare", type=float, default=0.0, help="weight of the distance to the original features")
     options.add_argument("--epochs", type=int, default=10)
     options.add_argument("--batch", type=int, default=64, help="images a step")
@@ -204,7 +205,7 @@ def config_of(arguments: argparse.Namespace) -> RunConfig:
     """
     train: dict[str, Any] = {
         "eps": arguments.eps,
-        "attack": {"steps": arguments.attack_steps, "step_size": 1.0 if arguments.attack_steps < 3 else 0.5},
+        "attack": {"steps": arguments.attack_steps, "step_size": arguments.step_size},
         "optimizer": {"name": "adamw", "lr": arguments.lr, "weight_decay": 1e-4},
         "epochs": arguments.epochs,
         "batch_size": arguments.batch,
