@@ -11,7 +11,7 @@ import yaml
 from apd.attacks import EVALUATION
 from apd.bench import PROTOCOLS, Suite, load_suite, make_plan
 from apd.bench.cost import _passes
-from apd.bench.plan import Plan
+from apd.bench.plan import Job, Plan
 from apd.bench.protocols import View
 from apd.bench.published import load_published, published_markdown
 from apd.bench.suite import Block, merged
@@ -19,6 +19,7 @@ from apd.demo import DEMO, METHODS
 from apd.errors import InputError
 from apd.methods import find_method
 
+from .models import save_clip
 from .test_bench_run import Write, write
 
 __all__ = ["write"]
@@ -124,6 +125,24 @@ def test_corruptions_and_targets_of_a_protocol() -> None:
     ]
 
 
+def test_another_model_of_a_method_is_found_at_the_root_and_known_by_its_weights(tmp_path: Path, write: Write) -> None:
+    for name, seed in [("a/clip", 1), ("b/moved", 1), ("a/other", 2)]:
+        save_clip(tmp_path / name, seed=seed)
+
+    def job(root: str, teacher: str, setting: str = "teacher_model") -> Job:
+        methods = {"zero-shot": None, "vlp": "vlp", "advvlp": {"name": "apd", setting: teacher}}
+        jobs = make_plan(load_suite(write(methods=methods, root=root))).jobs.values()
+        return next(job for job in jobs if job.method is not None and job.method["name"] == "apd")
+
+    one, moved = job("a", "./clip"), job("b", "./moved")
+    assert (one.method or {})["teacher_model"] == str(tmp_path / "a" / "clip")
+    assert one.id == moved.id
+    others = [job("a", "./other"), job("a", "./clip", "robust_teacher"), job("a", str(tmp_path / "a" / "other"))]
+    assert [other.id == one.id for other in others] == [False, False, False] and others[0].id == others[2].id
+    with pytest.raises(InputError, match=r"No model './none'"):
+        job("a", "./none")
+
+
 def test_a_plan_survives_its_file(write: Write) -> None:
     plan = make_plan(load_suite(write()))
     assert Plan.from_json(plan.to_json()).entries == plan.entries
@@ -134,7 +153,7 @@ def test_on_validation_images_the_clip_as_it_is_has_seeds_too(write: Write) -> N
     assert [entry.seed for entry in make_plan(load_suite(write(split="val"))).entries] == [0, 1] * 3
 
 
-@pytest.mark.parametrize("name", ["quick", "demo", "testbed", "full"])
+@pytest.mark.parametrize("name", ["quick", "demo", "testbed", "teachers", "full"])
 def test_suites_of_the_repository_are_sound(name: str) -> None:
     raw = yaml.safe_load((SUITES / f"{name}.yaml").read_text())
     suite = Suite.model_validate({key: value for key, value in raw.items() if key != "root"})

@@ -19,6 +19,7 @@ from apd.bench.suite import Block, DataEntry, Final, Suite, merged
 from apd.clip import EncoderInfo, load_clip
 from apd.config import validate
 from apd.data import Dataset, load_data
+from apd.methods import find_method
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,10 @@ def _line(
     train: dict[str, Any] = {}
     if section is not None:
         section, train = _settings(data, suite.train, section, seed or 0)
-        about |= {"method": section, "train": train, "classes": protocol.train_classes}
+        others = _other_models(suite, section)
+        known = {setting: _model_identity(place) for setting, place in others.items()}
+        about |= {"method": section | known, "train": train, "classes": protocol.train_classes}
+        section |= others
     if seed is not None:
         about |= {"shots": shots, "seed": seed}
     job = Job(
@@ -203,6 +207,12 @@ def _settings(
     train = merged({"eps": data.eps}, common, data.train, section.get("train", {}))
     config = validate({"data": data.source, "method": method, "train": {**train, "seed": seed}}).model_dump(mode="json")
     return config["method"], {key: value for key, value in config["train"].items() if key != "device"}
+
+
+def _other_models(suite: Suite, section: Mapping[str, Any]) -> dict[str, str]:
+    """Where the CLIPs are that a method's settings name beside the suite's own, by setting."""
+    names = find_method(section["name"]).Settings.models
+    return {name: suite.place(section[name]) for name in names if section[name] is not None}
 
 
 def _source(suite: Suite, name: str) -> Source:

@@ -58,6 +58,7 @@ class APDSettings(MethodSettings):
     """Settings of APD; ``variant`` presets the ones that its source prescribes, and explicit values win over it."""
 
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = VARIANTS
+    models: ClassVar[tuple[str, ...]] = ("teacher_model", "robust_teacher")
 
     variant: Literal["apd", "ard", "rslad", "iad", "adaad", "mtard"] = Field(
         "apd", description="preset of weights and inner objective"

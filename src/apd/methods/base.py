@@ -32,7 +32,8 @@ class MethodSettings(BaseModel):
     - ``fixed``: prompt settings that make it this method; other values are refused;
     - ``published``: dotted settings of its paper, of method and training, which ``preset: published`` puts under all that
       is set explicitly;
-    - ``variants``: which settings each value of a field ``variant`` presets.
+    - ``variants``: which settings each value of a field ``variant`` presets;
+    - ``models``: fields that name another CLIP, which a suite finds below its root and knows by its weights.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +42,7 @@ class MethodSettings(BaseModel):
     fixed: ClassVar[Mapping[str, Any]] = {}
     published: ClassVar[Mapping[str, Any]] = {}
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    models: ClassVar[tuple[str, ...]] = ()
 
     preset: Literal["own", "published"] = Field(
         "own", description="where settings come from that are not given: this project's choice, or the method's paper"
