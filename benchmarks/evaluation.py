@@ -280,4 +280,4 @@ def cases(options: Options, results: Results) -> Iterator[Case]:
         return
     yield attack_case(options, "autoattack", 100, 1, parts=2)
     yield from (steady_case(options, options.geometry, batch, 100, (5, 1)) for batch in (4, 16))
-    yield from (attack_case(options, attack, 100, 3) for attack in ("pgd-100", "apgd-ce"))
+    yield from (attack_case(options, attack, 100, 2) for attack in ("pgd-100", "apgd-ce"))

@@ -73,12 +73,13 @@ def step_case(
         "ours": Side(least, rounds, warm=int(kind == "apd-frozen" or not options.quick)),
         "floor": Side(least, rounds, warm=int(not options.quick)),
     }
-    # Elsewhere kernels hardly differ, and autocast lowers the default's frozen weights anew at every call.
-    if options.device.type == "cpu" and not bf16:
+    # On a GPU kernels hardly differ, and autocast lowers the default's frozen weights anew at every call.
+    both_kernels = options.device.type == "cpu" and not bf16
+    if both_kernels:
         sides["floor_default_kernels"] = Side(least, min(rounds, 3), own_kernels=False)
     if kind == "fap" and references:
         sides["reference"] = Side(most, references, own_kernels=False)
-        if references > 1 and not bf16:
+        if references > 1 and both_kernels:
             sides["reference_our_kernels"] = Side(most, 1)
 
     def measure() -> Row:
