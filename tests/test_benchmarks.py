@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import apd
+from apd.data.dataset import Decoded
 from apd.methods.base import Step
 from apd.prompts import Prompts
 from benchmarks.__main__ import main
 from benchmarks.cases import CONTRACT, Case, Options, Results, run
-from benchmarks.evaluation import agreement, attack_case, foolbox_pgd, pyautoattack, same_logits, twins
+from benchmarks.evaluation import Subject, agreement, attack_case, foolbox_pgd, pyautoattack, same_logits, twins
 from benchmarks.geometry import GEOMETRIES, class_names, cut_length, save
 from benchmarks.measure import Side, compared, interleaved, matmul_rate
 from benchmarks.page import BEGIN, END, NOTHING, write_page
@@ -283,13 +284,20 @@ def test_libraries_attack_the_same_function(folder: Path) -> None:
         assert images.shape == x.shape and float((images - x).abs().max()) <= 1 / 255 + 1e-6
 
 
-def test_images_may_come_in_parts(tmp_path: Path) -> None:
-    options = Options(results=tmp_path)
-    row = attack_case(options, "pgd-2", 6, 1, parts=2).measure()
-    assert row["rounds"] == {"ours": 2, "reference": 0, "floor": 2} and row["reference_s"] is None
-    whole = attack_case(options, "pgd-2", 6, 1).measure()
-    assert whole["rounds"]["reference"] == whole["rounds"]["floor_default_kernels"] == 1
-    assert (row["robust_ours"], row["disagreement"] * 6 % 1) == (whole["robust_ours"], 0), "the same images and seeds"
+def test_images_may_come_in_parts(folder: Path) -> None:
+    encoder = apd.load_clip(folder)
+    prompts = Prompts.initial(apd.PromptSpec(text_tokens=2, visual_tokens=2), encoder).requires_grad_(False)
+    classifier = apd.PromptedCLIP(encoder, prompts, class_names(10))
+    x = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        y = classifier(x.float() / 255).argmax(1)
+    images = Decoded(x, y, tuple("abcde"))
+    whole = Subject(classifier, twins(classifier, Towers.load(folder, encoder)), images, "1/255")
+    with patch("benchmarks.evaluation.subject", return_value=whole):
+        halves, one = (attack_case(Options(), "pgd-2", 5, 1, parts=parts).measure() for parts in (2, 1))
+    assert halves["rounds"] == {"ours": 2, "reference": 0, "floor": 2} and halves["reference_s"] is None
+    assert one["rounds"]["reference"] == one["rounds"]["floor_default_kernels"] == 1
+    assert halves["robust_ours"] == one["robust_ours"], "the same images from the same starts"
 
 
 def test_agreement_counts_both_ways() -> None:
