@@ -69,18 +69,16 @@ def step_case(
     shape = GEOMETRIES[geometry]
     name, settings = method_settings(kind, shape)
     least, most = predicted(kind, shape, batch, classes)
+    # On a GPU kernels hardly differ, and autocast lowers the default's frozen weights anew at every call.
+    both_kernels = options.device.type == "cpu" and not bf16
     sides = {
         "ours": Side(least, rounds, warm=int(kind == "apd-frozen" or not options.quick)),
         "floor": Side(least, rounds, warm=int(not options.quick)),
+        "floor_default_kernels": Side(least, min(rounds, 3) * both_kernels, own_kernels=False),
+        "reference": Side(most, references * (kind == "fap"), own_kernels=False),
+        "reference_our_kernels": Side(most, int(kind == "fap" and references > 1 and both_kernels)),
     }
-    # On a GPU kernels hardly differ, and autocast lowers the default's frozen weights anew at every call.
-    both_kernels = options.device.type == "cpu" and not bf16
-    if both_kernels:
-        sides["floor_default_kernels"] = Side(least, min(rounds, 3), own_kernels=False)
-    if kind == "fap" and references:
-        sides["reference"] = Side(most, references, own_kernels=False)
-        if references > 1 and both_kernels:
-            sides["reference_our_kernels"] = Side(most, 1)
+    sides = {name: side for name, side in sides.items() if side.rounds}
 
     def measure() -> Row:
         p = problem(*options.load(geometry), name, settings, batch, classes, bf16=bf16)

@@ -23,24 +23,25 @@ from benchmarks.step_rows import method_settings
 
 PASSES = {"pgd": 7.0, "free": 2.25, "carried": 3.0, "n-fgsm": 5.0}
 """Image passes an optimiser step with the frozen teacher, for the prediction (docs/training.md)."""
+STEPS = TrainSettings().attack.replays
+"""Optimiser steps of a measured epoch: as many as free training takes on one batch."""
 
 
-def epoch(options: Options, geometry: str, batch: int, classes: int, kind: str) -> tuple[Callable[[], None], int]:
-    """An epoch of APD with its defaults and ``train.attack.kind=kind``, and its number of optimiser steps.
+def epoch(options: Options, geometry: str, batch: int, classes: int, kind: str) -> Callable[[], None]:
+    """`STEPS` optimiser steps of APD with its defaults and ``train.attack.kind=kind``.
 
-    The loop that `apd.train` runs, crops and optimiser included, without validation and files. All kinds take the same number
-    of optimiser steps: as many as free training takes on one batch.
+    The loop that `apd.train` runs, crops and optimiser included, without validation and files.
     """
     encoder, _ = options.load(geometry)
     settings = TrainSettings.model_validate({"batch_size": batch, "epochs": 1, "attack": {"kind": kind}})
-    steps = settings.attack.replays
     name, chosen = method_settings("apd-frozen", GEOMETRIES[geometry])
     cls = find_method(name)
     student = apd.PromptedCLIP(encoder, None, class_names(classes))
     method = cls(cls.Settings.model_validate(chosen), student, settings.seed).to(encoder.device)
-    count, size = steps * batch, encoder.info.image_size
+    count, size = STEPS * batch, encoder.info.image_size
     pixels = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    photos = Decoded(pixels.to(encoder.device), torch.arange(count).to(encoder.device) % classes, _ids(count))
+    labels = torch.arange(count, device=encoder.device) % classes
+    photos = Decoded(pixels.to(encoder.device), labels, tuple(str(i) for i in range(count)))
     images = Images(photos, photos, size, mirror=True)
     accelerator = Accelerator(cpu=options.device.type == "cpu")
 
@@ -48,31 +49,21 @@ def epoch(options: Options, geometry: str, batch: int, classes: int, kind: str) 
         Loop(method, images, settings, accelerator, None, show=False).run_through(lambda: None)
         accelerator.free_memory()
 
-    return run, steps
-
-
-def _ids(count: int) -> tuple[str, ...]:
-    return tuple(str(i) for i in range(count))
+    return run
 
 
 def switch_case(options: Options, kind: str, geometry: str, batch: int, classes: int, rounds: int) -> Case:
     """Seconds an optimiser step: ours with the switch, the reference with PGD-2."""
     shape = GEOMETRIES[geometry]
     text, image = 2 * classes * shape.text_gflop(cut_length(16)), batch * shape.image_gflop(16)
-    steps = TrainSettings().attack.replays
+    kinds = {"ours": kind, "reference": "pgd"}
     # The first epoch is not counted: the teacher's class features are computed once a run.
-    sides = {
-        name: Side(steps * (text + PASSES[which] * image), rounds, warm=1)
-        for name, which in (("ours", kind), ("reference", "pgd"))
-    }
+    sides = {side: Side(STEPS * (text + PASSES[kind] * image), rounds, warm=1) for side, kind in kinds.items()}
 
     def measure() -> Row:
-        made = {
-            name: epoch(options, geometry, batch, classes, which)
-            for name, which in (("ours", kind), ("reference", "pgd"))
-        }
-        times = take_turns({name: run for name, (run, _) in made.items()}, sides, options.device)
-        return compared({name: [seconds / made[name][1] for seconds in times[name]] for name in times})
+        runs = {side: epoch(options, geometry, batch, classes, kind) for side, kind in kinds.items()}
+        times = take_turns(runs, sides, options.device)
+        return compared({side: [seconds / STEPS for seconds in times[side]] for side in times})
 
     about = {"method": "apd", "attack": kind, "reference": "pgd", "geometry": geometry, "batch": batch}
     name = f"apd-step-{kind}-b{batch}-c{classes}{options.suffix(geometry)}"

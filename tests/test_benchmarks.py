@@ -29,7 +29,7 @@ from benchmarks.profile import OPERATORS, PARTS, profile, profile_ours, profile_
 from benchmarks.startup import FIRST_STEP, photos, waiting_case
 from benchmarks.step import THREAT, Problem, floor, ours, problem, published
 from benchmarks.step_rows import FLOORS, marginal_case, method_settings, predicted
-from benchmarks.switches import PASSES, epoch, switch_case
+from benchmarks.switches import PASSES, STEPS, epoch, switch_case
 from benchmarks.towers import Towers
 
 MINI = GEOMETRIES["mini"]
@@ -220,7 +220,7 @@ def test_a_marginal_class_is_a_difference(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", PASSES)
 def test_a_switch_takes_the_passes_that_its_prediction_counts(tmp_path: Path, kind: str) -> None:
     options = Options(geometry="mini", results=tmp_path)
-    run, steps = epoch(options, "mini", 4, 5, kind)
+    run = epoch(options, "mini", 4, 5, kind)
     encoder, _ = options.load("mini")
     run()  # the teacher's class features
     calls = {"forward": 0.0}
@@ -230,8 +230,8 @@ def test_a_switch_takes_the_passes_that_its_prediction_counts(tmp_path: Path, ki
     ):
         run()
     # Every student's forward has a backward, the teacher's has none.
-    teacher = 1 if kind == "free" else steps
-    assert (2 * (calls["forward"] - teacher) + teacher) / steps == pytest.approx(PASSES[kind])
+    teacher = 1 if kind == "free" else STEPS
+    assert (2 * (calls["forward"] - teacher) + teacher) / STEPS == pytest.approx(PASSES[kind])
 
 
 def test_a_switch_stands_beside_pgd(tmp_path: Path) -> None:
