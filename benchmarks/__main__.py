@@ -2,6 +2,7 @@
 
 python -m benchmarks                  every suite; hours on a CPU, and resumable row by row
 python -m benchmarks --quick          few sizes and rounds; minutes
+python -m benchmarks --plan           what would be measured, and how long it should take
 python -m benchmarks --profile        where a step spends its time
 python -m benchmarks --page           plots, and the figures of docs/benchmarks.md, from the JSON files
 """
@@ -19,6 +20,7 @@ from benchmarks.cases import Case, Options, Results, run
 
 SUITES = {
     "step": "benchmarks.step_rows",
+    "switches": "benchmarks.switches",
     "evaluation": "benchmarks.evaluation",
     "startup": "benchmarks.startup",
     "growth": "benchmarks.growth",
@@ -31,8 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=list(SUITES), help="all of them by default")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="rows whose name matches, such as 'fap-*-b4-*'")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="rows, such as 'fap-*-b4-*'")
     parser.add_argument("--quick", action="store_true", help="few sizes and rounds")
+    parser.add_argument(
+        "--plan", action="store_true", help="only say what would be measured and how long it should take"
+    )
     parser.add_argument("--again", action="store_true", help="measure rows that are known already, too")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
     parser.add_argument("--geometry", default="vit-b-32", help="of the main rows")
@@ -48,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results=a.results,
         testbed=a.testbed,
         again=a.again,
-        only=a.only,
+        only=tuple(a.only),
     )
     if a.profile:
         from benchmarks.profile import profile
@@ -57,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif not a.page:
         for suite in a.suite:
             results = Results(options.results / f"{suite}{device_suffix(options.device)}.json", options)
-            run(suite_cases(suite)(options, results), results)
+            run(suite_cases(suite)(options, results), results, plan=a.plan)
     if a.page:
         from benchmarks.page import write_page
 

@@ -20,7 +20,7 @@ import apd
 from apd.clip import DualEncoder
 from apd.files import write_atomic
 from benchmarks.geometry import GEOMETRIES, Geometry, save
-from benchmarks.measure import machine, matmul_rate
+from benchmarks.measure import Side, machine
 from benchmarks.towers import Towers
 
 Row = dict[str, Any]
@@ -37,7 +37,7 @@ class Options:
         results: folder of the JSON files.
         testbed: folder of a real small CLIP with images; None: the embedded CLIP and digits.
         again: measure what is known already too.
-        only: pattern of row names.
+        only: patterns of row names.
     """
 
     quick: bool = False
@@ -46,7 +46,7 @@ class Options:
     results: Path = Path("benchmarks/results")
     testbed: Path | None = None
     again: bool = False
-    only: str = "*"
+    only: tuple[str, ...] = ("*",)
 
     @cached_property
     def _models(self) -> tuple[tempfile.TemporaryDirectory[str], dict[str, tuple[DualEncoder, Towers]]]:
@@ -78,16 +78,22 @@ class Case:
     Args:
         name: of the row.
         settings: all that its figures depend on, but for the number of rounds.
-        gflop: its work over all rounds, as far as it can be predicted.
         measure: does it.
+        sides: what takes turns in it, as far as its work can be predicted.
+        seconds: of all else: processes that start, work that is not matrix products.
         derived: computed from other rows, so always done again.
     """
 
     name: str
     settings: Mapping[str, Any]
-    gflop: float
     measure: Callable[[], Row]
+    sides: Mapping[str, Side] = field(default_factory=dict)
+    seconds: float = 0.0
     derived: bool = False
+
+    def predicted(self, device: torch.device) -> float:
+        """Seconds that the row should take."""
+        return self.seconds + sum(side.seconds(device) for side in self.sides.values())
 
 
 class Results:
@@ -140,24 +146,30 @@ def _digest(case: Case) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def run(cases: Iterable[Case], results: Results, say: Callable[[str], None] = print) -> None:
-    """Measure what is not known yet, cheapest news first: the predicted cost, then each row as it is done."""
-    options = results.options
-    todo = [case for case in cases if fnmatch(case.name, options.only) and not results.knows(case)]
-    total = sum(case.gflop for case in todo)
-    # Towers reach about half of what one large product does.
-    rate = matmul_rate(options.device) / 2 if total else 1.0
-    say(f"{results.file.stem}: {len(todo)} rows to measure, {total:,.0f} GFLOP, about {_time(total / rate)}")
-    for case in todo:
-        if case.gflop:
-            say(f"{case.name}: about {_time(case.gflop / rate)}")
+def run(cases: Iterable[Case], results: Results, say: Callable[[str], None] = print, plan: bool = False) -> None:
+    """Measure what is not known yet: the predicted cost of each row and of all, then each row as it is done.
+
+    Args:
+        cases: the rows, most important first.
+        results: what is known, and where to write.
+        say: to the person who waits.
+        plan: stop behind the prediction.
+    """
+    device = results.options.device
+    patterns = results.options.only
+    todo = [c for c in cases if any(fnmatch(c.name, p) for p in patterns) and not results.knows(c)]
+    costs = [case.predicted(device) for case in todo]
+    say(f"{results.file.stem}: {len(todo)} rows to measure, about {_time(sum(costs))}")
+    for case, cost in zip(todo, costs, strict=True):
+        say(f"  {case.name}: about {_time(cost)}")
+    for case in () if plan else todo:
         load, started = os.getloadavg()[0], time.perf_counter()
         row = results.add(case, case.measure(), load)
         say(f"{case.name}: {_figures(row)} ({_time(time.perf_counter() - started)})")
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
 def _figures(row: Row) -> str:

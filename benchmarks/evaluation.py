@@ -1,7 +1,8 @@
 """Attacks handed our classifier, beside the same attacks from public libraries on plainly written classifiers.
 
-Reference: a classifier that runs the text tower at full length in every forward pass. Floor: one that keeps its class features.
-AutoAttack and its parts come from `pyautoattack` on all sides, PGD from foolbox on the other two.
+Reference: a classifier that runs the text tower at full length in every forward pass, on torch's default kernels. Floor: one
+that keeps its class features, on the kernels that ours uses. AutoAttack and its parts come from `pyautoattack` on all sides,
+PGD from foolbox on the others.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -22,12 +23,13 @@ from torch import Tensor, nn
 
 import apd
 from apd.attacks import find
+from apd.bench.cost import PASSES, STANDING
 from apd.data.dataset import Decoded
 from apd.evaluation import evaluate_tensors, parse_settings
 from apd.threat import ThreatModel, parse_eps
 from benchmarks.cases import Case, Options, Results, Row
 from benchmarks.geometry import CONTEXT, GEOMETRIES, class_names
-from benchmarks.measure import compared, interleaved
+from benchmarks.measure import Side, compared, interleaved, take_turns
 from benchmarks.towers import Towers
 
 
@@ -61,15 +63,32 @@ class Plain(nn.Module):
         return self.scale * F.normalize(self.towers.image(x, self.visual), dim=-1) @ classes.T
 
 
+def twins(classifier: apd.PromptedCLIP, towers: Towers) -> dict[str, Plain]:
+    """The sides that stand beside ours: what they keep, and on which kernels."""
+    fast = towers.on_our_kernels(classifier.encoder)
+    made = {
+        "reference": Plain(classifier, towers, keep=False),
+        "reference_our_kernels": Plain(classifier, fast, keep=False),
+        "floor": Plain(classifier, fast, keep=True),
+        "floor_default_kernels": Plain(classifier, towers, keep=True),
+    }
+    return {name: twin.eval() for name, twin in made.items()}
+
+
 @dataclass(frozen=True)
 class Subject:
     """A classifier with prompts tuned for a moment, its plain twins, and held-out images."""
 
     classifier: apd.PromptedCLIP
-    recomputing: Plain
-    keeping: Plain
+    twins: Mapping[str, Plain]
     images: Decoded
     eps: str
+
+    def part(self, number: int, parts: int) -> Subject:
+        """Every ``parts``-th image, from ``number`` on."""
+        images = self.images
+        some = Decoded(images.images[number::parts], images.labels[number::parts], images.ids[number::parts])
+        return Subject(self.classifier, self.twins, some, self.eps)
 
 
 @cache
@@ -85,17 +104,16 @@ def subject(options: Options, limit: int) -> Subject:
         tuning: dict[str, Any] = {"epochs": 5, "device": str(options.device), "validate_every": 5}
         run = apd.train(encoder, data, method="advvlp", eps=eps, output=Path(place) / "run", **tuning)
         classifier = apd.load_run(run.path, device=options.device)
-    towers = Towers.load(folder, encoder)
+    beside = twins(classifier, Towers.load(folder, classifier.encoder))
     decoded = data.test.sample(limit, 0).decode(encoder.info.preprocessing)
-    twins = [Plain(classifier, towers, keep).eval() for keep in (False, True)]
-    same_logits(classifier, twins, decoded.pixels(slice(0, 4)).to(options.device))
-    return Subject(classifier, *twins, decoded, eps)
+    same_logits(classifier, beside, decoded.pixels(slice(0, 4)).to(options.device))
+    return Subject(classifier, beside, decoded, eps)
 
 
-def same_logits(classifier: apd.PromptedCLIP, twins: list[Plain], x: Tensor) -> None:
+def same_logits(classifier: apd.PromptedCLIP, beside: Mapping[str, Plain], x: Tensor) -> None:
     """Make sure that all sides attack the same function."""
     with torch.no_grad():
-        for twin in twins:
+        for twin in beside.values():
             torch.testing.assert_close(twin(x), classifier(x), rtol=1e-4, atol=1e-3)
 
 
@@ -170,32 +188,66 @@ def agreement(mine: Tensor, floor: Tensor) -> dict[str, Any]:
     }
 
 
-def attack_case(options: Options, attack: str, limit: int, rounds: int) -> Case:
-    """The row of one attack on images of a real data set."""
+def attack_case(options: Options, attack: str, limit: int, rounds: int, parts: int = 1) -> Case:
+    """The row of one attack on images of a real data set.
+
+    Args:
+        options: of the run.
+        attack: its name.
+        limit: how many images.
+        rounds: at most.
+        parts: in which the images come, one a round and all of them once; seconds are then those of all parts together, and
+            no classifier recomputes its class features. For attacks that take minutes.
+    """
     data = "digits" if options.testbed is None else "cifar10"
+    names = ["ours", "floor"] + ([] if parts > 1 else ["floor_default_kernels", "reference"])
+    rounds = max(rounds, parts)
+    steps = int(attack.removeprefix("pgd-")) if attack.startswith("pgd-") else PASSES[attack] * STANDING
+    gflop = limit / parts * steps * 2 * GEOMETRIES["small"].image_gflop()
+    sides = {name: Side(gflop, rounds, own_kernels=name in ("ours", "floor")) for name in names}
 
     def measure() -> Row:
-        s = subject(options, limit)
-        robust: dict[str, Tensor] = {}
+        whole = subject(options, limit)
+        subjects = [whole.part(number, parts) for number in range(parts)]
+        robust: dict[str, list[Tensor]] = {name: [] for name in names}
 
-        def keep(name: str, run: Robust) -> Callable[[], None]:
-            return lambda: robust.__setitem__(name, run())
+        def in_turn(name: str) -> Callable[[], None]:
+            def run() -> None:
+                s = subjects[len(robust[name]) % parts]
+                attacked = ours(s, attack) if name == "ours" else theirs(s, attack, s.twins[name], options.device)
+                robust[name].append(attacked())
 
-        sides = {
-            "ours": keep("ours", ours(s, attack)),
-            "reference": keep("reference", theirs(s, attack, s.recomputing, options.device)),
-            "floor": keep("floor", theirs(s, attack, s.keeping, options.device)),
-        }
-        times = interleaved(sides, dict.fromkeys(sides, rounds), options.device)
-        return compared(times) | agreement(robust["ours"], robust["floor"])
+            return run
 
-    return Case(f"{attack}-{data}-n{limit}", {"attack": attack, "data": data, "images": limit}, 0.0, measure)
+        functions = {name: in_turn(name) for name in names}
+        if parts == 1:
+            times = take_turns(functions, sides, options.device)
+            return compared(times) | agreement(robust["ours"][0], robust["floor"][0])
+        times = interleaved(functions, dict.fromkeys(names, parts), options.device)
+        row = compared(times) | {f"{name}_s": sum(times[name]) for name in names}
+        return row | agreement(torch.cat(robust["ours"]), torch.cat(robust["floor"]))
+
+    about = {"attack": attack, "data": data, "images": limit, "parts": parts}
+    return Case(f"{attack}-{data}-n{limit}", about, measure, sides, seconds=15)
 
 
 def steady_case(options: Options, geometry: str, batch: int, classes: int, rounds: tuple[int, int]) -> Case:
-    """PGD-10 in which no sample falls: labels are the predictions, and the ball is too small to change one."""
+    """PGD-10 in which no sample falls: labels are the predictions, and the ball is too small to change one.
+
+    Args:
+        options: of the run.
+        geometry, batch, classes: sizes.
+        rounds: of ours and the floor, and of the classifier that recomputes, at most.
+    """
     shape = GEOMETRIES[geometry]
     image, text = 21 * batch * shape.image_gflop(), 11 * classes * shape.text_gflop(CONTEXT)
+    sides = {
+        "ours": Side(image, rounds[0], warm=1),
+        "floor": Side(image, rounds[0], warm=1),
+        "floor_default_kernels": Side(image, rounds[0], own_kernels=False),
+        "reference": Side(image + text, rounds[1], own_kernels=False),
+        "reference_our_kernels": Side(image + text, 1),
+    }
 
     def measure() -> Row:
         encoder, towers = options.load(geometry)
@@ -204,29 +256,28 @@ def steady_case(options: Options, geometry: str, batch: int, classes: int, round
         classifier = apd.PromptedCLIP(encoder, prompts, class_names(classes))
         size = shape.image_size
         x = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(options.device)
-        recomputing, keeping = (Plain(classifier, towers, keep) for keep in (False, True))
-        same_logits(classifier, [recomputing, keeping], x)
+        beside = twins(classifier, towers)
+        same_logits(classifier, beside, x)
         frozen, eps = classifier.frozen(), 1e-7
         with torch.no_grad():
             y = frozen(x).argmax(1)
         ids = [str(i) for i in range(batch)]
-        sides: dict[str, Callable[[], Any]] = {
-            "ours": lambda: find("pgd-10")(frozen, x, y, ThreatModel(eps), ids, 0),
-            "reference": lambda: foolbox_pgd(recomputing, x, y, eps, 10),
-            "floor": lambda: foolbox_pgd(keeping, x, y, eps, 10),
+        functions: dict[str, Callable[[], Any]] = {
+            name: lambda twin=twin: foolbox_pgd(twin, x, y, eps, 10) for name, twin in beside.items()
         }
-        counts = {"ours": rounds[0], "reference": rounds[1], "floor": rounds[0]}
-        return compared(interleaved(sides, counts, options.device))
+        functions["ours"] = lambda: find("pgd-10")(frozen, x, y, ThreatModel(eps), ids, 0)
+        return compared(take_turns({name: functions[name] for name in sides}, sides, options.device))
 
     about = {"attack": "pgd-10", "geometry": geometry, "batch": batch, "classes": classes}
-    gflop = 2 * rounds[0] * image + rounds[1] * (image + text)
-    return Case(f"pgd-10-{geometry}-b{batch}-c{classes}", about, gflop, measure)
+    return Case(f"pgd-10-{geometry}-b{batch}-c{classes}", about, measure, sides)
 
 
 def cases(options: Options, results: Results) -> Iterator[Case]:
     """The suite; AutoAttack takes thousands of passes for every image that stands, too many to be quick."""
-    limit, rounds = (16, 1) if options.quick else (100, 3)
-    attacks = ("pgd-100", "apgd-ce") if options.quick else ("pgd-100", "apgd-ce", "autoattack")
-    yield from (attack_case(options, attack, limit, rounds) for attack in attacks)
-    geometry = "mini" if options.quick else options.geometry
-    yield from (steady_case(options, geometry, batch, 100, (3, 2)) for batch in ((4,) if options.quick else (4, 16)))
+    if options.quick:
+        yield from (attack_case(options, attack, 16, 1) for attack in ("pgd-100", "apgd-ce"))
+        yield steady_case(options, "mini", 4, 100, (1, 1))
+        return
+    yield attack_case(options, "autoattack", 100, 1, parts=2)
+    yield from (steady_case(options, options.geometry, batch, 100, (5, 1)) for batch in (4, 16))
+    yield from (attack_case(options, attack, 100, 2) for attack in ("pgd-100", "apgd-ce"))

@@ -53,7 +53,8 @@ GEOMETRIES = {
         Geometry("vit-b-32", 224, 32, 768, 12, 512, 12, 512),
         Geometry("vit-b-16", 224, 16, 768, 12, 512, 12, 512),
         Geometry("vit-l-14", 224, 14, 1024, 24, 768, 12, 768),
-        # Nobody's: small enough to see within seconds that everything runs.
+        # Nobody's: the size of a CLIP for images of 32 pixels, and small enough to see within seconds that everything runs.
+        Geometry("small", 32, 8, 192, 8, 128, 4, 128),
         Geometry("mini", 32, 8, 192, 4, 128, 3, 128),
     )
 }

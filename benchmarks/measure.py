@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from apd.clip.kernels import linear
+
+PATIENCE = 60.0
+"""Seconds after which a side has had enough rounds."""
 Times = dict[str, list[float]]
 """Seconds by function, one a round; a function that stops earlier has fewer."""
 
@@ -26,15 +34,19 @@ def interleaved(
     functions: Mapping[str, Callable[[], Any]],
     rounds: Mapping[str, int],
     device: torch.device,
+    patience: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
     """Run the functions in turn, ``rounds`` of each, and let another one begin every round.
 
-    So whatever else the machine does meets all of them, and the ratio of two times of one round means something.
+    So whatever else the machine does meets all of them, and the ratio of two times of one round means something. A function
+    that has taken ``patience`` seconds has no further round.
     """
     times: Times = {name: [] for name in functions}
     for number in range(max(rounds.values())):
-        names = [name for name in functions if number < rounds[name]]
+        names = [name for name in functions if number < rounds[name] and sum(times[name]) < patience]
+        if not names:
+            break
         for name in names[number % len(names) :] + names[: number % len(names)]:
             wait_for(device)
             started = clock()
@@ -60,14 +72,16 @@ def paired(times: Times, above: str, below: str) -> tuple[float | None, list[flo
 def compared(times: Times) -> dict[str, Any]:
     """The measured part of a row: medians of ``ours``, ``reference`` and ``floor``, and their paired ratios.
 
-    ``ratio_reference`` is reference / ours (how many times faster), ``ratio_floor`` ours / floor (how far above it).
+    ``ratio_reference`` is reference / ours (how many times faster), ``ratio_floor`` ours / floor (how far above it); so for
+    further references and floors, such as ``floor_default_kernels``.
     """
-    seconds = {f"{name}_s": statistics.median(times[name]) if times.get(name) else None for name in _SIDES}
-    faster, faster_spread = paired(times, "reference", "ours")
-    above, above_spread = paired(times, "ours", "floor")
-    spread = {"ratio_reference": faster_spread, "ratio_floor": above_spread}
-    rounds = {name: len(times.get(name, [])) for name in _SIDES}
-    return {**seconds, "ratio_reference": faster, "ratio_floor": above, "spread": spread, "rounds": rounds}
+    sides = [*_SIDES, *(name for name in times if name not in _SIDES)]
+    row: dict[str, Any] = {f"{name}_s": statistics.median(times[name]) if times.get(name) else None for name in sides}
+    spread = {}
+    for name in sides[1:]:
+        pair = ("ours", name) if name.startswith("floor") else (name, "ours")
+        row[f"ratio_{name}"], spread[f"ratio_{name}"] = paired(times, *pair)
+    return row | {"spread": spread, "rounds": {name: len(times.get(name, [])) for name in sides}}
 
 
 _SIDES = ("ours", "reference", "floor")
@@ -98,12 +112,51 @@ def _cpu() -> str:
     return f"{names[0] if names else platform.processor()} ({platform.machine()}, {os.cpu_count()} cores)"
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """GFLOP a second of a large matrix product: the best of several, so a peak that towers do not reach."""
+@lru_cache
+def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, own_kernels: bool = False) -> float:
+    """GFLOP a second of a large matrix product: the best of several, so a peak that towers do not reach.
+
+    Args:
+        device, dtype: of the matrices.
+        own_kernels: by `apd.clip.kernels.linear`, else by torch's default.
+    """
     size = 8192 if device.type == "cuda" else 1536
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    seconds = min(interleaved({"product": lambda: a @ b}, {"product": 5}, device)["product"])
+    layer = nn.Linear(size, size, bias=False, device=device, dtype=dtype).requires_grad_(False)
+    x = torch.randn(size, size, device=device, dtype=dtype)
+    product = (lambda: linear(layer, x)) if own_kernels else (lambda: layer(x))
+    seconds = min(interleaved({"product": product}, {"product": 5}, device)["product"])
     return 2 * size**3 / seconds / 1e9
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of those that take turns.
+
+    Args:
+        gflop: of a call.
+        rounds: at most.
+        own_kernels: whether our kernels compute its products.
+        warm: calls before the first round.
+    """
+
+    gflop: float
+    rounds: int
+    own_kernels: bool = True
+    warm: int = 0
+
+    def seconds(self, device: torch.device) -> float:
+        """Predicted, over all rounds."""
+        # What towers were seen to reach of one large product's rate; the default's backward and activation are slower.
+        once = self.gflop / matmul_rate(device, own_kernels=self.own_kernels) / (0.6 if self.own_kernels else 0.5)
+        return once * (self.warm + min(self.rounds, max(1, math.ceil(PATIENCE / max(once, 1e-9)))))
+
+
+def take_turns(functions: Mapping[str, Callable[[], Any]], sides: Mapping[str, Side], device: torch.device) -> Times:
+    """Seconds of ``functions`` in turn, warmed and as often as their ``sides`` say."""
+    for name, side in sides.items():
+        for _ in range(side.warm):
+            functions[name]()
+    return interleaved(functions, {name: side.rounds for name, side in sides.items()}, device, PATIENCE)
 
 
 class PeakMemory:

@@ -1,8 +1,10 @@
 """Our training step beside the step as commonly published and beside its floor.
 
-The published step of FAP reruns both towers for the clean and for the adversarial images in every attack step, class prompts
-at full length, keeps the graph and takes gradients of everything. The floor is the passes that no implementation of the same
-step can leave out, run bare: no loss, no library code.
+The published step is a reconstruction of FAP's public code (github.com/lionel-w2/FAP; `trainers/fap.py` and `attack/pgd.py`,
+read in the copy github.com/aheldis/FAP at 26a6e54), on the same towers as the floor. It runs both towers for the clean and for
+the adversarial images in every attack step, class prompts at full length, keeps the graph, and ``loss.backward()`` takes
+gradients of everything. The floor is the passes that no implementation of the same step can leave out, run bare: no loss, no
+library code but the kernels.
 """
 
 from __future__ import annotations
@@ -53,6 +55,10 @@ class Problem:
         assert self.method.student.prompts is not None
         return self.method.student.prompts
 
+    def bare(self, own_kernels: bool) -> Towers:
+        """The bare towers, on our kernels or on torch's default ones."""
+        return self.towers.on_our_kernels(self.method.student.encoder) if own_kernels else self.towers
+
     def ids(self) -> Tensor:
         """Class prompts at full length (C, 77)."""
         names = [f"{name}." for name in self.method.student.class_names]
@@ -95,18 +101,19 @@ def ours(p: Problem) -> Callable[[], Tensor]:
     return run
 
 
-def published(p: Problem, x_adv: Tensor | None = None) -> Tensor:
+def published(p: Problem, x_adv: Tensor | None = None, own_kernels: bool = False) -> Tensor:
     """FAP's step as commonly written; returns the loss.
 
     Args:
         p: the problem.
+        own_kernels: on our kernels instead of torch's default ones, which leaves what is computed as the only difference.
         x_adv: adversarial images (B,3,S,S) to train on; None: those of the step's own attack.
     """
-    ids = p.ids()  # at full length
+    ids, towers = p.ids(), p.bare(own_kernels)  # at full length
 
     def both_towers(images: Tensor) -> tuple[Tensor, Tensor]:
-        text = F.normalize(p.towers.text(ids, p.prompts.text()), dim=-1)
-        image = F.normalize(p.towers.image(images, p.prompts.visual()), dim=-1)
+        text = F.normalize(towers.text(ids, p.prompts.text()), dim=-1)
+        image = F.normalize(towers.image(images, p.prompts.visual()), dim=-1)
         return image, p.method.student.encoder.info.logit_scale * image @ text.T
 
     with p.autocast():
@@ -126,34 +133,33 @@ def published(p: Problem, x_adv: Tensor | None = None) -> Tensor:
     return loss.detach()
 
 
-def floor(p: Problem, clean: bool = False, teacher: str | None = None) -> Callable[[], None]:
-    """The unavoidable passes.
+def floor(p: Problem, clean: bool = False, teacher: str | None = None, own_kernels: bool = True) -> Callable[[], None]:
+    """The unavoidable passes, by default on the kernels that ours uses.
 
     One cut-length text forward and backward; forward and backward to the pixels for every attack step; forward and
     backward on adversarial images. FAP also needs both on clean images (``clean``), a frozen teacher one forward on clean
     images, an online one forward and backward on them and a text forward and backward of its own.
     """
-    student = p.method.student.encoder
-    ids = student.trim(p.ids())
+    towers, ids = p.bare(own_kernels), p.method.student.encoder.trim(p.ids())
     text, visual = leaves(p.prompts.text()), leaves(p.prompts.visual())
     fixed = [tokens.detach() for tokens in visual]
     teachers = p.method.teacher.prompts if teacher == "online" else None
     led = [(leaves(teachers.text()), leaves(teachers.visual()))] if teachers is not None else []
 
     def run() -> None:
-        outputs = [p.towers.text(ids, text)]
+        outputs = [towers.text(ids, text)]
         if clean:
-            outputs.append(p.towers.image(p.x, visual))
+            outputs.append(towers.image(p.x, visual))
         if teacher == "frozen":
             with torch.no_grad():
-                p.towers.image(p.x)
+                towers.image(p.x)
         for text_tokens, visual_tokens in led:
-            outputs += [p.towers.text(ids, text_tokens), p.towers.image(p.x, visual_tokens)]
+            outputs += [towers.text(ids, text_tokens), towers.image(p.x, visual_tokens)]
         for _ in range(p.steps):
             x_adv = p.x.clone().requires_grad_()
-            features = p.towers.image(x_adv, fixed)
+            features = towers.image(x_adv, fixed)
             torch.autograd.grad(features, x_adv, torch.ones_like(features))
-        outputs.append(p.towers.image(p.x, visual))
+        outputs.append(towers.image(p.x, visual))
         torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
 
     def run_cast() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from apd.methods import find_method
 from benchmarks.cases import Case, Options, Results, Row
 from benchmarks.geometry import CONTEXT, GEOMETRIES, Geometry, cut_length
-from benchmarks.measure import compared, interleaved, line_through
+from benchmarks.measure import Side, compared, line_through, take_turns
 from benchmarks.step import Problem, floor, leaves, ours, problem, published
 
 DEPTH = 9
@@ -50,7 +50,8 @@ def step_case(
     *,
     geometry: str | None = None,
     bf16: bool = False,
-    rounds: tuple[int, int] = (3, 2),
+    rounds: int = 5,
+    references: int = 1,
 ) -> Case:
     """The row of one step.
 
@@ -60,48 +61,62 @@ def step_case(
         batch, classes: sizes.
         geometry: None for the run's.
         bf16: all sides under autocast.
-        rounds: of ours and the floor, and of the reference; 0: the reference follows the line through other sizes. APD has
-            no public code, so no reference.
+        rounds: of ours and the floor, at most.
+        references: rounds of the published step, at most; 0: it follows the line through other sizes, where there are two.
+            APD has no public code, so no reference.
     """
     geometry = geometry or options.geometry
     shape = GEOMETRIES[geometry]
     name, settings = method_settings(kind, shape)
     least, most = predicted(kind, shape, batch, classes)
-    counts = {"ours": rounds[0], "floor": rounds[0], "reference": rounds[1] if kind == "fap" else 0}
+    # On a GPU kernels hardly differ, and autocast lowers the default's frozen weights anew at every call.
+    both_kernels = options.device.type == "cpu" and not bf16
+    sides = {
+        "ours": Side(least, rounds, warm=int(kind == "apd-frozen" or not options.quick)),
+        "floor": Side(least, rounds, warm=int(not options.quick)),
+        "floor_default_kernels": Side(least, min(rounds, 3) * both_kernels, own_kernels=False),
+        "reference": Side(most, references * (kind == "fap"), own_kernels=False),
+        "reference_our_kernels": Side(most, int(kind == "fap" and references > 1 and both_kernels)),
+    }
+    sides = {name: side for name, side in sides.items() if side.rounds}
 
     def measure() -> Row:
         p = problem(*options.load(geometry), name, settings, batch, classes, bf16=bf16)
-        sides: dict[str, Callable[[], Any]] = {"ours": ours(p), "floor": floor(p, **FLOORS[kind][0])}
-        if counts["reference"]:
-            sides["reference"] = lambda: published(p)
-        if kind == "apd-frozen" or not options.quick:
-            sides["ours"]()  # the frozen teacher's class features are computed once a run
-        if not options.quick:
-            sides["floor"]()
-        row = compared(interleaved(sides, counts, options.device)) | {"gflop": {"floor": least, "reference": most}}
-        fit = kind == "fap" and not counts["reference"]
-        return (
-            fitted(row, results, f"fap-step-b{batch}-c", options.suffix(geometry), classes, ("reference",))
-            if fit
-            else row
-        )
+        functions: dict[str, Callable[[], Any]] = {
+            "ours": ours(p),
+            "floor": floor(p, **FLOORS[kind][0]),
+            "floor_default_kernels": floor(p, **FLOORS[kind][0], own_kernels=False),
+            "reference": lambda: published(p),
+            "reference_our_kernels": lambda: published(p, own_kernels=True),
+        }
+        times = take_turns({side: functions[side] for side in sides}, sides, options.device)
+        row = compared(times) | {"gflop": {"floor": least, "reference": most}}
+        prefix, suffix = f"fap-step-b{batch}-c", options.suffix(geometry)
+        fit = kind == "fap" and not references and not bf16 and len(sizes(results, prefix, suffix, "reference")) > 1
+        return fitted(row, results, prefix, suffix, classes, ("reference",)) if fit else row
 
     about = {"method": name, "method_settings": settings, "batch": batch, "classes": classes, "attack_steps": 2}
-    about |= {"geometry": geometry, "bf16": bf16}
+    about |= {"geometry": geometry, "bf16": bf16, "reference": bool(references)}
     row_name = f"{kind}-step-b{batch}-c{classes}{options.suffix(geometry)}{'-bf16' if bf16 else ''}"
-    return Case(row_name, about, 2 * rounds[0] * least + counts["reference"] * most, measure)
+    return Case(row_name, about, measure, sides)
+
+
+def sizes(results: Results, prefix: str, suffix: str, side: str) -> dict[int, float]:
+    """Measured seconds of ``side`` by number of classes."""
+    points = {}
+    for row in results.rows:
+        count = row["name"].removeprefix(prefix).removesuffix(suffix)
+        known = row[f"{side}_s"] is not None and side not in row.get("fitted", {})
+        if known and row["name"].startswith(prefix) and row["name"].endswith(suffix) and count.isdigit():
+            points[int(count)] = row[f"{side}_s"]
+    return points
 
 
 def fitted(row: Row, results: Results, prefix: str, suffix: str, classes: int, sides: tuple[str, ...]) -> Row:
     """``row`` with seconds of ``sides`` from the line ``A + B * C`` through the rows of other numbers of classes."""
     row = {"fitted": {}, **row, "extrapolated": True}
     for side in sides:
-        points = {}
-        for other in results.rows:
-            count = other["name"].removeprefix(prefix).removesuffix(suffix)
-            known = other[f"{side}_s"] is not None and side not in other.get("fitted", {})
-            if known and other["name"].startswith(prefix) and other["name"].endswith(suffix) and count.isdigit():
-                points[int(count)] = other[f"{side}_s"]
+        points = sizes(results, prefix, suffix, side)
         if len(points) < 2:
             raise SystemExit(f"{prefix}{classes}{suffix}: {side} needs two measured sizes, there are {sorted(points)}.")
         a, b = line_through(points)
@@ -120,59 +135,77 @@ def fitted_case(options: Options, results: Results, batch: int, classes: int) ->
     def measure() -> Row:
         return fitted({}, results, prefix, suffix, classes, SIDES)
 
-    return Case(f"{prefix}{classes}{suffix}", about, 0.0, measure, derived=True)
+    return Case(f"{prefix}{classes}{suffix}", about, measure, derived=True)
 
 
-def marginal_case(options: Options, few: int = 100, many: int = 1000, rounds: int = 2) -> Case:
+def marginal_case(options: Options, few: int = 100, many: int = 1000, rounds: int = 3) -> Case:
     """Seconds a class more, between two numbers of classes, beside those of a bare cut-length text forward and backward."""
     shape = GEOMETRIES[options.geometry]
     name, settings = method_settings("fap", shape)
-    least = sum(predicted("fap", shape, 4, classes)[0] for classes in (few, many))
+    sides: dict[str, Side] = {}
+    for classes in (few, many):
+        text = 2 * classes * shape.text_gflop(cut_length(2))
+        sides[f"ours {classes}"] = Side(predicted("fap", shape, 4, classes)[0], rounds, warm=1)
+        sides[f"floor {classes}"] = Side(text, rounds, warm=1)
+        sides[f"floor_default_kernels {classes}"] = Side(text, rounds, own_kernels=False)
 
     def measure() -> Row:
-        sides: dict[str, Callable[[], Any]] = {}
+        functions: dict[str, Callable[[], Any]] = {}
         for classes in (few, many):
             p = problem(*options.load(options.geometry), name, settings, 4, classes)
-            sides |= {f"ours {classes}": ours(p), f"floor {classes}": bare_text(p)}
-        times = interleaved(sides, dict.fromkeys(sides, rounds), options.device)
-        pairs = {side: zip(times[f"{side} {few}"], times[f"{side} {many}"], strict=True) for side in ("ours", "floor")}
-        return compared({side: [(b - a) / (many - few) for a, b in pairs[side]] for side in pairs})
+            functions |= {
+                f"ours {classes}": ours(p),
+                f"floor {classes}": bare_text(p),
+                f"floor_default_kernels {classes}": bare_text(p, own_kernels=False),
+            }
+        times = take_turns(functions, sides, options.device)
+
+        def marginal(side: str) -> list[float]:
+            pairs = zip(times[f"{side} {few}"], times[f"{side} {many}"], strict=False)
+            return [(b - a) / (many - few) for a, b in pairs]
+
+        return compared({side: marginal(side) for side in ("ours", "floor", "floor_default_kernels")})
 
     about = {"few": few, "many": many, "geometry": options.geometry, "batch": 4}
     suffix = options.suffix(options.geometry)
-    return Case(f"fap-marginal-class-c{few}-c{many}{suffix}", about, 2 * rounds * least, measure)
+    return Case(f"fap-marginal-class-c{few}-c{many}{suffix}", about, measure, sides)
 
 
-def bare_text(p: Problem) -> Callable[[], None]:
+def bare_text(p: Problem, own_kernels: bool = True) -> Callable[[], None]:
     """A cut-length text forward and backward to the tokens."""
+    towers = p.bare(own_kernels)
     ids, tokens = p.method.student.encoder.trim(p.ids()), leaves(p.prompts.text())
 
     def run() -> None:
-        features = p.towers.text(ids, tokens)
+        features = towers.text(ids, tokens)
         features.sum().backward()
 
     return run
 
 
 def cases(options: Options, results: Results) -> Iterator[Case]:
-    """The suite: batch by classes on ViT-B/32; other methods, bf16 and ViT-B/16 at the size of the headline."""
+    """The suite, the headline's sizes first; then other methods, bf16, larger batches and ViT-B/16."""
 
     def step(kind: str, batch: int, classes: int, **rest: Any) -> Case:
         return step_case(options, results, kind, batch, classes, **rest)
 
     if options.quick:
         # The reference is what takes long: measured at few classes, fitted at the headline's hundred.
-        yield from (step("fap", 4, classes, rounds=(1, 1)) for classes in (2, 20))
-        yield step("fap", 4, 100, rounds=(2, 0))
+        yield from (step("fap", 4, classes, rounds=1) for classes in (2, 20))
+        yield step("fap", 4, 100, rounds=2, references=0)
         yield fitted_case(options, results, 4, 1000)
-        yield from (step(kind, 4, 20, rounds=(1, 0)) for kind in ("apd-frozen", "apd-online"))
+        yield from (step(kind, 4, 20, rounds=1) for kind in ("apd-frozen", "apd-online"))
         return
-    for batch in (4, 32, 256) if options.device.type == "cuda" else (4, 16, 32):
+    small, *larger = (4, 32, 256) if options.device.type == "cuda" else (4, 16, 32)
+    yield from (step("fap", small, classes, references=2) for classes in (100, 30, 10))
+    yield fitted_case(options, results, small, 1000)
+    yield from (step(kind, small, 100) for kind in ("apd-online", "apd-frozen"))
+    yield marginal_case(options)
+    yield step("fap", small, 100, bf16=True)
+    for batch in larger:
         yield from (step("fap", batch, classes) for classes in (100, 30, 10))
         yield fitted_case(options, results, batch, 1000)
-    yield marginal_case(options)
-    for kind in ("apd-frozen", "apd-online"):
-        yield from (step(kind, batch, 100) for batch in (4, 32))
-    yield from (step("fap", batch, 100, bf16=True) for batch in (4, 32))
+    yield from (step(kind, larger[-1], 100) for kind in ("apd-online", "apd-frozen"))
+    yield step("fap", larger[-1], 100, bf16=True, references=0)
     if options.geometry == "vit-b-32":
-        yield step("fap", 4, 100, geometry="vit-b-16")
+        yield step("fap", small, 100, geometry="vit-b-16")

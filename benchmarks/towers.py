@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from apd.clip import DualEncoder
+from apd.clip.blocks import attend_all, run_block
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,18 @@ class Towers:
 
     Prompt tokens enter as in `apd.clip.DualEncoder`, one (n, width) tensor a block: visual ones behind the patches, text
     ones behind the start token.
+
+    Args:
+        model: the towers.
+        mean, std: of the normalisation.
+        own_kernels: let `apd.clip.kernels` and `apd.clip.blocks` compute each whole block: float32 products by oneDNN, a fused
+            activation, bfloat16 weights kept; else the model's own modules.
     """
 
     model: Any
     mean: Tensor
     std: Tensor
+    own_kernels: bool = False
 
     @classmethod
     def load(cls, folder: Path | str, encoder: DualEncoder, dtype: torch.dtype = torch.float32) -> Towers:
@@ -36,6 +44,16 @@ class Towers:
         mean, std = (torch.tensor(v).view(1, 3, 1, 1).to(encoder.device, dtype) for v in constants)
         return cls(model.eval().requires_grad_(False).to(encoder.device), mean, std)
 
+    def on_our_kernels(self, encoder: DualEncoder) -> Towers:
+        """The same walk through the weights of ``encoder``, row for row, by our kernels."""
+        return Towers(cast(Any, encoder).model, self.mean, self.std, own_kernels=True)
+
+    def _run(self, block: Any, h: Tensor, causal: bool) -> Tensor:
+        if self.own_kernels:
+            return run_block(block, h, attend_all(block.self_attn.num_heads, is_causal=causal))
+        after: Tensor = block(h, None, is_causal=causal)
+        return after
+
     def image(self, x: Tensor, tokens: Sequence[Tensor] = ()) -> Tensor:
         """Features (B, D) of images (B,3,S,S) in [0,1]."""
         tower = self.model.vision_model
@@ -47,7 +65,7 @@ class Towers:
         for depth, block in enumerate(tower.encoder.layers):
             if 0 < depth < len(tokens):
                 h = torch.cat([h[:, :-n], tokens[depth].to(h.dtype).expand(len(h), -1, -1)], dim=1)
-            h = block(h, None)
+            h = self._run(block, h, causal=False)
         features: Tensor = self.model.visual_projection(tower.post_layernorm(h[:, 0]))
         return features
 
@@ -62,7 +80,7 @@ class Towers:
         for depth, block in enumerate(tower.encoder.layers):
             if 0 < depth < len(tokens):
                 h = torch.cat([h[:, :1], tokens[depth].to(h.dtype).expand(len(h), -1, -1), h[:, 1 + n :]], dim=1)
-            h = block(h, None, is_causal=True)
+            h = self._run(block, h, causal=True)
         h = tower.final_layer_norm(h)
         end = (ids == self.model.config.text_config.eos_token_id).int().argmax(dim=1)
         features: Tensor = self.model.text_projection(h[torch.arange(len(ids)), end])

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,18 +16,20 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import apd
+from apd.data.dataset import Decoded
 from apd.methods.base import Step
 from apd.prompts import Prompts
 from benchmarks.__main__ import main
 from benchmarks.cases import CONTRACT, Case, Options, Results, run
-from benchmarks.evaluation import Plain, agreement, foolbox_pgd, pyautoattack, same_logits
+from benchmarks.evaluation import Subject, agreement, attack_case, foolbox_pgd, pyautoattack, same_logits, twins
 from benchmarks.geometry import GEOMETRIES, class_names, cut_length, save
-from benchmarks.measure import compared, interleaved
+from benchmarks.measure import Side, compared, interleaved, matmul_rate
 from benchmarks.page import BEGIN, END, NOTHING, write_page
-from benchmarks.profile import Parts, profile
+from benchmarks.profile import OPERATORS, PARTS, profile, profile_ours, profile_published
 from benchmarks.startup import FIRST_STEP, photos, waiting_case
 from benchmarks.step import THREAT, Problem, floor, ours, problem, published
-from benchmarks.step_rows import FLOORS, method_settings, predicted
+from benchmarks.step_rows import FLOORS, marginal_case, method_settings, predicted
+from benchmarks.switches import PASSES, STEPS, epoch, switch_case
 from benchmarks.towers import Towers
 
 MINI = GEOMETRIES["mini"]
@@ -74,18 +77,20 @@ def test_a_whole_step_agrees_in_float64(folder: Path) -> None:
     assert float(mine) == pytest.approx(float(theirs), rel=1e-9)
     for name, gradient in gradients(p).items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-7, atol=1e-10)
+    assert float(published(p, own_kernels=True)) == pytest.approx(float(theirs), rel=1e-9), "other kernels, same step"
 
 
 def test_towers_are_the_encoder_s(folder: Path) -> None:
     p = build(folder, "fap")
     encoder, prompts = p.method.student.encoder, p.prompts
     with torch.no_grad():
-        for mine, theirs in (
-            (encoder.encode_image(p.x, prompts.visual()), p.towers.image(p.x, prompts.visual())),
-            (encoder.encode_image(p.x), p.towers.image(p.x)),
-            (encoder.encode_text(p.ids(), prompts.text()), p.towers.text(p.ids(), prompts.text())),
-        ):
-            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        for towers in (p.bare(False), p.bare(True)):
+            for mine, theirs in (
+                (encoder.encode_image(p.x, prompts.visual()), towers.image(p.x, prompts.visual())),
+                (encoder.encode_image(p.x), towers.image(p.x)),
+                (encoder.encode_text(p.ids(), prompts.text()), towers.text(p.ids(), prompts.text())),
+            ):
+                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", FLOORS)
@@ -93,7 +98,7 @@ def test_passes_are_counted_right(folder: Path, kind: str) -> None:
     """The floor does the passes that it claims, ours does hardly more, the published step all of its twelve."""
     p = build(folder, kind)
     ours(p)()  # what is computed once a run
-    bare, mine = gflop(floor(p, **FLOORS[kind][0])), gflop(ours(p))
+    bare, mine = gflop(floor(p, **FLOORS[kind][0], own_kernels=False)), gflop(ours(p))
     least, most = predicted(kind, MINI, 3, 12)
     # The counter does not know the CPU's fused attention, and a backward skips what comes before the first prompt.
     assert bare == pytest.approx(least, rel=0.08)
@@ -130,15 +135,49 @@ def test_rounds_take_turns_and_ratios_are_paired() -> None:
     assert row["ratio_reference"] == 15 and row["spread"]["ratio_reference"] == [12.5, 17.5]
     assert row["ratio_floor"] == 1.0 and row["spread"]["ratio_floor"] == [0.75, 1.5]
     assert row["rounds"] == {"ours": 3, "reference": 2, "floor": 3}
+    more = compared({"ours": [2.0], "floor": [1.0], "floor_default_kernels": [4.0], "reference_our_kernels": [8.0]})
+    assert more["ratio_floor_default_kernels"] == 0.5 and more["ratio_reference_our_kernels"] == 4
+    assert more["floor_default_kernels_s"] == 4 and more["rounds"]["reference_our_kernels"] == 1
     one = compared({"ours": [2.0], "floor": [1.0]})
     assert one["ratio_floor"] == 2 and one["ratio_reference"] is None and one["spread"]["ratio_floor"] is None
+
+
+def test_who_has_taken_long_has_no_further_round() -> None:
+    now = [0.0]
+
+    def work(seconds: float) -> Any:
+        return lambda: now.__setitem__(0, now[0] + seconds)
+
+    sides = {"ours": work(1), "reference": work(57), "slow": work(61)}
+    counts = dict.fromkeys(sides, 5)
+    times = interleaved(sides, counts, torch.device("cpu"), patience=60, clock=lambda: now[0])
+    assert {name: len(found) for name, found in times.items()} == {"ours": 5, "reference": 2, "slow": 1}
+
+
+def test_the_prediction_follows_rounds_and_patience() -> None:
+    cpu = torch.device("cpu")
+    hour = matmul_rate(cpu, own_kernels=True) * 3600
+    once = Side(hour, 1).seconds(cpu)
+    assert once >= 3600 and Side(hour, 5).seconds(cpu) == once, "no second round of what takes longer than patience"
+    assert Side(hour / 1e6, 5, warm=1).seconds(cpu) == pytest.approx(6 * once / 1e6)
+    case = Case("row", {}, dict, {"ours": Side(hour, 1), "floor": Side(hour, 1)}, seconds=5)
+    assert case.predicted(cpu) == pytest.approx(2 * once + 5)
+
+
+def test_a_plan_measures_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(
+        ["--quick", "--plan", "--suite", "step", "growth", "--only", "*-c20*", "growth-b*", "--results", str(tmp_path)]
+    )
+    shown = capsys.readouterr().out
+    assert "step: 3 rows" in shown and "growth: 2 rows" in shown and "fap-step-b4-c20: about" in shown
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_known_row_is_not_measured_again(tmp_path: Path) -> None:
     file, calls = tmp_path / "step.json", []
 
     def case(size: int) -> Case:
-        return Case("row", {"size": size}, 0.0, lambda: calls.append(size) or {"ours_s": 1.0})
+        return Case("row", {"size": size}, lambda: calls.append(size) or {"ours_s": 1.0})
 
     def again(options: Options, size: int) -> None:
         run([case(size)], Results(file, options), say=lambda _: None)
@@ -152,7 +191,7 @@ def test_a_known_row_is_not_measured_again(tmp_path: Path) -> None:
     assert calls == [1, 2, 2], "a quick row is not a full one"
     again(quick, 2), again(Options(), 2)
     assert calls == [1, 2, 2], "but a full one is enough"
-    again(replace(quick, again=True), 2), again(replace(quick, only="other"), 3)
+    again(replace(quick, again=True), 2), again(replace(quick, only=("other",)), 3)
     assert calls == [1, 2, 2, 2]
     (row,) = json.loads(file.read_text())
     assert set(CONTRACT) | {"machine"} <= row.keys() and row["floor_s"] is None
@@ -173,42 +212,94 @@ def test_the_quick_suite_fits_what_it_does_not_measure(tmp_path: Path) -> None:
     assert rows["apd-online-step-b4-c20-mini"]["floor_s"] and rows["apd-online-step-b4-c20-mini"]["reference_s"] is None
 
 
-def test_parts_of_a_profile_make_up_the_step(folder: Path) -> None:
-    for kind in ("fap", "apd-online"):
-        p = build(folder, kind)
-        ours(p)()
+def test_a_marginal_class_is_a_difference(tmp_path: Path) -> None:
+    row = marginal_case(Options(geometry="mini", results=tmp_path), few=10, many=200, rounds=2).measure()
+    assert 0 < row["ours_s"] < 0.1 and row["floor_s"] and row["floor_default_kernels_s"]
+
+
+@pytest.mark.parametrize("kind", PASSES)
+def test_a_switch_takes_the_passes_that_its_prediction_counts(tmp_path: Path, kind: str) -> None:
+    options = Options(geometry="mini", results=tmp_path)
+    run = epoch(options, "mini", 4, 5, kind)
+    encoder, _ = options.load("mini")
+    run()  # the teacher's class features
+    calls = {"forward": 0.0}
+    tower = encoder.encode_image
+    with patch.object(
+        encoder, "encode_image", lambda *a: (calls.__setitem__("forward", calls["forward"] + 1), tower(*a))[1]
+    ):
+        run()
+    # Every student's forward has a backward, the teacher's has none.
+    teacher = 1 if kind == "free" else STEPS
+    assert (2 * (calls["forward"] - teacher) + teacher) / STEPS == pytest.approx(PASSES[kind])
+
+
+def test_a_switch_stands_beside_pgd(tmp_path: Path) -> None:
+    case = switch_case(Options(geometry="mini", results=tmp_path), "free", "mini", 4, 5, rounds=2)
+    row = case.measure()
+    assert case.name == "apd-step-free-b4-c5-mini" and row["floor_s"] is None
+    assert row["ratio_reference"] > 0 and row["rounds"]["reference"] == 2
+
+
+@pytest.mark.parametrize("kind", ["fap", "apd-online"])
+def test_a_watched_step_is_the_step(folder: Path, kind: str) -> None:
+    p = build(folder, kind)
+    ours(p)()
+    wanted = gradients(p)
+    found = profile_ours(p)
+    for name, gradient in gradients(p).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-7)
+    texts, images = (1, 4) if kind == "fap" else (2, 4)
+    assert found.calls == dict(zip(PARTS, (texts, texts, images, images), strict=True))
+    assert all(seconds > 0 for seconds in found.seconds.values()) and found.operators.keys() == OPERATORS.keys()
+    assert sum(found.operators.values()) <= 1.5 * found.total
+    if kind == "fap":
+        published(p)
         wanted = gradients(p)
-        parts = Parts(p)
-        parts.functions.pop("optimiser")
-        for part in parts.functions.values():
-            part()
+        before = profile_published(p)
+        assert set(before.calls.values()) == {6}
         for name, gradient in gradients(p).items():
-            torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-7)
 
 
-def test_a_profile_is_a_table_of_parts(tmp_path: Path) -> None:
-    profile(Options(quick=True, geometry="mini", results=tmp_path), ("fap",))
-    text = (tmp_path / "profile-fap-mini.md").read_text()
-    assert (
-        all(f"| {part} |" in text for part in ("text forward", "attack", "text backward", "optimiser"))
-        and "aten::" in text
-    )
+def test_a_profile_is_a_table_of_before_and_after(tmp_path: Path) -> None:
+    profile(Options(quick=True, geometry="mini", results=tmp_path), ("fap", "apd-online"))
+    both, ours_alone = ((tmp_path / f"profile-{kind}-mini.md").read_text() for kind in ("fap", "apd-online"))
+    assert "| part | published (s) | share | ours (s) | share |" in both and "| part | ours (s) | share |" in ours_alone
+    assert all(f"| {part} |" in both for part in (*PARTS, *OPERATORS, "all"))
 
 
 def test_libraries_attack_the_same_function(folder: Path) -> None:
     encoder = apd.load_clip(folder)
     prompts = Prompts.initial(apd.PromptSpec(text_tokens=2, visual_tokens=2), encoder).requires_grad_(False)
     classifier = apd.PromptedCLIP(encoder, prompts, class_names(10))
-    twins = [Plain(classifier, Towers.load(folder, encoder), keep) for keep in (False, True)]
+    beside = twins(classifier, Towers.load(folder, encoder))
     x = torch.rand(3, 3, 32, 32)
-    same_logits(classifier, twins, x)
+    same_logits(classifier, beside, x)
     with torch.no_grad():
         prompts.text_tokens[0].normal_()
     with pytest.raises(AssertionError, match="not close"):
-        same_logits(classifier, twins, x)
+        same_logits(classifier, beside, x)
     y = classifier(x).argmax(1)
-    for images in (foolbox_pgd(twins[1], x, y, 1 / 255, 2), pyautoattack(twins[1], x, y, 1 / 255, "apgd-ce")):
+    keeping = beside["floor"]
+    for images in (foolbox_pgd(keeping, x, y, 1 / 255, 2), pyautoattack(keeping, x, y, 1 / 255, "apgd-ce")):
         assert images.shape == x.shape and float((images - x).abs().max()) <= 1 / 255 + 1e-6
+
+
+def test_images_may_come_in_parts(folder: Path) -> None:
+    encoder = apd.load_clip(folder)
+    prompts = Prompts.initial(apd.PromptSpec(text_tokens=2, visual_tokens=2), encoder).requires_grad_(False)
+    classifier = apd.PromptedCLIP(encoder, prompts, class_names(10))
+    x = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        y = classifier(x.float() / 255).argmax(1)
+    images = Decoded(x, y, tuple("abcde"))
+    whole = Subject(classifier, twins(classifier, Towers.load(folder, encoder)), images, "1/255")
+    with patch("benchmarks.evaluation.subject", return_value=whole):
+        halves, one = (attack_case(Options(), "pgd-2", 5, 1, parts=parts).measure() for parts in (2, 1))
+    assert halves["rounds"] == {"ours": 2, "reference": 0, "floor": 2} and halves["reference_s"] is None
+    assert one["rounds"]["reference"] == one["rounds"]["floor_default_kernels"] == 1
+    assert halves["robust_ours"] == one["robust_ours"], "the same images from the same starts"
 
 
 def test_agreement_counts_both_ways() -> None:
@@ -248,7 +339,7 @@ def test_the_page_shows_what_the_files_hold_and_keeps_the_rest(tmp_path: Path) -
         options = Options(quick=True)
         kept = Results(results / f"{suite}.json", options)
         for row in rows:
-            kept.add(Case(row.pop("name"), row.pop("settings", {}), 0.0, dict), row, 0.1)
+            kept.add(Case(row.pop("name"), row.pop("settings", {}), dict), row, 0.1)
 
     measured = compared({"ours": [1.0, 1.0], "reference": [12.0, 14.0], "floor": [1.0, 0.5]})
     write("step", {"name": "fap-step-b4-c20", **measured})
@@ -263,10 +354,13 @@ def test_the_page_shows_what_the_files_hold_and_keeps_the_rest(tmp_path: Path) -
         ),
         {"name": "growth-classes-9999", "settings": {"classes": 9999, **sizes}, "out_of_memory": True},
     )
+    (results / "profile-fap.md").write_text("### tables of a profile\n")
+    (results / "profile-fap-mini.md").write_text("### tables of another\n")
     write_page(results, docs)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert "| fap-step-b4-c20 | 1 | 13 | 0.75 | 13 [12.5, 13.5] | 1.5 [1.25, 1.75] | quick |" in text
+    assert "| fap-step-b4-c20 | 1 | 13 | 0.75 | 13 [12.5, 13.5] | 1.5 [1.25, 1.75] | 2 / 2 / 2 | quick |" in text
+    assert "tables of a profile" in text and "tables of another" not in text
     assert "extrapolated: ours, reference" in text and "out of memory" in text
     pictures = {file.name for file in (docs / "benchmarks").iterdir()}
     assert pictures == {"step.svg", "growth-classes.svg"}
@@ -295,4 +389,4 @@ def test_the_first_step_is_noticed(tmp_path: Path, folder: Path) -> None:
 
 def test_the_wait_for_images_is_a_part_of_the_epoch(tmp_path: Path) -> None:
     row = waiting_case(Options(quick=True, geometry="mini", results=tmp_path), "mini", 2).measure()
-    assert 0 < row["ours_s"] < row["epoch_s"] and row["share"] == row["ours_s"] / row["epoch_s"]
+    assert 0 < row["ours_s"] < row["epoch_s"] and row["share"] == row["ours_s"] / row["epoch_s"] and row["decode_s"] > 0
