@@ -12,7 +12,7 @@ batch's mean, is this project's reading.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -24,6 +24,9 @@ from apd.classifier import BoundCLIP
 from apd.losses import kl_per_sample
 from apd.methods.base import Method, MethodSettings, Step
 from apd.methods.presets import dassl, pgd, tokens
+
+if TYPE_CHECKING:
+    from apd.training.settings import AttackKind
 
 
 class FAPSettings(MethodSettings):
@@ -40,6 +43,9 @@ class FAPSettings(MethodSettings):
     }
 
     weight: float = Field(1.5, ge=0, description="lambda: weight of (cos(f, f') + 1) * KL(p(x) || p(x'))")
+
+    def flat_at_clean(self, kind: AttackKind) -> bool:
+        return True
 
 
 class FAP(Method):

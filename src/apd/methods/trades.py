@@ -11,6 +11,8 @@ on CIFAR-10; a prompt form is not published.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 from torch import Tensor
 
@@ -20,11 +22,17 @@ from apd.classifier import BoundCLIP
 from apd.losses import distillation
 from apd.methods.base import Method, MethodSettings, Step
 
+if TYPE_CHECKING:
+    from apd.training.settings import AttackKind
+
 
 class TRADESSettings(MethodSettings):
     """Settings of TRADES."""
 
     beta: float = Field(6.0, ge=0, description="weight of KL(p(x) || p(x')), 1/lambda of the paper")
+
+    def flat_at_clean(self, kind: AttackKind) -> bool:
+        return True
 
 
 class TRADES(Method):
