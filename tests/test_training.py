@@ -301,27 +301,18 @@ DIVERGING = (
 )
 
 
-@pytest.mark.parametrize("teacher", ["frozen", "tuned"])
-def test_a_run_whose_last_step_diverges_does_not_finish(
-    tmp_path: Path, clip: DualEncoder, colours: Path, teacher: str
-) -> None:
-    """One step only: the loss is finite, what the step makes of the prompts is not."""
-    one = ("train.epochs=1", "train.batch_size=12", f"method.teacher={teacher}")
-    with pytest.raises(ApdError, match="Training diverged: the prompts are not finite after step 1"):
-        start(tmp_path / "run", clip, colours, *DIVERGING, *one)
+def test_a_run_whose_last_step_diverges_does_not_finish(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    """One step only: its loss is finite, and so are the prompts, but what the tower makes of them is not."""
+    with pytest.raises(ApdError, match="Training diverged: the logits of validation images are not finite"):
+        start(tmp_path / "run", clip, colours, *DIVERGING, "train.epochs=1", "train.batch_size=12")
+    assert not Run.open(tmp_path / "run", finished=False).finished
     assert not (tmp_path / "run" / "prompts.safetensors").exists()
 
 
-def test_divergence_stops_training_and_keeps_the_last_finite_checkpoint(
-    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rate = loop.learning_rate
-    monkeypatch.setattr(loop, "learning_rate", lambda step, *rest: 1e38 if step == 3 else rate(step, *rest))
-    with pytest.raises(ApdError, match="Training diverged"):
-        start(tmp_path / "run", clip, colours, "train.optimizer.name=sgd", "train.optimizer.clip=null")
-    found = Run.open(tmp_path / "run", finished=False).load_checkpoint()
-    assert found is not None and found[1]["step"] == 2
-    assert all(tensor.isfinite().all() for tensor in found[0].values())
+def test_divergence_stops_training_and_keeps_the_checkpoint(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    with pytest.raises(ApdError, match="Training diverged: the term adv_ce is nan at step 2"):
+        start(tmp_path / "run", clip, colours, *DIVERGING)
+    assert Run.open(tmp_path / "run", finished=False).load_checkpoint() is not None
 
 
 def test_what_the_first_step_refuses_costs_no_finished_run(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:

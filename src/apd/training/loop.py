@@ -184,7 +184,6 @@ class Loop:
             self._agree_to_stop()
             # Not before the first step: what that one refuses costs no finished work that would be overwritten.
             if step == 0 or due(self.settings.checkpoint_every) or self.stop:
-                self.monitor.check_prompts(self.trained, done)
                 self._checkpoint(done, optimizer)
             if self.stop and (done < self.steps or self.run is None):
                 raise KeyboardInterrupt
@@ -278,7 +277,9 @@ class Loop:
             index = torch.arange(start, min(start + 256, len(val)), device=val.images.device)
             x, labels, ids = val.pixels(index), val.labels[index], [val.ids[i] for i in index.tolist()]
             with torch.no_grad():
-                predicted = model(x).argmax(dim=1)
+                z = model(x)
+            self.monitor.check_logits(z)
+            predicted = z.argmax(dim=1)
             counts += predicted.bincount(minlength=len(counts))
             keep = (predicted == labels).nonzero().flatten()
             right += len(keep)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -41,14 +41,14 @@ class CollapseMonitor:
         if bad:
             raise ApdError(f"Training diverged: the term {bad[0]} is {terms[bad[0]]} at step {step}. {_CALMER}")
 
-    def check_prompts(self, prompts: Iterable[Tensor], step: int) -> None:
-        """Stop where prompts are not finite, which the loss shows a step later, and after the last step never.
+    def check_logits(self, z: Tensor) -> None:
+        """Stop where validation logits are not finite: the loss shows it a step later only, and after the last step never.
 
         Raises:
             ApdError: naming the way out.
         """
-        if not all(bool(tensor.isfinite().all()) for tensor in prompts):
-            raise ApdError(f"Training diverged: the prompts are not finite after step {step}. {_CALMER}")
+        if not bool(z.isfinite().all()):
+            raise ApdError(f"Training diverged: the logits of validation images are not finite. {_CALMER}")
 
     def check_validation(
         self, terms: Mapping[str, float], clean: float, robust: float, largest_share: float, classes: int
