@@ -26,26 +26,34 @@ if TYPE_CHECKING:
     from apd.training.settings import AttackKind
 
 
-class TRADESSettings(MethodSettings):
-    """Settings of TRADES."""
-
-    beta: float = Field(6.0, ge=0, description="weight of KL(p(x) || p(x')), 1/lambda of the paper")
+class ConsistencySettings(MethodSettings):
+    """Settings of methods whose attack and loss set the adversarial prediction against the clean one."""
 
     def flat_at_clean(self, kind: AttackKind) -> bool:
         return True
 
 
-class TRADES(Method):
+class Consistency(Method):
+    """A method whose attack drives predictions away from the clean ones."""
+
+    def inner(self, step: Step, attacked: BoundCLIP) -> Objective:
+        """``KL(p(x) || p(x'))``; flat at x itself, so the attack needs its random start."""
+        return Objective(attacked.logits, kl_from_logits, step.clean_logits().detach())
+
+
+class TRADESSettings(ConsistencySettings):
+    """Settings of TRADES."""
+
+    beta: float = Field(6.0, ge=0, description="weight of KL(p(x) || p(x')), 1/lambda of the paper")
+
+
+class TRADES(Consistency):
     """Clean accuracy, traded against the distance of clean and adversarial predictions."""
 
     summary = "clean cross-entropy plus consistency of clean and adversarial predictions"
     source = "TRADES (Zhang et al., ICML 2019), in prompt form"
     Settings = TRADESSettings
     settings: TRADESSettings
-
-    def inner(self, step: Step, attacked: BoundCLIP) -> Objective:
-        """``KL(p(x) || p(x'))``; flat at x itself, so the attack needs its random start."""
-        return Objective(attacked.logits, kl_from_logits, step.clean_logits().detach())
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         z, z_adv = step.clean_logits(), step.student.logits(x_adv)
