@@ -253,6 +253,13 @@ def test_predict_agrees_with_the_classifier(cli: Cli, run: Path, colours: Path, 
     assert "1 unreadable" in cli("predict", run, files[0], tmp_path / "broken.png", "--skip-bad-images").err
 
 
+def test_training_says_which_clip_it_trains(cli: Cli, clip_folder: Path, colours: Path, tmp_path: Path) -> None:
+    embedded = cli("train", colours, *QUICK, "--output", tmp_path / "embedded")
+    assert "the CLIP glyphs" in embedded.err and "For photos give --model" in embedded.err
+    other = cli("train", colours, "--model", clip_folder, *QUICK, "--output", tmp_path / "other")
+    assert f"the CLIP {clip_folder}" in other.err and "For photos" not in other.err
+
+
 def test_resume_of_a_finished_run_and_the_run_s_own_settings(cli: Cli, run: Path) -> None:
     before = (run / "prompts.safetensors").read_bytes()
     assert cli("train", "--output", run, "--resume").code == 0

@@ -310,6 +310,9 @@ def test_names_people_write() -> None:
     assert "Did you mean dtd?" in fails("ddtd")
     assert same_source("DTD@/a", "dtd@/a") and not same_source("dtd@/a", "dtd@/b") and not same_source("dtd@/a", "dtd")
     assert same_source("a/../photos", "photos") and not same_source("photos", "dtd@/photos")
+    assert same_source("dtd@photos", f"dtd@{Path.cwd()}/a/../photos") and not same_source("dtd@photos", "dtd@a")
+    assert same_source("~/photos", str(Path.home() / "photos"))
+    assert same_source("digits", "digits") and not same_source("digits", "./digits"), "a folder of a built-in's name"
     listed = dict(list_data())
     assert all(f"{known.classes} classes" in listed[name] for name, known in STANDARD.items())
 

@@ -39,7 +39,10 @@ def test_prompts_of_another_method_are_refused(name: str, setting: str, words: s
     assert words in str(error.value)
 
 
-def test_a_method_without_anything_to_learn_is_refused(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+def test_a_method_without_anything_to_learn_is_refused_before_any_image_is_read(
+    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apd.training.loop.decode", lambda *_: pytest.fail("decoded"))
     nothing = {"name": "advvlp", "prompts": {"text_tokens": 0, "visual_tokens": 0}}
     with pytest.raises(InputError, match="nothing to learn"):
         apd.train(clip, apd.load_data(colours, shots=1), method=nothing, output=tmp_path / "run", device="cpu")
@@ -85,6 +88,48 @@ def test_a_method_without_published_prompts_has_no_preset() -> None:
     assert {"apd", "trades", "pmg", "fare", "zero-shot"}.isdisjoint(WITH_PRESET)
     with pytest.raises(InputError, match="Method trades has no published settings"):
         load_config(flags={"data.source": "digits", "method.name": "trades"}, sets=["method.preset=published"])
+
+
+def test_a_preset_that_is_asked_for_wins_over_the_values_of_a_saved_run(tmp_path: Path) -> None:
+    file, flags = tmp_path / "config.yaml", {"data.source": "digits", "method.name": "maple", "train.seed": 3}
+    plain, paper = load_config(flags=flags), load_config(flags=flags, sets=["method.preset=published"])
+    assert plain != paper
+    file.write_text(plain.to_yaml())
+    assert load_config(file, sets=["method.preset=published"]) == paper
+    assert load_config(file, {"train.epochs": 7}, ["method.preset=published"]).train.epochs == 7, "a flag wins over it"
+    assert load_config(file, sets=["method.preset=own"]) == plain
+    file.write_text(paper.to_yaml())
+    assert load_config(file, sets=["method.preset=own"]) == plain
+    assert load_config(file, sets=["method.preset=published"]) == paper
+    file.write_text(load_config(flags={**flags, "method.name": "apd"}).to_yaml())
+    assert load_config(file, {"method.name": "maple"}, ["method.preset=published"]) == paper
+    file.write_text("method: maple\ntrain: {epochs: 2}\n")
+    chosen = load_config(file, flags, ["method.preset=published"]).train
+    assert (chosen.epochs, chosen.batch_size) == (2, paper.train.batch_size), "what a person wrote stands"
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "words"),
+    [
+        ("fap", "attack.random_start=false", "attack at the clean image"),
+        ("trades", "attack={kind: carried, random_start: false}", "attack at the clean image"),
+        ("trades", "attack={kind: fgsm-rs, random_start: false}", None),
+        ("advpt", "attack.random_start=false", "attack at the clean image"),
+        ("advpt", "attack.kind=free", "train.attack.kind=free has no effect on advpt"),
+        ("advpt", "attack.kind=carried", "use pgd, fgsm-rs or n-fgsm"),
+        ("advpt", "attack.loss=margin", "choose with method.inner"),
+        ("advvlp", "attack={loss: kl, random_start: false}", "loss=kl has no gradient at the clean image"),
+        ("advvlp", "attack.random_start=false", None),
+    ],
+)
+def test_training_that_cannot_go_with_a_method_is_refused(name: str, setting: str, words: str | None) -> None:
+    flags, sets = {"data.source": "digits", "method.name": name}, [f"train.{setting}"]
+    if words is None:
+        assert load_config(flags=flags, sets=sets)
+        return
+    with pytest.raises(InputError) as error:
+        load_config(flags=flags, sets=sets)
+    assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_another_method_s_kind_of_prompts_is_left_in_the_file(tmp_path: Path) -> None:

@@ -224,6 +224,65 @@ def test_a_teacher_must_see_the_same_image(clip: DualEncoder, tmp_path_factory: 
         build(clip, teacher="frozen", teacher_model=str(folder))
 
 
+def test_features_of_different_width_cannot_be_compared(
+    clip: DualEncoder, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from transformers import CLIPConfig, CLIPModel
+
+    from .models import save_clip
+
+    folder = save_clip(tmp_path_factory.mktemp("wide") / "clip")
+    config = CLIPConfig.from_pretrained(folder)
+    config.projection_dim = 28
+    CLIPModel(config).save_pretrained(folder)
+    assert terms(build(clip, teacher_model=str(folder), clean_kl=1.0))["clean_kl"] > 0
+    for name in ("image_features", "text_features"):
+        with pytest.raises(InputError, match=f"method.{name} needs .* equal embedding width, got 28 and 20"):
+            build(clip, teacher_model=str(folder), **{name: 1.0})
+
+
+def test_a_robust_teacher_that_nothing_asks_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing asks for"):
+        APDSettings(robust_teacher="other")
+    for asking in ({"soft_target": "adversarial"}, {"variant": "iad"}, {"inner": "teacher-pair"}):
+        assert APDSettings(robust_teacher="other", **asking).robust_teacher == "other"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *[(name, {}) for name, method in METHODS.items() if method.adversarial],
+        *[("apd", {"inner": inner}) for inner in ("kl", "teacher-kl", "teacher-pair")],
+    ],
+)
+def test_settings_know_whether_their_attack_is_flat_at_the_clean_image(
+    clip: DualEncoder, name: str, settings: dict[str, object]
+) -> None:
+    method = find_method(name)
+    prompts = {**SPEC.model_dump(), **method.Settings.defaults, **method.Settings.fixed}
+    prompts = {**prompts, "text_depth": "all", "visual_depth": "all"}
+    built = method(method.Settings(prompts=prompts, **settings), PromptedCLIP(clip, None, CLASSES))
+
+    def slope(x: Tensor, moving: bool) -> float:
+        """The gradient of what is climbed: the inner objective, or where pixels move with the prompts the loss."""
+        x, step = x.clone().requires_grad_(), Step(X, LABELS, built.student.bind())
+        objective = built.inner(step, step.student.detach())
+        value = torch.stack(list(built.loss(step, x).values())).sum() if moving else objective(x).sum()
+        return float(torch.autograd.grad(value, x)[0].abs().max())
+
+    for kind, moving in (("pgd", False), ("free", True)):
+        flat = slope(X, moving) < 1e-3 * slope(X_ADV, moving)
+        assert flat == built.settings.flat_at_clean(kind), (name, kind)
+
+
+def test_only_encoders_are_left_out_of_what_a_checkpoint_keeps(clip: DualEncoder) -> None:
+    method = build(clip, teacher="online")
+    method.text_encoder = torch.nn.Linear(2, 2)  # of another package's method, say
+    kept = {name.split(".")[0] for name in method.state()}
+    assert kept == {"student", "teacher", "balance", "text_encoder"}
+    assert not any(".model." in name or name.endswith((".mean", ".std")) for name in method.state())
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
     [("vlp", {}), ("advvlp", {}), *[("apd", {"teacher": t}) for t in ("frozen", "tuned", "online")]],

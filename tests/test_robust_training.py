@@ -272,6 +272,22 @@ def test_carried_perturbations_go_through_the_crop_and_stay_in_the_ball() -> Non
     assert torch.allclose(threat.project(pixels.kept, clean), pixels.kept, atol=1e-6)
 
 
+def test_carried_images_start_as_one_batch_of_all_would_and_must_fit_into_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, batches = carried()
+    expected = ThreatModel(EPS).random_start(batches.images.train.pixels(), batches.start_seeds())
+    monkeypatch.setattr("apd.training.pixels._PART", 3)
+    parts = Carried(AttackSettings(kind="carried"), batches, ThreatModel(EPS))
+    assert torch.equal(parts.kept, expected) and torch.equal(whole.kept, expected)
+    need = 4 * batches.images.train.images.numel()
+    monkeypatch.setattr("apd.training.pixels.free_memory", lambda device: 3 * need)
+    carried()
+    monkeypatch.setattr("apd.training.pixels.free_memory", lambda device: 3 * need - 1)
+    with pytest.raises(InputError, match=r"keeps 4 images in 0.0 GB.* cpu has .* use kind=free or pgd"):
+        carried()
+
+
 def test_carried_perturbations_need_one_process() -> None:
     _, batches = carried()
     batches.processes = 2

@@ -80,6 +80,17 @@ def test_a_new_run_touches_nothing_before_it_saves(tmp_path: Path, config: RunCo
         Run.open(run.path)
 
 
+def test_a_folder_that_is_cut_off_while_it_is_made_can_be_overwritten(
+    tmp_path: Path, config: RunConfig, manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr("apd.config.RunConfig.to_yaml", lambda _: (_ for _ in ()).throw(RuntimeError("power cut")))
+        Run.create(tmp_path / "run", config, manifest).log({"step": 1})
+    run = Run.create(tmp_path / "run", config, manifest, overwrite=True)
+    run.log({"step": 1})
+    assert Run.open(run.path, finished=False).config == config
+
+
 def test_overwrite_keeps_finished_work_until_there_is_new(
     finished: Run, config: RunConfig, manifest: dict[str, Any]
 ) -> None:
@@ -193,6 +204,11 @@ def test_output_is_checked_before_any_work(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "photos" / "cat.jpg").write_text("x")
     with pytest.raises(InputError, match=r"holds other files \(cat.jpg\)"):
         check_output(tmp_path / "photos", overwrite=True)
+    for name in ("README.md", "config.yaml", "results"):  # names of ours, but without a run they are a person's own
+        (tmp_path / f"with-{name}" / name).mkdir(parents=True)
+        for switch in ({}, {"overwrite": True}, {"resume": True}):
+            with pytest.raises(InputError, match=f"holds other files \\({name}\\) and no run"):
+                check_output(tmp_path / f"with-{name}", **switch)
     check_output(tmp_path / "deep" / "new")
     assert not (tmp_path / "deep").exists()
     with pytest.raises(InputError, match="exclude each other"):

@@ -15,12 +15,15 @@ import pytest
 import torch
 from torch import Tensor
 
+import apd
 from apd.clip import DualEncoder
 from apd.config import RunConfig, load_config
 from apd.data import load_data
-from apd.errors import ApdError
+from apd.errors import ApdError, InputError
 from apd.loading import describe_encoder
 from apd.run import Run
+from apd.training import loop
+from apd.training.log import Log
 from apd.training.loop import train
 from apd.training.monitor import CollapseMonitor
 from apd.training.optim import ema_share, learning_rate, update_average
@@ -125,7 +128,7 @@ def test_an_interrupted_run_resumes_bit_identical(
     monkeypatch.setattr(Run, "log", interrupt)
     with pytest.raises(KeyboardInterrupt):
         start(tmp_path / "broken", clip, colours, *extra)
-    assert saves == ([0, 3] if "train.attack.kind=free" in extra else [0, 2, 3])
+    assert saves == ([3] if "train.attack.kind=free" in extra else [1, 2, 3])
     monkeypatch.undo()
     resumed = start(tmp_path / "broken", clip, colours, *extra, resume=True)
     assert same(whole.load_prompts(), resumed.load_prompts())
@@ -133,7 +136,7 @@ def test_an_interrupted_run_resumes_bit_identical(
     assert without_time[0] == without_time[1]
 
 
-def test_a_crash_before_the_second_checkpoint_does_not_tune_the_teacher_twice(
+def test_a_crash_after_the_first_step_does_not_tune_the_teacher_twice(
     tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extra = ("method.teacher=tuned", "train.checkpoint_every=100")
@@ -141,12 +144,14 @@ def test_a_crash_before_the_second_checkpoint_does_not_tune_the_teacher_twice(
 
     def crash(self: Run, record: dict[str, float]) -> None:
         log(self, record)
-        raise RuntimeError("power cut")
+        if record["step"] == 2:
+            raise RuntimeError("power cut")
 
     monkeypatch.setattr(Run, "log", crash)
     with pytest.raises(RuntimeError):
         start(tmp_path / "broken", clip, colours, *extra)
     monkeypatch.undo()
+    monkeypatch.setattr(loop.Loop, "tune", lambda *_: pytest.fail("tuned twice"))
     resumed = start(tmp_path / "broken", clip, colours, *extra, resume=True)
     assert same(whole.load_prompts(), resumed.load_prompts())
 
@@ -288,19 +293,60 @@ def test_collapse_is_noticed_and_explained() -> None:
         monitor.check_loss({"adv_ce": math.nan}, 7)
 
 
+DIVERGING = (
+    "train.optimizer.lr=1e38",
+    "train.optimizer.clip=null",
+    "train.optimizer.name=sgd",
+    "train.warmup_epochs=0",
+)
+
+
+def test_a_run_whose_last_step_diverges_does_not_finish(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    """One step only: its loss is finite, and so are the prompts, but what the tower makes of them is not."""
+    with pytest.raises(ApdError, match="Training diverged: the logits of validation images are not finite"):
+        start(tmp_path / "run", clip, colours, *DIVERGING, "train.epochs=1", "train.batch_size=12")
+    assert not Run.open(tmp_path / "run", finished=False).finished
+    assert not (tmp_path / "run" / "prompts.safetensors").exists()
+
+
 def test_divergence_stops_training_and_keeps_the_checkpoint(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
-    with pytest.raises(ApdError, match="Training diverged"):
-        start(
-            tmp_path / "run",
-            clip,
-            colours,
-            "train.optimizer.lr=1e38",
-            "train.optimizer.clip=null",
-            "train.optimizer.name=sgd",
-            "train.warmup_epochs=0",
-            "method.teacher=frozen",
-        )
+    with pytest.raises(ApdError, match="Training diverged: the term adv_ce is nan at step 2"):
+        start(tmp_path / "run", clip, colours, *DIVERGING)
     assert Run.open(tmp_path / "run", finished=False).load_checkpoint() is not None
+
+
+def test_what_the_first_step_refuses_costs_no_finished_run(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    start(tmp_path / "run", clip, colours)
+    files = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    data, method = load_data(colours, shots=4), {"name": "apd", "variant": "rslad", "prompts": {"text_tokens": 2}}
+    with pytest.raises(InputError, match="can replace a cross-entropy only"):
+        apd.train(clip, data, method=method, output=tmp_path / "run", overwrite=True, attack={"loss": "margin"})
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == files
+
+
+def test_ctrl_c_in_the_last_step_of_the_teacher_is_not_lost(
+    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = Log.terms
+
+    def interrupt(self: Log, values: dict[str, Tensor], done: int) -> dict[str, float]:
+        if self.run is None and done == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return terms(self, values, done)
+
+    monkeypatch.setattr(Log, "terms", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "run", clip, colours, "method.teacher=tuned")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_trained_on_one_device_does_not_pretend_to_train_on_another(
+    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tmp_path / "first", clip, colours, "train.epochs=1")
+    monkeypatch.setattr(loop, "pick_device", lambda name: "cuda" if name == "cuda" else "cpu")
+    with pytest.raises(InputError, match="has trained on cpu and cannot go on to cuda"):
+        start(tmp_path / "second", clip, colours, "train.epochs=1", "train.device=cuda")
 
 
 def test_tensorboard_events_are_written(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:

@@ -94,6 +94,11 @@ class RunConfig(BaseModel):
     method: MethodConfig = Field(default_factory=lambda: MethodConfig.model_validate({}))
     train: TrainSettings = TrainSettings()
 
+    @model_validator(mode="after")
+    def _training_goes_with_method(self) -> RunConfig:
+        self.method.settings.check_training(self.train)
+        return self
+
     def to_yaml(self) -> str:
         """All settings as YAML, which `load_config` reads again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -125,7 +130,9 @@ def load_config(
             places[str(key)] = str(file)
     given = [(key, value, FLAGS.get(key, key)) for key, value in (flags or {}).items() if value is not None]
     given += [(*_parse_set(item), f"--set {item}") for item in sets]
-    _forget_other_method(raw, {key: value for key, value, _ in given})
+    asked = {key: value for key, value, _ in given}
+    raw = _forget_other_preset(raw, asked)
+    _forget_other_method(raw, asked)
     for key, value, place in given:
         _put(raw, key, value, place)
         places[key] = place
@@ -227,6 +234,32 @@ def _forget_other_method(raw: dict[str, Any], given: Mapping[str, Any]) -> None:
         preset = {key for weights in before.variants.values() for key in weights}
         if given["method.variant"] != section.get("variant"):
             raw["method"] = {key: value for key, value in section.items() if key not in preset}
+
+
+def _forget_other_preset(raw: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of a file what a preset sets, where the file names one and another is now asked for.
+
+    A saved run's settings name every value; kept, they would win over the preset. A file that names no preset holds what a
+    person chose, which stands.
+    """
+    section = raw.get("method")
+    if not isinstance(section, Mapping) or "preset" not in section:
+        return raw
+    before, now = section["preset"], given.get("method.preset", section["preset"])
+    if now == before:
+        return raw
+    published = section if now == "own" else {**section, "name": given.get("method.name", section.get("name", "apd"))}
+    for key in _settings_of(published).published:
+        raw = _without(raw, key)
+    return raw
+
+
+def _without(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The same without a dotted name."""
+    head, _, rest = key.partition(".")
+    if rest and isinstance(raw.get(head), Mapping):
+        return {**raw, head: _without(raw[head], rest)}
+    return {name: value for name, value in raw.items() if rest or name != head}
 
 
 def _put(raw: dict[str, Any], key: str, value: Any, place: str) -> None:

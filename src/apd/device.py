@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import torch
 
 from apd.errors import InputError
@@ -22,3 +23,10 @@ def pick_device(name: str) -> str:
             f"No device {name!r} here: {str(error).splitlines()[0].rstrip('.')}. Use device auto."
         ) from error
     return name
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on a device, other programs' share left out."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

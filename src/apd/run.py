@@ -35,7 +35,7 @@ FORMAT = 1
 """Version of the run folder; a folder of another version is refused."""
 
 _SUMMARY = "summary-"
-# run.json comes last: as long as it is there, a half-removed folder is known as a run.
+# run.json goes last and comes first: as long as it is there, a half-removed or half-made folder is known as a run.
 _OWN = (
     "config.yaml",
     "prompts.safetensors",
@@ -267,8 +267,8 @@ class Run:
         """Whether this process writes; makes the folder of a new run, in place of one that is overwritten."""
         if self.writer and self._starting:
             self._clear()
-            write_atomic(self._file("config.yaml"), self._starting.to_yaml())
             self._save_manifest()
+            write_atomic(self._file("config.yaml"), self._starting.to_yaml())
             self._starting = None
         return self.writer
 
@@ -315,9 +315,8 @@ def check_output(path: str | Path, *, resume: bool = False, overwrite: bool = Fa
                 f"{folder} holds a run; go on with --resume, replace it with --overwrite, or choose another --output."
             )
     elif folder.is_dir():
-        foreign = sorted(
-            item.name for item in folder.iterdir() if item.name not in _OWN and not item.name.startswith(".")
-        )
+        # Names of ours too: a README.md or a results folder without a run is a person's own.
+        foreign = sorted(item.name for item in folder.iterdir() if not item.name.startswith("."))
         if foreign:
             raise InputError(
                 f"{folder} holds other files ({foreign[0]}) and no run; choose a new or empty folder as --output."

@@ -66,9 +66,11 @@ def _train(
     flags: dict[str, Any], file: Path | None, sets: list[str], output: Path | None, resume: bool, overwrite: bool
 ) -> None:
     from apd.api import is_first_process, start
+    from apd.clip import BUILT_IN as EMBEDDED
     from apd.clip import load_clip
     from apd.config import load_config
     from apd.data import short_name
+    from apd.data.load import BUILT_IN
     from apd.run import check_output
 
     if resume and file is None and output is not None and (output / "config.yaml").is_file():
@@ -83,8 +85,13 @@ def _train(
     data.check_trainable()
     clip = load_clip(config.model)
     tell(
-        f"{config.method.name} on {data.name}: {len(data.train)} images of {len(data.class_names)} classes, to {output}"
+        f"{config.method.name} on {data.name}: {len(data.train)} images of {len(data.class_names)} classes, "
+        f"the CLIP {config.model}, to {output}"
     )
+    if config.model in EMBEDDED and config.data.source not in BUILT_IN:
+        tell(
+            f"{config.model} is {EMBEDDED[config.model]}. For photos give --model, such as openai/clip-vit-base-patch32."
+        )
     try:
         run = start(clip, data, config, output, resume=resume, overwrite=overwrite)
     except KeyboardInterrupt:

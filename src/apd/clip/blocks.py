@@ -59,10 +59,10 @@ def append_rows(h: Tensor, rows: Tensor) -> Tensor:
     return torch.cat([h, rows.to(h.dtype).expand(h.shape[0], -1, -1)], dim=1)
 
 
-def run_prompted(
+def run_blocks(
     blocks: Any, h: Tensor, tokens: Tokens, n_own: int, pooled: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
-    """A tower's blocks, with prompt tokens behind the rows of its own, and without the rows that nothing reads.
+    """A tower's blocks, with prompt tokens, if any, behind the rows of its own, and without the rows that nothing reads.
 
     Before block d the token rows are replaced by ``tokens[d]``: what the block before makes of them is not computed, nor
     what the last block makes of rows that are not pooled.
@@ -70,7 +70,7 @@ def run_prompted(
     Args:
         blocks: of a `transformers` tower.
         h: rows (B, L, width) that enter the first block, ``tokens[0]`` among them.
-        tokens: (n, width) or (B, n, width) a block.
+        tokens: (n, width) or (B, n, width) a block; empty for none.
         n_own: L - n, the rows in front of the tokens.
         pooled: (B,) the row that becomes the feature; None: all rows of its own.
         mask: (L, L) which row sees which; None: everything.

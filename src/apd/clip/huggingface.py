@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from apd.clip.blocks import append_rows, run_prompted
+from apd.clip.blocks import append_rows, run_blocks
 from apd.clip.chunks import in_chunks
 from apd.clip.encoder import DualEncoder, EncoderInfo, Tokens, sha256_of_weights
 from apd.clip.kernels import PatchEmbedding, linear
@@ -36,7 +36,8 @@ def _replace_rows(h: Tensor, rows: Tensor, start: int) -> Tensor:
 class HuggingFaceEncoder(DualEncoder):
     """A `transformers` ``CLIPModel`` or ``SiglipModel`` as a `DualEncoder`.
 
-    Without tokens, features are bit-identical to ``get_image_features`` and ``get_text_features`` of the model.
+    Without tokens, text features are bit-identical to ``get_text_features`` of the model, image features equal to
+    ``get_image_features`` up to float rounding.
     """
 
     mean: Tensor
@@ -94,12 +95,8 @@ class HuggingFaceEncoder(DualEncoder):
             h = append_rows(h, tokens[0])
         if self.family == "clip":
             h = tower.pre_layrnorm(h)
-        if tokens:
-            class_token = torch.zeros(len(h), dtype=torch.long, device=h.device) if self.family == "clip" else None
-            h = run_prompted(tower.encoder.layers, h, tokens, n_patches, class_token)
-        else:
-            for block in tower.encoder.layers:
-                h = block(h, None)
+        class_token = torch.zeros(len(h), dtype=torch.long, device=h.device) if self.family == "clip" else None
+        h = run_blocks(tower.encoder.layers, h, tokens, n_patches, class_token)
         if self.family == "siglip":
             return cast(Tensor, tower.head(tower.post_layernorm(h)))
         return linear(self.model.visual_projection, tower.post_layernorm(h[:, 0, :]))
@@ -147,7 +144,7 @@ class HuggingFaceEncoder(DualEncoder):
         order = torch.cat([rows[:first], rows[first + n :], rows[first : first + n]])
         mask = order[:, None] >= order if self.info.causal_text else None
         blocks = self.model.text_model.encoder.layers
-        return run_prompted(blocks, h[:, order], tokens, len(rows) - n, order.argsort()[pooled], mask)[:, 0]
+        return run_blocks(blocks, h[:, order], tokens, len(rows) - n, order.argsort()[pooled], mask)[:, 0]
 
     def _embed_text(self, ids: Tensor, tokens: Tokens) -> Tensor:
         embeddings = self.model.text_model.embeddings

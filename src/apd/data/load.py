@@ -74,7 +74,18 @@ def short_name(source: str) -> str:
 
 def same_source(one: str, other: str) -> bool:
     """Whether two sources are the same place: ``DTD`` and ``dtd@ROOT`` below that root, a folder by two paths."""
-    return (parse_standard(one) or Path(one).resolve()) == (parse_standard(other) or Path(other).resolve())
+    return _place(one) == _place(other)
+
+
+def _place(source: str) -> object:
+    """What is equal for two texts that mean the same source."""
+    if source in BUILT_IN or source.startswith("hf:"):
+        return source
+    standard = parse_standard(source)
+    if standard is None:
+        return Path(source).expanduser().resolve()
+    name, root = standard
+    return name, None if root is None else root.resolve()
 
 
 def _about(known: Standard) -> str:

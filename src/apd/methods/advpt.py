@@ -14,7 +14,7 @@ and against that text prompts on a plain CLIP keep almost nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,9 @@ from apd.classifier import PromptedCLIP
 from apd.methods.base import Method, MethodSettings, Preparation, Step
 from apd.methods.clean import TEXT_ONLY
 from apd.methods.presets import dassl, pgd, tokens
+
+if TYPE_CHECKING:
+    from apd.training.settings import AttackKind, TrainSettings
 
 _BATCH = 128
 
@@ -46,6 +49,21 @@ class AdvPTSettings(MethodSettings):
     inner: Literal["features", "ce"] = Field(
         "features", description="what fills the bank: KL of the softmax of image features, or CE with the templates"
     )
+
+    def flat_at_clean(self, kind: AttackKind) -> bool:
+        return self.inner == "features"
+
+    def check_training(self, train: TrainSettings) -> None:
+        super().check_training(train)
+        if train.attack.kind in ("free", "carried"):
+            raise ValueError(
+                f"train.attack.kind={train.attack.kind} has no effect on advpt, whose images are attacked once, before "
+                "training; use pgd, fgsm-rs or n-fgsm"
+            )
+        if train.attack.loss != "method":
+            raise ValueError(
+                f"train.attack.loss={train.attack.loss} has no effect on advpt; choose with method.inner: features or ce"
+            )
 
 
 class AdvPT(Method):

@@ -34,6 +34,7 @@ from apd.methods.clean import VLP
 
 if TYPE_CHECKING:
     from apd.data.dataset import Decoded
+    from apd.training.settings import AttackKind
 
 Teacher = Literal["frozen", "tuned", "online"]
 _BATCH = 256
@@ -109,7 +110,16 @@ class APDSettings(MethodSettings):
             raise ValueError("variant mtard needs method.robust_teacher, an adversarially trained CLIP")
         if self.feedback and self.teacher != "online":
             raise ValueError(f"method.feedback needs method.teacher=online, got {self.teacher}")
+        asked = self.soft_target == "adversarial" or self.trust or self.inner == "teacher-pair"
+        if self.robust_teacher is not None and not asked:
+            raise ValueError(
+                "method.robust_teacher answers on x', which nothing asks for here; set method.soft_target=adversarial "
+                "or leave it out"
+            )
         return self
+
+    def flat_at_clean(self, kind: AttackKind) -> bool:
+        return kind == "pgd" and self.inner == "kl"
 
 
 class APD(Method):
@@ -133,8 +143,13 @@ class APD(Method):
         self.balance: Tensor
         self.register_buffer("balance", torch.tensor(0.5 if share is None else share))
         self._bound: dict[str, BoundCLIP] = {}
-        if settings.image_features and self.teacher.encoder.info.embed_dim != student.encoder.info.embed_dim:
-            raise InputError("method.image_features needs teacher and student of equal embedding width; set it to 0.")
+        widths = self.teacher.encoder.info.embed_dim, student.encoder.info.embed_dim
+        for name in ("image_features", "text_features"):
+            if getattr(settings, name) and widths[0] != widths[1]:
+                raise InputError(
+                    f"method.{name} needs teacher and student of equal embedding width, got {widths[0]} and {widths[1]}; "
+                    "set it to 0."
+                )
 
     @staticmethod
     def _other(student: PromptedCLIP, source: str | None) -> PromptedCLIP:

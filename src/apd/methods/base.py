@@ -13,11 +13,13 @@ from apd import losses
 from apd.attacks.base import Attack, Objective
 from apd.attacks.objectives import cross_entropy
 from apd.classifier import BoundCLIP, PromptedCLIP
+from apd.clip import DualEncoder
 from apd.prompts import Prompts, PromptSpec
 from apd.threat import ThreatModel
 
 if TYPE_CHECKING:
     from apd.data.dataset import Decoded
+    from apd.training.settings import AttackKind, TrainSettings
 
 Tune = Callable[["Method"], None]
 """Trains another method on the same data, in place; the loop hands it to `Method.prepare`."""
@@ -67,6 +69,23 @@ class MethodSettings(BaseModel):
                     f"this method has prompts.{name}={value}, got {found}; choose a method that prompts otherwise"
                 )
         return self
+
+    def flat_at_clean(self, kind: AttackKind) -> bool:
+        """Whether what an attack of this ``kind`` climbs has no gradient at the clean image itself."""
+        return False
+
+    def check_training(self, train: TrainSettings) -> None:
+        """Nothing, where these settings of training go with the method.
+
+        Raises:
+            ValueError: for what cannot work, or would not be looked at; in one line with the way out.
+        """
+        attack = train.attack
+        if not attack.random_start and attack.starts_where_told and self.flat_at_clean(attack.kind):
+            raise ValueError(
+                "train.attack.random_start=false leaves this method's attack at the clean image, where what it climbs has no "
+                "gradient; set it to true"
+            )
 
 
 @dataclass(frozen=True)
@@ -174,7 +193,9 @@ class Method(nn.Module):
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that training changes or prepares; the frozen encoders are not part of it."""
-        return {name: tensor for name, tensor in self.state_dict().items() if "encoder." not in name}
+        modules = self.named_modules(remove_duplicate=False)
+        frozen = tuple(f"{name}." for name, module in modules if isinstance(module, DualEncoder))
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(frozen)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave."""

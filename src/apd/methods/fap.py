@@ -18,15 +18,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from apd.attacks.base import Objective
-from apd.attacks.objectives import kl_from_logits
-from apd.classifier import BoundCLIP
 from apd.losses import kl_per_sample
-from apd.methods.base import Method, MethodSettings, Step
+from apd.methods.base import Step
 from apd.methods.presets import dassl, pgd, tokens
+from apd.methods.trades import Consistency, ConsistencySettings
 
 
-class FAPSettings(MethodSettings):
+class FAPSettings(ConsistencySettings):
     """Settings of FAP: 2 + 2 tokens, the text's mapped from the visual ones."""
 
     fixed: ClassVar[dict[str, Any]] = {"coupling": "vision-to-text", "class_specific": False, "frame": 0.0}
@@ -42,17 +40,13 @@ class FAPSettings(MethodSettings):
     weight: float = Field(1.5, ge=0, description="lambda: weight of (cos(f, f') + 1) * KL(p(x) || p(x'))")
 
 
-class FAP(Method):
+class FAP(Consistency):
     """FAP: the attack drives predictions apart, the loss pulls them together, weighted by how close the features are."""
 
     summary = "adversarial tuning of coupled prompts by consistency of clean and adversarial predictions"
     source = "FAP (Zhou et al., NeurIPS 2024)"
     Settings = FAPSettings
     settings: FAPSettings
-
-    def inner(self, step: Step, attacked: BoundCLIP) -> Objective:
-        """``KL(p(x) || p(x'))``; flat at x itself, so the attack needs its random start."""
-        return Objective(attacked.logits, kl_from_logits, step.clean_logits().detach())
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """Clean cross-entropy and the weighted consistency term; the clean pass is the one the attack already used."""

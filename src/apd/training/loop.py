@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
 from apd.attacks import find
@@ -72,13 +72,13 @@ def train(encoder: DualEncoder, data: Dataset, config: RunConfig, run: Run, *, q
     bare = PromptedCLIP(encoder, None, data.class_names, data.templates)
     method = find_method(config.method.name)(config.method.settings, bare, settings.seed).to(accelerator.device)
     show = accelerator.is_main_process and not quiet
-    images = decode(encoder, data, config.data.skip_bad_images, show)
-    loop = Loop(method, images, settings, accelerator, run, show)
-    if method.learns and not loop.trained:
+    if method.learns and not any(p.requires_grad for p in method.parameters()):
         raise InputError(
             f"Method {config.method.name} has nothing to learn with these prompts: give it text tokens, visual tokens or a "
             "frame; zero-shot is the method without any."
         )
+    images = decode(encoder, data, config.data.skip_bad_images, show)
+    loop = Loop(method, images, settings, accelerator, run, show)
     summary = loop.run_through(lambda: method.prepare(loop.preparation()))
     prompts = loop.deployed().prompts
     assert prompts is not None
@@ -92,6 +92,13 @@ def _accelerator(name: str) -> Accelerator:
     device = torch.device(pick_device(name))
     if device.index is not None:
         torch.cuda.set_device(device)
+    # accelerate keeps the first device of a Python process, and leaves it to its user to notice.
+    known = PartialState().device if PartialState._shared_state else None
+    if name != "auto" and known is not None and known.type != device.type:
+        raise InputError(
+            f"This Python process has trained on {known.type} and cannot go on to {name}; start a new one for "
+            f"train.device={name}."
+        )
     return Accelerator(cpu=device.type == "cpu")
 
 
@@ -155,7 +162,6 @@ class Loop:
             prepare()
             if self.settings.ema or self.settings.swa:
                 self.average = {name: tensor.detach().clone() for name, tensor in self._student_state().items()}
-            self._checkpoint(0, optimizer)
         self.bare = training_step(self.method, self.settings)
         module, optimizer = self.accelerator.prepare(self.bare, optimizer)
         title = "training" if self.run else "tuning the teacher"
@@ -176,9 +182,10 @@ class Loop:
             if self.run and due(self.settings.validate_every * len(self.batches)):
                 self.summary = {**self._validate(log, progress, done), "steps": done}
             self._agree_to_stop()
-            if due(self.settings.checkpoint_every) or self.stop:
+            # Not before the first step: what that one refuses costs no finished work that would be overwritten.
+            if step == 0 or due(self.settings.checkpoint_every) or self.stop:
                 self._checkpoint(done, optimizer)
-            if self.stop and done < self.steps:
+            if self.stop and (done < self.steps or self.run is None):
                 raise KeyboardInterrupt
         return self.summary
 
@@ -270,7 +277,9 @@ class Loop:
             index = torch.arange(start, min(start + 256, len(val)), device=val.images.device)
             x, labels, ids = val.pixels(index), val.labels[index], [val.ids[i] for i in index.tolist()]
             with torch.no_grad():
-                predicted = model(x).argmax(dim=1)
+                z = model(x)
+            self.monitor.check_logits(z)
+            predicted = z.argmax(dim=1)
             counts += predicted.bincount(minlength=len(counts))
             keep = (predicted == labels).nonzero().flatten()
             right += len(keep)

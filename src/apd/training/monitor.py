@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from apd.errors import ApdError
 
@@ -17,6 +18,7 @@ VANISHED = 0.01
 """An adversarial term (nats) that is as good as 0."""
 FALL = 5.0
 """A fall of validation robustness (points) that is no noise."""
+_CALMER = "Lower train.optimizer.lr, set train.optimizer.clip=1, or use train.precision=fp32."
 
 
 class CollapseMonitor:
@@ -37,10 +39,16 @@ class CollapseMonitor:
         """
         bad = [name for name, value in terms.items() if not math.isfinite(value)]
         if bad:
-            raise ApdError(
-                f"Training diverged: the term {bad[0]} is {terms[bad[0]]} at step {step}. "
-                "Lower train.optimizer.lr, set train.optimizer.clip=1, or use train.precision=fp32."
-            )
+            raise ApdError(f"Training diverged: the term {bad[0]} is {terms[bad[0]]} at step {step}. {_CALMER}")
+
+    def check_logits(self, z: Tensor) -> None:
+        """Stop where validation logits are not finite: the loss shows it a step later only, and after the last step never.
+
+        Raises:
+            ApdError: naming the way out.
+        """
+        if not bool(z.isfinite().all()):
+            raise ApdError(f"Training diverged: the logits of validation images are not finite. {_CALMER}")
 
     def check_validation(
         self, terms: Mapping[str, float], clean: float, robust: float, largest_share: float, classes: int

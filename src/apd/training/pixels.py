@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from apd.attacks import PGD
+from apd.device import free_memory
 from apd.errors import InputError
 from apd.threat import ThreatModel
 from apd.training.batches import Batch, Batches
 from apd.training.settings import AttackSettings
+
+_PART = 256
+_COPIES = 3
+"""Of the kept images, at once, while a checkpoint is written: themselves, a copy on the CPU, and the file's bytes."""
 
 
 class Replayed:
@@ -56,7 +62,8 @@ class Carried(Replayed):
         threat: the budget at the start.
 
     Raises:
-        InputError: for several processes, which would each keep the others' images as they were.
+        InputError: for several processes, which would each keep the others' images as they were; for more images than
+            memory is sensibly given to.
     """
 
     def __init__(self, settings: AttackSettings, batches: Batches, threat: ThreatModel) -> None:
@@ -65,8 +72,11 @@ class Carried(Replayed):
             raise InputError(
                 f"train.attack.kind=carried needs one process, got {batches.processes}; use kind=free or pgd."
             )
-        self.batches = batches
-        self.kept = self.attack.start(batches.images.train.pixels(), threat, batches.start_seeds())
+        self.batches, train, seeds = batches, batches.images.train, batches.start_seeds()
+        _check_memory(train.images)
+        self.kept = torch.empty(train.images.shape, device=train.images.device)
+        for part in torch.split(torch.arange(len(train), device=train.images.device), _PART):
+            self.kept[part] = self.attack.start(train.pixels(part), threat, seeds[part.to(seeds.device)])
 
     def begin(self, batch: Batch, threat: ThreatModel) -> None:
         """Take up a batch, where its images were left."""
@@ -83,6 +93,19 @@ class Carried(Replayed):
         """Move the pixels along the gradient that a loss of `view` has left, and keep them."""
         super().climb(batch, threat)
         self.kept[batch.index] = self.moving
+
+
+def _check_memory(images: Tensor) -> None:
+    """Refuse to keep float32 copies of ``images`` where they and a checkpoint of them would hardly fit."""
+    need = 4 * images.numel()
+    for device in {images.device, torch.device("cpu")}:
+        free = free_memory(device)
+        if _COPIES * need > free:
+            raise InputError(
+                f"train.attack.kind=carried keeps {len(images)} images in {need / 1e9:.1f} GB, and {_COPIES} times as much "
+                f"while a checkpoint is written, but {device} has {free / 1e9:.1f} GB left; use kind=free or pgd, or fewer "
+                "data.shots."
+            )
 
 
 def moving_pixels(settings: AttackSettings, batches: Batches, threat: ThreatModel) -> Replayed | None:

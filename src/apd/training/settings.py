@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from apd.threat import Norm, ThreatModel, parse_eps
 
+AttackKind = Literal["pgd", "fgsm-rs", "n-fgsm", "free", "carried"]
 AttackLoss = Literal["method", "ce", "margin", "dlr", "kl"]
 
 
@@ -18,14 +19,14 @@ class _Section(BaseModel):
 class AttackSettings(_Section):
     """The attack that makes the training images adversarial."""
 
-    kind: Literal["pgd", "fgsm-rs", "n-fgsm", "free", "carried"] = Field(
+    kind: AttackKind = Field(
         "pgd",
         description="pgd; one step: fgsm-rs (Wong 2020) or n-fgsm (de Jorge 2022); no pass of its own: free (Shafahi 2019) "
         "or carried from epoch to epoch (Zheng 2020)",
     )
     steps: int = Field(2, ge=1, description="steps of pgd")
     step_size: float = Field(1.0, gt=0, description="step of pgd as a fraction of eps")
-    random_start: bool = Field(True, description="start pgd at a random point of the ball")
+    random_start: bool = Field(True, description="start at a random point of the ball; fgsm-rs and n-fgsm always do")
     replays: int = Field(4, ge=1, description="free: optimiser steps on a batch, one after the other")
     loss: AttackLoss = Field(
         "method", description="maximised instead of a method's cross-entropy: ce, margin, dlr, kl (to the clean answer)"
@@ -43,7 +44,17 @@ class AttackSettings(_Section):
             raise ValueError(
                 f"train.attack.loss has no effect with kind={self.kind}: pixels climb the method's own loss"
             )
+        if self.loss == "kl" and self.starts_where_told and not self.random_start:
+            raise ValueError(
+                "train.attack.loss=kl has no gradient at the clean image, where train.attack.random_start=false starts; "
+                "set it to true"
+            )
         return self
+
+    @property
+    def starts_where_told(self) -> bool:
+        """Whether ``random_start`` is looked at."""
+        return self.kind in ("pgd", "free", "carried")
 
 
 class OptimizerSettings(_Section):
