@@ -160,7 +160,7 @@ def _line(
     suite: Suite, block: Block, name: str, shots: int | str, method: str, seed: int | None, device: str
 ) -> tuple[Entry, Job]:
     protocol, data = PROTOCOLS[block.protocol], suite.data[name]
-    model = suite.place(suite.model)
+    model = suite.place(suite.model, "model")
     template = View("test", suite.split, name, data.eps, block.attacks or suite.attacks, block.limit or suite.limit)
     views = {_view_key(view, suite): view for view in protocol.views(block, template)}
     about: dict[str, Any] = {"model": _model_identity(model), "data": _data_identity(suite, name)}
