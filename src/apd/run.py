@@ -149,11 +149,6 @@ class Run:
         return bool(self.manifest["status"] == "done")
 
     @property
-    def seconds(self) -> float:
-        """That training took so far, in all its starts; what a kill threw away after a checkpoint does not count."""
-        return round(time.monotonic() - self._began, 2)
-
-    @property
     def config(self) -> RunConfig:
         """The settings it was started with."""
         from apd.config import load_config
@@ -189,7 +184,7 @@ class Run:
             "format": FORMAT,
             "step": step,
             "metrics_bytes": logged,
-            "seconds": self.seconds,
+            "seconds": self._seconds,
             "state": dict(state),
         }
         write_tensors(self._checkpoint, tensors, {"apd": json.dumps(record)})
@@ -228,7 +223,7 @@ class Run:
         if not self._ready():
             return
         digest = sha256_of_file(self._file("prompts.safetensors"))
-        done = {"status": "done", "prompts_sha256": digest, "seconds": self.seconds, "summary": dict(summary)}
+        done = {"status": "done", "prompts_sha256": digest, "seconds": self._seconds, "summary": dict(summary)}
         self.manifest = {**self.manifest, **done}
         self._save_card()
         self._save_manifest()
@@ -252,6 +247,11 @@ class Run:
 
         results = [json.loads(file.read_text()) for file in sorted(self.results.glob(f"{_SUMMARY}*.json"))]
         write_atomic(self._file("README.md"), render_card(self.path.name, self.manifest, self.config, results))
+
+    @property
+    def _seconds(self) -> float:
+        """That training took so far, in all its starts; what a kill threw away after a checkpoint does not count."""
+        return round(time.monotonic() - self._began, 2)
 
     @property
     def _checkpoint(self) -> Path:
