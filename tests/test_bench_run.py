@@ -268,6 +268,9 @@ def test_budgets_corruptions_and_teachers_end_to_end(write: Write, tmp_path: Pat
     assert len({row["run"] for row in rows}) == 3, "all protocols share the trainings"
     curve = {(row["method"], row["eps"]): float(row["accuracy"]) for row in rows if row["protocol"] == "eps-curve"}
     assert {eps for _, eps in curve} == {"0", "8/255", "64/255"}
+    assert [row["method"] for row in rows if (row["protocol"], row["attack"]) == ("eps-curve", "clean")] == common[
+        "methods"
+    ]
     corrupted = {row["split"] for row in rows if row["protocol"] == "corruption"}
     assert corrupted == {"test", "fog-5", "gaussian_noise-5"}
     assert {row["method"] for row in rows if row["protocol"] == "teacher-study"} == {"zero-shot", "apd", "tuned"}
