@@ -6,16 +6,17 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from apd.bench import find_machine, load_suite, make_plan
+from apd.bench import Machine, bench, find_machine, load_suite, make_plan
 from apd.bench.work import do
 from apd.errors import InputError
 
-from .test_bench_run import Write, write
+from .test_bench_run import Write, rights, silent, table_rows, write
 
 __all__ = ["write"]
 
@@ -28,32 +29,51 @@ def test_without_ray_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         find_machine("ray")
 
 
-@pytest.mark.slow
-def test_a_cluster_gives_identical_results_and_takes_a_killed_workers_run_up_again(
-    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Machine]:
+    """Two nodes of one CPU each."""
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # 15 otherwise, which on a busy machine is standstill
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        try:
+            nodes.add_node(num_cpus=1)
+            ray.init(address=nodes.address, log_to_driver=False)
+            assert len([node for node in ray.nodes() if node["Alive"]]) == 2
+            yield find_machine("ray", workers=2)
+        finally:
+            ray.shutdown()
+            nodes.shutdown()
+
+
+@pytest.mark.slow
+def test_a_suite_gives_the_same_on_a_cluster_as_by_the_local_engine(
+    cluster: Machine, write: Write, tmp_path: Path
+) -> None:
+    assert (cluster.workers, cluster.threads, cluster.gpus) == (2, 1, 0)
+    suite = load_suite(write(final={"attacks": "pgd-3", "limit": 4, "best": 1}))
+    assert bench(suite, tmp_path / "ray", machine=cluster, say=silent) == {}
+    assert bench(suite, tmp_path / "local", machine=Machine("local", 2, 1, 0), say=silent) == {}
+    assert len(rights(tmp_path / "ray")) == 5
+    assert rights(tmp_path / "ray") == rights(tmp_path / "local")
+    one, other = ([{**row, "seconds": ""} for row in table_rows(tmp_path / name)] for name in ("ray", "local"))
+    assert one == other
+    assert (tmp_path / "ray" / "table.md").read_text() == (tmp_path / "local" / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_workers_run_is_taken_up_again_on_a_cluster(cluster: Machine, write: Write, tmp_path: Path) -> None:
     plan = make_plan(load_suite(write()))
-    jobs = list(plan.jobs.values())[:3]
+    jobs = [job for job in plan.jobs.values() if job.method is not None][:2]
     expected = {job.id: {key: view.right for key, view in do(job, tmp_path / "here").views.items()} for job in jobs}
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 otherwise, which on a busy machine is standstill
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        cluster.add_node(num_cpus=1)
-        ray.init(address=cluster.address, log_to_driver=False)
-        machine = find_machine("ray", workers=2)
-        assert (machine.workers, machine.threads, machine.gpus) == (2, 1, 0)
-        killed: list[int] = []
-        watcher = threading.Thread(target=_kill_first, args=(tmp_path / "out", killed), daemon=True)
-        watcher.start()
-        reports = {report.job: report for report in machine.run(jobs, tmp_path / "out")}
-        watcher.join()
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    killed: list[int] = []
+    watcher = threading.Thread(target=_kill_first, args=(tmp_path / "out", killed), daemon=True)
+    watcher.start()
+    reports = {report.job: report for report in cluster.run(jobs, tmp_path / "out")}
+    watcher.join()
     assert killed
     assert reports.keys() == expected.keys()
     for job, report in reports.items():
@@ -62,12 +82,12 @@ def test_a_cluster_gives_identical_results_and_takes_a_killed_workers_run_up_aga
 
 
 def _kill_first(folder: Path, killed: list[int]) -> None:
-    """Kill the Ray worker that does a training, as soon as one has begun."""
+    """Kill a Ray worker as soon as it has begun a training."""
     deadline = time.monotonic() + 300
     while not any(folder.glob("runs/*/run/run.json")) and time.monotonic() < deadline:
         time.sleep(0.005)
-    for process in psutil.process_iter(["cmdline"]):
-        if any("ray::attempt" in part for part in process.info["cmdline"] or ()):
+    for process in psutil.Process().children(recursive=True):
+        if "ray::attempt" in " ".join(process.cmdline()):
             os.kill(process.pid, signal.SIGKILL)
             killed.append(process.pid)
             return

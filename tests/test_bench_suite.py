@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -67,13 +67,54 @@ def test_unreadable_files_and_missing_roots(tmp_path: Path, write: Write) -> Non
 
 
 def test_paths_have_a_slash_and_start_at_the_root(tmp_path: Path, write: Write) -> None:
-    (tmp_path / "there" / "data").mkdir(parents=True)
-    (tmp_path / "there" / "digits").mkdir()
+    there = tmp_path / "there"
+    for name in ("data", "digits", "models"):
+        (there / name).mkdir(parents=True)
     suite = load_suite(write(root="there"))
-    assert suite.place("./data") == str(tmp_path / "there" / "data")
-    assert suite.place("digits") == "digits"
-    assert suite.place("openai/clip-vit-base-patch32") == "openai/clip-vit-base-patch32"
-    assert load_suite(write(root="nowhere"), root=tmp_path / "there").place("./data") == suite.place("./data")
+    assert suite.place("./data") == suite.place("models/../data") == str(there / "data")
+    assert suite.place(str(there / "data")) == str(there / "data")
+    assert suite.place("digits") == "digits" and suite.place("hf:owner/name") == "hf:owner/name"
+    assert suite.place("dtd@models") == f"dtd@{there / 'models'}"
+    assert suite.place("openai/clip-vit-base-patch32", "model") == "openai/clip-vit-base-patch32"
+    assert suite.place("./models", "model") == str(there / "models")
+    assert load_suite(write(root="nowhere"), root=there).place("./data") == suite.place("./data")
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ("./birds", "data"),
+        ("../birds", "data"),
+        ("/nowhere/birds", "data"),
+        ("data/birds", "data"),
+        ("nowhere/birds", "data"),
+        ("./clip", "model"),
+        ("data/clip", "model"),
+    ],
+)
+def test_a_path_to_nothing_is_refused_and_not_looked_for_elsewhere(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch, source: str, what: Literal["data", "model"]
+) -> None:
+    (tmp_path / "there" / "data").mkdir(parents=True)
+    (tmp_path / "here" / source.lstrip("./")).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    suite = load_suite(write(root="there"))
+    with pytest.raises(InputError) as error:
+        suite.place(source, what)
+    wanted = (tmp_path / "there" / source).resolve()
+    assert str(error.value) == (
+        f"no {what} {source!r}: there is nothing at {wanted}. Paths start at the root; --root sets it."
+    )
+
+
+def test_without_a_root_paths_start_at_the_working_directory(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "birds").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_suite(write()).place("./birds") == str(tmp_path / "birds")
+    with pytest.raises(InputError, match="start at the working directory, as there is no root; --root sets it"):
+        load_suite(write()).place("./boats")
 
 
 def test_settings_are_merged_with_the_later_over_the_earlier() -> None:

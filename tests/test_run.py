@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,6 +147,27 @@ def test_resumed_metrics_equal_uninterrupted_ones(tmp_path: Path, config: RunCon
     assert found[1]["step"] == 8
     work(resumed, 8, 12)
     assert content(resumed.path)["metrics.jsonl"] == content(whole.path)["metrics.jsonl"]
+
+
+def test_seconds_are_of_all_starts_up_to_their_checkpoints(
+    tmp_path: Path, config: RunConfig, manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("apd.run.time", SimpleNamespace(monotonic=lambda: now))
+    tensors = {"prompts": torch.zeros(1)}
+    run = Run.create(tmp_path / "run", config, manifest)
+    now += 10
+    run.save_checkpoint(1, tensors, {})
+    now += 500  # killed, and started again much later
+    run = Run.create(tmp_path / "run", config, manifest, resume=True)
+    now += 5
+    run.save_checkpoint(2, tensors, {})
+    now += 500
+    run = Run.create(tmp_path / "run", config, manifest, resume=True)
+    now += 7
+    run.save_prompts(tensors)
+    run.finish({})
+    assert Run.open(tmp_path / "run").manifest["seconds"] == 10 + 5 + 7
 
 
 def test_metrics_are_json_whatever_the_numbers(tmp_path: Path, config: RunConfig, manifest: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 ::
 
     RUN/config.yaml                    settings; `apd train --config` takes it again
-    RUN/run.json                       manifest: model with hashes, classes, templates, prompts, seeds, versions, status
+    RUN/run.json                       manifest: model with hashes, classes, templates, prompts, seeds, versions, status,
+                                       seconds of training
     RUN/prompts.safetensors            what was learned (kilobytes)
     RUN/metrics.jsonl                  one line a log entry
     RUN/checkpoint/state.safetensors   one file, so that it is there whole or not at all
@@ -18,6 +19,7 @@ import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +69,7 @@ class Run:
         self, path: Path, manifest: dict[str, Any], *, writer: bool = True, starting: RunConfig | None = None
     ) -> None:
         self.path, self.manifest, self.writer, self._starting = path, manifest, writer, starting
+        self._began = time.monotonic()
 
     @classmethod
     def create(
@@ -177,7 +180,13 @@ class Run:
             return
         metrics = self._file("metrics.jsonl")
         logged = metrics.stat().st_size if metrics.exists() else 0
-        record = {"format": FORMAT, "step": step, "metrics_bytes": logged, "state": dict(state)}
+        record = {
+            "format": FORMAT,
+            "step": step,
+            "metrics_bytes": logged,
+            "seconds": self._seconds,
+            "state": dict(state),
+        }
         write_tensors(self._checkpoint, tensors, {"apd": json.dumps(record)})
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -214,7 +223,8 @@ class Run:
         if not self._ready():
             return
         digest = sha256_of_file(self._file("prompts.safetensors"))
-        self.manifest = {**self.manifest, "status": "done", "prompts_sha256": digest, "summary": dict(summary)}
+        done = {"status": "done", "prompts_sha256": digest, "seconds": self._seconds, "summary": dict(summary)}
+        self.manifest = {**self.manifest, **done}
         self._save_card()
         self._save_manifest()
 
@@ -239,6 +249,11 @@ class Run:
         write_atomic(self._file("README.md"), render_card(self.path.name, self.manifest, self.config, results))
 
     @property
+    def _seconds(self) -> float:
+        """That training took so far, in all its starts; what a kill threw away after a checkpoint does not count."""
+        return round(time.monotonic() - self._began, 2)
+
+    @property
     def _checkpoint(self) -> Path:
         return self.path / "checkpoint" / "state.safetensors"
 
@@ -255,8 +270,10 @@ class Run:
         return tensors, json.loads(metadata["apd"])
 
     def _rewind(self) -> None:
-        """Cut off what was logged after the last checkpoint, so that the resumed log is an uninterrupted one's."""
+        """Take up the clock of the last checkpoint, and cut off what was logged after it, so that the resumed log is an
+        uninterrupted one's."""
         found = self._read_checkpoint()
+        self._began -= found[1].get("seconds", 0.0) if found else 0.0
         keep = found[1]["metrics_bytes"] if found else 0
         metrics = self._file("metrics.jsonl")
         if metrics.exists() and metrics.stat().st_size > keep:

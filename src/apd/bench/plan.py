@@ -161,7 +161,7 @@ def _line(
     suite: Suite, block: Block, name: str, shots: int | str, method: str, seed: int | None, device: str
 ) -> tuple[Entry, Job]:
     protocol, data = PROTOCOLS[block.protocol], suite.data[name]
-    model = suite.place(suite.model)
+    model = suite.place(suite.model, "model")
     template = View("test", suite.split, name, data.eps, block.attacks or suite.attacks, block.limit or suite.limit)
     views = {_view_key(view, suite): view for view in protocol.views(block, template)}
     about: dict[str, Any] = {"model": _model_identity(model), "data": _data_identity(suite, name)}
@@ -212,7 +212,7 @@ def _settings(
 def _other_models(suite: Suite, section: Mapping[str, Any]) -> dict[str, str]:
     """Where the CLIPs are that a method's settings name beside the suite's own, by setting."""
     names = find_method(section["name"]).Settings.models
-    return {name: suite.place(section[name]) for name in names if section[name] is not None}
+    return {name: suite.place(section[name], "model") for name in names if section[name] is not None}
 
 
 def _source(suite: Suite, name: str) -> Source:

@@ -46,15 +46,15 @@ def write_plots(folder: Path, plan: Plan, tables: Sequence[Table], say: Callable
 
 
 def _attacked(table: Table) -> bool:
-    return {"clean", "worst"} <= {measure.name for measure in table.measures}
+    return table.main.name != "clean" and "clean" in {measure.name for measure in table.measures}
 
 
-def _figures(table: Table, name: str) -> dict[str, Figure]:
-    return table.figures(next(measure for measure in table.measures if measure.name == name))
+def _clean(table: Table) -> dict[str, Figure]:
+    return table.figures(next(measure for measure in table.measures if measure.name == "clean"))
 
 
 def _scatter(table: Table) -> Points:
-    clean, worst = _figures(table, "clean"), _figures(table, "worst")
+    clean, worst = _clean(table), table.figures(table.main)
     return {label: [(clean[label].mean, worst[label].mean)] for label in clean}
 
 
@@ -74,7 +74,7 @@ def _over_shots(plan: Plan, tables: Sequence[Table]) -> dict[str, Points]:
             continue
         # Other attacks or images are another curve.
         curve = f"{entry.data}, {table.note}"
-        for label, figure in _figures(table, "worst").items():
+        for label, figure in table.figures(table.main).items():
             found.setdefault(curve, {}).setdefault(label, []).append((float(entry.shots), figure.mean))
     several = {name: points for name, points in found.items() if any(len(p) > 1 for p in points.values())}
     return {name: {label: sorted(p) for label, p in points.items()} for name, points in several.items()}

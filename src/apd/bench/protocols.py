@@ -122,16 +122,17 @@ def _pretty(eps: str) -> str:
 
 
 def _plain(views: Sequence[View]) -> list[Measure]:
-    """Clean, each attack, the worst of all, and the harmonic mean of clean and worst."""
+    """Clean, each attack, the worst of several, and the harmonic mean of clean and worst."""
     view = views[0]
-    names = tuple(dict.fromkeys(("clean", *view.attacks)))
-    if names == ("clean",):
+    names = list(dict.fromkeys(("clean", *view.attacks)))
+    if names == ["clean"]:
         return [Measure("clean", ((view.name, "clean"),), main=True)]
-    attacks = [Measure(name, ((view.name, name),)) for name in names]
+    mean = Measure("harmonic mean", ((view.name, "clean"), (view.name, WORST)), main=True)
+    last = names.pop() if len(names) == 2 else WORST  # the worst of one attack is that attack
     return [
-        *attacks,
-        Measure(WORST, ((view.name, WORST),), main=True),
-        Measure("harmonic mean", ((view.name, "clean"), (view.name, WORST)), main=True),
+        *(Measure(name, ((view.name, name),)) for name in names),
+        Measure(last, ((view.name, last),), main=True),
+        mean,
     ]
 
 

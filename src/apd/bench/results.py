@@ -66,12 +66,16 @@ def entry_views(entry: Entry, outcomes: Mapping[str, Outcome]) -> dict[str, View
 
 
 def rows(plan: Plan, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:
-    """One row a run, split and attack."""
+    """One row a run, split, attack and eps; clean accuracy, which all budgets of a curve share, once."""
     for entry in plan.entries:
+        clean = set[str]()
         views: dict[str, View] = {view.name: view for view in (*entry.views.values(), *entry.final.values())}
         for name, found in entry_views(entry, outcomes).items():
             view = views[name]
             for attack in found.right:
+                if attack == "clean" and view.split in clean:
+                    continue
+                clean.add(view.split)
                 yield {
                     "data": entry.data,
                     "method": entry.method,

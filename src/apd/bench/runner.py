@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
+import apd
 from apd.bench.cluster import import_ray, run_ray
 from apd.bench.cost import Forecast, calibrate, pretty_seconds
 from apd.bench.local import run_local
@@ -21,7 +24,7 @@ from apd.bench.suite import Suite
 from apd.bench.tables import best_methods, latex, make_tables, markdown
 from apd.bench.work import Outcome, Report, read_outcome
 from apd.errors import InputError, nearest
-from apd.files import check_writable, write_atomic
+from apd.files import check_writable, write_atomic, writing
 
 ENGINES = ("local", "ray")
 Say = Callable[[str], None]
@@ -104,7 +107,8 @@ def bench(suite: Suite, folder: str | Path, *, machine: Machine | None = None, s
         Label of each run that failed, to why.
 
     Raises:
-        InputError: settings, model or data that cannot be used; found before the first run.
+        InputError: settings, model or data that cannot be used, another bench at work in the folder; found before
+            the first run.
 
     Example:
         >>> from apd.bench import bench, load_suite
@@ -114,15 +118,48 @@ def bench(suite: Suite, folder: str | Path, *, machine: Machine | None = None, s
     place, machine = Path(folder).resolve(), machine or find_machine()
     check_writable(place)
     plan = make_plan(suite, machine.device)
-    failures = _stage(plan, place, machine, say)
-    if suite.final is not None:
-        best = best_methods(plan, _outcomes(plan, place), suite.final.best, suite.final.protocols)
-        plan = plan.with_final(suite.final, best, suite)
-        failed = {job.id for job in plan.jobs.values() if job.label in failures}
-        rest = replace(plan, jobs={id_: job for id_, job in plan.jobs.items() if id_ not in failed})
-        failures |= _stage(rest, place, machine, say)
-    write_tables(place, say)
+    with _alone(place):
+        _tell_versions(plan, _outcomes(plan, place), say)
+        failures = _stage(plan, place, machine, say)
+        if suite.final is not None:
+            best = best_methods(plan, _outcomes(plan, place), suite.final.best, suite.final.protocols)
+            plan = plan.with_final(suite.final, best, suite)
+            failed = {job.id for job in plan.jobs.values() if job.label in failures}
+            rest = replace(plan, jobs={id_: job for id_, job in plan.jobs.items() if id_ not in failed})
+            failures |= _stage(rest, place, machine, say)
+        write_tables(place, say)
     return failures
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep every other bench out of the folder; the lock of one that is killed is gone with it."""
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"Another apd bench is at work in {folder}; wait for its end, or choose another --output."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _tell_versions(plan: Plan, outcomes: Mapping[str, Outcome], say: Say) -> None:
+    """Say which outcomes, that count as done, another version of apd has made: methods may have changed since."""
+    made = {job: outcome.made_with(plan.jobs[job].views) - {apd.__version__} for job, outcome in outcomes.items()}
+    other = [job for job, versions in made.items() if versions]
+    if other:
+        names = ", ".join(sorted(set.union(*(made[job] for job in other))))
+        more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+        say(
+            f"{plan.suite}: taken as done, but made with apd {names} (this is {apd.__version__}): "
+            f"{plan.jobs[other[0]].label}{more}; to make them again, choose another --output."
+        )
 
 
 def _outcomes(plan: Plan, folder: Path) -> dict[str, Outcome]:

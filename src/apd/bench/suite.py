@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from apd.bench.protocols import PROTOCOLS
+from apd.data.standard import find_name
 from apd.errors import InputError, nearest
 from apd.evaluation import parse_settings
 from apd.threat import parse_eps
@@ -119,10 +120,35 @@ class Suite(_Section):
             parse_settings({"attacks": self.final.attacks})
         return self
 
-    def place(self, source: str) -> str:
-        """A model or data source as this machine knows it: a path (one with a slash) from the root, a name as it is."""
-        path = Path(self.root or ".") / source
-        return str(path.resolve()) if "/" in source and path.exists() else source
+    def place(self, source: str, what: Literal["data", "model"] = "data") -> str:
+        """A source as this machine knows it: a path from the root, a name as it is.
+
+        A path has a slash; a model's may be a hub id unless it starts like a path or with a folder below the root.
+
+        Raises:
+            InputError: a path where nothing is.
+        """
+        if source.startswith("hf:"):
+            return source
+        name, at, below = source.partition("@")
+        if at and find_name(name):  # a standard data set below a folder
+            return f"{name}@{self._path(below, what)}"
+        like_a_path = source.startswith((".", "/", "~")) or (self._base / source.split("/")[0]).exists()
+        is_path = "/" in source and (like_a_path or what == "data")
+        return str(self._path(source, what)) if is_path else source
+
+    @property
+    def _base(self) -> Path:
+        return Path(self.root or ".").resolve()
+
+    def _path(self, text: str, what: str) -> Path:
+        path = (self._base / Path(text).expanduser()).resolve()
+        if not path.exists():
+            origin = "the root" if self.root else "the working directory, as there is no root"
+            raise InputError(
+                f"no {what} {text!r}: there is nothing at {path}. Paths start at {origin}; --root sets it."
+            )
+        return path
 
 
 def load_suite(file: str | Path, *, root: str | Path | None = None) -> Suite:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from apd.bench.compare import Cell, Figure, Seeds, difference, figure, has, shared_seeds
 from apd.bench.plan import Entry, Plan
@@ -27,6 +27,7 @@ class Table:
         measures: the columns.
         rows: label of the method, to its runs data set by data set.
         against: the method that all are compared with; None: the best.
+        versions: of apd that each method's figures were made with.
     """
 
     protocol: str
@@ -35,6 +36,7 @@ class Table:
     measures: tuple[Measure, ...]
     rows: Mapping[str, tuple[Seeds, ...]]
     against: str | None = None
+    versions: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def figures(self, measure: Measure) -> dict[str, Figure]:
         """The column, without the methods that lack something of it."""
@@ -44,6 +46,21 @@ class Table:
         """Methods by this measure, the best first; the earlier row where two are equal."""
         figures = self.figures(measure)
         return sorted(figures, key=lambda label: -figures[label].mean)
+
+    @property
+    def seeds(self) -> list[int | None]:
+        """The most seeds that a method's figures rest on; ``[None]`` where none depends on a seed."""
+        seeded = [seeds for seeds in map(shared_seeds, self.rows.values()) if seeds != [None]]
+        return max(seeded, key=len, default=[None])
+
+    @property
+    def contenders(self) -> list[str]:
+        """Methods with these seeds, and those that depend on none; only among equal seeds is there a best one."""
+        return [label for label, sets in self.rows.items() if shared_seeds(sets) in ([None], self.seeds)]
+
+    def contest(self, measure: Measure) -> list[str]:
+        """The contenders by this measure, the best first."""
+        return [label for label in self.ranked(measure) if label in self.contenders]
 
     @property
     def main(self) -> Measure:
@@ -81,16 +98,19 @@ def _table(entries: Sequence[Entry], outcomes: Mapping[str, Outcome]) -> Table:
         columns = [measure for measure in protocol.measures(final) if measure.main]
         measures += [replace(measure, name=f"{measure.name} (final)") for measure in columns]
     rows: dict[str, dict[int | None, Cell]] = {}
+    versions: dict[str, frozenset[str]] = {}
     for entry in entries:
         views = entry_views(entry, outcomes)
         if all(view.name in views for view in entry.views.values()):
             rows.setdefault(entry.method, {})[entry.seed] = views
+            made = outcomes[entry.job].made_with([*entry.views, *entry.final])
+            versions[entry.method] = versions.get(entry.method, frozenset()) | made
     shots = f"{first.shots} shots" if first.shots != "all" else "all training images"
     about = _about(list(first.views.values()))
     if final:
         about += f"; final: {_about(final)}"
     labels = {label: (cells,) for label, cells in rows.items()}
-    return Table(first.protocol, f"{first.data}, {shots}", about, tuple(measures), labels)
+    return Table(first.protocol, f"{first.data}, {shots}", about, tuple(measures), labels, versions=versions)
 
 
 def _about(views: Sequence[View]) -> str:
@@ -113,9 +133,11 @@ def _means(single: Sequence[tuple[list[Entry], Table]]) -> Iterator[Table]:
         labels = [label for label in tables[0].rows if all(label in table.rows for table in tables)]
         rows = {label: tuple(table.rows[label][0] for table in tables) for label in labels}
         title = f"mean over {', '.join(names)}, {shots} shots"
+        versions = {label: frozenset().union(*(table.versions[label] for table in tables)) for label in labels}
+        note = "; ".join(dict.fromkeys(table.note for table in tables))
         assert isinstance(measures, tuple)
         if rows:
-            yield Table(str(protocol), title, "; ".join(dict.fromkeys(t.note for t in tables)), measures, rows)
+            yield Table(str(protocol), title, note, measures, rows, versions=versions)
 
 
 def _complete(sets: Sequence[Seeds], measure: Measure) -> bool:
@@ -135,6 +157,8 @@ def markdown(name: str, tables: Sequence[Table]) -> str:
         for table in tables:
             if table.protocol == protocol and table.rows:
                 lines += [f"### {table.title}", "", f"Accuracy in percent; {table.note}.", "", *_values(table), ""]
+                notes = _notes(table)
+                lines += [" ".join(notes), ""] if notes else []
                 lines += [*_differences(table), ""]
         lines += published_markdown(protocol)
     return "\n".join(lines).rstrip() + "\n"
@@ -147,15 +171,40 @@ def _values(table: Table) -> list[str]:
 
 
 def _cells(table: Table, bold: Callable[[str], str], plus_minus: str) -> Iterator[list[str]]:
-    columns = [(table.figures(measure), table.ranked(measure)[:1]) for measure in table.measures]
+    columns = [(table.figures(measure), table.contest(measure)) for measure in table.measures]
     for label, sets in table.rows.items():
         cells = []
-        for figures, best in columns:
+        for figures, contest in columns:
             text = _mean(figures[label], plus_minus) if label in figures else MISSING
             # Equal figures are equally good.
-            top = label in figures and figures[label].mean == figures[best[0]].mean
+            top = label in contest and figures[label].mean == figures[contest[0]].mean
             cells.append(bold(text) if top else text)
-        yield [label, str(max(len(cells) for cells in sets)), *cells]
+        yield [label, _seeds(sets), *cells]
+
+
+def _seeds(sets: Sequence[Seeds]) -> str:
+    """How many the figures rest on, of how many there are where a mean cannot take them all."""
+    most = max((len(cells) for cells in sets if None not in cells), default=0)
+    if not most:
+        return "any"
+    shared = len(shared_seeds(sets))
+    return str(shared) if shared == most else f"{shared} of {most}"
+
+
+def _notes(table: Table) -> list[str]:
+    """What has to be known to read the figures, where they are not all of a kind."""
+    notes = []
+    others = [label for label in table.rows if label not in table.contenders]
+    if others:
+        seeds = ", ".join(map(str, table.seeds))
+        notes.append(f"Bold: the best with seeds {seeds}; {', '.join(others)}: other seeds, left out of this contest.")
+    if any(" of " in _seeds(sets) for sets in table.rows.values()):
+        notes.append("A mean over data sets rests on the seeds that all of them have.")
+    made = sorted(frozenset().union(*table.versions.values()))
+    if len(made) > 1:
+        by = (f"{v} ({', '.join(label for label in table.rows if v in table.versions[label])})" for v in made)
+        notes.append(f"Made with several versions of apd: {', '.join(by)}.")
+    return notes
 
 
 def _mean(found: Figure, plus_minus: str) -> str:
@@ -172,25 +221,22 @@ def _differences(table: Table) -> list[str]:
     lines = [_row(head), "|" + "---|" * len(head)]
     labels = [label for label in table.rows if label != table.against]
     lines += [_row([label, *(_against(table, label, measure) for measure in shown)]) for label in labels]
-    return [
-        *lines,
-        "",
-        "Paired over images and seeds; 95 % bootstrap interval over images, not over trainings.",
-    ]
+    about = "Paired over images and the seeds that both methods have; 95 % bootstrap interval over images, not over trainings."
+    uneven = len(table.contenders) < len(table.rows)
+    return [*lines, "", about + (" With other seeds it is not the difference of the figures above." if uneven else "")]
 
 
 def _against(table: Table, label: str, measure: Measure) -> str:
-    ranked = table.ranked(measure)
-    if label not in ranked:
-        return MISSING
-    other = table.against or (ranked[1] if label == ranked[0] else ranked[0])
-    if other not in ranked:
+    best, runner_up, *_ = *table.contest(measure), None, None
+    other = table.against or (runner_up if label == best else best)
+    known = table.figures(measure)
+    if label not in known or other is None or other not in known:
         return MISSING
     found = difference(table.rows[label], table.rows[other], measure)
     if found is None:
         return "not paired"
     text = f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}] {found.verdict}"
-    return f"**{text} ({other})**" if label == ranked[0] and not table.against else text
+    return f"**{text} ({other})**" if label == best and not table.against else text
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -206,7 +252,8 @@ def _latex(table: Table) -> Iterator[str]:
     head = ["method", "seeds", *(measure.name for measure in table.measures)]
     yield r"\begin{table}"
     yield r"\centering"
-    yield rf"\caption{{{_escaped(f'{table.protocol}: {table.title}. Accuracy in percent; {table.note}.')}}}"
+    caption = " ".join([f"{table.protocol}: {table.title}. Accuracy in percent; {table.note}.", *_notes(table)])
+    yield rf"\caption{{{_escaped(caption)}}}"
     yield rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
     yield r"\toprule"
     yield " & ".join(map(_escaped, head)) + r" \\"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, cast
 
 import torch
 
+import apd
 from apd.api import describe
 from apd.bench.plan import Job
 from apd.bench.protocols import WORST, View
@@ -38,12 +40,14 @@ class ViewOutcome:
     Args:
         images: hash of the images' ids and labels; equal for classifiers that saw the same images.
         right: under ``clean``, each attack and ``worst``: a 1 or a 0 for each image.
-        seconds: that it took.
+        seconds: that it took, earlier starts included.
+        apd: version that made it.
     """
 
     images: str
     right: Mapping[str, str]
     seconds: float
+    apd: str = ""
 
     def accuracy(self, attack: str) -> float:
         """In percent."""
@@ -58,10 +62,10 @@ class Outcome:
     Args:
         job: its id.
         label: for a person.
-        seconds: that training took, in the last start that trained.
+        seconds: that training took, in all its starts.
         validation: accuracy on the validation split at the end of training, in percent.
         views: the evaluations, by hash.
-        versions: of what it was made with.
+        versions: of what the training was made with; without one, the first evaluation.
     """
 
     job: str
@@ -70,6 +74,11 @@ class Outcome:
     validation: Mapping[str, float] = field(default_factory=dict)
     views: Mapping[str, ViewOutcome] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    def made_with(self, views: Iterable[str]) -> set[str]:
+        """Versions of apd that the training and these evaluations were made with."""
+        found = {self.versions.get("apd", ""), *(self.views[key].apd for key in views if key in self.views)}
+        return found - {""}
 
 
 def outcome_file(folder: Path, job: str) -> Path:
@@ -88,7 +97,9 @@ def read_outcome(folder: Path, job: str) -> Outcome | None:
         return None
     try:
         record = json.loads(file.read_text())
-        views = {key: ViewOutcome(**view) for key, view in record.pop("views").items()}
+        # An evaluation that names no version is as old as the rest.
+        origin = {"apd": record["versions"].get("apd", "")}
+        views = {key: ViewOutcome(**{**origin, **view}) for key, view in record.pop("views").items()}
         return Outcome(**record, views=views)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is no outcome of a run ({error}); remove it to run it again.") from error
@@ -100,7 +111,7 @@ def do(job: Job, folder: Path, *, fresh: bool = False) -> Outcome:
     Args:
         job: what to do.
         folder: of the bench; everything of this job is below ``runs/ID`` and in ``outcomes/ID.json``.
-        fresh: train again from the start instead of going on: a second try after a failure.
+        fresh: where no finished training is, train from the start instead of going on.
     """
     known = read_outcome(folder, job.id) or Outcome(job.id, job.label, versions=versions())
     missing = {key: view for key, view in job.views.items() if key not in known.views}
@@ -117,9 +128,8 @@ def do(job: Job, folder: Path, *, fresh: bool = False) -> Outcome:
 
 
 def _trained(job: Job, folder: Path, known: Outcome, fresh: bool) -> tuple[PromptedCLIP, Outcome]:
-    place, device = folder / "runs" / job.id / "run", pick_device(job.device)
-    if not _finished(place):
-        started = time.monotonic()
+    place, device = _run_folder(job, folder), pick_device(job.device)
+    if not _is_whole(place):
         clip, source = _clip(job.model, device), job.sources[job.data]
         data = _data(job, job.data).classes(cast(Which, job.classes))
         drawn = {"shots": job.shots, "seed": job.seed, "templates": source.templates, "classes": job.classes}
@@ -128,14 +138,24 @@ def _trained(job: Job, folder: Path, known: Outcome, fresh: bool) -> tuple[Promp
         config = validate(raw)
         run = Run.create(place, config, describe(clip, data, config), resume=not fresh, overwrite=fresh)
         train(clip, data, config, run, quiet=True)
-        known = replace(known, seconds=round(time.monotonic() - started, 2))
-    summary = Run.open(place).manifest["summary"]
-    validation = {name: summary[name] for name in ("val_clean", "val_robust")}
-    return load_run(place, device=device, model=job.model), replace(known, validation=validation)
+    classifier, about = load_run(place, device=device, model=job.model), Run.open(place).manifest
+    validation = {name: about["summary"][name] for name in ("val_clean", "val_robust")}
+    # A run of before it kept its seconds: what was known of them.
+    seconds = about.get("seconds", known.seconds)
+    return classifier, replace(known, seconds=seconds, validation=validation, versions=about["versions"])
 
 
-def _finished(place: Path) -> bool:
-    return (place / "run.json").is_file() and Run.open(place, finished=False).finished
+def _run_folder(job: Job, folder: Path) -> Path:
+    return folder / "runs" / job.id / "run"
+
+
+def _is_whole(place: Path) -> bool:
+    """Whether a finished training with all that it left is there."""
+    try:
+        Run.open(place).load_prompts()
+    except InputError:
+        return False
+    return True
 
 
 @cache
@@ -169,7 +189,9 @@ def _evaluated(job: Job, view: View, trained: PromptedCLIP | None, folder: Path)
     result = evaluate(classifier, data, store=store, control=False, checks=False, quiet=True, **settings)
     attacks = dict.fromkeys(("clean", *view.attacks, WORST))
     right = {name: "".join(str(int(mark)) for mark in result.robust_mask(name).tolist()) for name in attacks}
-    return ViewOutcome(_fingerprint(result), right, round(time.monotonic() - started, 2))
+    # Attacks keep their own time, over all starts.
+    seconds = max(time.monotonic() - started, sum(attack.seconds for attack in result.attacks.values()))
+    return ViewOutcome(_fingerprint(result), right, round(seconds, 2), apd.__version__)
 
 
 def _fingerprint(result: Result) -> str:
@@ -187,7 +209,9 @@ class Report:
 
 
 def attempt(job: Job, folder: Path, threads: int) -> Report:
-    """Do a job; where it fails, once more from the start. Never raises but for an interruption.
+    """Do a job; where it fails, go on once from what is there. Never raises but for an interruption.
+
+    A training that fails even then is started afresh, in case what is there is damaged; not one that only lacks room.
 
     Args:
         job: what to do.
@@ -195,10 +219,20 @@ def attempt(job: Job, folder: Path, threads: int) -> Report:
         threads: of torch; sums depend on it in the last digit, so every engine sets it.
     """
     torch.set_num_threads(threads)
-    for fresh in (False, True):
+    for tries in (1, 2, 3):
         try:
-            return Report(job.id, do(job, folder, fresh=fresh))
+            return Report(job.id, do(job, folder, fresh=tries == 3))
         except Exception as error:
             reason = " ".join(str(error).split()) or "no reason given"
-            message = f"{type(error).__name__}: {reason}"
+            message, kept = f"{type(error).__name__}: {reason}", _lacks_room(error)
+        if tries == 2 and (kept or job.method is None or _is_whole(_run_folder(job, folder))):
+            break
     return Report(job.id, error=message)
+
+
+def _lacks_room(error: Exception) -> bool:
+    """Whether the disc or the memory is full, which says nothing against what was saved."""
+    cause = error.__cause__ or error
+    if isinstance(cause, OSError):
+        return cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+    return isinstance(cause, MemoryError | torch.OutOfMemoryError)
