@@ -171,7 +171,12 @@ def test_another_model_of_a_method_is_found_at_the_root_and_known_by_its_weights
         save_clip(tmp_path / name, seed=seed)
 
     def job(root: str, teacher: str, setting: str = "teacher_model") -> Job:
-        methods = {"zero-shot": None, "vlp": "vlp", "advvlp": {"name": "apd", setting: teacher}}
+        target = "adversarial" if setting == "robust_teacher" else "clean"
+        methods = {
+            "zero-shot": None,
+            "vlp": "vlp",
+            "advvlp": {"name": "apd", setting: teacher, "soft_target": target},
+        }
         jobs = make_plan(load_suite(write(methods=methods, root=root))).jobs.values()
         return next(job for job in jobs if job.method is not None and job.method["name"] == "apd")
 
@@ -180,7 +185,7 @@ def test_another_model_of_a_method_is_found_at_the_root_and_known_by_its_weights
     assert one.id == moved.id
     others = [job("a", "./other"), job("a", "./clip", "robust_teacher"), job("a", str(tmp_path / "a" / "other"))]
     assert [other.id == one.id for other in others] == [False, False, False] and others[0].id == others[2].id
-    with pytest.raises(InputError, match=r"No model './none'"):
+    with pytest.raises(InputError, match=r"no model './none'"):
         job("a", "./none")
 
 
@@ -194,7 +199,7 @@ def test_on_validation_images_the_clip_as_it_is_has_seeds_too(write: Write) -> N
     assert [entry.seed for entry in make_plan(load_suite(write(split="val"))).entries] == [0, 1] * 3
 
 
-@pytest.mark.parametrize("name", ["quick", "demo", "testbed", "teachers", "full"])
+@pytest.mark.parametrize("name", ["quick", "demo", "testbed", "teachers", "cheap-training", "ablations", "full"])
 def test_suites_of_the_repository_are_sound(name: str) -> None:
     raw = yaml.safe_load((SUITES / f"{name}.yaml").read_text())
     suite = Suite.model_validate({key: value for key, value in raw.items() if key != "root"})

@@ -23,11 +23,8 @@ class Log:
         self.run, self.batches, self.started = run, batches, time.monotonic()
         self.last: dict[str, float] = {}
         self.last_terms: dict[str, float] = {}
-        self.board: Any = None
-        if tensorboard and run:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(run.path / "tensorboard"))
+        self.tensorboard = tensorboard
+        self._board: Any = None
 
     def terms(self, terms: dict[str, Tensor], done: int) -> dict[str, float]:
         """Write a line with the loss terms (this process's share of the batch)."""
@@ -40,10 +37,20 @@ class Log:
 
     def write(self, record: dict[str, Any]) -> None:
         """Write a line."""
-        if self.run:
-            self.run.log(record)
-        if self.board is not None:
+        if not self.run:
+            return
+        self.run.log(record)
+        if self.tensorboard:
+            board = self._events(self.run)
             for name, value in record.items():
                 if isinstance(value, float):
-                    self.board.add_scalar(name, value, record["step"])
-            self.board.flush()
+                    board.add_scalar(name, value, record["step"])
+            board.flush()
+
+    def _events(self, run: Run) -> Any:
+        """Opened behind the first line of metrics, which makes the folder of a new run."""
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run.path / "tensorboard"))
+        return self._board
