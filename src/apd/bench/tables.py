@@ -160,7 +160,11 @@ def markdown(name: str, tables: Sequence[Table]) -> str:
                 notes = _notes(table)
                 lines += [" ".join(notes), ""] if notes else []
                 lines += [*_differences(table), ""]
-        lines += published_markdown(protocol)
+        # Published numbers stand beside ours, never alone.
+        if any(table.rows for table in tables if table.protocol == protocol):
+            lines += published_markdown(protocol)
+        else:
+            lines += ["No run of this protocol has come to its end.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from apd.cli.common import say
 from apd.errors import InputError
+
+if TYPE_CHECKING:
+    from apd.data import Dataset
+
+_LOOKING = 10.0
+"""Seconds for a look at the test images before training."""
 
 
 def train(
@@ -83,6 +89,8 @@ def _train(
         check_output(output, resume=resume, overwrite=overwrite)
     data = config.data.load(config.train.seed)
     data.check_trainable()
+    if is_first_process() and not (resume or config.data.skip_bad_images):
+        _look_at_test_images(data)
     clip = load_clip(config.model)
     tell(
         f"{config.method.name} on {data.name}: {len(data.train)} images of {len(data.class_names)} classes, "
@@ -98,6 +106,18 @@ def _train(
         tell(_stopped(output))
         raise
     tell(f"Done: {run.path}. Next: apd evaluate {run.path}")
+
+
+def _look_at_test_images(data: Dataset) -> None:
+    """Training does not decode them: say now what would stop the evaluation later."""
+    from apd.data.decode import find_bad
+
+    bad, looked = find_bad(data.test.ids, data.test.sources, _LOOKING, progress=True)
+    if bad:
+        say(
+            f"Warning: {bad[0]} Of {looked} test images looked at, {len(bad)} cannot be read. Training does not need them, "
+            "but apd evaluate stops there: replace or remove them, or leave them out with --skip-bad-images."
+        )
 
 
 def _stopped(output: Path) -> str:
