@@ -49,8 +49,8 @@ def train(
     Examples:
       apd train digits --output runs/digits
       apd train photos --model openai/clip-vit-base-patch32 --eps 1/255 --output runs/photos
-      apd train photos --shots 4 --set method.teacher=online --set train.optimizer.lr=0.01
-      apd train photos --method maple --set method.preset=published
+      apd train photos --model ./my-clip --shots 4 --set method.teacher=online --set train.optimizer.lr=0.01
+      apd train photos --model ./my-clip --method maple --set method.preset=published
       apd train --config runs/photos/config.yaml --seed 1 --output runs/photos-1
       apd train --output runs/photos --resume
     """
