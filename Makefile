@@ -18,10 +18,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing apd and what it needs (torch is the most of it) into $(VENV) ..."
 	$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing apd and the tools of development into $(VENV) ..."
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.runtime
 

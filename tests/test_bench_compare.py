@@ -188,12 +188,28 @@ def test_with_equal_seeds_nothing_has_to_be_said_of_them() -> None:
 
 def test_a_mean_says_on_how_many_seeds_it_rests() -> None:
     run = drawn(1, 0.4)
-    plan, outcomes = seeded_plan({"a": {"one": {0: run, 1: drawn(2, 0.9)}}, "b": {"one": {0: run}}})
+    other, both = drawn(2, 0.9), {0: run, 1: run}
+    plan, outcomes = seeded_plan({"a": {"one": {0: run, 1: other}, "two": both}, "b": {"one": {0: run}, "two": both}})
     tables = make_tables(plan, outcomes)
     assert tables[-1].figures(WORST)["one"].mean == pytest.approx(value(run, WORST))
     text = markdown("x", tables[-1:])
     assert "| one | 1 of 2 |" in text and "A mean over data sets rests on the seeds that all of them have." in text
     assert "A mean over" not in markdown("x", tables[:-1])
+
+
+def test_means_are_over_data_sets_with_equal_seeds_and_the_shots_that_each_has() -> None:
+    runs = {0: drawn(1, 0.4), 1: drawn(2, 0.9)}
+    plan, outcomes = seeded_plan({"a": {"one": runs}, "b": {"one": runs}, "c": {"one": {0: runs[0]}}})
+
+    def titles(shots: dict[str, int]) -> list[str]:
+        entries = tuple(replace(entry, shots=shots[entry.data]) for entry in plan.entries)
+        return [table.title for table in make_tables(replace(plan, entries=entries), outcomes) if "mean" in table.title]
+
+    assert titles({"a": 16, "b": 16, "c": 16}) == ["mean over a, b, 16 shots"]
+    assert titles({"a": 16, "b": 12, "c": 16}) == ["mean over a, b, 16 or 12 shots"]
+    curve = tuple(replace(entry, shots=shots) for shots in (1, 2) for entry in plan.entries if entry.data != "c")
+    tables = make_tables(replace(plan, entries=curve), outcomes)
+    assert [table.title for table in tables][-2:] == ["mean over a, b, 1 shots", "mean over a, b, 2 shots"]
 
 
 def test_the_worst_of_several_attacks_has_a_column_and_of_one_has_none() -> None:

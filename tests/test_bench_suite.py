@@ -35,6 +35,10 @@ VIEW = View("test", "test", "a", "1/255", ("pgd-5",), 10)
         ({"blocs": []}, "unknown setting 'blocs'. Did you mean blocks?"),
         ({"data": {"colours": {"source": "x", "ep": "1/255"}}}, "unknown setting 'data.colours.ep'. Did you mean eps?"),
         ({"attacks": "pgd"}, "Unknown attack 'pgd'. Did you mean pgd-20?"),
+        (
+            {"attacks": "fgsmm"},
+            "Unknown attack 'fgsmm'. Known: clean, pgd-N, apgd-ce, apgd-dlr, apgd-ce+dlr, autoattack.",
+        ),
         ({"final": {"best": 0}}, "final.best: Input should be greater than or equal to 1 (got 0)."),
         (
             {"data": {"colours": {"source": "x", "eps": 4}}},
@@ -199,7 +203,13 @@ def test_on_validation_images_the_clip_as_it_is_has_seeds_too(write: Write) -> N
     assert [entry.seed for entry in make_plan(load_suite(write(split="val"))).entries] == [0, 1] * 3
 
 
-@pytest.mark.parametrize("name", ["quick", "demo", "testbed", "teachers", "cheap-training", "ablations", "full"])
+def test_every_suite_of_the_repository_has_a_line_in_the_page() -> None:
+    page = (SUITES.parent / "docs" / "bench.md").read_text()
+    rows = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `") and ".yaml`" in line]
+    assert sorted(rows) == sorted(file.name for file in SUITES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted(SUITES.glob("*.yaml"))])
 def test_suites_of_the_repository_are_sound(name: str) -> None:
     raw = yaml.safe_load((SUITES / f"{name}.yaml").read_text())
     suite = Suite.model_validate({key: value for key, value in raw.items() if key != "root"})

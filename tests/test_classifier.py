@@ -183,6 +183,30 @@ def test_features_of_templates_are_computed_once_and_in_full_precision(clip: Dua
     assert model.bind().classes is first and torch.equal(first, fresh.bind().classes)
 
 
+@pytest.mark.parametrize("prompts", [False, True])
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        ((X * 255).round(), r"got values from 0 to 25\d: divide pixels of 0 to 255 by 255"),
+        ((X - 0.48) / 0.27, r"got values from -1\.78 to 1\.9\d: .*leave out Normalize"),
+        ((X * 255).byte(), "Divide uint8 pixels by 255"),
+        (torch.rand(1, 3, 20, 20), r"classifier\.encoder\.info\.preprocessing\.apply"),
+    ],
+)
+def test_pixels_that_are_not_the_encoder_s_are_refused(
+    clip: DualEncoder, prompts: bool, pixels: Tensor, message: str
+) -> None:
+    model = PromptedCLIP(clip, Prompts.initial(PromptSpec(), clip) if prompts else None, CLASSES)
+    with pytest.raises(InputError, match=message):
+        model(pixels)
+    model(X), model(X * 1.3 - 0.1), model(X[:0])
+
+
+def test_any_values_go_through_the_frozen_classifier(clip: DualEncoder) -> None:
+    noisy = X + torch.randn(X.shape, generator=torch.Generator().manual_seed(0))
+    assert PromptedCLIP(clip, None, CLASSES).frozen()(noisy).shape == (4, 3)
+
+
 @pytest.mark.parametrize(
     ("names", "templates", "message"),
     [

@@ -247,7 +247,13 @@ def test_predict_agrees_with_the_classifier(cli: Cli, run: Path, colours: Path, 
     shown = cli("predict", run, *files, "--top", 1)
     assert shown.out.splitlines()[0].startswith(f"{files[0]}: {rows[0]['classes'][0]['class']} ")
     (tmp_path / "broken.png").write_bytes(files[0].read_bytes()[:60])
-    assert cli("predict", run, tmp_path / "broken.png").code == 2
+    check_error(cli("predict", run, tmp_path / "broken.png"), ["broken.png"])
+    mixed = cli("predict", run, tmp_path / "broken.png", *files, "--top", 1)
+    assert (mixed.code, mixed.out) == (2, shown.out), "the good ones are answered"
+    assert "broken.png" in mixed.err.splitlines()[-1] and "--skip-bad-images" in mixed.err.splitlines()[-1]
+    as_json = cli("predict", run, *files, tmp_path / "broken.png", "--json")
+    assert as_json.code == 2 and json.loads(as_json.out) == rows
+    check_error(cli("predict", run, tmp_path / "broken.png", "--skip-bad-images"), ["broken.png"])
     skipped = cli("predict", run, files[0], tmp_path / "broken.png", "--skip-bad-images", "--json")
     assert [row["image"] for row in json.loads(skipped.out)] == [str(files[0])]
     assert "1 unreadable" in cli("predict", run, files[0], tmp_path / "broken.png", "--skip-bad-images").err
@@ -291,6 +297,19 @@ def test_python_skips_bad_images_and_remembers_it(clip_folder: Path, tmp_path: P
         apd.train(clip, data, epochs=1, device="cpu")
     run = apd.train(clip, data, epochs=1, device="cpu", skip_bad_images=True)
     assert run.config.data.skip_bad_images
+
+
+def test_unreadable_test_images_are_told_before_training(cli: Cli, clip_folder: Path, tmp_path: Path) -> None:
+    folder = save_colours(tmp_path / "photos", per_class=8)
+    bad = folder / apd.load_data(folder, shots=2).test.ids[0]
+    bad.write_bytes(bad.read_bytes()[:70])
+    train = ("train", folder, "--model", clip_folder, *QUICK)
+    answer = cli(*train, "--output", tmp_path / "run")
+    assert answer.code == 0
+    warning = answer.err.splitlines()[0]
+    assert warning.startswith(f"Warning: cannot read the image {bad}") and "1 cannot be read" in warning
+    check_error(cli("evaluate", tmp_path / "run", "--attack", "clean"), [str(bad), "--skip-bad-images"])
+    assert "Warning" not in cli(*train, "--skip-bad-images", "--output", tmp_path / "skipping").err
 
 
 def broken(folder: Path, how: str) -> Path:
@@ -380,6 +399,16 @@ BAD_USAGE: list[tuple[str, list[str]]] = [
 def test_bad_usage_is_one_line(cli: Cli, trained: Path, colours: Path, line: str, words: list[str]) -> None:
     answer = cli(*(part.format(colours=colours, run=trained) for part in line.split()))
     check_error(answer, words)
+
+
+@pytest.mark.parametrize("line", ["evaluate none", "predict none x.jpg"])
+def test_a_missing_run_folder_is_told_before_anything_heavy_is_imported(line: str) -> None:
+    code = (
+        f"import sys, apd.cli; sys.argv = 'apd {line}'.split()\n"
+        "try: apd.cli.main()\nexcept SystemExit as stop: print(stop.code, [m for m in ('torch', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 []\n" and done.stderr.startswith("error: No run folder 'none'")
 
 
 @pytest.mark.parametrize("line", ["train digits --epoch 3", "trian digits", "predict", "evaluate --limit many"])

@@ -162,8 +162,10 @@ def test_wrong_sources_are_clear_errors(clip_folder: Path, tmp_path: Path, monke
         with pytest.raises(InputError, match=words):
             load_clip(bare)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="No CLIP at 'nobody/no-such-clip'"):
+    with pytest.raises(InputError, match="No CLIP at 'nobody/no-such-clip'") as caught:
         load_clip("nobody/no-such-clip")
+    message = str(caught.value)
+    assert "HF_HUB_OFFLINE is set: unset it" in message and "local folder" in message and "--model glyphs" in message
 
 
 def test_missing_weights_are_an_error(clip_folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from apd.clip.preprocessing import Preprocessing
 from apd.data import ImageSet
 from apd.data import decode as decode_module
-from apd.data.decode import to_rgb
+from apd.data.decode import find_bad, to_rgb
 from apd.errors import InputError
 
 PREPROCESSING = Preprocessing(8, 8, "crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -132,7 +132,9 @@ def test_an_unreadable_image_is_named_with_the_way_out(tmp_path: Path) -> None:
     images = broken_set(tmp_path)
     with pytest.raises(InputError, match=r"cut\.jpg .*--skip-bad-images") as caught:
         images.decode(PREPROCESSING)
-    assert "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "skip_bad_images: true" in message and "skip_bad_images=True" in message, "of a suite, and of Python"
     with pytest.raises(InputError, match=r"text\.png"):
         images.select([0, 2]).decode(PREPROCESSING)
     with pytest.raises(InputError, match=r"gone\.png"):
@@ -147,6 +149,15 @@ def test_bad_images_can_be_skipped_and_are_listed(tmp_path: Path) -> None:
     assert decoded.images[:, 0, 4, 4].tolist() == [9, 7]
     with pytest.raises(InputError, match="none of the 2 images"):
         broken_set(tmp_path).select([1, 2]).decode(PREPROCESSING, skip_bad=True)
+
+
+def test_bad_images_are_found_without_a_whole_decoding_and_within_a_time(tmp_path: Path) -> None:
+    images = broken_set(tmp_path)
+    bad, looked = find_bad(images.ids, images.sources, 60.0, progress=False)
+    assert looked == 4 and len(bad) == 2
+    assert f"cannot read the image {tmp_path / 'cut.jpg'} (" in bad[0] and "text.png" in bad[1]
+    assert find_bad(images.ids, images.sources, 0.0, progress=False) == ([], 1), "no time: one image"
+    assert find_bad((), (), 60.0, progress=False) == ([], 0)
 
 
 def test_no_images_decode_to_an_empty_tensor(tmp_path: Path) -> None:

@@ -217,6 +217,21 @@ def test_fewer_images_than_shots_names_the_class_and_the_largest_k(tmp_path: Pat
     assert "--shots 5 is the largest" in fails(tmp_path, shots=8)
 
 
+def test_too_few_images_after_the_division_are_explained(tmp_path: Path) -> None:
+    make(tmp_path, blue=21, red=40)
+    message = fails(tmp_path, shots=16)
+    assert "'blue'" in message and "13 training images of 21 (classes without splits are divided 60/20/20" in message
+    assert "--shots 13 is the largest" in message and "--shots all" in message
+    counts = per_class(load_data(tmp_path, shots="all").train)
+    assert counts == [13, 24] and per_class(load_data(tmp_path, shots=13).train) == [13, 13]
+
+
+def test_a_class_too_small_to_divide_says_how_many_and_the_way_out(tmp_path: Path) -> None:
+    one = fails(make(tmp_path / "one", a=5, b=1))
+    assert "'b'" in one and "has 1 image, but three are needed" in one and "train/, val/ and test/" in one
+    assert "has 2 images, but" in fails(make(tmp_path / "two", a=5, b=2))
+
+
 @pytest.mark.parametrize("shots", [0, -1, True, "some", 1.5])
 def test_shots_must_be_a_count(tmp_path: Path, shots: object) -> None:
     assert f"got {shots!r}" in fails(make(tmp_path, a=5, b=5), shots=shots)

@@ -348,6 +348,7 @@ def test_exchanged_prompts_are_noticed(finished: Run) -> None:
 
 def test_model_card_names_every_circumstance(finished: Run, manifest: dict[str, Any]) -> None:
     card = (finished.path / "README.md").read_text()
+    assert f'apd.load_run("{finished.path.as_posix()}")' in card, "the path as it was given, not the folder's name"
     for value in (
         manifest["model"]["weights_sha256"],
         manifest["model"]["tokenizer_sha256"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -11,11 +12,13 @@ if TYPE_CHECKING:
     from apd.config import RunConfig
 
 
-def render_card(name: str, manifest: Mapping[str, Any], config: RunConfig, results: Sequence[Mapping[str, Any]]) -> str:
+def render_card(
+    path: Path, manifest: Mapping[str, Any], config: RunConfig, results: Sequence[Mapping[str, Any]]
+) -> str:
     """The Markdown text of ``RUN/README.md``.
 
     Args:
-        name: of the run folder.
+        path: of the run folder, as it was given.
         manifest: content of ``run.json``.
         config: settings of the run.
         results: evaluations as `apd evaluate --json` prints them (`Result.to_dict`).
@@ -48,11 +51,11 @@ def render_card(name: str, manifest: Mapping[str, Any], config: RunConfig, resul
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
-            f"# {name}\n",
+            f"# {path.name}\n",
             f"Prompts that make `{model['source']}` robust to adversarial images, learned with `apd`.",
             "The CLIP itself is unchanged.\n",
             "```python\nimport apd\n",
-            f'classifier = apd.load_run("{name}")  # pixels in [0,1] to logits\n```\n',
+            f'classifier = apd.load_run("{path.as_posix()}")  # pixels in [0,1] to logits\n```\n',
             "## Circumstances\n",
             "| what | value |\n|---|---|",
             *(f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in rows.items()),

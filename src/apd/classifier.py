@@ -14,6 +14,8 @@ from apd.errors import InputError
 from apd.prompts import Prompts
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
+_BEYOND = 0.5
+"""How far pixels may be outside of [0,1]: more than any attack or rounding leaves them, less than normalised ones are."""
 
 
 def _full(features: Tensor) -> Tensor:
@@ -155,12 +157,20 @@ class PromptedCLIP(nn.Module):
             return FrozenClassifier(self.bind())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, C) of images (B,3,S,S) in [0,1]."""
+        """Logits (B, C) of images (B,3,S,S) in [0,1].
+
+        Raises:
+            InputError: wrong shape, integer pixels, or a range far from [0,1]; on other devices than the CPU the range is
+                looked at only when class features are computed, because a look waits for the device.
+        """
+        if x.device.type == "cpu":
+            _check_range(x)
         parameters = list(self.prompts.parameters()) if self.prompts is not None else []
         if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
             return self.bind().logits(x)
         state = (hash(self.encoder.device), *(p._version for p in parameters))
         if self._fixed is None or self._fixed[0] != state:
+            _check_range(x)
             with torch.no_grad():
                 self._fixed = (state, self.bind().detach())
         return self._fixed[1].logits(x)
@@ -182,6 +192,18 @@ class PromptedCLIP(nn.Module):
                 f"({known}, …). For other classes train with method.prompts.class_specific=false."
             )
         return PromptedCLIP(self.encoder, self.prompts, class_names, templates or self.templates)
+
+
+def _check_range(x: Tensor) -> None:
+    """Refuse floats that were not divided by 255, or that were normalised already; other types are `check_pixels`'s."""
+    if x.numel() == 0 or not x.is_floating_point():
+        return
+    low, high = (float(value) for value in x.detach().aminmax())
+    if low < -_BEYOND or high > 1 + _BEYOND:
+        raise InputError(
+            f"Images must be in [0,1], got values from {low:.3g} to {high:.3g}: divide pixels of 0 to 255 by 255, and leave "
+            "out Normalize, which the classifier does itself. (classifier.frozen() takes any values.)"
+        )
 
 
 def _check_names(class_names: tuple[str, ...], templates: tuple[str, ...]) -> None:

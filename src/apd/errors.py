@@ -21,8 +21,8 @@ class InputError(ApdError, ValueError):
     exit_code = 2
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The way out for an unknown name: the nearest known one, or all of them.
+def nearest(name: str, known: Iterable[str], listed: Iterable[str] | None = None) -> str:
+    """The way out for an unknown name: the nearest known one, or all of them (as ``listed``, where they stand for many).
 
     >>> nearest("apgd-cc", ["pgd-10", "apgd-ce"])
     'Did you mean apgd-ce?'
@@ -33,4 +33,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, options, n=max(1, len(options)))
     # Swapped letters are the likeliest slip.
     close.sort(key=lambda option: sorted(option) != sorted(name))
-    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(options)}."
+    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(listed or options)}."

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from apd.data import ImageSet
+from apd.data.decode import decode_all
 from apd.errors import InputError
 from apd.loading import load_run
 
@@ -16,8 +16,8 @@ _BATCH = 64
 
 
 def predict_files(
-    run: str | Path, images: Sequence[Path], *, top: int = 3, model: str | None = None, skip_bad: bool = False
-) -> list[dict[str, Any]]:
+    run: str | Path, images: Sequence[Path], *, top: int = 3, model: str | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
     """The most probable classes of image files, images turned and resized as in training.
 
     Args:
@@ -25,13 +25,13 @@ def predict_files(
         images: image files.
         top: how many classes.
         model: where the CLIP is now, if it has moved.
-        skip_bad: leave out files that cannot be read.
 
     Returns:
-        One ``{"image": path, "classes": [{"class": name, "probability": p}, …]}`` a file, most probable class first.
+        One ``{"image": path, "classes": [{"class": name, "probability": p}, …]}`` a file, most probable class first;
+        and a sentence on each file that cannot be read.
 
     Raises:
-        InputError: no run, a missing file, a folder, or an image that cannot be read.
+        InputError: no run, a missing file, or a folder.
     """
     for path in images:
         if path.is_dir():
@@ -40,15 +40,19 @@ def predict_files(
             raise InputError(f"There is no file {path}.")
     classifier = load_run(run, model=model)
     names = classifier.class_names
-    rows = []
+    rows: list[dict[str, Any]] = []
+    bad: list[str] = []
     for first in range(0, len(images), _BATCH):
         part = list(images[first : first + _BATCH])
-        unlabelled = torch.zeros(len(part), dtype=torch.int64)
-        files = ImageSet(tuple(map(str, part)), unlabelled, tuple(part))
-        decoded = files.decode(classifier.encoder.info.preprocessing, skip_bad=skip_bad)
+        ids = [str(path) for path in part]
+        pixels, skipped = decode_all(ids, part, classifier.encoder.info.preprocessing, skip_bad=True, progress=False)
+        bad += skipped.values()
+        if len(skipped) == len(part):
+            continue
         with torch.no_grad():
-            best = classifier(decoded.pixels()).softmax(dim=-1).topk(min(top, len(names)))
-        for name, values, indices in zip(decoded.ids, best.values.tolist(), best.indices.tolist(), strict=True):
+            best = classifier(pixels.float() / 255).softmax(dim=-1).topk(min(top, len(names)))
+        read = [id_ for index, id_ in enumerate(ids) if index not in skipped]
+        for name, values, indices in zip(read, best.values.tolist(), best.indices.tolist(), strict=True):
             classes = [{"class": names[i], "probability": value} for value, i in zip(values, indices, strict=True)]
             rows.append({"image": name, "classes": classes})
-    return rows
+    return rows, bad

@@ -24,13 +24,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from apd.errors import InputError
 from apd.files import check_writable, write_atomic, writing
 from apd.tensors import read_tensors, sha256_of_file, write_tensors
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from apd.config import RunConfig
 
 FORMAT = 1
@@ -246,7 +246,7 @@ class Run:
         from apd.card import render_card
 
         results = [json.loads(file.read_text()) for file in sorted(self.results.glob(f"{_SUMMARY}*.json"))]
-        write_atomic(self._file("README.md"), render_card(self.path.name, self.manifest, self.config, results))
+        write_atomic(self._file("README.md"), render_card(self.path, self.manifest, self.config, results))
 
     @property
     def _seconds(self) -> float:

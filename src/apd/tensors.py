@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from apd.errors import InputError
 from apd.files import write_atomic
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors of any device and type, and some text, as one file."""
+    from safetensors.torch import save  # imports torch, which a look into a run folder does without
+
     # Clones, because safetensors refuses tensors that share memory.
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     write_atomic(file, save(copies, dict(metadata)))

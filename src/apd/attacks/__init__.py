@@ -104,7 +104,9 @@ def find(name: str) -> EvaluationAttack:
     if name == "apgd-ce+dlr":
         # Most samples fall within a few steps of PGD, whose batch shrinks; the library's APGD runs on to the end.
         return Cascade(name, (PGDEvaluation(10), LibraryAttack("apgd-ce"), LibraryAttack("apgd-dlr")))
-    raise InputError(f"Unknown attack {name!r}. {nearest(name, [n.replace('N', '20') for n in EVALUATION])}")
+    raise InputError(
+        f"Unknown attack {name!r}. {nearest(name, [n.replace('N', '20') for n in EVALUATION], EVALUATION)}"
+    )
 
 
 __all__ = [

@@ -124,14 +124,3 @@ class Forecast:
         missing = [view for key, view in job.views.items() if outcome is None or key not in outcome.views]
         training = training_seconds(job, self.pace) if outcome is None else 0.0
         return OVERHEAD + self.ratio * (training + sum(view_seconds(job, view, self.pace) for view in missing))
-
-
-def pretty_seconds(seconds: float) -> str:
-    """For a person.
-
-    >>> pretty_seconds(42), pretty_seconds(600), pretty_seconds(9000)
-    ('42 s', '10 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -24,10 +24,11 @@ from apd.methods import find_method
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set is on this machine, and its templates; None for its own."""
+    """Where a data set is on this machine, its templates (None for its own), and whether unreadable images are left out."""
 
     place: str
     templates: tuple[str, ...] | None
+    skip_bad_images: bool = False
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,8 @@ def _other_models(suite: Suite, section: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _source(suite: Suite, name: str) -> Source:
-    return Source(suite.place(suite.data[name].source), suite.data[name].templates)
+    entry = suite.data[name]
+    return Source(suite.place(entry.source), entry.templates, entry.skip_bad_images)
 
 
 def _final(view: View, final: Final) -> View:
@@ -251,8 +253,12 @@ def _data_identity(suite: Suite, name: str) -> str:
 
 @cache
 def data_identity(source: Source) -> str:
-    """Hash of class names, templates, and the ids and file sizes of all images, wherever they lie."""
-    return _identity(load_data(source.place, shots="all", templates=source.templates))
+    """Hash of class names, templates, and the ids and file sizes of all images, wherever they lie.
+
+    Without unreadable images it is another data set.
+    """
+    identity = _identity(load_data(source.place, shots="all", templates=source.templates))
+    return f"{identity} without unreadable images" if source.skip_bad_images else identity
 
 
 def _identity(data: Dataset) -> str:

@@ -1,16 +1,17 @@
-"""What a person sees of a bench: a live table on a terminal, a line a run elsewhere."""
+"""What a person sees of a bench: a live table on a terminal; elsewhere a line a run, and a sign of life between them."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from apd.bench.cost import pretty_seconds
 from apd.bench.plan import Plan
 from apd.bench.work import Outcome, Report
+from apd.heartbeat import heartbeat, pretty_seconds
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,17 +38,16 @@ class BenchProgress:
         self.live = (
             Live(console=console, get_renderable=self._table, refresh_per_second=1) if console.is_terminal else None
         )
+        self.shown = ExitStack()
 
     def __enter__(self) -> BenchProgress:
-        if self.live:
-            self.live.start()
+        self.shown.enter_context(self.live or heartbeat(self._beat, self.say))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.live:
-            self.live.stop()
+        self.shown.close()
 
     def finished(self, report: Report) -> None:
         """Take note of a run that came to its end."""
@@ -69,11 +69,18 @@ class BenchProgress:
         return left * (time.monotonic() - self.started) / done
 
     def _line(self, report: Report) -> str:
-        done, total = len(self.expected) - len(self.open), len(self.expected)
         label = self.plan.jobs[report.job].label
         what = f"FAILED, {report.error}" if report.outcome is None else _summary(report.outcome)
-        left = f"; about {pretty_seconds(self.seconds_left())} left" if self.open else ""
-        return f"[{done}/{total}] {label}: {what}{left}"
+        return f"{self._done()} {label}: {what}{self._left()}"
+
+    def _beat(self) -> str:
+        return f"{self._done()} at work for {pretty_seconds(time.monotonic() - self.started)}{self._left()}"
+
+    def _done(self) -> str:
+        return f"[{len(self.expected) - len(self.open)}/{len(self.expected)}]"
+
+    def _left(self) -> str:
+        return f"; about {pretty_seconds(self.seconds_left())} left" if self.open else ""
 
     def _table(self) -> Table:
         from rich.table import Table

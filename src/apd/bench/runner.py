@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 import apd
 from apd.bench.cluster import import_ray, run_ray
-from apd.bench.cost import Forecast, calibrate, pretty_seconds
+from apd.bench.cost import Forecast, calibrate
 from apd.bench.local import run_local
 from apd.bench.plan import Job, Plan, make_plan
 from apd.bench.plots import write_plots
@@ -25,6 +25,7 @@ from apd.bench.tables import best_methods, latex, make_tables, markdown
 from apd.bench.work import Outcome, Report, read_outcome
 from apd.errors import InputError, nearest
 from apd.files import check_writable, write_atomic, writing
+from apd.heartbeat import pretty_seconds
 
 ENGINES = ("local", "ray")
 Say = Callable[[str], None]

@@ -43,6 +43,7 @@ class DataEntry(_Section):
     shots: Shots = Field(16, description="training images a class, or all, where a block names none")
     templates: tuple[str, ...] | None = Field(None, description="sentences with {}; null: the data set's own")
     train: dict[str, Any] = Field({}, description="settings of the section train, over the suite's; the same for all")
+    skip_bad_images: bool = Field(False, description="go on without images that cannot be read")
 
 
 class Block(_Section):

@@ -120,24 +120,33 @@ def _about(views: Sequence[View]) -> str:
 
 
 def _means(single: Sequence[tuple[list[Entry], Table]]) -> Iterator[Table]:
-    """Where the tables of several data sets have the same columns: the mean over data sets."""
-    groups: dict[tuple[object, ...], list[tuple[Entry, Table]]] = {}
-    for entries, table in single:
-        if table.rows:
-            groups.setdefault((table.protocol, entries[0].shots, table.measures), []).append((entries[0], table))
-    for (protocol, shots, measures), members in groups.items():
-        if len(members) < 2:
-            continue
+    """Where the tables of several data sets have the same columns and seeds: the mean over data sets."""
+    for members in _alike(single):
         names = [entry.data for entry, _ in members]
+        shots = " or ".join(dict.fromkeys(str(entry.shots) for entry, _ in members))
         tables = [table for _, table in members]
         labels = [label for label in tables[0].rows if all(label in table.rows for table in tables)]
         rows = {label: tuple(table.rows[label][0] for table in tables) for label in labels}
         title = f"mean over {', '.join(names)}, {shots} shots"
         versions = {label: frozenset().union(*(table.versions[label] for table in tables)) for label in labels}
         note = "; ".join(dict.fromkeys(table.note for table in tables))
-        assert isinstance(measures, tuple)
         if rows:
-            yield Table(str(protocol), title, note, measures, rows, versions=versions)
+            yield Table(tables[0].protocol, title, note, tables[0].measures, rows, versions=versions)
+
+
+def _alike(single: Sequence[tuple[list[Entry], Table]]) -> Iterator[list[tuple[Entry, Table]]]:
+    """Tables of several data sets that can be averaged; with equal shots where a data set has several numbers of them."""
+    groups: dict[tuple[object, ...], list[tuple[Entry, Table]]] = {}
+    for entries, table in single:
+        if table.rows:
+            seeds = frozenset(entry.seed for entry in entries)
+            groups.setdefault((table.protocol, table.measures, seeds), []).append((entries[0], table))
+    for members in groups.values():
+        curve = len({entry.data for entry, _ in members}) < len(members)
+        parts: dict[object, list[tuple[Entry, Table]]] = {}
+        for entry, table in members:
+            parts.setdefault(entry.shots if curve else None, []).append((entry, table))
+        yield from (part for part in parts.values() if len(part) > 1)
 
 
 def _complete(sets: Sequence[Seeds], measure: Measure) -> bool:
@@ -160,7 +169,11 @@ def markdown(name: str, tables: Sequence[Table]) -> str:
                 notes = _notes(table)
                 lines += [" ".join(notes), ""] if notes else []
                 lines += [*_differences(table), ""]
-        lines += published_markdown(protocol)
+        # Published numbers stand beside ours, never alone.
+        if any(table.rows for table in tables if table.protocol == protocol):
+            lines += published_markdown(protocol)
+        else:
+            lines += ["No run of this protocol has come to its end.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

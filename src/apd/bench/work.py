@@ -133,8 +133,9 @@ def _trained(job: Job, folder: Path, known: Outcome, fresh: bool) -> tuple[Promp
         clip, source = _clip(job.model, device), job.sources[job.data]
         data = _data(job, job.data).classes(cast(Which, job.classes))
         drawn = {"shots": job.shots, "seed": job.seed, "templates": source.templates, "classes": job.classes}
+        section = {"source": source.place, "skip_bad_images": source.skip_bad_images, **drawn}
         training = {**job.train, "device": device}
-        raw = {"model": job.model, "data": {"source": source.place, **drawn}, "method": job.method, "train": training}
+        raw = {"model": job.model, "data": section, "method": job.method, "train": training}
         config = validate(raw)
         run = Run.create(place, config, describe(clip, data, config), resume=not fresh, overwrite=fresh)
         train(clip, data, config, run, quiet=True)
@@ -182,7 +183,8 @@ def _evaluated(job: Job, view: View, trained: PromptedCLIP | None, folder: Path)
     else:
         classifier = trained.with_classes(names, templates)
     settings: dict[str, Any] = {"attacks": view.attacks, "eps": view.eps, "limit": view.limit}
-    settings |= {"split": job.split, "classes": view.classes}
+    skip = job.sources[view.data].skip_bad_images
+    settings |= {"split": job.split, "classes": view.classes, "skip_bad_images": skip}
     if view.corruption is not None:
         settings["corruption"] = view.corruption
     store = folder / "runs" / job.id / "results"

@@ -62,4 +62,5 @@ def bench(
 
 def _listed(failures: dict[str, str]) -> str:
     lines = [f"  {label}: {error}" for label, error in failures.items()]
-    return "\n".join([f"{len(failures)} runs failed:", *lines, "Next: the same command tries them again."])
+    way_out = "Next: mend what they name; the same command then does what is missing."
+    return "\n".join([f"{len(failures)} runs failed:", *lines, way_out])

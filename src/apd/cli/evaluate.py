@@ -69,6 +69,10 @@ def evaluate(
     given = {name: value for name, value in options.items() if value is not None}
     if output is not None:
         check_writable(output.parent)
+    if run is not None:
+        from apd.run import Run
+
+        Run.open(run)  # before torch is imported, so that a wrong folder is told at once
     with quiet_stdout():
         result = (
             _evaluate_model(model, data, given, device)

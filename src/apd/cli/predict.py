@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from apd.cli.common import quiet_stdout, say
+from apd.errors import InputError
 
 
 def predict(
@@ -19,23 +20,35 @@ def predict(
     skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, alone on standard output.")] = False,
 ) -> None:
-    """Classify image files: class and probability.
+    """Classify image files: class and probability. Files that cannot be read are named at the end (exit code 2).
 
     \b
     Examples:
       apd predict runs/photos cat.jpg
       apd predict runs/photos *.jpg --top 1 --json
     """
+    from apd.run import Run
+
+    Run.open(run)  # before torch is imported, so that a wrong folder is told at once
     from apd.predict import predict_files
 
     with quiet_stdout():
-        rows = predict_files(run, images, top=top, model=model, skip_bad=skip_bad_images)
+        rows, bad = predict_files(run, images, top=top, model=model)
     if as_json:
         print(json.dumps(rows, ensure_ascii=False, indent=2))
+    else:
+        _show(rows)
+    if bad and not (skip_bad_images and rows):
+        more = f" (And {len(bad) - 1} more.)" if len(bad) > 1 else ""
+        raise InputError(f"{bad[0]}{more} Replace or remove it, or leave it out with --skip-bad-images.")
+    if as_json:
         return
-    if len(rows) < len(images):
-        say(f"{len(images) - len(rows)} unreadable images left out.")
+    if bad:
+        say(f"{len(bad)} unreadable images left out.")
+    say(f"Next: apd evaluate {run} says how far this holds under attack.")
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         named = ", ".join(f"{entry['class']} {100 * entry['probability']:.1f} %" for entry in row["classes"])
         print(f"{row['image']}: {named}")
-    say(f"Next: apd evaluate {run} says how far this holds under attack.")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from apd.cli.common import say
 from apd.errors import InputError
+
+if TYPE_CHECKING:
+    from apd.data import Dataset
+
+_LOOKING = 10.0
+"""Seconds for a look at the test images before training."""
 
 
 def train(
@@ -43,8 +49,8 @@ def train(
     Examples:
       apd train digits --output runs/digits
       apd train photos --model openai/clip-vit-base-patch32 --eps 1/255 --output runs/photos
-      apd train photos --shots 4 --set method.teacher=online --set train.optimizer.lr=0.01
-      apd train photos --method maple --set method.preset=published
+      apd train photos --model ./my-clip --shots 4 --set method.teacher=online --set train.optimizer.lr=0.01
+      apd train photos --model ./my-clip --method maple --set method.preset=published
       apd train --config runs/photos/config.yaml --seed 1 --output runs/photos-1
       apd train --output runs/photos --resume
     """
@@ -83,6 +89,8 @@ def _train(
         check_output(output, resume=resume, overwrite=overwrite)
     data = config.data.load(config.train.seed)
     data.check_trainable()
+    if is_first_process() and not (resume or config.data.skip_bad_images):
+        _look_at_test_images(data)
     clip = load_clip(config.model)
     tell(
         f"{config.method.name} on {data.name}: {len(data.train)} images of {len(data.class_names)} classes, "
@@ -98,6 +106,18 @@ def _train(
         tell(_stopped(output))
         raise
     tell(f"Done: {run.path}. Next: apd evaluate {run.path}")
+
+
+def _look_at_test_images(data: Dataset) -> None:
+    """Training does not decode them: say now what would stop the evaluation later."""
+    from apd.data.decode import find_bad
+
+    bad, looked = find_bad(data.test.ids, data.test.sources, _LOOKING, progress=True)
+    if bad:
+        say(
+            f"Warning: {bad[0]} Of {looked} test images looked at, {len(bad)} cannot be read. Training does not need them, "
+            "but apd evaluate stops there: replace or remove them, or leave them out with --skip-bad-images."
+        )
 
 
 def _stopped(output: Path) -> str:

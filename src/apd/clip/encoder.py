@@ -104,7 +104,7 @@ class DualEncoder(nn.Module, ABC):
         if x.dim() != 4 or tuple(x.shape[1:]) != (3, side, side):
             raise InputError(
                 f"Images must have shape (batch, 3, {side}, {side}) for {self.info.source}, got {tuple(x.shape)}. "
-                "Resize with encoder.info.preprocessing.apply(image) first."
+                "Resize a PIL image with classifier.encoder.info.preprocessing.apply(image) first."
             )
         if not x.is_floating_point():
             raise InputError(f"Images must be floats in [0,1], got {x.dtype}. Divide uint8 pixels by 255.")

@@ -253,7 +253,7 @@ def load_huggingface(source: str, folder_or_id: str, revision: str | None, dtype
     try:
         config = AutoConfig.from_pretrained(folder_or_id, **where)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"No CLIP at {source!r}: {_first_line(error)}") from error
+        raise InputError(_offline(source, error) or f"No CLIP at {source!r}: {_first_line(error)}") from error
     if config.model_type not in FAMILIES:
         raise InputError(f"{source!r} is a {config.model_type} model; supported families: {', '.join(FAMILIES)}.")
     try:
@@ -266,7 +266,8 @@ def load_huggingface(source: str, folder_or_id: str, revision: str | None, dtype
             cached_file(folder_or_id, name, _raise_exceptions_for_missing_entries=False, **where) for name in names
         ]
     except Exception as error:  # the libraries raise a dozen kinds for a damaged file
-        raise InputError(f"The CLIP at {source!r} cannot be read: {_first_line(error)}") from error
+        problem = _offline(source, error) or f"The CLIP at {source!r} cannot be read: {_first_line(error)}"
+        raise InputError(problem) from error
     if report["missing_keys"]:
         raise InputError(
             f"The CLIP at {source!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}. Download it again."
@@ -279,6 +280,23 @@ def load_huggingface(source: str, folder_or_id: str, revision: str | None, dtype
     preprocessing = read_preprocessing(Path(records[0]), config.vision_config.image_size, source)
     commit = revision or getattr(config, "_commit_hash", None)
     return HuggingFaceEncoder(model, tokenizer, preprocessing, source, commit)
+
+
+def _offline(source: str, error: BaseException) -> str | None:
+    """The way out where a hub id is neither in the cache nor to be had; None for other errors."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, LocalEntryNotFoundError):
+        cause = cause.__cause__
+    if cause is None:
+        return None
+    why = "HF_HUB_OFFLINE is set: unset it" if constants.HF_HUB_OFFLINE else "the hub is not reached: connect"
+    return (
+        f"No CLIP at {source!r}: it is not in the cache, and {why} for the first download (about 600 MB for a ViT-B), "
+        "or give a local folder, or --model glyphs, which is embedded."
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -122,8 +122,9 @@ class ImageSet:
             InputError: for an image that cannot be read (or, with ``skip_bad``, if none can), naming it.
         """
         images, skipped = decode_all(self.ids, self.sources, preprocessing, skip_bad, progress)
-        bad = set(skipped)
-        kept = [i for i in range(len(self)) if i not in bad]
+        if skipped and len(skipped) == len(self):
+            raise InputError(f"none of the {len(self)} images can be read; the first is {self.ids[0]}.")
+        kept = [i for i in range(len(self)) if i not in skipped]
         labels = self.labels[torch.tensor(kept, dtype=torch.int64)]
         return Decoded(images, labels, tuple(self.ids[i] for i in kept), tuple(self.ids[i] for i in skipped))
 

@@ -22,6 +22,12 @@ Source = Path | Callable[[], Image.Image]
 PATIENCE = 2.0
 """Seconds before a progress bar is worth its line."""
 
+WAY_OUT = (
+    "Replace or remove it, or go on without it: --skip-bad-images "
+    "(a suite's data set: skip_bad_images: true; Python: skip_bad_images=True)."
+)
+"""What to do about an image that cannot be read."""
+
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any image, upright and in RGB.
@@ -58,21 +64,75 @@ def read_image(source: Source, preprocessing: Preprocessing) -> NDArray[np.uint8
 
 def decode_all(
     ids: Sequence[str], sources: Sequence[Source], preprocessing: Preprocessing, skip_bad: bool, progress: bool
-) -> tuple[Tensor, list[int]]:
+) -> tuple[Tensor, dict[int, str]]:
     """Decode in threads, in order.
 
     Returns:
-        uint8 (M,3,size,size), and the indices of the images left out because they cannot be read.
+        uint8 (M,3,size,size), and the images left out because they cannot be read: index to a sentence.
 
     Raises:
-        InputError: see ``ImageSet.decode``.
+        InputError: for an image that cannot be read, unless ``skip_bad``.
     """
     pixels = np.empty((len(sources), 3, preprocessing.size, preprocessing.size), np.uint8)
-    skipped: list[int] = []
 
-    def fill(index: int) -> Exception | None:
+    def fill(index: int) -> None:
+        pixels[index] = read_image(sources[index], preprocessing)
+
+    skipped: dict[int, str] = {}
+    for index, error in _tried(fill, len(sources), "decoding images", progress):
+        if error is None:
+            continue
+        skipped[index] = _complaint(ids[index], sources[index], error)
+        if not skip_bad:
+            raise InputError(f"{skipped[index]} {WAY_OUT}") from error
+    kept = np.delete(pixels, list(skipped), axis=0) if skipped else pixels
+    return torch.from_numpy(kept), skipped
+
+
+def find_bad(ids: Sequence[str], sources: Sequence[Source], seconds: float, progress: bool) -> tuple[list[str], int]:
+    """Look for images that cannot be read without waiting for what they show: JPEGs are decoded at an eighth of their size.
+
+    Args:
+        ids: one an image.
+        sources: of the images, looked at in this order.
+        seconds: after which the rest is left unseen.
+        progress: show a bar on a terminal's standard error when it takes long.
+
+    Returns:
+        A sentence on each that cannot be read, and how many were looked at.
+    """
+
+    def load(index: int) -> None:
+        source = sources[index]
+        with Image.open(source) if isinstance(source, Path) else source() as image:
+            image.draft("RGB", (1, 1))
+            image.load()
+
+    found, looked, started = [], 0, time.monotonic()
+    for index, error in _tried(load, len(sources), "checking images", progress):
+        looked += 1
+        if error is not None:
+            found.append(_complaint(ids[index], sources[index], error))
+        if time.monotonic() - started > seconds:
+            break
+    return found, looked
+
+
+def _complaint(id_: str, source: Source, error: Exception) -> str:
+    """A sentence on an image that cannot be read."""
+    where = source if isinstance(source, Path) else id_
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"cannot read the image {where} ({reason})."
+
+
+def _tried(
+    work: Callable[[int], None], total: int, what: str, progress: bool
+) -> Iterator[tuple[int, Exception | None]]:
+    """Do ``work`` for 0, 1, … in threads; each index in order, with the error that it raised."""
+
+    def attempt(index: int) -> Exception | None:
         try:
-            pixels[index] = read_image(sources[index], preprocessing)
+            work(index)
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise nearly everything for a broken file
@@ -81,27 +141,12 @@ def decode_all(
 
     pool = ThreadPoolExecutor()
     try:
-        for index, error in enumerate(_watched(pool.map(fill, range(len(sources))), len(sources), progress)):
-            if error is None:
-                continue
-            if not skip_bad:
-                raise InputError(_complaint(ids[index], sources[index], error)) from error
-            skipped.append(index)
+        yield from enumerate(_watched(pool.map(attempt, range(total)), total, what, progress))
     finally:
         pool.shutdown(cancel_futures=True)
-    if skipped and len(skipped) == len(sources):
-        raise InputError(f"none of the {len(sources)} images can be read; the first is {ids[0]}.")
-    kept = np.delete(pixels, skipped, axis=0) if skipped else pixels
-    return torch.from_numpy(kept), skipped
 
 
-def _complaint(id_: str, source: Source, error: Exception) -> str:
-    where = source if isinstance(source, Path) else id_
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"cannot read the image {where} ({reason}). Replace or remove it, or go on without it: --skip-bad-images."
-
-
-def _watched(results: Iterable[Exception | None], total: int, show: bool) -> Iterator[Exception | None]:
+def _watched(results: Iterable[Exception | None], total: int, what: str, show: bool) -> Iterator[Exception | None]:
     """Pass the results on, with a bar on standard error (if that is a terminal) once it takes long."""
     from rich.console import Console
     from rich.progress import Progress
@@ -111,7 +156,7 @@ def _watched(results: Iterable[Exception | None], total: int, show: bool) -> Ite
         yield from results
         return
     bar = Progress(console=console, transient=True)
-    task = bar.add_task("decoding images", total=total)
+    task = bar.add_task(what, total=total)
     started = time.monotonic()
     running = False
     try:

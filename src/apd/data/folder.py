@@ -49,7 +49,7 @@ def load_folder(path: Path, source: str) -> Pools:
         return Pools(path.name, source, names, sets["train"], sets.get("val"), sets["test"])
     train, val, test = split_pool(class_folders(path, folders, path), names, source)
     note = "The folder has no splits: each class is split 60/20/20 by a hash of the file names."
-    return Pools(path.name, source, names, train, val, test, note=note)
+    return Pools(path.name, source, names, train, val, test, note=note, divided=True)
 
 
 def _one_class(top: Path, only: Path) -> str:

@@ -104,7 +104,7 @@ def _pools(splits: Splits, name: str, source: str, columns: Columns | None) -> P
         return Pools(name, source, readable, sets["train"], None, own, note=note)
     train, val, test = split_pool(sets["train"], readable, source)
     note = "It has one split only: each class is split 60/20/20 by a hash of the row numbers."
-    return Pools(name, source, readable, train, val, test, note=note)
+    return Pools(name, source, readable, train, val, test, note=note, divided=True)
 
 
 def _find_columns(features: Mapping[str, Any], source: str) -> Columns:

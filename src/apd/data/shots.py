@@ -25,6 +25,7 @@ class Pools:
         note: a sentence on how the splits came about.
         coop_draw: draw the shots as CoOp's code does, for results comparable image by image with published ones.
         test_only: there are no training images and never were: a test set of another domain.
+        divided: the data has no splits of its own and went through `split_pool`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Pools:
     note: str = ""
     coop_draw: bool = False
     test_only: bool = False
+    divided: bool = False
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:
@@ -68,7 +70,11 @@ def split_pool(images: ImageSet, class_names: tuple[str, ...], source: str) -> t
     test: list[int] = []
     for name, group in zip(class_names, images.by_class(len(class_names)), strict=True):
         if len(group) < 3:
-            raise InputError(f"the class {name!r} of {source} has {len(group)} images: three are needed to split it.")
+            count = "1 image" if len(group) == 1 else f"{len(group)} images"
+            raise InputError(
+                f"the class {name!r} of {source} has {count}, but three are needed to divide it into train, val and test: "
+                "add images, or give the data splits of its own (folders train/, val/ and test/)."
+            )
         order = [group[i] for i in shuffled([images.ids[i] for i in group], "split")]
         fifth = max(1, round(len(group) / 5))
         test += order[:fifth]
@@ -129,8 +135,11 @@ def _check_enough(pools: Pools, shots: Shots) -> None:
     if most >= (1 if shots == "all" else shots):
         return
     why = " (one more is kept for validation)" if kept else ""
-    way_out = f"--shots {most} is the largest" if most else "add images"
+    way_out = f"--shots {most} is the largest, --shots all takes what each class has" if most else "add images"
     has = f"the class {pools.class_names[smallest]!r} of {pools.source} has {sizes[smallest]} training images"
+    if pools.divided:
+        own = sum(int((part.labels == smallest).sum()) for part in (pools.train, pools.val, pools.test) if part)
+        has += f" of {own} (classes without splits are divided 60/20/20 into train, val and test)"
     raise InputError(f"{has}, too few for shots={shots}{why}: {way_out}.")
 
 

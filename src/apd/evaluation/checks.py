@@ -139,7 +139,7 @@ def _noise(subject: Subject, checked: Checked, threat: ThreatModel) -> Check:
         name="random noise",
         passed=int(wrong.sum()) <= int((~checked.standing).sum()) and missed <= FEW * len(wrong),
         value=missed,
-        message=f"noise fools {int(wrong.sum())} of {len(wrong)} images, {missed} of them no attack did",
+        message=f"noise alone fools {int(wrong.sum())} of {len(wrong)} images, {missed} of which stood under every attack",
     )
 
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from apd.errors import ApdError
+from apd.heartbeat import heartbeat, pretty_seconds
 
 VANISHED = 0.01
 """An adversarial term (nats) that is as good as 0."""
@@ -79,7 +80,10 @@ class CollapseMonitor:
 
 
 class TrainingProgress:
-    """A bar with the time left on standard error; in a pipe, one line a validation. Silent unless ``visible``."""
+    """A bar with the time left on standard error; in a pipe, a line a validation and a sign of life between them.
+
+    Silent unless ``visible``.
+    """
 
     def __init__(self, total: int, done: int, title: str, visible: bool = True) -> None:
         self.console = Console(stderr=True, quiet=not visible, file=sys.stderr)
@@ -95,15 +99,22 @@ class TrainingProgress:
             disable=not (visible and self.console.is_terminal),
         )
         self.task = self.progress.add_task(title, total=total, completed=done, status="")
+        self.alive = heartbeat(self._beat, self.say, visible and self.progress.disable)
 
     def __enter__(self) -> TrainingProgress:
         self.progress.start()
+        self.alive.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.alive.__exit__(None, None, None)
         self.progress.stop()
+
+    def _beat(self) -> str:
+        task = self.progress.tasks[self.task]
+        return f"{task.description}: step {task.completed:.0f} of {task.total:.0f}, {pretty_seconds(task.elapsed or 0)}"
 
     def advance(self, steps: int = 1) -> None:
         """So many more optimiser steps are done."""

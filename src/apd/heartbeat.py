@@ -1,0 +1,47 @@
+"""A sign of life for who reads a log instead of watching a terminal."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+EVERY = 30.0
+"""Seconds between two lines."""
+
+
+@contextmanager
+def heartbeat(line: Callable[[], str], say: Callable[[str], None], wanted: bool = True) -> Iterator[None]:
+    """Say ``line()`` every `EVERY` seconds, from a thread: a single batch of an attack may take longer than that.
+
+    Args:
+        line: what to say by then.
+        say: takes a line.
+        wanted: False for silence.
+    """
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(EVERY):
+            say(line())
+
+    thread = threading.Thread(target=beat, daemon=True)
+    if wanted:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if wanted:
+            thread.join()
+
+
+def pretty_seconds(seconds: float) -> str:
+    """For a person.
+
+    >>> pretty_seconds(42), pretty_seconds(600), pretty_seconds(9000)
+    ('42 s', '10 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
