@@ -203,6 +203,18 @@ def test_on_validation_images_the_clip_as_it_is_has_seeds_too(write: Write) -> N
     assert [entry.seed for entry in make_plan(load_suite(write(split="val"))).entries] == [0, 1] * 3
 
 
+def test_another_number_of_validation_images_is_another_run(write: Write) -> None:
+    file = write(split="val")
+    raw = yaml.safe_load(file.read_text())
+    usual = make_plan(load_suite(file))
+    raw["data"]["colours"]["validation"] = 3
+    file.write_text(yaml.safe_dump(raw))
+    more = make_plan(load_suite(file))
+    assert len(usual.jobs) == len(more.jobs) and not set(usual.jobs) & set(more.jobs)
+    sizes = [len(next(iter(p.jobs.values())).sources["colours"].load(1, 0).val) for p in (usual, more)]
+    assert sizes == [3, 6], "one a class of three, and as many as there are"
+
+
 def test_every_suite_of_the_repository_has_a_line_in_the_page() -> None:
     page = (SUITES.parent / "docs" / "bench.md").read_text()
     rows = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `") and ".yaml`" in line]

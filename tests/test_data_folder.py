@@ -97,6 +97,34 @@ def test_own_validation_split_is_limited_to_min_k_4(tmp_path: Path, name: str) -
     assert per_class(everything.val) == [6, 6] and per_class(everything.train) == [9, 9]
 
 
+@pytest.mark.parametrize(
+    ("shots", "asked", "train", "val"), [(2, 7, 2, 7), (8, 7, 8, 4), (2, 1, 2, 1), ("all", 3, 9, 3)]
+)
+def test_more_or_fewer_validation_images_leave_the_shots_as_they_are(
+    tmp_path: Path, shots: int, asked: int, train: int, val: int
+) -> None:
+    make(tmp_path / "train", cat=12, dog=12)
+    make(tmp_path / "test", cat=2, dog=2)
+    data = load_data(tmp_path, shots=shots, validation=asked)
+    assert (per_class(data.train), per_class(data.val)) == ([train, train], [val, val])
+    assert not set(data.train.ids) & set(data.val.ids)
+    if shots != "all":
+        usual = load_data(tmp_path, shots=shots)
+        assert data.train.ids == usual.train.ids
+        assert set(data.val.ids) <= set(usual.val.ids) or set(usual.val.ids) <= set(data.val.ids)
+
+
+def test_validation_images_of_an_own_split_by_number(tmp_path: Path) -> None:
+    for split, count in {"train": 9, "val": 6, "test": 2}.items():
+        make(tmp_path / split, cat=count, dog=count)
+    data = load_data(tmp_path, shots=2, validation=5)
+    assert per_class(data.val) == [5, 5] and "5 a class of the data's own" in data.description
+    assert per_class(load_data(tmp_path, shots=2, validation=50).val) == [6, 6]
+    assert per_class(load_data(tmp_path, shots="all", validation=5).val) == [5, 5]
+    with pytest.raises(InputError, match="validation must be a number of images a class from 1, got 0"):
+        load_data(tmp_path, shots=2, validation=0)
+
+
 def test_base_and_new_classes(tmp_path: Path) -> None:
     make(tmp_path, a=6, b=6, c=6, d=6, e=6)
     data = load_data(tmp_path, shots=2)

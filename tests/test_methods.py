@@ -145,7 +145,7 @@ def test_iad_trusts_the_teacher_as_far_as_it_is_right(clip: DualEncoder) -> None
     assert terms(method)["adv_kl"] == pytest.approx(mean([w * a + (1 - w) * b for w, a, b in rows]), rel=1e-4)
 
 
-@pytest.mark.parametrize("inner", ["ce", "kl", "teacher-kl", "teacher-pair"])
+@pytest.mark.parametrize("inner", ["ce", "kl", "teacher-kl", "teacher-pair", "mixed"])
 def test_inner_objectives_agree_with_their_definitions(clip: DualEncoder, inner: str) -> None:
     method = build(clip, teacher="frozen", inner=inner)
     step = Step(X, LABELS, method.student.bind())
@@ -153,12 +153,28 @@ def test_inner_objectives_agree_with_their_definitions(clip: DualEncoder, inner:
     z, z_adv = logits(method.student, X), logits(method.student, X_ADV)
     if inner == "ce":
         wanted = [slow_ce(z_adv[i : i + 1], LABELS[i : i + 1]) for i in range(4)]
+    elif inner == "mixed":  # half hard, half soft until the balance is measured
+        rows = [slow_softmax(row, 1.0) for row in logits(method.teacher, X).tolist()]
+        mixed = [[(p + (i == y)) / 2 for i, p in enumerate(row)] for row, y in zip(rows, LABELS.tolist(), strict=True)]
+        wanted = slow_kl_rows(torch.tensor(mixed).log(), z_adv, 1.0)
     else:
         target = {"kl": z, "teacher-kl": logits(method.teacher, X), "teacher-pair": logits(method.teacher, X_ADV)}[
             inner
         ]
         wanted = slow_kl_rows(target, z_adv, 1.0)
     assert got.tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
+def test_the_attack_on_the_mixed_label_climbs_what_the_loss_descends(clip: DualEncoder) -> None:
+    """Both gradients at x', of the attack's objective and of the outer loss, are the same (tau = 1)."""
+    for settings in ({}, {"adv_ce": 0.5, "adv_kl": 2.0}, {"balance": 0.25}):
+        method = build(clip, teacher="frozen", tau=1.0, inner="mixed", **settings)
+        x, step = X_ADV.clone().requires_grad_(), Step(X, LABELS, method.student.bind())
+        climbed = method.inner(step, step.student.detach())(x).mean()
+        descended = torch.stack(list(method.loss(step, x).values())).sum()
+        hard, soft = method._weights()
+        one, other = (torch.autograd.grad(value, x, retain_graph=True)[0] for value in (climbed, descended))
+        assert torch.allclose(one * float(hard + soft), other, rtol=1e-4, atol=1e-8)
 
 
 def test_by_default_the_soft_label_counts_as_far_as_the_untouched_teacher_is_right(clip: DualEncoder) -> None:
@@ -252,7 +268,7 @@ def test_a_robust_teacher_that_nothing_asks_is_refused() -> None:
     ("name", "settings"),
     [
         *[(name, {}) for name, method in METHODS.items() if method.adversarial],
-        *[("apd", {"inner": inner}) for inner in ("kl", "teacher-kl", "teacher-pair")],
+        *[("apd", {"inner": inner}) for inner in ("kl", "teacher-kl", "teacher-pair", "mixed")],
     ],
 )
 def test_settings_know_whether_their_attack_is_flat_at_the_clean_image(

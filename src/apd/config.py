@@ -45,6 +45,7 @@ class DataConfig(BaseModel):
     classes: Literal["all", "base", "new"] = Field("all", description="all, or the first (base) or second (new) half")
     columns: tuple[str, str] | None = Field(None, description="image and label column of a table; null: found out")
     skip_bad_images: bool = Field(False, description="go on without images that cannot be read, and count them")
+    validation: int | None = Field(None, ge=1, description="validation images a class; null: min(shots, 4)")
 
     def load(self, seed: int) -> Dataset:
         """The data; ``seed`` draws the shots where this section names no seed of its own."""
@@ -55,6 +56,7 @@ class DataConfig(BaseModel):
             templates=self.templates,
             classes=self.classes,
             columns=self.columns,
+            validation=self.validation,
         )
 
 

@@ -17,7 +17,7 @@ from apd.bench.work import Outcome
 from apd.classifier import PromptedCLIP
 from apd.clip import load_clip
 from apd.config import validate
-from apd.data import Dataset, load_data
+from apd.data import Dataset
 
 PASSES = {"clean": 1, "apgd-ce": 100, "apgd-dlr": 100, "apgd-ce+dlr": 200, "autoattack": 4000}
 """Forward passes with gradient to the pixels, for an image that stands; pgd-N costs N."""
@@ -91,7 +91,7 @@ def _passes(attack: str) -> int:
 
 @cache
 def _data(source: Source) -> Dataset:
-    return load_data(source.place, shots="all", templates=source.templates)
+    return source.load("all", 0)
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,29 @@ from apd.bench.suite import Block, DataEntry, Final, Suite, merged
 from apd.clip import EncoderInfo, load_clip
 from apd.config import validate
 from apd.data import Dataset, load_data
+from apd.data.dataset import Shots
 from apd.methods import find_method
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set is on this machine, its templates (None for its own), and whether unreadable images are left out."""
+    """A data set as a suite takes it.
+
+    Args:
+        place: where it is on this machine.
+        templates: None for its own.
+        skip_bad_images: leave out what cannot be read.
+        validation: images a class, None for the usual number.
+    """
 
     place: str
     templates: tuple[str, ...] | None
     skip_bad_images: bool = False
+    validation: int | None = None
+
+    def load(self, shots: Shots, seed: int) -> Dataset:
+        """All its classes."""
+        return load_data(self.place, shots=shots, seed=seed, templates=self.templates, validation=self.validation)
 
 
 @dataclass(frozen=True)
@@ -218,7 +231,7 @@ def _other_models(suite: Suite, section: Mapping[str, Any]) -> dict[str, str]:
 
 def _source(suite: Suite, name: str) -> Source:
     entry = suite.data[name]
-    return Source(suite.place(entry.source), entry.templates, entry.skip_bad_images)
+    return Source(suite.place(entry.source), entry.templates, entry.skip_bad_images, entry.validation)
 
 
 def _final(view: View, final: Final) -> View:
@@ -255,9 +268,11 @@ def _data_identity(suite: Suite, name: str) -> str:
 def data_identity(source: Source) -> str:
     """Hash of class names, templates, and the ids and file sizes of all images, wherever they lie.
 
-    Without unreadable images it is another data set.
+    Without unreadable images, or with another number of validation images, it is another data set.
     """
     identity = _identity(load_data(source.place, shots="all", templates=source.templates))
+    if source.validation is not None:
+        identity += f" with {source.validation} validation images a class"
     return f"{identity} without unreadable images" if source.skip_bad_images else identity
 
 

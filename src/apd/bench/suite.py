@@ -44,6 +44,7 @@ class DataEntry(_Section):
     templates: tuple[str, ...] | None = Field(None, description="sentences with {}; null: the data set's own")
     train: dict[str, Any] = Field({}, description="settings of the section train, over the suite's; the same for all")
     skip_bad_images: bool = Field(False, description="go on without images that cannot be read")
+    validation: int | None = Field(None, ge=1, description="validation images a class; null: min(shots, 4)")
 
 
 class Block(_Section):

@@ -21,7 +21,7 @@ from apd.bench.protocols import WORST, View
 from apd.classifier import PromptedCLIP
 from apd.clip import DualEncoder, load_clip
 from apd.config import validate
-from apd.data import Dataset, load_data
+from apd.data import Dataset
 from apd.data.dataset import Shots, Which
 from apd.device import pick_device
 from apd.errors import InputError
@@ -133,7 +133,12 @@ def _trained(job: Job, folder: Path, known: Outcome, fresh: bool) -> tuple[Promp
         clip, source = _clip(job.model, device), job.sources[job.data]
         data = _data(job, job.data).classes(cast(Which, job.classes))
         drawn = {"shots": job.shots, "seed": job.seed, "templates": source.templates, "classes": job.classes}
-        section = {"source": source.place, "skip_bad_images": source.skip_bad_images, **drawn}
+        section = {
+            "source": source.place,
+            "skip_bad_images": source.skip_bad_images,
+            "validation": source.validation,
+            **drawn,
+        }
         training = {**job.train, "device": device}
         raw = {"model": job.model, "data": section, "method": job.method, "train": training}
         config = validate(raw)
@@ -166,9 +171,8 @@ def _clip(model: str, device: str) -> DualEncoder:
 
 def _data(job: Job, name: str) -> Dataset:
     """All classes of a data set."""
-    source = job.sources[name]
     shots = cast(Shots, job.shots) if name == job.data else "all"
-    return load_data(source.place, shots=shots, seed=job.seed, templates=source.templates)
+    return job.sources[name].load(shots, job.seed)
 
 
 def _evaluated(job: Job, view: View, trained: PromptedCLIP | None, folder: Path) -> ViewOutcome:

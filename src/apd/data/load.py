@@ -27,6 +27,7 @@ def load_data(
     templates: Sequence[str] | None = None,
     classes: Which = "all",
     columns: Columns | None = None,
+    validation: int | None = None,
 ) -> Dataset:
     """Named classes and images, with ``shots`` training images a class and a validation split.
 
@@ -39,6 +40,7 @@ def load_data(
         templates: sentences with ``{}`` for the class name; by default the data's own, mostly ``a photo of a {}.``
         classes: ``all``, ``base`` (the first half of the labels) or ``new`` (the rest), taken after the draw of shots.
         columns: names of the image and the label column, for tables in which they cannot be told.
+        validation: validation images a class; by default min(shots, 4), or all of the data's own with ``all`` shots.
 
     Raises:
         InputError: for anything in the source that does not fit; see the page of each kind of source.
@@ -50,7 +52,7 @@ def load_data(
     pools = _pools(source, columns)
     if templates is not None:
         pools = replace(pools, templates=_checked(templates))
-    return replace(few_shot(pools, shots, seed).classes(classes), columns=columns)
+    return replace(few_shot(pools, shots, seed, validation).classes(classes), columns=columns)
 
 
 def list_data() -> list[tuple[str, str]]:

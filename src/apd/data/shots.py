@@ -11,7 +11,7 @@ from apd.errors import InputError
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 VALIDATION_SHOTS = 4
-"""Validation images a class: min(k, 4), as in CoOp (arXiv 2109.01134)."""
+"""Validation images a class where no number is asked for: min(k, 4), as in CoOp (arXiv 2109.01134)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,22 +83,31 @@ def split_pool(images: ImageSet, class_names: tuple[str, ...], source: str) -> t
     return images.select(sorted(train)), images.select(sorted(val)), images.select(sorted(test))
 
 
-def few_shot(pools: Pools, shots: Shots, seed: int) -> Dataset:
+def few_shot(pools: Pools, shots: Shots, seed: int, validation: int | None = None) -> Dataset:
     """Draw ``shots`` training images a class by ``seed``, and a validation split.
 
     For the same seed, k shots are among k+1 shots (not with ``coop_draw``). Validation images: of the data's own
     validation split min(k, 4) a class (with ``all``: all of it); without one, as many training images that are not
     among the shots (with ``all``: a tenth of each class, at least one, is held out). Of a test set both are empty.
 
+    Args:
+        pools: all images.
+        shots: training images a class, or ``all``.
+        seed: of the draw.
+        validation: validation images a class instead of these numbers, as far as a class has them; the shots stay the
+            same, but with ``all`` what is held out of a pool without validation images is no shot.
+
     Raises:
-        InputError: for shots that are no count, and for a class with too few images.
+        InputError: for shots or validation images that are no count, and for a class with too few images.
     """
-    if shots != "all" and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 1):
+    if shots != "all" and not _is_count(shots):
         raise InputError(f"shots must be a number from 1 or all, got {shots!r}.")
+    if validation is not None and not _is_count(validation):
+        raise InputError(f"validation must be a number of images a class from 1, got {validation!r}.")
     if pools.test_only:
         train, val, counts = pools.train, pools.train, f"test {len(pools.test)} images, none for training"
     else:
-        train, val, counts = _draw(pools, shots, seed)
+        train, val, counts = _draw(pools, shots, seed, validation)
     return Dataset(
         name=pools.name,
         source=pools.source,
@@ -114,15 +123,20 @@ def few_shot(pools: Pools, shots: Shots, seed: int) -> Dataset:
     )
 
 
-def _draw(pools: Pools, shots: Shots, seed: int) -> tuple[ImageSet, ImageSet, str]:
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _draw(pools: Pools, shots: Shots, seed: int, validation: int | None) -> tuple[ImageSet, ImageSet, str]:
     """Training and validation images, and a sentence on them."""
     _check_enough(pools, shots)
+    few = validation or (None if shots == "all" else min(shots, VALIDATION_SHOTS))
     if pools.val is None:
-        train, val = _hold_out(pools, shots, seed)
+        train, val = _hold_out(pools, shots, few, seed)
         origin = "training images that are not shots"
     else:
-        train, val = _draw_both(pools, pools.val, shots, seed)
-        origin = "the data's own" if shots == "all" else f"{min(shots, VALIDATION_SHOTS)} a class of the data's own"
+        train, val = _draw_both(pools, pools.val, shots, few, seed)
+        origin = "the data's own" if few is None else f"{few} a class of the data's own"
     how = "all" if shots == "all" else f"{shots} a class, seed {seed}"
     return train, val, f"train {len(train)} images ({how}), validation {len(val)} ({origin}), test {len(pools.test)}"
 
@@ -143,31 +157,27 @@ def _check_enough(pools: Pools, shots: Shots) -> None:
     raise InputError(f"{has}, too few for shots={shots}{why}: {way_out}.")
 
 
-def _hold_out(pools: Pools, shots: Shots, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Shots from the front of each class's random order, validation images from its end."""
+def _hold_out(pools: Pools, shots: Shots, few: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Shots from the front of each class's random order, ``few`` (or a tenth of it) for validation from its end."""
     train: list[int] = []
     val: list[int] = []
     for order in _orders(pools.train, len(pools.class_names), seed):
-        if shots == "all":
-            count = len(order) - max(1, len(order) // 10)
-            held_out = len(order) - count
-        else:
-            count = shots
-            held_out = min(shots, VALIDATION_SHOTS, len(order) - count)
+        wanted = few or max(1, len(order) // 10)
+        held_out = min(wanted, len(order) - (1 if shots == "all" else shots))
+        count = len(order) - held_out if shots == "all" else shots
         train += order[:count]
         val += order[len(order) - held_out :]
     return pools.train.select(sorted(train)), pools.train.select(sorted(val))
 
 
-def _draw_both(pools: Pools, own: ImageSet, shots: Shots, seed: int) -> tuple[ImageSet, ImageSet]:
-    if shots == "all":
-        return pools.train, own
-    few = min(shots, VALIDATION_SHOTS)
-    if pools.coop_draw:
-        generator = random.Random(seed)  # one generator, first for train, then for val
-        return _coop_draw(pools.train, shots, generator), _coop_draw(own, few, generator)
+def _draw_both(pools: Pools, own: ImageSet, shots: Shots, few: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Shots of the training images, ``few`` (or all) of the data's own validation images a class."""
     classes = len(pools.class_names)
-    return _first(pools.train, shots, classes, seed), _first(own, few, classes, seed)
+    if pools.coop_draw and shots != "all":
+        generator = random.Random(seed)  # one generator, first for train, then for val
+        return _coop_draw(pools.train, shots, generator), _coop_draw(own, few or len(own), generator)
+    train = pools.train if shots == "all" else _first(pools.train, shots, classes, seed)
+    return train, own if few is None else _first(own, few, classes, seed)
 
 
 def _orders(images: ImageSet, classes: int, seed: int) -> list[list[int]]:

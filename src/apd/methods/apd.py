@@ -20,12 +20,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from apd import losses
 from apd.attacks.base import Objective
-from apd.attacks.objectives import cross_entropy, kl_from_logits, kl_of_pair
+from apd.attacks.objectives import cross_entropy, kl, kl_from_logits, kl_of_pair
 from apd.classifier import BoundCLIP, PromptedCLIP
 from apd.clip import load_clip
 from apd.errors import InputError
@@ -85,9 +86,10 @@ class APDSettings(MethodSettings):
     text_features: float = Field(0.0, ge=0, description="weight of 1 - cos(t_S, t_T)")
     feedback: float = Field(0.0, ge=0, description="online teacher: weight of KL(p_T(x) || p_S(x')); 0: no feedback")
     tau: float = Field(1.0, gt=0, description="temperature of the soft labels")
-    inner: Literal["ce", "kl", "teacher-kl", "teacher-pair"] = Field(
+    inner: Literal["ce", "kl", "teacher-kl", "teacher-pair", "mixed"] = Field(
         "ce",
-        description="inner objective: CE, KL to the clean student, KL to the teacher on x, KL to the teacher on x'",
+        description="inner objective: CE, KL to the clean student, KL to the teacher on x, KL to the teacher on x', "
+        "KL to the mixture of hard and soft label that the loss itself has on x'",
     )
     soft_target: Literal["clean", "adversarial"] = Field(
         "clean", description="image on which the teacher gives the soft label for x'"
@@ -108,6 +110,8 @@ class APDSettings(MethodSettings):
     def _consistent(self) -> APDSettings:
         if self.variant == "mtard" and self.robust_teacher is None:
             raise ValueError("variant mtard needs method.robust_teacher, an adversarially trained CLIP")
+        if self.inner == "mixed" and not self.adv_ce and not self.adv_kl:
+            raise ValueError("method.inner=mixed needs a label on x': set method.adv_ce or method.adv_kl above 0")
         if self.feedback and self.teacher != "online":
             raise ValueError(f"method.feedback needs method.teacher=online, got {self.teacher}")
         asked = self.soft_target == "adversarial" or self.trust or self.inner == "teacher-pair"
@@ -217,20 +221,33 @@ class APD(Method):
             return Objective(attacked.logits, kl_from_logits, step.clean_logits().detach())
         if self.s.inner == "teacher-kl":
             return Objective(attacked.logits, kl_from_logits, self._teacher_logits(step).detach())
+        if self.s.inner == "mixed":
+            return Objective(attacked.logits, kl, self._mixed_label(step))
         teacher = self._on_adversarial(step)
         return Objective(lambda x: torch.cat([teacher.logits(x), attacked.logits(x)], dim=1), kl_of_pair, step.labels)
+
+    def _weights(self) -> tuple[Tensor | float, Tensor | float]:
+        """Of the hard and of the soft label on x'."""
+        hard, soft = (1.0, 1.0) if self.s.balance is None else (1 - self.balance, self.balance)
+        return hard * self.s.adv_ce, soft * self.s.adv_kl
+
+    def _mixed_label(self, step: Step) -> Tensor:
+        """The probabilities (B, C) towards which the loss draws p_S(x') with ``tau = 1``."""
+        hard, soft = self._weights()
+        known = (self._teacher_logits(step).detach() / self.s.tau).softmax(dim=-1)
+        return (hard * F.one_hot(step.labels, known.shape[-1]) + soft * known) / (hard + soft)
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """The terms of L_S (and of L_T, where the teacher is online) whose weight is not 0."""
         s = self.s
         features = step.student.features(x_adv)
         z_adv = step.student.compare(features)
-        hard, soft = (1.0, 1.0) if s.balance is None else (1 - self.balance, self.balance)
+        hard, soft = self._weights()
         terms: dict[str, Tensor] = {}
         if s.adv_ce:
-            terms["adv_ce"] = hard * s.adv_ce * step.cross_entropy(z_adv)
+            terms["adv_ce"] = hard * step.cross_entropy(z_adv)
         if s.adv_kl:
-            terms["adv_kl"] = soft * s.adv_kl * self._soft(step, x_adv, z_adv)
+            terms["adv_kl"] = soft * self._soft(step, x_adv, z_adv)
         if s.clean_ce:
             terms["clean_ce"] = s.clean_ce * step.cross_entropy(step.clean_logits())
         if s.clean_kl:
