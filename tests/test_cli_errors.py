@@ -17,6 +17,7 @@ from apd.run import Run
 
 from .command_line import QUICK, Answer, Cli
 from .models import save_colours
+from .test_run import fail_with
 
 
 def check_error(answer: Answer, words: list[str]) -> None:
@@ -140,25 +141,21 @@ def test_damaged_run_folders(cli: Cli, run: Path, damage: str) -> None:
     check_error(cli("train", "--output", run, "--resume"), ["state.safetensors", "damaged", "--overwrite"])
 
 
-def full_disk(*_: object, **__: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def test_full_disk_and_read_only_output(
     cli: Cli, run: Path, clip_folder: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = ("train", colours, "--model", clip_folder, *QUICK, "--output", run.parent / "new")
     with monkeypatch.context() as patch:
-        patch.setattr("apd.files.os.fsync", full_disk)
+        patch.setattr("apd.files.os.fsync", fail_with(errno.ENOSPC))
         check_error(cli(*train), ["No space left", "Free some space"])
     with monkeypatch.context() as patch:
-        patch.setattr("apd.files.tempfile.TemporaryFile", full_disk)
+        patch.setattr("apd.files.tempfile.TemporaryFile", fail_with(errno.ENOSPC))
         answer = cli(*train)
         check_error(answer, ["No space left"])
         assert answer.err.startswith("error"), "before any work"
     prompts = (run / "prompts.safetensors").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("apd.files.os.fsync", full_disk)
+        patch.setattr("apd.files.os.fsync", fail_with(errno.ENOSPC))
         check_error(
             cli("evaluate", run, "--attack", "pgd-1", "--limit", 2, "--output", run / "result.json"), ["No space"]
         )
