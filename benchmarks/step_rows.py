@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from apd.methods import find_method
@@ -41,63 +42,78 @@ def predicted(kind: str, shape: Geometry, batch: int, classes: int) -> tuple[flo
     return vision * image - saved + text * short, 12 * (image + classes * shape.text_gflop(CONTEXT))
 
 
-def step_case(
-    options: Options,
-    results: Results,
-    kind: str,
-    batch: int,
-    classes: int,
-    *,
-    geometry: str | None = None,
-    bf16: bool = False,
-    rounds: int = 5,
-    references: int = 1,
-) -> Case:
-    """The row of one step.
+@dataclass(frozen=True)
+class StepPlan:
+    """One step to be measured.
 
     Args:
-        options, results: of the run.
         kind: a key of `FLOORS`.
         batch, classes: sizes.
-        geometry: None for the run's.
+        geometry: a key of `GEOMETRIES`.
         bf16: all sides under autocast.
         rounds: of ours and the floor, at most.
         references: rounds of the published step, at most; 0: it follows the line through other sizes, where there are two.
             APD has no public code, so no reference.
     """
-    geometry = geometry or options.geometry
-    shape = GEOMETRIES[geometry]
-    name, settings = method_settings(kind, shape)
-    least, most = predicted(kind, shape, batch, classes)
-    # On a GPU kernels hardly differ, and autocast lowers the default's frozen weights anew at every call.
-    both_kernels = options.device.type == "cpu" and not bf16
-    sides = {
-        "ours": Side(least, rounds, warm=int(kind == "apd-frozen" or not options.quick)),
-        "floor": Side(least, rounds, warm=int(not options.quick)),
-        "floor_default_kernels": Side(least, min(rounds, 3) * both_kernels, own_kernels=False),
-        "reference": Side(most, references * (kind == "fap"), own_kernels=False),
-        "reference_our_kernels": Side(most, int(kind == "fap" and references > 1 and both_kernels)),
-    }
-    sides = {name: side for name, side in sides.items() if side.rounds}
 
-    def measure() -> Row:
-        p = problem(*options.load(geometry), name, settings, batch, classes, bf16=bf16)
-        functions: dict[str, Callable[[], Any]] = {
+    kind: str
+    batch: int
+    classes: int
+    geometry: str
+    bf16: bool = False
+    rounds: int = 5
+    references: int = 1
+
+    def gflop(self) -> tuple[float, float]:
+        """Of the floor and of the published step."""
+        return predicted(self.kind, GEOMETRIES[self.geometry], self.batch, self.classes)
+
+    def sides(self, options: Options) -> dict[str, Side]:
+        """What takes turns."""
+        least, most = self.gflop()
+        # On a GPU kernels hardly differ, and autocast lowers the default's frozen weights anew at every call.
+        both_kernels = options.device.type == "cpu" and not self.bf16
+        fap = self.kind == "fap"
+        sides = {
+            "ours": Side(least, self.rounds, warm=int(self.kind == "apd-frozen" or not options.quick)),
+            "floor": Side(least, self.rounds, warm=int(not options.quick)),
+            "floor_default_kernels": Side(least, min(self.rounds, 3) * both_kernels, own_kernels=False),
+            "reference": Side(most, self.references * fap, own_kernels=False),
+            "reference_our_kernels": Side(most, int(fap and self.references > 1 and both_kernels)),
+        }
+        return {name: side for name, side in sides.items() if side.rounds}
+
+    def functions(self, p: Problem) -> dict[str, Callable[[], Any]]:
+        """What each side runs."""
+        passes = FLOORS[self.kind][0]
+        return {
             "ours": ours(p),
-            "floor": floor(p, **FLOORS[kind][0]),
-            "floor_default_kernels": floor(p, **FLOORS[kind][0], own_kernels=False),
+            "floor": floor(p, **passes),
+            "floor_default_kernels": floor(p, **passes, own_kernels=False),
             "reference": lambda: published(p),
             "reference_our_kernels": lambda: published(p, own_kernels=True),
         }
+
+
+def step_case(options: Options, results: Results, step: StepPlan) -> Case:
+    """The row of one step."""
+    batch, classes = step.batch, step.classes
+    name, settings = method_settings(step.kind, GEOMETRIES[step.geometry])
+    sides, suffix = step.sides(options), options.suffix(step.geometry)
+
+    def measure() -> Row:
+        p = problem(*options.load(step.geometry), name, settings, batch, classes, bf16=step.bf16)
+        functions = step.functions(p)
         times = take_turns({side: functions[side] for side in sides}, sides, options.device)
+        least, most = step.gflop()
         row = compared(times) | {"gflop": {"floor": least, "reference": most}}
-        prefix, suffix = f"fap-step-b{batch}-c", options.suffix(geometry)
-        fit = kind == "fap" and not references and not bf16 and len(sizes(results, prefix, suffix, "reference")) > 1
+        prefix, fap = f"fap-step-b{batch}-c", step.kind == "fap"
+        fit = fap and not step.references and not step.bf16 and len(sizes(results, prefix, suffix, "reference")) > 1
         return fitted(row, results, prefix, suffix, classes, ("reference",)) if fit else row
 
     about = {"method": name, "method_settings": settings, "batch": batch, "classes": classes, "attack_steps": 2}
-    about |= {"geometry": geometry, "bf16": bf16, "reference": bool(references)}
-    row_name = f"{kind}-step-b{batch}-c{classes}{options.suffix(geometry)}{'-bf16' if bf16 else ''}"
+    about |= {"geometry": step.geometry, "bf16": step.bf16, "reference": bool(step.references)}
+    row_name = f"{step.kind}-step-b{batch}-c{classes}{suffix}{'-bf16' if step.bf16 else ''}"
     return Case(row_name, about, measure, sides)
 
 
@@ -187,7 +203,7 @@ def cases(options: Options, results: Results) -> Iterator[Case]:
     """The suite, the headline's sizes first; then other methods, bf16, larger batches and ViT-B/16."""
 
     def step(kind: str, batch: int, classes: int, **rest: Any) -> Case:
-        return step_case(options, results, kind, batch, classes, **rest)
+        return step_case(options, results, StepPlan(kind, batch, classes, **{"geometry": options.geometry, **rest}))
 
     if options.quick:
         # The reference is what takes long: measured at few classes, fitted at the headline's hundred.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from apd.errors import InputError
 from apd.methods import find_method
 from apd.prompts import PromptSpec
 from apd.threat import ThreatModel
-from apd.training import loop
 from apd.training.batches import Batches, Images
 from apd.training.optim import swa_share, update_average, warmed_up
 from apd.training.perturb import awp, sam, shifted
@@ -293,75 +291,6 @@ def test_carried_perturbations_need_one_process() -> None:
     batches.processes = 2
     with pytest.raises(InputError, match="needs one process, got 2"):
         Carried(AttackSettings(kind="carried"), batches, ThreatModel(EPS))
-
-
-# Passes
-
-
-class Passes:
-    """Images that went forwards and backwards through the image tower."""
-
-    def __init__(self) -> None:
-        self.forward = self.backward = 0
-
-    @contextmanager
-    def of(self, clip: DualEncoder) -> Iterator[None]:
-        encode = clip.encode_image
-
-        def counting(x: Tensor, tokens: object = ()) -> Tensor:
-            self.forward += len(x)
-            out = encode(x, tokens)
-            if out.requires_grad:
-                out.register_hook(self._back)
-            return out
-
-        clip.encode_image = counting
-        try:
-            yield
-        finally:
-            del clip.encode_image
-
-    def _back(self, gradient: Tensor) -> None:
-        self.backward += len(gradient)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "train", "passes"),
-    [
-        ("advvlp", {}, {}, (3, 3)),
-        ("advvlp", {}, {"attack": {"steps": 7}}, (8, 8)),
-        ("advvlp", {}, {"attack": {"kind": "fgsm-rs"}}, (2, 2)),
-        ("advvlp", {}, {"attack": {"kind": "n-fgsm"}}, (2, 2)),
-        ("advvlp", {}, {"attack": {"kind": "free"}}, (1, 1)),
-        ("advvlp", {}, {"attack": {"kind": "carried"}}, (1, 1)),
-        ("advvlp", {}, {"attack": {"loss": "kl"}}, (4, 3)),
-        ("advvlp", {}, {"optimizer": {"sam": 0.1}}, (4, 4)),
-        ("vlp", {}, {}, (1, 1)),
-        ("apd", {"teacher": "frozen"}, {}, (4, 3)),
-        ("apd", {"teacher": "frozen"}, {"attack": {"kind": "free"}}, (1.25, 1)),
-        ("apd", {"teacher": "frozen"}, {"attack": {"kind": "carried"}}, (2, 1)),
-        ("apd", {"teacher": "frozen"}, {"optimizer": {"awp": 0.1}}, (5, 4)),
-        ("apd", {"teacher": "online"}, {}, (4, 4)),
-        ("apd", {"teacher": "online"}, {"attack": {"kind": "free"}}, (2, 2)),
-        ("apd", {"teacher": "frozen", "clean_ce": 1.0}, {"attack": {"loss": "kl"}}, (5, 4)),
-        ("apd", {"teacher": "frozen", "soft_target": "adversarial"}, {}, (4, 3)),
-    ],
-)
-def test_passes_are_those_of_the_table(
-    tmp_path: Path, clip: DualEncoder, name: str, options: dict, train: dict, passes: tuple[float, float]
-) -> None:
-    """Counted over 4 optimiser steps in the loop itself, in passes of a batch a step."""
-    from accelerate import Accelerator
-
-    batch = Decoded((X * 255).to(torch.uint8), LABELS, tuple("abcd"))
-    config = TrainSettings(epochs=4, batch_size=4, augment={"enabled": False}, **train)
-    training = loop.Loop(
-        build(clip, name, **options), Images(batch, batch, 16, False), config, Accelerator(cpu=True), None, False
-    )
-    counter = Passes()
-    with counter.of(clip):
-        training.run_through(lambda: None)
-    assert (counter.forward / 16, counter.backward / 16) == passes
 
 
 # The attack's loss

@@ -23,13 +23,33 @@ def render_card(
         config: settings of the run.
         results: evaluations as `apd evaluate --json` prints them (`Result.to_dict`).
     """
-    model, classes, size = manifest["model"], manifest["class_names"], manifest["model"]["image_size"]
+    model = manifest["model"]
     header = {
         "library_name": "apd",
         "pipeline_tag": "zero-shot-image-classification",
         "base_model": model["source"],
         "tags": ["clip", "prompt-tuning", "adversarial-robustness", config.method.name],
     }
+    return "\n".join(
+        [
+            f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+            f"# {path.name}\n",
+            f"Prompts that make `{model['source']}` robust to adversarial images, learned with `apd`.",
+            "The CLIP itself is unchanged.\n",
+            "```python\nimport apd\n",
+            f'classifier = apd.load_run("{path.as_posix()}")  # pixels in [0,1] to logits\n```\n',
+            "## Circumstances\n",
+            _circumstances(manifest, config),
+            f"\nAll settings (`config.yaml`):\n\n```yaml\n{config.to_yaml()}```\n",
+            "## Evaluation\n",
+            _results(results),
+            "\nThe whole model is attacked, prompts included. Clean accuracy is never labelled robust.\n",
+        ]
+    )
+
+
+def _circumstances(manifest: Mapping[str, Any], config: RunConfig) -> str:
+    model, classes, size = manifest["model"], manifest["class_names"], manifest["model"]["image_size"]
     shown = ", ".join(classes[:20]) + (f" … ({len(classes)} classes, all in run.json)" if len(classes) > 20 else "")
     rows = {
         "method": config.method.name,
@@ -48,23 +68,8 @@ def render_card(
         "versions": ", ".join(f"{key} {value}" for key, value in manifest["versions"].items()),
         **{key.replace("_", " "): value or "none" for key, value in manifest["summary"].items()},
     }
-    return "\n".join(
-        [
-            f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
-            f"# {path.name}\n",
-            f"Prompts that make `{model['source']}` robust to adversarial images, learned with `apd`.",
-            "The CLIP itself is unchanged.\n",
-            "```python\nimport apd\n",
-            f'classifier = apd.load_run("{path.as_posix()}")  # pixels in [0,1] to logits\n```\n',
-            "## Circumstances\n",
-            "| what | value |\n|---|---|",
-            *(f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in rows.items()),
-            f"\nAll settings (`config.yaml`):\n\n```yaml\n{config.to_yaml()}```\n",
-            "## Evaluation\n",
-            _results(results),
-            "\nThe whole model is attacked, prompts included. Clean accuracy is never labelled robust.\n",
-        ]
-    )
+    lines = [f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in rows.items()]
+    return "\n".join(["| what | value |\n|---|---|", *lines])
 
 
 def _results(results: Sequence[Mapping[str, Any]]) -> str:

@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import quiet_stdout, say, split_names
+from apd.cli.common import AsJson, quiet_stdout, say, split_names
 from apd.errors import InputError
 from apd.files import check_writable, write_atomic
 
 if TYPE_CHECKING:
     from apd.evaluation import Result
+
+# Options whose declaration takes more than a line.
+Attacks = Annotated[
+    list[str] | None,
+    typer.Option(help="May be repeated or hold commas; see: apd list attacks. (default: pgd-20,autoattack)"),
+]
+Eps = Annotated[str | None, typer.Option(help="Budget in [0,1] pixel units, such as 4/255. (default: the run's)")]
+Corruption = Annotated[
+    str | None, typer.Option(help="Corrupts the images before any attack, KIND:SEVERITY, such as fog:3.")
+]
+SkipBadImages = Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out, and count them.")]
 
 
 def evaluate(
@@ -21,25 +32,16 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Images to evaluate on. (default: the run's)")] = None,
     split: Annotated[str | None, typer.Option(help="train, val or test. (default: test)")] = None,
     classes: Annotated[str | None, typer.Option(help="all, base or new. (default: the run's)")] = None,
-    attack: Annotated[
-        list[str] | None,
-        typer.Option(help="May be repeated or hold commas; see: apd list attacks. (default: pgd-20,autoattack)"),
-    ] = None,
-    eps: Annotated[
-        str | None, typer.Option(help="Budget in [0,1] pixel units, such as 4/255. (default: the run's)")
-    ] = None,
+    attack: Attacks = None,
+    eps: Eps = None,
     norm: Annotated[str | None, typer.Option(help="linf or l2. (default: the run's)")] = None,
-    corruption: Annotated[
-        str | None, typer.Option(help="Corrupts the images before any attack, KIND:SEVERITY, such as fog:3.")
-    ] = None,
+    corruption: Corruption = None,
     seed: Annotated[int | None, typer.Option(help="Of the attacks and of --limit. (default: 0)")] = None,
     limit: Annotated[int | None, typer.Option(help="Evaluate so many images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images at a time. (default: 128)")] = None,
-    skip_bad_images: Annotated[
-        bool, typer.Option("--skip-bad-images", help="Leave unreadable images out, and count them.")
-    ] = False,
+    skip_bad_images: SkipBadImages = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, alone on standard output.")] = False,
+    as_json: AsJson = False,
     output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
 ) -> None:
     """Measure accuracy, clean and under attack, with the undefended CLIP attacked beside it.
@@ -69,18 +71,16 @@ def evaluate(
     given = {name: value for name, value in options.items() if value is not None}
     if output is not None:
         check_writable(output.parent)
-    if run is not None:
-        from apd.run import Run
-
-        Run.open(run)  # before torch is imported, so that a wrong folder is told at once
-    with quiet_stdout():
-        result = (
-            _evaluate_model(model, data, given, device)
-            if run is None
-            else _evaluate_run(run, model, data, given, device)
-        )
+    result = _evaluate(run, model, data, given, device)
     _show(result, as_json, output)
     say(f"Next: apd train {data} --model {model}" if run is None else f"Next: apd predict {run} IMAGES")
+
+
+def _evaluate(run: Path | None, model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:
+    with quiet_stdout():
+        if run is None:
+            return _evaluate_model(model, source, given, device)
+        return _evaluate_run(run, model, source, given, device)
 
 
 def _evaluate_model(model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:
@@ -100,13 +100,14 @@ def _evaluate_model(model: str | None, source: str | None, given: dict[str, Any]
 
 
 def _evaluate_run(folder: Path, model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:
+    from apd.run import Run
+
+    run = Run.open(folder)  # before torch is imported, so that a wrong folder is told at once
     from apd.data import load_data, same_source
     from apd.device import pick_device
     from apd.evaluation import evaluate, parse_settings
     from apd.loading import load_run
-    from apd.run import Run
 
-    run = Run.open(folder)
     config = run.config
     # The run's own data named again is the run's own data: drawn anew, its val could hold images it was trained on.
     other = source is not None and not same_source(source, config.data.source)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import say
+from apd.cli.common import AsJson, say
 from apd.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ KINDS = ("models", "methods", "attacks", "data")
 
 def listing(
     kind: Annotated[str | None, typer.Argument(help="models, methods, attacks or data; all without it.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, alone on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List models, methods, attacks or data; of methods, --json also tells sources, settings and published presets.
 

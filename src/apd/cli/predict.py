@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from apd.cli.common import quiet_stdout, say
+from apd.cli.common import AsJson, quiet_stdout, say
 from apd.errors import InputError
 
 
@@ -18,7 +18,7 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
     model: Annotated[str | None, typer.Option(help="Where the CLIP is now, if it has moved.")] = None,
     skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, alone on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Classify image files: class and probability. Files that cannot be read are named at the end (exit code 2).
 

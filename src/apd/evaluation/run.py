@@ -105,35 +105,24 @@ def evaluate_tensors(
         raise InputError(
             f"Each of the images must have an id of its own, and there must be one; got {len(decoded)} of {name}."
         )
-    samples, kept, n_classes = Samples(decoded), Store(store), len(class_names)
-    evaluation = Evaluation(Subject.of(model), samples, settings, kept, n_classes)
+    evaluation = Evaluation(Subject.of(model), Samples(decoded), settings, Store(store), len(class_names))
     records = evaluation.run()
     scores = evaluation.scores(records)
     control = _control(evaluation, scores, undefended)
-    predictions = evaluation.predictions(records)
+    predictions, labels = evaluation.predictions(records), decoded.labels.tolist()
     checks = _checks(evaluation, records, scores, control) if settings.checks else []
-    eps = settings.threat.eps
     return Result(
         **dict(scores),
-        n=len(samples),
-        eps=eps,
-        eps_text=format_eps(eps),
-        norm=settings.norm,
-        seed=settings.seed,
+        **_circumstances(settings),
+        n=len(decoded),
         undefended=control,
-        versions=versions(),
         checks=checks,
-        per_class=_per_class(decoded.labels.tolist(), predictions, class_names),
+        per_class=_per_class(labels, predictions, class_names),
         data=name,
-        split=settings.split,
-        classes=settings.classes,
-        corruption=settings.corruption,
         image_size=decoded.images.shape[-1],
-        precision=PRECISION,
-        batch_size=settings.batch_size,
         skipped_images=decoded.skipped,
         ids=decoded.ids,
-        labels=tuple(decoded.labels.tolist()),
+        labels=tuple(labels),
         predictions={attack: tuple(guesses) for attack, guesses in predictions.items()},
     )
 
@@ -156,6 +145,23 @@ def parse_settings(values: dict[str, Any]) -> EvaluationSettings:
         message = first["msg"].removeprefix("Value error, ")
         whole = message if first["type"] == "value_error" else f"{where}: {message} (got {first['input']!r})."
         raise InputError(whole) from error
+
+
+def _circumstances(settings: EvaluationSettings) -> dict[str, Any]:
+    """What a result says of the evaluation, whatever the model and the images."""
+    eps = settings.threat.eps
+    return {
+        "eps": eps,
+        "eps_text": format_eps(eps),
+        "norm": settings.norm,
+        "seed": settings.seed,
+        "versions": versions(),
+        "split": settings.split,
+        "classes": settings.classes,
+        "corruption": settings.corruption,
+        "precision": PRECISION,
+        "batch_size": settings.batch_size,
+    }
 
 
 def _control(evaluation: Evaluation, scores: Scores, undefended: nn.Module | None) -> Scores | None:

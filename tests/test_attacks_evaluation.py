@@ -1,0 +1,194 @@
+"""Evaluation attacks by name: what they run, whom they fool, and what one part of a cascade leaves to the next."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apd import attacks
+from apd.attacks import Cascade, misclassified
+from apd.errors import InputError
+from apd.threat import ThreatModel
+
+from .test_attacks import BALLS, standing_pictures
+from .toys import Counting, trained
+
+
+@pytest.mark.parametrize("threat", BALLS, ids=lambda ball: ball.norm)
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@pytest.mark.parametrize("name", ["pgd-10", "apgd-ce", "apgd-dlr"])
+def test_evaluation_attacks_raise_the_error_within_the_ball(name: str, kind: str, threat: ThreatModel) -> None:
+    model = trained(5, kind)
+    x, labels = standing_pictures(model, 40, 5)
+    found = attacks.find(name)(model, x, labels, threat, [str(i) for i in range(len(x))], 0)
+    assert misclassified(model(found.images), labels).float().mean() > 0.3
+    assert torch.allclose(threat.project(found.images, x), found.images, atol=1e-6)
+    assert set(found.by) == {name}
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "runs"),
+    [
+        (2, ("apgd-ce", "apgd-margin", "fab", "square")),
+        (5, ("apgd-ce", "apgd-t", "fab-t", "square")),
+    ],
+)
+def test_autoattack_with_few_classes(n_classes: int, runs: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    """At an eps that leaves some standing, so that every stage runs; it fools whom each part alone fools."""
+    model, threat = trained(n_classes), ThreatModel(0.04)
+    x, labels = standing_pictures(model, 24, n_classes)
+    ids = [str(i) for i in range(len(x))]
+    attack = attacks.find("autoattack")
+    assert attack.runs(n_classes) == runs
+    torch.manual_seed(5)
+    expected, tracer = torch.rand(3), sys.gettrace()
+    torch.manual_seed(5)
+    found = attack(model, x, labels, threat, ids, seed=0)
+    assert torch.equal(torch.rand(3), expected), "the global generator was touched"
+    assert sys.gettrace() is tracer
+    fooled = misclassified(model(found.images), labels)
+    assert 0 < fooled.sum() < len(x)
+    assert {by for by, wrong in zip(found.by, fooled.tolist(), strict=True) if not wrong} == {"square"}
+    for part in ("pgd-20", "apgd-ce", "apgd-dlr"):
+        alone = attacks.find(part)(model, x, labels, threat, ids, 0)
+        assert not (misclassified(model(alone.images), labels) & ~fooled).any(), part
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "n_classes", "runs"),
+    [
+        ("autoattack", 4, ("apgd-ce", "apgd-t", "fab-t", "square")),
+        ("apgd-ce", 2, ("apgd-ce",)),
+        ("apgd-dlr", 3, ("apgd-dlr",)),
+        ("apgd-dlr", 2, ("apgd-margin",)),
+        ("pgd-7", 2, ("pgd-7",)),
+    ],
+)
+def test_what_an_attack_runs(name: str, n_classes: int, runs: tuple[str, ...]) -> None:
+    assert attacks.find(name).runs(n_classes) == runs
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "autoattack"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_single_samples(name: str, n: int) -> None:
+    model = trained(2)
+    x, labels = standing_pictures(model, 6, 2)
+    found = attacks.find(name)(model, x[:n], labels[:n], ThreatModel(0.3), ["a", "b"][:n], 0)
+    assert found.images.shape == x[:n].shape and misclassified(model(found.images), labels[:n]).all()
+
+
+def test_apgd_runs_once_and_margin_replaces_dlr_for_two_classes() -> None:
+    x, labels = standing_pictures(trained(2), 8, 2)
+    for name, runs in [("apgd-ce", ("apgd-ce",)), ("apgd-dlr", ("apgd-margin",))]:
+        model = Counting(trained(2))
+        attack = attacks.find(name)
+        attack(model, x, labels, ThreatModel(1e-4), [str(i) for i in range(len(x))], 0)
+        assert attack.runs(2) == runs
+        # 100 iterations from one start, the clean and the final look, and one image for the number of classes.
+        assert model.images == len(x) * (101 + 2) + 1
+
+
+class Dizzy(nn.Module):
+    """A randomised defence."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.model(x + 0.3 * torch.randn_like(x))
+        return z
+
+
+class Sure(Dizzy):
+    """Probabilities instead of logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.model(x)
+        return z.softmax(dim=-1)
+
+
+@pytest.mark.parametrize(("defence", "flag"), [(Dizzy, "randomized"), (Sure, "probabilities")])
+def test_autoattack_flags_are_collected(defence: type[Dizzy], flag: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = trained(5)
+    x, labels = standing_pictures(model, 6, 5)
+    ids = [str(i) for i in range(len(x))]
+    found = attacks.find("autoattack")(defence(model), x, labels, ThreatModel(0.5), ids, 0)
+    assert found.flags[flag] == 1 and not caplog.records
+    assert not attacks.find("autoattack")(model, x, labels, ThreatModel(0.5), ids, 0).flags
+
+
+@dataclass(frozen=True)
+class Fools:
+    """Blackens the images of one class, and remembers what it was given."""
+
+    label: int
+    asked: list[str]
+    name: str = "fools"
+
+    def runs(self, n_classes: int) -> tuple[str, ...]:
+        return (f"fools-{self.label}",)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel, ids: list[str], seed: int
+    ) -> attacks.Found:
+        self.asked.extend(ids)
+        images = torch.where((labels == self.label).view(-1, 1, 1, 1), torch.zeros_like(x), x)
+        return attacks.Found(images, [f"fools-{self.label}"] * len(x))
+
+
+def test_a_cascade_hands_on_what_stands() -> None:
+    class Brightness(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.one_hot((x.flatten(1).mean(dim=1) * 10).round().long(), 4).float()
+
+    labels = torch.tensor([1, 2, 3, 2])
+    x = (labels / 10).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).clone()
+    ids, asked = ["a", "b", "c", "d"], [list[str](), list[str](), list[str]()]
+    cascade = Cascade("all", tuple(Fools(label, ids_) for label, ids_ in zip((2, 1, 3), asked, strict=True)))
+    found = cascade(Brightness(), x, labels, ThreatModel(0.5), ids, 0)
+    assert asked == [["a", "b", "c", "d"], ["a", "c"], ["c"]]
+    assert found.by == ["fools-1", "fools-2", "fools-3", "fools-2"]
+    assert not found.images.any()
+    assert cascade.runs(4) == ("fools-2", "fools-1", "fools-3")
+
+
+def test_apgd_finds_what_its_parts_find() -> None:
+    model = trained(5)
+    x, labels = standing_pictures(model, 40, 5)
+    ids, threat = [str(i) for i in range(len(x))], ThreatModel(0.04)
+    stand = torch.ones(len(x), dtype=torch.bool)
+    for part in ("pgd-10", "apgd-ce", "apgd-dlr"):
+        stand &= ~misclassified(model(attacks.find(part)(model, x, labels, threat, ids, 0).images), labels)
+    found = attacks.find("apgd-ce+dlr")(model, x, labels, threat, ids, 0)
+    assert 0 < int(stand.sum()) < len(x)
+    # The library draws for a whole batch, so a sample at the border may fall in one batch and not in another.
+    assert int((~misclassified(model(found.images), labels) ^ stand).sum()) <= 1
+    assert torch.equal(threat.project(found.images, x), found.images)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("apgd-cc", "Did you mean apgd-ce"),
+        ("autoatack", "Did you mean autoattack"),
+        ("pgd", "Did you mean pgd-20"),
+        ("pgd-0", "no steps"),
+        ("zzz", "Known: "),
+    ],
+)
+def test_unknown_attacks_offer_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        attacks.find(name)
+
+
+def test_the_table_names_what_find_finds() -> None:
+    for name in attacks.EVALUATION:
+        if name != "clean":
+            assert attacks.find(name.replace("N", "3")).name == name.replace("N", "3")

@@ -1,0 +1,228 @@
+"""What goes wrong on the command line: one line that says the way out, an exit code, and no work lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apd.run import Run
+
+from .command_line import QUICK, Answer, Cli
+from .models import save_colours
+from .test_run import fail_with
+
+
+def check_error(answer: Answer, words: list[str]) -> None:
+    assert answer.code == 2, answer.err
+    assert answer.out == ""
+    errors = [line for line in answer.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert answer.err.rstrip().endswith(errors[0]), "the error is the last line; no traceback follows"
+    for word in words:
+        assert word in errors[0]
+
+
+def broken(folder: Path, how: str) -> Path:
+    """A folder of images with one thing wrong."""
+    save_colours(folder, per_class=8)
+    if how == "empty class":
+        (folder / "dark").mkdir()
+    elif how == "one class":
+        shutil.rmtree(folder / "green")
+        shutil.rmtree(folder / "blue")
+    elif how == "truncated image":
+        for file in (folder / "red").iterdir():
+            file.write_bytes(file.read_bytes()[:70])
+    elif how == "no images":
+        for file in folder.rglob("*.png"):
+            file.rename(file.with_suffix(".txt"))
+    elif how == "long name":
+        (folder / "red").rename(folder / "_".join(["red"] * 40))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("how", "options", "words"),
+    [
+        ("missing", [], ["folder"]),
+        ("empty class", [], ["dark"]),
+        ("one class", [], ["class", "red"]),
+        ("few images", ["--shots", 16], ["16", "shots"]),
+        ("truncated image", [], ["red", ".png", "--skip-bad-images"]),
+        ("no images", [], ["image"]),
+        ("long name", [], ["red red", "context"]),
+    ],
+)
+def test_bad_data_is_one_line_and_costs_no_finished_work(
+    cli: Cli, run: Path, clip_folder: Path, tmp_path: Path, how: str, options: list[Any], words: list[str]
+) -> None:
+    data = tmp_path / "none" / "photos" if how == "missing" else broken(tmp_path / "photos", how)
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    for output in (run, tmp_path / "new"):
+        answer = cli("train", data, "--model", clip_folder, *QUICK, *options, "--output", output, "--overwrite")
+        check_error(answer, words)
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    assert not (tmp_path / "new").exists()
+
+
+BAD_USAGE: list[tuple[str, list[str]]] = [
+    ("train", ["data.source"]),
+    ("train {colours} --eps 4", ["got 4", "4/255", "--eps"]),
+    ("train {colours} --eps=-1/255", ["-1/255"]),
+    ("train {colours} --method adp", ["'adp'", "Did you mean apd?"]),
+    ("train {colours} --shots 2 --model glyhps", ["'glyhps'", "Did you mean glyphs?"]),
+    ("train {colours} --shots 2 --model {colours}", ["config.json"]),
+    ("train {colours} --set train.epoch=3", ["train.epochs"]),
+    ("train digit", ["'digit'", "Did you mean digits?"]),
+    ("train {colours} --output {run}", ["--resume", "--overwrite"]),
+    ("train {colours} --output {run}/run.json", ["is a file"]),
+    ("train {colours} --output {colours}", ["holds other files"]),
+    ("train {colours} --config none.yaml", ["none.yaml"]),
+    ("evaluate", ["--model", "--data"]),
+    ("evaluate {run}/none", ["No run folder"]),
+    ("evaluate {colours}", ["no run folder"]),
+    ("evaluate {run} --attack pdg-20", ["'pdg-20'", "Did you mean pgd-20?"]),
+    ("evaluate {run} --eps 4", ["4/255"]),
+    ("evaluate {run} --limit 0", ["limit"]),
+    ("evaluate {run} --output {run}/run.json/result.json", ["Cannot write", "run.json"]),
+    ("evaluate {run} --split tset", ["split", "tset"]),
+    ("evaluate {run} --device coda", ["'coda'", "device auto"]),
+    ("predict {run} {run}/none.jpg", ["none.jpg"]),
+    ("predict {run} {run}", ["is a folder"]),
+    ("predict {run} {run}/run.json", ["run.json"]),
+    ("list modles", ["'modles'", "Did you mean models?"]),
+    ("demo --output {colours}", ["holds other files"]),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), BAD_USAGE)
+def test_bad_usage_is_one_line(cli: Cli, trained: Path, colours: Path, line: str, words: list[str]) -> None:
+    answer = cli(*(part.format(colours=colours, run=trained) for part in line.split()))
+    check_error(answer, words)
+
+
+@pytest.mark.parametrize("line", ["evaluate none", "predict none x.jpg"])
+def test_a_missing_run_folder_is_told_before_anything_heavy_is_imported(line: str) -> None:
+    code = (
+        f"import sys, apd.cli; sys.argv = 'apd {line}'.split()\n"
+        "try: apd.cli.main()\nexcept SystemExit as stop: print(stop.code, [m for m in ('torch', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 []\n" and done.stderr.startswith("error: No run folder 'none'")
+
+
+@pytest.mark.parametrize("line", ["train digits --epoch 3", "trian digits", "predict", "evaluate --limit many"])
+def test_wrong_options_are_code_2(cli: Cli, line: str) -> None:
+    answer = cli(*line.split())
+    assert answer.code == 2
+    assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize("damage", ["version", "half-written checkpoint"])
+def test_damaged_run_folders(cli: Cli, run: Path, damage: str) -> None:
+    manifest = json.loads((run / "run.json").read_text())
+    if damage == "version":
+        (run / "run.json").write_text(json.dumps({**manifest, "format": 99}))
+        check_error(cli("evaluate", run), ["version 99"])
+        check_error(cli("train", "--output", run, "--resume"), ["version 99"])
+        return
+    (run / "run.json").write_text(json.dumps({**manifest, "status": "running"}))
+    check_error(cli("evaluate", run), ["unfinished", "--resume"])
+    file = run / "checkpoint" / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    check_error(cli("train", "--output", run, "--resume"), ["state.safetensors", "damaged", "--overwrite"])
+
+
+def test_full_disk_and_read_only_output(
+    cli: Cli, run: Path, clip_folder: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = ("train", colours, "--model", clip_folder, *QUICK, "--output", run.parent / "new")
+    with monkeypatch.context() as patch:
+        patch.setattr("apd.files.os.fsync", fail_with(errno.ENOSPC))
+        check_error(cli(*train), ["No space left", "Free some space"])
+    with monkeypatch.context() as patch:
+        patch.setattr("apd.files.tempfile.TemporaryFile", fail_with(errno.ENOSPC))
+        answer = cli(*train)
+        check_error(answer, ["No space left"])
+        assert answer.err.startswith("error"), "before any work"
+    prompts = (run / "prompts.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("apd.files.os.fsync", fail_with(errno.ENOSPC))
+        check_error(
+            cli("evaluate", run, "--attack", "pgd-1", "--limit", 2, "--output", run / "result.json"), ["No space"]
+        )
+    assert (run / "prompts.safetensors").read_bytes() == prompts
+
+
+def test_ctrl_c_says_how_to_go_on(
+    cli: Cli, clip_folder: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    train = ("train", colours, "--model", clip_folder, *QUICK, "--output", folder)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("apd.training.loop.Loop.validate", stop)
+        answer = cli(*train)
+    assert answer.code == 130
+    assert f"apd train --output {folder} --resume" in answer.err
+    resumed = cli("train", "--output", folder, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert Run.open(folder).finished
+    with monkeypatch.context() as patch:
+        patch.setattr("apd.training.loop.Loop.run_through", stop)
+        early = cli(*train[:-1], tmp_path / "early")
+    assert early.code == 130
+    assert "before there was anything to save" in early.err
+    assert not (tmp_path / "early").exists()
+
+
+def test_traceback_only_with_debug(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr("apd.clip.list_models", fail)
+    answer = cli("list", "models")
+    assert (answer.code, answer.err) == (1, "error: ZeroDivisionError: two lines (--debug shows the traceback)\n")
+    shown = cli("list", "models", "--debug")
+    assert shown.code == 1
+    assert "Traceback" in shown.err
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(errno.ENOSPC, 2), (errno.EACCES, 2), (errno.EIO, 1)])
+def test_system_errors_are_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch, code: int, exit_code: int) -> None:
+    def fail() -> None:
+        raise OSError(code, os.strerror(code), "/some/file")
+
+    monkeypatch.setattr("apd.clip.list_models", fail)
+    answer = cli("list", "models")
+    assert answer.code == exit_code
+    assert answer.err.count("\n") == 1
+    assert "/some/file" in answer.err
+
+
+def test_reader_that_leaves_early_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "apd", "list", "data"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    os.close(write)
+    assert done.returncode == 1
+    assert "Broken" not in done.stderr
+    assert "error" not in done.stderr

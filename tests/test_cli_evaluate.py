@@ -1,0 +1,132 @@
+"""`apd evaluate` and `apd predict`: JSON alone on standard output, outcomes kept, the right images and classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import apd
+
+from .command_line import Cli
+from .models import save_colours
+from .test_cli_errors import check_error
+
+
+def test_evaluate_prints_json_alone_and_keeps_outcomes(cli: Cli, run: Path) -> None:
+    arguments = ("evaluate", run, "--attack", "pgd-2,pgd-1", "--attack", "clean", "--limit", 4)
+    answer = cli(*arguments, "--json", "--output", run.parent / "result.json")
+    assert answer.code == 0, answer.err
+    result = json.loads(answer.out)
+    assert set(result) >= {"clean", "attacks", "worst", "n", "eps", "norm", "seed", "undefended", "versions"}
+    assert (list(result["attacks"]), result["n"], result["norm"]) == (["pgd-2", "pgd-1"], 4, "linf")
+    assert result["eps"] == pytest.approx(1 / 255), "the run's own"
+    assert json.loads((run.parent / "result.json").read_text()) == result
+    assert "pgd-2" in (run / "README.md").read_text()
+    assert f"apd predict {run}" in answer.err
+    again = cli(*arguments)
+    assert "pgd-2" in again.out
+    assert "undefended" in again.out
+
+
+def test_evaluate_of_other_classes_and_data(cli: Cli, run: Path, tmp_path: Path) -> None:
+    other = save_colours(tmp_path / "other", per_class=6, classes=("dark", "bright"))
+    answer = cli("evaluate", run, "--data", other, "--attack", "pgd-1", "--limit", 4, "--json")
+    assert answer.code == 0, answer.err
+    assert set(json.loads(answer.out)["per_class"]) <= {"dark", "bright"}
+    assert "other classes" in answer.err
+
+
+def test_evaluate_under_domain_shift(cli: Cli, run: Path, tmp_path: Path) -> None:
+    """A test set of other classes: the run's prompts serve them, and nobody can train on it."""
+    wnids = [f"n{number:08d}" for number in range(200)]
+    images = tmp_path / "imagenet-rendition" / "imagenet-r"
+    for wnid in wnids:
+        (images / wnid).mkdir(parents=True)
+        Image.new("RGB", (20, 20), (int(wnid[1:]), 9, 9)).save(images / wnid / "0.png")
+    (images.parent / "classnames.txt").write_text("".join(f"{wnid} thing {wnid[1:]}\n" for wnid in wnids))
+    source = f"imagenet-r@{tmp_path}"
+    answer = cli("evaluate", run, "--data", source, "--attack", "pgd-1", "--limit", 4, "--json")
+    assert answer.code == 0, answer.err
+    result = json.loads(answer.out)
+    assert result["data"] == "imagenet-r" and all(name.startswith("thing") for name in result["per_class"])
+    assert "serve the 200 classes of imagenet-r" in answer.err
+    refused = cli("train", source, "--output", tmp_path / "other")
+    assert refused.code == 2 and refused.err.startswith("error: imagenet-r is a test set without training images")
+    assert not (tmp_path / "other").exists()
+    assert "The val split of imagenet-r has no images" in cli("evaluate", run, "--data", source, "--split", "val").err
+
+
+def test_evaluate_under_a_corruption(cli: Cli, run: Path) -> None:
+    arguments = ("evaluate", run, "--attack", "pgd-1", "--limit", 4, "--json")
+    plain = cli(*arguments)
+    foggy = cli(*arguments, "--corruption", "fog:3")
+    assert plain.code == foggy.code == 0, foggy.err
+    assert json.loads(foggy.out)["corruption"] == "fog:3" and json.loads(plain.out)["corruption"] is None
+    kept = [json.loads(file.read_text())["corruption"] for file in sorted((run / "results").glob("summary*.json"))]
+    assert kept.count("fog:3") == 1 and kept.count(None) == len(kept) - 1 >= 1
+    card = (run / "README.md").read_text()
+    assert "| colours, fog:3 | linf |" in card and "| colours | linf |" in card
+    assert "needs a severity from 1 to 5" in cli(*arguments, "--corruption", "fog").err
+
+
+def test_evaluate_of_the_run_s_own_data_named_again_draws_the_same_images(cli: Cli, run: Path, colours: Path) -> None:
+    plain, named = (
+        json.loads(cli("evaluate", run, *option, "--split", "val", "--attack", "clean", "--json").out)
+        for option in ((), ("--data", colours.parent / "." / colours.name))
+    )
+    assert plain["n"] == named["n"]
+    assert [plain["clean"], plain["per_class"]] == [named["clean"], named["per_class"]]
+
+
+def test_evaluate_a_model_as_it_is(cli: Cli, clip_folder: Path, colours: Path) -> None:
+    answer = cli(
+        "evaluate",
+        "--model",
+        clip_folder,
+        "--data",
+        colours,
+        "--attack",
+        "pgd-1",
+        "--limit",
+        6,
+        "--eps",
+        "2/255",
+        "--json",
+    )
+    assert answer.code == 0, answer.err
+    result = json.loads(answer.out)
+    assert result["eps"] == pytest.approx(2 / 255)
+    assert result["undefended"]["clean"] == result["clean"]
+    assert "apd train" in answer.err
+
+
+def test_predict_agrees_with_the_classifier(cli: Cli, run: Path, colours: Path, tmp_path: Path) -> None:
+    files = sorted((colours / "red").glob("*.png"))[:2]
+    rows = json.loads(cli("predict", run, *files, "--json").out)
+    assert [row["image"] for row in rows] == [str(file) for file in files]
+    classifier = apd.load_run(run)
+    square = classifier.encoder.info.preprocessing.apply(Image.open(files[0]).convert("RGB"))
+    pixels = (
+        torch.tensor(list(square.get_flattened_data()), dtype=torch.float32).T.reshape(1, 3, *square.size[::-1]) / 255
+    )
+    expected = classifier(pixels).softmax(-1)[0]
+    for entry in rows[0]["classes"]:
+        index = classifier.class_names.index(entry["class"])
+        assert entry["probability"] == pytest.approx(float(expected[index]), abs=1e-6)
+    shown = cli("predict", run, *files, "--top", 1)
+    assert shown.out.splitlines()[0].startswith(f"{files[0]}: {rows[0]['classes'][0]['class']} ")
+    (tmp_path / "broken.png").write_bytes(files[0].read_bytes()[:60])
+    check_error(cli("predict", run, tmp_path / "broken.png"), ["broken.png"])
+    mixed = cli("predict", run, tmp_path / "broken.png", *files, "--top", 1)
+    assert (mixed.code, mixed.out) == (2, shown.out), "the good ones are answered"
+    assert "broken.png" in mixed.err.splitlines()[-1] and "--skip-bad-images" in mixed.err.splitlines()[-1]
+    as_json = cli("predict", run, *files, tmp_path / "broken.png", "--json")
+    assert as_json.code == 2 and json.loads(as_json.out) == rows
+    check_error(cli("predict", run, tmp_path / "broken.png", "--skip-bad-images"), ["broken.png"])
+    skipped = cli("predict", run, files[0], tmp_path / "broken.png", "--skip-bad-images", "--json")
+    assert [row["image"] for row in json.loads(skipped.out)] == [str(files[0])]
+    assert "1 unreadable" in cli("predict", run, files[0], tmp_path / "broken.png", "--skip-bad-images").err

@@ -1,0 +1,63 @@
+"""From a run folder back to a classifier: only on what it was trained on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import apd
+from apd.clip import DualEncoder
+from apd.config import RunConfig
+from apd.errors import InputError
+from apd.prompts import Prompts
+from apd.run import Run
+
+from .models import save_clip
+from .test_run import NAMES, TEMPLATES, config, finished, manifest
+
+__all__ = ["config", "finished", "manifest"]
+
+
+def test_load_run_gives_the_prompts_that_were_saved(finished: Run, clip: DualEncoder, config: RunConfig) -> None:
+    classifier = apd.load_run(finished.path)
+    expected = apd.PromptedCLIP(clip, Prompts.initial(config.method.settings.prompts, clip, seed=3), NAMES, TEMPLATES)
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(classifier(x), expected.frozen()(x))
+    assert not any(p.requires_grad for p in classifier.parameters())
+
+
+def test_load_run_refuses_another_clip(finished: Run, tmp_path: Path) -> None:
+    other = save_clip(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match=r"weights_sha256 of .*other is \w+, but .*finished was trained on"):
+        apd.load_run(finished.path, model=str(other))
+
+
+@pytest.mark.parametrize(
+    ("file", "words"), [("preprocessor_config.json", "preprocessing"), ("tokenizer.json", "tokenizer_sha256")]
+)
+def test_load_run_refuses_changed_circumstances(
+    finished: Run, clip_folder: Path, tmp_path: Path, file: str, words: str
+) -> None:
+    moved = shutil.copytree(clip_folder, tmp_path / "moved")
+    assert apd.load_run(finished.path, model=str(moved)).class_names == tuple(NAMES)
+    text = (moved / file).read_text()
+    changed = text.replace("0.48", "0.5") if file.startswith("pre") else text.replace('"piano"', '"viola"')
+    assert changed != text
+    (moved / file).write_text(changed)
+    with pytest.raises(InputError, match=words):
+        apd.load_run(finished.path, model=str(moved))
+
+
+def test_exchanged_prompts_are_noticed(finished: Run) -> None:
+    file = finished.path / "prompts.safetensors"
+    tensors = load_file(file)
+    Run.open(finished.path).save_prompts({name: tensor + 1 for name, tensor in tensors.items()})
+    with pytest.raises(InputError, match="not the file this run saved"):
+        apd.load_run(finished.path)
+    file.unlink()
+    with pytest.raises(InputError, match="missing"):
+        apd.load_run(finished.path)
