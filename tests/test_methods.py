@@ -331,11 +331,14 @@ def test_the_control_is_adversarial_cross_entropy(clip: DualEncoder) -> None:
     assert terms(method) == pytest.approx({"adv_ce": slow_ce(logits(method.student, X_ADV), LABELS)}, rel=1e-4)
 
 
-def test_a_step_s_gradients_are_those_of_the_plain_way(clip: DualEncoder) -> None:
+@pytest.mark.parametrize("inner", ["ce", "mixed"])
+def test_a_step_s_gradients_are_those_of_the_plain_way(clip: DualEncoder, inner: str) -> None:
     """Class features once and trimmed text, against class features recomputed everywhere from full-length prompts."""
     double = load_clip(clip.info.source, dtype=torch.float64)
     method = APD(
-        APDSettings(prompts=SPEC, teacher="frozen", clean_ce=0.5), PromptedCLIP(double, None, CLASSES), seed=0
+        APDSettings(prompts=SPEC, teacher="frozen", clean_ce=0.5, inner=inner),
+        PromptedCLIP(double, None, CLASSES),
+        seed=0,
     ).double()
     x, seeds, threat = X.double(), torch.arange(4), ThreatModel(4 / 255)
     out = TrainStep(method, PGD(steps=2, step_size=1.0), threat)(x, LABELS, seeds)
@@ -351,17 +354,17 @@ def test_a_step_s_gradients_are_those_of_the_plain_way(clip: DualEncoder) -> Non
         text, image = text / text.norm(dim=1, keepdim=True), image / image.norm(dim=1, keepdim=True)
         return double.info.logit_scale * image @ text.T
 
+    ce, z_t, w = torch.nn.functional.cross_entropy, student.undefended()(x), float(method.balance)
+    onehot = torch.eye(len(CLASSES), dtype=torch.float64)[LABELS]
+    climbed = onehot if inner == "ce" else (1 - w) * onehot + w * z_t.softmax(1)
     x_adv = threat.random_start(x, seeds)
     for _ in range(2):
         x_adv.requires_grad_()
-        (gradient,) = torch.autograd.grad(
-            torch.nn.functional.cross_entropy(plain(x_adv), LABELS, reduction="sum"), x_adv
-        )
+        (gradient,) = torch.autograd.grad(ce(plain(x_adv), climbed, reduction="sum"), x_adv)
         x_adv = (x + (x_adv.detach() + threat.eps * gradient.sign() - x).clamp(-threat.eps, threat.eps)).clamp(0, 1)
-    z_adv, z_t = plain(x_adv), student.undefended()(x)
-    ce = torch.nn.functional.cross_entropy
+    z_adv = plain(x_adv)
     kl = (z_t.softmax(1) * (z_t.log_softmax(1) - z_adv.log_softmax(1))).sum(1).mean()
-    s, w = method.s, method.balance
+    s = method.s
     hard, soft = (1 - w) * s.adv_ce, w * s.adv_kl * s.tau**2
     (hard * ce(z_adv, LABELS) + soft * kl + s.clean_ce * ce(plain(x), LABELS)).backward()
     assert got and got.keys() == {n for n, p in method.named_parameters() if p.grad is not None}

@@ -328,6 +328,12 @@ def test_only_a_cross_entropy_can_be_replaced(clip: DualEncoder) -> None:
     step = TrainStep(method, PGD(2), ThreatModel(EPS), inner="margin")
     with pytest.raises(InputError, match="can replace a cross-entropy only"):
         step(X, LABELS, torch.arange(4))
+    images = []
+    for inner in ("ce", "mixed"):  # a cross-entropy to hard labels or to mixed ones
+        step = TrainStep(build(clip, "apd", inner=inner), PGD(2), ThreatModel(EPS), inner="margin")
+        step(X, LABELS, torch.arange(4))
+        images.append(step.images)
+    assert torch.equal(*images)
 
 
 @pytest.mark.parametrize(
@@ -346,6 +352,6 @@ def test_switches_that_contradict_each_other_are_refused(wrong: dict, message: s
 
 
 def test_moving_pixels_need_a_loss_that_sees_them(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
-    switches = ("method.adv_ce=0", "method.adv_kl=0", "method.clean_ce=1", "train.attack.kind=free")
+    switches = ("method.adv_ce=0", "method.adv_kl=0", "method.inner=ce", "method.clean_ce=1", "train.attack.kind=free")
     with pytest.raises(InputError, match="a term on adversarial images"):
         start(tmp_path / "run", clip, colours, *switches)

@@ -38,7 +38,7 @@ class FriendlyPGD:
         if objective.target.dim() != 1 or objective.target.is_floating_point():
             raise InputError(
                 "train.attack.stop_margin needs an attack on labels, but this method's inner objective has none; "
-                "set train.attack.stop_margin=null."
+                "set method.inner=ce where the method has that choice, or train.attack.stop_margin=null."
             )
         found = self.pgd.start(x, threat, seeds)
         standing = torch.arange(len(x), device=x.device)

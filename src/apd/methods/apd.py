@@ -10,7 +10,9 @@ formula below, its weights, temperature and variants are this project's reconstr
     teacher  L_T = CE(z_T(x), y) + feedback * tau^2 KL(p_T(x) || sg[p_S(x')])            (online only)
 
 where adv_ce = 1 - w and adv_kl = w by default, w being the accuracy of the untouched teacher on the few training images
-(``balance: auto``): its soft labels count as far as it knows these classes. Here ``p = softmax(z / tau)``; ``p_T`` in
+(``balance: auto``): its soft labels count as far as it knows these classes. The attack climbs KL to that
+mixed label, so that attack and loss are one min-max problem (``inner: mixed``); the paper's own inner objective, the
+cross-entropy to y, is ``inner: ce``. Here ``p = softmax(z / tau)``; ``p_T`` in
 ``adv_kl`` is the teacher on x, or on x' (``soft_target: adversarial``, AdaAD).
 """
 
@@ -41,8 +43,9 @@ Teacher = Literal["frozen", "tuned", "online"]
 _BATCH = 256
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    # Hard and soft labels, the soft ones as far as the untouched CLIP knows these classes (this project's choice).
-    "apd": {"adv_ce": 1.0, "adv_kl": 1.0, "balance": "auto"},
+    # Hard and soft labels, the soft ones as far as the untouched CLIP knows these classes, in loss and attack (this
+    # project's choice).
+    "apd": {"adv_ce": 1.0, "adv_kl": 1.0, "balance": "auto", "inner": "mixed"},
     # T^2 KL(p_T(x) || p_S(x')) plus CE on clean images (Goldblum 2020).
     "ard": {"adv_ce": 0.0, "adv_kl": 1.0, "clean_ce": 1.0},
     # Soft labels only, on x and on x', and in the inner maximisation (Zi 2021).
@@ -89,7 +92,7 @@ class APDSettings(MethodSettings):
     inner: Literal["ce", "kl", "teacher-kl", "teacher-pair", "mixed"] = Field(
         "ce",
         description="inner objective: CE, KL to the clean student, KL to the teacher on x, KL to the teacher on x', "
-        "KL to the mixture of hard and soft label that the loss itself has on x'",
+        "KL to the mixture of the hard label and the teacher's on x, weighted as in the loss (mixed, variant apd's)",
     )
     soft_target: Literal["clean", "adversarial"] = Field(
         "clean", description="image on which the teacher gives the soft label for x'"
@@ -111,7 +114,9 @@ class APDSettings(MethodSettings):
         if self.variant == "mtard" and self.robust_teacher is None:
             raise ValueError("variant mtard needs method.robust_teacher, an adversarially trained CLIP")
         if self.inner == "mixed" and not self.adv_ce and not self.adv_kl:
-            raise ValueError("method.inner=mixed needs a label on x': set method.adv_ce or method.adv_kl above 0")
+            raise ValueError(
+                "method.inner=mixed needs a label on x': set method.adv_ce or method.adv_kl above 0, or method.inner=ce"
+            )
         if self.feedback and self.teacher != "online":
             raise ValueError(f"method.feedback needs method.teacher=online, got {self.teacher}")
         asked = self.soft_target == "adversarial" or self.trust or self.inner == "teacher-pair"
@@ -232,7 +237,7 @@ class APD(Method):
         return hard * self.s.adv_ce, soft * self.s.adv_kl
 
     def _mixed_label(self, step: Step) -> Tensor:
-        """The probabilities (B, C) towards which the loss draws p_S(x') with ``tau = 1``."""
+        """The probabilities (B, C) towards which the loss draws p_S(x'); exactly so for ``tau = 1`` and soft labels on x."""
         hard, soft = self._weights()
         known = (self._teacher_logits(step).detach() / self.s.tau).softmax(dim=-1)
         return (hard * F.one_hot(step.labels, known.shape[-1]) + soft * known) / (hard + soft)

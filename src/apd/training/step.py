@@ -35,6 +35,7 @@ from apd.attacks import (
     Objective,
     cross_entropy,
     dlr,
+    kl,
     kl_from_logits,
     margin,
 )
@@ -141,7 +142,7 @@ class TrainStep(nn.Module):
         """The method's inner objective, or the one that was asked for in its place."""
         if self.inner == "method":
             return own
-        if own.loss is not cross_entropy:
+        if own.loss not in (cross_entropy, kl):  # kl: a cross-entropy to soft labels
             raise InputError(
                 f"train.attack.loss={self.inner} can replace a cross-entropy only, but this method's inner objective "
                 "is another; set train.attack.loss=method."
@@ -149,4 +150,4 @@ class TrainStep(nn.Module):
         if self.inner == "kl":
             return Objective(own.forward, kl_from_logits, step.clean_logits().detach())
         loss = {"ce": cross_entropy, "margin": margin, "dlr": dlr}[self.inner]
-        return Objective(own.forward, loss, own.target)
+        return Objective(own.forward, loss, step.labels)
