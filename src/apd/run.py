@@ -3,8 +3,8 @@
 ::
 
     RUN/config.yaml                    settings; `apd train --config` takes it again
-    RUN/run.json                       manifest: model with hashes, classes, templates, prompts, seeds, versions, status,
-                                       seconds of training
+    RUN/run.json                       manifest: model and other CLIPs that taught, with hashes, classes, templates, prompts,
+                                       seeds, versions, status, seconds of training, what the method found out (facts)
     RUN/prompts.safetensors            what was learned (kilobytes)
     RUN/metrics.jsonl                  one line a log entry
     RUN/checkpoint/state.safetensors   one file, so that it is there whole or not at all
@@ -218,13 +218,18 @@ class Run:
             )
         return tensors
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Mark the run as done: the model card, then the manifest."""
+    def finish(self, summary: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> None:
+        """Mark the run as done: the model card, then the manifest.
+
+        Args:
+            summary: of the last validation.
+            facts: `Method.facts`.
+        """
         if not self._ready():
             return
         digest = sha256_of_file(self._file("prompts.safetensors"))
         done = {"status": "done", "prompts_sha256": digest, "seconds": self._seconds, "summary": dict(summary)}
-        self.manifest = {**self.manifest, **done}
+        self.manifest = {**self.manifest, **done, "facts": dict(facts or {})}
         self._save_card()
         self._save_manifest()
 
@@ -307,8 +312,10 @@ class Run:
                     f"{self.path} was started with {key}={before.get(key)}, now {now.get(key)}; "
                     "--resume goes on with the same settings. Drop the change, or start again with --overwrite."
                 )
-        for key in ("model", "data", "class_names", "templates"):
-            differing = _first_difference(self.manifest.get(key), json.loads(json.dumps(manifest.get(key))), key)
+        for key in ("model", "teachers", "data", "class_names", "templates"):
+            if key not in self.manifest:  # a run of before it was kept
+                continue
+            differing = _first_difference(self.manifest[key], json.loads(json.dumps(manifest.get(key))), key)
             if differing:
                 raise InputError(f"{self.path} was started with another {differing}; start again with --overwrite.")
 

@@ -177,6 +177,10 @@ class APD(Method):
         before.tune(clean)
         self.teacher.prompts.load_state_dict(clean.student.prompts.state_dict())
 
+    def facts(self) -> dict[str, Any]:
+        """The share of the soft label that was used, where there is one: measured or set."""
+        return {} if self.s.balance is None else {"balance": round(self.balance.item(), 6)}
+
     def _accuracy(self, images: Decoded) -> Tensor:
         """Share of the training images that the untouched teacher, which has not seen them, classifies right."""
         known = self._fixed("untouched", self.untouched)
