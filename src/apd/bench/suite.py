@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +28,8 @@ def _text(value: object) -> object:
     return repr(value) if isinstance(value, int | float) else value
 
 
+_TAKEN = r"test|val|base|new|.*[ -]final"
+"""What `apd.bench.protocols.View` calls a part of a data set, or a part in the second stage."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Eps = Annotated[str, BeforeValidator(_text)]
 
@@ -114,7 +117,11 @@ class Suite(_Section):
                 parse_eps(eps)
         if self.against is not None:
             _known("method", [self.against], self.methods)
-        for entry in self.data.values():
+        for name, entry in self.data.items():
+            if re.fullmatch(_TAKEN, name):
+                raise InputError(
+                    f"a data set cannot be called {name!r}, as a part of one is in the results; give it another name."
+                )
             parse_eps(entry.eps)
         if self.final:
             _known("protocol", self.final.protocols, PROTOCOLS)
