@@ -216,6 +216,7 @@ def test_a_damaged_checkpoint_is_trained_again(write: Write, tmp_path: Path) -> 
     run = place / "runs" / job.id / "run"
     manifest = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**manifest, "status": "running"}))
+    (run / "checkpoint").mkdir()
     (run / "checkpoint" / "state.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError):
         do(job, place)

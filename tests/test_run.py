@@ -170,6 +170,24 @@ def test_seconds_are_of_all_starts_up_to_their_checkpoints(
     assert Run.open(tmp_path / "run").manifest["seconds"] == 10 + 5 + 7
 
 
+def test_a_finished_run_needs_no_checkpoint_and_keeps_none(
+    tmp_path: Path, config: RunConfig, manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {"prompts": torch.zeros(1)}
+    run = Run.create(tmp_path / "run", config, manifest)
+    run.save_prompts(tensors)
+    run.save_checkpoint(1, tensors, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_save_manifest", fail_with(errno.ENOSPC))  # not done until run.json says so
+        with pytest.raises(OSError, match="No space"):
+            run.finish({})
+    resumed = Run.create(run.path, config, manifest, resume=True)
+    assert not resumed.finished and resumed.load_checkpoint() is not None
+    resumed.finish({})
+    assert set(content(run.path)) == {"config.yaml", "run.json", "prompts.safetensors", "README.md"}
+    assert Run.create(run.path, config, manifest, resume=True).finished
+
+
 def test_metrics_are_json_whatever_the_numbers(tmp_path: Path, config: RunConfig, manifest: dict[str, Any]) -> None:
     run = Run.create(tmp_path / "run", config, manifest)
     run.log({"step": 1, "loss": float("nan"), "norm": float("inf")})

@@ -7,7 +7,7 @@
                                        seeds, versions, status, seconds of training, what the method found out (facts)
     RUN/prompts.safetensors            what was learned (kilobytes)
     RUN/metrics.jsonl                  one line a log entry
-    RUN/checkpoint/state.safetensors   one file, so that it is there whole or not at all
+    RUN/checkpoint/state.safetensors   one file, so that it is there whole or not at all; gone when training is finished
     RUN/results/                       evaluations
     RUN/README.md                      model card
 """
@@ -219,7 +219,7 @@ class Run:
         return tensors
 
     def finish(self, summary: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> None:
-        """Mark the run as done: the model card, then the manifest.
+        """Mark the run as done: the model card, then the manifest. The checkpoint goes: a finished run never reads it.
 
         Args:
             summary: of the last validation.
@@ -232,6 +232,7 @@ class Run:
         self.manifest = {**self.manifest, **done, "facts": dict(facts or {})}
         self._save_card()
         self._save_manifest()
+        shutil.rmtree(self._checkpoint.parent, ignore_errors=True)
 
     def save_result(self, result: Mapping[str, Any]) -> Path:
         """Keep what an evaluation found (`Result.to_dict`) in ``results/``, and in the model card.
