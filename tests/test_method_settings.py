@@ -118,6 +118,8 @@ def test_a_preset_that_is_asked_for_wins_over_the_values_of_a_saved_run(tmp_path
         ("advpt", "attack.kind=free", "train.attack.kind=free has no effect on advpt"),
         ("advpt", "attack.kind=carried", "use pgd, fgsm-rs or n-fgsm"),
         ("advpt", "attack.loss=margin", "choose with method.inner"),
+        ("advpt", "eps_warmup_epochs=3", "train.eps_warmup_epochs=3 has no effect on advpt"),
+        ("advvlp", "eps_warmup_epochs=3", None),
         ("advvlp", "attack={loss: kl, random_start: false}", "loss=kl has no gradient at the clean image"),
         ("advvlp", "attack.random_start=false", None),
     ],
