@@ -53,6 +53,11 @@ VIEW = View("test", "test", "a", "1/255", ("pgd-5",), 10)
             {"block": {"protocol": "cross-dataset", "to": "colours"}},
             "a block of protocol cross-dataset trains on 'colours' and has no other data set in 'to'; add one.",
         ),
+        ({"block": {"severity": 3}}, "the setting 'severity' does not belong to protocol few-shot."),
+        (
+            {"final": {"protocols": "base-to-new"}},
+            "no block has a protocol of final.protocols (base-to-new); name one that a block has.",
+        ),
         ({"block": {"eps": "1/255"}}, "the setting 'eps' does not belong to protocol few-shot."),
     ],
 )
@@ -85,6 +90,10 @@ def test_unreadable_files_and_missing_roots(tmp_path: Path, write: Write) -> Non
         make_plan(load_suite(write(methods={"zero-shot": None, "vlp": "vlp", "advvlp": "advvpl"})))
     with pytest.raises(InputError, match=r"train\.epoch"):
         make_plan(load_suite(write(train={"epoch": 2})))
+    with pytest.raises(InputError, match=r"train\.seed has no effect in a suite: a block has seeds"):
+        make_plan(load_suite(write(train={"seed": 2})))
+    with pytest.raises(InputError, match=r"train\.device has no effect in a suite.*--gpus"):
+        make_plan(load_suite(write(train={"device": "cpu"})))
 
 
 def test_paths_have_a_slash_and_start_at_the_root(tmp_path: Path, write: Write) -> None:

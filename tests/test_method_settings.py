@@ -122,10 +122,16 @@ def test_a_preset_that_is_asked_for_wins_over_the_values_of_a_saved_run(tmp_path
         ("advvlp", "eps_warmup_epochs=3", None),
         ("advvlp", "attack={loss: kl, random_start: false}", "loss=kl has no gradient at the clean image"),
         ("advvlp", "attack.random_start=false", None),
+        ("apd", "attack={kind: free}", None),
+        ("apd", "attack={stop_margin: 1.0}", None),
+        ("adaad", "attack={kind: free}", "method.inner=teacher-pair has no effect with train.attack.kind=free"),
+        ("adaad", "attack={kind: n-fgsm}", None),
+        ("adaad", "attack={stop_margin: 1.0}", "needs an attack on labels"),
     ],
 )
 def test_training_that_cannot_go_with_a_method_is_refused(name: str, setting: str, words: str | None) -> None:
-    flags, sets = {"data.source": "digits", "method.name": name}, [f"train.{setting}"]
+    method = {"method.name": "apd", "method.variant": name} if name == "adaad" else {"method.name": name}
+    flags, sets = {"data.source": "digits", **method}, [f"train.{setting}"]
     if words is None:
         assert load_config(flags=flags, sets=sets)
         return

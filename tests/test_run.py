@@ -87,6 +87,8 @@ def test_a_folder_that_is_cut_off_while_it_is_made_can_be_overwritten(
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr("apd.config.RunConfig.to_yaml", lambda _: (_ for _ in ()).throw(RuntimeError("power cut")))
         Run.create(tmp_path / "run", config, manifest).log({"step": 1})
+    with pytest.raises(InputError, match=r"config\.yaml is missing.*--overwrite"):
+        Run.create(tmp_path / "run", config, manifest, resume=True)
     run = Run.create(tmp_path / "run", config, manifest, overwrite=True)
     run.log({"step": 1})
     assert Run.open(run.path, finished=False).config == config

@@ -153,7 +153,10 @@ class Run:
         """The settings it was started with."""
         from apd.config import load_config
 
-        return self._starting or load_config(self._file("config.yaml"))
+        file = self._file("config.yaml")
+        if not self._starting and not file.is_file():
+            raise InputError(f"{file} is missing: the run was stopped while it began; start again with --overwrite.")
+        return self._starting or load_config(file)
 
     @property
     def results(self) -> Path:

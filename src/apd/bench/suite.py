@@ -125,6 +125,10 @@ class Suite(_Section):
             parse_eps(entry.eps)
         if self.final:
             _known("protocol", self.final.protocols, PROTOCOLS)
+            if not {block.protocol for block in self.blocks}.intersection(self.final.protocols):
+                raise InputError(
+                    f"no block has a protocol of final.protocols ({', '.join(self.final.protocols)}); name one that a block has."
+                )
             parse_settings({"attacks": self.final.attacks})
         return self
 

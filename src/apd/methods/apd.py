@@ -34,7 +34,7 @@ from apd.methods.clean import VLP
 
 if TYPE_CHECKING:
     from apd.data.dataset import Decoded
-    from apd.training.settings import AttackKind
+    from apd.training.settings import AttackKind, TrainSettings
 
 Teacher = Literal["frozen", "tuned", "online"]
 _BATCH = 256
@@ -120,6 +120,20 @@ class APDSettings(MethodSettings):
 
     def flat_at_clean(self, kind: AttackKind) -> bool:
         return kind == "pgd" and self.inner == "kl"
+
+    def check_training(self, train: TrainSettings) -> None:
+        super().check_training(train)
+        if self.inner == "ce":
+            return
+        if train.attack.kind in ("free", "carried"):
+            raise ValueError(
+                f"method.inner={self.inner} has no effect with train.attack.kind={train.attack.kind}, whose pixels climb the "
+                "loss itself; set method.inner=ce or another kind"
+            )
+        if train.attack.stop_margin is not None:
+            raise ValueError(
+                f"train.attack.stop_margin needs an attack on labels, which method.inner={self.inner} is not; set it to null"
+            )
 
 
 class APD(Method):
