@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,6 +39,15 @@ def test_cost_is_counted_in_passes(write: Write) -> None:
     # 3 classes x 2 shots in batches of 4: one PGD step, the clean and the adversarial pass; text forward and back.
     assert training_seconds(trained, PACE) == pytest.approx(6 * 3 * 0.01 + 2 * 3 * 3 * 0.1)
     assert training_seconds(untrained, PACE) == 0
+    text = 2 * 3 * 3 * 0.1
+    for method, train, passes in [
+        ("vlp", {}, 1),
+        ("advvlp", {"kind": "n-fgsm"}, 3),
+        ("advvlp", {"kind": "carried"}, 2),
+    ]:
+        other = replace(trained, method={"name": method}, train={**trained.train, "attack": train})
+        assert training_seconds(other, PACE) == pytest.approx(6 * passes * 0.01 + text)
+    assert training_seconds(replace(trained, method={"name": "zero-shot"}), PACE) == 0
     (view,) = trained.views.values()
     assert view_seconds(trained, view, PACE) == pytest.approx(6 * 0.01 * (1 + 2 * STANDING))
 

@@ -24,6 +24,7 @@ from apd.files import check_writable, write_atomic
 from apd.loading import describe_encoder
 from apd.prompts import Prompts
 from apd.run import FORMAT, Run, check_output
+from apd.training.log import Log
 from apd.versions import versions
 
 from .models import save_clip
@@ -164,6 +165,8 @@ def test_seconds_are_of_all_starts_up_to_their_checkpoints(
     run = Run.create(tmp_path / "run", config, manifest, resume=True)
     now += 5
     run.save_checkpoint(2, tensors, {})
+    Log(run, 1, False).terms({"adv_ce": torch.tensor(1.0)}, 2)
+    assert json.loads((run.path / "metrics.jsonl").read_text())["seconds"] == 10 + 5
     now += 500
     run = Run.create(tmp_path / "run", config, manifest, resume=True)
     now += 7

@@ -163,6 +163,11 @@ class Run:
         """The folder of its evaluations."""
         return self.path / "results"
 
+    @property
+    def seconds(self) -> float:
+        """That training took so far, in all its starts; what a kill threw away after a checkpoint does not count."""
+        return round(time.monotonic() - self._began, 2)
+
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``; numbers that JSON does not know (nan, inf) become null."""
         if not self._ready():
@@ -187,7 +192,7 @@ class Run:
             "format": FORMAT,
             "step": step,
             "metrics_bytes": logged,
-            "seconds": self._seconds,
+            "seconds": self.seconds,
             "state": dict(state),
         }
         write_tensors(self._checkpoint, tensors, {"apd": json.dumps(record)})
@@ -231,7 +236,7 @@ class Run:
         if not self._ready():
             return
         digest = sha256_of_file(self._file("prompts.safetensors"))
-        done = {"status": "done", "prompts_sha256": digest, "seconds": self._seconds, "summary": dict(summary)}
+        done = {"status": "done", "prompts_sha256": digest, "seconds": self.seconds, "summary": dict(summary)}
         self.manifest = {**self.manifest, **done, "facts": dict(facts or {})}
         self._save_card()
         self._save_manifest()
@@ -256,11 +261,6 @@ class Run:
 
         results = [json.loads(file.read_text()) for file in sorted(self.results.glob(f"{_SUMMARY}*.json"))]
         write_atomic(self._file("README.md"), render_card(self.path, self.manifest, self.config, results))
-
-    @property
-    def _seconds(self) -> float:
-        """That training took so far, in all its starts; what a kill threw away after a checkpoint does not count."""
-        return round(time.monotonic() - self._began, 2)
 
     @property
     def _checkpoint(self) -> Path:
