@@ -153,6 +153,8 @@ def test_machines_are_shared_out(monkeypatch: Any) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert find_machine() == Machine("local", 4, 1, 1.0)
     assert find_machine(gpus=0).device == "cpu"
+    with pytest.raises(InputError, match="--gpus 2: a run of the local engine sees one GPU"):
+        find_machine(gpus=2)
     with pytest.raises(InputError, match="there are 4"):
         find_machine(gpus=5)
     with pytest.raises(InputError, match="Did you mean ray"):

@@ -53,6 +53,14 @@ VIEW = View("test", "test", "a", "1/255", ("pgd-5",), 10)
             {"block": {"protocol": "cross-dataset", "to": "colours"}},
             "a block of protocol cross-dataset trains on 'colours' and has no other data set in 'to'; add one.",
         ),
+        (
+            {"block": {"seeds": []}},
+            "blocks.0.seeds: Tuple should have at least 1 item after validation, not 0 (got []).",
+        ),
+        (
+            {"block": {"attacks": []}},
+            "blocks.0.attacks: Tuple should have at least 1 item after validation, not 0 (got []).",
+        ),
         ({"block": {"severity": 3}}, "the setting 'severity' does not belong to protocol few-shot."),
         (
             {"final": {"protocols": "base-to-new"}},

@@ -126,6 +126,9 @@ def test_a_preset_that_is_asked_for_wins_over_the_values_of_a_saved_run(tmp_path
         ("apd", "attack={stop_margin: 1.0}", None),
         ("adaad", "attack={kind: free}", "method.inner=teacher-pair has no effect with train.attack.kind=free"),
         ("adaad", "attack={kind: n-fgsm}", None),
+        ("fare", "label_smoothing=0.1", "has no effect on fare"),
+        ("apd", "label_smoothing=0.1", None),
+        ("adaad", "label_smoothing=0.1", "cross-entropy terms, of which there is none"),
         ("adaad", "attack={stop_margin: 1.0}", "needs an attack on labels"),
     ],
 )
