@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -36,6 +39,15 @@ def test_cost_is_counted_in_passes(write: Write) -> None:
     # 3 classes x 2 shots in batches of 4: one PGD step, the clean and the adversarial pass; text forward and back.
     assert training_seconds(trained, PACE) == pytest.approx(6 * 3 * 0.01 + 2 * 3 * 3 * 0.1)
     assert training_seconds(untrained, PACE) == 0
+    text = 2 * 3 * 3 * 0.1
+    for method, train, passes in [
+        ("vlp", {}, 1),
+        ("advvlp", {"kind": "n-fgsm"}, 3),
+        ("advvlp", {"kind": "carried"}, 2),
+    ]:
+        other = replace(trained, method={"name": method}, train={**trained.train, "attack": train})
+        assert training_seconds(other, PACE) == pytest.approx(6 * passes * 0.01 + text)
+    assert training_seconds(replace(trained, method={"name": "zero-shot"}), PACE) == 0
     (view,) = trained.views.values()
     assert view_seconds(trained, view, PACE) == pytest.approx(6 * 0.01 * (1 + 2 * STANDING))
 
@@ -55,6 +67,48 @@ def test_finished_runs_correct_the_forecast(write: Write) -> None:
 def test_calibration_measures_a_pace(clip_folder: Path) -> None:
     pace = calibrate(str(clip_folder), "cpu", 1)
     assert 0 < pace.image < 10 and 0 < pace.text < 10
+
+
+@pytest.fixture
+def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let so many seconds pass, as the progress sees it."""
+    now = 1000.0
+
+    def pass_by(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("apd.bench.progress.time", SimpleNamespace(monotonic=lambda: now))
+    return pass_by
+
+
+def test_before_a_run_is_finished_the_estimate_alone_speaks(write: Write, wait: Callable[[float], None]) -> None:
+    plan = make_plan(load_suite(write()))
+    # Sums of these depend on the order: 1e16 swallows what comes after it, one by one.
+    expected = {"long": 1e16, **{f"short {i}": 1.0 for i in range(30)}}
+    progress = BenchProgress(plan, expected, 1, print)
+    wait(30)
+    assert progress.seconds_left() == pytest.approx(1e16)
+    progress = BenchProgress(plan, {"a": 10.0, "b": 30.0, "c": 20.0, "d": 30.0}, 2, print)
+    wait(15)  # a should be done, but is not: what it overruns is not taken off the others
+    assert progress.seconds_left() == (15 + 20 + 30) / 2
+
+
+def test_the_pace_is_that_of_finished_runs(write: Write, wait: Callable[[float], None]) -> None:
+    plan, untrained, trained = jobs_of(write)
+    others = [job for job in plan.jobs if job not in (untrained.id, trained.id)]
+    progress = BenchProgress(plan, {untrained.id: 10.0, trained.id: 20.0, **dict.fromkeys(others, 10.0)}, 2, print)
+    wait(20)
+    progress.finished(Report(untrained.id, outcome(untrained, 1.0)))
+    # Twice as slow as expected: 20 s left of the run under way, 20 s of each other one, shared by two.
+    assert progress.seconds_left() == (20 + 20 * len(others)) / 2
+    wait(5)
+    progress.finished(Report(others[0], error="it broke"))  # at once, which makes nothing faster
+    assert progress.seconds_left() == (15 + 20 * (len(others) - 1)) / 2
+    wait(5)
+    for job in others[1:]:
+        progress.finished(Report(job, error="it broke"))
+    assert progress.seconds_left() == 10, "one run cannot be shared"
 
 
 def test_every_run_is_a_line_in_a_pipe(write: Write) -> None:

@@ -153,6 +153,8 @@ def test_machines_are_shared_out(monkeypatch: Any) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert find_machine() == Machine("local", 4, 1, 1.0)
     assert find_machine(gpus=0).device == "cpu"
+    with pytest.raises(InputError, match="--gpus 2: a run of the local engine sees one GPU"):
+        find_machine(gpus=2)
     with pytest.raises(InputError, match="there are 4"):
         find_machine(gpus=5)
     with pytest.raises(InputError, match="Did you mean ray"):
@@ -216,6 +218,7 @@ def test_a_damaged_checkpoint_is_trained_again(write: Write, tmp_path: Path) -> 
     run = place / "runs" / job.id / "run"
     manifest = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**manifest, "status": "running"}))
+    (run / "checkpoint").mkdir()
     (run / "checkpoint" / "state.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError):
         do(job, place)

@@ -49,6 +49,23 @@ VIEW = View("test", "test", "a", "1/255", ("pgd-5",), 10)
         ({"block": {"data": "color"}}, "no data set 'color'. Did you mean colours?"),
         ({"block": {"seed": 3}}, "unknown setting 'blocks.0.seed'. Did you mean seeds?"),
         ({"block": {"protocol": "cross-dataset"}}, "a block of protocol cross-dataset needs the setting 'to'."),
+        (
+            {"block": {"protocol": "cross-dataset", "to": "colours"}},
+            "a block of protocol cross-dataset trains on 'colours' and has no other data set in 'to'; add one.",
+        ),
+        (
+            {"block": {"seeds": []}},
+            "blocks.0.seeds: Tuple should have at least 1 item after validation, not 0 (got []).",
+        ),
+        (
+            {"block": {"attacks": []}},
+            "blocks.0.attacks: Tuple should have at least 1 item after validation, not 0 (got []).",
+        ),
+        ({"block": {"severity": 3}}, "the setting 'severity' does not belong to protocol few-shot."),
+        (
+            {"final": {"protocols": "base-to-new"}},
+            "no block has a protocol of final.protocols (base-to-new); name one that a block has.",
+        ),
         ({"block": {"eps": "1/255"}}, "the setting 'eps' does not belong to protocol few-shot."),
     ],
 )
@@ -57,6 +74,19 @@ def test_what_is_wrong_is_said_in_one_line(write: Write, changes: dict[str, Any]
     with pytest.raises(InputError) as error:
         load_suite(write(blocks=[block], **changes))
     assert str(error.value).endswith(f"tiny.yaml: {message}")
+
+
+@pytest.mark.parametrize("name", ["test", "val", "base", "new", "colours final", "test-final"])
+def test_a_data_set_is_not_called_like_a_part_of_one(write: Write, colours: Path, name: str) -> None:
+    entry = {"source": str(colours), "eps": "8/255"}
+    blocks = [{"protocol": "cross-dataset", "data": "colours", "to": name, "methods": "advvlp"}]
+    with pytest.raises(InputError) as error:
+        load_suite(write(data={"colours": entry, name: entry}, blocks=blocks))
+    assert str(error.value).endswith(
+        f"tiny.yaml: a data set cannot be called {name!r}, as a part of one is in the results; give it another name."
+    )
+    blocks[0]["to"] = "newer"
+    assert load_suite(write(data={"colours": entry, "newer": entry}, blocks=blocks)).data.keys() == {"colours", "newer"}
 
 
 def test_unreadable_files_and_missing_roots(tmp_path: Path, write: Write) -> None:
@@ -68,6 +98,10 @@ def test_unreadable_files_and_missing_roots(tmp_path: Path, write: Write) -> Non
         make_plan(load_suite(write(methods={"zero-shot": None, "vlp": "vlp", "advvlp": "advvpl"})))
     with pytest.raises(InputError, match=r"train\.epoch"):
         make_plan(load_suite(write(train={"epoch": 2})))
+    with pytest.raises(InputError, match=r"train\.seed has no effect in a suite: a block has seeds"):
+        make_plan(load_suite(write(train={"seed": 2})))
+    with pytest.raises(InputError, match=r"train\.device has no effect in a suite.*--gpus"):
+        make_plan(load_suite(write(train={"device": "cpu"})))
 
 
 def test_paths_have_a_slash_and_start_at_the_root(tmp_path: Path, write: Write) -> None:
@@ -143,9 +177,11 @@ def test_training_settings_come_from_suite_data_and_ablation(write: Write, colou
         ("teacher-study", {}, ["test"]),
         ("base-to-new", {}, ["base", "new"]),
         ("cross-dataset", {"to": ["b", "c"]}, ["test", "b", "c"]),
+        ("cross-dataset", {"to": ["b", "a", "b"]}, ["test", "b"]),
         ("domain-shift", {"to": "b"}, ["test", "b"]),
         ("corruption", {"corruptions": ["fog", "motion_blur"], "severity": 2}, ["test", "fog-2", "motion_blur-2"]),
         ("eps-curve", {"eps": ["1/255", "2/255"]}, ["test", "test"]),
+        ("eps-curve", {"eps": ["1/255", "2/510", "2/255"]}, ["test", "test"]),
     ],
 )
 def test_what_protocols_evaluate(protocol: str, more: dict[str, Any], splits: list[str]) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import struct
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 
 import apd
 from apd.bench import bench, load_suite, make_plan, work
+from apd.bench.local import _Worker
 from apd.bench.plan import Job
 from apd.bench.work import Outcome, ViewOutcome, attempt, do, outcome_file, read_outcome
 from apd.errors import InputError
@@ -159,3 +163,18 @@ def test_a_second_bench_in_the_same_folder_is_refused(write: Write, tmp_path: Pa
 
     assert bench(suite, folder, machine=Crowded("local", 1, 1, 0), say=silent) == {}
     assert bench(suite, folder, machine=here(), say=silent) == {}
+
+
+@pytest.mark.parametrize("sent", [b"", struct.pack("!i", 1000) + b"half an answer"])
+def test_a_worker_that_dies_before_or_in_the_middle_of_its_answer_is_one_that_died(write: Write, sent: bytes) -> None:
+    job = next(iter(make_plan(load_suite(write())).jobs.values()))
+    worker = _Worker.__new__(_Worker)
+    worker.connection, other = Pipe()
+    if sent:
+        worker.start(job)
+        assert other.recv() == job
+        os.write(other.fileno(), sent)
+    other.close()
+    if not sent:
+        worker.start(job)
+    assert worker.finish() == (job, None) and worker.job is None

@@ -136,8 +136,8 @@ def test_damaged_run_folders(cli: Cli, run: Path, damage: str) -> None:
         return
     (run / "run.json").write_text(json.dumps({**manifest, "status": "running"}))
     check_error(cli("evaluate", run), ["unfinished", "--resume"])
-    file = run / "checkpoint" / "state.safetensors"
-    file.write_bytes(file.read_bytes()[:-10])
+    (run / "checkpoint").mkdir()
+    (run / "checkpoint" / "state.safetensors").write_bytes((run / "prompts.safetensors").read_bytes()[:-10])
     check_error(cli("train", "--output", run, "--resume"), ["state.safetensors", "damaged", "--overwrite"])
 
 

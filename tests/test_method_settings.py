@@ -118,12 +118,24 @@ def test_a_preset_that_is_asked_for_wins_over_the_values_of_a_saved_run(tmp_path
         ("advpt", "attack.kind=free", "train.attack.kind=free has no effect on advpt"),
         ("advpt", "attack.kind=carried", "use pgd, fgsm-rs or n-fgsm"),
         ("advpt", "attack.loss=margin", "choose with method.inner"),
+        ("advpt", "eps_warmup_epochs=3", "train.eps_warmup_epochs=3 has no effect on advpt"),
+        ("advvlp", "eps_warmup_epochs=3", None),
         ("advvlp", "attack={loss: kl, random_start: false}", "loss=kl has no gradient at the clean image"),
         ("advvlp", "attack.random_start=false", None),
+        ("apd", "attack={kind: free}", None),
+        ("apd", "attack={stop_margin: 1.0}", "method.inner=mixed is not; set it to null, or method.inner=ce"),
+        ("apd", "attack={stop_margin: 1.0, loss: ce}", None),
+        ("adaad", "attack={kind: free}", "method.inner=teacher-pair has no effect with train.attack.kind=free"),
+        ("adaad", "attack={kind: n-fgsm}", None),
+        ("fare", "label_smoothing=0.1", "has no effect on fare"),
+        ("apd", "label_smoothing=0.1", None),
+        ("adaad", "label_smoothing=0.1", "cross-entropy terms, of which there is none"),
+        ("adaad", "attack={stop_margin: 1.0}", "needs an attack on labels"),
     ],
 )
 def test_training_that_cannot_go_with_a_method_is_refused(name: str, setting: str, words: str | None) -> None:
-    flags, sets = {"data.source": "digits", "method.name": name}, [f"train.{setting}"]
+    method = {"method.name": "apd", "method.variant": name} if name == "adaad" else {"method.name": name}
+    flags, sets = {"data.source": "digits", **method}, [f"train.{setting}"]
     if words is None:
         assert load_config(flags=flags, sets=sets)
         return

@@ -262,6 +262,23 @@ def test_a_robust_teacher_that_nothing_asks_is_refused() -> None:
         APDSettings(robust_teacher="other")
     for asking in ({"soft_target": "adversarial"}, {"variant": "iad"}, {"inner": "teacher-pair"}):
         assert APDSettings(robust_teacher="other", **asking).robust_teacher == "other"
+    with pytest.raises(ValueError, match="nothing asks for"):
+        APDSettings(robust_teacher="other", soft_target="adversarial", balance=0.0)
+
+
+@pytest.mark.parametrize("teacher", [{"teacher": "tuned"}, {"teacher": "online"}, {"teacher_model": "other"}])
+def test_a_teacher_that_no_term_asks_is_refused(teacher: dict[str, str]) -> None:
+    hard = {"adv_ce": 1.0, "adv_kl": 0.0}
+    for silent in (hard, {"balance": 0.0}, {**hard, "trust": 0.1}, {**hard, "soft_target": "adversarial"}):
+        with pytest.raises(ValueError, match="teaches nothing"):
+            APDSettings(**silent, **teacher)
+    with pytest.raises(ValueError, match="teaches nothing"):  # the robust one gives the soft label in its place
+        APDSettings(soft_target="adversarial", robust_teacher="robust", inner="ce", **teacher)
+    asking: list[dict[str, object]] = [{}, {**hard, "clean_kl": 1.0}, {**hard, "inner": "teacher-kl"}]
+    asking += [{**hard, "inner": "teacher-pair"}, {**hard, "text_features": 1.0}, {"soft_target": "adversarial"}]
+    for settings in asking:
+        assert APDSettings(**settings, **teacher)
+    assert APDSettings(balance=0.0) and APDSettings(**hard), "the default teacher costs nothing"
 
 
 @pytest.mark.parametrize(

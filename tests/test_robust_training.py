@@ -344,6 +344,8 @@ def test_only_a_cross_entropy_can_be_replaced(clip: DualEncoder) -> None:
         ({"attack": {"kind": "free", "loss": "margin"}}, "no effect with kind=free"),
         ({"attack": {"kind": "carried", "loss": "kl"}}, "no effect with kind=carried"),
         ({"attack": {"kind": "free", "stop_margin": 0.0}}, "needs kind=pgd"),
+        ({"eps_warmup_from": 0.5}, "no effect without train.eps_warmup_epochs"),
+        ({"validation_attack": "pgd-0"}, "validation_attack"),
     ],
 )
 def test_switches_that_contradict_each_other_are_refused(wrong: dict, message: str) -> None:

@@ -21,6 +21,7 @@ from apd.errors import InputError
 from apd.loading import describe_encoder
 from apd.prompts import Prompts
 from apd.run import FORMAT, Run, check_output
+from apd.training.log import Log
 from apd.versions import versions
 
 NAMES, TEMPLATES = ["red", "green", "blue"], ["a photo of a {}."]
@@ -82,6 +83,8 @@ def test_a_folder_that_is_cut_off_while_it_is_made_can_be_overwritten(
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr("apd.config.RunConfig.to_yaml", lambda _: (_ for _ in ()).throw(RuntimeError("power cut")))
         Run.create(tmp_path / "run", config, manifest).log({"step": 1})
+    with pytest.raises(InputError, match=r"config\.yaml is missing.*--overwrite"):
+        Run.create(tmp_path / "run", config, manifest, resume=True)
     run = Run.create(tmp_path / "run", config, manifest, overwrite=True)
     run.log({"step": 1})
     assert Run.open(run.path, finished=False).config == config
@@ -157,12 +160,32 @@ def test_seconds_are_of_all_starts_up_to_their_checkpoints(
     run = Run.create(tmp_path / "run", config, manifest, resume=True)
     now += 5
     run.save_checkpoint(2, tensors, {})
+    Log(run, 1, False).terms({"adv_ce": torch.tensor(1.0)}, 2)
+    assert json.loads((run.path / "metrics.jsonl").read_text())["seconds"] == 10 + 5
     now += 500
     run = Run.create(tmp_path / "run", config, manifest, resume=True)
     now += 7
     run.save_prompts(tensors)
     run.finish({})
     assert Run.open(tmp_path / "run").manifest["seconds"] == 10 + 5 + 7
+
+
+def test_a_finished_run_needs_no_checkpoint_and_keeps_none(
+    tmp_path: Path, config: RunConfig, manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {"prompts": torch.zeros(1)}
+    run = Run.create(tmp_path / "run", config, manifest)
+    run.save_prompts(tensors)
+    run.save_checkpoint(1, tensors, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_save_manifest", fail_with(errno.ENOSPC))  # not done until run.json says so
+        with pytest.raises(OSError, match="No space"):
+            run.finish({})
+    resumed = Run.create(run.path, config, manifest, resume=True)
+    assert not resumed.finished and resumed.load_checkpoint() is not None
+    resumed.finish({})
+    assert set(content(run.path)) == {"config.yaml", "run.json", "prompts.safetensors", "README.md"}
+    assert Run.create(run.path, config, manifest, resume=True).finished
 
 
 def test_metrics_are_json_whatever_the_numbers(tmp_path: Path, config: RunConfig, manifest: dict[str, Any]) -> None:

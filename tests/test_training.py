@@ -132,6 +132,7 @@ def test_an_interrupted_run_resumes_bit_identical(
     monkeypatch.undo()
     resumed = start(tmp_path / "broken", clip, colours, *extra, resume=True)
     assert same(whole.load_prompts(), resumed.load_prompts())
+    assert resumed.manifest["facts"] == whole.manifest["facts"], "a balance that is measured once"
     without_time = [[{k: v for k, v in row.items() if k != "seconds"} for row in metrics(r)] for r in (whole, resumed)]
     assert without_time[0] == without_time[1]
 

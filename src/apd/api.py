@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from apd.clip import DualEncoder
+from apd.clip import DualEncoder, load_clip
 from apd.config import RunConfig, validate
 from apd.data import Dataset
 from apd.loading import describe_encoder
@@ -98,8 +98,11 @@ def is_first_process() -> bool:
 def describe(clip: DualEncoder, data: Dataset, config: RunConfig) -> dict[str, Any]:
     """The circumstances of a run, for its manifest."""
     ids = "\n".join([*data.train.ids, "", *data.val.ids])
+    settings = config.method.settings
+    others = {name: source for name in settings.models if (source := getattr(settings, name)) is not None}
     return {
         "model": describe_encoder(clip.info),
+        "teachers": {name: describe_encoder(load_clip(source).info) for name, source in others.items()},
         "data": {
             "name": data.name,
             "source": data.source,

@@ -53,9 +53,13 @@ def _circumstances(manifest: Mapping[str, Any], config: RunConfig) -> str:
     shown = ", ".join(classes[:20]) + (f" … ({len(classes)} classes, all in run.json)" if len(classes) > 20 else "")
     rows = {
         "method": config.method.name,
-        "model": f"{model['source']} (revision {model['revision'] or 'none'}, {model['family']}, {size} px)",
+        "model": _encoder(model),
         "weights sha256": model["weights_sha256"],
         "tokenizer sha256": model["tokenizer_sha256"],
+        **{
+            name.replace("_", " "): f"{_encoder(other)}, weights sha256 {other['weights_sha256']}"
+            for name, other in manifest.get("teachers", {}).items()
+        },
         "prompts sha256": manifest["prompts_sha256"],
         "preprocessing": ", ".join(f"{key} {value}" for key, value in model["preprocessing"].items()),
         "data": f"{config.data.source}, {config.data.shots} shots, classes {config.data.classes}",
@@ -66,10 +70,16 @@ def _circumstances(manifest: Mapping[str, Any], config: RunConfig) -> str:
         "training": f"{config.train.epochs} epochs, batch {config.train.batch_size}, {config.train.precision}",
         "seeds": ", ".join(f"{key} {value}" for key, value in manifest["seeds"].items()),
         "versions": ", ".join(f"{key} {value}" for key, value in manifest["versions"].items()),
+        **{key.replace("_", " "): value for key, value in manifest.get("facts", {}).items()},
         **{key.replace("_", " "): value or "none" for key, value in manifest["summary"].items()},
     }
     lines = [f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in rows.items()]
     return "\n".join(["| what | value |\n|---|---|", *lines])
+
+
+def _encoder(record: Mapping[str, Any]) -> str:
+    about = f"revision {record['revision'] or 'none'}, {record['family']}, {record['image_size']} px"
+    return f"{record['source']} ({about})"
 
 
 def _results(results: Sequence[Mapping[str, Any]]) -> str:

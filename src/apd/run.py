@@ -3,11 +3,11 @@
 ::
 
     RUN/config.yaml                    settings; `apd train --config` takes it again
-    RUN/run.json                       manifest: model with hashes, classes, templates, prompts, seeds, versions, status,
-                                       seconds of training
+    RUN/run.json                       manifest: model and other CLIPs that taught, with hashes, classes, templates, prompts,
+                                       seeds, versions, status, seconds of training, what the method found out (facts)
     RUN/prompts.safetensors            what was learned (kilobytes)
     RUN/metrics.jsonl                  one line a log entry
-    RUN/checkpoint/state.safetensors   one file, so that it is there whole or not at all
+    RUN/checkpoint/state.safetensors   one file, so that it is there whole or not at all; gone when training is finished
     RUN/results/                       evaluations
     RUN/README.md                      model card
 """
@@ -153,12 +153,20 @@ class Run:
         """The settings it was started with."""
         from apd.config import load_config
 
-        return self._starting or load_config(self._file("config.yaml"))
+        file = self._file("config.yaml")
+        if not self._starting and not file.is_file():
+            raise InputError(f"{file} is missing: the run was stopped while it began; start again with --overwrite.")
+        return self._starting or load_config(file)
 
     @property
     def results(self) -> Path:
         """The folder of its evaluations."""
         return self.path / "results"
+
+    @property
+    def seconds(self) -> float:
+        """That training took so far, in all its starts; what a kill threw away after a checkpoint does not count."""
+        return round(time.monotonic() - self._began, 2)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``; numbers that JSON does not know (nan, inf) become null."""
@@ -184,7 +192,7 @@ class Run:
             "format": FORMAT,
             "step": step,
             "metrics_bytes": logged,
-            "seconds": self._seconds,
+            "seconds": self.seconds,
             "state": dict(state),
         }
         write_tensors(self._checkpoint, tensors, {"apd": json.dumps(record)})
@@ -218,15 +226,21 @@ class Run:
             )
         return tensors
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Mark the run as done: the model card, then the manifest."""
+    def finish(self, summary: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> None:
+        """Mark the run as done: the model card, then the manifest. The checkpoint goes: a finished run never reads it.
+
+        Args:
+            summary: of the last validation.
+            facts: `Method.facts`.
+        """
         if not self._ready():
             return
         digest = sha256_of_file(self._file("prompts.safetensors"))
-        done = {"status": "done", "prompts_sha256": digest, "seconds": self._seconds, "summary": dict(summary)}
-        self.manifest = {**self.manifest, **done}
+        done = {"status": "done", "prompts_sha256": digest, "seconds": self.seconds, "summary": dict(summary)}
+        self.manifest = {**self.manifest, **done, "facts": dict(facts or {})}
         self._save_card()
         self._save_manifest()
+        shutil.rmtree(self._checkpoint.parent, ignore_errors=True)
 
     def save_result(self, result: Mapping[str, Any]) -> Path:
         """Keep what an evaluation found (`Result.to_dict`) in ``results/``, and in the model card.
@@ -247,11 +261,6 @@ class Run:
 
         results = [json.loads(file.read_text()) for file in sorted(self.results.glob(f"{_SUMMARY}*.json"))]
         write_atomic(self._file("README.md"), render_card(self.path, self.manifest, self.config, results))
-
-    @property
-    def _seconds(self) -> float:
-        """That training took so far, in all its starts; what a kill threw away after a checkpoint does not count."""
-        return round(time.monotonic() - self._began, 2)
 
     @property
     def _checkpoint(self) -> Path:
@@ -307,8 +316,10 @@ class Run:
                     f"{self.path} was started with {key}={before.get(key)}, now {now.get(key)}; "
                     "--resume goes on with the same settings. Drop the change, or start again with --overwrite."
                 )
-        for key in ("model", "data", "class_names", "templates"):
-            differing = _first_difference(self.manifest.get(key), json.loads(json.dumps(manifest.get(key))), key)
+        for key in ("model", "teachers", "data", "class_names", "templates"):
+            if key not in self.manifest:  # a run of before it was kept
+                continue
+            differing = _first_difference(self.manifest[key], json.loads(json.dumps(manifest.get(key))), key)
             if differing:
                 raise InputError(f"{self.path} was started with another {differing}; start again with --overwrite.")
 

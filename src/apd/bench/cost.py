@@ -18,6 +18,7 @@ from apd.classifier import PromptedCLIP
 from apd.clip import load_clip
 from apd.config import validate
 from apd.data import Dataset
+from apd.methods import find_method
 
 PASSES = {"clean": 1, "apgd-ce": 100, "apgd-dlr": 100, "apgd-ce+dlr": 200, "autoattack": 4000}
 """Forward passes with gradient to the pixels, for an image that stands; pgd-N costs N."""
@@ -63,17 +64,19 @@ def _time(once: Callable[[], object]) -> float:
 
 
 def training_seconds(job: Job, pace: Pace) -> float:
-    """Estimated seconds of a job's training: PGD steps, the clean and the adversarial pass, class features and back."""
-    if job.method is None:
+    """Estimated seconds of a job's training: attack steps, the clean and the adversarial pass, class features and back."""
+    method = None if job.method is None else find_method(job.method["name"])
+    if method is None or not method.learns:
         return 0.0
     train = validate({"data": job.data, "method": job.method, "train": job.train}).train
     data = _data(job.sources[job.data])
     classes = len(data.class_names) if job.classes == "all" else math.ceil(len(data.class_names) / 2)
     share = classes / len(data.class_names)
     images = len(data.train) * share if job.shots == "all" else min(int(job.shots) * classes, len(data.train))
-    steps = train.attack.steps if train.attack.kind == "pgd" else 1
+    steps = {"pgd": train.attack.steps, "free": 0, "carried": 0}.get(train.attack.kind, 1)
+    passes = steps + 2 if method.adversarial else 1
     batches = math.ceil(images / train.batch_size)
-    return train.epochs * (images * (steps + 2) * pace.image + batches * 3 * classes * pace.text)
+    return train.epochs * (images * passes * pace.image + batches * 3 * classes * pace.text)
 
 
 def view_seconds(job: Job, view: View, pace: Pace) -> float:

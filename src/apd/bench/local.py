@@ -7,6 +7,7 @@ import os
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -30,7 +31,8 @@ class _Worker:
 
     def start(self, job: Job) -> None:
         self.job = job
-        self.connection.send(job)
+        with suppress(ConnectionError):  # a death shows when the answer is waited for
+            self.connection.send(job)
 
     def finish(self) -> tuple[Job, Report | None]:
         """The job and what it came to; None where the worker died over it."""
@@ -38,7 +40,7 @@ class _Worker:
         assert job is not None
         try:
             return job, self.connection.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # OSError: it died in the middle of its answer
             return job, None
 
     def stop(self, patience: float = 0.0) -> None:

@@ -20,7 +20,11 @@ from apd.clip import EncoderInfo, load_clip
 from apd.config import validate
 from apd.data import Dataset, load_data
 from apd.data.dataset import Shots
+from apd.errors import InputError
 from apd.methods import find_method
+
+_ELSEWHERE = {"seed": "a block has seeds", "device": "apd bench computes on GPUs where there are any, unless --gpus 0"}
+"""Settings of training that a suite sets itself, and how."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,9 @@ def _settings(
     """All settings of the method and of training, defaults included, so that a changed default is another run."""
     method = {key: value for key, value in section.items() if key != "train"}
     train = merged({"eps": data.eps}, common, data.train, section.get("train", {}))
+    for name, way_out in _ELSEWHERE.items():
+        if name in train:
+            raise InputError(f"train.{name} has no effect in a suite: {way_out}.")
     config = validate({"data": data.source, "method": method, "train": {**train, "seed": seed}}).model_dump(mode="json")
     return config["method"], {key: value for key, value in config["train"].items() if key != "device"}
 

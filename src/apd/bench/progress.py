@@ -22,7 +22,7 @@ class BenchProgress:
 
     Args:
         plan: all runs.
-        expected: job to do, to its estimated seconds.
+        expected: job to do, to its estimated seconds, in the order in which they are begun.
         workers: that share the work.
         say: takes a line for a person, where no live table can be shown.
     """
@@ -34,6 +34,8 @@ class BenchProgress:
         self.plan, self.expected, self.workers, self.say = plan, dict(expected), max(1, workers), say
         self.open, self.failed = set(expected), set[str]()
         self.started = time.monotonic()
+        self.begun = dict.fromkeys(list(expected)[: self.workers], self.started)
+        self.done = self.took = 0.0
         console = Console(file=sys.stderr)
         self.live = (
             Live(console=console, get_renderable=self._table, refresh_per_second=1) if console.is_terminal else None
@@ -51,9 +53,16 @@ class BenchProgress:
 
     def finished(self, report: Report) -> None:
         """Take note of a run that came to its end."""
+        now = time.monotonic()
         self.open.discard(report.job)
         if report.outcome is None:
             self.failed.add(report.job)
+        else:  # a failed run says nothing of the pace
+            self.done += self.expected[report.job]
+            self.took += now - self.begun.get(report.job, self.started)
+        waiting = next((job for job in self.expected if job not in self.begun), None)
+        if waiting is not None:
+            self.begun[waiting] = now
         text = self._line(report)
         if self.live:
             self.live.console.print(text, highlight=False, markup=False)
@@ -61,12 +70,14 @@ class BenchProgress:
             self.say(text)
 
     def seconds_left(self) -> float:
-        """Estimated from the work left and the speed so far; from the estimate alone until something is done."""
-        left = sum(self.expected[job] for job in self.open)
-        done = sum(self.expected.values()) - left
-        if not done:
-            return max(0.0, left / self.workers - (time.monotonic() - self.started))
-        return left * (time.monotonic() - self.started) / done
+        """The estimates of open runs, at the pace of finished ones, less the time that runs under way have had.
+
+        Until a run is finished the estimates stand as they are.
+        """
+        now, open_ = time.monotonic(), list(self.open)  # a copy: another thread may ask while a run ends
+        pace = self.took / self.done if self.done else 1.0
+        left = [max(0.0, pace * self.expected[job] - (now - self.begun.get(job, now))) for job in open_]
+        return max(sum(left) / self.workers, *left, 0.0)  # a run is one worker's
 
     def _line(self, report: Report) -> str:
         label = self.plan.jobs[report.job].label

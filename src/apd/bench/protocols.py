@@ -82,12 +82,18 @@ class Protocol:
 
     def check(self, block: Block) -> None:
         """Raise an `InputError` where the block lacks what the protocol needs, or sets what belongs to another."""
+        if self.needs == "to" and any(set(block.to) == {name} for name in block.data):
+            raise InputError(
+                f"a block of protocol {block.protocol} trains on {block.to[0]!r} and has no other data set in 'to'; add one."
+            )
         own = {"to", "eps", "corruptions"}
         for name in own:
             if name == self.needs and not getattr(block, name):
                 raise InputError(f"a block of protocol {block.protocol} needs the setting {name!r}.")
             if name != self.needs and getattr(block, name):
                 raise InputError(f"the setting {name!r} does not belong to protocol {block.protocol}.")
+        if "severity" in block.model_fields_set and self.needs != "corruptions":
+            raise InputError(f"the setting 'severity' does not belong to protocol {block.protocol}.")
 
 
 def _same(block: Block, view: View) -> list[View]:
@@ -103,13 +109,17 @@ def _base_new(block: Block, view: View) -> list[View]:
 
 def _targets(names: Literal["own", "kept"]) -> Callable[[Block, View], list[View]]:
     def views(block: Block, view: View) -> list[View]:
-        return [view, *(replace(view, name=to, split=to, data=to, names=names) for to in block.to)]
+        others = [to for to in dict.fromkeys(block.to) if to != view.data]
+        return [view, *(replace(view, name=to, split=to, data=to, names=names) for to in others)]
 
     return views
 
 
 def _budgets(block: Block, view: View) -> list[View]:
-    return [replace(view, name=f"eps {_pretty(eps)}", eps=eps) for eps in block.eps]
+    budgets: dict[str, str] = {}
+    for eps in block.eps:  # one budget written in two ways is one
+        budgets.setdefault(_pretty(eps), eps)
+    return [replace(view, name=f"eps {name}", eps=eps) for name, eps in budgets.items()]
 
 
 def _corrupted(block: Block, view: View) -> list[View]:

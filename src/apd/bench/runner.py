@@ -80,7 +80,9 @@ def find_machine(engine: str = "local", workers: int | None = None, gpus: float 
         cores, found = _cores(), torch.cuda.device_count()
     gpus = float(found > 0) if gpus is None else gpus
     if gpus > found:
-        raise InputError(f"--gpus {gpus:g} for each run, but there are {found}.")
+        raise InputError(f"--gpus {gpus:g} for each run, but there are {found}; ask for fewer, or none.")
+    if gpus > 1 and engine == "local":
+        raise InputError(f"--gpus {gpus:g}: a run of the local engine sees one GPU; take --engine ray, or --gpus 1.")
     count = workers or max(1, found if gpus else 1)
     return Machine(engine, count, max(1, min(cores // count, _most_threads())), gpus)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,7 +28,10 @@ def _text(value: object) -> object:
     return repr(value) if isinstance(value, int | float) else value
 
 
+_TAKEN = r"test|val|base|new|.*[ -]final"
+"""What `apd.bench.protocols.View` calls a part of a data set, or a part in the second stage."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+SomeNames = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_listed)]
 Eps = Annotated[str, BeforeValidator(_text)]
 
 
@@ -51,27 +55,27 @@ class Block(_Section):
     """A protocol on some data sets with some methods: every combination is a run."""
 
     protocol: str = Field(description="a name of `apd.bench.protocols.PROTOCOLS`")
-    data: Names
-    methods: Names
-    seeds: Annotated[tuple[int, ...], BeforeValidator(_listed)] = (0,)
-    shots: Annotated[tuple[Shots, ...], BeforeValidator(_listed)] | None = Field(
+    data: SomeNames
+    methods: SomeNames
+    seeds: Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_listed)] = (0,)
+    shots: Annotated[tuple[Shots, ...], Field(min_length=1), BeforeValidator(_listed)] | None = Field(
         None, description="one or several (a curve); null: the data set's"
     )
     to: Names = Field((), description="cross-dataset and domain-shift: the data sets to evaluate on")
     eps: Annotated[tuple[Eps, ...], BeforeValidator(_listed)] = Field((), description="eps-curve: the budgets")
     corruptions: Names = Field((), description="corruption: which")
     severity: int = Field(3, ge=1, le=5, description="corruption: how strong")
-    attacks: Names | None = Field(None, description="instead of the suite's")
+    attacks: SomeNames | None = Field(None, description="instead of the suite's")
     limit: int | None = Field(None, ge=1, description="instead of the suite's")
 
 
 class Final(_Section):
     """A second stage: stronger attacks on the best methods of every table of these protocols."""
 
-    attacks: Names = ("autoattack",)
+    attacks: SomeNames = ("autoattack",)
     limit: int = Field(100, ge=1, description="test images")
     best: int = Field(2, ge=1, description="how many methods, by the protocol's main figure in the first stage")
-    protocols: Names = ("few-shot",)
+    protocols: SomeNames = ("few-shot",)
 
 
 class Suite(_Section):
@@ -86,11 +90,11 @@ class Suite(_Section):
         "`train` in it changes training for this row alone (an ablation)"
     )
     train: dict[str, Any] = Field({}, description="settings of the section train, for all data sets and methods")
-    attacks: Names = ("apgd-ce", "apgd-dlr")
+    attacks: SomeNames = ("apgd-ce", "apgd-dlr")
     limit: int | None = Field(None, ge=1, description="test images under attack; null: all")
     split: Literal["test", "val"] = Field("test", description="val to choose settings by")
     against: str | None = Field(None, description="the method that all are compared with; null: the best of each table")
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block, ...] = Field(min_length=1)
     final: Final | None = None
 
     @model_validator(mode="before")
@@ -115,10 +119,18 @@ class Suite(_Section):
                 parse_eps(eps)
         if self.against is not None:
             _known("method", [self.against], self.methods)
-        for entry in self.data.values():
+        for name, entry in self.data.items():
+            if re.fullmatch(_TAKEN, name):
+                raise InputError(
+                    f"a data set cannot be called {name!r}, as a part of one is in the results; give it another name."
+                )
             parse_eps(entry.eps)
         if self.final:
             _known("protocol", self.final.protocols, PROTOCOLS)
+            if not {block.protocol for block in self.blocks}.intersection(self.final.protocols):
+                raise InputError(
+                    f"no block has a protocol of final.protocols ({', '.join(self.final.protocols)}); name one that a block has."
+                )
             parse_settings({"attacks": self.final.attacks})
         return self
 

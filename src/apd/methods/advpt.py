@@ -55,6 +55,11 @@ class AdvPTSettings(MethodSettings):
 
     def check_training(self, train: TrainSettings) -> None:
         super().check_training(train)
+        if train.eps_warmup_epochs:
+            raise ValueError(
+                f"train.eps_warmup_epochs={train.eps_warmup_epochs:g} has no effect on advpt, whose images are attacked once, "
+                "before training, within the whole train.eps; set it to 0"
+            )
         if train.attack.kind in ("free", "carried"):
             raise ValueError(
                 f"train.attack.kind={train.attack.kind} has no effect on advpt, whose images are attacked once, before "

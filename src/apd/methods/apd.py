@@ -37,7 +37,7 @@ from apd.methods.clean import VLP
 
 if TYPE_CHECKING:
     from apd.data.dataset import Decoded
-    from apd.training.settings import AttackKind
+    from apd.training.settings import AttackKind, TrainSettings
 
 Teacher = Literal["frozen", "tuned", "online"]
 _BATCH = 256
@@ -119,16 +119,62 @@ class APDSettings(MethodSettings):
             )
         if self.feedback and self.teacher != "online":
             raise ValueError(f"method.feedback needs method.teacher=online, got {self.teacher}")
-        asked = self.soft_target == "adversarial" or self.trust or self.inner == "teacher-pair"
-        if self.robust_teacher is not None and not asked:
+        if self.robust_teacher is not None and not self._asks_on_adversarial:
             raise ValueError(
                 "method.robust_teacher answers on x', which nothing asks for here; set method.soft_target=adversarial "
                 "or leave it out"
             )
+        if (self.teacher != "frozen" or self.teacher_model is not None) and not self._asks_teacher:
+            name = "teacher_model" if self.teacher_model is not None else f"teacher={self.teacher}"
+            raise ValueError(
+                f"method.{name} teaches nothing: no term asks it; give method.adv_kl a weight, or leave it out"
+            )
         return self
+
+    @property
+    def _soft(self) -> bool:
+        """Whether the soft label for x' has a weight."""
+        return bool(self.adv_kl) and self.balance != 0
+
+    @property
+    def _asks_on_adversarial(self) -> bool:
+        """Whether a teacher answers on x'."""
+        wanted = self.soft_target == "adversarial" or bool(self.trust)
+        return self.inner == "teacher-pair" or (self._soft and wanted)
+
+    @property
+    def _asks_teacher(self) -> bool:
+        """Whether the teacher that is not the robust one answers anything."""
+        on_clean = self._soft and (self.soft_target == "clean" or self.inner == "mixed")
+        terms = self.clean_kl or self.image_features or self.text_features
+        return bool(
+            on_clean
+            or self.inner == "teacher-kl"
+            or terms
+            or (self._asks_on_adversarial and self.robust_teacher is None)
+        )
 
     def flat_at_clean(self, kind: AttackKind) -> bool:
         return kind == "pgd" and self.inner == "kl"
+
+    def check_training(self, train: TrainSettings) -> None:
+        super().check_training(train)
+        if train.label_smoothing and not (self.adv_ce or self.clean_ce or self.teacher == "online"):
+            raise ValueError(
+                "train.label_smoothing is of cross-entropy terms, of which there is none here; set it to 0 or method.clean_ce"
+            )
+        if self.inner == "ce":
+            return
+        if train.attack.kind in ("free", "carried") and self.inner != "mixed":
+            raise ValueError(
+                f"method.inner={self.inner} has no effect with train.attack.kind={train.attack.kind}, whose pixels climb the "
+                "loss itself; leave it out or set another kind"
+            )
+        if train.attack.stop_margin is not None and (self.inner != "mixed" or train.attack.loss == "method"):
+            raise ValueError(
+                f"train.attack.stop_margin needs an attack on labels, which method.inner={self.inner} is not; set it to null, "
+                "or method.inner=ce"
+            )
 
 
 class APD(Method):
@@ -185,6 +231,10 @@ class APD(Method):
         clean.student.prompts.load_state_dict(self.teacher.prompts.state_dict())
         before.tune(clean)
         self.teacher.prompts.load_state_dict(clean.student.prompts.state_dict())
+
+    def facts(self) -> dict[str, Any]:
+        """The share of the soft label that was used, where there is one: measured or set."""
+        return {} if self.s.balance is None else {"balance": round(self.balance.item(), 6)}
 
     def _accuracy(self, images: Decoded) -> Tensor:
         """Share of the training images that the untouched teacher, which has not seen them, classifies right."""

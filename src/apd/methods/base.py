@@ -35,7 +35,7 @@ class MethodSettings(BaseModel):
     - ``published``: dotted settings of its paper, of method and training, which ``preset: published`` puts under all that
       is set explicitly;
     - ``variants``: which settings each value of a field ``variant`` presets;
-    - ``models``: fields that name another CLIP, which a suite finds below its root and knows by its weights.
+    - ``models``: fields that name another CLIP, which a suite finds below its root and knows by its weights, as a run does.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -190,6 +190,10 @@ class Method(nn.Module):
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """Weighted, named terms; the loop minimises their sum."""
         raise TypeError(f"{type(self).__name__} must define loss()")
+
+    def facts(self) -> dict[str, Any]:
+        """What training has found out about itself and no setting says, as JSON for ``run.json``. Nothing by default."""
+        return {}
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that training changes or prepares; the frozen encoders are not part of it."""

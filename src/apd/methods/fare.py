@@ -11,7 +11,7 @@ tunes the image tower's weights.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -22,11 +22,19 @@ from apd.classifier import BoundCLIP, PromptedCLIP
 from apd.methods.base import Method, MethodSettings, Step
 from apd.methods.clean import VISUAL_ONLY
 
+if TYPE_CHECKING:
+    from apd.training.settings import TrainSettings
+
 
 class FARESettings(MethodSettings):
     """Visual tokens; the texts are the templates."""
 
     fixed: ClassVar[dict[str, Any]] = VISUAL_ONLY
+
+    def check_training(self, train: TrainSettings) -> None:
+        super().check_training(train)
+        if train.label_smoothing:
+            raise ValueError("train.label_smoothing has no effect on fare, which looks at no labels; set it to 0")
 
 
 class FARE(Method):

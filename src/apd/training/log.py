@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +19,7 @@ class Log:
     """
 
     def __init__(self, run: Run | None, batches: int, tensorboard: bool) -> None:
-        self.run, self.batches, self.started = run, batches, time.monotonic()
+        self.run, self.batches = run, batches
         self.last: dict[str, float] = {}
         self.last_terms: dict[str, float] = {}
         self.tensorboard = tensorboard
@@ -30,9 +29,8 @@ class Log:
         """Write a line with the loss terms (this process's share of the batch)."""
         self.last_terms = {name: float(value.detach()) for name, value in terms.items()}
         self.last = {"loss": sum(self.last_terms.values()), **self.last_terms}
-        self.write(
-            {"step": done, "epoch": done / self.batches, **self.last, "seconds": time.monotonic() - self.started}
-        )
+        seconds = {"seconds": self.run.seconds} if self.run else {}
+        self.write({"step": done, "epoch": done / self.batches, **self.last, **seconds})
         return self.last_terms
 
     def write(self, record: dict[str, Any]) -> None:

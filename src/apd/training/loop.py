@@ -83,7 +83,7 @@ def train(encoder: DualEncoder, data: Dataset, config: RunConfig, run: Run, *, q
     prompts = loop.deployed().prompts
     assert prompts is not None
     run.save_prompts({name: tensor.detach().cpu() for name, tensor in prompts.state_dict().items()})
-    run.finish(summary)
+    run.finish(summary, method.facts())
     accelerator.wait_for_everyone()
     return run
 

@@ -25,7 +25,7 @@ class AttackSettings(_Section):
         "or carried from epoch to epoch (Zheng 2020)",
     )
     steps: int = Field(2, ge=1, description="steps of pgd")
-    step_size: float = Field(1.0, gt=0, description="step of pgd as a fraction of eps")
+    step_size: float = Field(1.0, gt=0, description="step of pgd, free and carried as a fraction of eps")
     random_start: bool = Field(True, description="start at a random point of the ball; fgsm-rs and n-fgsm always do")
     replays: int = Field(4, ge=1, description="free: optimiser steps on a batch, one after the other")
     loss: AttackLoss = Field(
@@ -115,7 +115,7 @@ class TrainSettings(_Section):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast with float32 prompts and gradients")
     seed: int = Field(0, ge=0, description="of prompts, order, crops and attack starts")
     validate_every: int = Field(5, ge=1, description="epochs between two looks at the validation split")
-    validation_attack: Annotated[str, Field(pattern=r"^pgd-\d+$")] = Field(
+    validation_attack: Annotated[str, Field(pattern=r"^pgd-[1-9]\d*$")] = Field(
         "pgd-5", description="short attack on validation"
     )
     checkpoint_every: int = Field(50, ge=1, description="optimiser steps between two checkpoints")
@@ -131,6 +131,12 @@ class TrainSettings(_Section):
     @model_validator(mode="after")
     def _eps_fits_norm(self) -> TrainSettings:
         parse_eps(self.eps, self.norm)
+        return self
+
+    @model_validator(mode="after")
+    def _warms_up(self) -> TrainSettings:
+        if self.eps_warmup_from and not self.eps_warmup_epochs:
+            raise ValueError("train.eps_warmup_from has no effect without train.eps_warmup_epochs; set both or neither")
         return self
 
     @model_validator(mode="after")
