@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,21 +24,19 @@ from .models import save_colours
 from .test_cli_errors import check_error
 
 
-def test_help_answers_at_once() -> None:
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        shown = in_process("--help")
-        times.append(time.perf_counter() - started)
-        assert shown.returncode == 0
-        for command in ("train", "evaluate", "predict", "demo", "bench", "list"):
-            assert command in shown.stdout
-    assert min(times) < 0.5
-    heavy = (
-        "import sys, apd.cli; print([m for m in ('torch', 'transformers', 'numpy', 'pydantic') if m in sys.modules])"
+def test_help_names_the_commands_and_loads_nothing_heavy() -> None:
+    """What makes it answer at once; how soon is measured in ``benchmarks/startup.py``."""
+    shown = in_process("--help")
+    assert shown.returncode == 0
+    for command in ("train", "evaluate", "predict", "demo", "bench", "list"):
+        assert command in shown.stdout
+    code = (
+        "import sys, apd.cli; sys.argv = ['apd', '--help']\n"
+        "try: apd.cli.main()\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'numpy', 'pydantic') if m in sys.modules])"
     )
-    loaded = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
-    assert loaded.stdout.strip() == "[]"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict", "demo", "bench", "list"])
