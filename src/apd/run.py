@@ -3,8 +3,9 @@
 ::
 
     RUN/config.yaml                    settings; `apd train --config` takes it again
-    RUN/run.json                       manifest: model and other CLIPs that taught, with hashes, classes, templates, prompts,
-                                       seeds, versions, status, seconds of training, what the method found out (facts)
+    RUN/run.json                       manifest: model and other CLIPs that taught, with hashes, images used and left out,
+                                       classes, templates, prompts, seeds, versions, status, seconds of training, what the
+                                       method found out (facts)
     RUN/prompts.safetensors            what was learned (kilobytes)
     RUN/metrics.jsonl                  one line a log entry
     RUN/checkpoint/state.safetensors   one file, so that it is there whole or not at all; gone when training is finished

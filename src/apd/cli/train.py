@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _LOOKING = 10.0
 """Seconds for a look at the test images before training."""
+_FOR_PHOTOS = "openai/clip-vit-base-patch32"
 
 
 def train(
@@ -71,7 +72,7 @@ def train(
 def _train(
     flags: dict[str, Any], file: Path | None, sets: list[str], output: Path | None, resume: bool, overwrite: bool
 ) -> None:
-    from apd.api import is_first_process, start
+    from apd.api import is_first_process, read_images, start
     from apd.clip import BUILT_IN as EMBEDDED
     from apd.clip import load_clip
     from apd.config import load_config
@@ -92,16 +93,15 @@ def _train(
     if is_first_process() and not (resume or config.data.skip_bad_images):
         _look_at_test_images(data)
     clip = load_clip(config.model)
-    tell(
-        f"{config.method.name} on {data.name}: {len(data.train)} images of {len(data.class_names)} classes, "
-        f"the CLIP {config.model}, to {output}"
-    )
-    if config.model in EMBEDDED and config.data.source not in BUILT_IN:
-        tell(
-            f"{config.model} is {EMBEDDED[config.model]}. For photos give --model, such as openai/clip-vit-base-patch32."
-        )
     try:
-        run = start(clip, data, config, output, resume=resume, overwrite=overwrite)
+        images = read_images(clip, data, config)
+        tell(
+            f"{config.method.name} on {data.name}: {len(images.train)} images of {len(data.class_names)} classes, "
+            f"the CLIP {config.model}, to {output}"
+        )
+        if config.model in EMBEDDED and config.data.source not in BUILT_IN:
+            tell(f"{config.model} is {EMBEDDED[config.model]}. For photos give --model, such as {_FOR_PHOTOS}.")
+        run = start(clip, data, images, config, output, resume=resume, overwrite=overwrite)
     except KeyboardInterrupt:
         tell(_stopped(output))
         raise
