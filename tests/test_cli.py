@@ -178,7 +178,14 @@ def test_unreadable_test_images_are_told_before_training(cli: Cli, clip_folder: 
     warning = answer.err.splitlines()[0]
     assert warning.startswith(f"Warning: cannot read the image {bad}") and "1 cannot be read" in warning
     check_error(cli("evaluate", tmp_path / "run", "--attack", "clean"), [str(bad), "--skip-bad-images"])
-    assert "Warning" not in cli(*train, "--skip-bad-images", "--output", tmp_path / "skipping").err
+    resumed = cli("train", "--output", tmp_path / "run", "--resume")
+    for said in (answer, resumed):
+        suggested = said.err.splitlines()[-1].partition("Next: apd ")[2]
+        assert suggested == f"evaluate {tmp_path / 'run'} --skip-bad-images"
+    assert cli(*suggested.split(), "--attack", "clean").code == 0
+    skipping = cli(*train, "--skip-bad-images", "--output", tmp_path / "skipping")
+    assert "Warning" not in skipping.err and skipping.err.endswith(f"apd evaluate {tmp_path / 'skipping'}\n")
+    assert cli("evaluate", tmp_path / "skipping", "--attack", "clean").code == 0
 
 
 def test_small_helpers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,8 +90,7 @@ def _train(
         check_output(output, resume=resume, overwrite=overwrite)
     data = config.data.load(config.train.seed)
     data.check_trainable()
-    if is_first_process() and not (resume or config.data.skip_bad_images):
-        _look_at_test_images(data)
+    stops = is_first_process() and not config.data.skip_bad_images and _bad_test_images(data)
     clip = load_clip(config.model)
     try:
         images = read_images(clip, data, config)
@@ -105,11 +104,11 @@ def _train(
     except KeyboardInterrupt:
         tell(_stopped(output))
         raise
-    tell(f"Done: {run.path}. Next: apd evaluate {run.path}")
+    tell(f"Done: {run.path}. Next: apd evaluate {run.path}{' --skip-bad-images' if stops else ''}")
 
 
-def _look_at_test_images(data: Dataset) -> None:
-    """Training does not decode them: say now what would stop the evaluation later."""
+def _bad_test_images(data: Dataset) -> bool:
+    """Whether there are any. Training does not decode them: say now what would stop the evaluation later."""
     from apd.data.decode import find_bad
 
     bad, looked = find_bad(data.test.ids, data.test.sources, _LOOKING, progress=True)
@@ -118,6 +117,7 @@ def _look_at_test_images(data: Dataset) -> None:
             f"Warning: {bad[0]} Of {looked} test images looked at, {len(bad)} cannot be read. Training does not need them, "
             "but apd evaluate stops there: replace or remove them, or leave them out with --skip-bad-images."
         )
+    return bool(bad)
 
 
 def _stopped(output: Path) -> str:
