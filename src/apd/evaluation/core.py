@@ -133,6 +133,7 @@ class Evaluation:
             under[name] = AttackAccuracy.of(
                 right[name],
                 seconds=round(records[name].seconds, 1),
+                seconds_earlier=round(records[name].earlier, 1),
                 runs=attacks.find(name).runs(self.n_classes),
                 fooled_by=dict(Counter(outcome.by for outcome in known if outcome is not None and outcome.by)),
                 flags=dict(records[name].flags),
