@@ -152,12 +152,12 @@ class Run:
     @property
     def config(self) -> RunConfig:
         """The settings it was started with."""
-        from apd.config import load_config
+        from apd.config import load_config, load_recorded
 
         file = self._file("config.yaml")
         if not self._starting and not file.is_file():
             raise InputError(f"{file} is missing: the run was stopped while it began; start again with --overwrite.")
-        return self._starting or load_config(file)
+        return self._starting or (load_recorded(file) if self.finished else load_config(file))
 
     @property
     def results(self) -> Path:
