@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apd import attacks
 from apd.attacks import Cascade, misclassified
 from apd.errors import InputError
-from apd.threat import ThreatModel
+from apd.threat import Norm, ThreatModel
 
 from .test_attacks import BALLS, standing_pictures
 from .toys import Counting, trained
@@ -124,6 +124,35 @@ def test_autoattack_flags_are_collected(defence: type[Dizzy], flag: str, caplog:
     assert not attacks.find("autoattack")(model, x, labels, ThreatModel(0.5), ids, 0).flags
 
 
+@pytest.mark.parametrize(
+    ("name", "n_classes", "norm"),
+    [
+        ("pgd-7", 5, "l2"),
+        ("apgd-ce", 5, "l2"),
+        ("apgd-dlr", 2, "linf"),
+        ("apgd-ce+dlr", 5, "linf"),
+        ("autoattack", 2, "linf"),
+        ("autoattack", 12, "linf"),
+    ],
+)
+def test_passes_are_counted_right_where_nothing_falls(name: str, n_classes: int, norm: Norm) -> None:
+    """Twelve classes have more wrong ones than the library has targets."""
+    model, told, passes = trained(n_classes, "linear"), list[str](), 0
+    x, labels = standing_pictures(model, 2, n_classes)
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...], __: object) -> None:
+        nonlocal passes
+        passes += 2 if inputs[0].requires_grad and torch.is_grad_enabled() else 1
+
+    model.register_forward_hook(count)
+    attack = attacks.find(name)
+    found = attack(model, x, labels, ThreatModel(1e-6, norm), ["a", "b"], 0, told.append)
+    passes_of_attack = passes
+    assert not misclassified(model(found.images), labels).any()
+    assert passes_of_attack == attack.most_passes(n_classes)
+    assert tuple(told) == attack.runs(n_classes)
+
+
 @dataclass(frozen=True)
 class Fools:
     """Blackens the images of one class, and remembers what it was given."""
@@ -135,9 +164,20 @@ class Fools:
     def runs(self, n_classes: int) -> tuple[str, ...]:
         return (f"fools-{self.label}",)
 
+    def most_passes(self, n_classes: int) -> int:
+        return self.label
+
     def __call__(
-        self, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel, ids: list[str], seed: int
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        ids: list[str],
+        seed: int,
+        tell: attacks.Tell,
     ) -> attacks.Found:
+        tell(f"fools-{self.label}")
         self.asked.extend(ids)
         images = torch.where((labels == self.label).view(-1, 1, 1, 1), torch.zeros_like(x), x)
         return attacks.Found(images, [f"fools-{self.label}"] * len(x))
@@ -152,7 +192,10 @@ def test_a_cascade_hands_on_what_stands() -> None:
     x = (labels / 10).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).clone()
     ids, asked = ["a", "b", "c", "d"], [list[str](), list[str](), list[str]()]
     cascade = Cascade("all", tuple(Fools(label, ids_) for label, ids_ in zip((2, 1, 3), asked, strict=True)))
-    found = cascade(Brightness(), x, labels, ThreatModel(0.5), ids, 0)
+    told: list[str] = []
+    found = cascade(Brightness(), x, labels, ThreatModel(0.5), ids, 0, told.append)
+    assert told == ["fools-2", "fools-1", "fools-3"]
+    assert cascade.most_passes(4) == (2 + 1 + 3) + 3
     assert asked == [["a", "b", "c", "d"], ["a", "c"], ["c"]]
     assert found.by == ["fools-1", "fools-2", "fools-3", "fools-2"]
     assert not found.images.any()

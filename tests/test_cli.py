@@ -109,6 +109,65 @@ def test_python_skips_bad_images_and_remembers_it(clip_folder: Path, tmp_path: P
     assert run.config.data.skip_bad_images
 
 
+def break_images(folder: Path, *ids: str) -> None:
+    for id_ in ids:
+        (folder / id_).write_bytes((folder / id_).read_bytes()[:70])
+
+
+def test_training_images_left_out_are_told_and_recorded(cli: Cli, clip_folder: Path, tmp_path: Path) -> None:
+    folder = save_colours(tmp_path / "photos", per_class=10)
+    data = apd.load_data(folder, shots=2)
+    train, val = len(data.train), len(data.val)
+    bad_train, bad_val = [data.train.ids[0], data.train.ids[2]], [data.val.ids[1]]
+    assert data.train.labels[0] != data.train.labels[2]
+    break_images(folder, *bad_train, *bad_val)
+    command = ("train", folder, "--model", clip_folder, *QUICK, "--skip-bad-images", "--output", tmp_path / "run")
+    answer = cli(*command)
+    assert answer.code == 0, answer.err
+    assert f"Left out: 2 of {train} training images and 1 of {val} validation images" in answer.err
+    assert f"{train - 2} images of {len(data.class_names)} classes" in answer.err
+    manifest = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (manifest["data"]["train_images"], manifest["data"]["validation_images"]) == (train - 2, val - 1)
+    assert manifest["left_out"] == {
+        "train_images": 2,
+        "validation_images": 1,
+        "replaced": False,
+        "ids": [*bad_train, *bad_val],
+    }
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"| training images | {train - 2} of {train}; 2 unreadable left out, no others in their place |" in card
+    assert f"| validation images | {val - 1} of {val}; 1 unreadable left out, no others in their place |" in card
+
+
+def test_nothing_is_told_where_nothing_is_left_out(cli: Cli, clip_folder: Path, colours: Path, tmp_path: Path) -> None:
+    command = ("train", colours, "--model", clip_folder, *QUICK, "--skip-bad-images", "--output", tmp_path / "run")
+    assert "Left out" not in cli(*command).err
+    manifest = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert manifest["left_out"]["ids"] == []
+    used = manifest["data"]["train_images"]
+    assert f"| training images | {used} |" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_class_without_a_readable_training_image_is_refused(cli: Cli, clip_folder: Path, tmp_path: Path) -> None:
+    folder = save_colours(tmp_path / "photos", per_class=10)
+    data = apd.load_data(folder, shots=2)
+    lost = [id_ for id_, label in zip(data.train.ids, data.train.labels.tolist(), strict=True) if label == 1]
+    break_images(folder, *lost)
+    command = ("train", folder, "--model", clip_folder, *QUICK, "--skip-bad-images", "--output", tmp_path / "run")
+    check_error(cli(*command), [f"class {data.class_names[1]!r}", f"none of {len(lost)} can be read", lost[0]])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_the_images_it_was_started_with(clip_folder: Path, tmp_path: Path) -> None:
+    folder = save_colours(tmp_path / "photos", per_class=10)
+    clip, data = apd.load_clip(clip_folder), apd.load_data(folder, shots=2)
+    settings = {"epochs": 1, "device": "cpu", "output": tmp_path / "run", "skip_bad_images": True}
+    apd.train(clip, data, **settings)
+    break_images(folder, data.train.ids[0])
+    with pytest.raises(InputError, match=r"started with another data\.ids_sha256"):
+        apd.train(clip, data, resume=True, **settings)
+
+
 def test_unreadable_test_images_are_told_before_training(cli: Cli, clip_folder: Path, tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "photos", per_class=8)
     bad = folder / apd.load_data(folder, shots=2).test.ids[0]
@@ -119,7 +178,14 @@ def test_unreadable_test_images_are_told_before_training(cli: Cli, clip_folder: 
     warning = answer.err.splitlines()[0]
     assert warning.startswith(f"Warning: cannot read the image {bad}") and "1 cannot be read" in warning
     check_error(cli("evaluate", tmp_path / "run", "--attack", "clean"), [str(bad), "--skip-bad-images"])
-    assert "Warning" not in cli(*train, "--skip-bad-images", "--output", tmp_path / "skipping").err
+    resumed = cli("train", "--output", tmp_path / "run", "--resume")
+    for said in (answer, resumed):
+        suggested = said.err.splitlines()[-1].partition("Next: apd ")[2]
+        assert suggested == f"evaluate {tmp_path / 'run'} --skip-bad-images"
+    assert cli(*suggested.split(), "--attack", "clean").code == 0
+    skipping = cli(*train, "--skip-bad-images", "--output", tmp_path / "skipping")
+    assert "Warning" not in skipping.err and skipping.err.endswith(f"apd evaluate {tmp_path / 'skipping'}\n")
+    assert cli("evaluate", tmp_path / "skipping", "--attack", "clean").code == 0
 
 
 def test_small_helpers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def counting_run(folder: Path, n: int = 40, **values: Any) -> tuple[Result, int]
 def without_time(result: Result) -> dict[str, Any]:
     found = result.to_dict() | {"predictions": result.predictions}
     for score in found["attacks"].values():
-        del score["seconds"]
+        del score["seconds"], score["seconds_earlier"]
     return found
 
 
@@ -100,6 +100,21 @@ def test_the_store_can_be_read_by_a_person_and_is_never_half_written(tmp_path: P
     record.write_text(record.read_text()[:-20])
     with pytest.raises(InputError, match="remove it"):
         counting_run(tmp_path)
+
+
+def test_the_table_tells_time_of_an_earlier_start_from_this_one(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"attacks": ("pgd-5", "pgd-3")}
+    fresh, _ = counting_run(tmp_path, n=16, **values)
+    assert "earlier" not in str(fresh)
+    for file in tmp_path.glob("pgd-5-*.jsonl"):
+        head, *rows = file.read_text().splitlines()
+        file.write_text("\n".join([json.dumps({**json.loads(head), "seconds": 206.0}), *rows]) + "\n")
+    reused, _ = counting_run(tmp_path, n=4, **values)
+    rows = {line.split()[1]: line for line in str(reused).splitlines() if "pgd-" in line}
+    assert "0 s (206 s in an earlier start)" in rows["pgd-5"] and "206" not in rows["pgd-3"]
+    grown, _ = counting_run(tmp_path, n=40, **values)
+    score = grown.attacks["pgd-5"]
+    assert score.seconds >= score.seconds_earlier == 206 and "(206 s in an earlier start)" in str(grown)
 
 
 def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:

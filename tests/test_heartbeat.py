@@ -7,11 +7,12 @@ import threading
 import time
 
 import pytest
+import torch
 
 from apd import heartbeat as module
 from apd.bench import load_suite, make_plan
 from apd.bench.progress import BenchProgress
-from apd.evaluation.progress import bar
+from apd.evaluation.progress import Pace, shown
 from apd.heartbeat import heartbeat
 from apd.training.monitor import TrainingProgress
 
@@ -53,13 +54,49 @@ def test_a_line_comes_while_the_work_goes_on_and_none_afterwards() -> None:
 
 
 def test_attacks_in_a_pipe(capfd: pytest.CaptureFixture[str]) -> None:
-    with bar("pgd-20", 30, quiet=False) as advance:
-        advance(12)
-        assert re.search(r"^pgd-20: 12 of 30 images, \d+ s$", err_with(capfd, "12 of 30"), re.MULTILINE)
+    model, pace = torch.nn.Identity(), Pace("autoattack", 30, 12, 18, 40)
+    with shown(pace, "undefended, autoattack", model, quiet=False):
+        line = r"^undefended, autoattack: 12 of 30 images, \d+ s$"
+        assert re.search(line, err_with(capfd, "12 of 30"), re.MULTILINE)
+        pace.begin("fab-t")
+        model(torch.rand(1))
+        line = r"^undefended, autoattack: 12 of 30 images, in fab-t, \d+ s, at most about .+ left$"
+        assert re.search(line, err_with(capfd, "left\n"), re.MULTILINE)
+    model(torch.rand(1))
+    assert pace.passes == 1, "nobody counts any longer"
     capfd.readouterr()
-    with bar("pgd-20", 30, quiet=True):
+    with shown(pace, "autoattack", model, quiet=True):
         time.sleep(0.05)
     assert capfd.readouterr().err == ""
+
+
+def test_the_time_left_is_bounded_in_the_first_batch_and_estimated_afterwards() -> None:
+    seconds = 100.0
+    pace = Pace("autoattack", 23, 3, 8, 1000, now=lambda: seconds)  # 20 images in three batches
+    assert str(pace) == "3 of 23 images, 0 s"
+    pace.begin("apgd-t")
+    seconds += 70
+    pace.look(500)
+    assert str(pace) == "3 of 23 images, in apgd-t, 1 min 10 s, at most about 6 min left"  # 3 * 140 - 70 = 350 s
+    pace.look(10_000)
+    assert str(pace).endswith("at most about 2 min left"), "two more batches like this one"
+    seconds += 10
+    pace.advance(8)
+    seconds += 20
+    assert str(pace) == "11 of 23 images, 1 min 40 s, about 2 min left"  # 12 images of 10 s, 20 s of them gone
+    pace.begin("autoattack")
+    seconds += 100
+    assert str(pace) == "11 of 23 images, 3 min 20 s", "later than expected: nothing is known"
+
+
+def test_training_images_pass_with_a_gradient() -> None:
+    model, pace = torch.nn.Identity(), Pace("pgd-1", 2, 0, 2, 3)
+    with shown(pace, "pgd-1", model, quiet=True):
+        model(torch.rand(1).requires_grad_())
+        assert pace.passes == 2
+        with torch.no_grad():
+            model(torch.rand(1).requires_grad_())
+        assert pace.passes == 3
 
 
 def test_training_in_a_pipe(capfd: pytest.CaptureFixture[str]) -> None:

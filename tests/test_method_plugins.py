@@ -63,6 +63,18 @@ def test_an_installed_package_s_method_is_listed_trains_and_is_evaluated(
     assert evaluated.returncode == 0, evaluated.stderr
     assert json.loads(evaluated.stdout)["n"] == 3
 
+    card = (tmp_path / "run" / "README.md").read_text()
+    nowhere = tmp_path / "uninstalled"
+    assert "mart" not in run_apd(nowhere, "list", "methods").stdout
+    again = run_apd(nowhere, "evaluate", tmp_path / "run", "--attack", "pgd-1", "--limit", 3, "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["clean"] == json.loads(evaluated.stdout)["clean"]
+    assert "beta: 2.0" in card and (tmp_path / "run" / "README.md").read_text() == card, (
+        "with the method's own settings"
+    )
+    training = run_apd(nowhere, "train", "--config", tmp_path / "run" / "config.yaml", "--output", tmp_path / "other")
+    assert training.returncode == 2 and "No method 'mart'" in training.stderr
+
 
 def test_the_example_is_short_and_its_loss_is_the_formula(clip: DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     file = EXAMPLE / "apd_mart.py"

@@ -23,6 +23,7 @@ from apd.errors import ApdError, InputError
 from apd.loading import describe_encoder
 from apd.run import Run
 from apd.training import loop
+from apd.training.batches import decode
 from apd.training.log import Log
 from apd.training.loop import train
 from apd.training.monitor import CollapseMonitor
@@ -58,7 +59,7 @@ def start(path: Path, clip: DualEncoder, colours: Path, *sets: str, resume: bool
         "versions": {},
     }
     run = Run.create(path, config, manifest, resume=resume)
-    return train(clip, data, config, run, quiet=True)
+    return train(clip, data, decode(clip, data, skip_bad=False, show=False), config, run, quiet=True)
 
 
 def metrics(run: Run) -> list[dict[str, float]]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apd.clip import DualEncoder, load_clip
 from apd.config import RunConfig, validate
 from apd.data import Dataset
 from apd.loading import describe_encoder
-from apd.run import Run
+from apd.run import Run, check_output
 from apd.versions import versions
+
+if TYPE_CHECKING:
+    from apd.training.batches import Images
 
 
 def train(
@@ -39,7 +43,7 @@ def train(
         output: run folder; None for a new temporary folder.
         resume: go on with an unfinished run in ``output``.
         overwrite: replace a run in ``output``.
-        skip_bad_images: go on without images that cannot be read, and count them.
+        skip_bad_images: go on without images that cannot be read, and count them; no others are drawn in their place.
         settings: everything else of the section ``train``, such as ``epochs=20`` or ``optimizer={"lr": 0.01}``.
 
     Returns:
@@ -63,12 +67,37 @@ def train(
         "skip_bad_images": skip_bad_images,
     }
     raw = {"model": clip.info.source, "data": section, "method": method, "train": {"eps": eps, **settings}}
-    return start(clip, data, validate(raw), output, resume=resume, overwrite=overwrite)
+    config = validate(raw)
+    if output is not None and is_first_process():
+        check_output(output, resume=resume, overwrite=overwrite)
+    images = read_images(clip, data, config)
+    return start(clip, data, images, config, output, resume=resume, overwrite=overwrite)
+
+
+def read_images(clip: DualEncoder, data: Dataset, config: RunConfig) -> Images:
+    """Training and validation images; what is left out of them is told on standard error.
+
+    Raises:
+        InputError: no training images; images that cannot be read and are not to be left out.
+    """
+    from apd.training.batches import decode
+
+    data.check_trainable()
+    images = decode(clip, data, config.data.skip_bad_images, show=is_first_process())
+    train, val = images.train, images.val
+    if is_first_process() and (train.skipped or val.skipped):
+        print(
+            f"Left out: {len(train.skipped)} of {len(data.train)} training images and {len(val.skipped)} of "
+            f"{len(data.val)} validation images, which cannot be read; no others are drawn in their place.",
+            file=sys.stderr,
+        )
+    return images
 
 
 def start(
     clip: DualEncoder,
     data: Dataset,
+    images: Images,
     config: RunConfig,
     output: str | Path | None,
     *,
@@ -78,16 +107,15 @@ def start(
     """Make or reopen the run folder and train in it; a run that is finished already is returned as it is."""
     from apd.training.loop import train as train_loop
 
-    data.check_trainable()
     run = Run.create(
         output if output is not None else tempfile.mkdtemp(prefix="apd-"),
         config,
-        describe(clip, data, config),
+        describe(clip, data, images, config),
         resume=resume,
         overwrite=overwrite,
         writer=is_first_process(),
     )
-    return run if run.finished else train_loop(clip, data, config, run)
+    return run if run.finished else train_loop(clip, data, images, config, run)
 
 
 def is_first_process() -> bool:
@@ -95,9 +123,9 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def describe(clip: DualEncoder, data: Dataset, config: RunConfig) -> dict[str, Any]:
-    """The circumstances of a run, for its manifest."""
-    ids = "\n".join([*data.train.ids, "", *data.val.ids])
+def describe(clip: DualEncoder, data: Dataset, images: Images, config: RunConfig) -> dict[str, Any]:
+    """The circumstances of a run, for its manifest; the counts and the hash are of the images that could be read."""
+    ids = "\n".join([*images.train.ids, "", *images.val.ids])
     settings = config.method.settings
     others = {name: source for name in settings.models if (source := getattr(settings, name)) is not None}
     return {
@@ -107,9 +135,15 @@ def describe(clip: DualEncoder, data: Dataset, config: RunConfig) -> dict[str, A
             "name": data.name,
             "source": data.source,
             "description": data.description,
-            "train_images": len(data.train),
-            "validation_images": len(data.val),
+            "train_images": len(images.train),
+            "validation_images": len(images.val),
             "ids_sha256": hashlib.sha256(ids.encode(errors="surrogateescape")).hexdigest(),
+        },
+        "left_out": {
+            "train_images": len(images.train.skipped),
+            "validation_images": len(images.val.skipped),
+            "replaced": False,
+            "ids": [*images.train.skipped, *images.val.skipped],
         },
         "class_names": list(data.class_names),
         "templates": list(data.templates),

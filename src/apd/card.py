@@ -63,6 +63,7 @@ def _circumstances(manifest: Mapping[str, Any], config: RunConfig) -> str:
         "prompts sha256": manifest["prompts_sha256"],
         "preprocessing": ", ".join(f"{key} {value}" for key, value in model["preprocessing"].items()),
         "data": f"{config.data.source}, {config.data.shots} shots, classes {config.data.classes}",
+        **_images(manifest),
         "classes": shown,
         "templates": "; ".join(manifest["templates"]),
         "prompts": ", ".join(f"{key} {value}" for key, value in manifest["prompts"].items()),
@@ -75,6 +76,18 @@ def _circumstances(manifest: Mapping[str, Any], config: RunConfig) -> str:
     }
     lines = [f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in rows.items()]
     return "\n".join(["| what | value |\n|---|---|", *lines])
+
+
+def _images(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """How many images of each split were used, and of how many."""
+    if "left_out" not in manifest:  # an older run: what could not be read is counted among its images
+        return {}
+    rows = {}
+    for key, title in (("train_images", "training images"), ("validation_images", "validation images")):
+        used, left_out = manifest["data"][key], manifest["left_out"][key]
+        note = f" of {used + left_out}; {left_out} unreadable left out, no others in their place" if left_out else ""
+        rows[title] = f"{used}{note}"
+    return rows
 
 
 def _encoder(record: Mapping[str, Any]) -> str:

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
 from apd.data import Dataset, load_data
 from apd.errors import InputError, nearest
@@ -26,6 +35,9 @@ FLAGS = {
     "train.device": "--device",
 }
 """Settings with a flag of their own; all others are reached by ``--set``."""
+
+_DONE = "done"
+"""Context in which settings are read that are trained with no more."""
 
 # A bare word for a section means its main setting: "method: apd".
 _MAIN_SETTING = {"method": "name", "data": "source"}
@@ -60,6 +72,12 @@ class DataConfig(BaseModel):
         )
 
 
+class RecordedSettings(MethodSettings):
+    """Settings of a method that is not there, as a run has recorded them: kept, not checked."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
 class MethodConfig(BaseModel):
     """A method's name and its own settings, flat in YAML: ``{name: apd, teacher: tuned, prompts: {…}}``.
 
@@ -74,12 +92,18 @@ class MethodConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _split(cls, value: Any) -> Any:
+    def _split(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, Mapping):
             return value
         name = value.get("name", "apd")
         settings = {key: entry for key, entry in value.items() if key != "name"}
-        return {"name": name, "settings": find_method(str(name)).Settings.model_validate(settings)}
+        try:
+            known: type[MethodSettings] = find_method(str(name)).Settings
+        except InputError:
+            if info.context != _DONE:
+                raise
+            known = RecordedSettings
+        return {"name": name, "settings": known.model_validate(settings)}
 
     @model_serializer
     def _flat(self) -> dict[str, Any]:
@@ -159,6 +183,19 @@ def validate(raw: Mapping[str, Any], places: Mapping[str, str] | None = None) ->
         return RunConfig.model_validate(_with_preset(entries))
     except ValidationError as error:
         raise InputError(_explain(error, _settings_of(entries.get("method")), places or {})) from error
+
+
+def load_recorded(file: Path) -> RunConfig:
+    """The settings of a finished run, whose method may be gone: nothing but training needs it.
+
+    Raises:
+        InputError: a missing or damaged file, or settings of another version.
+    """
+    raw = _read_yaml(file)
+    try:
+        return RunConfig.model_validate(raw, context=_DONE)
+    except ValidationError as error:
+        raise InputError(_explain(error, _settings_of(raw.get("method")), dict.fromkeys(raw, str(file)))) from error
 
 
 def _settings_of(section: Any) -> type[MethodSettings]:

@@ -36,8 +36,20 @@ def heartbeat(line: Callable[[], str], say: Callable[[str], None], wanted: bool 
             thread.join()
 
 
+def clock(seconds: float) -> str:
+    """Time gone by, to the second, so that two lines differ.
+
+    >>> clock(42), clock(130), clock(3725)
+    ('42 s', '2 min 10 s', '1 h 2 min 5 s')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (hours > 0 or minutes > 0)
+    return " ".join([*parts, f"{rest} s"])
+
+
 def pretty_seconds(seconds: float) -> str:
-    """For a person.
+    """A time that is estimated, for a person.
 
     >>> pretty_seconds(42), pretty_seconds(600), pretty_seconds(9000)
     ('42 s', '10 min', '2.5 h')

@@ -3,8 +3,9 @@
 ::
 
     RUN/config.yaml                    settings; `apd train --config` takes it again
-    RUN/run.json                       manifest: model and other CLIPs that taught, with hashes, classes, templates, prompts,
-                                       seeds, versions, status, seconds of training, what the method found out (facts)
+    RUN/run.json                       manifest: model and other CLIPs that taught, with hashes, images used and left out,
+                                       classes, templates, prompts, seeds, versions, status, seconds of training, what the
+                                       method found out (facts)
     RUN/prompts.safetensors            what was learned (kilobytes)
     RUN/metrics.jsonl                  one line a log entry
     RUN/checkpoint/state.safetensors   one file, so that it is there whole or not at all; gone when training is finished
@@ -151,12 +152,12 @@ class Run:
     @property
     def config(self) -> RunConfig:
         """The settings it was started with."""
-        from apd.config import load_config
+        from apd.config import load_config, load_recorded
 
         file = self._file("config.yaml")
         if not self._starting and not file.is_file():
             raise InputError(f"{file} is missing: the run was stopped while it began; start again with --overwrite.")
-        return self._starting or load_config(file)
+        return self._starting or (load_recorded(file) if self.finished else load_config(file))
 
     @property
     def results(self) -> Path:

@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from apd.attacks.auto import Found, LibraryAttack
-from apd.attacks.base import Attack, Objective, sample_seeds
+from apd.attacks.base import Attack, Objective, Tell, sample_seeds, untold
 from apd.attacks.cascade import Cascade
 from apd.attacks.fgsm import FGSMRS, NFGSM
 from apd.attacks.friendly import FriendlyPGD
@@ -45,10 +45,21 @@ class EvaluationAttack(Protocol):
         """The attacks it is made of, for so many classes."""
         ...
 
+    def most_passes(self, n_classes: int) -> int:
+        """Passes of the model on a batch, where no sample falls; one with a gradient counts twice."""
+        ...
+
     def __call__(
-        self, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel, ids: list[str], seed: int
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        ids: list[str],
+        seed: int,
+        tell: Tell = untold,
     ) -> Found:
-        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,)."""
+        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,); ``tell`` hears each part begin."""
         ...
 
 
@@ -71,10 +82,22 @@ class PGDEvaluation:
         """Itself."""
         return (self.name,)
 
+    def most_passes(self, n_classes: int) -> int:
+        """Passes of the model on a batch, where no sample falls; one with a gradient counts twice."""
+        return 2 * self.steps + 1
+
     def __call__(
-        self, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel, ids: list[str], seed: int
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        ids: list[str],
+        seed: int,
+        tell: Tell = untold,
     ) -> Found:
-        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,)."""
+        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,); ``tell`` hears each part begin."""
+        tell(self.name)
         objective = Objective(model, cross_entropy, labels)
         images = PGD(self.steps).search(objective, x, threat, sample_seeds(ids, seed, "start"), misclassified)
         return Found(images, [self.name] * len(x))
@@ -120,6 +143,7 @@ __all__ = [
     "Found",
     "FriendlyPGD",
     "Objective",
+    "Tell",
     "cross_entropy",
     "dlr",
     "find",

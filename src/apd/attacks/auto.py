@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from apd.attacks.base import Tell, untold
 from apd.attacks.objectives import margin
 from apd.threat import ThreatModel
 
@@ -64,6 +65,20 @@ def stages(name: str, n_classes: int) -> tuple[str, ...]:
     return (name,)
 
 
+def most_passes(stage: str, n_classes: int) -> int:
+    """Passes of the model in one stage, where no sample falls; one with a gradient counts twice.
+
+    Of the library's version ``standard``. Two of them are looks at the images, before the stage and after it.
+
+    >>> most_passes("apgd-ce", 10), most_passes("square", 10)
+    (204, 5004)
+    """
+    targets = min(9, n_classes - 1)
+    apgd, fab = 2 * (1 + 100), 2 + 3 * 100 + 1
+    most = {"apgd-t": targets * (1 + apgd), "fab": fab - 1, "fab-t": targets * fab, "square": 1 + 5000 + 1}
+    return 2 + most.get(stage, apgd)
+
+
 @dataclass(frozen=True)
 class LibraryAttack:
     """AutoAttack, or one of its parts, as an evaluation attack.
@@ -81,10 +96,22 @@ class LibraryAttack:
         """The attacks it is made of, for so many classes."""
         return stages(self.name, n_classes)
 
+    def most_passes(self, n_classes: int) -> int:
+        """Passes of the model on a batch, where no sample falls; one with a gradient counts twice."""
+        checks = 7 if self.name == "autoattack" else 0  # `_check_defence`
+        return 1 + checks + sum(most_passes(stage, n_classes) for stage in self.runs(n_classes))
+
     def __call__(
-        self, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel, ids: list[str], seed: int
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        ids: list[str],
+        seed: int,
+        tell: Tell = untold,
     ) -> Found:
-        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,)."""
+        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,); ``tell`` hears each part begin."""
         found = x.clone()
         by = [""] * len(x)
         standing = torch.arange(len(x), device=x.device)
@@ -97,6 +124,7 @@ class LibraryAttack:
             for stage in self.runs(n_classes):
                 if len(standing) == 0:
                     break
+                tell(stage)
                 images = threat.project(_STAGES[stage](library, x[standing], labels[standing]), x[standing])
                 found[standing] = images
                 for index in standing.tolist():

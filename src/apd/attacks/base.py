@@ -36,6 +36,14 @@ class Objective:
         return Objective(self.forward, self.loss, self.target[index])
 
 
+Tell = Callable[[str], None]
+"""Hears the name of each part of an attack as it begins."""
+
+
+def untold(_: str) -> None:
+    """Nobody listens."""
+
+
 class Attack(Protocol):
     """An attack finds, within the threat model, images of high objective."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apd.attacks.auto import Found
+from apd.attacks.base import Tell, untold
 from apd.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -32,17 +33,28 @@ class Cascade:
         """The attacks it is made of, for so many classes."""
         return tuple(run for part in self.parts for run in part.runs(n_classes))
 
+    def most_passes(self, n_classes: int) -> int:
+        """Passes of the model on a batch, where no sample falls; one with a gradient counts twice."""
+        return sum(part.most_passes(n_classes) + 1 for part in self.parts)
+
     def __call__(
-        self, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel, ids: list[str], seed: int
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        ids: list[str],
+        seed: int,
+        tell: Tell = untold,
     ) -> Found:
-        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,)."""
+        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,); ``tell`` hears each part begin."""
         images, by, flags = x.clone(), [""] * len(x), Counter[str]()
         standing = torch.arange(len(x), device=x.device)
         for part in self.parts:
             if len(standing) == 0:
                 break
             index = standing.tolist()
-            found = part(model, x[standing], labels[standing], threat, [ids[i] for i in index], seed)
+            found = part(model, x[standing], labels[standing], threat, [ids[i] for i in index], seed, tell)
             images[standing] = found.images
             flags += found.flags
             for i, name in zip(index, found.by, strict=True):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from apd.bench.plan import Plan
 from apd.bench.work import Outcome, Report
-from apd.heartbeat import heartbeat, pretty_seconds
+from apd.heartbeat import clock, heartbeat, pretty_seconds
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,7 +85,7 @@ class BenchProgress:
         return f"{self._done()} {label}: {what}{self._left()}"
 
     def _beat(self) -> str:
-        return f"{self._done()} at work for {pretty_seconds(time.monotonic() - self.started)}{self._left()}"
+        return f"{self._done()} at work for {clock(time.monotonic() - self.started)}{self._left()}"
 
     def _done(self) -> str:
         return f"[{len(self.expected) - len(self.open)}/{len(self.expected)}]"

@@ -29,6 +29,7 @@ from apd.evaluation import Result, evaluate
 from apd.files import write_atomic
 from apd.loading import load_run
 from apd.run import Run
+from apd.training.batches import decode
 from apd.training.loop import train
 from apd.versions import versions
 
@@ -142,8 +143,9 @@ def _trained(job: Job, folder: Path, known: Outcome, fresh: bool) -> tuple[Promp
         training = {**job.train, "device": device}
         raw = {"model": job.model, "data": section, "method": job.method, "train": training}
         config = validate(raw)
-        run = Run.create(place, config, describe(clip, data, config), resume=not fresh, overwrite=fresh)
-        train(clip, data, config, run, quiet=True)
+        images = decode(clip, data, source.skip_bad_images, show=False)
+        run = Run.create(place, config, describe(clip, data, images, config), resume=not fresh, overwrite=fresh)
+        train(clip, data, images, config, run, quiet=True)
     classifier, about = load_run(place, device=device, model=job.model), Run.open(place).manifest
     validation = {name: about["summary"][name] for name in ("val_clean", "val_robust")}
     # A run of before it kept its seconds: what was known of them.

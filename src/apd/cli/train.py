@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _LOOKING = 10.0
 """Seconds for a look at the test images before training."""
+_FOR_PHOTOS = "openai/clip-vit-base-patch32"
 
 
 def train(
@@ -71,7 +72,7 @@ def train(
 def _train(
     flags: dict[str, Any], file: Path | None, sets: list[str], output: Path | None, resume: bool, overwrite: bool
 ) -> None:
-    from apd.api import is_first_process, start
+    from apd.api import is_first_process, read_images, start
     from apd.clip import BUILT_IN as EMBEDDED
     from apd.clip import load_clip
     from apd.config import load_config
@@ -89,27 +90,25 @@ def _train(
         check_output(output, resume=resume, overwrite=overwrite)
     data = config.data.load(config.train.seed)
     data.check_trainable()
-    if is_first_process() and not (resume or config.data.skip_bad_images):
-        _look_at_test_images(data)
+    stops = is_first_process() and not config.data.skip_bad_images and _bad_test_images(data)
     clip = load_clip(config.model)
-    tell(
-        f"{config.method.name} on {data.name}: {len(data.train)} images of {len(data.class_names)} classes, "
-        f"the CLIP {config.model}, to {output}"
-    )
-    if config.model in EMBEDDED and config.data.source not in BUILT_IN:
-        tell(
-            f"{config.model} is {EMBEDDED[config.model]}. For photos give --model, such as openai/clip-vit-base-patch32."
-        )
     try:
-        run = start(clip, data, config, output, resume=resume, overwrite=overwrite)
+        images = read_images(clip, data, config)
+        tell(
+            f"{config.method.name} on {data.name}: {len(images.train)} images of {len(data.class_names)} classes, "
+            f"the CLIP {config.model}, to {output}"
+        )
+        if config.model in EMBEDDED and config.data.source not in BUILT_IN:
+            tell(f"{config.model} is {EMBEDDED[config.model]}. For photos give --model, such as {_FOR_PHOTOS}.")
+        run = start(clip, data, images, config, output, resume=resume, overwrite=overwrite)
     except KeyboardInterrupt:
         tell(_stopped(output))
         raise
-    tell(f"Done: {run.path}. Next: apd evaluate {run.path}")
+    tell(f"Done: {run.path}. Next: apd evaluate {run.path}{' --skip-bad-images' if stops else ''}")
 
 
-def _look_at_test_images(data: Dataset) -> None:
-    """Training does not decode them: say now what would stop the evaluation later."""
+def _bad_test_images(data: Dataset) -> bool:
+    """Whether there are any. Training does not decode them: say now what would stop the evaluation later."""
     from apd.data.decode import find_bad
 
     bad, looked = find_bad(data.test.ids, data.test.sources, _LOOKING, progress=True)
@@ -118,6 +117,7 @@ def _look_at_test_images(data: Dataset) -> None:
             f"Warning: {bad[0]} Of {looked} test images looked at, {len(bad)} cannot be read. Training does not need them, "
             "but apd evaluate stops there: replace or remove them, or leave them out with --skip-bad-images."
         )
+    return bool(bad)
 
 
 def _stopped(output: Path) -> str:

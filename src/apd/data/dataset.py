@@ -56,6 +56,10 @@ class Decoded:
         """Number of images."""
         return len(self.ids)
 
+    def to(self, device: torch.device) -> Decoded:
+        """The same, kept there."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
     def pixels(self, index: Tensor | slice | int = slice(None)) -> Tensor:
         """The images at ``index`` as float32 in [0,1], on the device of ``images``."""
         return self.images[index].float() / 255

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from apd import attacks
 from apd.data.dataset import Decoded
-from apd.evaluation.progress import bar
+from apd.evaluation.progress import Pace, shown
 from apd.evaluation.result import Accuracy, AttackAccuracy, Scores
 from apd.evaluation.settings import EvaluationSettings
 from apd.evaluation.store import Outcome, Record, Store
@@ -87,24 +87,25 @@ class Evaluation:
     def _run(self, name: str, wanted: Sequence[int]) -> Record:
         record = self.store.record(self.circumstances(name))
         todo = [i for i in wanted if self.samples.keys[i] not in record.outcomes]
-        size = self.settings.batch_size
-        with bar(f"{self.title}{name}", len(wanted), self.settings.quiet) as advance:
-            advance(len(wanted) - len(todo))
+        size, most = self.settings.batch_size, 1 if name == "clean" else attacks.find(name).most_passes(self.n_classes)
+        pace = Pace(name, len(wanted), len(wanted) - len(todo), size, most)
+        with shown(pace, f"{self.title}{name}", self.subject.model, self.settings.quiet):
             for first in range(0, len(todo), size):
                 index = todo[first : first + size]
                 started = time.perf_counter()
-                outcomes, flags = self._attack(name, index)
+                outcomes, flags = self._attack(name, index, pace.begin)
                 record.add(outcomes, time.perf_counter() - started, flags, size)
-                advance(len(index))
+                pace.advance(len(index))
         return record
 
-    def _attack(self, name: str, index: Sequence[int]) -> tuple[list[Outcome], Counter[str]]:
+    def _attack(self, name: str, index: Sequence[int], tell: attacks.Tell) -> tuple[list[Outcome], Counter[str]]:
         x, labels, ids = self.samples.batch(index, self.subject.device)
         by = [""] * len(index)
         flags: Counter[str] = Counter()
         # A ball of radius 0 holds the clean image alone; the health check runs the attack's code on it.
         if name != "clean" and self.settings.threat.eps > 0:
-            found = attacks.find(name)(self.subject.model, x, labels, self.settings.threat, ids, self.settings.seed)
+            attack, s = attacks.find(name), self.settings
+            found = attack(self.subject.model, x, labels, s.threat, ids, s.seed, tell)
             x, by, flags = found.images, found.by, found.flags
         predicted = self.subject.predict(x).tolist()
         rows = zip((self.samples.keys[i] for i in index), predicted, by, strict=True)
@@ -132,6 +133,7 @@ class Evaluation:
             under[name] = AttackAccuracy.of(
                 right[name],
                 seconds=round(records[name].seconds, 1),
+                seconds_earlier=round(records[name].earlier, 1),
                 runs=attacks.find(name).runs(self.n_classes),
                 fooled_by=dict(Counter(outcome.by for outcome in known if outcome is not None and outcome.by)),
                 flags=dict(records[name].flags),

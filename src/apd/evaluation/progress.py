@@ -2,49 +2,113 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
-from apd.heartbeat import heartbeat, pretty_seconds
+import torch
+from torch import Tensor, nn
+
+from apd.heartbeat import clock, heartbeat, pretty_seconds
 
 PATIENCE = 2.0
 """Seconds before a bar is worth its line."""
 
 
-class Advance(Protocol):
-    """Tell the bar that so many more samples are done."""
+@dataclass
+class Pace:
+    """How far an attack is, and what can be said of the time that is left.
 
-    def __call__(self, samples: int) -> None: ...
+    Args:
+        name: of the attack.
+        total: images.
+        done: of them, known from an earlier start.
+        batch_size: images at a time.
+        most: passes of the model on a batch, where no image falls.
+        now: seconds of a clock.
+    """
+
+    name: str
+    total: int
+    done: int
+    batch_size: int
+    most: int
+    now: Callable[[], float] = time.monotonic
+    part: str = ""
+    passes: int = 0
+
+    def __post_init__(self) -> None:
+        self.known, self.started = self.done, self.now()
+        self.since = self.started
+
+    def begin(self, part: str) -> None:
+        """A part of the attack begins."""
+        self.part = "" if part == self.name else part
+
+    def look(self, passes: int) -> None:
+        """So many passes of the model were made on this batch."""
+        self.passes += passes
+
+    def advance(self, images: int) -> None:
+        """A batch is done."""
+        self.done += images
+        self.part, self.passes, self.since = "", 0, self.now()
+
+    def __str__(self) -> str:
+        """Of all images, in which part, after what time, and how long it may take."""
+        part = f"in {self.part}, " if self.part else ""
+        return f"{self.done} of {self.total} images, {part}{clock(self.now() - self.started)}{self._left()}"
+
+    def _left(self) -> str:
+        """An estimate. From the batches that are done; within the first one from its passes, as if no image fell."""
+        now, left = self.now(), self.total - self.done
+        if self.done > self.known:
+            seconds = (self.since - self.started) / (self.done - self.known) * left - (now - self.since)
+            return f", about {pretty_seconds(seconds)} left" if seconds > 0 else ""
+        if not self.passes:
+            return ""
+        batches = math.ceil(left / self.batch_size)
+        seconds = (now - self.started) * (max(1.0, self.most / self.passes) * batches - 1)
+        return f", at most about {pretty_seconds(seconds)} left"
 
 
 @contextmanager
-def bar(what: str, total: int, quiet: bool) -> Iterator[Advance]:
-    """A bar on standard error for ``total`` samples, or lines where that is no terminal; nothing when quiet."""
+def shown(pace: Pace, title: str, model: nn.Module, quiet: bool) -> Iterator[None]:
+    """The pace on standard error, as a bar, or as lines where that is no terminal; nothing when quiet.
+
+    Args:
+        pace: what is shown.
+        title: stands before it.
+        model: whose passes count.
+        quiet: show nothing.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[pace]}"))
     progress = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
-    task = progress.add_task(what, total=total)
-    started, running, done = time.monotonic(), False, 0
+    task = progress.add_task(title, total=pace.total, pace="")
+    running = False
 
-    def advance(samples: int) -> None:
-        nonlocal running, done
-        done += samples
-        progress.advance(task, samples)
-        if not running and time.monotonic() - started > PATIENCE:
+    def count(_: nn.Module, inputs: tuple[Tensor, ...], __: object) -> None:
+        nonlocal running
+        pace.look(2 if torch.is_grad_enabled() and inputs[0].requires_grad else 1)
+        if progress.disable:
+            return
+        progress.update(task, completed=pace.done, pace=str(pace))
+        if not running and pace.now() - pace.started > PATIENCE:
             progress.start()
             running = True
 
-    def line() -> str:
-        return f"{what}: {done} of {total} images, {pretty_seconds(time.monotonic() - started)}"
-
+    hook = model.register_forward_hook(count)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     try:
-        with heartbeat(line, partial(console.print, highlight=False, markup=False), progress.disable and not quiet):
-            yield advance
+        with heartbeat(lambda: f"{title}: {pace}", say, progress.disable and not quiet):
+            yield
     finally:
+        hook.remove()
         progress.stop()

@@ -36,10 +36,11 @@ class AttackAccuracy(Accuracy):
 
     ``runs`` names the attacks it is made of, ``fooled_by`` counts the samples each of them fooled, ``flags`` the
     warnings of the attack's library; ``batch_sizes`` are those it ran with (AutoAttack draws per batch).
-    ``seconds`` and ``flags`` are of all kept samples, those of earlier calls included.
+    ``seconds`` and ``flags`` are of all kept samples, those of earlier calls included, ``seconds_earlier`` of those alone.
     """
 
     seconds: float
+    seconds_earlier: float = 0.0
     runs: tuple[str, ...]
     fooled_by: dict[str, int]
     flags: dict[str, int]
@@ -146,7 +147,7 @@ class Result(Scores):
         for name, score in self.attacks.items():
             label = name if score.runs == (name,) else f"{name} ({', '.join(score.runs)})"
             other = f"{base.attacks[name].accuracy:.2f}" if base else "-"
-            table.add_row(label, f"{score.accuracy:.2f}", _ends(score.interval), other, f"{score.seconds:.0f} s")
+            table.add_row(label, f"{score.accuracy:.2f}", _ends(score.interval), other, _time(score))
         other = f"{base.worst.accuracy:.2f}" if base else "-"
         table.add_row("worst of all", f"{self.worst.accuracy:.2f}", _ends(self.worst.interval), other, "", style="bold")
         marks = {True: ("ok  ", "green"), False: ("FAIL", "bold red"), None: ("info", "dim")}
@@ -154,6 +155,12 @@ class Result(Scores):
         if self.skipped_images:
             lines.append(Text(f"{len(self.skipped_images)} unreadable images left out.", style="yellow"))
         return Group(table, *lines)
+
+
+def _time(score: AttackAccuracy) -> str:
+    """Of this call; what was kept may be of more samples than are asked for now."""
+    now = f"{score.seconds - score.seconds_earlier:.0f} s"
+    return f"{now} ({score.seconds_earlier:.0f} s in an earlier start)" if score.seconds_earlier else now
 
 
 def _ends(interval: tuple[float, float]) -> str:

@@ -45,12 +45,14 @@ class Record:
     Args:
         path: the file; None keeps it in memory only.
         circumstances: what the outcomes depend on.
+        earlier: of the seconds, those that an earlier start took.
     """
 
     path: Path | None
     circumstances: dict[str, Any]
     outcomes: dict[tuple[str, str, int], Outcome] = field(default_factory=dict)
     seconds: float = 0.0
+    earlier: float = 0.0
     flags: Counter[str] = field(default_factory=Counter)
     batch_sizes: set[int] = field(default_factory=set)
 
@@ -67,7 +69,8 @@ class Record:
         try:
             head, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
             outcomes = [Outcome(**row) for row in rows]
-            record.seconds, record.flags = float(head["seconds"]), Counter(head["flags"])
+            record.seconds = record.earlier = float(head["seconds"])
+            record.flags = Counter(head["flags"])
             record.batch_sizes = set(head["batch_sizes"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is no record of outcomes ({error}); remove it to compute them again.") from error

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,21 +26,36 @@ class Images:
     size: int
     mirror: bool
 
+    def to(self, device: torch.device) -> Images:
+        """The same, kept there."""
+        return replace(self, train=self.train.to(device), val=self.val.to(device))
+
 
 def decode(encoder: DualEncoder, data: Dataset, skip_bad: bool, show: bool) -> Images:
     """The images of both splits, as the encoder wants them, on its device.
 
     Raises:
-        InputError: images that cannot be read, unless ``skip_bad``.
+        InputError: images that cannot be read, unless ``skip_bad``; a class all of whose training images cannot be.
     """
+    train, val = (
+        images.decode(encoder.info.preprocessing, skip_bad=skip_bad, progress=show).to(encoder.device)
+        for images in (data.train, data.val)
+    )
+    _check_classes(data, train)
+    return Images(train, val, encoder.info.image_size, data.mirror)
 
-    def split(name: Any) -> Decoded:
-        decoded = data.split(name).decode(encoder.info.preprocessing, skip_bad=skip_bad, progress=show)
-        return Decoded(
-            decoded.images.to(encoder.device), decoded.labels.to(encoder.device), decoded.ids, decoded.skipped
+
+def _check_classes(data: Dataset, train: Decoded) -> None:
+    """Refuse to train where a class has lost all its images: it would be learned from nothing."""
+    names, drawn, left = data.class_names, data.train.labels.tolist(), set(train.labels.tolist())
+    lost = [label for label in range(len(names)) if label in drawn and label not in left]
+    if lost:
+        first, count = data.train.ids[drawn.index(lost[0])], drawn.count(lost[0])
+        more = f" (And {len(lost) - 1} more such classes.)" if len(lost) > 1 else ""
+        raise InputError(
+            f"Without its unreadable images the class {names[lost[0]]!r} has no training image: none of {count} can be "
+            f"read, the first is {first}.{more} Replace them, or remove them so that others are drawn."
         )
-
-    return Images(split("train"), split("val"), encoder.info.image_size, data.mirror)
 
 
 @dataclass(frozen=True)

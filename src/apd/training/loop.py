@@ -24,7 +24,7 @@ from apd.errors import InputError
 from apd.methods import Method, Preparation, find_method
 from apd.run import Run
 from apd.threat import ThreatModel
-from apd.training.batches import Batch, Batches, Images, decode
+from apd.training.batches import Batch, Batches, Images
 from apd.training.log import Log
 from apd.training.monitor import CollapseMonitor, TrainingProgress
 from apd.training.optim import (
@@ -43,7 +43,9 @@ from apd.training.settings import TrainSettings
 from apd.training.step import training_attack, training_step
 
 
-def train(encoder: DualEncoder, data: Dataset, config: RunConfig, run: Run, *, quiet: bool = False) -> Run:
+def train(
+    encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig, run: Run, *, quiet: bool = False
+) -> Run:
     """Train the method of ``config`` and leave its prompts in ``run``.
 
     Goes on from the run's checkpoint where there is one, and ends bit-identical to a run that was never stopped: every
@@ -51,7 +53,8 @@ def train(encoder: DualEncoder, data: Dataset, config: RunConfig, run: Run, *, q
 
     Args:
         encoder: the frozen CLIP.
-        data: named classes with training and validation images.
+        data: named classes.
+        images: its training and validation images.
         config: settings.
         run: folder from `Run.create`.
         quiet: show nothing.
@@ -60,7 +63,7 @@ def train(encoder: DualEncoder, data: Dataset, config: RunConfig, run: Run, *, q
         ``run``, finished.
 
     Raises:
-        InputError: unreadable images, a class name longer than the context, impossible prompts.
+        InputError: a class name longer than the context, impossible prompts.
         ApdError: where training diverges.
         KeyboardInterrupt: after a checkpoint is saved.
     """
@@ -77,8 +80,7 @@ def train(encoder: DualEncoder, data: Dataset, config: RunConfig, run: Run, *, q
             f"Method {config.method.name} has nothing to learn with these prompts: give it text tokens, visual tokens or a "
             "frame; zero-shot is the method without any."
         )
-    images = decode(encoder, data, config.data.skip_bad_images, show)
-    loop = Loop(method, images, settings, accelerator, run, show)
+    loop = Loop(method, images.to(accelerator.device), settings, accelerator, run, show)
     summary = loop.run_through(lambda: method.prepare(loop.preparation()))
     prompts = loop.deployed().prompts
     assert prompts is not None

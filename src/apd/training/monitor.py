@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from apd.errors import ApdError
-from apd.heartbeat import heartbeat, pretty_seconds
+from apd.heartbeat import clock, heartbeat
 
 VANISHED = 0.01
 """An adversarial term (nats) that is as good as 0."""
@@ -114,7 +114,7 @@ class TrainingProgress:
 
     def _beat(self) -> str:
         task = self.progress.tasks[self.task]
-        return f"{task.description}: step {task.completed:.0f} of {task.total:.0f}, {pretty_seconds(task.elapsed or 0)}"
+        return f"{task.description}: step {task.completed:.0f} of {task.total:.0f}, {clock(task.elapsed or 0)}"
 
     def advance(self, steps: int = 1) -> None:
         """So many more optimiser steps are done."""
