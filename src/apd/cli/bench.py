@@ -46,9 +46,10 @@ def bench(
         if table_only:
             write_tables(folder, say)
         else:
+            wanted = load_suite(suite, root=root)  # before a cluster is started
             machine = find_machine(engine, workers, gpus)
             try:
-                failures = run_bench(load_suite(suite, root=root), folder, machine=machine, say=say)
+                failures = run_bench(wanted, folder, machine=machine, say=say)
             except KeyboardInterrupt:
                 say("\nStopped. The same command goes on; with --table-only it shows what there is.")
                 raise
