@@ -89,6 +89,8 @@ PLUGINS = {
     "odd": "json:dumps",
     "wordless": "wordless:Wordless",
     "apd": "wordless:Wordless",
+    "lossless": "wordless:Lossless",
+    "plain": "wordless:Plain",
     "good": "wordless:Good",
 }
 WORDLESS = """
@@ -97,8 +99,16 @@ from apd.methods import Method
 class Wordless(Method):
     pass
 
-class Good(Method):
-    summary, source = "a good one", "nobody"
+class Lossless(Method):
+    summary, source = "learns by nothing", "nobody"
+
+class Plain(Lossless):
+    learns = False
+
+class Good(Lossless):
+    summary = "a good one"
+    def loss(self, step, x_adv):
+        return {"ce": step.cross_entropy(step.student.logits(x_adv))}
 """
 
 
@@ -119,19 +129,20 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_broken_methods_are_told_of_and_leave_the_rest_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert find_method("apd") is METHODS["apd"] and "wordless" not in sys.modules, "nothing is imported unasked"
     found, problems = list_methods()
-    assert found.keys() == {*METHODS, "good"} and find_method("good") is found["good"]
-    assert len(problems) == 4 and all("others" in problem and "\n" not in problem for problem in problems)
+    assert found.keys() == {*METHODS, "good", "plain"} and find_method("good") is found["good"]
+    assert len(problems) == 5 and all("others" in problem and "\n" not in problem for problem in problems)
     for name, words in {
         "lost": "ModuleNotFoundError: No module named 'no_such_module'",
         "odd": "no class derived from apd.methods.Method",
         "wordless": "lacks the text 'summary'",
+        "lossless": r"does not define loss\(\), which it learns by",
     }.items():
         with pytest.raises(InputError, match=words):
             find_method(name)
     listing("methods")
     shown = capsys.readouterr()
     assert "a good one" in shown.out and "lost" not in shown.out
-    assert len([line for line in shown.err.splitlines() if "of the package others" in line]) == 4
+    assert len([line for line in shown.err.splitlines() if "of the package others" in line]) == 5
     with pytest.raises(InputError, match="Did you mean good"):
         find_method("goood")
     with pytest.raises(InputError, match=r"Did you mean method\.prompts"):

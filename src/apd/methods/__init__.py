@@ -93,4 +93,6 @@ def _load(point: EntryPoint) -> type[Method]:
     missing = [name for name in ("summary", "source") if not getattr(method, name, "")]
     if missing:
         raise InputError(f"{about} lacks the text {missing[0]!r}, which apd list methods shows; mend or uninstall it.")
+    if method.learns and method.loss is Method.loss:
+        raise InputError(f"{about} does not define loss(), which it learns by; mend or uninstall it.")
     return method
