@@ -92,6 +92,11 @@ def test_a_data_set_is_not_called_like_a_part_of_one(write: Write, colours: Path
 def test_unreadable_files_and_missing_roots(tmp_path: Path, write: Write) -> None:
     with pytest.raises(InputError, match="Cannot read the suite"):
         load_suite(tmp_path / "none.yaml")
+    (tmp_path / "odd.yaml").write_text("data:\n  a: b: c\n")
+    with pytest.raises(
+        InputError, match=r"odd\.yaml, line 2, column 7: no YAML: mapping values are not allowed here\.$"
+    ):
+        load_suite(tmp_path / "odd.yaml")
     with pytest.raises(InputError, match="say where it is with --root"):
         load_suite(write(root="nowhere"))
 

@@ -36,6 +36,15 @@ def heartbeat(line: Callable[[], str], say: Callable[[str], None], wanted: bool 
             thread.join()
 
 
+def counted(n: int, what: str) -> str:
+    """A number of things, with a plural in ``s``.
+
+    >>> counted(1, "run"), counted(2, "run")
+    ('1 run', '2 runs')
+    """
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def pretty_seconds(seconds: float) -> str:
     """For a person.
 

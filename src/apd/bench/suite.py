@@ -15,6 +15,7 @@ from apd.config import validate
 from apd.data.standard import find_name
 from apd.errors import InputError, nearest
 from apd.evaluation import parse_settings
+from apd.files import yaml_problem
 from apd.threat import parse_eps
 
 Shots = Annotated[int, Field(ge=1)] | Literal["all"]
@@ -243,8 +244,10 @@ def load_suite(file: str | Path, *, root: str | Path | None = None) -> Suite:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"Cannot read the suite {str(file)!r}: {error.strerror}.") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"Cannot read {file}: {error}.") from error
+    except yaml.YAMLError as error:
+        raise InputError(yaml_problem(file, error)) from error
     if not isinstance(raw, dict):
         raise InputError(f"{file} must hold a suite: data, methods and blocks.")
     try:
@@ -296,7 +299,7 @@ def _row_of(error: InputError, rows: Mapping[str, Mapping[str, Any]]) -> str:
     loc = (
         [str(part) for part in cause.errors(include_url=False)[0]["loc"]] if isinstance(cause, ValidationError) else []
     )
-    return next((row for row in reversed(rows) if _holds(rows[row], loc)), list(rows)[-1])
+    return next((row for row in reversed(list(rows)) if _holds(rows[row], loc)), list(rows)[-1])
 
 
 def _holds(section: Any, loc: list[str]) -> bool:
@@ -305,7 +308,7 @@ def _holds(section: Any, loc: list[str]) -> bool:
         if not isinstance(section, Mapping):
             break
         section = section.get(part, {})
-    return section != {}
+    return bool(section != {})
 
 
 def _explain(error: ValidationError) -> str:
