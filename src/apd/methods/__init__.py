@@ -71,6 +71,12 @@ def list_methods() -> tuple[dict[str, type[Method]], list[str]]:
     return found, problems
 
 
+def package_of(name: str) -> str | None:
+    """The package that a method comes from; None for those of this one."""
+    point = None if name in METHODS else _others().get(name)
+    return None if point is None else _package(point)
+
+
 def _others() -> dict[str, EntryPoint]:
     return {point.name: point for point in sorted(entry_points(group=GROUP), key=_package)}
 
