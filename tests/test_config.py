@@ -100,6 +100,7 @@ BAD = [
     ({}, ["lr=1"], ["Did you mean train.optimizer.lr?"]),
     ({}, ["train.name=sgd"], ["Did you mean train.optimizer.name?"]),
     ({}, ["method.zzz=1"], ["Unknown setting 'method.zzz'", "Known: method.name, "]),
+    ({"method.name": "fap"}, ["method.beta=1"], ["Unknown setting 'method.beta'", "Known: method.name, "]),
     ({}, ["train.optimizer=3"], ["train.optimizer", "got 3"]),
     ({}, ["train=3", "train.epochs=3"], ["train is not a section"]),
     ({}, ["train.epochs"], ["NAME=VALUE"]),
