@@ -127,6 +127,32 @@ def test_all_are_compared_with_the_method_that_is_asked_for() -> None:
     assert make_tables(replace(plan, against="other"), outcomes)[0].against is None
 
 
+WORDS = "Better: it lies above 0; else as good: its lower end is above -1.5 points; else worse: it lies below 0; else undecided."
+
+
+def test_a_table_says_what_its_words_mean() -> None:
+    """One pair reads as undecided from one side and as good from the other."""
+    a, b = cell("1" * 40, "1" * 20 + "0" * 20), cell("1" * 40, "1" * 22 + "0" * 18)
+    plan, outcomes = plan_of({"a": {"one": a, "two": b}})
+    texts = {other: markdown("x", make_tables(replace(plan, against=other), outcomes)) for other in ("one", "two")}
+    assert "+5.0 [+0.0, +12.5] as good" in texts["one"] and "-5.0 [-12.5, +0.0] undecided" in texts["two"]
+    for text in (*texts.values(), markdown("x", make_tables(plan, outcomes))):
+        (line,) = [line for line in text.splitlines() if line.startswith("Paired over images")]
+        assert line.endswith(WORDS)
+    alone = plan_of({"a": {"one": a}})
+    assert WORDS not in markdown("x", make_tables(*alone)), "nothing is compared"
+
+
+def test_equal_best_methods_are_named() -> None:
+    a, b, c = (cell("1" * 40, worst + "0" * 20) for worst in ("1" * 20, "01" * 10, "1" * 20))
+    plan, outcomes = plan_of({"a": {"low": b, "one": a, "two": c}})
+    tie = "Best in pgd-5 are one and two, with equal figures; one stands for the best here."
+    assert tie in markdown("x", make_tables(plan, outcomes))
+    assert "equal figures" not in markdown("x", make_tables(replace(plan, against="low"), outcomes))
+    plan, outcomes = plan_of({"a": {"low": b, "one": a}})
+    assert "equal figures" not in markdown("x", make_tables(plan, outcomes))
+
+
 def test_a_data_set_without_any_run_does_not_take_the_means_away() -> None:
     some = cell("11", "10")
     plan, outcomes = plan_of({"a": {"one": some}, "b": {"one": some}, "c": {"one": some}})

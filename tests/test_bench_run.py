@@ -95,7 +95,9 @@ def test_a_suite_leaves_results_tables_and_plots_and_is_done_once(write: Write, 
         f"{m} on colours, 2 shots, seed {s}" for m in ("advvlp", "vlp") for s in (0, 1)
     ]
     assert machine.__dict__["done"][:5] == labels
-    assert "5 runs to do" in said[0] and "calibration" in said[0]
+    assert "5 runs to do" in said[0] and "with 1 local worker of 1 thread on cpu" in said[0]
+    assert "(an estimate on free cores, from a short calibration)" in said[0]
+    assert said[-1] == f"Written: {tmp_path / 'out'}/results.csv, results.parquet, table.md, table.tex, plots/."
 
     rows = table_rows(tmp_path / "out")
     assert ",".join(rows[0]) == "data,method,shots,seed,protocol,split,attack,eps,accuracy,n,seconds,run"
@@ -127,13 +129,21 @@ def test_a_suite_leaves_results_tables_and_plots_and_is_done_once(write: Write, 
     assert (tmp_path / "out" / "table.md").read_text() == text
 
 
-def test_tables_are_made_again_without_runs_model_and_data(write: Write, tmp_path: Path) -> None:
+def test_tables_are_made_again_without_runs_model_and_data(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench(load_suite(write()), tmp_path / "out", machine=here(), say=silent)
     kept = tmp_path / "kept"
     kept.mkdir()
     (tmp_path / "out" / "outcomes").rename(kept / "outcomes")
     (tmp_path / "out" / "plan.json").rename(kept / "plan.json")
-    table = write_tables(kept, silent)
+    said = list[str]()
+    with monkeypatch.context() as patch:
+        for module in ("results", "plots"):
+            patch.setattr(f"apd.bench.{module}.find_spec", lambda _: None)
+        table = write_tables(kept, said.append)
+    assert [line.split(":")[0] for line in said] == ["No results.parquet", "No plots", "Written"]
+    assert said[-1] == f"Written: {kept}/results.csv, table.md, table.tex."
     assert table.read_text() == (tmp_path / "out" / "table.md").read_text()
     assert (kept / "results.csv").read_text() == (tmp_path / "out" / "results.csv").read_text()
     with pytest.raises(InputError, match="holds no bench"):

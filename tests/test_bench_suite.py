@@ -17,12 +17,12 @@ from apd.bench.published import load_published, published_markdown
 from apd.bench.suite import Block, merged
 from apd.demo import DEMO, METHODS
 from apd.errors import InputError
-from apd.methods import find_method
 
 from .models import save_clip
 from .test_bench_run import Write, write
+from .test_method_plugins import broken
 
-__all__ = ["write"]
+__all__ = ["broken", "write"]
 
 SUITES = Path(__file__).resolve().parents[1] / "suites"
 CORE = {"zero-shot", "advvlp", "advmaple", "fap", "trades", "apd"}
@@ -92,16 +92,71 @@ def test_a_data_set_is_not_called_like_a_part_of_one(write: Write, colours: Path
 def test_unreadable_files_and_missing_roots(tmp_path: Path, write: Write) -> None:
     with pytest.raises(InputError, match="Cannot read the suite"):
         load_suite(tmp_path / "none.yaml")
+    (tmp_path / "odd.yaml").write_text("data:\n  a: b: c\n")
+    with pytest.raises(
+        InputError, match=r"odd\.yaml, line 2, column 7: no YAML: mapping values are not allowed here\.$"
+    ):
+        load_suite(tmp_path / "odd.yaml")
     with pytest.raises(InputError, match="say where it is with --root"):
         load_suite(write(root="nowhere"))
-    with pytest.raises(InputError, match="No method 'advvpl'"):
-        make_plan(load_suite(write(methods={"zero-shot": None, "vlp": "vlp", "advvlp": "advvpl"})))
-    with pytest.raises(InputError, match=r"train\.epoch"):
-        make_plan(load_suite(write(train={"epoch": 2})))
-    with pytest.raises(InputError, match=r"train\.seed has no effect in a suite: a block has seeds"):
-        make_plan(load_suite(write(train={"seed": 2})))
-    with pytest.raises(InputError, match=r"train\.device has no effect in a suite.*--gpus"):
-        make_plan(load_suite(write(train={"device": "cpu"})))
+
+
+ALL = ["zero-shot", "alp"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"methods": {"alp": {"name": "advvlp", "claen": 1}}},
+            "methods.alp: Unknown setting 'claen'. Did you mean clean?",
+        ),
+        ({"methods": {"alp": "advvpl"}}, "methods.alp: No method 'advvpl'. Did you mean advvlp?"),
+        ({"methods": {"alp": "lost"}}, "methods.alp: The method 'lost' of the package others cannot be imported"),
+        (
+            {"methods": {"alp": {"name": "advvlp", "train": {"epoch": 2}}}},
+            "methods.alp: Unknown setting 'train.epoch'. Did you mean train.epochs?",
+        ),
+        (
+            {"methods": {"alp": {"name": "advvlp", "train": 3}}},
+            "methods.alp: train must hold settings such as epochs, got 3.",
+        ),
+        ({"train": {"epoch": 2}}, "Unknown setting 'train.epoch'. Did you mean train.epochs?"),
+        (
+            {"own": {"optimizer": {"lr": -1}}},
+            "data.colours: train.optimizer.lr: input should be greater than 0, got -1.",
+        ),
+        ({"own": {"epochs": 0}, "train": {"epochs": 3}}, "data.colours: train.epochs: input should be"),
+        # Each of the two layers is fine alone.
+        ({"own": {"ema": 0.9}, "train": {"swa": 0.5}}, "data.colours: train.ema and train.swa are two averages"),
+        ({"methods": {"alp": "fare"}, "train": {"label_smoothing": 0.1}}, "methods.alp: train.label_smoothing has no"),
+        ({"train": {"seed": 2}}, "train.seed has no effect in a suite: a block has seeds."),
+        ({"own": {"device": "cpu"}}, "data.colours: train.device has no effect in a suite: apd bench"),
+        # A row that no block asks for.
+        ({"methods": {"alp": "advvlp", "idle": "advvpl"}}, "methods.idle: No method 'advvpl'."),
+        ({"block": {"seeds": [0, -1]}}, "blocks.0.seeds.1: Input should be greater than or equal to 0 (got -1)."),
+    ],
+)
+@pytest.mark.usefixtures("broken")
+def test_settings_are_refused_with_file_and_row_before_anything_is_loaded(
+    write: Write, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    for heavy in ("load_clip", "load_data"):
+        monkeypatch.setattr(f"apd.bench.plan.{heavy}", lambda *_, **__: pytest.fail("something heavy was loaded"))
+    data = {"colours": {"source": "./nowhere", "eps": "1/255", "train": changes.pop("own", {})}}
+    methods = {"zero-shot": None, "alp": "advvlp", **changes.pop("methods", {})}
+    block = {"protocol": "few-shot", "data": "colours", "methods": ALL, **changes.pop("block", {})}
+    file = write(data=data, methods=methods, blocks=[block], **changes)
+    with pytest.raises(InputError) as error:
+        load_suite(file)
+    assert str(error.value).startswith(f"{file}: {message}") and "\n" not in str(error.value)
+
+
+def test_a_later_layer_mends_what_an_earlier_one_says(write: Write) -> None:
+    methods = {"zero-shot": None, "fare": {"name": "fare", "train": {"label_smoothing": 0}}, "advvlp": "advvlp"}
+    block = {"protocol": "few-shot", "data": "colours", "methods": ["fare", "advvlp"]}
+    suite = load_suite(write(methods=methods, blocks=[block], train={"label_smoothing": 0.1}))
+    assert [suite.settings("colours", name)[1]["label_smoothing"] for name in ("fare", "advvlp")] == [0.0, 0.1]
 
 
 def test_paths_have_a_slash_and_start_at_the_root(tmp_path: Path, write: Write) -> None:
@@ -262,8 +317,7 @@ def test_suites_of_the_repository_are_sound(name: str) -> None:
     raw = yaml.safe_load((SUITES / f"{name}.yaml").read_text())
     suite = Suite.model_validate({key: value for key, value in raw.items() if key != "root"})
     assert suite.name == name and suite.blocks
-    for method in suite.methods.values():
-        assert method is None or find_method(method["name"])
+    suite.check_settings()
 
 
 def test_the_testbed_suite_has_the_core_on_three_seeds_and_every_method_on_one() -> None:

@@ -95,6 +95,12 @@ BAD = [
     ({}, ["method.prompts.text_token=2"], ["Did you mean method.prompts.text_tokens?"]),
     ({}, ["method.teacher=offline"], ["method.teacher", "'offline'", "--set method.teacher=offline"]),
     ({}, ["method.feedback=1"], ["method.teacher=online"]),
+    ({"method.name": "ADVVLP"}, [], ["--method: No method 'ADVVLP'. Did you mean advvlp?"]),
+    ({}, ["adv_kl=1"], ["Unknown setting 'adv_kl' (from --set adv_kl=1). Did you mean method.adv_kl?"]),
+    ({}, ["lr=1"], ["Did you mean train.optimizer.lr?"]),
+    ({}, ["train.name=sgd"], ["Did you mean train.optimizer.name?"]),
+    ({}, ["method.zzz=1"], ["Unknown setting 'method.zzz'", "Known: method.name, "]),
+    ({"method.name": "fap"}, ["method.beta=1"], ["Unknown setting 'method.beta'", "Known: method.name, "]),
     ({}, ["train.optimizer=3"], ["train.optimizer", "got 3"]),
     ({}, ["train=3", "train.epochs=3"], ["train is not a section"]),
     ({}, ["train.epochs"], ["NAME=VALUE"]),
@@ -122,7 +128,12 @@ def test_missing_data_is_asked_for() -> None:
     ("text", "words"),
     [
         ("train: {epohcs: 3}\ndata: digits\n", ["train.epohcs", "settings.yaml", "Did you mean train.epochs?"]),
-        ("train: [", ["settings.yaml", "no YAML"]),
+        ("train: [", ["settings.yaml, line 1, column 9: no YAML: expected"]),
+        (
+            "train:\n  epochs: 3: 4\n",
+            ["settings.yaml, line 2, column 12: no YAML: mapping values are not allowed here."],
+        ),
+        ("a: \0", ["settings.yaml: no YAML: unacceptable character"]),
         ("- 1\n", ["settings.yaml", "sections"]),
         ("data: digits\nmethod: {name: advvlp, teacher: tuned}\n", ["method.teacher", "settings.yaml"]),
     ],
@@ -134,8 +145,19 @@ def test_bad_files_are_named(tmp_path: Path, text: str, words: list[str]) -> Non
         load_config(file)
     for word in words:
         assert word in str(error.value)
+    assert not any(odd in str(error.value) for odd in ("\n", "^", "<unicode string>"))
     with pytest.raises(InputError, match="No settings file"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_an_unknown_method_is_blamed_on_the_flag_that_names_it(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("data: digits\nmethod: {name: apd, teacher: tuned}\n")
+    with pytest.raises(InputError, match=r"^--method: No method 'adp'\. Did you mean apd\?$"):
+        load_config(file, {"method.name": "adp"})
+    file.write_text("data: digits\nmethod: {name: adp}\n")
+    with pytest.raises(InputError, match=r"settings\.yaml: No method 'adp'\. Did you mean apd\?$"):
+        load_config(file)
 
 
 def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:

@@ -319,7 +319,13 @@ def test_files_that_are_no_images_or_of_no_class(tmp_path: Path) -> None:
     assert "beside the class folders" in fails(tmp_path)
 
 
-def test_unknown_sources_say_what_there_is(tmp_path: Path) -> None:
+def test_unknown_sources_say_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    assert fails(tmp_path / "phtos").endswith(f"there is no folder or file {tmp_path / 'phtos'}. Did you mean photos?")
+    assert fails(tmp_path / "zebra").endswith(f"there is no folder or file {tmp_path / 'zebra'}.")
+    monkeypatch.chdir(tmp_path)
+    assert "'phtos' is neither" in fails("phtos") and fails("phtos").endswith("Did you mean photos?")
+    assert "Known: digits" in fails("zebra") and "photos" not in fails("zebra")
     assert "Did you mean digits?" in fails("digit")
     assert "hf:some/thing" in fails("some/thing")
     assert "no folder or file" in fails("./digit")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
-import math
 import os
 import shlex
 import shutil
@@ -15,14 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from apd.classifier import PromptedCLIP
 from apd.cli.listing import listing
-from apd.clip import DualEncoder
 from apd.config import load_config
 from apd.errors import InputError
-from apd.methods import METHODS, Step, find_method, list_methods
+from apd.methods import METHODS, find_method, list_methods
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "method-plugin"
@@ -76,31 +71,13 @@ def test_an_installed_package_s_method_is_listed_trains_and_is_evaluated(
     assert training.returncode == 2 and "No method 'mart'" in training.stderr
 
 
-def test_the_example_is_short_and_its_loss_is_the_formula(clip: DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = EXAMPLE / "apd_mart.py"
-    assert len(file.read_text().splitlines()) <= 60
-    spec = importlib.util.spec_from_file_location("apd_mart_example", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    method = module.MART(module.MARTSettings(beta=3.0), PromptedCLIP(clip, None, ["cat", "dog", "piano"]))
-    x, x_adv, labels = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16), torch.tensor([2, 0])
-    terms = method.loss(Step(x, labels, method.student.bind()), x_adv)
-    with torch.no_grad():
-        clean, adversarial = method.student(x).softmax(1).tolist(), method.student(x_adv).softmax(1).tolist()
-    wanted = 0.0
-    for p, q, y in zip(clean, adversarial, labels.tolist(), strict=True):
-        wanted += -math.log(q[y]) - math.log(1.0001 - max(v for k, v in enumerate(q) if k != y))
-        wanted += 3 * (1 - p[y]) * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    assert float(sum(terms.values()).detach()) == pytest.approx(wanted / 2, rel=1e-4)
-
-
 PLUGINS = {
     "lost": "no_such_module:Method",
     "odd": "json:dumps",
     "wordless": "wordless:Wordless",
     "apd": "wordless:Wordless",
+    "lossless": "wordless:Lossless",
+    "plain": "wordless:Plain",
     "good": "wordless:Good",
 }
 WORDLESS = """
@@ -109,8 +86,16 @@ from apd.methods import Method
 class Wordless(Method):
     pass
 
-class Good(Method):
-    summary, source = "a good one", "nobody"
+class Lossless(Method):
+    summary, source = "learns by nothing", "nobody"
+
+class Plain(Lossless):
+    learns = False
+
+class Good(Lossless):
+    summary = "a good one"
+    def loss(self, step, x_adv):
+        return {"ce": step.cross_entropy(step.student.logits(x_adv))}
 """
 
 
@@ -131,21 +116,25 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_broken_methods_are_told_of_and_leave_the_rest_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert find_method("apd") is METHODS["apd"] and "wordless" not in sys.modules, "nothing is imported unasked"
     found, problems = list_methods()
-    assert found.keys() == {*METHODS, "good"} and find_method("good") is found["good"]
-    assert len(problems) == 4 and all("others" in problem and "\n" not in problem for problem in problems)
+    assert found.keys() == {*METHODS, "good", "plain"} and find_method("good") is found["good"]
+    assert len(problems) == 5 and all("others" in problem and "\n" not in problem for problem in problems)
     for name, words in {
         "lost": "ModuleNotFoundError: No module named 'no_such_module'",
         "odd": "no class derived from apd.methods.Method",
         "wordless": "lacks the text 'summary'",
+        "lossless": r"does not define loss\(\), which it learns by",
     }.items():
         with pytest.raises(InputError, match=words):
             find_method(name)
     listing("methods")
     shown = capsys.readouterr()
-    assert "a good one" in shown.out and "lost" not in shown.out
-    assert len([line for line in shown.err.splitlines() if "of the package others" in line]) == 4
+    assert "a good one (package others)\n" in shown.out and "lost" not in shown.out
+    assert shown.out.count("(package ") == 2, "those of this package are not marked"
+    assert len([line for line in shown.err.splitlines() if "of the package others" in line]) == 5
     with pytest.raises(InputError, match="Did you mean good"):
         find_method("goood")
+    with pytest.raises(InputError, match=r"^--method: The method 'lost' .* mend or uninstall it\.$"):
+        load_config(flags={"data.source": "digits", "method.name": "lost"})
     with pytest.raises(InputError, match=r"Did you mean method\.prompts"):
         load_config(flags={"data.source": "digits", "method.name": "good"}, sets=["method.prompt=1"])
 
@@ -177,5 +166,6 @@ def test_the_page_on_methods_is_of_these_methods_and_this_example() -> None:
         name = words[words.index("--method") + 1]
         assert load_config(flags={"data.source": "digits", "method.name": name}, sets=sets).method.name == name
     assert len(commands) >= 7
-    for name in ("apd_mart.py", "pyproject.toml"):
+    assert len((EXAMPLE / "apd_mart.py").read_text().splitlines()) <= 60, "the example is short"
+    for name in ("apd_mart.py", "test_apd_mart.py", "pyproject.toml"):
         assert (EXAMPLE / name).read_text().strip() in page, f"docs/methods.md does not show {name} as it is"

@@ -9,18 +9,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import apd
+from apd.classifier import PromptedCLIP
 from apd.clip import DualEncoder
 from apd.config import RunConfig, load_config
 from apd.data import load_data
 from apd.errors import ApdError, InputError
 from apd.loading import describe_encoder
+from apd.methods import Method, Step
+from apd.methods.clean import VLP
 from apd.run import Run
 from apd.training import loop
 from apd.training.batches import decode
@@ -28,6 +33,8 @@ from apd.training.log import Log
 from apd.training.loop import train
 from apd.training.monitor import CollapseMonitor
 from apd.training.optim import ema_share, learning_rate, update_average
+from apd.training.settings import TrainSettings
+from apd.training.step import training_step
 
 FAST = [
     "train.epochs=3",
@@ -285,14 +292,86 @@ def test_the_average_follows_its_definition() -> None:
 
 
 def test_collapse_is_noticed_and_explained() -> None:
-    monitor = CollapseMonitor()
+    monitor = CollapseMonitor(TrainSettings())
     assert monitor.check_validation({"adv_ce": 0.5}, 90.0, 40.0, 0.2, 10) == []
     (warning,) = monitor.check_validation({"adv_ce": 0.0001}, 92.0, 10.0, 0.2, 10)
     assert "adversarial term is 0.0001" in warning and "fell from 40.0 to 10.0" in warning
-    (warning,) = CollapseMonitor().check_validation({"adv_ce": 2.3}, 10.0, 10.0, 1.0, 10)
+    (warning,) = CollapseMonitor(TrainSettings()).check_validation({"adv_ce": 2.3}, 10.0, 10.0, 1.0, 10)
     assert "same class" in warning
-    with pytest.raises(ApdError, match="adv_ce is nan at step 7"):
-        monitor.check_loss({"adv_ce": math.nan}, 7)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "precision", "advice"),
+    [
+        ({}, "fp32", "Lower train.optimizer.lr."),
+        ({"clip": 0.5}, "bf16", "Lower train.optimizer.lr, or set train.precision=fp32."),
+        ({"clip": None}, "fp32", "Lower train.optimizer.lr, or set train.optimizer.clip=1."),
+        (
+            {"clip": 5},
+            "bf16",
+            "Lower train.optimizer.lr, or set train.optimizer.clip=1, or set train.precision=fp32.",
+        ),
+    ],
+)
+def test_divergence_is_explained_without_advice_that_is_followed_already(
+    optimizer: dict[str, Any], precision: str, advice: str
+) -> None:
+    monitor = CollapseMonitor(TrainSettings.model_validate({"optimizer": optimizer, "precision": precision}))
+    monitor.check_loss({"adv_ce": 2.0}, 7)
+    with pytest.raises(ApdError) as error:
+        monitor.check_loss({"clean_ce": 1.0, "adv_ce": math.nan}, 7)
+    assert str(error.value) == f"Training diverged: the term adv_ce is nan at step 7. {advice}"
+    with pytest.raises(ApdError) as error:
+        monitor.check_logits(torch.tensor([1.0, math.inf]))
+    assert str(error.value) == f"Training diverged: the logits of validation images are not finite. {advice}"
+    with pytest.raises(
+        ApdError, match="The term adv_ce is inf in the first step, before anything was learned"
+    ) as error:
+        monitor.check_loss({"adv_ce": math.inf}, 1)
+    assert ("bf16" in str(error.value)) == (precision == "bf16") and "lr" not in str(error.value)
+
+
+def test_a_loss_that_is_not_finite_from_the_start_stops_after_one_step(
+    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+
+    def faulty(method: Method, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
+        steps.append(1)
+        return {"clean_ce": step.cross_entropy(step.clean_logits()) * math.nan}
+
+    monkeypatch.setattr("apd.methods.clean.CleanTuning.loss", faulty)
+    with pytest.raises(ApdError, match="The term clean_ce is nan in the first step"):
+        start(tmp_path / "run", clip, colours, "method=vlp", "train.log_every=10")
+    assert len(steps) == 1
+
+
+SCALARS = r"loss\(\) of Own must return named terms \(a dict of scalars\)"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda ce: ce, f"{SCALARS}, got Tensor"),
+        (lambda ce: None, f"{SCALARS}, got NoneType"),
+        (lambda ce: {}, f"{SCALARS}, got an empty one"),
+        (lambda ce: {"ce": ce, "more": 0.5}, f"{SCALARS}, got float for 'more'"),
+        (lambda ce: {"ce": ce.expand(2)}, rf"{SCALARS}, got the shape \(2,\) for 'ce'; take its mean"),
+        (lambda ce: {"ce": ce.detach()}, f"{SCALARS} that depend on step.student, but no gradient of ce reaches"),
+    ],
+)
+def test_what_a_loss_returns_is_checked_and_its_method_named(
+    clip: DualEncoder, wrong: Callable[[Tensor], Any], message: str
+) -> None:
+    class Own(VLP):
+        def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
+            terms: dict[str, Tensor] = wrong(step.cross_entropy(step.clean_logits()))
+            return terms
+
+    method = Own(Own.Settings(), PromptedCLIP(clip, None, ["cat", "dog"]))
+    with pytest.raises(ApdError, match=message) as error:
+        training_step(method, TrainSettings())(torch.rand(2, 3, 16, 16), torch.tensor([0, 1]), torch.tensor([0, 1]))
+    assert error.value.exit_code == 1
 
 
 DIVERGING = (

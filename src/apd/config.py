@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -20,6 +21,7 @@ from pydantic import (
 
 from apd.data import Dataset, load_data
 from apd.errors import InputError, nearest
+from apd.files import yaml_problem
 from apd.methods import MethodSettings, find_method
 from apd.training.settings import TrainSettings
 
@@ -237,7 +239,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read {file}: {error}.") from error
     except yaml.YAMLError as error:
-        raise InputError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
+        raise InputError(yaml_problem(file, error)) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -323,18 +325,36 @@ def _explain(error: ValidationError, method: type[MethodSettings], places: Mappi
     fields, known = _walk(tuple(str(part) for part in first["loc"]), method)
     name = ".".join(fields)
     cause = (first.get("ctx") or {}).get("error")
-    place = _place(name, places, str(cause))
+    source = _place(name, places, str(cause))
+    place = f" (from {source})" if source else ""
     if first["type"] == "extra_forbidden":
-        message = f"Unknown setting {name!r}{place}. {nearest(name, known)}"
+        message = f"Unknown setting {name!r}{place}. {_way_out(name, known, method)}"
     elif first["type"] == "missing":
         name = f"{name}.{_MAIN_SETTING[name]}" if name in _MAIN_SETTING else name
         message = f"The setting {name!r} is missing; give it as {FLAGS.get(name, f'--set {name}=…')} or in --config."
     elif cause is not None:
-        message = f"{cause}{place}"
+        message = f"{source}: {cause}" if source else str(cause)
     else:
         message = f"{name}{place}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}."
     others = {".".join(_walk(tuple(map(str, each["loc"])), method)[0]) for each in details} - {name}
     return f"{message} (And {len(others)} more.)" if others else message
+
+
+def _way_out(name: str, known: Iterable[str], method: type[MethodSettings]) -> str:
+    """The setting of the very name in another section, that of the same one first; else the nearest of ``known``."""
+    section, _, word = name.rpartition(".")
+    same = [other for other in _names(RunConfig, method) if other.rpartition(".")[2] == word]
+    same.sort(key=lambda other: not other.startswith(f"{section}."))
+    return f"Did you mean {same[0]}?" if same else nearest(name, known)
+
+
+def _names(model: type[BaseModel], method: type[MethodSettings]) -> Iterator[str]:
+    """Dotted names of all settings, and of their sections."""
+    for field in ["name", *method.model_fields] if model is MethodConfig else model.model_fields:
+        yield field
+        inner = _section(method if model is MethodConfig else model, field)
+        if inner is not None:
+            yield from (f"{field}.{name}" for name in _names(inner, method))
 
 
 def _walk(loc: tuple[str, ...], method: type[MethodSettings]) -> tuple[list[str], list[str]]:
@@ -361,8 +381,8 @@ def _section(model: type[BaseModel], field: str) -> type[BaseModel] | None:
 
 
 def _place(name: str, places: Mapping[str, str], cause: str) -> str:
-    """Where a setting came from: the longest recorded name that contains it, or the part of it that the cause names."""
-    holders = [key for key in places if name == key or name.startswith(f"{key}.")]
-    parts = [key for key in places if key.startswith(f"{name}.") and key.rpartition(".")[2] in cause]
-    found = max(holders, key=len) if holders else parts[0] if parts else None
-    return f" (from {places[found]})" if found else ""
+    """Where a setting came from: the part of it that the cause names, its main setting, or the longest name around it."""
+    parts = [key for key in places if key.startswith(f"{name}.") and re.search(rf"\b{key.rpartition('.')[2]}\b", cause)]
+    main = [key for key in places if key == f"{name}.{_MAIN_SETTING.get(name)}"]
+    holders = sorted((key for key in places if name == key or name.startswith(f"{key}.")), key=len, reverse=True)
+    return next((places[key] for key in (*parts, *main, *holders)), "")

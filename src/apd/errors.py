@@ -24,13 +24,20 @@ class InputError(ApdError, ValueError):
 def nearest(name: str, known: Iterable[str], listed: Iterable[str] | None = None) -> str:
     """The way out for an unknown name: the nearest known one, or all of them (as ``listed``, where they stand for many).
 
+    Upper and lower case are alike, and of dotted names in one section only the last words are compared.
+
     >>> nearest("apgd-cc", ["pgd-10", "apgd-ce"])
     'Did you mean apgd-ce?'
     >>> nearest("zzz", ["apd", "advvlp"])
     'Known: apd, advvlp.'
+    >>> nearest("method.beta", ["method.weight", "method.Betas"])
+    'Did you mean method.Betas?'
     """
     options = list(known)
-    close = difflib.get_close_matches(name, options, n=max(1, len(options)))
+    section, dot, _ = name.rpartition(".")
+    words = [(option.removeprefix(f"{section}{dot}").lower(), option) for option in options]
+    word = name.removeprefix(f"{section}{dot}").lower()
+    close = difflib.get_close_matches(word, [other for other, _ in words], n=max(1, len(words)))
     # Swapped letters are the likeliest slip.
-    close.sort(key=lambda option: sorted(option) != sorted(name))
-    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(listed or options)}."
+    close.sort(key=lambda other: sorted(other) != sorted(word))
+    return f"Did you mean {dict(words)[close[0]]}?" if close else f"Known: {', '.join(listed or options)}."

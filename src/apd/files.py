@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import yaml
+
 from apd.errors import InputError
 
 _WAY_OUT = {
@@ -60,6 +62,14 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def yaml_problem(file: Path | str, error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML file, in one line: file, line, column and what the parser says."""
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error).partition("\n")[0]
+    where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{file}{where}: no YAML: {problem}."
 
 
 def check_writable(folder: Path) -> None:

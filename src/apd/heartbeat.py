@@ -48,6 +48,15 @@ def clock(seconds: float) -> str:
     return " ".join([*parts, f"{rest} s"])
 
 
+def counted(n: int, what: str) -> str:
+    """A number of things, with a plural in ``s``.
+
+    >>> counted(1, "run"), counted(2, "run")
+    ('1 run', '2 runs')
+    """
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def pretty_seconds(seconds: float) -> str:
     """A time that is estimated, for a person.
 

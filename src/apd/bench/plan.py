@@ -15,16 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from apd.bench.protocols import PROTOCOLS, View
-from apd.bench.suite import Block, DataEntry, Final, Suite, merged
+from apd.bench.suite import Block, Final, Suite
 from apd.clip import EncoderInfo, load_clip
-from apd.config import validate
 from apd.data import Dataset, load_data
 from apd.data.dataset import Shots
-from apd.errors import InputError
 from apd.methods import find_method
-
-_ELSEWHERE = {"seed": "a block has seeds", "device": "apd bench computes on GPUs where there are any, unless --gpus 0"}
-"""Settings of training that a suite sets itself, and how."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,7 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
         device: that runs compute on; not part of their identity.
 
     Raises:
-        InputError: settings that no method or training knows, a model or data that cannot be read.
+        InputError: a model or data that cannot be read, settings that do not fit.
     """
     entries: dict[tuple[object, ...], Entry] = {}
     jobs: dict[str, Job] = {}
@@ -186,7 +181,7 @@ def _line(
     section = suite.methods[method]
     train: dict[str, Any] = {}
     if section is not None:
-        section, train = _settings(data, suite.train, section, seed or 0)
+        section, train = suite.settings(name, method, seed or 0)
         others = _other_models(suite, section)
         known = {setting: _model_identity(place) for setting, place in others.items()}
         about |= {"method": section | known, "train": train, "classes": protocol.train_classes}
@@ -215,19 +210,6 @@ def _label(what: str, shots: int | str, seed: int | None, classes: str) -> str:
     if seed is None:
         return what
     return f"{what}, {shots} shots, seed {seed}" + (f", {classes} classes" if classes != "all" else "")
-
-
-def _settings(
-    data: DataEntry, common: Mapping[str, Any], section: Mapping[str, Any], seed: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All settings of the method and of training, defaults included, so that a changed default is another run."""
-    method = {key: value for key, value in section.items() if key != "train"}
-    train = merged({"eps": data.eps}, common, data.train, section.get("train", {}))
-    for name, way_out in _ELSEWHERE.items():
-        if name in train:
-            raise InputError(f"train.{name} has no effect in a suite: {way_out}.")
-    config = validate({"data": data.source, "method": method, "train": {**train, "seed": seed}}).model_dump(mode="json")
-    return config["method"], {key: value for key, value in config["train"].items() if key != "device"}
 
 
 def _other_models(suite: Suite, section: Mapping[str, Any]) -> dict[str, str]:

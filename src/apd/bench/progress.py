@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from apd.bench.plan import Plan
 from apd.bench.work import Outcome, Report
-from apd.heartbeat import clock, heartbeat, pretty_seconds
+from apd.heartbeat import clock, counted, heartbeat, pretty_seconds
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,7 +97,8 @@ class BenchProgress:
         from rich.table import Table
 
         left = pretty_seconds(self.seconds_left())
-        title = f"{self.plan.suite}: {len(self.open)} runs to do by {self.workers} workers, about {left} left"
+        runs, workers = counted(len(self.open), "run"), counted(self.workers, "worker")
+        title = f"{self.plan.suite}: {runs} to do by {workers}, about {left} left"
         table = Table("protocol", "data", title=title, title_justify="left")
         for name in ("runs", "done", "failed"):
             table.add_column(name, justify="right")

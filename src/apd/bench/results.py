@@ -92,17 +92,18 @@ def rows(plan: Plan, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]
                 }
 
 
-def write_rows(folder: Path, plan: Plan, outcomes: Mapping[str, Outcome], say: Callable[[str], None]) -> None:
-    """``results.csv``, and ``results.parquet`` where pyarrow is installed."""
+def write_rows(folder: Path, plan: Plan, outcomes: Mapping[str, Outcome], say: Callable[[str], None]) -> list[Path]:
+    """``results.csv``, and ``results.parquet`` where pyarrow is installed; what was written of them."""
     table = list(rows(plan, outcomes))
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
-    write_atomic(folder / "results.csv", text.getvalue())
+    written = [folder / "results.csv"]
+    write_atomic(written[0], text.getvalue())
     if find_spec("pyarrow") is None:
         say("No results.parquet: it needs pyarrow (pip install 'adversarial-prompt-distillation[parquet]').")
-        return
+        return written
     import pyarrow
     import pyarrow.parquet
 
@@ -110,4 +111,6 @@ def write_rows(folder: Path, plan: Plan, outcomes: Mapping[str, Outcome], say: C
     columns = {name: [str(row[name]) if name == "shots" else row[name] for row in table] for name in COLUMNS}
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(pyarrow.table(columns), sink)
-    write_atomic(folder / "results.parquet", sink.getvalue().to_pybytes())
+    written.append(folder / "results.parquet")
+    write_atomic(written[1], sink.getvalue().to_pybytes())
+    return written

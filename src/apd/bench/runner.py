@@ -25,7 +25,7 @@ from apd.bench.tables import best_methods, latex, make_tables, markdown
 from apd.bench.work import Outcome, Report, read_outcome
 from apd.errors import InputError, nearest
 from apd.files import check_writable, write_atomic, writing
-from apd.heartbeat import pretty_seconds
+from apd.heartbeat import counted, pretty_seconds
 
 ENGINES = ("local", "ray")
 Say = Callable[[str], None]
@@ -177,15 +177,16 @@ def _stage(plan: Plan, folder: Path, machine: Machine, say: Say) -> dict[str, st
     todo = [job for job in plan.jobs.values() if job.id not in known or job.views.keys() - known[job.id].views.keys()]
     done = len(plan.jobs) - len(todo)
     if not todo:
-        say(f"{plan.suite}: all {done} runs are done.")
+        say(f"{plan.suite}: nothing to do, {counted(done, 'run')} done.")
         return {}
     forecast = Forecast.of(calibrate(todo[0].model, _own(machine.device), machine.threads), plan.jobs.values(), known)
     expected = {job.id: forecast.seconds(job, known.get(job.id)) for job in todo}
     workers = min(machine.workers, len(todo))
-    origin = "finished runs" if known else "a short calibration"
+    origin = "from finished runs" if known else "an estimate on free cores, from a short calibration"
     say(
-        f"{plan.suite}: {len(todo)} runs to do, {done} done; about {pretty_seconds(sum(expected.values()) / workers)} "
-        f"with {workers} {machine.engine} workers of {machine.threads} threads on {machine.device} (from {origin})"
+        f"{plan.suite}: {counted(len(todo), 'run')} to do, {done} done; "
+        f"about {pretty_seconds(sum(expected.values()) / workers)} with {counted(workers, f'{machine.engine} worker')} "
+        f"of {counted(machine.threads, 'thread')} on {machine.device} ({origin})"
     )
     failures = {}
     with BenchProgress(plan, expected, workers, say) as progress:
@@ -212,9 +213,11 @@ def write_tables(folder: str | Path, say: Say = print) -> Path:
     """
     place = Path(folder)
     plan, outcomes = read_bench(place)
-    write_rows(place, plan, outcomes, say)
+    files = write_rows(place, plan, outcomes, say)
     tables = make_tables(plan, outcomes)
     write_atomic(place / "table.md", markdown(plan.suite, tables))
     write_atomic(place / "table.tex", latex(tables))
-    write_plots(place, plan, [table for table in tables if table.rows], say)
+    plots = write_plots(place, plan, [table for table in tables if table.rows], say)
+    names = [*(file.name for file in files), "table.md", "table.tex", *(["plots/"] if plots else [])]
+    say(f"Written: {folder}/{', '.join(names)}.")
     return place / "table.md"

@@ -11,9 +11,11 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from apd.bench.protocols import PROTOCOLS
+from apd.config import validate
 from apd.data.standard import find_name
 from apd.errors import InputError, nearest
 from apd.evaluation import parse_settings
+from apd.files import yaml_problem
 from apd.threat import parse_eps
 
 Shots = Annotated[int, Field(ge=1)] | Literal["all"]
@@ -30,6 +32,8 @@ def _text(value: object) -> object:
 
 _TAKEN = r"test|val|base|new|.*[ -]final"
 """What `apd.bench.protocols.View` calls a part of a data set, or a part in the second stage."""
+_ELSEWHERE = {"seed": "a block has seeds", "device": "apd bench computes on GPUs where there are any, unless --gpus 0"}
+"""Settings of training that a suite sets itself, and how."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 SomeNames = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_listed)]
 Eps = Annotated[str, BeforeValidator(_text)]
@@ -57,7 +61,7 @@ class Block(_Section):
     protocol: str = Field(description="a name of `apd.bench.protocols.PROTOCOLS`")
     data: SomeNames
     methods: SomeNames
-    seeds: Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_listed)] = (0,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), BeforeValidator(_listed)] = (0,)
     shots: Annotated[tuple[Shots, ...], Field(min_length=1), BeforeValidator(_listed)] | None = Field(
         None, description="one or several (a curve); null: the data set's"
     )
@@ -134,6 +138,60 @@ class Suite(_Section):
             parse_settings({"attacks": self.final.attacks})
         return self
 
+    def settings(self, data: str | None, method: str, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Sections ``method`` and ``train`` of a run, defaults included, so that a changed default is another run.
+
+        Args:
+            data: name of the data set; None: only what the method's own row says.
+            method: label of a method that is trained.
+            seed: of the run.
+
+        Raises:
+            InputError: a setting that nothing knows or that does not fit, with the row of the suite that holds it.
+        """
+        rows = self._rows(data, method)
+        for row, sections in rows.items():
+            for name, way_out in _ELSEWHERE.items():
+                if name in sections["train"]:
+                    raise InputError(_at(row, f"train.{name} has no effect in a suite: {way_out}."))
+        eps = {} if data is None else {"eps": self.data[data].eps}
+        train = merged(eps, *(sections["train"] for sections in rows.values()))
+        own = rows[f"methods.{method}"]["method"]
+        try:
+            config = validate({"data": str(data), "method": own, "train": {**train, "seed": seed}})
+        except InputError as error:
+            raise InputError(_at(_row_of(error, rows), str(error))) from error
+        found = config.model_dump(mode="json")
+        return found["method"], {key: value for key, value in found["train"].items() if key != "device"}
+
+    def _rows(self, data: str | None, method: str) -> dict[str, dict[str, Mapping[str, Any]]]:
+        """What is laid over each other, the later over the earlier: row of the suite, to its part of a run's settings."""
+        section = dict(self.methods[method] or {})
+        train = section.pop("train", {})
+        if not isinstance(train, Mapping):
+            raise InputError(f"methods.{method}: train must hold settings such as epochs, got {train!r}.")
+        own = {f"methods.{method}": {"method": section, "train": train}}
+        return (
+            own
+            if data is None
+            else {"": {"train": self.train}, f"data.{data}": {"train": self.data[data].train}, **own}
+        )
+
+    def check_settings(self) -> None:
+        """Nothing, where all settings that the blocks combine fit; no model and no data is looked at.
+
+        Raises:
+            InputError: with the row of the suite.
+        """
+        pairs: dict[tuple[str | None, str], None] = {}
+        for block in self.blocks:
+            pairs |= dict.fromkeys((data, method) for data in block.data for method in block.methods)
+        used = {method for _, method in pairs}
+        pairs |= dict.fromkeys((None, method) for method in self.methods if method not in used)
+        for data, method in pairs:
+            if self.methods[method] is not None:
+                self.settings(data, method)
+
     def place(self, source: str, what: Literal["data", "model"] = "data") -> str:
         """A source as this machine knows it: a path from the root, a name as it is.
 
@@ -173,7 +231,8 @@ def load_suite(file: str | Path, *, root: str | Path | None = None) -> Suite:
         root: folder of its relative paths, instead of the file's own ``root``.
 
     Raises:
-        InputError: a missing or damaged file, an unknown name, a value out of range, a root that is not there.
+        InputError: a missing or damaged file, an unknown name, a value out of range, settings that no method or training
+            knows, a root that is not there; in one line with the file and, as far as there is one, the row.
 
     Example:
         >>> from apd.bench import load_suite
@@ -185,14 +244,20 @@ def load_suite(file: str | Path, *, root: str | Path | None = None) -> Suite:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"Cannot read the suite {str(file)!r}: {error.strerror}.") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"Cannot read {file}: {error}.") from error
+    except yaml.YAMLError as error:
+        raise InputError(yaml_problem(file, error)) from error
     if not isinstance(raw, dict):
         raise InputError(f"{file} must hold a suite: data, methods and blocks.")
     try:
         suite = Suite.model_validate({"name": path.stem, **raw})
     except ValidationError as error:
         raise InputError(f"{file}: {_explain(error)}") from error
+    try:
+        suite.check_settings()
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
     if root is None and suite.root is not None:
         root = path.parent / suite.root
     if root is not None and not Path(root).is_dir():
@@ -219,6 +284,31 @@ def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in options:
             raise InputError(f"no {what} {name!r}. {nearest(name, options)}")
+
+
+def _at(row: str, message: str) -> str:
+    """The message behind its row, in which a method's settings stand without ``method.``."""
+    if row.startswith("methods."):
+        message = re.sub(r"\bmethod\.(?=\w)", "", message)
+    return f"{row}: {message}" if row else message
+
+
+def _row_of(error: InputError, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The last row that holds the setting which an error is about; the last of all where none does."""
+    cause = error.__cause__
+    loc = (
+        [str(part) for part in cause.errors(include_url=False)[0]["loc"]] if isinstance(cause, ValidationError) else []
+    )
+    return next((row for row in reversed(list(rows)) if _holds(rows[row], loc)), list(rows)[-1])
+
+
+def _holds(section: Any, loc: list[str]) -> bool:
+    """Whether something is set at pydantic's place, or at a leaf on the way there."""
+    for part in loc:
+        if not isinstance(section, Mapping):
+            break
+        section = section.get(part, {})
+    return bool(section != {})
 
 
 def _explain(error: ValidationError) -> str:

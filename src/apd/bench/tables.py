@@ -11,6 +11,7 @@ from apd.bench.protocols import PROTOCOLS, Measure, View
 from apd.bench.published import published_markdown
 from apd.bench.results import entry_views
 from apd.bench.work import Outcome
+from apd.statistics import AS_GOOD_MARGIN
 from apd.threat import format_eps, parse_eps
 
 MISSING = "-"
@@ -61,6 +62,11 @@ class Table:
     def contest(self, measure: Measure) -> list[str]:
         """The contenders by this measure, the best first."""
         return [label for label in self.ranked(measure) if label in self.contenders]
+
+    def best(self, measure: Measure) -> list[str]:
+        """The contenders with the best figure; several where it is equal."""
+        figures, contest = self.figures(measure), self.contest(measure)
+        return [label for label in contest if figures[label].mean == figures[contest[0]].mean]
 
     @property
     def main(self) -> Measure:
@@ -184,14 +190,12 @@ def _values(table: Table) -> list[str]:
 
 
 def _cells(table: Table, bold: Callable[[str], str], plus_minus: str) -> Iterator[list[str]]:
-    columns = [(table.figures(measure), table.contest(measure)) for measure in table.measures]
+    columns = [(table.figures(measure), table.best(measure)) for measure in table.measures]
     for label, sets in table.rows.items():
         cells = []
-        for figures, contest in columns:
+        for figures, best in columns:
             text = _mean(figures[label], plus_minus) if label in figures else MISSING
-            # Equal figures are equally good.
-            top = label in contest and figures[label].mean == figures[contest[0]].mean
-            cells.append(bold(text) if top else text)
+            cells.append(bold(text) if label in best else text)
         yield [label, _seeds(sets), *cells]
 
 
@@ -234,9 +238,24 @@ def _differences(table: Table) -> list[str]:
     lines = [_row(head), "|" + "---|" * len(head)]
     labels = [label for label in table.rows if label != table.against]
     lines += [_row([label, *(_against(table, label, measure) for measure in shown)]) for label in labels]
-    about = "Paired over images and the seeds that both methods have; 95 % bootstrap interval over images, not over trainings."
-    uneven = len(table.contenders) < len(table.rows)
-    return [*lines, "", about + (" With other seeds it is not the difference of the figures above." if uneven else "")]
+    return [*lines, "", " ".join(_reading(table, shown))]
+
+
+def _reading(table: Table, shown: Sequence[Measure]) -> Iterator[str]:
+    """How to read the differences: what they are taken over, what the words mean, and who is the best of equals."""
+    yield "Paired over images and the seeds that both methods have; 95 % bootstrap interval over images, not over trainings."
+    yield (
+        f"Better: it lies above 0; else as good: its lower end is above -{AS_GOOD_MARGIN:g} "
+        "points; else worse: it lies below 0; else undecided."
+    )
+    if len(table.contenders) < len(table.rows):
+        yield "With other seeds it is not the difference of the figures above."
+    if table.against:
+        return
+    for measure in shown:
+        best = table.best(measure)
+        if len(best) > 1:
+            yield f"Best in {measure.name} are {' and '.join(best)}, with equal figures; {best[0]} stands for the best here."
 
 
 def _against(table: Table, label: str, measure: Measure) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from apd.cli.common import quiet_stdout, say
+from apd.heartbeat import counted
 
 
 def bench(
@@ -46,14 +47,14 @@ def bench(
         if table_only:
             write_tables(folder, say)
         else:
+            wanted = load_suite(suite, root=root)  # before a cluster is started
             machine = find_machine(engine, workers, gpus)
             try:
-                failures = run_bench(load_suite(suite, root=root), folder, machine=machine, say=say)
+                failures = run_bench(wanted, folder, machine=machine, say=say)
             except KeyboardInterrupt:
                 say("\nStopped. The same command goes on; with --table-only it shows what there is.")
                 raise
     print((folder / "table.md").read_text(encoding="utf-8"))
-    say(f"Written: {folder}/results.csv, table.md, table.tex and, with matplotlib, plots/.")
     if failures:
         say(_listed(failures))
         raise typer.Exit(1)
@@ -63,4 +64,4 @@ def bench(
 def _listed(failures: dict[str, str]) -> str:
     lines = [f"  {label}: {error}" for label, error in failures.items()]
     way_out = "Next: mend what they name; the same command then does what is missing."
-    return "\n".join([f"{len(failures)} runs failed:", *lines, way_out])
+    return "\n".join([f"{counted(len(failures), 'run')} failed:", *lines, way_out])

@@ -42,7 +42,8 @@ def listing(
         width = max(len(key) for key, _ in rows)
         print(f"{name}:")
         for key, text in rows:
-            print(f"  {key:<{width}}  {text}")
+            package = _package(name, key)
+            print(f"  {key:<{width}}  {text}" + (f" (package {package})" if package else ""))
     say("Next: apd train DATA --model MODEL --method METHOD")
 
 
@@ -65,6 +66,15 @@ def _rows(kind: str) -> list[tuple[str, str]]:
     from apd.data import list_data
 
     return list_data()
+
+
+def _package(kind: str, name: str) -> str | None:
+    """The other package that a method comes from."""
+    if kind != "methods":
+        return None
+    from apd.methods import package_of
+
+    return package_of(name)
 
 
 def _details(kind: str, name: str) -> dict[str, Any]:

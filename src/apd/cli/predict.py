@@ -10,6 +10,7 @@ import typer
 
 from apd.cli.common import AsJson, quiet_stdout, say
 from apd.errors import InputError
+from apd.heartbeat import counted
 
 
 def predict(
@@ -44,7 +45,7 @@ def predict(
     if as_json:
         return
     if bad:
-        say(f"{len(bad)} unreadable images left out.")
+        say(f"{counted(len(bad), 'unreadable image')} left out.")
     say(f"Next: apd evaluate {run} says how far this holds under attack.")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from apd.data.coop import load_coop
 from apd.data.dataset import Dataset, Shots, Which
 from apd.data.digits import load_digits
-from apd.data.folder import load_folder
+from apd.data.folder import load_folder, subfolders
 from apd.data.hub import Columns, is_saved, load_hub, load_parquet, load_saved
 from apd.data.layouts import dressed, load_standard, parse_standard
 from apd.data.shots import Pools, few_shot
@@ -143,11 +143,14 @@ def _hub(spec: str, columns: Columns | None) -> Pools:
 def _unknown(text: str, path: Path) -> str:
     if path.is_file():
         return f"{text} is a file of another kind: data is a folder, a .json split file or a .parquet file."
+    folders = [folder.name for folder in subfolders(path.parent)] if path.parent.is_dir() else []
+    meant = nearest(path.name, folders) if folders else ""
+    beside = f" {meant}" if meant.startswith("Did") else ""
     if path.is_absolute() or text.startswith((".", "~")) or path.suffix in (".json", ".parquet") or text.count("/") > 1:
-        return f"there is no folder or file {text}."
+        return f"there is no folder or file {text}.{beside}"
     if "/" in text:
-        return f"there is no folder {text}. A data set of the hub is written hf:{text}."
-    known = nearest(text, [*BUILT_IN, *STANDARD])
+        return f"there is no folder {text}.{beside} A data set of the hub is written hf:{text}."
+    known = nearest(text, [*BUILT_IN, *STANDARD, *folders], listed=[*BUILT_IN, *STANDARD])
     return f"{text!r} is neither a built-in or standard data set nor a folder or file here. {known}"
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from apd.data.dataset import Dataset, ImageSet, Shots, shuffled
 from apd.errors import InputError
+from apd.heartbeat import counted
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 VALIDATION_SHOTS = 4
@@ -70,7 +71,7 @@ def split_pool(images: ImageSet, class_names: tuple[str, ...], source: str) -> t
     test: list[int] = []
     for name, group in zip(class_names, images.by_class(len(class_names)), strict=True):
         if len(group) < 3:
-            count = "1 image" if len(group) == 1 else f"{len(group)} images"
+            count = counted(len(group), "image")
             raise InputError(
                 f"the class {name!r} of {source} has {count}, but three are needed to divide it into train, val and test: "
                 "add images, or give the data splits of its own (folders train/, val/ and test/)."

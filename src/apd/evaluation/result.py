@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from apd.heartbeat import counted
 from apd.statistics import wilson
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Result(Scores):
         from rich.table import Table
         from rich.text import Text
 
-        images = f"{self.n} images under {self.corruption}" if self.corruption else f"{self.n} images"
+        images = counted(self.n, "image") + (f" under {self.corruption}" if self.corruption else "")
         title = (
             f"{self.data} {self.split}, {images}, {self.norm} eps {self.eps_text} at {self.image_size} px, "
             f"{self.precision}"
@@ -153,7 +154,7 @@ class Result(Scores):
         marks = {True: ("ok  ", "green"), False: ("FAIL", "bold red"), None: ("info", "dim")}
         lines = [Text.assemble(marks[check.passed], f" {check.name}: {check.message}") for check in self.checks]
         if self.skipped_images:
-            lines.append(Text(f"{len(self.skipped_images)} unreadable images left out.", style="yellow"))
+            lines.append(Text(f"{counted(len(self.skipped_images), 'unreadable image')} left out.", style="yellow"))
         return Group(table, *lines)
 
 

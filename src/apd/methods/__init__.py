@@ -71,6 +71,12 @@ def list_methods() -> tuple[dict[str, type[Method]], list[str]]:
     return found, problems
 
 
+def package_of(name: str) -> str | None:
+    """The package that a method comes from; None for those of this one."""
+    point = None if name in METHODS else _others().get(name)
+    return None if point is None else _package(point)
+
+
 def _others() -> dict[str, EntryPoint]:
     return {point.name: point for point in sorted(entry_points(group=GROUP), key=_package)}
 
@@ -93,4 +99,6 @@ def _load(point: EntryPoint) -> type[Method]:
     missing = [name for name in ("summary", "source") if not getattr(method, name, "")]
     if missing:
         raise InputError(f"{about} lacks the text {missing[0]!r}, which apd list methods shows; mend or uninstall it.")
+    if method.learns and method.loss is Method.loss:
+        raise InputError(f"{about} does not define loss(), which it learns by; mend or uninstall it.")
     return method

@@ -139,7 +139,7 @@ class Loop:
         self.pixels = moving_pixels(settings.attack, self.batches, self._threat(0)) if method.adversarial else None
         self.replays = settings.attack.replays if self.pixels and settings.attack.kind == "free" else 1
         self.average: dict[str, Tensor] = {}
-        self.monitor = CollapseMonitor()
+        self.monitor = CollapseMonitor(settings)
         self.summary: dict[str, Any] = {"warnings": []}
         self.stop = False
 
@@ -177,6 +177,8 @@ class Loop:
             done = min(step + self.replays, self.steps)
             terms = self._visit(module, optimizer, step, done)
             progress.advance(done - step)
+            if step == 0:  # not to be learned of after `log_every` steps of nothing
+                self.monitor.check_loss({name: float(term.detach()) for name, term in terms.items()}, done)
             due = partial(self._due, step, done)
             if due(self.settings.log_every):
                 self.monitor.check_loss(log.terms(terms, done), done)

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from apd.errors import ApdError
 from apd.heartbeat import clock, heartbeat
+from apd.training.settings import TrainSettings
 
 VANISHED = 0.01
 """An adversarial term (nats) that is as good as 0."""
 FALL = 5.0
 """A fall of validation robustness (points) that is no noise."""
-_CALMER = "Lower train.optimizer.lr, set train.optimizer.clip=1, or use train.precision=fp32."
+_CLIP = 1.0
+"""A norm of the gradient to which clipping it calms training."""
 
 
 class CollapseMonitor:
@@ -27,20 +29,45 @@ class CollapseMonitor:
 
     Known case: with released settings, a neighbouring method's adversarial term falls to 0.0001 in the second epoch
     while its robust accuracy falls to 0.
+
+    Args:
+        settings: of the training, so that no advice is given that is followed already.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: TrainSettings) -> None:
+        self.settings = settings
         self.best_robust = 0.0
 
     def check_loss(self, terms: Mapping[str, float], step: int) -> None:
         """Stop where the loss is not finite.
 
+        Args:
+            terms: of the loss.
+            step: optimiser steps done, the one that these are of included.
+
         Raises:
             ApdError: naming the term and the way out.
         """
-        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+        bad = [f"{name} is {value}" for name, value in terms.items() if not math.isfinite(value)]
+        if bad and step == 1:
+            bf16 = ", or to train.precision=bf16 (fp32 tells)" if self.settings.precision == "bf16" else ""
+            raise ApdError(
+                f"The term {bad[0]} in the first step, before anything was learned: it is due to the method's loss or to "
+                f"the images{bf16}."
+            )
         if bad:
-            raise ApdError(f"Training diverged: the term {bad[0]} is {terms[bad[0]]} at step {step}. {_CALMER}")
+            raise ApdError(f"Training diverged: the term {bad[0]} at step {step}. {self._calmer()}")
+
+    def _calmer(self) -> str:
+        """What may keep training from diverging, and is not done yet."""
+        optimizer = self.settings.optimizer
+        ways = ["lower train.optimizer.lr"]
+        if optimizer.clip is None or optimizer.clip > _CLIP:
+            ways.append(f"set train.optimizer.clip={_CLIP:g}")
+        if self.settings.precision != "fp32":
+            ways.append("set train.precision=fp32")
+        text = ", or ".join(ways)
+        return f"{text[0].upper()}{text[1:]}."
 
     def check_logits(self, z: Tensor) -> None:
         """Stop where validation logits are not finite: the loss shows it a step later only, and after the last step never.
@@ -49,7 +76,7 @@ class CollapseMonitor:
             ApdError: naming the way out.
         """
         if not bool(z.isfinite().all()):
-            raise ApdError(f"Training diverged: the logits of validation images are not finite. {_CALMER}")
+            raise ApdError(f"Training diverged: the logits of validation images are not finite. {self._calmer()}")
 
     def check_validation(
         self, terms: Mapping[str, float], clean: float, robust: float, largest_share: float, classes: int

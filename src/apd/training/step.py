@@ -39,7 +39,7 @@ from apd.attacks import (
     kl_from_logits,
     margin,
 )
-from apd.errors import InputError
+from apd.errors import ApdError, InputError
 from apd.methods.base import Method, Step
 from apd.threat import ThreatModel
 from apd.training.settings import AttackLoss, AttackSettings, TrainSettings
@@ -125,7 +125,7 @@ class TrainStep(nn.Module):
             if x_adv is None:
                 x_adv = self._attacked(step, seeds, eps) if self.method.adversarial else x
             self.images = x_adv.detach()
-            return self.method.loss(step, x_adv)
+            return _checked(self.method, self.method.loss(step, x_adv))
 
     def _of_images(self, x: Tensor) -> dict[str, Any]:
         """What is known of these very images from the last call; nothing, if they are others or were written to."""
@@ -151,3 +151,24 @@ class TrainStep(nn.Module):
             return Objective(own.forward, kl_from_logits, step.clean_logits().detach())
         loss = {"ce": cross_entropy, "margin": margin, "dlr": dlr}[self.inner]
         return Objective(own.forward, loss, step.labels)
+
+
+def _checked(method: Method, terms: object) -> dict[str, Tensor]:
+    """The terms, as far as they are named scalars with a gradient.
+
+    Raises:
+        ApdError: naming the method, which may be another package's.
+    """
+    wanted = f"loss() of {type(method).__name__} must return named terms (a dict of scalars)"
+    if not isinstance(terms, dict) or not terms:
+        raise ApdError(f"{wanted}, got {'an empty one' if terms == {} else type(terms).__name__}.")
+    for name, term in terms.items():
+        if not isinstance(term, Tensor):
+            raise ApdError(f"{wanted}, got {type(term).__name__} for {name!r}.")
+        if term.ndim:
+            raise ApdError(f"{wanted}, got the shape {tuple(term.shape)} for {name!r}; take its mean over the samples.")
+    if torch.is_grad_enabled() and not any(term.requires_grad for term in terms.values()):
+        raise ApdError(
+            f"{wanted} that depend on step.student, but no gradient of {', '.join(terms)} reaches its prompts."
+        )
+    return terms
