@@ -65,7 +65,8 @@ class Passes:
         ("apd", {"teacher": "online"}, {}, (4, 4)),
         ("apd", {"teacher": "online"}, {"attack": {"kind": "free"}}, (2, 2)),
         ("apd", {"teacher": "frozen", "clean_ce": 1.0}, {"attack": {"loss": "kl"}}, (5, 4)),
-        ("apd", {"teacher": "frozen", "soft_target": "adversarial"}, {}, (4, 3)),
+        ("apd", {"teacher": "frozen", "soft_target": "adversarial", "inner": "ce"}, {}, (4, 3)),
+        ("apd", {"teacher": "frozen", "soft_target": "adversarial"}, {}, (5, 3)),  # the attack asks the teacher on x
     ],
 )
 def test_passes_are_those_of_the_table(

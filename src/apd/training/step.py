@@ -2,7 +2,7 @@
 
 Passes of the image tower an optimiser step, for K attack steps (`train.attack.steps`)::
 
-    kind                     student          fixed teacher, where the loss asks for it
+    kind                     student          fixed teacher, where loss or attack ask for it
                              fwd      bwd     fwd
     pgd                      K+1      K+1     1         (the default K = 2: 3 and 3)
     fgsm-rs, n-fgsm          2        2       1
