@@ -89,16 +89,16 @@ def waiting_case(options: Options, geometry: str, classes: int) -> Case:
     """
 
     def measure() -> Row:
-        from apd.training import loop
+        from apd.training import batches, loop
         from apd.training.batches import Batches
 
         spent = {"batch": 0.0, "step": 0.0, "decode": 0.0}
 
         def timed(name: str, method: Any) -> Any:
-            def run(*arguments: Any) -> Any:
+            def run(*arguments: Any, **named: Any) -> Any:
                 wait_for(options.device)
                 started = time.perf_counter()
-                result = method(*arguments)
+                result = method(*arguments, **named)
                 wait_for(options.device)
                 spent[name] += time.perf_counter() - started
                 return result
@@ -108,7 +108,7 @@ def waiting_case(options: Options, geometry: str, classes: int) -> Case:
         watched = (
             patch.object(Batches, "draw", timed("batch", Batches.draw)),
             patch.object(loop.Loop, "_visit", timed("step", loop.Loop._visit)),
-            patch.object(loop, "decode", timed("decode", loop.decode)),
+            patch.object(batches, "decode", timed("decode", batches.decode)),
         )
         with watched[0], watched[1], watched[2]:
             train_an_epoch(options, geometry, classes)

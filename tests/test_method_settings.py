@@ -42,7 +42,7 @@ def test_prompts_of_another_method_are_refused(name: str, setting: str, words: s
 def test_a_method_without_anything_to_learn_is_refused_before_any_image_is_read(
     tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apd.training.loop.decode", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("apd.training.batches.decode", lambda *_: pytest.fail("decoded"))
     nothing = {"name": "advvlp", "prompts": {"text_tokens": 0, "visual_tokens": 0}}
     with pytest.raises(InputError, match="nothing to learn"):
         apd.train(clip, apd.load_data(colours, shots=1), method=nothing, output=tmp_path / "run", device="cpu")

@@ -65,6 +65,7 @@ def train(
         "classes": data.which,
         "columns": data.columns,
         "skip_bad_images": skip_bad_images,
+        "validation": data.validation,
     }
     raw = {"model": clip.info.source, "data": section, "method": method, "train": {"eps": eps, **settings}}
     config = validate(raw)

@@ -100,12 +100,18 @@ class MethodConfig(BaseModel):
         name = value.get("name", "apd")
         settings = {key: entry for key, entry in value.items() if key != "name"}
         try:
-            known: type[MethodSettings] = find_method(str(name)).Settings
+            method = find_method(str(name))
         except InputError:
             if info.context != _DONE:
                 raise
-            known = RecordedSettings
-        return {"name": name, "settings": known.model_validate(settings)}
+            return {"name": name, "settings": RecordedSettings.model_validate(settings)}
+        read = method.Settings.model_validate(settings)
+        if method.learns and not (read.prompts.text_tokens or read.prompts.visual_tokens or read.prompts.frame):
+            raise ValueError(
+                f"method {name} has nothing to learn with these prompts: give it method.prompts.text_tokens, visual_tokens "
+                "or a frame; zero-shot is the method without any"
+            )
+        return {"name": name, "settings": read}
 
     @model_serializer
     def _flat(self) -> dict[str, Any]:

@@ -149,6 +149,7 @@ class Dataset:
         description: one line on where each split comes from.
         which: the classes it holds: all, base or new.
         columns: image and label column that ``load_data`` was given.
+        validation: validation images a class that were asked for, or None for the usual number.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Dataset:
     description: str = ""
     which: Which = "all"
     columns: tuple[str, str] | None = None
+    validation: int | None = None
 
     def check_trainable(self) -> None:
         """Nothing, where there are training images.

@@ -120,6 +120,7 @@ def few_shot(pools: Pools, shots: Shots, seed: int, validation: int | None = Non
         mirror=pools.mirror,
         shots=None if shots == "all" or pools.test_only else shots,
         seed=seed,
+        validation=validation,
         description=f"{len(pools.class_names)} classes; {counts}. {pools.note}".strip(),
     )
 

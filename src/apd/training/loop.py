@@ -75,11 +75,6 @@ def train(
     bare = PromptedCLIP(encoder, None, data.class_names, data.templates)
     method = find_method(config.method.name)(config.method.settings, bare, settings.seed).to(accelerator.device)
     show = accelerator.is_main_process and not quiet
-    if method.learns and not any(p.requires_grad for p in method.parameters()):
-        raise InputError(
-            f"Method {config.method.name} has nothing to learn with these prompts: give it text tokens, visual tokens or a "
-            "frame; zero-shot is the method without any."
-        )
     loop = Loop(method, images.to(accelerator.device), settings, accelerator, run, show)
     summary = loop.run_through(lambda: method.prepare(loop.preparation()))
     prompts = loop.deployed().prompts
