@@ -177,6 +177,15 @@ def test_the_attack_on_the_mixed_label_climbs_what_the_loss_descends(clip: DualE
         assert torch.allclose(one * float(hard + soft), other, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    "weights", [{"adv_ce": 0.0, "adv_kl": 0.0}, {"adv_kl": 0.0, "balance": 1.0}, {"adv_ce": 0.0, "balance": "auto"}]
+)
+def test_an_attack_on_a_label_without_weight_is_refused(weights: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="needs a label on x'"):
+        APDSettings(inner="mixed", **weights)
+    assert APDSettings(inner="ce", **weights)
+
+
 def test_by_default_the_soft_label_counts_as_far_as_the_untouched_teacher_is_right(clip: DualEncoder) -> None:
     method = build(clip, teacher="frozen")
     raw = (torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(5)) * 255).to(torch.uint8)

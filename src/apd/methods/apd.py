@@ -113,9 +113,11 @@ class APDSettings(MethodSettings):
     def _consistent(self) -> APDSettings:
         if self.variant == "mtard" and self.robust_teacher is None:
             raise ValueError("variant mtard needs method.robust_teacher, an adversarially trained CLIP")
-        if self.inner == "mixed" and not self.adv_ce and not self.adv_kl:
+        labels = [bool(self.adv_ce), bool(self.adv_kl)]
+        if self.inner == "mixed" and not (any(labels) if self.balance is None else all(labels)):
             raise ValueError(
-                "method.inner=mixed needs a label on x': set method.adv_ce or method.adv_kl above 0, or method.inner=ce"
+                "method.inner=mixed needs a label on x': set method.adv_ce or method.adv_kl above 0 (both, with a balance), or "
+                "method.inner=ce"
             )
         if self.feedback and self.teacher != "online":
             raise ValueError(f"method.feedback needs method.teacher=online, got {self.teacher}")
