@@ -5,9 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from apd.text import printable
+
+if TYPE_CHECKING:
+    from apd.data import Dataset
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, alone on standard output.")]
 
@@ -15,6 +20,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, alone on stand
 def say(text: str) -> None:
     """A line for a person; standard output is kept for results."""
     print(text, file=sys.stderr)
+
+
+def say_inputs(data: Dataset, model: str, more: str = "") -> None:
+    """Begin a command with what it works on: the first class names, the images per split and the CLIP model."""
+    say(f"{data.summary()}; CLIP model {printable(model)}{more}")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import AsJson, quiet_stdout, say, split_names
+from apd.cli.common import AsJson, quiet_stdout, say, say_inputs, split_names
 from apd.errors import InputError
 from apd.files import check_writable, write_atomic
 
@@ -94,8 +94,10 @@ def _evaluate_model(model: str | None, source: str | None, given: dict[str, Any]
         raise InputError("Give a run folder, or both --model and --data.")
     settings = parse_settings(given)
     data = load_data(source, shots="all")
+    wanted = data.classes(settings.classes)
+    say_inputs(wanted, model)
     clip = load_clip(model, device=pick_device(device))
-    names = data.classes(settings.classes).class_names
+    names = wanted.class_names
     return evaluate(PromptedCLIP(clip, None, names, data.templates), data, **given)
 
 
@@ -117,8 +119,9 @@ def _evaluate_run(folder: Path, model: str | None, source: str | None, given: di
     # All classes here: which of them are evaluated is the evaluation's own setting.
     own = config.data.model_copy(update={"classes": "all"})
     data = load_data(str(source), shots="all") if other else own.load(config.train.seed)
-    classifier = load_run(folder, device=pick_device(device), model=model)
     wanted = data.classes(settings.classes)
+    say_inputs(wanted, model or config.model)
+    classifier = load_run(folder, device=pick_device(device), model=model)
     if classifier.class_names != wanted.class_names:
         classifier = classifier.with_classes(wanted.class_names, wanted.templates)
         say(f"The run knows other classes; its prompts serve the {len(wanted.class_names)} classes of {data.name}.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import say
+from apd.cli.common import say, say_inputs
 from apd.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,14 +90,12 @@ def _train(
         check_output(output, resume=resume, overwrite=overwrite)
     data = config.data.load(config.train.seed)
     data.check_trainable()
+    if is_first_process():
+        say_inputs(data, config.model, f"; method {config.method.name}, to {output}")
     stops = is_first_process() and not config.data.skip_bad_images and _bad_test_images(data)
     clip = load_clip(config.model)
     try:
         images = read_images(clip, data, config)
-        tell(
-            f"{config.method.name} on {data.name}: {len(images.train)} images of {len(data.class_names)} classes, "
-            f"the CLIP {config.model}, to {output}"
-        )
         if config.model in EMBEDDED and config.data.source not in BUILT_IN:
             tell(f"{config.model} is {EMBEDDED[config.model]}. For photos give --model, such as {_FOR_PHOTOS}.")
         run = start(clip, data, images, config, output, resume=resume, overwrite=overwrite)

@@ -14,6 +14,7 @@ from torch import Tensor
 from apd.clip.preprocessing import Preprocessing
 from apd.data.decode import Source, decode_all
 from apd.errors import InputError, nearest
+from apd.text import first_of, printable
 
 Shots = int | Literal["all"]
 Which = Literal["all", "base", "new"]
@@ -166,6 +167,11 @@ class Dataset:
     which: Which = "all"
     columns: tuple[str, str] | None = None
     validation: int | None = None
+
+    def summary(self) -> str:
+        """One line with the first class names and the images per split, so that misread data shows at once."""
+        sizes = f"{len(self.train)} train, {len(self.val)} validation, {len(self.test)} test images"
+        return f"{printable(self.name)}: {first_of(self.class_names, 'classes')}; {sizes}"
 
     def check_trainable(self) -> None:
         """Nothing, where there are training images.

@@ -1,0 +1,50 @@
+"""Text from outside, such as class and file names, made safe to show: on a terminal, in Markdown, in a shell."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+# Joiners are invisible, but Persian, Hindi and emoji are spelled with them.
+_JOINERS = "\u200c\u200d"
+_MARKDOWN = {"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {mark: f"\\{mark}" for mark in r"\`*_[]|~"}
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters, line breaks and text-direction overrides written as escapes, on one line.
+
+    >>> printable("a\x1b[31mb\nc"), printable("piñata")
+    ('a\\x1b[31mb\\nc', 'piñata')
+    """
+    return "".join(
+        char if char.isprintable() or char in _JOINERS else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def markdown(text: str) -> str:
+    r"""`printable` text for a table cell or a line of Markdown, with nothing in it that is read as Markdown or HTML.
+
+    >>> markdown("<b>a|b"), markdown("snow_leopard")
+    ('&lt;b&gt;a\\|b', 'snow\\_leopard')
+    """
+    return "".join(_MARKDOWN.get(char, char) for char in printable(text))
+
+
+def quoted(path: Path | str) -> str:
+    """A path or name as it is typed in a shell, for commands that are suggested.
+
+    >>> quoted("my photos"), quoted("runs/photos")
+    ("'my photos'", 'runs/photos')
+    """
+    return shlex.quote(str(path))
+
+
+def first_of(names: Sequence[str], what: str, shown: int = 3) -> str:
+    """The first names, and how many there are in all.
+
+    >>> first_of(["cat", "dog", "cow", "ant"], "classes")
+    'cat, dog, cow, … (4 classes)'
+    """
+    more = ", …" if len(names) > shown else ""
+    return f"{', '.join(map(printable, names[:shown]))}{more} ({len(names)} {what})"
