@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from apd.clip import DualEncoder, load_clip
 from apd.config import RunConfig, validate
 from apd.data import Dataset
 from apd.loading import describe_encoder
+from apd.processes import is_first_process
 from apd.run import Run, check_output
 from apd.versions import versions
 
@@ -117,11 +117,6 @@ def start(
         writer=is_first_process(),
     )
     return run if run.finished else train_loop(clip, data, images, config, run)
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that writes and talks; `accelerate launch` numbers its processes."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def describe(clip: DualEncoder, data: Dataset, images: Images, config: RunConfig) -> dict[str, Any]:

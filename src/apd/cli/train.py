@@ -72,27 +72,29 @@ def train(
 def _train(
     flags: dict[str, Any], file: Path | None, sets: list[str], output: Path | None, resume: bool, overwrite: bool
 ) -> None:
-    from apd.api import is_first_process, read_images, start
+    from apd.api import read_images, start
     from apd.clip import BUILT_IN as EMBEDDED
     from apd.clip import load_clip
     from apd.config import load_config
     from apd.data import short_name
     from apd.data.load import BUILT_IN
+    from apd.processes import is_first_process
     from apd.run import check_output
 
+    first = is_first_process()
     if resume and file is None and output is not None and (output / "config.yaml").is_file():
         file = output / "config.yaml"
     config = load_config(file, flags, sets)
     if output is None:
         output = Path("runs") / f"{short_name(config.data.source)}-{config.method.name}-{config.train.seed}"
-    tell = say if is_first_process() else _nothing
-    if is_first_process():
+    tell = say if first else _nothing
+    if first:
         check_output(output, resume=resume, overwrite=overwrite)
     data = config.data.load(config.train.seed)
     data.check_trainable()
-    if is_first_process():
+    if first:
         say_inputs(data, config.model, f"; method {config.method.name}, to {output}")
-    stops = is_first_process() and not config.data.skip_bad_images and _bad_test_images(data)
+    stops = first and not config.data.skip_bad_images and _bad_test_images(data)
     clip = load_clip(config.model)
     try:
         images = read_images(clip, data, config)

@@ -22,6 +22,7 @@ from apd.data import Dataset
 from apd.device import pick_device
 from apd.errors import InputError
 from apd.methods import Method, Preparation, find_method
+from apd.processes import is_first_process
 from apd.run import Run
 from apd.threat import ThreatModel
 from apd.training.batches import Batch, Batches, Images
@@ -86,6 +87,7 @@ def train(
 
 
 def _accelerator(name: str) -> Accelerator:
+    is_first_process()  # refuses an environment that accelerate would wait in for processes that nobody started
     device = torch.device(pick_device(name))
     if device.index is not None:
         torch.cuda.set_device(device)

@@ -1,0 +1,72 @@
+"""One process is one process unless a launcher's whole set of variables is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from apd.errors import InputError
+from apd.processes import is_first_process
+
+from .command_line import QUICK, Cli
+from .test_cli_errors import check_error
+
+LAUNCHER = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+ALL = [*LAUNCHER, "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ALL:
+        monkeypatch.delenv(name, raising=False)
+
+
+def setenv(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("given", "first"),
+    [
+        ({}, True),
+        (LAUNCHER, True),
+        ({**LAUNCHER, "RANK": "1"}, False),
+        ({**LAUNCHER, "OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "node", "MASTER_PORT": "1"}, True),
+        ({"PMI_SIZE": "1"}, True),
+        ({"RANK": ""}, True),
+    ],
+)
+def test_who_is_first(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], first: bool) -> None:
+    setenv(monkeypatch, given)
+    assert is_first_process() is first
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"RANK": "1"},
+        {"LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "2"},
+        {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "node", "MASTER_PORT": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "4"},
+        {**LAUNCHER, "RANK": "2"},
+        {**LAUNCHER, "RANK": "x"},
+    ],
+)
+def test_half_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
+    setenv(monkeypatch, given)
+    with pytest.raises(InputError) as told:
+        is_first_process()
+    name = next(iter(given))
+    assert f"{name}={given[name]}" in str(told.value) and "unset" in str(told.value)
+
+
+def test_a_rank_left_in_the_environment_never_trains_for_nothing(
+    cli: Cli, clip_folder: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    answer = cli("train", colours, "--model", clip_folder, *QUICK, "--output", tmp_path / "run")
+    check_error(answer, ["RANK=1", "unset RANK", "accelerate launch"])
