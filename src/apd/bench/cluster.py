@@ -9,7 +9,7 @@ from typing import Any
 
 from apd.bench.plan import Job
 from apd.bench.work import Report, attempt
-from apd.errors import InputError
+from apd.extras import import_extra
 
 DEATHS = 3
 """Workers a job may lose before it counts as failed."""
@@ -21,10 +21,7 @@ def import_ray() -> Any:
     Raises:
         InputError: Ray is not installed.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise InputError("--engine ray needs Ray: pip install 'adversarial-prompt-distillation[ray]'.") from error
+    ray = import_extra("ray", "ray", "--engine ray")
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     return ray

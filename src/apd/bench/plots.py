@@ -13,6 +13,7 @@ from apd.bench.compare import Figure
 from apd.bench.plan import Plan
 from apd.bench.protocols import PROTOCOLS
 from apd.bench.tables import Table
+from apd.extras import install_command
 from apd.files import write_atomic
 from apd.threat import parse_eps
 
@@ -26,7 +27,7 @@ Points = Mapping[str, list[tuple[float, float]]]
 def write_plots(folder: Path, plan: Plan, tables: Sequence[Table], say: Callable[[str], None]) -> list[Path]:
     """PNG files in ``plots/``; needs matplotlib (the extra ``report``) and says so where it is missing."""
     if find_spec("matplotlib") is None:
-        say("No plots: they need matplotlib (pip install 'adversarial-prompt-distillation[report]').")
+        say(f"No plots: they need matplotlib ({install_command('report')}).")
         return []
     written = []
     for table in tables:

@@ -13,6 +13,7 @@ from apd.bench.plan import Entry, Plan
 from apd.bench.protocols import View
 from apd.bench.work import Outcome, ViewOutcome, read_outcome
 from apd.errors import InputError
+from apd.extras import install_command
 from apd.files import write_atomic
 from apd.threat import format_eps, parse_eps
 
@@ -102,7 +103,7 @@ def write_rows(folder: Path, plan: Plan, outcomes: Mapping[str, Outcome], say: C
     written = [folder / "results.csv"]
     write_atomic(written[0], text.getvalue())
     if find_spec("pyarrow") is None:
-        say("No results.parquet: it needs pyarrow (pip install 'adversarial-prompt-distillation[parquet]').")
+        say(f"No results.parquet: it needs pyarrow ({install_command('parquet')}).")
         return written
     import pyarrow
     import pyarrow.parquet

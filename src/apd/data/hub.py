@@ -16,6 +16,7 @@ from apd.data.dataset import ImageSet
 from apd.data.names import readable_names
 from apd.data.shots import Pools, split_pool
 from apd.errors import InputError
+from apd.extras import import_extra
 
 Columns = tuple[str, str]
 Splits = Mapping[str, Any]
@@ -29,6 +30,7 @@ def load_hub(spec: str, columns: Columns | None = None) -> Pools:
     Raises:
         InputError: for an unknown or unreachable data set, and for columns that do not fit.
     """
+    _need_datasets(f"hf:{spec}")
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -48,6 +50,7 @@ def load_parquet(path: Path, source: str, columns: Columns | None = None) -> Poo
     Raises:
         InputError: for files that cannot be read, and for columns that do not fit.
     """
+    _need_datasets(source)
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -70,6 +73,7 @@ def load_saved(path: Path, source: str, columns: Columns | None = None) -> Pools
     Raises:
         InputError: for a folder that cannot be read, and for columns that do not fit.
     """
+    _need_datasets(source)
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -77,6 +81,10 @@ def load_saved(path: Path, source: str, columns: Columns | None = None) -> Pools
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot read the saved data set {path} ({_line(error)}).") from error
     return _pools(saved if isinstance(saved, DatasetDict) else {"train": saved}, path.name, source, columns)
+
+
+def _need_datasets(source: str) -> None:
+    import_extra("datasets", "hub", f"the data set {source}")
 
 
 def _line(error: BaseException) -> str:

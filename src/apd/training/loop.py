@@ -21,6 +21,7 @@ from apd.config import RunConfig
 from apd.data import Dataset
 from apd.device import pick_device
 from apd.errors import InputError
+from apd.extras import import_extra
 from apd.methods import Method, Preparation, find_method
 from apd.processes import is_first_process
 from apd.run import Run
@@ -71,6 +72,8 @@ def train(
     if run.finished:
         return run
     settings = config.train
+    if settings.tensorboard:
+        import_extra("tensorboard", "tensorboard", "train.tensorboard")
     accelerator = _accelerator(settings.device)
     encoder = encoder.to(accelerator.device)
     bare = PromptedCLIP(encoder, None, data.class_names, data.templates)
