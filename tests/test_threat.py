@@ -29,8 +29,16 @@ def test_eps_is_read(text: str | float, value: float) -> None:
 
 @pytest.mark.parametrize("text", ["4", "-1/255", "nan", "inf", "four", "1/0", "", "1/2/3", "1e999", "--1", "4/255/"])
 def test_bad_eps_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="eps must"):
+    with pytest.raises(InputError, match=r"eps (must|is)"):
         parse_eps(text)
+
+
+@pytest.mark.parametrize(("text", "hint"), [("255", "8/255"), (128.0, "8/255"), ("4", "4/255"), ("8/4", "8/255")])
+def test_eps_above_the_range_hints_at_a_budget_that_makes_sense(text: str | float, hint: str) -> None:
+    with pytest.raises(InputError, match=r"\[0,1\]") as told:
+        parse_eps(text)
+    assert hint in str(told.value)
+    assert "255/255" not in str(told.value) and "4/255/" not in str(told.value)
 
 
 def test_eps_of_4_offers_255ths() -> None:

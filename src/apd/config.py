@@ -21,8 +21,10 @@ from pydantic import (
 
 from apd.data import Dataset, load_data
 from apd.errors import InputError, nearest
-from apd.files import yaml_problem
+from apd.files import parse_yaml, read_yaml
 from apd.methods import MethodSettings, find_method
+from apd.seeds import LARGEST
+from apd.text import short
 from apd.training.settings import TrainSettings
 
 FLAGS = {
@@ -52,7 +54,7 @@ class DataConfig(BaseModel):
 
     source: str = Field(description="folder, split file, hub id or built-in data set")
     shots: Annotated[int, Field(ge=1)] | Literal["all"] = Field(16, description="training images a class, or all")
-    seed: int | None = Field(None, description="of the few-shot draw; null: train.seed")
+    seed: int | None = Field(None, le=LARGEST, description="of the few-shot draw; null: train.seed")
     templates: tuple[str, ...] | None = Field(
         None, description="sentences with {} for the class name; null: the data set's own"
     )
@@ -238,14 +240,7 @@ def _merge(under: Any, over: Any) -> Any:
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"No settings file {str(file)!r}.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read {file}: {error}.") from error
-    except yaml.YAMLError as error:
-        raise InputError(yaml_problem(file, error)) from error
+    content = read_yaml(file)
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -256,11 +251,11 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _parse_set(item: str) -> tuple[str, Any]:
     key, equals, text = item.partition("=")
     if not equals or not key.strip():
-        raise InputError(f"--set {item!r} must be NAME=VALUE, as in --set train.optimizer.lr=0.01.")
+        raise InputError(f"--set {short(item)} must be NAME=VALUE, as in --set train.optimizer.lr=0.01.")
     try:
-        return key.strip(), yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {item!r}: {text!r} is no YAML value; put quotes around it.") from error
+        return key.strip(), parse_yaml(text, f"--set {short(item)}")
+    except InputError as error:
+        raise InputError(f"{error} Text with special characters needs quotes inside the value.") from error
 
 
 def _forget_other_method(raw: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -319,7 +314,7 @@ def _put(raw: dict[str, Any], key: str, value: Any, place: str) -> None:
     if head in _MAIN_SETTING and isinstance(section, str):
         section = {_MAIN_SETTING[head]: section}
     if section is not None and not isinstance(section, Mapping):
-        raise InputError(f"{place}: {head} is not a section but {section!r}, so {key} cannot be set.")
+        raise InputError(f"{place}: {head} is not a section but {short(section)}, so {key} cannot be set.")
     raw[head] = dict(section or {})
     _put(raw[head], rest, value, place)
 
@@ -341,7 +336,7 @@ def _explain(error: ValidationError, method: type[MethodSettings], places: Mappi
     elif cause is not None:
         message = f"{source}: {cause}" if source else str(cause)
     else:
-        message = f"{name}{place}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}."
+        message = f"{name}{place}: {first['msg'][0].lower()}{first['msg'][1:]}, got {short(first['input'])}."
     others = {".".join(_walk(tuple(map(str, each["loc"])), method)[0]) for each in details} - {name}
     return f"{message} (And {len(others)} more.)" if others else message
 

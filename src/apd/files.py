@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -20,6 +23,12 @@ _WAY_OUT = {
     errno.EACCES: "Choose a folder that you may write to.",
     errno.EPERM: "Choose a folder that you may write to.",
 }
+
+
+LARGEST_SETTINGS = 1_000_000
+"""Bytes of a settings file."""
+MOST_VALUES = 100_000
+"""Values in settings, each counted as often as an alias repeats it."""
 
 
 @contextmanager
@@ -64,12 +73,68 @@ def write_atomic(path: Path, content: bytes | str) -> None:
                 temporary.unlink(missing_ok=True)
 
 
-def yaml_problem(file: Path | str, error: yaml.YAMLError) -> str:
-    """What is wrong with a YAML file, in one line: file, line, column and what the parser says."""
+def read_yaml(file: Path) -> Any:
+    """The content of a settings file.
+
+    Raises:
+        InputError: a missing, unreadable or oversized file, one that is not YAML, or one that unfolds without end.
+    """
+    try:
+        with open(file, "rb") as stream:
+            content = stream.read(LARGEST_SETTINGS + 1)
+        if len(content) > LARGEST_SETTINGS:
+            raise InputError(f"{file} is larger than {LARGEST_SETTINGS // 1000} kB, too large for a settings file.")
+        return parse_yaml(content.decode("utf-8-sig"), str(file))
+    except FileNotFoundError as error:
+        raise InputError(f"There is no file {str(file)!r}.") from error
+    except OSError as error:
+        raise InputError(f"Cannot read {file}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"Cannot read {file}: it is not UTF-8 text ({error.reason}).") from error
+
+
+def parse_yaml(text: str, place: str) -> Any:
+    """What a YAML text says; ``place`` is where it came from, for messages.
+
+    Raises:
+        InputError: text that is not YAML; aliases that stand for more than `MOST_VALUES` values, or for themselves.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        # Before values are made of it: merging repeated mappings is what takes for ever.
+        if _unfolded(root, {}) > MOST_VALUES:
+            raise InputError(f"{place}: its aliases unfold to more than {MOST_VALUES} values, too many for settings.")
+        return loader.construct_document(root)
+    except yaml.YAMLError as error:
+        raise InputError(_yaml_problem(place, error)) from error
+    except RecursionError as error:
+        raise InputError(f"{place}: nested too deeply for settings.") from error
+    except InputError:
+        raise
+    except ValueError as error:  # a date or a number that YAML recognises and Python cannot hold
+        raise InputError(f"{place}: not YAML: {error}.") from error
+
+
+def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
+    """The number of values below a node, those of an alias counted each time; infinite where one holds itself."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is counted: who meets it on the way has met itself
+        entries = node.value if isinstance(node, yaml.SequenceNode) else chain.from_iterable(node.value)
+        known[id(node)] = 1 + sum(_unfolded(entry, known) for entry in entries)
+    return known[id(node)]
+
+
+def _yaml_problem(place: str, error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML text, in one line: file, line, column and what the parser says."""
     mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
     problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error).partition("\n")[0]
     where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return f"{file}{where}: no YAML: {problem}."
+    return f"{place}{where}: not YAML: {problem}."
 
 
 def check_writable(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,16 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() or char in _JOINERS else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def one_line(message: object, most: int = 2000) -> str:
+    r"""An error's message on one line of bounded length, whatever names and values it quotes.
+
+    >>> one_line("two\nlines"), one_line("x" * 9, most=3)
+    ('two lines', 'xxx…')
+    """
+    text = printable(" ".join(str(message).split()))
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def markdown(text: str) -> str:
@@ -48,3 +59,16 @@ def first_of(names: Sequence[str], what: str, shown: int = 3) -> str:
     """
     more = ", …" if len(names) > shown else ""
     return f"{', '.join(map(printable, names[:shown]))}{more} ({len(names)} {what})"
+
+
+def short(value: object, most: int = 100) -> str:
+    """A value as Python writes it, cut off where it is long.
+
+    >>> short("digits"), short([1] * 1000, most=8)
+    ("'digits'", '[1, 1, 1…')
+    """
+    shortener = reprlib.Repr()
+    shortener.maxlist = shortener.maxtuple = shortener.maxdict = 20
+    shortener.maxstring = shortener.maxother = shortener.maxlong = most
+    text = shortener.repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from apd.errors import InputError
+from apd.text import short
 
 Norm = Literal["linf", "l2"]
 
@@ -26,16 +27,18 @@ def parse_eps(value: str | float, norm: Norm = "linf") -> float:
     """
     text = str(value).strip()
     if not re.fullmatch(r"[0-9.eE+-]+(\s*/\s*[0-9.]+)?", text):
-        raise InputError(f"eps must be a number in [0,1] pixel units such as 4/255, got {text!r}.")
+        raise InputError(f"eps must be a number in [0,1] pixel units such as 4/255, got {short(text)}.")
     try:
         numerator, _, denominator = text.partition("/")
         eps = float(numerator) / float(denominator or 1)
     except (ValueError, ZeroDivisionError) as error:
-        raise InputError(f"eps must be a number in [0,1] pixel units such as 4/255, got {text!r}.") from error
+        raise InputError(f"eps must be a number in [0,1] pixel units such as 4/255, got {short(text)}.") from error
     if not math.isfinite(eps) or eps < 0:
-        raise InputError(f"eps must not be negative or infinite, got {text}.")
+        raise InputError(f"eps must not be negative or infinite, got {text[:40]}.")
     if norm == "linf" and eps > 1:
-        raise InputError(f"eps must be in [0, 1] pixel units, got {text}. Did you mean {text}/255?")
+        # Up to a quarter of the range somebody may have meant levels; above it no attack is.
+        hint = f"Did you mean {text}/255?" if eps <= 64 and not denominator else "8/255 is a common budget."
+        raise InputError(f"eps is in [0,1] pixel units, got {text[:40]}. {hint}")
     return eps
 
 

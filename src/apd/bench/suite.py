@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from apd.bench.protocols import PROTOCOLS
@@ -15,7 +14,9 @@ from apd.config import validate
 from apd.data.standard import find_name
 from apd.errors import InputError, nearest
 from apd.evaluation import parse_settings
-from apd.files import yaml_problem
+from apd.files import read_yaml
+from apd.seeds import Seed
+from apd.text import short
 from apd.threat import parse_eps
 
 Shots = Annotated[int, Field(ge=1)] | Literal["all"]
@@ -61,7 +62,7 @@ class Block(_Section):
     protocol: str = Field(description="a name of `apd.bench.protocols.PROTOCOLS`")
     data: SomeNames
     methods: SomeNames
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), BeforeValidator(_listed)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), BeforeValidator(_listed)] = (0,)
     shots: Annotated[tuple[Shots, ...], Field(min_length=1), BeforeValidator(_listed)] | None = Field(
         None, description="one or several (a curve); null: the data set's"
     )
@@ -169,7 +170,7 @@ class Suite(_Section):
         section = dict(self.methods[method] or {})
         train = section.pop("train", {})
         if not isinstance(train, Mapping):
-            raise InputError(f"methods.{method}: train must hold settings such as epochs, got {train!r}.")
+            raise InputError(f"methods.{method}: train must hold settings such as epochs, got {short(train)}.")
         own = {f"methods.{method}": {"method": section, "train": train}}
         return (
             own
@@ -240,14 +241,7 @@ def load_suite(file: str | Path, *, root: str | Path | None = None) -> Suite:
         'glyphs'
     """
     path = Path(file)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"Cannot read the suite {str(file)!r}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"Cannot read {file}: {error}.") from error
-    except yaml.YAMLError as error:
-        raise InputError(yaml_problem(file, error)) from error
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise InputError(f"{file} must hold a suite: data, methods and blocks.")
     try:
@@ -323,4 +317,4 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"the setting {where!r} is missing."
     cause = (first.get("ctx") or {}).get("error")
-    return str(cause) if cause is not None else f"{where}: {first['msg']} (got {first['input']!r})."
+    return str(cause) if cause is not None else f"{where}: {first['msg']} (got {short(first['input'])})."

@@ -13,6 +13,7 @@ import apd
 from apd.cli import bench, demo, evaluate, listing, predict, train
 from apd.errors import ApdError
 from apd.files import storage_error
+from apd.text import one_line
 
 app = typer.Typer(
     name="apd",
@@ -73,9 +74,9 @@ def _complain(error: Exception) -> int:
     """One line on standard error, and the exit code."""
     known = storage_error(error) if isinstance(error, OSError) else error
     if isinstance(known, ApdError):
-        text, code = " ".join(str(known).split()), known.exit_code
+        text, code = one_line(known), known.exit_code
     else:
-        reason = " ".join(str(error).split()) or "no reason given"
+        reason = one_line(error) or "no reason given"
         text, code = f"{type(error).__name__}: {reason} (--debug shows the traceback)", 1
     print(f"error: {text}", file=sys.stderr)
     return code

@@ -19,7 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, alone on stand
 
 def say(text: str) -> None:
     """A line for a person; standard output is kept for results."""
-    print(text, file=sys.stderr)
+    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr)
 
 
 def say_inputs(data: Dataset, model: str, more: str = "") -> None:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from apd import attacks
 from apd.data.corruptions import parse_corruption
+from apd.seeds import Seed
 from apd.threat import Norm, ThreatModel, parse_eps
 
 
@@ -22,7 +23,7 @@ class EvaluationSettings(BaseModel):
     )
     eps: str = Field("1/255", description="budget of the attacks in [0,1] pixel units, as a fraction or a float")
     norm: Norm = Field("linf", description="linf or l2")
-    seed: int = Field(0, ge=0, description="of the attacks' random starts and of the images that a limit keeps")
+    seed: Seed = Field(0, description="of the attacks' random starts and of the images that a limit keeps")
     split: Literal["train", "val", "test"] = Field("test", description="the images; every choice is made on val")
     classes: Literal["all", "base", "new"] = Field("all", description="all classes, the first half or the second")
     corruption: str | None = Field(None, description="corrupts images before any attack, such as fog:3; null: none")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from apd.seeds import Seed
 from apd.threat import Norm, ThreatModel, parse_eps
 
 AttackKind = Literal["pgd", "fgsm-rs", "n-fgsm", "free", "carried"]
@@ -113,7 +114,7 @@ class TrainSettings(_Section):
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the running average of prompts that is deployed; 0: off")
     swa: float = Field(0.0, ge=0, le=1, description="last share of the steps whose prompts' mean is deployed; 0: off")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast with float32 prompts and gradients")
-    seed: int = Field(0, ge=0, description="of prompts, order, crops and attack starts")
+    seed: Seed = Field(0, description="of prompts, order, crops and attack starts")
     validate_every: int = Field(5, ge=1, description="epochs between two looks at the validation split")
     validation_attack: Annotated[str, Field(pattern=r"^pgd-[1-9]\d*$")] = Field(
         "pgd-5", description="short attack on validation"
