@@ -153,6 +153,23 @@ def test_training_images_left_out_are_told_and_recorded(cli: Cli, clip_folder: P
     assert f"| validation images | {val - 1} of {val}; 1 unreadable left out, no others in their place |" in card
 
 
+def test_one_heic_among_many_is_left_out_and_converting_is_said_once(
+    cli: Cli, clip_folder: Path, tmp_path: Path
+) -> None:
+    folder = save_colours(tmp_path / "photos", per_class=10)
+    for colour in ("red", "green"):
+        (folder / colour / "IMG_1.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    command = ("train", folder, "--model", clip_folder, *QUICK, "--shots", "all", "--output", tmp_path / "run")
+    refused = cli(*command)
+    assert refused.code == 2 and "IMG_1.heic" in refused.err and "--skip-bad-images" in refused.err
+    answer = cli(*command, "--skip-bad-images")
+    assert answer.code == 0, answer.err
+    left_out = json.loads((tmp_path / "run" / "run.json").read_text())["left_out"]["ids"]
+    evaluated = json.loads(cli("evaluate", tmp_path / "run", "--attack", "clean", "--json").out)["skipped_images"]
+    assert sorted([*left_out, *evaluated]) == ["green/IMG_1.heic", "red/IMG_1.heic"]
+    assert answer.err.count("-format jpg *.heic") == int(bool(left_out))
+
+
 def test_nothing_is_told_where_nothing_is_left_out(cli: Cli, clip_folder: Path, colours: Path, tmp_path: Path) -> None:
     command = ("train", colours, "--model", clip_folder, *QUICK, "--skip-bad-images", "--output", tmp_path / "run")
     assert "Left out" not in cli(*command).err

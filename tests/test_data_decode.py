@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -155,9 +156,53 @@ def test_bad_images_are_found_without_a_whole_decoding_and_within_a_time(tmp_pat
     images = broken_set(tmp_path)
     bad, looked = find_bad(images.ids, images.sources, 60.0, progress=False)
     assert looked == 4 and len(bad) == 2
-    assert f"cannot read the image {tmp_path / 'cut.jpg'} (" in bad[0] and "text.png" in bad[1]
-    assert find_bad(images.ids, images.sources, 0.0, progress=False) == ([], 1), "no time: one image"
-    assert find_bad((), (), 60.0, progress=False) == ([], 0)
+    assert f"cannot read the image {tmp_path / 'cut.jpg'} (" in bad[1] and "text.png" in bad[2]
+    assert find_bad(images.ids, images.sources, 0.0, progress=False) == ({}, 1), "no time: one image"
+    assert find_bad((), (), 60.0, progress=False) == ({}, 0)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
+
+
+def test_git_lfs_pointers_say_how_to_get_the_images(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / name).write_text(POINTER)
+    images = image_set(tmp_path / "a.jpg", tmp_path / "b.png")
+    for skip in (False, True):
+        with pytest.raises(InputError, match=r"a\.jpg .*git lfs pull"):
+            images.decode(PREPROCESSING, skip_bad=skip)
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.HEIF", "a.dng", "a.nef", "a.jpg", "a.avif"])
+def test_photos_that_cannot_be_read_are_told_by_name_or_content(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+    images = image_set(saved(tmp_path, "good.png", plain("red")), tmp_path / name)
+    with pytest.raises(InputError, match=f"{name} ") as told:
+        images.decode(PREPROCESSING)
+    assert ("HEIC" in str(told.value)) if name == "a.jpg" else (f"-format jpg *{Path(name).suffix}" in str(told.value))
+    assert images.decode(PREPROCESSING, skip_bad=True).skipped == (name,)
+
+
+def test_raw_files_are_not_read_as_their_preview(tmp_path: Path) -> None:
+    plain("red", size=(16, 16)).save(tmp_path / "photo.dng", format="TIFF")
+    with pytest.raises(InputError, match=r"photo\.dng"):
+        image_set(tmp_path / "photo.dng").decode(PREPROCESSING)
+
+
+def test_large_photos_are_read_quietly_and_too_large_ones_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    images = image_set(
+        saved(tmp_path, "large.png", plain("red", size=(15, 10))),
+        saved(tmp_path, "huge.png", plain("red", size=(21, 10))),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decoded = images.decode(PREPROCESSING, skip_bad=True)
+        bad, _ = find_bad(images.ids, images.sources, 60.0, progress=False)
+    assert decoded.ids == ("large.png",) and decoded.skipped == ("huge.png",)
+    assert list(bad) == [1] and "huge.png" in bad[1]
 
 
 def test_no_images_decode_to_an_empty_tensor(tmp_path: Path) -> None:

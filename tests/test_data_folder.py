@@ -319,6 +319,15 @@ def test_files_that_are_no_images_or_of_no_class(tmp_path: Path) -> None:
     assert "beside the class folders" in fails(tmp_path)
 
 
+def test_photos_that_need_converting_are_counted_as_images(tmp_path: Path) -> None:
+    make(tmp_path, cat=5, dog=5)
+    (tmp_path / "cat" / "IMG_1.HEIC").write_bytes(b"x")
+    (tmp_path / "dog" / "raw.nef").write_bytes(b"x")
+    data = load_data(tmp_path, shots="all")
+    ids = [*data.train.ids, *data.val.ids, *data.test.ids]
+    assert len(ids) == 12 and {"cat/IMG_1.HEIC", "dog/raw.nef"} <= set(ids)
+
+
 def test_unknown_sources_say_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     assert fails(tmp_path / "phtos").endswith(f"there is no folder or file {tmp_path / 'phtos'}. Did you mean photos?")

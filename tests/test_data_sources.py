@@ -257,3 +257,9 @@ class TestHub:
         datasets.Dataset.from_list(rows, features=table(3).features).to_parquet(tmp_path / "x.parquet")
         with pytest.raises(InputError, match=r"train/\d+ \(the row has no image\)"):
             load_data(tmp_path / "x.parquet", shots=1).train.decode(PREPROCESSING)
+
+
+def test_a_git_lfs_pointer_instead_of_a_table(tmp_path: Path) -> None:
+    (tmp_path / "images.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    for source in (tmp_path, tmp_path / "images.parquet"):
+        assert "git lfs pull" in fails(source) and "images.parquet" in fails(source)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from apd.clip import DualEncoder, load_clip
 from apd.config import RunConfig, validate
 from apd.data import Dataset
+from apd.data.unreadable import how_to_convert
 from apd.loading import describe_encoder
 from apd.processes import is_first_process
 from apd.run import Run, check_output
@@ -89,7 +90,8 @@ def read_images(clip: DualEncoder, data: Dataset, config: RunConfig) -> Images:
     if is_first_process() and (train.skipped or val.skipped):
         print(
             f"Left out: {len(train.skipped)} of {len(data.train)} training images and {len(val.skipped)} of "
-            f"{len(data.val)} validation images, which cannot be read; no others are drawn in their place.",
+            f"{len(data.val)} validation images, which cannot be read; no others are drawn in their place."
+            f"{how_to_convert([*train.skipped, *val.skipped])}",
             file=sys.stderr,
         )
     return images

@@ -25,6 +25,7 @@ _WAY_OUT = {
 }
 
 
+_LFS = b"version https://git-lfs.github.com/spec/v1"
 LARGEST_SETTINGS = 1_000_000
 """Bytes of a settings file."""
 MOST_VALUES = 100_000
@@ -71,6 +72,15 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what Git leaves in place of a large file until ``git lfs pull``."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_LFS)) == _LFS
+    except OSError:
+        return False
 
 
 def read_yaml(file: Path) -> Any:

@@ -110,12 +110,14 @@ def _train(
 def _bad_test_images(data: Dataset) -> bool:
     """Whether there are any. Training does not decode them: say now what would stop the evaluation later."""
     from apd.data.decode import find_bad
+    from apd.data.unreadable import how_to_convert
 
     bad, looked = find_bad(data.test.ids, data.test.sources, _LOOKING, progress=True)
     if bad:
         say(
-            f"Warning: {bad[0]} Of {looked} test images looked at, {len(bad)} cannot be read. Training does not need them, "
-            "but apd evaluate stops there: replace or remove them, or leave them out with --skip-bad-images."
+            f"Warning: {next(iter(bad.values()))} Of {looked} test images looked at, {len(bad)} cannot be read. Training does "
+            "not need them, but apd evaluate stops there: replace or remove them, or leave them out with "
+            f"--skip-bad-images.{how_to_convert(data.test.ids[index] for index in bad)}"
         )
     return bool(bad)
 

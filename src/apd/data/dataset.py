@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from apd.clip.preprocessing import Preprocessing
-from apd.data.decode import Source, decode_all
+from apd.data.decode import decode_all
+from apd.data.unreadable import Source
 from apd.errors import InputError, nearest
 from apd.text import first_of, printable
 
@@ -128,7 +129,7 @@ class ImageSet:
         """
         images, skipped = decode_all(self.ids, self.sources, preprocessing, skip_bad, progress)
         if skipped and len(skipped) == len(self):
-            raise InputError(f"none of the {len(self)} images can be read; the first is {self.ids[0]}.")
+            raise InputError(f"none of the {len(self)} images can be read; of the first: {skipped[0]}")
         kept = [i for i in range(len(self)) if i not in skipped]
         labels = self.labels[torch.tensor(kept, dtype=torch.int64)]
         return Decoded(images, labels, tuple(self.ids[i] for i in kept), tuple(self.ids[i] for i in skipped))

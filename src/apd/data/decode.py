@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +16,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from apd.clip.preprocessing import Preprocessing
+from apd.data.unreadable import RAW_SUFFIXES, WAY_OUT, Source, complaint, how_to_convert
 from apd.errors import InputError
-
-Source = Path | Callable[[], Image.Image]
-"""Where an image comes from: a file, or a function without arguments that opens it."""
 
 PATIENCE = 2.0
 """Seconds before a progress bar is worth its line."""
-
-WAY_OUT = (
-    "Replace or remove it, or go on without it: --skip-bad-images "
-    "(a suite's data set: skip_bad_images: true; Python: skip_bad_images=True)."
-)
-"""What to do about an image that cannot be read."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -55,13 +49,30 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
+def _opened(source: Source) -> Image.Image:
+    if not isinstance(source, Path):
+        return source()
+    if source.suffix.lower() in RAW_SUFFIXES:
+        raise ValueError("a camera's raw file")
+    return Image.open(source)
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Hide Pillow's warnings, which name no file: of large photos below its limit, and of odd EXIF data."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
 def read_image(source: Source, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """One image as the encoder wants it: uint8 (3, size, size). Pillow's own errors come through."""
-    with Image.open(source) if isinstance(source, Path) else source() as image:
+    with _opened(source) as image:
         square = preprocessing.apply(to_rgb(image))
     return np.asarray(square).transpose(2, 0, 1)
 
 
+@_quiet_pillow()
 def decode_all(
     ids: Sequence[str], sources: Sequence[Source], preprocessing: Preprocessing, skip_bad: bool, progress: bool
 ) -> tuple[Tensor, dict[int, str]]:
@@ -82,14 +93,17 @@ def decode_all(
     for index, error in _tried(fill, len(sources), "decoding images", progress):
         if error is None:
             continue
-        skipped[index] = _complaint(ids[index], sources[index], error)
+        skipped[index] = complaint(ids[index], sources[index], error)
         if not skip_bad:
-            raise InputError(f"{skipped[index]} {WAY_OUT}") from error
+            raise InputError(f"{skipped[index]} {WAY_OUT}{how_to_convert([ids[index]])}") from error
     kept = np.delete(pixels, list(skipped), axis=0) if skipped else pixels
     return torch.from_numpy(kept), skipped
 
 
-def find_bad(ids: Sequence[str], sources: Sequence[Source], seconds: float, progress: bool) -> tuple[list[str], int]:
+@_quiet_pillow()
+def find_bad(
+    ids: Sequence[str], sources: Sequence[Source], seconds: float, progress: bool
+) -> tuple[dict[int, str], int]:
     """Look for images that cannot be read without waiting for what they show: JPEGs are decoded at an eighth of their size.
 
     Args:
@@ -99,30 +113,23 @@ def find_bad(ids: Sequence[str], sources: Sequence[Source], seconds: float, prog
         progress: show a bar on a terminal's standard error when it takes long.
 
     Returns:
-        A sentence on each that cannot be read, and how many were looked at.
+        The images that cannot be read, index to a sentence, and how many were looked at.
     """
 
     def load(index: int) -> None:
-        source = sources[index]
-        with Image.open(source) if isinstance(source, Path) else source() as image:
+        with _opened(sources[index]) as image:
             image.draft("RGB", (1, 1))
             image.load()
 
-    found, looked, started = [], 0, time.monotonic()
+    found: dict[int, str] = {}
+    looked, started = 0, time.monotonic()
     for index, error in _tried(load, len(sources), "checking images", progress):
         looked += 1
         if error is not None:
-            found.append(_complaint(ids[index], sources[index], error))
+            found[index] = complaint(ids[index], sources[index], error)
         if time.monotonic() - started > seconds:
             break
     return found, looked
-
-
-def _complaint(id_: str, source: Source, error: Exception) -> str:
-    """A sentence on an image that cannot be read."""
-    where = source if isinstance(source, Path) else id_
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"cannot read the image {where} ({reason})."
 
 
 def _tried(

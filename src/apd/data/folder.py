@@ -11,11 +11,13 @@ import torch
 from apd.data.dataset import ImageSet
 from apd.data.names import read_class_names, readable_names
 from apd.data.shots import Pools, split_pool
+from apd.data.unreadable import CAMERA_SUFFIXES
 from apd.errors import InputError
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
     | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+    | CAMERA_SUFFIXES  # counted among the images, though most cannot be read
 )
 HARMLESS_SUFFIXES = frozenset({".csv", ".html", ".json", ".md", ".txt", ".xml", ".yaml", ".yml"})
 HARMLESS_NAMES = frozenset({"thumbs.db", "desktop.ini", "license", "readme"})

@@ -17,6 +17,7 @@ from apd.data.names import readable_names
 from apd.data.shots import Pools, split_pool
 from apd.errors import InputError
 from apd.extras import import_extra
+from apd.files import is_lfs_pointer
 
 Columns = tuple[str, str]
 Splits = Mapping[str, Any]
@@ -54,6 +55,9 @@ def load_parquet(path: Path, source: str, columns: Columns | None = None) -> Poo
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
+    pointer = next(filter(is_lfs_pointer, sorted(path.glob("*.parquet")) if path.is_dir() else [path]), None)
+    if pointer is not None:
+        raise InputError(f"{pointer} is a Git LFS pointer instead of a table; to get the table: git lfs pull")
     files = {"data_dir": str(path)} if path.is_dir() else {"data_files": str(path)}
     try:
         splits = load_dataset("parquet", **files)

@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from apd.data.unreadable import how_to_convert
 from apd.heartbeat import counted
 from apd.statistics import wilson
 
@@ -154,7 +155,10 @@ class Result(Scores):
         marks = {True: ("ok  ", "green"), False: ("FAIL", "bold red"), None: ("info", "dim")}
         lines = [Text.assemble(marks[check.passed], f" {check.name}: {check.message}") for check in self.checks]
         if self.skipped_images:
-            lines.append(Text(f"{counted(len(self.skipped_images), 'unreadable image')} left out.", style="yellow"))
+            hint = how_to_convert(self.skipped_images)
+            lines.append(
+                Text(f"{counted(len(self.skipped_images), 'unreadable image')} left out.{hint}", style="yellow")
+            )
         return Group(table, *lines)
 
 

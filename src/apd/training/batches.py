@@ -13,6 +13,7 @@ from apd.clip import DualEncoder
 from apd.data import Dataset
 from apd.data.augment import random_resized_crop_flip
 from apd.data.dataset import Decoded, shuffled
+from apd.data.unreadable import how_to_convert
 from apd.errors import InputError
 from apd.training.settings import TrainSettings
 
@@ -55,6 +56,7 @@ def _check_classes(data: Dataset, train: Decoded) -> None:
         raise InputError(
             f"Without its unreadable images the class {names[lost[0]]!r} has no training image: none of {count} can be "
             f"read, the first is {first}.{more} Replace them, or remove them so that others are drawn."
+            f"{how_to_convert([first])}"
         )
 
 
