@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from apd.clip import load_clip
     from apd.data import load_data
     from apd.errors import ApdError, InputError
-    from apd.evaluation import evaluate
+    from apd.evaluation import evaluate, evaluate_run
     from apd.loading import load_run
     from apd.prompts import PromptSpec
     from apd.run import Run
@@ -35,6 +35,7 @@ __all__ = [
     "Run",
     "__version__",
     "evaluate",
+    "evaluate_run",
     "load_clip",
     "load_data",
     "load_run",
@@ -49,6 +50,7 @@ _HOMES = {
     "PromptedCLIP": "apd.classifier",
     "Run": "apd.run",
     "evaluate": "apd.evaluation",
+    "evaluate_run": "apd.evaluation",
     "load_clip": "apd.clip",
     "load_data": "apd.data",
     "load_run": "apd.loading",

@@ -80,7 +80,12 @@ def _evaluate(run: Path | None, model: str | None, source: str | None, given: di
     with quiet_stdout():
         if run is None:
             return _evaluate_model(model, source, given, device)
-        return _evaluate_run(run, model, source, given, device)
+        from apd.run import Run
+
+        Run.open(run)  # before torch is imported, so that a wrong folder is told at once
+        from apd.evaluation import evaluate_run
+
+        return evaluate_run(run, data=source, model=model, device=device, **given)
 
 
 def _evaluate_model(model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:
@@ -99,35 +104,6 @@ def _evaluate_model(model: str | None, source: str | None, given: dict[str, Any]
     clip = load_clip(model, device=pick_device(device))
     names = wanted.class_names
     return evaluate(PromptedCLIP(clip, None, names, data.templates), data, **given)
-
-
-def _evaluate_run(folder: Path, model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:
-    from apd.run import Run
-
-    run = Run.open(folder)  # before torch is imported, so that a wrong folder is told at once
-    from apd.data import load_data, same_source
-    from apd.device import pick_device
-    from apd.evaluation import evaluate, parse_settings
-    from apd.loading import load_run
-
-    config = run.config
-    # The run's own data named again is the run's own data: drawn anew, its val could hold images it was trained on.
-    other = source is not None and not same_source(source, config.data.source)
-    known = {"eps": config.train.eps, "norm": config.train.norm, "skip_bad_images": config.data.skip_bad_images}
-    given = {**known, **({} if other else {"classes": config.data.classes}), **given}
-    settings = parse_settings(given)
-    # All classes here: which of them are evaluated is the evaluation's own setting.
-    own = config.data.model_copy(update={"classes": "all"})
-    data = load_data(str(source), shots="all") if other else own.load(config.train.seed)
-    wanted = data.classes(settings.classes)
-    say_inputs(wanted, model or config.model)
-    classifier = load_run(folder, device=pick_device(device), model=model)
-    if classifier.class_names != wanted.class_names:
-        classifier = classifier.with_classes(wanted.class_names, wanted.templates)
-        say(f"The run knows other classes; its prompts serve the {len(wanted.class_names)} classes of {data.name}.")
-    result = evaluate(classifier, data, store=run.results, **given)
-    run.save_result(result.to_dict())
-    return result
 
 
 def _show(result: Result, as_json: bool, output: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from apd.evaluation.result import Accuracy, AttackAccuracy, Check, ClassScores, Result, Scores
 from apd.evaluation.run import evaluate, evaluate_tensors, parse_settings
+from apd.evaluation.run_folder import evaluate_run
 from apd.evaluation.settings import EvaluationSettings
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Result",
     "Scores",
     "evaluate",
+    "evaluate_run",
     "evaluate_tensors",
     "parse_settings",
 ]

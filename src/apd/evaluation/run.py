@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,8 +127,15 @@ def evaluate_tensors(
     )
 
 
-def parse_settings(values: dict[str, Any]) -> EvaluationSettings:
+def parse_settings(
+    values: Mapping[str, Any], function: str = "evaluate", others: Sequence[str] = ()
+) -> EvaluationSettings:
     """Settings from keyword arguments.
+
+    Args:
+        values: the settings.
+        function: the function's name, for messages.
+        others: the function's other arguments, which a misspelt setting may have meant.
 
     Raises:
         InputError: one line for the first that is wrong.
@@ -136,7 +143,7 @@ def parse_settings(values: dict[str, Any]) -> EvaluationSettings:
     known = EvaluationSettings.model_fields
     for name in values:
         if name not in known:
-            raise InputError(f"evaluate() has no setting {name!r}. {nearest(name, known)}")
+            raise InputError(f"{function}() has no setting {name!r}. {nearest(name, [*known, *others])}")
     try:
         return EvaluationSettings(**values)
     except ValidationError as error:

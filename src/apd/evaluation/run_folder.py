@@ -1,0 +1,76 @@
+"""`evaluate_run`: judge a run folder by its own data, classes and threat model, and write the result into it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from apd.data import load_data, same_source
+from apd.device import pick_device
+from apd.evaluation.result import Result
+from apd.evaluation.run import evaluate, parse_settings
+from apd.loading import load_run
+from apd.run import Run
+from apd.text import printable
+
+
+def evaluate_run(
+    path: str | Path,
+    *,
+    data: str | None = None,
+    model: str | None = None,
+    device: str = "auto",
+    **settings: Any,
+) -> Result:
+    """Evaluate a finished run as `apd evaluate RUN` does, and keep the result in the run and its model card.
+
+    What is not given is the run's own: its data, its classes, its eps and norm, and whether unreadable images are left
+    out. Outcomes of single images are kept in ``RUN/results``: another call computes only what is missing.
+
+    Args:
+        path: the run folder.
+        data: other data to evaluate on, as `apd.load_data` takes it; all of its classes unless ``classes`` is given.
+        model: where the run's CLIP model is now, if it has moved since.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        settings: any of `EvaluationSettings`, such as ``attacks="autoattack"``, ``limit=100`` or ``eps="4/255"``.
+
+    Returns:
+        The result, also written to ``RUN/results`` and ``RUN/README.md``.
+
+    Raises:
+        InputError: an unknown setting, not a finished run, another CLIP model than the run's, images that cannot be read.
+
+    Example:
+        >>> import apd
+        >>> result = apd.evaluate_run("runs/digits", attacks="pgd-20", limit=100)  # doctest: +SKIP
+        >>> result.worst.accuracy, result.worst.interval  # doctest: +SKIP
+    """
+    run = Run.open(path)
+    config = run.config
+    # The run's own data named again is the run's own data: drawn anew, its val could hold images it was trained on.
+    other = data is not None and not same_source(data, config.data.source)
+    own = {"eps": config.train.eps, "norm": config.train.norm, "skip_bad_images": config.data.skip_bad_images}
+    given = {**own, **({} if other else {"classes": config.data.classes}), **settings}
+    chosen = parse_settings(given, "evaluate_run", ("data", "model", "device"))
+    # All classes here: which of them are evaluated is the evaluation's own setting.
+    whole = config.data.model_copy(update={"classes": "all"})
+    images = load_data(str(data), shots="all") if other else whole.load(config.train.seed)
+    wanted = images.classes(chosen.classes)
+    say = _silent if chosen.quiet else _say
+    say(f"{wanted.summary()}; CLIP model {printable(model or config.model)}")
+    classifier = load_run(path, device=pick_device(device), model=model)
+    if classifier.class_names != wanted.class_names:
+        classifier = classifier.with_classes(wanted.class_names, wanted.templates)
+        say(f"The run knows other classes; its prompts serve the {len(wanted.class_names)} classes of {images.name}.")
+    result = evaluate(classifier, images, store=run.results, **given)
+    run.save_result(result.to_dict())
+    return result
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _silent(_: str) -> None:
+    """Say nothing."""

@@ -1,0 +1,54 @@
+"""`apd.evaluate_run`: what `apd evaluate RUN` does, from Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import apd
+from apd.errors import InputError
+
+from .command_line import Cli
+from .models import save_colours
+
+QUICK: dict[str, Any] = {"attacks": "pgd-2", "limit": 4, "checks": False, "quiet": True, "device": "cpu"}
+
+
+def without_time(record: dict[str, Any]) -> dict[str, Any]:
+    for scores in (record, record["undefended"]):
+        for attack in scores["attacks"].values():
+            del attack["seconds"], attack["seconds_earlier"]
+    return record
+
+
+def test_evaluate_run_is_what_the_command_does(run: Path, cli: Cli) -> None:
+    result = apd.evaluate_run(run, attacks="pgd-2", limit=4, device="cpu")
+    assert (result.eps_text, result.norm, result.classes) == ("1/255", "linf", "all"), "the run's own"
+    (kept,) = (run / "results").glob("summary-*.json")
+    assert json.loads(kept.read_text()) == result.to_dict()
+    assert "| pgd-2 |" in (run / "README.md").read_text()
+    printed = cli("evaluate", run, "--attack", "pgd-2", "--limit", 4, "--device", "cpu", "--json")
+    assert without_time(json.loads(printed.out)) == without_time(result.to_dict())
+
+
+def test_evaluate_run_takes_other_data_and_settings(run: Path, tmp_path: Path) -> None:
+    other = save_colours(tmp_path / "other", per_class=6, classes=("dark", "bright"))
+    result = apd.evaluate_run(run, data=str(other), eps="3/255", norm="l2", **QUICK)
+    assert (result.data, result.eps_text, result.norm) == ("other", "3/255", "l2")
+    assert set(result.per_class) <= {"dark", "bright"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "meant"), [({"atacks": "pgd-1"}, "attacks"), ({"devise": "cpu"}, "device"), ({"dat": "x"}, "data")]
+)
+def test_evaluate_run_names_the_nearest_setting(run: Path, setting: dict[str, Any], meant: str) -> None:
+    with pytest.raises(InputError, match=rf"{next(iter(setting))!r}.* {meant}\?"):
+        apd.evaluate_run(run, **setting)
+
+
+def test_evaluate_run_refuses_what_is_not_a_run(colours: Path) -> None:
+    with pytest.raises(InputError, match=r"run\.json"):
+        apd.evaluate_run(colours)
