@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +20,7 @@ from apd.device import pick_device
 from apd.errors import InputError
 from apd.run import Run
 
-from .command_line import QUICK, Cli, in_process
+from .command_line import QUICK, Answer, Cli, in_process
 from .models import save_colours
 from .test_cli_errors import check_error
 
@@ -89,6 +91,48 @@ def test_commands_begin_with_what_they_work_on(cli: Cli, clip_folder: Path, tmp_
     for command in (("evaluate", run), ("evaluate", *model, "--data", folder)):
         line = cli(*command, "--attack", "clean", "--limit", 2).err.splitlines()[0]
         assert line.startswith("photos: blue, bright, dark, … (4 classes); ") and str(clip_folder) in line
+
+
+def test_suggested_commands_can_be_pasted_whatever_the_folders_are_called(
+    cli: Cli, clip_folder: Path, colours: Path, tmp_path: Path
+) -> None:
+    def suggested(answer: Answer) -> list[str]:
+        line = next(line for line in reversed(answer.err.splitlines()) if "Next: apd " in line)
+        return shlex.split(line.partition("Next: apd ")[2])
+
+    model = shutil.copytree(clip_folder, tmp_path / "my clip")
+    photos, run = shutil.copytree(colours, tmp_path / "it's photos"), tmp_path / "my run; $HOME"
+    bare = suggested(cli("evaluate", "--model", model, "--data", photos, "--attack", "clean", "--limit", 2))
+    assert bare == ["train", str(photos), "--model", str(model)]
+    trained = suggested(cli(*bare, *QUICK, "--output", run))
+    assert trained == ["evaluate", str(run)]
+    evaluated = suggested(cli(*trained, "--attack", "clean", "--limit", 2))
+    assert evaluated[:2] == ["predict", str(run)]
+    image = next(photos.rglob("*.png"))
+    assert suggested(cli(*evaluated[:2], image))[:2] == ["evaluate", str(run)]
+    (run / "run.json").write_text((run / "run.json").read_text().replace('"done"', '"running"'))
+    assert f"--output {shlex.quote(str(run))} --resume" in cli("evaluate", run).err
+
+
+def test_class_names_reach_a_terminal_as_text(cli: Cli, clip_folder: Path, tmp_path: Path) -> None:
+    names = ("\x1b[31mred", "\x9b32m<b>", "[bold]x")
+    folder = save_colours(tmp_path / "\x1b]0;title\x07[red]", per_class=6, classes=("red", "green", "blue"))
+    for colour, name in zip(("red", "green", "blue"), names, strict=True):
+        (folder / colour).rename(folder / name)
+    (folder / names[0] / "bad\x1b[2J.png").write_bytes(b"")
+    run = tmp_path / "run"
+    image = next(folder.rglob("000.png"))
+    for command in (
+        ("train", folder, "--model", clip_folder, *QUICK, "--skip-bad-images", "--output", run),
+        ("evaluate", run, "--attack", "clean"),
+        ("predict", run, image),
+        ("predict", run, image, "--json"),
+        ("predict", run, folder / names[0] / "bad\x1b[2J.png"),
+    ):
+        answer = cli(*command)
+        assert all(char.isprintable() for char in (answer.out + answer.err).replace("\n", "")), command
+        assert answer.code == (2 if "bad" in str(command[2]) else 0), answer.err
+    assert "[red]" in cli("evaluate", run, "--attack", "clean").out
 
 
 def test_resume_of_a_finished_run_and_the_run_s_own_settings(cli: Cli, run: Path) -> None:

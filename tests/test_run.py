@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from markdown_it import MarkdownIt
 
 import apd
 from apd.clip import DualEncoder
@@ -321,6 +322,36 @@ def test_no_run_folder(tmp_path: Path) -> None:
         Run.open(tmp_path / "nothing")
     with pytest.raises(InputError, match="no run folder"):
         Run.open(tmp_path)
+
+
+HOSTILE = ["\x1b[31mred|`x`", "<script>alert(1)</script>", "[a](http://b)\n| c | d |", "![i](x)", "**bold**\u202e"]
+
+
+def test_model_card_survives_hostile_names(tmp_path: Path, clip: DualEncoder, manifest: dict[str, Any]) -> None:
+    source = 'data|<b>"```\n# head'
+    config = load_config(flags={"data.source": source, "method.name": "advvlp", "model": "a`b"})
+    name = "run|`<i>\x1b[0m`"
+    model = {**manifest["model"], "source": "a`b<u>"}
+    run = Run.create(tmp_path / name, config, {**manifest, "model": model, "class_names": HOSTILE})
+    run.save_prompts(Prompts.initial(config.method.settings.prompts, clip, seed=3).state_dict())
+    run.finish({"val_clean": 90.0})
+    card = (run.path / "README.md").read_text()
+    assert all(char.isprintable() or char == "\n" for char in card)
+    tokens = MarkdownIt("commonmark").enable("table").parse(card.split("---\n", 2)[2])
+    inline = [child for token in tokens for child in token.children or []]
+    assert not [
+        token for token in [*tokens, *inline] if token.type in ("html_block", "html_inline", "image", "link_open")
+    ]
+    assert [token.content for token in tokens if token.type == "heading_open"] == [""] * 3
+    rows = [token for token in tokens if token.type == "td_open"]
+    assert len(rows) % 2 == 0 and sum(token.type == "table_open" for token in tokens) == 1
+    shown = ["".join(child.content for child in token.children or []) for token in tokens if token.type == "inline"]
+    expected = ", ".join(HOSTILE).replace("\x1b", r"\x1b").replace("\n", r"\n").replace("\u202e", r"\u202e")
+    assert shown[shown.index("classes") + 1] == expected
+    blocks = [token for token in tokens if token.type == "fence"]
+    assert [block.info for block in blocks] == ["python", "yaml"]
+    assert yaml.safe_load(blocks[1].content)["data"]["source"] == source
+    assert eval(blocks[0].content.partition("load_run(")[2].partition(")  #")[0]) == run.path.as_posix()
 
 
 def test_model_card_names_every_circumstance(finished: Run, manifest: dict[str, Any]) -> None:

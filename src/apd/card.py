@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from apd.text import code_block, code_span, markdown
 
 if TYPE_CHECKING:
     from apd.config import RunConfig
@@ -33,19 +36,24 @@ def render_card(
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
-            f"# {path.name}\n",
-            f"Prompts that make `{model['source']}` robust to adversarial images, learned with `apd`.",
+            f"# {markdown(path.name)}\n",
+            f"Prompts that make {code_span(model['source'])} robust to adversarial images, learned with `apd`.",
             "The CLIP itself is unchanged.\n",
-            "```python\nimport apd\n",
-            f'classifier = apd.load_run("{path.as_posix()}")  # pixels in [0,1] to logits\n```\n',
+            f"{code_block(_usage(path), 'python')}\n",
             "## Circumstances\n",
             _circumstances(manifest, config),
-            f"\nAll settings (`config.yaml`):\n\n```yaml\n{config.to_yaml()}```\n",
+            f"\nAll settings (`config.yaml`):\n\n{code_block(config.to_yaml(), 'yaml')}\n",
             "## Evaluation\n",
             _results(results),
             "\nThe whole model is attacked, prompts included. Clean accuracy is never labelled robust.\n",
         ]
     )
+
+
+def _usage(path: Path) -> str:
+    place = path.as_posix()
+    literal = json.dumps(place, ensure_ascii=not place.isprintable())
+    return f"import apd\n\nclassifier = apd.load_run({literal})  # pixels in [0,1] to logits"
 
 
 def _circumstances(manifest: Mapping[str, Any], config: RunConfig) -> str:
@@ -74,7 +82,7 @@ def _circumstances(manifest: Mapping[str, Any], config: RunConfig) -> str:
         **{key.replace("_", " "): value for key, value in manifest.get("facts", {}).items()},
         **{key.replace("_", " "): value or "none" for key, value in manifest["summary"].items()},
     }
-    lines = [f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in rows.items()]
+    lines = [f"| {markdown(key)} | {markdown(str(value))} |" for key, value in rows.items()]
     return "\n".join(["| what | value |\n|---|---|", *lines])
 
 
@@ -105,7 +113,7 @@ def _results(results: Sequence[Mapping[str, Any]]) -> str:
     for result in results:
         corrupted = f", {result['corruption']}" if result.get("corruption") else ""
         about = (str(result[key]) for key in ("norm", "eps_text", "seed", "n"))
-        where = " | ".join([f"{result['data']}{corrupted}", *about])
+        where = " | ".join([markdown(f"{result['data']}{corrupted}"), *about])
         clean = {"accuracy": result["clean"], "interval": result["clean_interval"]}
         worst = [(f"worst of {', '.join(result['attacks'])}", result["worst"])] if len(result["attacks"]) > 1 else []
         for attack, entry in [("clean", clean), *result["attacks"].items(), *worst]:

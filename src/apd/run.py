@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from apd.errors import InputError
 from apd.files import check_writable, write_atomic, writing
 from apd.tensors import read_tensors, sha256_of_file, write_tensors
+from apd.text import quoted, to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,7 +127,7 @@ class Run:
         folder = Path(path)
         file = folder / "run.json"
         if not folder.is_dir():
-            raise InputError(f"No run folder {str(path)!r}; apd train … --output {path} makes one.")
+            raise InputError(f"No run folder {str(path)!r}; apd train … --output {quoted(path)} makes one.")
         if not file.is_file():
             raise InputError(f"{str(path)!r} is no run folder (it has no run.json); apd train … --output makes one.")
         try:
@@ -141,7 +142,9 @@ class Run:
             )
         run = cls(folder, manifest)
         if finished and not run.finished:
-            raise InputError(f"The run {str(path)!r} is unfinished; go on with: apd train --output {path} --resume")
+            raise InputError(
+                f"The run {str(path)!r} is unfinished; go on with: apd train --output {quoted(path)} --resume"
+            )
         return run
 
     @property
@@ -253,7 +256,7 @@ class Run:
         about += [result["corruption"]] if result.get("corruption") else []
         name = "-".join([*about, f"seed{result['seed']}", f"n{result['n']}", *result["attacks"]])
         file = self.results / f"{_SUMMARY}{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.json"
-        write_atomic(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(file, to_json(result) + "\n")
         self._save_card()
         return file
 
@@ -271,7 +274,7 @@ class Run:
         return self.path / name
 
     def _save_manifest(self) -> None:
-        write_atomic(self._file("run.json"), json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(self._file("run.json"), to_json(self.manifest) + "\n")
 
     def _read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         if not self._checkpoint.exists():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import reprlib
 import shlex
 from collections.abc import Sequence
@@ -9,7 +11,9 @@ from pathlib import Path
 
 # Joiners are invisible, but Persian, Hindi and emoji are spelled with them.
 _JOINERS = "\u200c\u200d"
-_MARKDOWN = {"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {mark: f"\\{mark}" for mark in r"\`*_[]|~"}
+# An underscore or ampersand within ordinary text means nothing; those that do would change how the rest is shown.
+_MARKDOWN = re.compile(r"[\\`*\[\]|<>]|~~+|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def printable(text: str) -> str:
@@ -37,9 +41,37 @@ def markdown(text: str) -> str:
     r"""`printable` text for a table cell or a line of Markdown, with nothing in it that is read as Markdown or HTML.
 
     >>> markdown("<b>a|b"), markdown("snow_leopard")
-    ('&lt;b&gt;a\\|b', 'snow\\_leopard')
+    ('&lt;b&gt;a\\|b', 'snow_leopard')
     """
-    return "".join(_MARKDOWN.get(char, char) for char in printable(text))
+    return _MARKDOWN.sub(lambda found: _HTML.get(found[0]) or re.sub(r"(.)", r"\\\1", found[0]), printable(text))
+
+
+def code_span(text: str) -> str:
+    """Printable text as Markdown's inline code, whatever backticks it holds.
+
+    >>> code_span("glyphs"), code_span("a`b")
+    ('`glyphs`', '`` a`b ``')
+    """
+    shown = printable(text)
+    space = " " if "`" in shown else ""
+    return f"{_ticks(shown, 1)}{space}{shown}{space}{_ticks(shown, 1)}"
+
+
+def code_block(text: str, language: str) -> str:
+    """Lines as Markdown's code block, whatever backticks they hold."""
+    shown = "\n".join(map(printable, text.rstrip("\n").split("\n")))
+    return f"{_ticks(shown, 3)}{language}\n{shown}\n{_ticks(shown, 3)}"
+
+
+def _ticks(text: str, least: int) -> str:
+    """More backticks than stand together anywhere in the text."""
+    return "`" * max([least, *(len(run) + 1 for run in re.findall("`+", text))])
+
+
+def to_json(value: object, indent: int | None = 2) -> str:
+    """JSON for files and standard output: characters as they are, or as escapes where some could not be printed."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return text if printable(text.replace("\n", "")) == text.replace("\n", "") else json.dumps(value, indent=indent)
 
 
 def quoted(path: Path | str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from apd.bench.plan import Plan
 from apd.bench.work import Outcome, Report
 from apd.heartbeat import clock, counted, heartbeat, pretty_seconds
+from apd.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,17 +96,18 @@ class BenchProgress:
 
     def _table(self) -> Table:
         from rich.table import Table
+        from rich.text import Text
 
         left = pretty_seconds(self.seconds_left())
         runs, workers = counted(len(self.open), "run"), counted(self.workers, "worker")
         title = f"{self.plan.suite}: {runs} to do by {workers}, about {left} left"
-        table = Table("protocol", "data", title=title, title_justify="left")
+        table = Table("protocol", "data", title=Text(printable(title), "table.title"), title_justify="left")
         for name in ("runs", "done", "failed"):
             table.add_column(name, justify="right")
         for protocol, data in dict.fromkeys((entry.protocol, entry.data) for entry in self.plan.entries):
             jobs = [entry.job for entry in self.plan.entries if (entry.protocol, entry.data) == (protocol, data)]
             failed, open_ = (sum(job in group for job in jobs) for group in (self.failed, self.open))
-            table.add_row(protocol, data, str(len(jobs)), str(len(jobs) - open_ - failed), str(failed))
+            table.add_row(protocol, Text(printable(data)), str(len(jobs)), str(len(jobs) - open_ - failed), str(failed))
         return table
 
 

@@ -15,6 +15,7 @@ from apd.bench.work import Outcome, ViewOutcome, read_outcome
 from apd.errors import InputError
 from apd.extras import install_command
 from apd.files import write_atomic
+from apd.text import quoted
 from apd.threat import format_eps, parse_eps
 
 COLUMNS = (
@@ -50,7 +51,7 @@ def read_bench(folder: Path) -> tuple[Plan, dict[str, Outcome]]:
         plan = Plan.from_json(file.read_text())
     except FileNotFoundError as error:
         raise InputError(
-            f"{folder} holds no bench (no plan.json); apd bench SUITE --output {folder} makes one."
+            f"{folder} holds no bench (no plan.json); apd bench SUITE --output {quoted(folder)} makes one."
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is damaged ({error}); run the bench again, finished runs are kept.") from error

@@ -12,9 +12,16 @@ from apd.bench.published import published_markdown
 from apd.bench.results import entry_views
 from apd.bench.work import Outcome
 from apd.statistics import AS_GOOD_MARGIN
+from apd.text import markdown as safe
+from apd.text import printable
 from apd.threat import format_eps, parse_eps
 
 MISSING = "-"
+_LATEX = {mark: f"\\{mark}" for mark in "&%_#${}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ def _complete(sets: Sequence[Seeds], measure: Measure) -> bool:
 
 def markdown(name: str, tables: Sequence[Table]) -> str:
     """All tables, each protocol with the published numbers of its kind."""
-    lines = [f"# {name}", ""]
+    lines = [f"# {safe(name)}", ""]
     for protocol in dict.fromkeys(table.protocol for table in tables):
         lines += [
             f"## {protocol}",
@@ -171,9 +178,16 @@ def markdown(name: str, tables: Sequence[Table]) -> str:
         ]
         for table in tables:
             if table.protocol == protocol and table.rows:
-                lines += [f"### {table.title}", "", f"Accuracy in percent; {table.note}.", "", *_values(table), ""]
+                lines += [
+                    f"### {safe(table.title)}",
+                    "",
+                    f"Accuracy in percent; {table.note}.",
+                    "",
+                    *_values(table),
+                    "",
+                ]
                 notes = _notes(table)
-                lines += [" ".join(notes), ""] if notes else []
+                lines += [safe(" ".join(notes)), ""] if notes else []
                 lines += [*_differences(table), ""]
         # Published numbers stand beside ours, never alone.
         if any(table.rows for table in tables if table.protocol == protocol):
@@ -184,9 +198,10 @@ def markdown(name: str, tables: Sequence[Table]) -> str:
 
 
 def _values(table: Table) -> list[str]:
-    head = ["method", "seeds", *(measure.name for measure in table.measures)]
+    head = ["method", "seeds", *(safe(measure.name) for measure in table.measures)]
     lines = [_row(head), "|" + "---|" * len(head)]
-    return lines + [_row(cells) for cells in _cells(table, lambda text: f"**{text}**", " ± ")]
+    rows = _cells(table, lambda text: f"**{text}**", " ± ")
+    return lines + [_row([safe(label), *cells]) for label, *cells in rows]
 
 
 def _cells(table: Table, bold: Callable[[str], str], plus_minus: str) -> Iterator[list[str]]:
@@ -234,10 +249,10 @@ def _differences(table: Table) -> list[str]:
     if not shown:
         return []
     other = table.against or "the best (the best: to the runner-up)"
-    head = [f"difference to {other}", *(measure.name for measure in shown)]
+    head = [f"difference to {safe(other)}", *(safe(measure.name) for measure in shown)]
     lines = [_row(head), "|" + "---|" * len(head)]
     labels = [label for label in table.rows if label != table.against]
-    lines += [_row([label, *(_against(table, label, measure) for measure in shown)]) for label in labels]
+    lines += [_row([safe(label), *(_against(table, label, measure) for measure in shown)]) for label in labels]
     return [*lines, "", " ".join(_reading(table, shown))]
 
 
@@ -255,7 +270,8 @@ def _reading(table: Table, shown: Sequence[Measure]) -> Iterator[str]:
     for measure in shown:
         best = table.best(measure)
         if len(best) > 1:
-            yield f"Best in {measure.name} are {' and '.join(best)}, with equal figures; {best[0]} stands for the best here."
+            names = [safe(label) for label in best]
+            yield f"Best in {measure.name} are {' and '.join(names)}, with equal figures; {names[0]} stands for the best here."
 
 
 def _against(table: Table, label: str, measure: Measure) -> str:
@@ -268,7 +284,7 @@ def _against(table: Table, label: str, measure: Measure) -> str:
     if found is None:
         return "not paired"
     text = f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}] {found.verdict}"
-    return f"**{text} ({other})**" if label == best and not table.against else text
+    return f"**{text} ({safe(other)})**" if label == best and not table.against else text
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -298,6 +314,4 @@ def _latex(table: Table) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    for character in "&%_#":
-        text = text.replace(character, f"\\{character}")
-    return text
+    return "".join(_LATEX.get(character, character) for character in printable(text))

@@ -10,6 +10,7 @@ import typer
 from apd.cli.common import AsJson, quiet_stdout, say, say_inputs, split_names
 from apd.errors import InputError
 from apd.files import check_writable, write_atomic
+from apd.text import quoted
 
 if TYPE_CHECKING:
     from apd.evaluation import Result
@@ -73,7 +74,10 @@ def evaluate(
         check_writable(output.parent)
     result = _evaluate(run, model, data, given, device)
     _show(result, as_json, output)
-    say(f"Next: apd train {data} --model {model}" if run is None else f"Next: apd predict {run} IMAGES")
+    if run is not None:
+        say(f"Next: apd predict {quoted(run)} IMAGES")
+    elif data is not None and model is not None:
+        say(f"Next: apd train {quoted(data)} --model {quoted(model)}")
 
 
 def _evaluate(run: Path | None, model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from apd.cli.common import AsJson, quiet_stdout, say
 from apd.errors import InputError
 from apd.heartbeat import counted
+from apd.text import printable, quoted, to_json
 
 
 def predict(
@@ -36,7 +36,7 @@ def predict(
     with quiet_stdout():
         rows, bad = predict_files(run, images, top=top, model=model)
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        print(to_json(rows))
     else:
         _show(rows)
     if bad and not (skip_bad_images and rows):
@@ -46,10 +46,10 @@ def predict(
         return
     if bad:
         say(f"{counted(len(bad), 'unreadable image')} left out.")
-    say(f"Next: apd evaluate {run} says how far this holds under attack.")
+    say(f"Next: apd evaluate {quoted(run)} says how far this holds under attack.")
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         named = ", ".join(f"{entry['class']} {100 * entry['probability']:.1f} %" for entry in row["classes"])
-        print(f"{row['image']}: {named}")
+        print(printable(f"{row['image']}: {named}"))

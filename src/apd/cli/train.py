@@ -9,6 +9,7 @@ import typer
 
 from apd.cli.common import say, say_inputs
 from apd.errors import InputError
+from apd.text import quoted
 
 if TYPE_CHECKING:
     from apd.data import Dataset
@@ -104,7 +105,7 @@ def _train(
     except KeyboardInterrupt:
         tell(_stopped(output))
         raise
-    tell(f"Done: {run.path}. Next: apd evaluate {run.path}{' --skip-bad-images' if stops else ''}")
+    tell(f"Done: {run.path}. Next: apd evaluate {quoted(run.path)}{' --skip-bad-images' if stops else ''}")
 
 
 def _bad_test_images(data: Dataset) -> bool:
@@ -131,7 +132,7 @@ def _stopped(output: Path) -> str:
     except InputError:
         unfinished = False
     if unfinished:
-        return f"\nStopped. Go on with: apd train --output {output} --resume"
+        return f"\nStopped. Go on with: apd train --output {quoted(output)} --resume"
     return "\nStopped before there was anything to save."
 
 

@@ -15,7 +15,7 @@ from apd.clip.preprocessing import Preprocessing
 from apd.data.decode import decode_all
 from apd.data.unreadable import Source
 from apd.errors import InputError, nearest
-from apd.text import first_of, printable
+from apd.text import first_of, printable, quoted
 
 Shots = int | Literal["all"]
 Which = Literal["all", "base", "new"]
@@ -183,7 +183,7 @@ class Dataset:
         if not len(self.train):
             raise InputError(
                 f"{self.name} is a test set without training images: train on other data, then evaluate on it "
-                f"(apd evaluate RUN --data {self.source})."
+                f"(apd evaluate RUN --data {quoted(self.source)})."
             )
 
     def split(self, name: Split) -> ImageSet:

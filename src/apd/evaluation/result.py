@@ -14,6 +14,7 @@ from torch import Tensor
 from apd.data.unreadable import how_to_convert
 from apd.heartbeat import counted
 from apd.statistics import wilson
+from apd.text import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -138,7 +139,7 @@ class Result(Scores):
             f"{self.data} {self.split}, {images}, {self.norm} eps {self.eps_text} at {self.image_size} px, "
             f"{self.precision}"
         )
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(printable(title), "table.title"), title_justify="left")
         table.add_column("attack")
         for name in ("accuracy %", "95 % interval", "undefended %", "time"):
             table.add_column(name, justify="right")
