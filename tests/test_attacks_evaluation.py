@@ -124,6 +124,17 @@ def test_autoattack_flags_are_collected(defence: type[Dizzy], flag: str, caplog:
     assert not attacks.find("autoattack")(model, x, labels, ThreatModel(0.5), ids, 0).flags
 
 
+class Listening(attacks.Watch):
+    """Remembers which parts began."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def begin(self, part: str) -> None:
+        self.told.append(part)
+
+
 @pytest.mark.parametrize(
     ("name", "n_classes", "norm"),
     [
@@ -137,7 +148,7 @@ def test_autoattack_flags_are_collected(defence: type[Dizzy], flag: str, caplog:
 )
 def test_passes_are_counted_right_where_nothing_falls(name: str, n_classes: int, norm: Norm) -> None:
     """Twelve classes have more wrong ones than the library has targets."""
-    model, told, passes = trained(n_classes, "linear"), list[str](), 0
+    model, watch, passes = trained(n_classes, "linear"), Listening(), 0
     x, labels = standing_pictures(model, 2, n_classes)
 
     def count(_: nn.Module, inputs: tuple[Tensor, ...], __: object) -> None:
@@ -146,11 +157,11 @@ def test_passes_are_counted_right_where_nothing_falls(name: str, n_classes: int,
 
     model.register_forward_hook(count)
     attack = attacks.find(name)
-    found = attack(model, x, labels, ThreatModel(1e-6, norm), ["a", "b"], 0, told.append)
+    found = attack(model, x, labels, ThreatModel(1e-6, norm), ["a", "b"], 0, watch)
     passes_of_attack = passes
     assert not misclassified(model(found.images), labels).any()
     assert passes_of_attack == attack.most_passes(n_classes)
-    assert tuple(told) == attack.runs(n_classes)
+    assert tuple(watch.told) == attack.runs(n_classes)
 
 
 @dataclass(frozen=True)
@@ -175,9 +186,9 @@ class Fools:
         threat: ThreatModel,
         ids: list[str],
         seed: int,
-        tell: attacks.Tell,
+        watch: attacks.Watch,
     ) -> attacks.Found:
-        tell(f"fools-{self.label}")
+        watch.begin(f"fools-{self.label}")
         self.asked.extend(ids)
         images = torch.where((labels == self.label).view(-1, 1, 1, 1), torch.zeros_like(x), x)
         return attacks.Found(images, [f"fools-{self.label}"] * len(x))
@@ -192,9 +203,9 @@ def test_a_cascade_hands_on_what_stands() -> None:
     x = (labels / 10).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).clone()
     ids, asked = ["a", "b", "c", "d"], [list[str](), list[str](), list[str]()]
     cascade = Cascade("all", tuple(Fools(label, ids_) for label, ids_ in zip((2, 1, 3), asked, strict=True)))
-    told: list[str] = []
-    found = cascade(Brightness(), x, labels, ThreatModel(0.5), ids, 0, told.append)
-    assert told == ["fools-2", "fools-1", "fools-3"]
+    watch = Listening()
+    found = cascade(Brightness(), x, labels, ThreatModel(0.5), ids, 0, watch)
+    assert watch.told == ["fools-2", "fools-1", "fools-3"]
     assert cascade.most_passes(4) == (2 + 1 + 3) + 3
     assert asked == [["a", "b", "c", "d"], ["a", "c"], ["c"]]
     assert found.by == ["fools-1", "fools-2", "fools-3", "fools-2"]

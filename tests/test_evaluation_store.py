@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from apd import attacks
 from apd.errors import InputError
 from apd.evaluation import Result, evaluate_tensors
+from apd.evaluation.core import Interrupted, Keeper
 
 from .test_evaluation import EPS, NAMES, first, settings
 from .toys import Counting, decoded, trained
@@ -94,12 +96,76 @@ def test_the_store_can_be_read_by_a_person_and_is_never_half_written(tmp_path: P
     (record,) = tmp_path.glob("pgd-5-*.jsonl")
     head, *rows = [json.loads(line) for line in record.read_text().splitlines()]
     assert head["circumstances"]["eps"] == repr(EPS) and head["circumstances"]["precision"] == "float32"
-    assert {row["id"] for row in rows} <= set(decoded(40, 5).ids)
-    fooled = [row for row in rows if row["predicted"] != row["label"]]
+    outcomes = [row for row in rows if "id" in row]
+    assert {row["id"] for row in outcomes} <= set(decoded(40, 5).ids)
+    fooled = [row for row in outcomes if row["predicted"] != row["label"]]
     assert fooled and {row["by"] for row in fooled} == {"pgd-5"}
-    record.write_text(record.read_text()[:-20])
+    assert sum(row["seconds"] for row in rows if "seconds" in row) > 0
+
+
+def test_store_appends(tmp_path: Path) -> None:
+    counting_run(tmp_path, n=16)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    counting_run(tmp_path, n=40)
+    for file, content in before.items():
+        assert file.read_bytes().startswith(content) and file.stat().st_size > len(content)
+
+
+def test_store_drops_an_unfinished_last_line_only(tmp_path: Path) -> None:
+    whole, _ = counting_run(tmp_path)
+    (record,) = tmp_path.glob("pgd-5-*.jsonl")
+    lines = record.read_text().splitlines(keepends=True)
+    for torn in ("".join(lines)[:-20], lines[0][:-5], ""):
+        record.write_text(torn)
+        again, images = counting_run(tmp_path)
+        assert images > 0 and again.predictions == whole.predictions
+        assert all(json.loads(line) for line in record.read_text().splitlines())
+        assert counting_run(tmp_path)[1] == 0
+    record.write_text("".join([*lines[:3], lines[3][:-20] + "\n", *lines[4:]]))
     with pytest.raises(InputError, match="remove it"):
         counting_run(tmp_path)
+
+
+def test_store_continues_a_file_of_an_older_version(tmp_path: Path) -> None:
+    """It was one line of totals, then one line per sample."""
+    fresh, whole = counting_run(tmp_path / "fresh")
+    counting_run(tmp_path, n=16)
+    (record,) = tmp_path.glob("pgd-5-*.jsonl")
+    head, *rows = [json.loads(line) for line in record.read_text().splitlines()]
+    head |= {"seconds": 7.5, "flags": {"dynamic": 2}, "batch_sizes": [16]}
+    rows = [row for row in rows if "id" in row]
+    record.write_text("".join(json.dumps(row) + "\n" for row in [head, *rows]))
+    continued, images = counting_run(tmp_path)
+    assert 0 < images < whole and continued.predictions == fresh.predictions
+    score = continued.attacks["pgd-5"]
+    assert (score.seconds_earlier, score.flags, score.batch_sizes) == (7.5, {"dynamic": 2}, (16,))
+
+
+@pytest.mark.parametrize("attack", ["autoattack", "apgd-ce+dlr"])
+@pytest.mark.parametrize("part", [1, 2])
+def test_an_attack_is_resumed_after_its_last_finished_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: str, part: int
+) -> None:
+    """With the same outcomes as in one go, although the library draws for a whole batch."""
+    values: dict[str, Any] = {"attacks": (attack,), "batch_size": 30, "eps": 0.03}
+    fresh, whole = counting_run(tmp_path / "fresh", **values)
+    stop_at = attacks.find(attack).runs(5)[part]
+    begin = Keeper.begin
+
+    def stopping(self: Keeper, name: str) -> None:
+        begin(self, name)
+        if name == stop_at:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "begin", stopping)
+        with pytest.raises(Interrupted) as stop:
+            counting_run(tmp_path, **values)
+    assert 0 < stop.value.kept < stop.value.total <= 40 and stop.value.attack == attack
+    resumed, rest = counting_run(tmp_path, **values)
+    assert without_time(resumed) == without_time(fresh)
+    assert rest < whole
+    assert counting_run(tmp_path, **values)[1] == 0
 
 
 def test_the_table_tells_time_of_an_earlier_start_from_this_one(tmp_path: Path) -> None:

@@ -83,6 +83,25 @@ def is_lfs_pointer(path: Path) -> bool:
         return False
 
 
+def append_lines(path: Path, lines: str) -> None:
+    """Append whole lines to a file and wait until they are on the disk; half a line that a kill left is cut off first.
+
+    Raises:
+        InputError: the place cannot be written or is full.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:
+            if size := file.tell():
+                file.seek(size - 1)
+                if file.read(1) != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def read_yaml(file: Path) -> Any:
     """The content of a settings file.
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from apd.attacks.auto import Found, LibraryAttack
-from apd.attacks.base import Attack, Objective, Tell, sample_seeds, untold
+from apd.attacks.base import UNWATCHED, Attack, Objective, Watch, sample_seeds
 from apd.attacks.cascade import Cascade
 from apd.attacks.fgsm import FGSMRS, NFGSM
 from apd.attacks.friendly import FriendlyPGD
@@ -57,9 +57,9 @@ class EvaluationAttack(Protocol):
         threat: ThreatModel,
         ids: list[str],
         seed: int,
-        tell: Tell = untold,
+        watch: Watch = UNWATCHED,
     ) -> Found:
-        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,); ``tell`` hears each part begin."""
+        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,); ``watch`` follows its parts."""
         ...
 
 
@@ -94,10 +94,10 @@ class PGDEvaluation:
         threat: ThreatModel,
         ids: list[str],
         seed: int,
-        tell: Tell = untold,
+        watch: Watch = UNWATCHED,
     ) -> Found:
-        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,); ``tell`` hears each part begin."""
-        tell(self.name)
+        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,); ``watch`` follows its parts."""
+        watch.begin(self.name)
         objective = Objective(model, cross_entropy, labels)
         images = PGD(self.steps).search(objective, x, threat, sample_seeds(ids, seed, "start"), misclassified)
         return Found(images, [self.name] * len(x))
@@ -143,7 +143,7 @@ __all__ = [
     "Found",
     "FriendlyPGD",
     "Objective",
-    "Tell",
+    "Watch",
     "cross_entropy",
     "dlr",
     "find",

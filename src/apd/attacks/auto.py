@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from apd.attacks.base import Tell, untold
+from apd.attacks.base import UNWATCHED, Watch
 from apd.attacks.objectives import margin
 from apd.threat import ThreatModel
 
@@ -109,9 +109,9 @@ class LibraryAttack:
         threat: ThreatModel,
         ids: list[str],
         seed: int,
-        tell: Tell = untold,
+        watch: Watch = UNWATCHED,
     ) -> Found:
-        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,); ``tell`` hears each part begin."""
+        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,); ``watch`` follows its parts."""
         found = x.clone()
         by = [""] * len(x)
         standing = torch.arange(len(x), device=x.device)
@@ -119,17 +119,25 @@ class LibraryAttack:
         with torch.random.fork_rng(devices=devices), _flags() as flags, torch.no_grad():
             n_classes = model(x[:1]).shape[-1]
             library = _standard(model, threat, n_classes, seed, x.device)
-            if self.name == "autoattack":
+            if self.name == "autoattack" and not watch.done:
                 _check_defence(model, x, labels)
-            for stage in self.runs(n_classes):
+            seen, parts = Counter[str](), self.runs(n_classes)
+            for stage in parts:
                 if len(standing) == 0:
                     break
-                tell(stage)
+                if stage in watch.done:
+                    continue
+                watch.begin(stage)
                 images = threat.project(_STAGES[stage](library, x[standing], labels[standing]), x[standing])
+                index = standing.tolist()
                 found[standing] = images
-                for index in standing.tolist():
-                    by[index] = stage
-                standing = standing[model(images).argmax(dim=-1) == labels[standing]]
+                for i in index:
+                    by[i] = stage
+                predicted = model(images).argmax(dim=-1)
+                if stage != parts[-1]:
+                    watch.end(stage, [ids[i] for i in index], predicted, flags - seen)
+                    seen = Counter(flags)
+                standing = standing[predicted == labels[standing]]
         return Found(found, by, flags)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -36,12 +37,31 @@ class Objective:
         return Objective(self.forward, self.loss, self.target[index])
 
 
-Tell = Callable[[str], None]
-"""Hears the name of each part of an attack as it begins."""
+class Watch:
+    """Follows an evaluation attack part by part; this base class does nothing with what it is told.
+
+    Args:
+        done: parts that all samples of the batch withstood in an earlier call; the attack skips them.
+    """
+
+    def __init__(self, done: Sequence[str] = ()) -> None:
+        self.done = tuple(done)
+
+    def begin(self, part: str) -> None:
+        """Take note that a part begins."""
+
+    def end(self, part: str, ids: Sequence[str], predicted: Tensor, flags: Counter[str]) -> None:
+        """Take note of what a part did; not called for the last part, whose results the attack returns.
+
+        Args:
+            part: its name.
+            ids: the samples it was given.
+            predicted: their classes (len(ids),) on the images it found.
+            flags: warnings of the attack's library that were raised since the last part ended.
+        """
 
 
-def untold(_: str) -> None:
-    """Nobody listens."""
+UNWATCHED = Watch()
 
 
 class Attack(Protocol):

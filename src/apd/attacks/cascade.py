@@ -10,11 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from apd.attacks.auto import Found
-from apd.attacks.base import Tell, untold
+from apd.attacks.base import UNWATCHED, Watch
 from apd.threat import ThreatModel
 
 if TYPE_CHECKING:
     from apd.attacks import EvaluationAttack
+
+
+class _Inside(Watch):
+    """Watches one part of a cascade, which itself tells where the part ends."""
+
+    def __init__(self, outer: Watch) -> None:
+        super().__init__()
+        self.outer = outer
+
+    def begin(self, part: str) -> None:
+        """Pass it on."""
+        self.outer.begin(part)
 
 
 @dataclass(frozen=True)
@@ -45,20 +57,25 @@ class Cascade:
         threat: ThreatModel,
         ids: list[str],
         seed: int,
-        tell: Tell = untold,
+        watch: Watch = UNWATCHED,
     ) -> Found:
-        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,); ``tell`` hears each part begin."""
+        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,); ``watch`` follows its parts."""
         images, by, flags = x.clone(), [""] * len(x), Counter[str]()
         standing = torch.arange(len(x), device=x.device)
         for part in self.parts:
             if len(standing) == 0:
                 break
+            if part.name in watch.done:
+                continue
             index = standing.tolist()
-            found = part(model, x[standing], labels[standing], threat, [ids[i] for i in index], seed, tell)
+            found = part(model, x[standing], labels[standing], threat, [ids[i] for i in index], seed, _Inside(watch))
             images[standing] = found.images
             flags += found.flags
             for i, name in zip(index, found.by, strict=True):
                 by[i] = name
             with torch.no_grad():
-                standing = standing[model(found.images).argmax(dim=-1) == labels[standing]]
+                predicted = model(found.images).argmax(dim=-1)
+            if part is not self.parts[-1]:
+                watch.end(part.name, [ids[i] for i in index], predicted, found.flags)
+            standing = standing[predicted == labels[standing]]
         return Found(images, by, flags)

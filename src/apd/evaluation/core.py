@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +17,7 @@ from apd.data.dataset import Decoded
 from apd.evaluation.progress import Pace, shown
 from apd.evaluation.result import Accuracy, AttackAccuracy, Scores
 from apd.evaluation.settings import EvaluationSettings
-from apd.evaluation.store import Outcome, Record, Store
+from apd.evaluation.store import Key, Outcome, Record, Store
 from apd.evaluation.subject import Subject
 from apd.versions import versions
 
@@ -34,7 +34,7 @@ class Samples:
         return len(self.decoded)
 
     @cached_property
-    def keys(self) -> list[tuple[str, str, int]]:
+    def keys(self) -> list[Key]:
         """Id, fingerprint of the pixels and label, one a sample."""
         images = self.decoded.images.cpu().contiguous()
         prints = (hashlib.blake2b(image.numpy().tobytes(), digest_size=8).hexdigest() for image in images)
@@ -46,6 +46,62 @@ class Samples:
         images = self.decoded.images[where].to(device)
         x = images.float() if images.is_floating_point() else images.float() / 255
         return x, self.decoded.labels[where].to(device), [self.decoded.ids[i] for i in index]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during an attack.
+
+    Args:
+        attack: its name, and whose.
+        kept: images with an outcome.
+        total: images under this attack.
+    """
+
+    def __init__(self, attack: str, kept: int, total: int) -> None:
+        super().__init__(f"{kept} of {total} images under {attack}")
+        self.attack, self.kept, self.total = attack, kept, total
+
+
+class Keeper(attacks.Watch):
+    """Keeps what an attack has found in a batch whenever one of its parts ends.
+
+    Args:
+        record: where outcomes go.
+        pace: hears which part is running and how many images are done.
+        keys: the batch's samples by id.
+        done: parts of the attack that these withstood in an earlier call.
+        size: images at a time, for the record.
+    """
+
+    def __init__(self, record: Record, pace: Pace, keys: Mapping[str, Key], done: Sequence[str], size: int) -> None:
+        super().__init__(done)
+        self.record, self.pace, self.keys, self.size = record, pace, keys, size
+        self.parts, self.kept = list(done), Counter[str]()
+        self.since = time.perf_counter()
+
+    def begin(self, part: str) -> None:
+        """Show the part."""
+        self.pace.begin(part)
+
+    def end(self, part: str, ids: Sequence[str], predicted: Tensor, flags: Counter[str]) -> None:
+        """Keep the samples that fell, and that the others withstood this part too."""
+        self.parts.append(part)
+        self.kept += flags
+        guesses = [(self.keys[id_], guess) for id_, guess in zip(ids, predicted.tolist(), strict=True)]
+        fell = [Outcome(*key, guess, part) for key, guess in guesses if guess != key[2]]
+        standing = [key for key, guess in guesses if guess == key[2]]
+        self.record.add(fell, self._seconds(), flags, self.size, standing, self.parts)
+
+    def finish(self, outcomes: Sequence[Outcome], flags: Counter[str]) -> None:
+        """Keep the outcomes of the whole batch; ``flags`` are those of all its parts."""
+        new = [outcome for outcome in outcomes if self.record.outcomes.get(outcome.key) != outcome]
+        self.record.add(new, self._seconds(), flags - self.kept, self.size)
+        self.pace.advance(len(outcomes))
+
+    def _seconds(self) -> float:
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        return seconds
 
 
 @dataclass(frozen=True)
@@ -85,27 +141,42 @@ class Evaluation:
         return records
 
     def _run(self, name: str, wanted: Sequence[int]) -> Record:
-        record = self.store.record(self.circumstances(name))
+        record, size = self.store.record(self.circumstances(name)), self.settings.batch_size
         todo = [i for i in wanted if self.samples.keys[i] not in record.outcomes]
-        size, most = self.settings.batch_size, 1 if name == "clean" else attacks.find(name).most_passes(self.n_classes)
+        most = 1 if name == "clean" else attacks.find(name).most_passes(self.n_classes)
         pace = Pace(name, len(wanted), len(wanted) - len(todo), size, most)
-        with shown(pace, f"{self.title}{name}", self.subject.model, self.settings.quiet):
-            for first in range(0, len(todo), size):
-                index = todo[first : first + size]
-                started = time.perf_counter()
-                outcomes, flags = self._attack(name, index, pace.begin)
-                record.add(outcomes, time.perf_counter() - started, flags, size)
-                pace.advance(len(index))
+        try:
+            with shown(pace, f"{self.title}{name}", self.subject.model, self.settings.quiet):
+                for index, parts in self._batches(record, todo, size):
+                    keys = {self.samples.decoded.ids[i]: self.samples.keys[i] for i in index}
+                    keeper = Keeper(record, pace, keys, parts, size)
+                    keeper.finish(*self._attack(name, index, keeper))
+        except KeyboardInterrupt as stop:
+            kept = sum(self.samples.keys[i] in record.outcomes for i in wanted)
+            raise Interrupted(f"{self.title}{name}", kept, len(wanted)) from stop
         return record
 
-    def _attack(self, name: str, index: Sequence[int], tell: attacks.Tell) -> tuple[list[Outcome], Counter[str]]:
+    def _batches(
+        self, record: Record, todo: Sequence[int], size: int
+    ) -> Iterator[tuple[Sequence[int], tuple[str, ...]]]:
+        """Batches of what is to do, and the parts of the attack that each of them withstood in an earlier call.
+
+        What an earlier call left in the middle of an attack stays one batch: the library's random numbers depend on it.
+        """
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for i in todo:
+            groups.setdefault(record.withstood.get(self.samples.keys[i], ()), []).append(i)
+        for parts, index in sorted(groups.items(), key=lambda group: not group[0]):
+            yield from ((index[first : first + size], parts) for first in range(0, len(index), size))
+
+    def _attack(self, name: str, index: Sequence[int], watch: attacks.Watch) -> tuple[list[Outcome], Counter[str]]:
         x, labels, ids = self.samples.batch(index, self.subject.device)
         by = [""] * len(index)
         flags: Counter[str] = Counter()
         # A ball of radius 0 holds the clean image alone; the health check runs the attack's code on it.
         if name != "clean" and self.settings.threat.eps > 0:
             attack, s = attacks.find(name), self.settings
-            found = attack(self.subject.model, x, labels, s.threat, ids, s.seed, tell)
+            found = attack(self.subject.model, x, labels, s.threat, ids, s.seed, watch)
             x, by, flags = found.images, found.by, found.flags
         predicted = self.subject.predict(x).tolist()
         rows = zip((self.samples.keys[i] for i in index), predicted, by, strict=True)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from apd.errors import InputError
-from apd.files import write_atomic
+from apd.files import append_lines, write_atomic
+
+Key = tuple[str, str, int]
+"""Id, fingerprint of the pixels and label: what makes a sample the same sample."""
 
 
 @dataclass(frozen=True)
@@ -33,65 +36,118 @@ class Outcome:
     by: str | None = None
 
     @property
-    def key(self) -> tuple[str, str, int]:
+    def key(self) -> Key:
         """What makes it the same sample."""
         return self.id, self.pixels, self.label
 
 
 @dataclass
 class Record:
-    """All outcomes of one model under one attack: JSON lines, the circumstances first, then one a sample.
+    """All outcomes of one model under one attack, in a file of JSON lines that grows.
+
+    The first line holds the circumstances. Each batch, or part of an attack on it, appends a line with its seconds,
+    batch size and the library's warnings, one line per finished sample, and one that names the samples that withstood
+    the parts so far. A later line about a sample counts. A last line that a kill left unfinished is cut off.
 
     Args:
         path: the file; None keeps it in memory only.
         circumstances: what the outcomes depend on.
-        earlier: of the seconds, those that an earlier start took.
+        earlier: seconds spent by earlier calls, out of ``seconds``.
+        withstood: parts of the attack that unfinished samples withstood.
+        begun: whether the file has its first line.
     """
 
     path: Path | None
     circumstances: dict[str, Any]
-    outcomes: dict[tuple[str, str, int], Outcome] = field(default_factory=dict)
+    outcomes: dict[Key, Outcome] = field(default_factory=dict)
     seconds: float = 0.0
     earlier: float = 0.0
     flags: Counter[str] = field(default_factory=Counter)
     batch_sizes: set[int] = field(default_factory=set)
+    withstood: dict[Key, tuple[str, ...]] = field(default_factory=dict)
+    begun: bool = False
 
     @classmethod
     def load(cls, path: Path, circumstances: dict[str, Any]) -> Record:
-        """The record in this file, empty where there is none.
+        """Read the record in this file; an empty one where there is none.
 
         Raises:
             InputError: a file that is not such a record.
         """
         record = cls(path, circumstances)
-        if not path.exists():
-            return record
-        try:
-            head, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-            outcomes = [Outcome(**row) for row in rows]
-            record.seconds = record.earlier = float(head["seconds"])
-            record.flags = Counter(head["flags"])
-            record.batch_sizes = set(head["batch_sizes"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is no record of outcomes ({error}); remove it to compute them again.") from error
-        record.outcomes = {outcome.key: outcome for outcome in outcomes}
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    record._read(json.loads(line))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise InputError(
+                        f"{path} is not a record of outcomes ({error}); remove it to compute them again."
+                    ) from error
+        record.earlier = record.seconds
         return record
 
-    def add(self, outcomes: Iterable[Outcome], seconds: float, flags: Counter[str], batch_size: int) -> None:
-        """Take a batch in; the file is replaced as a whole, so that a kill at any moment loses one batch at most."""
-        self.outcomes.update((outcome.key, outcome) for outcome in outcomes)
+    def _read(self, row: Any) -> None:
+        if not self.begun:
+            row["circumstances"]
+            self.begun = True
+        if "id" in row:
+            self._take([Outcome(**row)])
+        elif "withstood" in row:
+            self._leave(
+                [(str(id_), str(pixels), int(label)) for id_, pixels, label in row["samples"]], row["withstood"]
+            )
+        else:
+            self._count(float(row["seconds"]), Counter(row["flags"]), row["batch_sizes"])
+
+    def _take(self, outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            self.outcomes[outcome.key] = outcome
+            self.withstood.pop(outcome.key, None)
+
+    def _leave(self, keys: Iterable[Key], parts: Sequence[str]) -> None:
+        self.withstood.update(dict.fromkeys(keys, tuple(parts)))
+
+    def _count(self, seconds: float, flags: Counter[str], batch_sizes: Iterable[int]) -> None:
         self.seconds += seconds
         self.flags += flags
-        self.batch_sizes.add(batch_size)
-        if self.path is not None:
-            head = {
-                "circumstances": self.circumstances,
-                "seconds": round(self.seconds, 3),
-                "flags": dict(self.flags),
-                "batch_sizes": sorted(self.batch_sizes),
-            }
-            rows = (json.dumps(row) for row in (head, *map(asdict, self.outcomes.values())))
-            write_atomic(self.path, "\n".join(rows) + "\n")
+        self.batch_sizes.update(batch_sizes)
+
+    def add(
+        self,
+        outcomes: Sequence[Outcome],
+        seconds: float,
+        flags: Counter[str],
+        batch_size: int,
+        standing: Sequence[Key] = (),
+        parts: Sequence[str] = (),
+    ) -> None:
+        """Take in a batch, or a part of an attack on it; a kill at any moment loses at most what is not yet added.
+
+        Args:
+            outcomes: finished samples.
+            seconds: that they and the standing ones took.
+            flags: warnings of the attack's library.
+            batch_size: images at a time.
+            standing: samples of the batch that are not finished.
+            parts: the parts of the attack that those withstood, in order.
+        """
+        self._count(seconds, flags, [batch_size])
+        self._take(outcomes)
+        self._leave(standing, parts)
+        if self.path is None:
+            return
+        spent = {"seconds": round(seconds, 3), "flags": dict(flags), "batch_sizes": [batch_size]}
+        rows: list[dict[str, Any]] = [] if self.begun else [{"circumstances": self.circumstances, **_NOTHING_SPENT}]
+        rows += [spent, *map(asdict, outcomes)]
+        if standing:
+            rows.append({"withstood": list(parts), "samples": standing})
+        append_lines(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        self.begun = True
+
+
+_NOTHING_SPENT: dict[str, Any] = {"seconds": 0.0, "flags": {}, "batch_sizes": []}
 
 
 class Store:
