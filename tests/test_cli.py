@@ -214,6 +214,17 @@ def test_one_heic_among_many_is_left_out_and_converting_is_said_once(
     assert answer.err.count("-format jpg *.heic") == int(bool(left_out))
 
 
+def test_fewer_images_than_shots_are_trained_on_with_a_notice(cli: Cli, clip_folder: Path, tmp_path: Path) -> None:
+    folder = save_colours(tmp_path / "photos", per_class=10)
+    train = ("train", folder, "--model", clip_folder, *QUICK, "--output", tmp_path / "run")
+    answer = cli(*train, "--shots", 16)
+    assert answer.code == 0, answer.err
+    notices = [line for line in answer.err.splitlines() if "fewer in 3 of 3 classes (the fewest: 6 of" in line]
+    assert len(notices) == 1 and "16" in notices[0]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["train_images"] == 18
+    assert "fewer in" not in cli(*train, "--overwrite").err
+
+
 def test_nothing_is_told_where_nothing_is_left_out(cli: Cli, clip_folder: Path, colours: Path, tmp_path: Path) -> None:
     command = ("train", colours, "--model", clip_folder, *QUICK, "--skip-bad-images", "--output", tmp_path / "run")
     assert "Left out" not in cli(*command).err

@@ -55,7 +55,6 @@ def broken(folder: Path, how: str) -> Path:
         ("missing", [], ["folder"]),
         ("empty class", [], ["dark"]),
         ("one class", [], ["class", "red"]),
-        ("few images", ["--shots", 16], ["16", "shots"]),
         ("truncated image", [], ["red", ".png", "--skip-bad-images"]),
         ("no images", [], ["image"]),
         ("long name", [], ["red red", "context"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -235,29 +236,38 @@ def fails(source: str | Path, **options: object) -> str:
     return str(caught.value)
 
 
-def test_fewer_images_than_shots_names_the_class_and_the_largest_k(tmp_path: Path) -> None:
-    make(tmp_path / "train", cat=9, dog=5)
-    make(tmp_path / "test", cat=1, dog=1)
-    message = fails(tmp_path, shots=8)
-    assert "'dog'" in message and "5 training images" in message and "--shots 4 is the largest" in message
-    assert per_class(load_data(tmp_path, shots=4).train) == [4, 4]
-    make(tmp_path / "val", cat=1, dog=1)
-    assert "--shots 5 is the largest" in fails(tmp_path, shots=8)
+@pytest.mark.parametrize("own_validation", [False, True])
+def test_a_class_with_fewer_images_than_shots_gives_what_it_has(tmp_path: Path, own_validation: bool) -> None:
+    make(tmp_path / "train", cat=9, dog=5, eel=1)
+    make(tmp_path / "test", cat=1, dog=1, eel=1)
+    if own_validation:
+        make(tmp_path / "val", cat=2, dog=6, eel=1)
+    data = load_data(tmp_path, shots=8)
+    train, val = ([8, 5, 1], [2, 4, 1]) if own_validation else ([8, 4, 1], [1, 1])
+    assert (per_class(data.train), per_class(data.val)) == (train, val)
+    assert not set(data.train.ids) & set(data.val.ids)
+    for text in (data.shortage(), data.description):
+        assert f"fewer in 2 of 3 classes (the fewest: {min(train)} of 'eel')" in text
+    assert load_data(tmp_path, shots=1).shortage() == "" == load_data(tmp_path, shots="all").shortage()
+    assert per_class(load_data(tmp_path, shots=10**20).train) == per_class(load_data(tmp_path, shots=100).train)
 
 
-def test_too_few_images_after_the_division_are_explained(tmp_path: Path) -> None:
-    make(tmp_path, blue=21, red=40)
-    message = fails(tmp_path, shots=16)
-    assert "'blue'" in message and "13 training images of 21 (classes without splits are divided 60/20/20" in message
-    assert "--shots 13 is the largest" in message and "--shots all" in message
-    counts = per_class(load_data(tmp_path, shots="all").train)
-    assert counts == [13, 24] and per_class(load_data(tmp_path, shots=13).train) == [13, 13]
+def test_a_folder_without_splits_is_trained_on_what_it_has(tmp_path: Path) -> None:
+    make(tmp_path, blue=21, red=10, green=2)
+    data = load_data(tmp_path)
+    assert data.class_names == ("blue", "green", "red")
+    assert (per_class(data.train), per_class(data.test)) == ([13, 1, 6], [4, 1, 2])
+    assert "'green'" in data.shortage()
+    data.check_trainable()
 
 
 def test_a_class_too_small_to_divide_says_how_many_and_the_way_out(tmp_path: Path) -> None:
     one = fails(make(tmp_path / "one", a=5, b=1))
-    assert "'b'" in one and "has 1 image, but three are needed" in one and "train/, val/ and test/" in one
-    assert "has 2 images, but" in fails(make(tmp_path / "two", a=5, b=2))
+    assert "'b'" in one and "has 1 image, but two are needed" in one and "train/, val/ and test/" in one
+    data = load_data(make(tmp_path / "two", a=2, b=2))
+    assert per_class(data.train) == per_class(data.test) == [1, 1] and not len(data.val)
+    with pytest.raises(InputError, match="validation"):
+        data.check_trainable()
 
 
 @pytest.mark.parametrize("shots", [0, -1, True, "some", 1.5])
@@ -265,11 +275,19 @@ def test_shots_must_be_a_count(tmp_path: Path, shots: object) -> None:
     assert f"got {shots!r}" in fails(make(tmp_path, a=5, b=5), shots=shots)
 
 
-def test_class_of_one_training_image_leaves_nothing_to_validate(tmp_path: Path) -> None:
+def test_a_class_of_one_training_image_has_none_for_validation(tmp_path: Path) -> None:
     make(tmp_path / "train", cat=1, dog=3)
     make(tmp_path / "test", cat=1, dog=1)
-    assert "'cat'" in fails(tmp_path, shots="all")
-    assert "add images" in fails(tmp_path, shots=1)
+    for shots in ("all", 1, 16):
+        data = load_data(tmp_path, shots=shots)
+        assert data.train.labels.tolist().count(0) == 1
+        assert 0 not in data.val.labels.tolist() and len(data.val) == 1
+
+
+def test_a_class_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, cat=5, dog=5)
+    os.rename(tmp_path / "dog", os.fsencode(tmp_path / "d") + b"\xff")
+    assert "UTF-8" in fails(tmp_path)
 
 
 def test_wrong_folders(tmp_path: Path) -> None:
@@ -278,7 +296,7 @@ def test_wrong_folders(tmp_path: Path) -> None:
     assert "one class folder only (cat/)" in fails(make(tmp_path / "one", cat=5))
     outer = make(tmp_path / "outer" / "inner", cat=5, dog=5).parent
     assert f"did you mean {outer / 'inner'}?" in fails(outer)
-    assert "'b' of" in fails(make(tmp_path / "few", a=5, b=2))
+    assert "'b' of" in fails(make(tmp_path / "few", a=5, b=1))
     empty = make(tmp_path / "empty", cat=5, dog=0)
     assert str(empty / "dog") in fails(empty)
     assert "classes named 'black cat'" in fails(make(tmp_path / "twice", black_cat=5, **{"black-cat": 5}))

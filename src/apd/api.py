@@ -16,6 +16,7 @@ from apd.data.unreadable import how_to_convert
 from apd.loading import describe_encoder
 from apd.processes import is_first_process
 from apd.run import Run, check_output
+from apd.text import printable
 from apd.versions import versions
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def read_images(clip: DualEncoder, data: Dataset, config: RunConfig) -> Images:
     """
     from apd.training.batches import decode
 
-    data.check_trainable()
+    if is_first_process() and data.shortage():
+        print(printable(data.shortage()), file=sys.stderr)
     images = decode(clip, data, config.data.skip_bad_images, show=is_first_process())
     train, val = images.train, images.val
     if is_first_process() and (train.skipped or val.skipped):

@@ -174,16 +174,25 @@ class Dataset:
         sizes = f"{len(self.train)} train, {len(self.val)} validation, {len(self.test)} test images"
         return f"{printable(self.name)}: {first_of(self.class_names, 'classes')}; {sizes}"
 
+    def shortage(self) -> str:
+        """A sentence on classes with fewer training images than were asked for; empty where there are none."""
+        few = fewer_than(self.shots, self.train, self.class_names)
+        return few and f"Asked for {self.shots} training images a class{few}: those are trained on all they have."
+
     def check_trainable(self) -> None:
-        """Nothing, where there are training images.
+        """Check that there are images to train on and to validate with.
 
         Raises:
-            InputError: for a test set.
+            InputError: for a test set, and where no class has an image for validation.
         """
         if not len(self.train):
             raise InputError(
                 f"{self.name} is a test set without training images: train on other data, then evaluate on it "
                 f"(apd evaluate RUN --data {quoted(self.source)})."
+            )
+        if not len(self.val):
+            raise InputError(
+                f"no class of {self.source} has an image left for validation: add images, or a val/ folder with some."
             )
 
     def split(self, name: Split) -> ImageSet:
@@ -224,6 +233,16 @@ class Dataset:
             which=which,
             description=f"{which} classes ({last - first} of {count}) of: {self.description}",
         )
+
+
+def fewer_than(shots: Shots | None, train: ImageSet, class_names: Sequence[str]) -> str:
+    """A clause on the classes that have fewer training images than ``shots``; empty where there are none."""
+    sizes = [len(group) for group in train.by_class(len(class_names))]
+    small = [label for label, size in enumerate(sizes) if isinstance(shots, int) and size < shots]
+    if not small:
+        return ""
+    least = min(small, key=sizes.__getitem__)
+    return f", fewer in {len(small)} of {len(sizes)} classes (the fewest: {sizes[least]} of {class_names[least]!r})"
 
 
 def _of_labels(images: ImageSet, first: int, last: int) -> ImageSet:

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
-from apd.data.dataset import Dataset, ImageSet, Shots, shuffled
+from apd.data.dataset import Dataset, ImageSet, Shots, fewer_than, shuffled
 from apd.errors import InputError
 from apd.heartbeat import counted
 
@@ -46,6 +46,9 @@ class Pools:
         if len(self.class_names) < 2:
             found = f"one class only ({self.class_names[0]})" if self.class_names else "no classes"
             raise InputError(f"{self.source} has {found}: two are needed.")
+        for name in self.class_names:
+            if any("\ud800" <= char <= "\udfff" for char in name):  # how Python keeps bytes that are no text
+                raise InputError(f"the class name {name!r} of {self.source} is not UTF-8: rename its folder.")
         name, times = Counter(name.casefold() for name in self.class_names).most_common(1)[0]
         if times > 1:
             raise InputError(f"{self.source} has {times} classes named {name!r}: names must differ (see classes.txt).")
@@ -63,24 +66,27 @@ class Pools:
 def split_pool(images: ImageSet, class_names: tuple[str, ...], source: str) -> tuple[ImageSet, ImageSet, ImageSet]:
     """Split 60/20/20 into train, val and test, class by class, by the hash of the ids: the same whatever the seed.
 
+    A class of two images has one for training and one for the test, and none for validation.
+
     Raises:
-        InputError: for a class of fewer than three images.
+        InputError: for a class of one image.
     """
     train: list[int] = []
     val: list[int] = []
     test: list[int] = []
     for name, group in zip(class_names, images.by_class(len(class_names)), strict=True):
-        if len(group) < 3:
+        if len(group) < 2:
             count = counted(len(group), "image")
             raise InputError(
-                f"the class {name!r} of {source} has {count}, but three are needed to divide it into train, val and test: "
+                f"the class {name!r} of {source} has {count}, but two are needed, one to train and one to test with: "
                 "add images, or give the data splits of its own (folders train/, val/ and test/)."
             )
         order = [group[i] for i in shuffled([images.ids[i] for i in group], "split")]
         fifth = max(1, round(len(group) / 5))
+        kept = fifth if len(group) > 2 else 0
         test += order[:fifth]
-        val += order[fifth : 2 * fifth]
-        train += order[2 * fifth :]
+        val += order[fifth : fifth + kept]
+        train += order[fifth + kept :]
     return images.select(sorted(train)), images.select(sorted(val)), images.select(sorted(test))
 
 
@@ -91,6 +97,9 @@ def few_shot(pools: Pools, shots: Shots, seed: int, validation: int | None = Non
     validation split min(k, 4) a class (with ``all``: all of it); without one, as many training images that are not
     among the shots (with ``all``: a tenth of each class, at least one, is held out). Of a test set both are empty.
 
+    A class with fewer images than asked for gives what it has; without validation images of the data's own, one of them
+    is kept for validation unless it is the only one. `Dataset.shortage` tells of them.
+
     Args:
         pools: all images.
         shots: training images a class, or ``all``.
@@ -99,7 +108,7 @@ def few_shot(pools: Pools, shots: Shots, seed: int, validation: int | None = Non
             same, but with ``all`` what is held out of a pool without validation images is no shot.
 
     Raises:
-        InputError: for shots or validation images that are no count, and for a class with too few images.
+        InputError: for shots or validation images that are no count.
     """
     if shots != "all" and not _is_count(shots):
         raise InputError(f"shots must be a number from 1 or all, got {shots!r}.")
@@ -131,7 +140,6 @@ def _is_count(value: object) -> bool:
 
 def _draw(pools: Pools, shots: Shots, seed: int, validation: int | None) -> tuple[ImageSet, ImageSet, str]:
     """Training and validation images, and a sentence on them."""
-    _check_enough(pools, shots)
     few = validation or (None if shots == "all" else min(shots, VALIDATION_SHOTS))
     if pools.val is None:
         train, val = _hold_out(pools, shots, few, seed)
@@ -139,24 +147,9 @@ def _draw(pools: Pools, shots: Shots, seed: int, validation: int | None) -> tupl
     else:
         train, val = _draw_both(pools, pools.val, shots, few, seed)
         origin = "the data's own" if few is None else f"{few} a class of the data's own"
-    how = "all" if shots == "all" else f"{shots} a class, seed {seed}"
+    small = fewer_than(shots, train, pools.class_names)
+    how = "all" if shots == "all" else f"{shots} a class{small}, seed {seed}"
     return train, val, f"train {len(train)} images ({how}), validation {len(val)} ({origin}), test {len(pools.test)}"
-
-
-def _check_enough(pools: Pools, shots: Shots) -> None:
-    kept = 1 if pools.val is None else 0  # at least one image a class stays for validation
-    sizes = [len(group) for group in pools.train.by_class(len(pools.class_names))]
-    smallest = min(range(len(sizes)), key=sizes.__getitem__)
-    most = sizes[smallest] - kept
-    if most >= (1 if shots == "all" else shots):
-        return
-    why = " (one more is kept for validation)" if kept else ""
-    way_out = f"--shots {most} is the largest, --shots all takes what each class has" if most else "add images"
-    has = f"the class {pools.class_names[smallest]!r} of {pools.source} has {sizes[smallest]} training images"
-    if pools.divided:
-        own = sum(int((part.labels == smallest).sum()) for part in (pools.train, pools.val, pools.test) if part)
-        has += f" of {own} (classes without splits are divided 60/20/20 into train, val and test)"
-    raise InputError(f"{has}, too few for shots={shots}{why}: {way_out}.")
 
 
 def _hold_out(pools: Pools, shots: Shots, few: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -165,8 +158,10 @@ def _hold_out(pools: Pools, shots: Shots, few: int | None, seed: int) -> tuple[I
     val: list[int] = []
     for order in _orders(pools.train, len(pools.class_names), seed):
         wanted = few or max(1, len(order) // 10)
-        held_out = min(wanted, len(order) - (1 if shots == "all" else shots))
-        count = len(order) - held_out if shots == "all" else shots
+        # One image a class stays for validation, unless it is the only one.
+        most = max(1, len(order) - 1)
+        count = max(1, len(order) - wanted) if shots == "all" else min(shots, most)
+        held_out = min(wanted, len(order) - count)
         train += order[:count]
         val += order[len(order) - held_out :]
     return pools.train.select(sorted(train)), pools.train.select(sorted(val))

@@ -36,8 +36,10 @@ def decode(encoder: DualEncoder, data: Dataset, skip_bad: bool, show: bool) -> I
     """The images of both splits, as the encoder wants them, on its device.
 
     Raises:
-        InputError: images that cannot be read, unless ``skip_bad``; a class all of whose training images cannot be.
+        InputError: no images to train on or to validate with; images that cannot be read, unless ``skip_bad``;
+            a class all of whose training images cannot be.
     """
+    data.check_trainable()
     train, val = (
         images.decode(encoder.info.preprocessing, skip_bad=skip_bad, progress=show).to(encoder.device)
         for images in (data.train, data.val)
