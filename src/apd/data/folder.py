@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from apd.data.class_list import read_class_names
 from apd.data.dataset import ImageSet
-from apd.data.names import read_class_names, readable_names
+from apd.data.names import readable_names, warn
 from apd.data.shots import Pools, split_pool
+from apd.data.splits import WORDS, hidden, split_folders, subfolders
 from apd.data.unreadable import CAMERA_SUFFIXES
 from apd.errors import InputError
+from apd.text import first_of, quoted
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
@@ -21,7 +25,6 @@ IMAGE_SUFFIXES = frozenset(
 )
 HARMLESS_SUFFIXES = frozenset({".csv", ".html", ".json", ".md", ".txt", ".xml", ".yaml", ".yml"})
 HARMLESS_NAMES = frozenset({"thumbs.db", "desktop.ini", "license", "readme"})
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def load_folder(path: Path, source: str) -> Pools:
@@ -31,23 +34,24 @@ def load_folder(path: Path, source: str) -> Pools:
     folders each class is split 60/20/20 into train, val and test, the same way whatever the seed.
 
     Raises:
-        InputError: for a folder without class folders, an empty class, classes that differ between splits, a file that
-            is no image, and a ``classes.txt`` that does not fit.
+        InputError: for a folder without class folders, an empty class, classes that differ between splits, folders
+            above the class folders, a file that is no image, and a ``classes.txt`` that does not fit.
     """
-    splits = _split_folders(path)
+    refuse_broken_links(path)
+    splits = split_folders(path)
     top = splits.get("train", path)
+    refuse_broken_links(top)
     folders = [folder.name for folder in subfolders(top)]
     if not folders:
         raise InputError(f"{top} holds no class folders: put the images of each class into a folder of its name.")
     if len(folders) == 1:
         raise InputError(_one_class(top, top / folders[0]))
-    for folder in folders:
-        if len(inner := _split_names(top / folder)) > 1:
-            raise InputError(f"{top / folder} holds {inner[0]}/ and {inner[1]}/, so it is a data set: name that one.")
+    check_depth(top, folders)
     listing = path / "classes.txt"
     names = read_class_names(listing, folders) if listing.is_file() else readable_names(folders)
     if splits:
-        sets = {split: class_folders(folder, folders, path) for split, folder in splits.items()}
+        seen: dict[str, str] = {}
+        sets = {split: class_folders(folder, folders, path, seen) for split, folder in splits.items()}
         return Pools(path.name, source, names, sets["train"], sets.get("val"), sets["test"])
     train, val, test = split_pool(class_folders(path, folders, path), names, source)
     note = "The folder has no splits: each class is split 60/20/20 by a hash of the file names."
@@ -61,37 +65,72 @@ def _one_class(top: Path, only: Path) -> str:
     return f"{top} holds one class folder only ({only.name}/): {way_out}"
 
 
-def subfolders(path: Path) -> list[Path]:
-    """The visible folders in ``path``, sorted."""
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+def check_depth(top: Path, folders: Sequence[str]) -> None:
+    """Refuse folders that are not classes but hold class folders: data sets, domains, letters; warn of other groups.
+
+    Raises:
+        InputError: naming what to give instead.
+    """
+    inside = {folder: _folders_inside(top / folder) for folder in folders}
+    for folder, inner in inside.items():
+        if len(splits := [name for name in inner if name.casefold() in WORDS]) > 1:
+            raise InputError(f"{top / folder} holds {splits[0]}/ and {splits[1]}/, so it is a data set: name that one.")
+    if not all(inside.values()):
+        return
+    first = f"{folders[0]}/{inside[folders[0]][0]}"
+    if all(
+        len(folder) == 1 and all(n.casefold().startswith(folder.casefold()) for n in inside[folder])
+        for folder in folders
+    ):
+        raise InputError(
+            f"{top} holds letters above the class folders ({first}), as SUN397 does: move the class folders up one "
+            "level; SUN397 itself is read by its split file (apd train sun397@ROOT, see apd list data)."
+        )
+    shared = sorted(set.intersection(*map(set, inside.values())))
+    if len(shared) > 1:
+        photo = next((name for name in folders if re.search("photo|real", name, re.IGNORECASE)), folders[0])
+        other = next(name for name in folders if name != photo)
+        raise InputError(
+            f"every folder of {top} holds {shared[0]}/ and {shared[1]}/, so these are domains, not classes "
+            f"({first_of(folders, 'folders')}): train on one (apd train {quoted(top / photo)}), evaluate on the others "
+            f"under domain shift (apd evaluate RUN --data {quoted(top / other)}); splits are called train/, val/ and test/."
+        )
+    if all(len(inner) > 1 for inner in inside.values()):
+        warn(
+            f"Every class folder of {top} holds only folders ({first}): all images below {folders[0]}/ are of one class "
+            f"{folders[0]}. If the inner folders are the classes, move them up one level."
+        )
 
 
-def _split_names(path: Path) -> list[str]:
-    return [folder.name for folder in subfolders(path) if folder.name.lower() in SPLITS]
+def _folders_inside(folder: Path) -> list[str]:
+    """The folders in a class folder, if it holds no images beside them."""
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.is_dir():
+                return []
+            if not hidden(entry.name) and entry.is_dir():
+                names.append(entry.name)
+    return sorted(names)
 
 
-def _split_folders(path: Path) -> dict[str, Path]:
-    """The folders of train, val and test; empty for class folders without splits."""
-    folders = subfolders(path)
-    found = [(SPLITS[folder.name.lower()], folder) for folder in folders if folder.name.lower() in SPLITS]
-    others = [folder.name for folder in folders if folder.name.lower() not in SPLITS]
-    if not found or ([split for split, _ in found] == ["train"] and others):  # "train" alone is a vehicle
-        return {}
-    named = ", ".join(f"{folder.name}/" for _, folder in found)
-    if others:
-        raise InputError(f"{path} holds {others[0]}/ beside the splits {named}: move it out of the way.")
-    splits = dict(found)
-    if len(splits) != len(found):
-        raise InputError(f"{path} holds one split twice ({named}): keep one of them.")
-    missing = [split for split in ("train", "test") if split not in splits]
-    if missing:
-        way_out = "add it or rename another (only val/ may be missing: its images are then taken from train/)"
-        raise InputError(f"{path} holds {named} but no {missing[0]}/: {way_out}.")
-    return splits
+def refuse_broken_links(folder: Path) -> None:
+    """Refuse links to nowhere, whose images would vanish without a word.
+
+    Raises:
+        InputError: naming the link.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not path.exists() and not hidden(path.name) and not _is_harmless(path.name):
+            raise InputError(
+                f"{path} is a link to {os.readlink(path)}, which is not there: restore it or remove the link."
+            )
 
 
-def class_folders(top: Path, folders: Sequence[str], root: Path) -> ImageSet:
+def class_folders(top: Path, folders: Sequence[str], root: Path, seen: dict[str, str] | None = None) -> ImageSet:
     """The images in the class folders of ``top``, labelled in the order of ``folders``; ids are relative to ``root``.
+
+    Links are followed. ``seen`` keeps the real folders, so that none is read twice, in this split or another.
 
     Raises:
         InputError: unless exactly these folders are there; for an empty one, and for a file that is no image.
@@ -103,10 +142,12 @@ def class_folders(top: Path, folders: Sequence[str], root: Path) -> ImageSet:
     stray = next((p for p in sorted(top.iterdir()) if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES), None)
     if stray:
         raise InputError(f"{stray} lies beside the class folders, so its class is unknown: move it into one of them.")
+    refuse_broken_links(top)
+    seen = {} if seen is None else seen
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(folders):
-        images = _images_below(top / name)
+        images = _images_below(top / name, seen)
         if not images:
             raise InputError(f"the class folder {top / name} holds no images: add some, or remove the folder.")
         paths += images
@@ -115,17 +156,30 @@ def class_folders(top: Path, folders: Sequence[str], root: Path) -> ImageSet:
     return ImageSet(ids, torch.tensor(labels, dtype=torch.int64), tuple(paths))
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _images_below(folder: Path, seen: dict[str, str]) -> list[Path]:
+    """The images below a class folder, through links; ``seen`` knows real folders by the path they were met at."""
+
     def refuse(error: OSError) -> None:
         raise InputError(f"cannot list {error.filename} ({error.strerror}).") from error
 
     images: list[Path] = []
-    for parent, below, files in os.walk(folder, onerror=refuse):
-        below[:] = sorted(name for name in below if not name.startswith((".", "__")))
+    start = Path(os.path.realpath(folder))
+    for parent, below, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(parent)
+        if parent != str(folder) and start.is_relative_to(real):
+            raise InputError(f"{parent} is a link to {real}, in which it lies: remove the link.")
+        if (first := seen.setdefault(real, parent)) != parent:
+            raise InputError(f"{parent} and {first} are one folder by a link: an image must have one class, once.")
+        below[:] = sorted(name for name in below if not hidden(name))
         for name in sorted(files):
             suffix = Path(name).suffix.lower()
             if suffix in IMAGE_SUFFIXES and not name.startswith("."):
                 images.append(Path(parent, name))
-            elif not (name.startswith(".") or suffix in HARMLESS_SUFFIXES or name.lower() in HARMLESS_NAMES):
+            elif not _is_harmless(name):
                 raise InputError(f"{Path(parent, name)} is not an image: convert it or move it elsewhere.")
     return images
+
+
+def _is_harmless(name: str) -> bool:
+    """Whether a file that is not an image may lie among images."""
+    return name.startswith(".") or Path(name).suffix.lower() in HARMLESS_SUFFIXES or name.lower() in HARMLESS_NAMES

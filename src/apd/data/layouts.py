@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from apd.data.coop import image_set, load_coop
+from apd.data.coop import check_inside, image_set, load_coop
 from apd.data.dataset import ImageSet
-from apd.data.folder import class_folders, load_folder, subfolders
+from apd.data.folder import class_folders, load_folder
 from apd.data.shots import Pools
+from apd.data.splits import subfolders
 from apd.data.standard import STANDARD, Standard, find_name
 from apd.errors import InputError
 
@@ -100,7 +99,7 @@ def _aircraft(known: Standard, folder: Path, source: str) -> Pools:
         if unknown is not None:
             raise InputError(f"{file} names the variant {unknown!r}, which is not in {folder / known.listing}.")
         rows = [(f"{image}.jpg", labels[variant], variant) for image, variant in pairs]
-        return image_set(rows, folder / known.images)
+        return image_set(rows, folder / known.images, file)
 
     train, val, test = split("train"), split("val"), split("test")
     return Pools(known.title, source, tuple(names), train, val, test, coop_draw=True)
@@ -140,12 +139,9 @@ def _tiny_imagenet(known: Standard, folder: Path, source: str) -> Pools:
     bad = next((row for row in rows if len(row) < 2 or row[1] not in labels), None)
     if bad is not None:
         raise InputError(f"{file} has a line without an image and a class of wnids.txt between tabs: {bad}.")
-    images = [f"val/images/{image}" for image, _ in rows]
-    test = ImageSet(
-        tuple(images),
-        torch.tensor([labels[wnid] for _, wnid in rows], dtype=torch.int64),
-        tuple(folder / image for image in images),
-    )
+    for image, _ in rows:
+        check_inside(image, file)
+    test = image_set([(f"val/images/{image}", labels[wnid], wnid) for image, wnid in rows], folder, file)
     train = class_folders(folder / "train", folders, folder)
     return Pools(known.title, source, names, train, None, test, note=VALIDATION_IS_TEST)
 

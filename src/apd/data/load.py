@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,15 @@ from pathlib import Path
 from apd.data.coop import load_coop
 from apd.data.dataset import Dataset, Shots, Which
 from apd.data.digits import load_digits
-from apd.data.folder import load_folder, subfolders
+from apd.data.folder import load_folder
 from apd.data.hub import Columns, is_saved, load_hub, load_parquet, load_saved
-from apd.data.layouts import dressed, load_standard, parse_standard
+from apd.data.layouts import ROOT, dressed, load_standard, parse_standard
+from apd.data.names import BARE_WORDNET_ID, warn_of_nameless
 from apd.data.shots import Pools, few_shot
+from apd.data.splits import subfolders
 from apd.data.standard import STANDARD, Standard
 from apd.errors import InputError, nearest
+from apd.text import quoted
 
 BUILT_IN: dict[str, Callable[[], Pools]] = {"digits": load_digits}
 
@@ -50,6 +54,7 @@ def load_data(
     (40, ('zero', 'one', 'two'))
     """
     pools = _pools(source, columns)
+    warn_of_nameless(pools.class_names, str(source), _naming_hint(source, pools.class_names))
     if templates is not None:
         pools = replace(pools, templates=_checked(templates))
     return replace(few_shot(pools, shots, seed, validation).classes(classes), columns=columns)
@@ -120,6 +125,19 @@ def _pools(source: str | Path, columns: Columns | None) -> Pools:
         known = next((known for known in STANDARD.values() if known.listing == path.name), None)
         return dressed(pools, known) if known else pools
     raise InputError(_unknown(text, path))
+
+
+def _naming_hint(source: str | Path, names: Sequence[str]) -> str:
+    """How to name classes that have numbers or WordNet ids for names."""
+    path = Path(source).expanduser()
+    if not path.is_dir() or is_saved(path) or any(path.glob("*.parquet")):
+        return "Put readable names into the data itself: they become the class names."
+    listing = path / "classes.txt"
+    if any(BARE_WORDNET_ID.fullmatch(name) for name in names):
+        own = "imagenet/classnames.txt"
+        own = quoted(Path(root).expanduser() / own) if (root := os.environ.get(ROOT)) else f"${ROOT}/{own}"
+        return f"ImageNet's names: copy {own} (see apd list data) to {quoted(listing)}. Others: write there FOLDER,name lines."
+    return f"Name them in {quoted(listing)}: FOLDER,name in a line for each class."
 
 
 def _table(path: Path, text: str, columns: Columns | None) -> Pools | None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from functools import cache
 
-from apd.errors import InputError
+from apd.text import first_of
 
 WORDNET_ID = re.compile(r"^n\d{8}[-_. ]+(?=\S)")
 NUMBER = re.compile(r"^\d+[-_. ]+(?=\S)")
 CAMEL = re.compile(r"(?<=[a-z]{2})(?=[A-Z])")
+BARE_WORDNET_ID = re.compile(r"n\d{8}")
+# c0, c1, ... are the class folders of public driver-distraction data; the others are what labelling tools write.
+_NAMELESS = re.compile(r"n\d{8}|-?\d+|(c|cls|class|category|id|label) ?\d+", re.IGNORECASE)
 
 
 def readable_names(folders: Sequence[str]) -> tuple[str, ...]:
@@ -23,43 +27,38 @@ def readable_names(folders: Sequence[str]) -> tuple[str, ...]:
     >>> readable_names(["001.Black_footed_Albatross", "002.Laysan_Albatross"])
     ('Black footed Albatross', 'Laysan Albatross')
     """
-    bare = [WORDNET_ID.sub("", name) for name in folders]
+    return tuple(_words(name) or name for name in without_ids(folders))
+
+
+def without_ids(names: Sequence[str]) -> list[str]:
+    """The names without a leading WordNet id and, under the rule of `readable_names`, without a leading number."""
+    bare = [WORDNET_ID.sub("", name) for name in names]
     if all(NUMBER.match(name) for name in bare):
         without = [NUMBER.sub("", name) for name in bare]
         bare = without if len(set(without)) == len(bare) else bare
-    return tuple(_words(name) or name for name in bare)
+    return bare
 
 
 def _words(name: str) -> str:
     return " ".join(CAMEL.sub(" ", re.sub(r"[-_]+", " ", name)).split())
 
 
-def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
-    """Class names from a ``classes.txt``, in the order of ``folders`` (sorted).
+def nameless(names: Sequence[str]) -> list[str]:
+    """The class names that say nothing to a text encoder: WordNet ids, bare numbers, ``class 3``.
 
-    Either every line starts with a folder's name and goes on with its readable name (``n01440764,tench`` or
-    ``n01440764 tench``), in any order; or every line is a readable name, in sorted folder order.
-
-    Raises:
-        InputError: if lines and folders do not match.
+    >>> nameless(["n01440764", "7", "class 3", "c0", "7 eleven", "cat"])
+    ['n01440764', '7', 'class 3', 'c0']
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} ({error}): it should be UTF-8 text, one class a line.") from error
-    pairs = [_pair(line) for line in lines]
-    if pairs and all(name and folder in folders for folder, name in pairs):
-        named = dict(pairs)
-        missing = [folder for folder in folders if folder not in named]
-        if missing or len(pairs) != len(folders):
-            what = f"no line for the folder {missing[0]}" if missing else "two lines for one folder"
-            raise InputError(f"{path} has {what}: it needs one line for each of the {len(folders)} class folders.")
-        return tuple(named[folder] for folder in folders)
-    if len(lines) != len(folders):
-        raise InputError(f"{path} has {len(lines)} lines for {len(folders)} class folders: it needs one for each.")
-    return tuple(lines)
+    return [name for name in names if _NAMELESS.fullmatch(name)]
 
 
-def _pair(line: str) -> tuple[str, str]:
-    folder, _, name = line.partition(",") if "," in line else line.partition(" ")
-    return folder.strip(), name.strip()
+def warn_of_nameless(names: Sequence[str], source: str, hint: str) -> None:
+    """Log a warning if some class names say nothing to a text encoder, with ``hint`` on how to name them."""
+    if found := nameless(names):
+        warn(f"{source} has class names that say nothing to CLIP: {first_of(found, 'classes')}. {hint}")
+
+
+@cache
+def warn(message: str) -> None:
+    """Log a warning on data, once per process however often the data are loaded."""
+    logging.getLogger("apd").warning(message)
