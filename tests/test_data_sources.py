@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -101,6 +102,40 @@ class TestCoop:
             expected = [image for items in tracker.values() for image in random.sample(items, count)]
             assert list(images.ids) == expected
 
+    def test_backslashes_written_on_windows(self, tmp_path: Path) -> None:
+        file = split_file(tmp_path, toy_rows())
+        expected = load_data(file, shots=2)
+        file.write_text(file.read_text().replace("/", "\\\\"))
+        data = load_data(file, shots=2)
+        assert [split.ids for split in (data.train, data.val, data.test)] == [
+            split.ids for split in (expected.train, expected.val, expected.test)
+        ]
+        assert len(data.test.decode(PREPROCESSING)) == 6
+        mixed = toy_rows()
+        mixed["train"][-1][0] = mixed["train"][-1][0].replace("/", "\\")
+        file.write_text(json.dumps(mixed))
+        assert (
+            load_data(file, shots="all").train.ids == load_data(split_file(tmp_path, toy_rows()), shots="all").train.ids
+        )
+
+    @pytest.mark.skipif(os.name == "nt", reason="a backslash cannot be part of a file's name there")
+    def test_files_with_a_backslash_in_their_name(self, tmp_path: Path) -> None:
+        rows = {split: [[i.replace("/", "\\"), k, n] for i, k, n in images] for split, images in toy_rows().items()}
+        assert load_data(split_file(tmp_path, rows), shots=1).test.ids[0] == "water_lilly\\test0.png"
+
+    @pytest.mark.parametrize(
+        "image",
+        ["/etc/a.png", "../../a.png", "cup/../../a.png", "..\\a.png", "C:\\a.png", "c:/a.png", "\\\\host\\a.png"],
+    )
+    def test_paths_out_of_the_folder_of_images(self, tmp_path: Path, image: str) -> None:
+        file = split_file(tmp_path, toy_rows())
+        for place in (0, -1):
+            rows = toy_rows()
+            rows["train"][place][0] = image
+            file.write_text(json.dumps(rows))
+            message = fails(file)
+            assert str(file) in message and image in message and "out of its folder" in message
+
     def test_without_validation_it_comes_from_train(self, tmp_path: Path) -> None:
         rows = toy_rows()
         del rows["val"]
@@ -123,6 +158,8 @@ class TestCoop:
 
         assert "but not 3" in with_row(["x/a.png", 7, "x"])
         assert "but not 0" not in with_row(["x/a.png", 7, "x"])
+        assert "has the label -1 (the first below 0 is at x/a.png)" in with_row(["x/a.png", -1, "x"])
+        assert "empty name for the class of label 3" in with_row(["x/a.png", 3, "_"])
         assert "both 'cup' and 'mug'" in with_row(["x/a.png", 1, "mug"])
         assert "2 classes named 'cup'" in with_row(["x/a.png", 3, "Cup"])
         assert "has no test images" in with_row(["x/a.png", 3, "mug"])
@@ -240,9 +277,51 @@ class TestHub:
         self.from_hub(monkeypatch, {"test": table(6)})
         assert "no train" in fails("hf:owner/food")
         self.from_hub(monkeypatch, {"train": table(24), "test": table(3, labels=[0, -1, 2])})
-        assert "labels outside" in fails("hf:owner/food")
+        assert "split test of hf:owner/food has the label -1 in row 1," in fails("hf:owner/food")
         self.from_hub(monkeypatch, {"train": table(6, labels=[0, 0, 0, 1, 1, 1])})
         assert "'tea' of hf:owner/food has 0 images" in fails("hf:owner/food")
+
+    def test_rows_without_a_label_are_named(self, table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        import datasets
+
+        for feature in (datasets.Value("string"), datasets.ClassLabel(names=["cup", "mug"])):
+            labels: list[Any] = ["cup", "mug"] if isinstance(feature, datasets.Value) else [0, 1]
+            rows = table(12).remove_columns("label").add_column("label", [*labels, None] * 4, feature=feature)
+            self.from_hub(monkeypatch, {"train": rows})
+            message = fails("hf:owner/food")
+            assert "split train" in message and "row 2 and 3 others" in message and "nan" not in message
+
+    def test_labels_from_minus_one_are_named_with_their_row(self, table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.from_hub(monkeypatch, {"train": table(12, labels=[0, -1, 1] * 4)})
+        message = fails("hf:owner/food")
+        assert "label -1" in message and "row 1 and 3 others" in message and "0 to 2" in message
+
+    def test_an_empty_class_name(self, table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        import datasets
+
+        rows = table(24).cast_column("label", datasets.ClassLabel(names=["cup", " ", "tea"]))
+        self.from_hub(monkeypatch, {"train": rows})
+        assert "empty name for the class of label 1" in fails("hf:owner/food")
+
+    def test_splits_that_name_their_classes_differently(self, table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        import datasets
+
+        swapped = table(6).cast_column("label", datasets.ClassLabel(names=["tea", "ice-cream", "hot_dog"]))
+        self.from_hub(monkeypatch, {"train": table(24), "test": swapped})
+        message = fails("hf:owner/food")
+        assert "'tea'" in message and "'hot_dog'" in message
+
+    def test_class_names_that_are_numbers_are_warned_of_once(
+        self, table: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        import datasets
+
+        rows = table(24).cast_column("label", datasets.ClassLabel(names=["0", "1", "n01440764"]))
+        self.from_hub(monkeypatch, {"train": rows})
+        for _ in range(2):
+            load_data("hf:owner/numbers", shots=1)
+        assert [record.levelname for record in caplog.records if record.name == "apd"] == ["WARNING"]
+        assert "hf:owner/numbers" in caplog.text and "0, 1, n01440764 (3 classes)" in caplog.text
 
     def test_a_broken_parquet_file(self, table: Any, tmp_path: Path) -> None:
         (tmp_path / "x.parquet").write_text("no parquet")

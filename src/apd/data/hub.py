@@ -18,6 +18,7 @@ from apd.data.shots import Pools, split_pool
 from apd.errors import InputError
 from apd.extras import import_extra
 from apd.files import is_lfs_pointer
+from apd.heartbeat import counted
 
 Columns = tuple[str, str]
 Splits = Mapping[str, Any]
@@ -140,28 +141,55 @@ def _class_names(rows: Any, label: str, source: str) -> list[str]:
     feature = rows.features[label]
     if isinstance(feature, ClassLabel):
         return list(feature.names)
-    names = rows.unique(label)
+    names = [name for name in rows.unique(label) if name is not None]  # a row without a label is told with its number
     if not all(isinstance(name, str) for name in names):
         raise InputError(f"the label column {label!r} of {source} has no class names: it must be a ClassLabel or text.")
     return sorted(names)
+
+
+def _labels(rows: Any, split: str, label: str, names: list[str], source: str) -> torch.Tensor:
+    """Labels as numbers; all of a test split may be -1, which means that they were not published."""
+    own = getattr(rows.features[label], "names", names)
+    if list(own) != names:
+        differs = next((pair for pair in zip(own, names, strict=False) if pair[0] != pair[1]), (len(own), len(names)))
+        raise InputError(
+            f"the split {split} of {source} names its classes otherwise than train: {differs[0]!r}, {differs[1]!r}."
+        )
+    values = np.asarray(rows.with_format("numpy")[label][:])
+    if values.dtype.kind in "iu":
+        labels = torch.from_numpy(values.astype(np.int64))
+        if split == "test" and bool((labels == -1).all()):
+            return labels
+        wrong = torch.nonzero((labels < 0) | (labels >= len(names))).flatten().tolist()
+        if wrong:
+            raise InputError(
+                f"the split {split} of {source} has the label {int(labels[wrong[0]])} in {_first_row(wrong)}, but its classes "
+                f"have the labels 0 to {len(names) - 1}: remove or correct these rows."
+            )
+        return labels
+    texts = rows.with_format(None)[label][:]
+    missing = [row for row, text in enumerate(texts) if text is None]
+    if missing:
+        raise InputError(
+            f"the split {split} of {source} has no label in {_first_row(missing)}: remove these rows or fill "
+            f"the column {label!r}."
+        )
+    numbers = {name: number for number, name in enumerate(names)}
+    unknown = next((text for text in texts if text not in numbers), None)
+    if unknown is not None:
+        raise InputError(f"the split {split} of {source} has the label {unknown!r}, which its train split lacks.")
+    return torch.tensor([numbers[text] for text in texts], dtype=torch.int64)
+
+
+def _first_row(rows: list[int]) -> str:
+    return f"row {rows[0]}" + (f" and {counted(len(rows) - 1, 'other')}" if len(rows) > 1 else "")
 
 
 def _image_set(rows: Any, split: str, columns: Columns, names: list[str], source: str) -> ImageSet:
     from datasets import Image as ImageFeature
 
     image, label = columns
-    values = np.asarray(rows.with_format("numpy")[label][:])
-    if values.dtype.kind in "iu":
-        labels = torch.from_numpy(values.astype(np.int64))
-    else:
-        numbers = {name: number for number, name in enumerate(names)}
-        unknown = next((value for value in values.tolist() if value not in numbers), None)
-        if unknown is not None:
-            raise InputError(f"the split {split} of {source} has the label {unknown!r}, which its train split lacks.")
-        labels = torch.tensor([numbers[value] for value in values.tolist()], dtype=torch.int64)
-    unlabelled = bool((labels == -1).all()) and split == "test"
-    if not unlabelled and not bool(((labels >= 0) & (labels < len(names))).all()):
-        raise InputError(f"the split {split} of {source} has labels outside its {len(names)} class names.")
+    labels = _labels(rows, split, label, names, source)
     files = rows.select_columns([image]).cast_column(image, ImageFeature(decode=False))
     sources = tuple(partial(_open, files, image, row) for row in range(len(rows)))
     return ImageSet(tuple(f"{split}/{row}" for row in range(len(rows))), labels, sources)

@@ -46,9 +46,13 @@ class Pools:
         if len(self.class_names) < 2:
             found = f"one class only ({self.class_names[0]})" if self.class_names else "no classes"
             raise InputError(f"{self.source} has {found}: two are needed.")
-        for name in self.class_names:
+        for label, name in enumerate(self.class_names):
             if any("\ud800" <= char <= "\udfff" for char in name):  # how Python keeps bytes that are no text
                 raise InputError(f"the class name {name!r} of {self.source} is not UTF-8: rename its folder.")
+            if not any(char.isprintable() and not char.isspace() for char in name):
+                raise InputError(
+                    f"{self.source} has an empty name for the class of label {label}: every class needs a name."
+                )
         name, times = Counter(name.casefold() for name in self.class_names).most_common(1)[0]
         if times > 1:
             raise InputError(f"{self.source} has {times} classes named {name!r}: names must differ (see classes.txt).")
