@@ -22,7 +22,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> apd.Run:
 
 def evaluated(run: apd.Run, attack: str) -> tuple[apd.PromptedCLIP, torch.Tensor, torch.Tensor, Result]:
     classifier, data = apd.load_run(run.path), apd.load_data("digits", shots=2)
-    result = apd.evaluate(classifier, data, attacks=[attack], eps="8/255", limit=LIMIT, control=False, checks=False)
+    options = {"limit": LIMIT, "batch_size": LIMIT, "control": False, "checks": False}
+    result = apd.evaluate(classifier, data, attacks=[attack], eps="8/255", **options)
     decoded = data.test.sample(LIMIT, 0).decode(classifier.encoder.info.preprocessing)
     assert decoded.ids == result.ids
     return classifier, decoded.pixels(), decoded.labels, result

@@ -280,8 +280,23 @@ def test_json_has_the_agreed_keys_and_the_table_speaks() -> None:
     assert set(found["versions"]) >= {"apd", "torch", "transformers", "pyautoattack", "python"}
     assert found["precision"] == "float32" and {check["name"] for check in found["checks"]} >= {"eps 0", "undefended"}
     text = str(result)
-    for part in ("pgd-5", f"{result.worst.accuracy:.2f}", "10/255", "random noise", "worst of all"):
+    for part in ("pgd-5", f"{result.worst.accuracy:.2f}", "10/255", "40 images"):
         assert part in text
+
+
+def test_table_fits_a_terminal_and_checks_take_a_line_unless_one_fails() -> None:
+    images, names = decoded(30, 5), ("pgd-1", "apgd-ce+dlr")
+    model = trained(5)
+    good = evaluate_tensors(model, images, NAMES, settings(attacks=names, checks=True), undefended=trained(5, "linear"))
+    judged = sum(check.passed is not None for check in good.checks)
+    assert good.sound and f"all {judged} passed" in str(good) and "FAIL" not in str(good)
+    assert "apgd-ce+dlr: pgd-10, apgd-ce, apgd-dlr" in str(good) and "worst of all" in str(good)
+    weak = evaluate_tensors(model, images, NAMES, settings(attacks=("pgd-1",), eps=0.06, checks=True))
+    failed = [check for check in weak.checks if check.passed is False]
+    assert [f"FAIL {check.name}" in str(weak) for check in failed] == [True]
+    assert "eps 0:" not in str(weak) and "worst of all" not in str(weak)
+    for text in (str(good), str(weak)):
+        assert max(map(len, text.splitlines())) <= 80
 
 
 def test_base_and_new_classes() -> None:

@@ -105,18 +105,24 @@ def _encoder(record: Mapping[str, Any]) -> str:
 
 def _results(results: Sequence[Mapping[str, Any]]) -> str:
     if not results:
-        return "None yet: `apd evaluate RUN --attack clean,pgd-20,autoattack`."
+        return "None yet: `apd evaluate RUN`."
     lines = [
         "| data | norm | eps | seed | images | attack | accuracy % | 95 % interval |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         corrupted = f", {result['corruption']}" if result.get("corruption") else ""
-        about = (str(result[key]) for key in ("norm", "eps_text", "seed", "n"))
-        where = " | ".join([markdown(f"{result['data']}{corrupted}"), *about])
+        about = (str(result[key]) for key in ("norm", "eps_text", "seed"))
+        where = " | ".join([markdown(f"{result['data']}{corrupted}"), *about, _sampled(result)])
         clean = {"accuracy": result["clean"], "interval": result["clean_interval"]}
         worst = [(f"worst of {', '.join(result['attacks'])}", result["worst"])] if len(result["attacks"]) > 1 else []
         for attack, entry in [("clean", clean), *result["attacks"].items(), *worst]:
             low, high = entry["interval"]
             lines.append(f"| {where} | {attack} | {entry['accuracy']:.1f} | {low:.1f} to {high:.1f} |")
     return "\n".join(dict.fromkeys(lines))
+
+
+def _sampled(result: Mapping[str, Any]) -> str:
+    """The number of images, and of how many where they are a random sample."""
+    n, available = result["n"], result.get("n_available", result["n"])
+    return f"{n}" if n + len(result["skipped_images"]) >= available else f"{n} of {available}"

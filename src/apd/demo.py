@@ -111,8 +111,9 @@ def _measure(
         "seed": settings.seed,
         "control": False,
         "checks": False,
+        "batch_size": 128,  # AutoAttack's answers depend on it, and the table is the same on every machine
     }
-    clean = evaluate(classifier, data, attacks="clean", **common)
+    clean = evaluate(classifier, data, attacks="clean", limit="all", **common)
     result = evaluate(classifier, data, attacks=settings.attacks, limit=settings.limit, **common)
     accuracies = {name: score.accuracy for name, score in result.attacks.items()}
     row = {"method": label, "clean": clean.clean, **accuracies, "n_clean": clean.n, "n_attacked": result.n}

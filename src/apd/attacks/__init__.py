@@ -45,8 +45,8 @@ class EvaluationAttack(Protocol):
         """The attacks it is made of, for so many classes."""
         ...
 
-    def most_passes(self, n_classes: int) -> int:
-        """Passes of the model on a batch, where no sample falls; one with a gradient counts twice."""
+    def part_passes(self, n_classes: int) -> tuple[int, ...]:
+        """Passes of the model on a batch in each part, if no sample falls; one with a gradient counts twice."""
         ...
 
     def __call__(
@@ -82,9 +82,9 @@ class PGDEvaluation:
         """Itself."""
         return (self.name,)
 
-    def most_passes(self, n_classes: int) -> int:
-        """Passes of the model on a batch, where no sample falls; one with a gradient counts twice."""
-        return 2 * self.steps + 1
+    def part_passes(self, n_classes: int) -> tuple[int, ...]:
+        """Passes of the model on a batch, if no sample falls; one with a gradient counts twice."""
+        return (2 * self.steps + 1,)
 
     def __call__(
         self,

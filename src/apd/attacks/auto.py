@@ -96,10 +96,11 @@ class LibraryAttack:
         """The attacks it is made of, for so many classes."""
         return stages(self.name, n_classes)
 
-    def most_passes(self, n_classes: int) -> int:
-        """Passes of the model on a batch, where no sample falls; one with a gradient counts twice."""
+    def part_passes(self, n_classes: int) -> tuple[int, ...]:
+        """Passes of the model on a batch in each part, if no sample falls; one with a gradient counts twice."""
         checks = 7 if self.name == "autoattack" else 0  # `_check_defence`
-        return 1 + checks + sum(most_passes(stage, n_classes) for stage in self.runs(n_classes))
+        first, *others = (most_passes(stage, n_classes) for stage in self.runs(n_classes))
+        return (1 + checks + first, *others)
 
     def __call__(
         self,

@@ -45,9 +45,9 @@ class Cascade:
         """The attacks it is made of, for so many classes."""
         return tuple(run for part in self.parts for run in part.runs(n_classes))
 
-    def most_passes(self, n_classes: int) -> int:
-        """Passes of the model on a batch, where no sample falls; one with a gradient counts twice."""
-        return sum(part.most_passes(n_classes) + 1 for part in self.parts)
+    def part_passes(self, n_classes: int) -> tuple[int, ...]:
+        """Passes of the model on a batch in each part, if no sample falls; one with a gradient counts twice."""
+        return tuple(sum(part.part_passes(n_classes)) + 1 for part in self.parts)
 
     def __call__(
         self,

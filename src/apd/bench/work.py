@@ -189,6 +189,7 @@ def _evaluated(job: Job, view: View, trained: PromptedCLIP | None, folder: Path)
     else:
         classifier = trained.with_classes(names, templates)
     settings: dict[str, Any] = {"attacks": view.attacks, "eps": view.eps, "limit": view.limit}
+    settings["batch_size"] = 128  # APGD and AutoAttack depend on it, so it may not be the machine's pace that decides
     skip = job.sources[view.data].skip_bad_images
     settings |= {"split": job.split, "classes": view.classes, "skip_bad_images": skip}
     if view.corruption is not None:

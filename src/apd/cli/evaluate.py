@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,11 +20,14 @@ if TYPE_CHECKING:
 # Options whose declaration takes more than a line.
 Attacks = Annotated[
     list[str] | None,
-    typer.Option(help="May be repeated or hold commas; see: apd list attacks. (default: pgd-20,autoattack)"),
+    typer.Option(help="May be repeated or hold commas; see: apd list attacks. (default: apgd-ce+dlr)"),
 ]
 Eps = Annotated[str | None, typer.Option(help="Budget in [0,1] pixel units, such as 4/255. (default: the run's)")]
 Corruption = Annotated[
     str | None, typer.Option(help="Corrupts the images before any attack, KIND:SEVERITY, such as fog:3.")
+]
+Limit = Annotated[
+    str | None, typer.Option(help="Evaluate this many images, or all. (default: what takes about 4 minutes)")
 ]
 SkipBadImages = Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out, and count them.")]
 
@@ -38,8 +43,8 @@ def evaluate(
     norm: Annotated[str | None, typer.Option(help="linf or l2. (default: the run's)")] = None,
     corruption: Corruption = None,
     seed: Annotated[int | None, typer.Option(help="Of the attacks and of --limit. (default: 0)")] = None,
-    limit: Annotated[int | None, typer.Option(help="Evaluate so many images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images at a time. (default: 128)")] = None,
+    limit: Limit = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images at a time. (default: by pace, up to 128)")] = None,
     skip_bad_images: SkipBadImages = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     as_json: AsJson = False,
@@ -47,11 +52,13 @@ def evaluate(
 ) -> None:
     """Measure accuracy, clean and under attack, with the undefended CLIP attacked beside it.
 
+    Without --limit it is of as many images as take about four minutes on this machine, a random sample.
     Outcomes are kept in RUN/results image by image: a second call computes only what is new.
 
     \b
     Examples:
       apd evaluate runs/photos
+      apd evaluate runs/photos --attack autoattack --limit all
       apd evaluate runs/photos --attack apgd-ce,apgd-dlr --eps 2/255 --limit 500 --json
       apd evaluate runs/base --classes new
       apd evaluate runs/photos --corruption fog:3
@@ -72,7 +79,11 @@ def evaluate(
     given = {name: value for name, value in options.items() if value is not None}
     if output is not None:
         check_writable(output.parent)
-    result = _evaluate(run, model, data, given, device)
+    try:
+        result = _evaluate(run, model, data, given, device)
+    except KeyboardInterrupt as stop:
+        say(_stopped(run, str(stop)))
+        raise
     _show(result, as_json, output)
     if run is not None:
         say(f"Next: apd predict {quoted(run)} IMAGES")
@@ -108,6 +119,15 @@ def _evaluate_model(model: str | None, source: str | None, given: dict[str, Any]
     clip = load_clip(model, device=pick_device(device))
     names = wanted.class_names
     return evaluate(PromptedCLIP(clip, None, names, data.templates), data, **given)
+
+
+def _stopped(run: Path | None, progress: str) -> str:
+    """What to tell who pressed Ctrl-C; ``progress`` says how far which attack was."""
+    again = shlex.join(["apd", *sys.argv[1:]])
+    if run is None:
+        return f"\nStopped. Outcomes are kept in run folders only; start again with: {again}"
+    kept = f"{progress}, and all that was finished before" if progress else "what was finished before"
+    return f"\nStopped. Kept in {run / 'results'}: {kept}. Resume with: {again}"
 
 
 def _show(result: Result, as_json: bool, output: Path | None) -> None:

@@ -20,6 +20,9 @@ from apd.threat import ThreatModel
 CHECKED = 64
 """Samples the checks look at, in one batch; fewer where ``batch_size`` is smaller."""
 
+CHECK_PASSES = 150
+"""Passes of the model per checked image, at most about: 100 of them in the attack on what still stands."""
+
 LOGIT_TOLERANCE = 1e-4
 """How far logits may move with the batch size, as a share of the largest logit."""
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from apd import attacks
-from apd.data.dataset import Decoded
+from apd.evaluation.measure import LARGEST, Measured, measure
 from apd.evaluation.progress import Pace, shown
 from apd.evaluation.result import Accuracy, AttackAccuracy, Scores
+from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
 from apd.evaluation.store import Key, Outcome, Record, Store
 from apd.evaluation.subject import Subject
@@ -24,42 +23,20 @@ from apd.versions import versions
 PRECISION = "float32"
 
 
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Decoded images under evaluation, told apart by id, pixels and label."""
-
-    decoded: Decoded
-
-    def __len__(self) -> int:
-        return len(self.decoded)
-
-    @cached_property
-    def keys(self) -> list[Key]:
-        """Id, fingerprint of the pixels and label, one a sample."""
-        images = self.decoded.images.cpu().contiguous()
-        prints = (hashlib.blake2b(image.numpy().tobytes(), digest_size=8).hexdigest() for image in images)
-        return list(zip(self.decoded.ids, prints, self.decoded.labels.tolist(), strict=True))
-
-    def batch(self, index: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, list[str]]:
-        """Images in [0,1], labels and ids at ``index``."""
-        where = torch.tensor(index)
-        images = self.decoded.images[where].to(device)
-        x = images.float() if images.is_floating_point() else images.float() / 255
-        return x, self.decoded.labels[where].to(device), [self.decoded.ids[i] for i in index]
-
-
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during an attack.
+    """Ctrl-C during an attack; the text says how far it was.
 
     Args:
-        attack: its name, and whose.
-        kept: images with an outcome.
+        attack: its name, and on what.
+        finished: images with an outcome.
         total: images under this attack.
+        begun: images that withstood the first parts of the attack.
     """
 
-    def __init__(self, attack: str, kept: int, total: int) -> None:
-        super().__init__(f"{kept} of {total} images under {attack}")
-        self.attack, self.kept, self.total = attack, kept, total
+    def __init__(self, attack: str, finished: int, total: int, begun: int) -> None:
+        more = f" ({begun} more withstood its first parts)" if begun else ""
+        super().__init__(f"{finished} of {total} images under {attack}{more}")
+        self.attack, self.finished, self.total, self.begun = attack, finished, total, begun
 
 
 class Keeper(attacks.Watch):
@@ -106,14 +83,25 @@ class Keeper(attacks.Watch):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model on one set of samples: runs what the store does not know yet."""
+    """One model on one set of samples: runs what the store does not know yet.
+
+    Args:
+        subject: the model.
+        samples: the images.
+        settings: attacks, eps and so on.
+        store: keeps the outcomes.
+        n_classes: number of classes.
+        on: stands after an attack's name where it is not the model in question that is attacked.
+        known: the model's pace, if it has been measured; otherwise it is measured where it is needed.
+    """
 
     subject: Subject
     samples: Samples
     settings: EvaluationSettings
     store: Store
     n_classes: int
-    title: str = ""
+    on: str = ""
+    known: Measured | None = None
 
     def circumstances(self, attack: str) -> dict[str, str]:
         """What outcomes under this attack depend on, besides the sample."""
@@ -141,20 +129,35 @@ class Evaluation:
         return records
 
     def _run(self, name: str, wanted: Sequence[int]) -> Record:
-        record, size = self.store.record(self.circumstances(name)), self.settings.batch_size
+        record = self.store.record(self.circumstances(name))
         todo = [i for i in wanted if self.samples.keys[i] not in record.outcomes]
-        most = 1 if name == "clean" else attacks.find(name).most_passes(self.n_classes)
+        size = self._batch_size(record, name, todo)
+        most = 1 if name == "clean" else sum(attacks.find(name).part_passes(self.n_classes))
         pace = Pace(name, len(wanted), len(wanted) - len(todo), size, most)
         try:
-            with shown(pace, f"{self.title}{name}", self.subject.model, self.settings.quiet):
+            with shown(pace, f"{name}{self.on}", self.subject.model, self.settings.quiet):
                 for index, parts in self._batches(record, todo, size):
                     keys = {self.samples.decoded.ids[i]: self.samples.keys[i] for i in index}
                     keeper = Keeper(record, pace, keys, parts, size)
                     keeper.finish(*self._attack(name, index, keeper))
         except KeyboardInterrupt as stop:
-            kept = sum(self.samples.keys[i] in record.outcomes for i in wanted)
-            raise Interrupted(f"{self.title}{name}", kept, len(wanted)) from stop
+            known = (record.outcomes, record.withstood)
+            finished, begun = (sum(self.samples.keys[i] in some for i in wanted) for some in known)
+            raise Interrupted(f"{name}{self.on}", finished, len(wanted), begun) from stop
         return record
+
+    @cached_property
+    def measured(self) -> Measured:
+        """Pace of the model, measured when it is first needed."""
+        return self.known or measure(self.subject, self.samples, self.settings)
+
+    def _batch_size(self, record: Record, name: str, todo: Sequence[int]) -> int:
+        """Images at a time: as they were set, else as in an earlier call, on which APGD and AutoAttack depend."""
+        if self.settings.batch_size is not None:
+            return self.settings.batch_size
+        if record.batch_sizes or not todo:
+            return max(record.batch_sizes, default=LARGEST)
+        return self.measured.batch_size(name, self.n_classes)
 
     def _batches(
         self, record: Record, todo: Sequence[int], size: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -77,9 +77,15 @@ class Check(BaseModel):
 
 
 class Result(Scores):
-    """All that an evaluation found, with its circumstances; eps is in [0,1] pixel units at ``image_size`` pixels."""
+    """All that an evaluation found, with its circumstances; eps is in [0,1] pixel units at ``image_size`` pixels.
+
+    ``n`` images of the ``n_available`` in the split, drawn at random where they are fewer: ``limit`` is what was asked for.
+    ``batch_size`` is the largest that could have been used, `AttackAccuracy.batch_sizes` are those that were.
+    """
 
     n: int
+    n_available: int
+    limit: int | str
     eps: float
     eps_text: str
     norm: str
@@ -123,7 +129,7 @@ class Result(Scores):
         """The table as plain text."""
         from rich.console import Console
 
-        console = Console(file=io.StringIO(), width=120)
+        console = Console(file=io.StringIO(), width=80)
         with console.capture() as capture:
             console.print(self.table())
         return capture.get()
@@ -134,39 +140,47 @@ class Result(Scores):
         from rich.table import Table
         from rich.text import Text
 
-        images = counted(self.n, "image") + (f" under {self.corruption}" if self.corruption else "")
+        sampled = self.n + len(self.skipped_images) < self.n_available
+        images = f"{self.n} of {self.n_available} images" if sampled else counted(self.n, "image")
+        under = f" under {self.corruption}" if self.corruption else ""
         title = (
-            f"{self.data} {self.split}, {images}, {self.norm} eps {self.eps_text} at {self.image_size} px, "
-            f"{self.precision}"
+            f"{printable(self.data)} {self.split}, {images}{under}, {self.norm} eps {self.eps_text} "
+            f"at {self.image_size} px, {self.precision}"
         )
-        table = Table(title=Text(printable(title), "table.title"), title_justify="left")
-        table.add_column("attack")
+        table = Table("attack")
         for name in ("accuracy %", "95 % interval", "undefended %", "time"):
             table.add_column(name, justify="right")
         base = self.undefended
-        table.add_row(
-            "clean", f"{self.clean:.2f}", _ends(self.clean_interval), f"{base.clean:.2f}" if base else "-", ""
-        )
+        other = f"{base.clean:.2f}" if base else "-"
+        table.add_row("clean", f"{self.clean:.2f}", _ends(self.clean_interval), other, "")
         for name, score in self.attacks.items():
-            label = name if score.runs == (name,) else f"{name} ({', '.join(score.runs)})"
             other = f"{base.attacks[name].accuracy:.2f}" if base else "-"
-            table.add_row(label, f"{score.accuracy:.2f}", _ends(score.interval), other, _time(score))
-        other = f"{base.worst.accuracy:.2f}" if base else "-"
-        table.add_row("worst of all", f"{self.worst.accuracy:.2f}", _ends(self.worst.interval), other, "", style="bold")
-        marks = {True: ("ok  ", "green"), False: ("FAIL", "bold red"), None: ("info", "dim")}
-        lines = [Text.assemble(marks[check.passed], f" {check.name}: {check.message}") for check in self.checks]
+            seconds = f"{score.seconds - score.seconds_earlier:.0f} s"
+            table.add_row(name, f"{score.accuracy:.2f}", _ends(score.interval), other, seconds)
+        if len(self.attacks) > 1:
+            other = f"{base.worst.accuracy:.2f}" if base else "-"
+            table.add_row("worst of all", f"{self.worst.accuracy:.2f}", _ends(self.worst.interval), other, style="bold")
+        return Group(Text(title), table, *(Text(line, style=style) for line, style in self._notes()))
+
+    def _notes(self) -> Iterator[tuple[str, str]]:
+        """Lines below the table, and their style: a line on the health checks, and one on each that failed."""
+        for name, score in self.attacks.items():
+            # What was kept may be of more images than are asked for now.
+            earlier = f"{score.seconds_earlier:.0f} s in earlier calls" if score.seconds_earlier else ""
+            parts = ", ".join(score.runs) if score.runs != (name,) else ""
+            if parts or earlier:
+                yield f"{name}: {'; '.join(filter(None, (parts, earlier)))}", ""
         if self.skipped_images:
             hint = how_to_convert(self.skipped_images)
-            lines.append(
-                Text(f"{counted(len(self.skipped_images), 'unreadable image')} left out.{hint}", style="yellow")
-            )
-        return Group(table, *lines)
-
-
-def _time(score: AttackAccuracy) -> str:
-    """Of this call; what was kept may be of more samples than are asked for now."""
-    now = f"{score.seconds - score.seconds_earlier:.0f} s"
-    return f"{now} ({score.seconds_earlier:.0f} s in an earlier start)" if score.seconds_earlier else now
+            yield f"{counted(len(self.skipped_images), 'unreadable image')} left out.{hint}", "yellow"
+        judged = [check for check in self.checks if check.passed is not None]
+        failed = [check for check in judged if not check.passed]
+        if failed:
+            yield f"Health checks: {len(failed)} of {len(judged)} FAILED; do not trust these accuracies.", "bold red"
+        elif judged:
+            yield f"Health checks: all {len(judged)} passed (--json has them).", "green"
+        for check in failed:
+            yield f"FAIL {check.name}: {check.message}", "red"
 
 
 def _ends(interval: tuple[float, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +16,22 @@ from torch import nn
 from apd.attacks import sample_seeds
 from apd.classifier import PromptedCLIP
 from apd.data.corruptions import corrupt, parse_corruption
-from apd.data.dataset import Dataset, Decoded, shuffled
+from apd.data.dataset import Dataset, Decoded, ImageSet, shuffled
 from apd.errors import InputError, nearest
 from apd.evaluation.checks import CHECKED, Checked, library_checks, model_checks, seeds_of
-from apd.evaluation.core import PRECISION, Evaluation, Samples
+from apd.evaluation.core import PRECISION, Evaluation
+from apd.evaluation.measure import LARGEST
 from apd.evaluation.result import Check, ClassScores, Result, Scores
+from apd.evaluation.sample import choose_sample
+from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
 from apd.evaluation.store import Record, Store
 from apd.evaluation.subject import Subject
 from apd.threat import format_eps
 from apd.versions import versions
+
+ON = ("", " on the undefended CLIP")
+"""What stands after an attack's name while it runs, for the model and for the control."""
 
 
 def evaluate(
@@ -63,18 +70,42 @@ def evaluate(
             f"The classifier knows {_some(classifier.class_names)}, but {data.name} has {_some(data.class_names)}; "
             "use classifier.with_classes(data.class_names, data.templates), or other data."
         )
-    info = classifier.encoder.info
-    images = data.split(chosen.split).sample(chosen.limit, chosen.seed)
+    images = data.split(chosen.split)
     if len(images) == 0:
         raise InputError(f"The {chosen.split} split of {data.name} has no images; choose another split.")
-    decoded = images.decode(info.preprocessing, skip_bad=chosen.skip_bad_images, progress=not chosen.quiet)
-    if chosen.corruption is not None:
-        seeds = sample_seeds(decoded.ids, chosen.seed, "corruption")
-        decoded = replace(decoded, images=corrupt(decoded.images, *parse_corruption(chosen.corruption), seeds))
+
+    def decode(some: ImageSet) -> Decoded:
+        return _decode(some, classifier, chosen)
+
     control = (undefended or classifier.undefended()) if chosen.control else None
-    return evaluate_tensors(
-        classifier, decoded, data.class_names, chosen, undefended=control, store=store, name=data.name
-    )
+    subjects = _subjects(classifier, control)
+    kept = Store(store)
+    sample, measured = choose_sample(images, decode, subjects, chosen, kept, len(data.class_names))
+    if not chosen.quiet:
+        print(sample.describe(chosen.split, chosen.adversarial), file=sys.stderr)
+    samples = Samples(decode(images.sample(sample.n, chosen.seed)))
+    evaluations = [
+        Evaluation(subject, samples, chosen, kept, len(data.class_names), on, pace)
+        for subject, on, pace in zip(subjects, ON, measured, strict=False)
+    ]
+    return _result(evaluations, control is not None, data.class_names, data.name, len(images))
+
+
+def _decode(images: ImageSet, classifier: PromptedCLIP, settings: EvaluationSettings) -> Decoded:
+    """Images as the classifier wants them, corrupted if that is asked for."""
+    preprocessing = classifier.encoder.info.preprocessing
+    decoded = images.decode(preprocessing, skip_bad=settings.skip_bad_images, progress=not settings.quiet)
+    if settings.corruption is None:
+        return decoded
+    seeds = sample_seeds(decoded.ids, settings.seed, "corruption")
+    return replace(decoded, images=corrupt(decoded.images, *parse_corruption(settings.corruption), seeds))
+
+
+def _subjects(model: nn.Module, control: nn.Module | None) -> list[Subject]:
+    """The model, and the control where it is another model."""
+    subject = Subject.of(model)
+    other = subject if control is None else Subject.of(control)
+    return [subject] if other.fingerprint == subject.fingerprint else [subject, other]
 
 
 def evaluate_tensors(
@@ -105,16 +136,30 @@ def evaluate_tensors(
         raise InputError(
             f"Each of the images must have an id of its own, and there must be one; got {len(decoded)} of {name}."
         )
-    evaluation = Evaluation(Subject.of(model), Samples(decoded), settings, Store(store), len(class_names))
+    samples, kept = Samples(decoded), Store(store)
+    evaluations = [
+        Evaluation(subject, samples, settings, kept, len(class_names), on)
+        for subject, on in zip(_subjects(model, undefended), ON, strict=False)
+    ]
+    return _result(evaluations, undefended is not None, class_names, name, len(decoded) + len(decoded.skipped))
+
+
+def _result(
+    evaluations: Sequence[Evaluation], controlled: bool, class_names: Sequence[str], name: str, available: int
+) -> Result:
+    """Run the evaluations: of the model, and of the control where that is another model."""
+    evaluation, *others = evaluations
+    decoded, settings = evaluation.samples.decoded, evaluation.settings
     records = evaluation.run()
     scores = evaluation.scores(records)
-    control = _control(evaluation, scores, undefended)
+    control = others[0].scores(others[0].run()) if others else scores if controlled else None
     predictions, labels = evaluation.predictions(records), decoded.labels.tolist()
     checks = _checks(evaluation, records, scores, control) if settings.checks else []
     return Result(
         **dict(scores),
         **_circumstances(settings),
         n=len(decoded),
+        n_available=available,
         undefended=control,
         checks=checks,
         per_class=_per_class(labels, predictions, class_names),
@@ -167,21 +212,9 @@ def _circumstances(settings: EvaluationSettings) -> dict[str, Any]:
         "classes": settings.classes,
         "corruption": settings.corruption,
         "precision": PRECISION,
-        "batch_size": settings.batch_size,
+        "batch_size": settings.batch_size or LARGEST,
+        "limit": settings.limit,
     }
-
-
-def _control(evaluation: Evaluation, scores: Scores, undefended: nn.Module | None) -> Scores | None:
-    """Scores of the undefended model; those of the evaluation itself where it is the same model."""
-    if undefended is None:
-        return None
-    subject = Subject.of(undefended)
-    if subject.fingerprint == evaluation.subject.fingerprint:
-        return scores
-    control = Evaluation(
-        subject, evaluation.samples, evaluation.settings, evaluation.store, evaluation.n_classes, title="undefended, "
-    )
-    return control.scores(control.run())
 
 
 def _checks(evaluation: Evaluation, records: dict[str, Record], scores: Scores, control: Scores | None) -> list[Check]:
@@ -189,7 +222,7 @@ def _checks(evaluation: Evaluation, records: dict[str, Record], scores: Scores, 
     samples, settings, subject = evaluation.samples, evaluation.settings, evaluation.subject
     # Drawn, not the first ones: folders are sorted by class.
     drawn = shuffled(samples.decoded.ids, settings.seed, "checks")
-    index = sorted(drawn[: min(CHECKED, settings.batch_size)])
+    index = sorted(drawn[: min(CHECKED, settings.batch_size or CHECKED)])
     right = {name: torch.tensor(guesses) for name, guesses in evaluation.predictions(records).items()}
     labels = samples.decoded.labels
     standing = torch.stack([guesses == labels for guesses in right.values()]).all(dim=0)

@@ -18,7 +18,7 @@ class EvaluationSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     attacks: tuple[str, ...] = Field(
-        ("clean", "pgd-20", "autoattack"),
+        ("clean", "apgd-ce+dlr"),
         description="clean (which always comes along), pgd-N, apgd-ce, apgd-dlr, apgd-ce+dlr, autoattack",
     )
     eps: str = Field("1/255", description="budget of the attacks in [0,1] pixel units, as a fraction or a float")
@@ -27,8 +27,17 @@ class EvaluationSettings(BaseModel):
     split: Literal["train", "val", "test"] = Field("test", description="the images; every choice is made on val")
     classes: Literal["all", "base", "new"] = Field("all", description="all classes, the first half or the second")
     corruption: str | None = Field(None, description="corrupts images before any attack, such as fog:3; null: none")
-    limit: int | None = Field(None, ge=1, description="evaluate so many images, drawn by the seed; null: all")
-    batch_size: int = Field(128, ge=1, description="images at a time; AutoAttack draws its random numbers per batch")
+    limit: int | Literal["auto", "all"] = Field(
+        "auto",
+        description="evaluate this many images, drawn by the seed, or all; auto: as many as take about four minutes on "
+        "this machine",
+    )
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="images at a time; null: as many, up to 128, as one part of an attack finishes within a minute. "
+        "APGD and AutoAttack draw their random numbers per batch",
+    )
     control: bool = Field(True, description="attack the undefended CLIP on the same images too")
     checks: bool = Field(True, description="run the health checks, on the first images")
     skip_bad_images: bool = Field(False, description="leave out images that cannot be read, and count them")
@@ -51,6 +60,16 @@ class EvaluationSettings(BaseModel):
             if name != "clean":
                 attacks.find(name)
         return tuple(dict.fromkeys(value))
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _number_or_word(cls, value: object) -> object:
+        if value is None:
+            return "all"
+        number = int(value) if isinstance(value, str) and value.isdecimal() else value
+        if number not in ("auto", "all") and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+            raise ValueError(f"limit: give a number of images from 1, all or auto (got {value!r}).")
+        return number
 
     @field_validator("corruption")
     @classmethod

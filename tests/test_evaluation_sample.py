@@ -1,0 +1,139 @@
+"""How many images an evaluation is of, and how many at a time, by the pace of the machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apd import attacks
+from apd.attacks import PGD, Objective, cross_entropy, misclassified, sample_seeds
+from apd.classifier import PromptedCLIP
+from apd.evaluation import EvaluationSettings, Result, core, evaluate, evaluate_tensors, parse_settings, sample
+from apd.evaluation.core import Keeper
+from apd.evaluation.measure import Measured, measure
+from apd.evaluation.samples import Samples
+from apd.evaluation.subject import Subject
+from apd.threat import ThreatModel
+
+from .command_line import Cli
+from .test_evaluation import NAMES, data_of, settings
+from .toys import decoded, toy_clip, trained
+
+PASSES = 1 + (2 * 5 + 1)
+"""Of an image that is right: the clean one, and PGD-5."""
+
+
+def paced(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """A machine of this pace."""
+    for module in (core, sample):
+        monkeypatch.setattr(module, "measure", lambda *_: Measured(seconds, right=1.0, robust=0.5))
+
+
+def toy_run(store: Path, **values: Any) -> Result:
+    data = data_of(5)
+    classifier = PromptedCLIP(toy_clip(5), None, data.class_names, data.templates)
+    options: dict[str, Any] = {"attacks": "pgd-5", "eps": "10/255", "checks": False, "store": store}
+    return evaluate(classifier, data, **(options | values))
+
+
+def test_default_evaluation_is_bounded() -> None:
+    default = EvaluationSettings()
+    assert (default.adversarial, default.limit) == (("apgd-ce+dlr",), "auto")
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.4, 40), (0.9, 20), (50, 20)])
+def test_sample_is_what_is_foretold_to_take_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], share: float, n: int
+) -> None:
+    """``share`` of the time that may be taken goes to 20 images; there are 40."""
+    paced(monkeypatch, share * sample.SECONDS / (20 * PASSES))
+    result = toy_run(tmp_path)
+    assert (result.n, result.n_available, result.limit) == (n, 40, "auto")
+    first = capfd.readouterr().err.splitlines()[0]
+    assert first.startswith("all 40 test images" if n == 40 else "20 of 40 test images, a random sample")
+    assert ("--limit all for all" in first) == (n < 40) and "--attack autoattack" in first
+    assert ("20 of 40 images" in str(result)) == (n < 40)
+
+
+def test_sample_is_kept_and_a_limit_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paced(monkeypatch, sample.SECONDS / (25 * PASSES))
+    before = toy_run(tmp_path)
+    (file,) = tmp_path.glob("sample-*.json")
+    assert json.loads(file.read_text())["n"] == before.n == 20
+    paced(monkeypatch, 1e-9)
+    again = toy_run(tmp_path)
+    assert again.ids == before.ids and again.predictions == before.predictions
+    assert toy_run(tmp_path / "fresh").n == 40
+    monkeypatch.setattr(sample, "measure", None)
+    found = [toy_run(tmp_path, limit=limit) for limit in (7, "7", "all", None, 1000)]
+    assert [(result.n, result.limit) for result in found] == [(7, 7), (7, 7), (40, "all"), (40, "all"), (40, 1000)]
+    assert set(found[0].ids) < set(before.ids) < set(found[2].ids)
+
+
+def test_batch_is_as_large_as_a_part_of_an_attack_ends_within_a_minute() -> None:
+    """AutoAttack on five classes: Square's 5,000 queries are the longest part, on what is expected to stand."""
+    first, apgd, fab, square = attacks.find("autoattack").part_passes(5)
+    assert square == max(first, apgd, fab, square) == 5004
+    for size in (128, 64, 8, 1):
+        pace = Measured(60 / (0.5 * square * size), right=0.9, robust=0.5)
+        slower = Measured(1.01 * pace.seconds, right=0.9, robust=0.5)
+        assert [one.batch_size("autoattack", 5) for one in (pace, slower)] == [size, max(1, size // 2)]
+    assert Measured(60 / 30, 1.0, 1.0).batch_size("clean", 5) == 16
+
+
+def test_batch_size_is_recorded_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"attacks": "apgd-ce", "control": False}
+    slow = 60 / (attacks.find("apgd-ce").part_passes(5)[0] * 4)
+    paced(monkeypatch, slow)
+    assert toy_run(tmp_path, limit=20, **options).attacks["apgd-ce"].batch_sizes == (4,)
+    paced(monkeypatch, 1e-9)
+    assert toy_run(tmp_path, limit="all", **options).attacks["apgd-ce"].batch_sizes == (4,)
+    assert toy_run(tmp_path / "fresh", limit="all", **options).attacks["apgd-ce"].batch_sizes == (128,)
+    assert toy_run(tmp_path / "set", limit="all", batch_size=9, **options).attacks["apgd-ce"].batch_sizes == (9,)
+
+
+def test_measured_shares_are_those_of_the_images() -> None:
+    model, images, eps = trained(5), decoded(60, 5, seed=5), 0.04
+    found = measure(Subject.of(model), Samples(images), settings(eps=eps))
+    x, labels = images.pixels(), images.labels
+    right = ~misclassified(model(x), labels)
+    objective, seeds = Objective(model, cross_entropy, labels), sample_seeds(images.ids, 0, "start")
+    adversarial = PGD(10).search(objective, x, ThreatModel(eps), seeds, misclassified)
+    robust = right & ~misclassified(model(adversarial), labels)
+    assert 0 < robust.sum() < right.sum() < 60
+    assert found.right == pytest.approx(float(right.float().mean()))
+    assert found.robust == pytest.approx((int(robust.sum()) + 1) / (int(right.sum()) + 1))
+    assert found.seconds > 0
+
+
+@pytest.mark.parametrize(("n_classes", "last"), [(2, "apgd-margin"), (3, "apgd-dlr")])
+def test_default_attack_with_few_classes(n_classes: int, last: str) -> None:
+    """DLR divides by the distance to the third logit, so with two classes it is the margin, and called that."""
+    chosen = parse_settings({"eps": 0.2, "checks": False})
+    result = evaluate_tensors(trained(n_classes), decoded(30, n_classes), NAMES[:n_classes], chosen)
+    score = result.attacks["apgd-ce+dlr"]
+    assert score.runs == ("pgd-10", "apgd-ce", last) and score.accuracy < result.clean
+    assert f"pgd-10, apgd-ce, {last}" in str(result)
+
+
+def test_ctrl_c_says_what_is_kept_and_how_to_resume(
+    run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begin, moved = Keeper.begin, run.rename(tmp_path / "a run")
+
+    def stopping(self: Keeper, part: str) -> None:
+        begin(self, part)
+        if part == "apgd-margin" or part == "apgd-dlr":
+            raise KeyboardInterrupt
+
+    call = ("evaluate", moved, "--eps", "8/255", "--limit", 9, "--device", "cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "begin", stopping)
+        stopped = cli(*call)
+    assert (stopped.code, stopped.out) == (130, "")
+    assert f"apd evaluate '{moved}' --eps 8/255 --limit 9 --device cpu" in stopped.err.splitlines()[-1]
+    assert "images under apgd-ce+dlr" in stopped.err and str(moved / "results") in stopped.err
+    assert cli(*call).code == 0
