@@ -2,23 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from apd.classifier import PromptedCLIP
 from apd.data.decode import decode_all
-from apd.errors import InputError
+from apd.data.folder import IMAGE_SUFFIXES
 from apd.loading import load_run
 
-_BATCH = 64
+BATCH = 16
+"""Images between two answers."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What became of a few image files.
+
+    Args:
+        rows: ``{"image": path, "classes": [{"class": name, "probability": p}, …]}`` a file, most probable class first.
+        bad: file to a sentence on why it cannot be read.
+    """
+
+    rows: list[dict[str, Any]]
+    bad: dict[str, str]
+
+
+def find_images(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
+    """Image files by their own paths, by folders (all images below them) and by patterns such as ``new/*.jpg``.
+
+    Args:
+        paths: in the order of the answers; a file that is there is no pattern, whatever its name.
+
+    Returns:
+        The files, and a sentence on each path that leads to none.
+    """
+    files: list[Path] = []
+    bad: list[str] = []
+    for given in paths:
+        path = Path(given)
+        if os.path.exists(path):
+            found, why = [path], f"{path} is a folder without images."
+        else:
+            found = [Path(name) for name in sorted(glob.glob(str(given), recursive=True))]
+            is_pattern = glob.escape(str(given)) != str(given)
+            why = f"nothing matches the pattern {given}." if is_pattern else f"there is no file {given}."
+        closed: list[str] = []
+        images = [image for entry in found for image in (_below(entry, closed) if entry.is_dir() else [entry])]
+        files += images
+        bad += closed
+        if not images and not closed:
+            bad.append(why)
+    return files, bad
+
+
+def _below(folder: Path, closed: list[str]) -> Iterator[Path]:
+    """The visible image files below a folder, sorted; linked folders are followed, each once.
+
+    Args:
+        folder: where to begin.
+        closed: takes a sentence on each folder that cannot be listed.
+    """
+
+    def note(error: OSError) -> None:
+        closed.append(f"cannot list {error.filename} ({error.strerror}).")
+
+    seen: set[str] = set()
+    for parent, below, names in os.walk(folder, onerror=note, followlinks=True):
+        seen.add(os.path.realpath(parent))
+        below[:] = sorted(
+            name
+            for name in below
+            if not name.startswith((".", "__")) and os.path.realpath(os.path.join(parent, name)) not in seen
+        )
+        for name in sorted(names):
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                yield Path(parent, name)
 
 
 def predict_files(
     run: str | Path, images: Sequence[Path], *, top: int = 3, model: str | None = None
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The most probable classes of image files, images turned and resized as in training.
+) -> Iterator[Answers]:
+    """The most probable classes of image files, batch by batch: the first answers come before the last file is read.
+
+    Images are turned and resized as in training.
 
     Args:
         run: run folder.
@@ -26,33 +98,31 @@ def predict_files(
         top: how many classes.
         model: where the CLIP is now, if it has moved.
 
-    Returns:
-        One ``{"image": path, "classes": [{"class": name, "probability": p}, …]}`` a file, most probable class first;
-        and a sentence on each file that cannot be read.
+    Yields:
+        The answers for the next `BATCH` files.
 
     Raises:
-        InputError: no run, a missing file, or a folder.
+        InputError: no run, or a CLIP that is not the one it was trained on.
     """
-    for path in images:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; name its image files, as in {path}/*.jpg.")
-        if not path.is_file():
-            raise InputError(f"There is no file {path}.")
     classifier = load_run(run, model=model)
-    names = classifier.class_names
-    rows: list[dict[str, Any]] = []
-    bad: list[str] = []
-    for first in range(0, len(images), _BATCH):
-        part = list(images[first : first + _BATCH])
-        ids = [str(path) for path in part]
-        pixels, skipped = decode_all(ids, part, classifier.encoder.info.preprocessing, skip_bad=True, progress=False)
-        bad += skipped.values()
-        if len(skipped) == len(part):
-            continue
-        with torch.no_grad():
-            best = classifier(pixels.float() / 255).softmax(dim=-1).topk(min(top, len(names)))
-        read = [id_ for index, id_ in enumerate(ids) if index not in skipped]
-        for name, values, indices in zip(read, best.values.tolist(), best.indices.tolist(), strict=True):
-            classes = [{"class": names[i], "probability": value} for value, i in zip(values, indices, strict=True)]
-            rows.append({"image": name, "classes": classes})
-    return rows, bad
+    for first in range(0, len(images), BATCH):
+        yield _classify(classifier, images[first : first + BATCH], top)
+
+
+def _classify(classifier: PromptedCLIP, files: Sequence[Path], top: int) -> Answers:
+    names = [str(path) for path in files]
+    preprocessing = classifier.encoder.info.preprocessing
+    pixels, skipped = decode_all(names, files, preprocessing, skip_bad=True, progress=False)
+    bad = {names[index]: sentence for index, sentence in skipped.items()}
+    if not len(pixels):
+        return Answers([], bad)
+    with torch.no_grad():
+        best = classifier(pixels.float() / 255).softmax(dim=-1).topk(min(top, len(classifier.class_names)))
+    rows = []
+    read = [name for name in names if name not in bad]
+    for name, values, indices in zip(read, best.values.tolist(), best.indices.tolist(), strict=True):
+        classes = [
+            {"class": classifier.class_names[i], "probability": value} for value, i in zip(values, indices, strict=True)
+        ]
+        rows.append({"image": name, "classes": classes})
+    return Answers(rows, bad)

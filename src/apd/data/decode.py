@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from apd.clip.preprocessing import Preprocessing
 from apd.data.unreadable import RAW_SUFFIXES, WAY_OUT, Source, complaint, how_to_convert
 from apd.errors import InputError
 
+T = TypeVar("T")
 PATIENCE = 2.0
 """Seconds before a progress bar is worth its line."""
 
@@ -148,12 +150,12 @@ def _tried(
 
     pool = ThreadPoolExecutor()
     try:
-        yield from enumerate(_watched(pool.map(attempt, range(total)), total, what, progress))
+        yield from enumerate(watched(pool.map(attempt, range(total)), total, what, progress))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _watched(results: Iterable[Exception | None], total: int, what: str, show: bool) -> Iterator[Exception | None]:
+def watched(results: Iterable[T], total: int, what: str, show: bool) -> Iterator[T]:
     """Pass the results on, with a bar on standard error (if that is a terminal) once it takes long."""
     from rich.console import Console
     from rich.progress import Progress
@@ -162,7 +164,7 @@ def _watched(results: Iterable[Exception | None], total: int, what: str, show: b
     if not (show and console.is_terminal):
         yield from results
         return
-    bar = Progress(console=console, transient=True)
+    bar = Progress(console=console, transient=True, redirect_stdout=False)
     task = bar.add_task(what, total=total)
     started = time.monotonic()
     running = False

@@ -1,0 +1,151 @@
+"""`apd predict`: folders and patterns, formats, answers as they come, and what has no answer at the end."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from apd.data import decode
+from apd.predict import find_images, predict_files
+
+from .command_line import Cli
+
+
+@pytest.fixture
+def photos(colours: Path, tmp_path: Path) -> Path:
+    """Three good images in two folders, and what is no image."""
+    folder = tmp_path / "new photos"
+    for name in ("a.png", "deep/b.PNG", "deep/er/c.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(colours / "red" / "000.png", folder / name)
+    (folder / "notes.txt").write_text("x")
+    (folder / ".hidden.png").write_bytes(b"x")
+    (folder / "deep" / "loop").symlink_to(folder)
+    return folder
+
+
+def relative(files: list[Path], folder: Path) -> list[str]:
+    return [file.relative_to(folder).as_posix() for file in files]
+
+
+def test_folders_and_patterns_lead_to_images(photos: Path) -> None:
+    everything = ["a.png", "deep/b.PNG", "deep/er/c.png"]
+    files, bad = find_images([photos])
+    assert (relative(files, photos), bad) == (everything, [])
+    assert relative(find_images([f"{photos}/*.png"])[0], photos) == ["a.png"]
+    (photos / "deep" / "loop").unlink()
+    assert relative(find_images([f"{photos}/d*"])[0], photos) == everything[1:]
+    assert relative(find_images([f"{photos}/**/c.png"])[0], photos) == ["deep/er/c.png"]
+    (photos / "[1].png").touch()
+    assert relative(find_images([photos / "[1].png"])[0], photos) == ["[1].png"], "a file that is there is no pattern"
+
+
+def test_paths_that_lead_to_nothing_are_told(photos: Path) -> None:
+    (photos / "empty").mkdir()
+    given = [photos / "none.png", photos / "a.png", photos / "empty", f"{photos}/*.gif"]
+    files, bad = find_images(given)
+    assert files == [photos / "a.png"]
+    assert [word in line for word, line in zip(("none.png", "empty", "*.gif"), bad, strict=True)] == [True] * 3
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
+def test_a_folder_that_cannot_be_listed_is_told(photos: Path) -> None:
+    (photos / "deep").chmod(0)
+    try:
+        files, bad = find_images([photos])
+    finally:
+        (photos / "deep").chmod(0o755)
+    assert relative(files, photos) == ["a.png"] and len(bad) == 1 and "deep" in bad[0]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_good_files_are_answered_whatever_the_others_are(
+    cli: Cli, run: Path, photos: Path, form: str, skip: bool
+) -> None:
+    (photos / "broken.png").write_bytes(b"x")
+    (photos / "IMG_1.heic").write_bytes(b"x")
+    options = ["--format", form, *(["--skip-bad-images"] if skip else [])]
+    answer = cli("predict", run, photos / "gone.png", photos, f"{photos}/*.gif", "--top", 2, *options)
+    assert answer.code == (0 if skip else 2)
+    good = [str(photos / name) for name in ("a.png", "deep/b.PNG", "deep/er/c.png")]
+    if form == "table":
+        assert [line.partition(": ")[0] for line in answer.out.splitlines()] == good
+    elif form == "json":
+        rows = json.loads(answer.out)
+        assert [row["image"] for row in rows] == good and {len(row["classes"]) for row in rows} == {2}
+        assert answer.out == json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
+    else:
+        head, *table = csv.reader(io.StringIO(answer.out))
+        assert head == ["image", "class_1", "probability_1", "class_2", "probability_2"]
+        assert [row[0] for row in table] == good
+        assert all(
+            1 > float(row[2]) > float(row[4]) > 0 and {row[1], row[3]} <= {"red", "green", "blue"} for row in table
+        )
+    for name in ("gone.png", "*.gif"):
+        assert name in answer.err
+    assert answer.err.count("-format jpg *.heic") == 1
+    if not skip:
+        assert all(name in answer.err for name in ("broken.png", "IMG_1.heic"))
+        assert answer.err.splitlines()[-1].startswith("error: ")
+
+
+def test_json_and_csv_say_the_same(cli: Cli, run: Path, photos: Path) -> None:
+    rows = json.loads(cli("predict", run, photos, "--json").out)
+    assert rows == json.loads(cli("predict", run, photos, "--format", "json").out)
+    table = list(csv.DictReader(io.StringIO(cli("predict", run, photos, "--format", "csv").out)))
+    for row, entry in zip(table, rows, strict=True):
+        assert row["image"] == entry["image"]
+        for rank, found in enumerate(entry["classes"], start=1):
+            assert (row[f"class_{rank}"], float(row[f"probability_{rank}"])) == (found["class"], found["probability"])
+    none = cli("predict", run, photos / "none.png", "--json")
+    assert (none.code, none.out) == (2, "[]\n")
+
+
+def test_the_first_answers_come_before_the_last_file_is_read(
+    run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apd.predict.BATCH", 1)
+    answers = predict_files(run, [photos / "a.png", photos / "later.png"])
+    assert [row["image"] for row in next(answers).rows] == [str(photos / "a.png")]
+    shutil.copy(photos / "a.png", photos / "later.png")
+    assert [row["image"] for row in next(answers).rows] == [str(photos / "later.png")]
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_ctrl_c_keeps_the_answers_so_far_and_says_how_to_have_the_others(
+    cli: Cli, run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    seen = []
+
+    def stop_at_second(*arguments: object, **options: object) -> object:
+        seen.append(arguments)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+        return decode.decode_all(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("apd.predict.BATCH", 1)
+    monkeypatch.setattr("apd.predict.decode_all", stop_at_second)
+    answer = cli("predict", run, photos, "--format", form)
+    assert answer.code == 130
+    first = str(photos / "a.png")
+    if form == "json":
+        assert [row["image"] for row in json.loads(answer.out)] == [first]
+    else:
+        assert answer.out.splitlines()[-1].startswith(first)
+    assert "1 of 3 images" in answer.err
+    assert f"apd predict {run} '{photos}' --format {form}" in answer.err
+
+
+def test_file_names_that_are_not_utf_8(cli: Cli, run: Path, photos: Path) -> None:
+    shutil.move(photos / "a.png", os.fsencode(photos) + b"/a\xff.png")
+    for form in ("table", "json", "csv"):
+        answer = cli("predict", run, photos, "--format", form)
+        assert answer.code == 0, answer.err
+        assert "xff.png" in answer.out or "udcff.png" in answer.out
