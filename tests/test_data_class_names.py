@@ -70,6 +70,7 @@ def test_other_names_follow_the_text(tmp_path: Path) -> None:
         (["002.Owl", "001.Black_Tern"], ["001.Black_Tern", "002.Owl"], ["Black Tern", "Owl"]),
         (["2 002.Owl", "1 001.Black_Tern"], ["001.Black_Tern", "002.Owl"], ["Black Tern", "Owl"]),
         (["1\tbear", "2\tant"], ["ant", "bear"], ["ant", "bear"]),
+        (["1 white_shark", "2 ant"], ["ant", "white_shark"], ["ant", "white shark"]),
         (["n02 bear", "n01 ant"], ["n01", "n02"], ["ant", "bear"]),
         (["n00000002 bear", "n00000001 ant"], ["ant", "bear"], ["ant", "bear"]),
         (
@@ -109,6 +110,9 @@ def test_published_forms(tmp_path: Path, lines: list[str], folders: list[str], n
         (["1 ant", "2 bear"], ["0", "1"], ["'2 bear'", "'0'"]),
         (["1 001.Tern", "2 002.Olw"], ["001.Tern", "002.Owl"], ["'002.Olw'"]),
         (["1 ant", "2 bear", "cat"], ["x", "y", "z"], ["'cat'"]),
+        (["1 ant", "2bear"], ["ant", "bear"], ["'2bear'"]),
+        (["1 n00000001", "2 n0000002"], ["n00000001", "n00000002"], ["'n0000002'"]),
+        (["001", "02", "003"], ["001", "002", "003"], ["'02'"]),
         (["10 ant", "20 bear"], ["x", "y"], ["'10 ant', '20 bear'"]),
         (["dog", "ants", "cat"], ["ant", "cat", "dog"], ["'ants'"]),
         (["ant,", "bear,Bear"], ["ant", "bear"], ["'ant'"]),

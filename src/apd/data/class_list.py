@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from apd.data.names import BARE_WORDNET_ID, readable_names, without_ids
+from apd.data.names import BARE_WORDNET_ID, nameless, readable_names, without_ids
 from apd.errors import InputError
 from apd.text import short
 
@@ -63,9 +63,10 @@ def _folder_names(lines: Sequence[str], folders: Sequence[str]) -> dict[str, str
     if Counter(found) != Counter(folders):
         return None
     readable = dict(zip(folders, readable_names(folders), strict=True))
+    raw = {*folders, *without_ids(folders)}
     return {
-        folder: readable[folder] if line == folder else bare
-        for folder, line, bare in zip(found, lines, without_ids(lines), strict=True)
+        folder: readable[folder] if bare in raw else bare
+        for folder, bare in zip(found, without_ids(lines), strict=True)
         if folder is not None
     }
 
@@ -159,8 +160,11 @@ def _in_order(path: Path, names: list[str], folders: Sequence[str]) -> dict[str,
     matched = _folders_of(names, order)
     readable = dict(zip(order, readable_names(order), strict=True))
     elsewhere = any(match not in (None, folder) for match, folder in zip(matched, order, strict=True))
-    # Folder names are no readable names: a list of them with a typing error must not become the class names.
-    raw = any(name == match and readable[match] != name for name, match in zip(names, matched, strict=True) if match)
+    # Folder names and ids are not readable names: a list of them with a typing error must not become the class names.
+    raw = any(
+        readable[match] != name or nameless([name]) if match else any(rest in order for rest in _heads([name])[1])
+        for name, match in zip(names, matched, strict=True)
+    )
     if elsewhere or raw:
         others = [name for name, match in zip(names, matched, strict=True) if match is None]
         raise InputError(f"{path} has names of class folders, but also {_quoted(others or names)}: {_WAY_OUT}.")
