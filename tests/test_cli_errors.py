@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -175,23 +176,40 @@ def test_ctrl_c_says_how_to_go_on(
     folder = tmp_path / "run"
     train = ("train", colours, "--model", clip_folder, *QUICK, "--output", folder)
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("apd.training.loop.Loop.validate", stop)
-        answer = cli(*train)
+        answer = cli(*train, "--set", "train.batch_size=2", "--set", "train.checkpoint_every=1")
     assert answer.code == 130
+    assert "2 optimiser steps" in answer.err, "the last one was not yet kept"
     assert f"apd train --output {folder} --resume" in answer.err
     resumed = cli("train", "--output", folder, "--resume")
     assert resumed.code == 0, resumed.err
     assert Run.open(folder).finished
-    with monkeypatch.context() as patch:
-        patch.setattr("apd.training.loop.Loop.run_through", stop)
-        early = cli(*train[:-1], tmp_path / "early")
-    assert early.code == 130
-    assert "before there was anything to save" in early.err
-    assert not (tmp_path / "early").exists()
+    for place in ("apd.training.loop.Loop.run_through", "apd.clip.load_clip", "apd.data.decode.find_bad"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, stop)
+            early = cli(*train[:-1], tmp_path / "early run")
+        assert early.code == 130
+        again = next(line for line in early.err.splitlines() if "apd train" in line).partition("with: ")[2]
+        assert shlex.split(again) == ["apd", *map(str, train[:-1]), str(tmp_path / "early run")]
+        assert not (tmp_path / "early run").exists()
+
+
+def test_ctrl_c_before_an_unfinished_run_is_replaced_does_not_offer_to_resume_it(
+    cli: Cli, run: Path, clip_folder: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (run / "run.json").write_text((run / "run.json").read_text().replace('"done"', '"running"'))
+    monkeypatch.setattr("apd.clip.load_clip", stop)
+    train = ("train", colours, "--model", clip_folder, *QUICK, "--output", run, "--overwrite", "--seed", 7)
+    answer = cli(*train)
+    assert answer.code == 130 and "--resume" not in answer.err
+    assert shlex.join(["apd", *map(str, train)]) in answer.err
 
 
 def test_traceback_only_with_debug(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,16 @@ class Run:
         return self._starting or (load_recorded(file) if self.finished else load_config(file))
 
     @property
+    def steps_kept(self) -> int | None:
+        """Optimiser steps that its checkpoint holds; None where there is none.
+
+        Raises:
+            InputError: a damaged checkpoint.
+        """
+        found = self._read_checkpoint()
+        return None if found is None else int(found[1]["step"])
+
+    @property
     def results(self) -> Path:
         """The folder of its evaluations."""
         return self.path / "results"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,9 +11,11 @@ import typer
 
 from apd.cli.common import say, say_inputs
 from apd.errors import InputError
+from apd.heartbeat import counted
 from apd.text import quoted
 
 if TYPE_CHECKING:
+    from apd.config import RunConfig
     from apd.data import Dataset
 
 _LOOKING = 10.0
@@ -73,39 +77,47 @@ def train(
 def _train(
     flags: dict[str, Any], file: Path | None, sets: list[str], output: Path | None, resume: bool, overwrite: bool
 ) -> None:
-    from apd.api import read_images, start
-    from apd.clip import BUILT_IN as EMBEDDED
-    from apd.clip import load_clip
     from apd.config import load_config
     from apd.data import short_name
-    from apd.data.load import BUILT_IN
     from apd.processes import is_first_process
     from apd.run import check_output
 
-    first = is_first_process()
+    tell = say if is_first_process() else _nothing
     if resume and file is None and output is not None and (output / "config.yaml").is_file():
         file = output / "config.yaml"
     config = load_config(file, flags, sets)
     if output is None:
         output = Path("runs") / f"{short_name(config.data.source)}-{config.method.name}-{config.train.seed}"
-    tell = say if first else _nothing
-    if first:
+    if is_first_process():
         check_output(output, resume=resume, overwrite=overwrite)
+    try:
+        _train_in(output, config, resume=resume, overwrite=overwrite)
+    except KeyboardInterrupt:
+        tell(f"\nStopped. {_kept(output, config)}")
+        raise
+
+
+def _train_in(output: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Train, and say with what and what comes next."""
+    from apd.api import read_images, start
+    from apd.clip import BUILT_IN as EMBEDDED
+    from apd.clip import load_clip
+    from apd.data.load import BUILT_IN
+    from apd.processes import is_first_process
+
+    first = is_first_process()
     data = config.data.load(config.train.seed)
     data.check_trainable()
     if first:
         say_inputs(data, config.model, f"; method {config.method.name}, to {output}")
+    if first and config.model in EMBEDDED and config.data.source not in BUILT_IN:
+        say(f"{config.model} is {EMBEDDED[config.model]}. For photos give --model, such as {_FOR_PHOTOS}.")
     stops = first and not config.data.skip_bad_images and _bad_test_images(data)
     clip = load_clip(config.model)
-    try:
-        images = read_images(clip, data, config)
-        if config.model in EMBEDDED and config.data.source not in BUILT_IN:
-            tell(f"{config.model} is {EMBEDDED[config.model]}. For photos give --model, such as {_FOR_PHOTOS}.")
-        run = start(clip, data, images, config, output, resume=resume, overwrite=overwrite)
-    except KeyboardInterrupt:
-        tell(_stopped(output))
-        raise
-    tell(f"Done: {run.path}. Next: apd evaluate {quoted(run.path)}{' --skip-bad-images' if stops else ''}")
+    images = read_images(clip, data, config)
+    run = start(clip, data, images, config, output, resume=resume, overwrite=overwrite)
+    if first:
+        say(f"Done: {run.path}. Next: apd evaluate {quoted(run.path)}{' --skip-bad-images' if stops else ''}")
 
 
 def _bad_test_images(data: Dataset) -> bool:
@@ -123,17 +135,21 @@ def _bad_test_images(data: Dataset) -> bool:
     return bool(bad)
 
 
-def _stopped(output: Path) -> str:
-    """What to tell who pressed Ctrl-C."""
+def _kept(output: Path, config: RunConfig) -> str:
+    """What is left of a training that was stopped, and the command that takes it up."""
     from apd.run import Run
 
     try:
-        unfinished = not Run.open(output, finished=False).finished
+        run = Run.open(output, finished=False)
+        own, steps = run.config == config, run.steps_kept
     except InputError:
-        unfinished = False
-    if unfinished:
-        return f"\nStopped. Go on with: apd train --output {quoted(output)} --resume"
-    return "\nStopped before there was anything to save."
+        own = False
+    if own and run.finished:
+        return f"{output} holds a finished run."
+    if own:
+        done = counted(steps or 0, "optimiser step")
+        return f"Kept: what {done} learned. Resume with: apd train --output {quoted(output)} --resume"
+    return f"There was nothing to save yet. Start again with: {shlex.join(['apd', *sys.argv[1:]])}"
 
 
 def _nothing(_: str) -> None:
