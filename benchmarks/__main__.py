@@ -1,7 +1,8 @@
-"""Speed, as ratios measured side by side in one run; see docs/benchmarks.md.
+"""Speed, as counted operations and as ratios measured side by side in one run; see docs/benchmarks.md.
 
 python -m benchmarks                  every suite; hours on a CPU, and resumable row by row
 python -m benchmarks --quick          few sizes and rounds; minutes
+python -m benchmarks --suite flops    operations per training step, counted: the same on every machine; minutes
 python -m benchmarks --plan           what would be measured, and how long it should take
 python -m benchmarks --profile        where a step spends its time
 python -m benchmarks --page           plots, and the figures of docs/benchmarks.md, from the JSON files
@@ -19,6 +20,7 @@ import torch
 from benchmarks.cases import Case, Options, Results, run
 
 SUITES = {
+    "flops": "benchmarks.flops",
     "step": "benchmarks.step_rows",
     "switches": "benchmarks.switches",
     "evaluation": "benchmarks.evaluation",
@@ -43,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--geometry", default="vit-b-32", help="of the main rows")
     parser.add_argument("--testbed", type=Path, help="folder of a real small CLIP with images, for the evaluation")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument(
+        "--label", metavar="NAME", help="of this machine: its rows go to SUITE-NAME.json, beside others'"
+    )
     parser.add_argument("--profile", action="store_true", help="write tables of where a step spends its time, and stop")
     parser.add_argument("--page", action="store_true", help="remake plots and docs/benchmarks.md, and stop")
     a = parser.parse_args(argv)
@@ -60,8 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         profile(options)
     elif not a.page:
+        suffix = device_suffix(options.device) + (f"-{a.label}" if a.label else "")
         for suite in a.suite:
-            results = Results(options.results / f"{suite}{device_suffix(options.device)}.json", options)
+            results = Results(options.results / f"{suite}{suffix}.json", options)
             run(suite_cases(suite)(options, results), results, plan=a.plan)
     if a.page:
         from benchmarks.page import write_page

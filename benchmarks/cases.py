@@ -140,6 +140,9 @@ class Results:
 CONTRACT = ("name", "ours_s", "reference_s", "floor_s", "ratio_reference", "ratio_floor", "spread", "extrapolated")
 """What every row has, besides ``machine``; None where there is no such figure."""
 
+COUNTS = ("ours_gflop", "reference_gflop", "floor_gflop", "times_fewer")
+"""What rows of counted operations have besides."""
+
 
 def _digest(case: Case) -> str:
     text = json.dumps([apd.__version__, case.name, case.settings], sort_keys=True)
@@ -173,5 +176,6 @@ def _time(seconds: float) -> str:
 
 
 def _figures(row: Row) -> str:
-    parts = [f"{key} {row[key]:.3g}" for key in CONTRACT[1:6] if row[key] is not None]
+    known = [key for key in (*CONTRACT[1:6], *COUNTS) if row.get(key) is not None]
+    parts = [f"{key} {row[key]:.3g}" for key in known]
     return ", ".join(parts + (["extrapolated"] if row["extrapolated"] else []))

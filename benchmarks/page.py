@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,62 @@ def write_page(results: Path, docs: Path) -> None:
         raise InputError(f"{page} lacks the lines {BEGIN} and {END}; put them where the figures belong.")
     before, rest = text.split(BEGIN, 1)
     after = rest.split(END, 1)[1]
-    suites = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
-    parts = [part for suite, rows in suites.items() if rows for part in section(suite, rows, docs / "benchmarks")]
+    suites = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"), key=lambda f: f.stem)}
+    parts = list(headline(suites))
+    for suite, rows in suites.items():
+        if rows and suite != "flops":
+            parts += section(suite, rows, docs / "benchmarks")
     # Those of the smallest geometry show that profiling works, and nothing else.
     parts += [file.read_text().strip() for file in sorted(results.glob("profile-*.md")) if "mini" not in file.stem]
     write_atomic(page, f"{before}{BEGIN}\n\n" + "\n\n".join(parts or [NOTHING]) + f"\n\n{END}{after}")
+
+
+def headline(suites: Mapping[str, list[Row]]) -> Iterator[str]:
+    """Counted operations of every step, beside the ratios that each machine has measured of it."""
+    counts = suites.get("flops")
+    if not counts:
+        return
+    machines = [rows for suite, rows in suites.items() if suite.split("-")[0] == "step" and rows]
+    yield "### Operations per training step, and how many times faster it is"
+    lines = [
+        "| step | ours (GFLOP) | published (GFLOP) | times fewer | floor (GFLOP) | times faster, equal kernels | times faster |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in counts:
+        ours, reference, floor = (_whole(row, f"{side}_gflop") for side in ("ours", "reference", "floor"))
+        cells = [ours, reference, _cell(row, "times_fewer"), floor]
+        ratios = ("ratio_reference_our_kernels", "ratio_reference")
+        cells += [_by_machine(machines, row["name"], ratio) for ratio in ratios]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    yield "\n".join(lines)
+    yield "In brackets, the machine that measured it:"
+    yield "\n".join(f"{number}. {_circumstances(rows)}" for number, rows in enumerate(machines, 1))
+
+
+def _whole(row: Row, name: str) -> str:
+    value = row.get(name)
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _by_machine(machines: Sequence[list[Row]], name: str, ratio: str) -> str:
+    """The measured ratios of a row, the lowest first, each with its machine's number."""
+    found = [
+        (row[ratio], number)
+        for number, rows in enumerate(machines, 1)
+        for row in rows
+        if row["name"] == name and row.get(ratio) is not None and not row["extrapolated"]
+    ]
+    return ", ".join(f"{value:.3g} ({number})" for value, number in sorted(found))
+
+
+def _circumstances(rows: list[Row]) -> str:
+    known = next((row["rate"] for row in rows if row.get("rate")), None)
+    rate = (
+        f"; a large product runs at {known['default']:.0f} GFLOP/s by default, {known['ours']:.0f} on our kernels"
+        if known
+        else ""
+    )
+    return rows[0]["machine"] + rate + "."
 
 
 def section(suite: str, rows: list[Row], pictures: Path) -> Iterator[str]:

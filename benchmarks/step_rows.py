@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from apd.methods import find_method
 from benchmarks.cases import Case, Options, Results, Row
 from benchmarks.geometry import CONTEXT, GEOMETRIES, Geometry, cut_length
-from benchmarks.measure import Side, compared, line_through, take_turns
+from benchmarks.measure import Side, compared, line_through, matmul_rate, take_turns
 from benchmarks.step import Problem, floor, leaves, ours, problem, published
 
 DEPTH = 9
@@ -64,6 +66,18 @@ class StepPlan:
     rounds: int = 5
     references: int = 1
 
+    def name(self, options: Options) -> str:
+        """Name of the row."""
+        precision = "-bf16" if self.bf16 else ""
+        return f"{self.kind}-step-b{self.batch}-c{self.classes}{options.suffix(self.geometry)}{precision}"
+
+    def about(self) -> dict[str, Any]:
+        """All that the row's figures depend on, but for the number of rounds."""
+        method, settings = method_settings(self.kind, GEOMETRIES[self.geometry])
+        about = {"method": method, "method_settings": settings, "batch": self.batch, "classes": self.classes}
+        about |= {"attack_steps": 2, "geometry": self.geometry, "bf16": self.bf16}
+        return about | {"reference": bool(self.references)}
+
     def gflop(self) -> tuple[float, float]:
         """Of the floor and of the published step."""
         return predicted(self.kind, GEOMETRIES[self.geometry], self.batch, self.classes)
@@ -106,15 +120,17 @@ def step_case(options: Options, results: Results, step: StepPlan) -> Case:
         functions = step.functions(p)
         times = take_turns({side: functions[side] for side in sides}, sides, options.device)
         least, most = step.gflop()
-        row = compared(times) | {"gflop": {"floor": least, "reference": most}}
+        row = compared(times) | {"gflop": {"floor": least, "reference": most}, "rate": rates(options.device)}
         prefix, fap = f"fap-step-b{batch}-c", step.kind == "fap"
         fit = fap and not step.references and not step.bf16 and len(sizes(results, prefix, suffix, "reference")) > 1
         return fitted(row, results, prefix, suffix, classes, ("reference",)) if fit else row
 
-    about = {"method": name, "method_settings": settings, "batch": batch, "classes": classes, "attack_steps": 2}
-    about |= {"geometry": step.geometry, "bf16": step.bf16, "reference": bool(step.references)}
-    row_name = f"{step.kind}-step-b{batch}-c{classes}{suffix}{'-bf16' if step.bf16 else ''}"
-    return Case(row_name, about, measure, sides)
+    return Case(step.name(options), step.about(), measure, sides)
+
+
+def rates(device: torch.device) -> dict[str, float]:
+    """GFLOP a second of a large float32 product on torch's default kernels and on ours: how much of a ratio is kernels."""
+    return {"default": matmul_rate(device), "ours": matmul_rate(device, own_kernels=True)}
 
 
 def sizes(results: Results, prefix: str, suffix: str, side: str) -> dict[int, float]:
