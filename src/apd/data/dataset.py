@@ -177,7 +177,7 @@ class Dataset:
     def shortage(self) -> str:
         """A sentence on classes with fewer training images than were asked for; empty where there are none."""
         few = fewer_than(self.shots, self.train, self.class_names)
-        return few and f"Asked for {self.shots} training images a class{few}: those are trained on all they have."
+        return few and f"Asked for {self.shots} training images per class{few}; those are trained on all they have."
 
     def check_trainable(self) -> None:
         """Check that there are images to train on and to validate with.

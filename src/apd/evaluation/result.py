@@ -160,7 +160,7 @@ class Result(Scores):
         if len(self.attacks) > 1:
             other = f"{base.worst.accuracy:.2f}" if base else "-"
             table.add_row("worst of all", f"{self.worst.accuracy:.2f}", _ends(self.worst.interval), other, style="bold")
-        return Group(Text(title), table, *(Text(line, style=style) for line, style in self._notes()))
+        return Group(Text(title), table, *(Text(printable(line), style=style) for line, style in self._notes()))
 
     def _notes(self) -> Iterator[tuple[str, str]]:
         """Lines below the table, and their style: a line on the health checks, and one on each that failed."""
