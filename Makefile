@@ -9,7 +9,7 @@ help:
 	@echo "make demo     install, train on the built-in digits, attack, print the table"
 	@echo "make install  everything for development, in $(VENV)"
 	@echo "make test     install, then the tests with coverage"
-	@echo "make lint     ruff and mypy"
+	@echo "make lint     ruff, mypy and the layer contract"
 	@echo "make bench    the benchmark suites and their page: hours, resumable; python -m benchmarks --quick for minutes"
 	@echo "make clean    remove $(VENV) and what tools left behind; runs/ stays"
 
@@ -39,6 +39,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 import apd
-from apd.clip import DualEncoder
-from apd.files import write_atomic
+from apd.models import DualEncoder
+from apd.util.files import write_atomic
 from benchmarks.geometry import GEOMETRIES, Geometry, save
 from benchmarks.measure import Side, machine
 from benchmarks.towers import Towers

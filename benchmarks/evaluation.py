@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 import apd
 from apd.attacks import find
-from apd.bench.cost import PASSES, STANDING
+from apd.attacks.threat import ThreatModel, parse_eps
+from apd.bench.estimate import PASSES, STANDING
 from apd.data.dataset import Decoded
 from apd.evaluation import evaluate_tensors, parse_settings
-from apd.threat import ThreatModel, parse_eps
 from benchmarks.cases import Case, Options, Results, Row
 from benchmarks.geometry import CONTEXT, GEOMETRIES, class_names
 from benchmarks.measure import Side, compared, interleaved, take_turns
@@ -252,7 +252,7 @@ def steady_case(options: Options, geometry: str, batch: int, classes: int, round
     def measure() -> Row:
         encoder, towers = options.load(geometry)
         spec = apd.PromptSpec(text_tokens=2, visual_tokens=2)
-        prompts = apd.prompts.Prompts.initial(spec, encoder).requires_grad_(False)
+        prompts = apd.models.prompts.Prompts.initial(spec, encoder).requires_grad_(False)
         classifier = apd.PromptedCLIP(encoder, prompts, class_names(classes))
         size = shape.image_size
         x = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(options.device)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from apd.clip.kernels import linear
+from apd.models.fast.kernels import linear
 
 PATIENCE = 60.0
 """Seconds after which a side has had enough rounds."""
@@ -118,7 +118,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, own_ke
 
     Args:
         device, dtype: of the matrices.
-        own_kernels: by `apd.clip.kernels.linear`, else by torch's default.
+        own_kernels: by `apd.models.fast.kernels.linear`, else by torch's default.
     """
     size = 8192 if device.type == "cuda" else 1536
     layer = nn.Linear(size, size, bias=False, device=device, dtype=dtype).requires_grad_(False)

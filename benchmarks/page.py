@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from apd.errors import InputError
-from apd.files import write_atomic
+from apd.util.files import write_atomic
 from benchmarks.cases import Row
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"

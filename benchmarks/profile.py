@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity
 
 import apd
-from apd.files import write_atomic
+from apd.util.files import write_atomic
 from benchmarks.cases import Options
 from benchmarks.geometry import GEOMETRIES
 from benchmarks.measure import interleaved, machine, wait_for

@@ -19,9 +19,9 @@ from torch import Tensor
 
 import apd
 from apd.attacks import PGD
+from apd.attacks.threat import ThreatModel
 from apd.methods import Method, find_method
-from apd.prompts import Prompts
-from apd.threat import ThreatModel
+from apd.models.prompts import Prompts
 from apd.training.step import TrainStep
 from benchmarks.geometry import class_names
 from benchmarks.towers import Towers

@@ -14,9 +14,9 @@ from accelerate import Accelerator
 import apd
 from apd.data.dataset import Decoded
 from apd.methods import find_method
+from apd.settings.train import TrainSettings
 from apd.training.batches import Images
 from apd.training.loop import Loop
-from apd.training.settings import TrainSettings
 from benchmarks.cases import Case, Options, Results, Row
 from benchmarks.geometry import GEOMETRIES, class_names, cut_length
 from benchmarks.measure import Side, compared, take_turns

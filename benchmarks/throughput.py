@@ -9,8 +9,8 @@ import torch
 
 import apd
 from apd.attacks import find
-from apd.bench.cost import PASSES
-from apd.threat import ThreatModel
+from apd.attacks.threat import ThreatModel
+from apd.bench.estimate import PASSES
 from benchmarks.cases import Case, Options, Results, Row
 from benchmarks.geometry import GEOMETRIES, class_names
 from benchmarks.measure import PeakMemory, Side, interleaved, matmul_rate, take_turns

@@ -10,22 +10,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from apd.clip import DualEncoder
-from apd.clip.blocks import attend_all, run_block
+from apd.models import DualEncoder
+from apd.models.fast.blocks import attend_all, run_block
 
 
 @dataclass(frozen=True)
 class Towers:
     """The blocks of a `transformers` ``CLIPModel`` with weights of its own, and what turns pixels into its input.
 
-    Prompt tokens enter as in `apd.clip.DualEncoder`, one (n, width) tensor a block: visual ones behind the patches, text
+    Prompt tokens enter as in `apd.models.DualEncoder`, one (n, width) tensor a block: visual ones behind the patches, text
     ones behind the start token.
 
     Args:
         model: the towers.
         mean, std: of the normalisation.
-        own_kernels: let `apd.clip.kernels` and `apd.clip.blocks` compute each whole block: float32 products by oneDNN, a fused
-            activation, bfloat16 weights kept; else the model's own modules.
+        own_kernels: let `apd.models.fast` compute each whole block: float32 products by oneDNN, a fused activation, bfloat16
+            weights kept; else the model's own modules.
     """
 
     model: Any

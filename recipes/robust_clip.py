@@ -31,20 +31,20 @@ from transformers.utils.hub import cached_file
 from apd import losses
 from apd.attacks import Objective, cross_entropy
 from apd.attacks.objectives import squared_distance
-from apd.classifier import PromptedCLIP
-from apd.clip import load_clip
-from apd.clip.huggingface import HuggingFaceEncoder
-from apd.config import RunConfig, validate
 from apd.data import Dataset
-from apd.device import pick_device
 from apd.errors import InputError
-from apd.files import check_writable, writing
-from apd.tensors import read_tensors, write_tensors
+from apd.models import load_clip
+from apd.models.classifier import PromptedCLIP
+from apd.models.huggingface import HuggingFaceEncoder
+from apd.runs.config import RunConfig, validate
+from apd.settings.train import TrainSettings
 from apd.training.batches import Batch, Batches, decode
-from apd.training.monitor import TrainingProgress
+from apd.training.collapse import TrainingProgress
 from apd.training.optim import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
-from apd.training.settings import TrainSettings
 from apd.training.step import training_attack
+from apd.util.device import pick_device
+from apd.util.files import check_writable, writing
+from apd.util.tensors import read_tensors, write_tensors
 
 TOWER = ("vision_model.", "visual_projection.")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from apd.cli import main
-from apd.clip import DualEncoder, load_clip
+from apd.models import DualEncoder, load_clip
 
 from .command_line import QUICK, Answer, Cli, in_process
 from .models import save_clip, save_colours

@@ -25,8 +25,8 @@ from apd.attacks import (
     misclassified,
 )
 from apd.attacks.base import sample_seeds
+from apd.attacks.threat import ThreatModel
 from apd.errors import InputError
-from apd.threat import ThreatModel
 
 from .toys import Counting, pictures, trained
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from apd import attacks
 from apd.attacks import Cascade, misclassified
+from apd.attacks.threat import Norm, ThreatModel
 from apd.errors import InputError
-from apd.threat import Norm, ThreatModel
 
 from .test_attacks import BALLS, standing_pictures
 from .toys import Counting, trained

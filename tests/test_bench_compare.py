@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from apd.bench.compare import Cell, bootstrap_of_means, difference, figure, value
+from apd.bench.job import Outcome, ViewOutcome
 from apd.bench.plan import Entry, Plan
 from apd.bench.protocols import Measure, View
-from apd.bench.tables import best_methods, latex, make_tables, markdown
-from apd.bench.work import Outcome, ViewOutcome
-from apd.statistics import paired_bootstrap
+from apd.bench.report.compare import Cell, bootstrap_of_means, difference, figure, value
+from apd.bench.report.tables import best_methods, latex, make_tables, markdown
+from apd.evaluation.statistics import paired_bootstrap
 
 HARMONIC = Measure("H", (("test", "clean"), ("test", "worst")), main=True)
 WORST = Measure("worst", (("test", "worst"),), main=True)

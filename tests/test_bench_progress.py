@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from apd.bench import load_suite, make_plan
-from apd.bench.cost import OVERHEAD, STANDING, Forecast, Pace, calibrate, training_seconds, view_seconds
+from apd.bench.estimate import OVERHEAD, STANDING, Forecast, Pace, calibrate, training_seconds, view_seconds
+from apd.bench.job import Outcome, Report, ViewOutcome
 from apd.bench.plan import Job, Plan
 from apd.bench.progress import BenchProgress
-from apd.bench.work import Outcome, Report, ViewOutcome
 
 from .test_bench_run import Write, write
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from apd.bench import Machine, bench, find_machine, load_suite, make_plan
-from apd.bench.work import do
+from apd.bench.job import do
 from apd.errors import InputError
 
 from .test_bench_run import Write, rights, silent, table_rows, write

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from apd.bench import Machine, bench, load_suite, make_plan, write_tables
+from apd.bench.job import Report, attempt, do, outcome_file
 from apd.bench.local import run_local
-from apd.bench.work import Report, attempt, do, outcome_file
 from apd.errors import InputError
 
 from .models import save_colours
@@ -139,8 +139,8 @@ def test_tables_are_made_again_without_runs_model_and_data(
     (tmp_path / "out" / "plan.json").rename(kept / "plan.json")
     said = list[str]()
     with monkeypatch.context() as patch:
-        for module in ("results", "plots"):
-            patch.setattr(f"apd.bench.{module}.find_spec", lambda _: None)
+        for module in ("rows", "plots"):
+            patch.setattr(f"apd.bench.report.{module}.find_spec", lambda _: None)
         table = write_tables(kept, said.append)
     assert [line.split(":")[0] for line in said] == ["No results.parquet", "No plots", "Written"]
     assert said[-1] == f"Written: {kept}/results.csv, table.md, table.tex."

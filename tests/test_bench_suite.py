@@ -10,10 +10,10 @@ import yaml
 
 from apd.attacks import EVALUATION
 from apd.bench import PROTOCOLS, Suite, load_suite, make_plan
-from apd.bench.cost import _passes
+from apd.bench.estimate import _passes
 from apd.bench.plan import Job, Plan
 from apd.bench.protocols import View
-from apd.bench.published import load_published, published_markdown
+from apd.bench.report.published import load_published, published_markdown
 from apd.bench.suite import Block, merged
 from apd.demo import DEMO, METHODS
 from apd.errors import InputError

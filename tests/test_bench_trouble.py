@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 import apd
-from apd.bench import bench, load_suite, make_plan, work
+from apd.bench import bench, load_suite, make_plan
+from apd.bench import job as work
+from apd.bench.job import Outcome, ViewOutcome, attempt, do, outcome_file, read_outcome
 from apd.bench.local import _Worker
 from apd.bench.plan import Job
-from apd.bench.work import Outcome, ViewOutcome, attempt, do, outcome_file, read_outcome
 from apd.errors import InputError
 from apd.methods.adversarial import AdvVLP
 

@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import apd
-from apd.clip import kernels
 from apd.data.dataset import Decoded
 from apd.methods.base import Step
-from apd.prompts import Prompts
+from apd.models.fast import kernels
+from apd.models.prompts import Prompts
 from benchmarks.__main__ import main
 from benchmarks.cases import CONTRACT, Case, Options, Results, run
 from benchmarks.evaluation import Subject, agreement, attack_case, foolbox_pgd, pyautoattack, same_logits, twins

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apd.classifier import PromptedCLIP
-from apd.clip import DualEncoder, EncoderInfo
 from apd.errors import InputError
-from apd.prompts import Prompts, PromptSpec
+from apd.models import DualEncoder, EncoderInfo
+from apd.models.classifier import PromptedCLIP
+from apd.models.prompts import Prompts, PromptSpec
 
 CLASSES = ["cat", "dog", "grand piano"]
 X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -147,7 +147,7 @@ def test_class_specific_contexts_follow_their_classes_in_any_number(
         return encode(ids, tokens)
 
     monkeypatch.setattr(clip, "_encode_whole", counted)
-    monkeypatch.setattr("apd.clip.huggingface._GRAPH_BYTES", 1 << 20)
+    monkeypatch.setattr("apd.models.huggingface._GRAPH_BYTES", 1 << 20)
     torch.testing.assert_close(model.class_features(), whole)
     assert len(sizes) > 1 and sum(sizes) == len(names)
 

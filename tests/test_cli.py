@@ -16,9 +16,9 @@ import pytest
 import apd
 from apd.cli.common import split_names
 from apd.demo import DemoSettings, run_demo
-from apd.device import pick_device
 from apd.errors import InputError
-from apd.run import Run
+from apd.runs.folder import Run
+from apd.util.device import pick_device
 
 from .command_line import QUICK, Answer, Cli, in_process
 from .models import save_colours

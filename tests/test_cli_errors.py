@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from apd.run import Run
+from apd.runs.folder import Run
 
 from .command_line import QUICK, Answer, Cli
 from .models import save_colours
@@ -154,16 +154,16 @@ def test_full_disk_and_read_only_output(
 ) -> None:
     train = ("train", colours, "--model", clip_folder, *QUICK, "--output", run.parent / "new")
     with monkeypatch.context() as patch:
-        patch.setattr("apd.files.os.fsync", fail_with(errno.ENOSPC))
+        patch.setattr("apd.util.files.os.fsync", fail_with(errno.ENOSPC))
         check_error(cli(*train), ["No space left", "Free some space"])
     with monkeypatch.context() as patch:
-        patch.setattr("apd.files.tempfile.TemporaryFile", fail_with(errno.ENOSPC))
+        patch.setattr("apd.util.files.tempfile.TemporaryFile", fail_with(errno.ENOSPC))
         answer = cli(*train)
         check_error(answer, ["No space left"])
         assert answer.err.startswith("error"), "before any work"
     prompts = (run / "prompts.safetensors").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("apd.files.os.fsync", fail_with(errno.ENOSPC))
+        patch.setattr("apd.util.files.os.fsync", fail_with(errno.ENOSPC))
         check_error(
             cli("evaluate", run, "--attack", "pgd-1", "--limit", 2, "--output", run / "result.json"), ["No space"]
         )
@@ -188,7 +188,7 @@ def test_ctrl_c_says_how_to_go_on(
     resumed = cli("train", "--output", folder, "--resume")
     assert resumed.code == 0, resumed.err
     assert Run.open(folder).finished
-    for place in ("apd.training.loop.Loop.run_through", "apd.clip.load_clip", "apd.data.decode.find_bad"):
+    for place in ("apd.training.loop.Loop.run_through", "apd.models.load_clip", "apd.data.decode.find_bad"):
         with monkeypatch.context() as patch:
             patch.setattr(place, stop)
             early = cli(*train[:-1], tmp_path / "early run")
@@ -205,7 +205,7 @@ def test_ctrl_c_before_an_unfinished_run_is_replaced_does_not_offer_to_resume_it
         raise KeyboardInterrupt
 
     (run / "run.json").write_text((run / "run.json").read_text().replace('"done"', '"running"'))
-    monkeypatch.setattr("apd.clip.load_clip", stop)
+    monkeypatch.setattr("apd.models.load_clip", stop)
     train = ("train", colours, "--model", clip_folder, *QUICK, "--output", run, "--overwrite", "--seed", 7)
     answer = cli(*train)
     assert answer.code == 130 and "--resume" not in answer.err
@@ -216,7 +216,7 @@ def test_traceback_only_with_debug(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     def fail() -> None:
         raise ZeroDivisionError("two\nlines")
 
-    monkeypatch.setattr("apd.clip.list_models", fail)
+    monkeypatch.setattr("apd.models.list_models", fail)
     answer = cli("list", "models")
     assert (answer.code, answer.err) == (1, "error: ZeroDivisionError: two lines (--debug shows the traceback)\n")
     shown = cli("list", "models", "--debug")
@@ -229,7 +229,7 @@ def test_system_errors_are_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch, c
     def fail() -> None:
         raise OSError(code, os.strerror(code), "/some/file")
 
-    monkeypatch.setattr("apd.clip.list_models", fail)
+    monkeypatch.setattr("apd.models.list_models", fail)
     answer = cli("list", "models")
     assert answer.code == exit_code
     assert answer.err.count("\n") == 1

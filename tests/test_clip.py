@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import CLIPModel
 
-from apd.clip import DualEncoder, load_clip
 from apd.errors import InputError
+from apd.models import DualEncoder, load_clip
 
 from .models import save_clip
 

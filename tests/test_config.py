@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from apd.config import FLAGS, RunConfig, load_config, validate
 from apd.errors import InputError
 from apd.methods import METHODS
+from apd.runs.config import FLAGS, RunConfig, load_config, validate
 
 DATA = {"data.source": "digits"}
 

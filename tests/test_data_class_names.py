@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from apd.data import load_data
-from apd.data.class_list import read_class_names
+from apd.data.sources.class_list import read_class_names
 from apd.errors import InputError
 
 from .command_line import QUICK, in_process

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from apd.clip.preprocessing import Preprocessing
 from apd.data import ImageSet
 from apd.data import decode as decode_module
 from apd.data.decode import find_bad, to_rgb
 from apd.errors import InputError
+from apd.models.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(8, 8, "crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

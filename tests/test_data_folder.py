@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from apd.clip.preprocessing import Preprocessing
 from apd.data import Dataset, ImageSet, list_data, load_data
-from apd.data.names import readable_names
+from apd.data.sources.class_names import readable_names
 from apd.errors import InputError
+from apd.models.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(8, 8, "crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

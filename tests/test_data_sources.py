@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from apd.clip.preprocessing import Preprocessing
 from apd.data import ImageSet, load_data
 from apd.errors import InputError
+from apd.models.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(8, 8, "crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

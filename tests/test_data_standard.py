@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from apd.clip.preprocessing import Preprocessing
 from apd.data import list_data, load_data, same_source, short_name
-from apd.data.standard import STANDARD, Standard, find_name
+from apd.data.sources.standard import STANDARD, Standard, find_name
 from apd.errors import InputError
+from apd.models.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(4, 4, "crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 TRAINED = [name for name, known in STANDARD.items() if not known.test_only]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from apd.clip.preprocessing import Preprocessing
 from apd.data import load_data
+from apd.models.preprocessing import Preprocessing
 
 DATA = Path(__file__).parents[2] / "shared" / "testbed" / "data"
 PREPROCESSING = Preprocessing(32, 36, "crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from apd import attacks
 from apd.attacks import PGD, Objective, cross_entropy, misclassified, sample_seeds
-from apd.classifier import PromptedCLIP
+from apd.attacks.threat import ThreatModel
 from apd.data.corruptions import corrupt
 from apd.data.dataset import Dataset, Decoded, ImageSet
 from apd.errors import ApdError, InputError
 from apd.evaluation import EvaluationSettings, evaluate, evaluate_tensors, parse_settings
-from apd.statistics import wilson
-from apd.threat import ThreatModel
+from apd.evaluation.statistics import wilson
+from apd.models.classifier import PromptedCLIP
 
 from .toys import SIDE, Counting, decoded, toy_clip, trained
 

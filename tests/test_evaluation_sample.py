@@ -10,13 +10,14 @@ import pytest
 
 from apd import attacks
 from apd.attacks import PGD, Objective, cross_entropy, misclassified, sample_seeds
-from apd.classifier import PromptedCLIP
-from apd.evaluation import EvaluationSettings, Result, core, evaluate, evaluate_tensors, parse_settings, sample
-from apd.evaluation.core import Keeper
-from apd.evaluation.measure import Measured, measure
+from apd.attacks.threat import ThreatModel
+from apd.evaluation import EvaluationSettings, Result, evaluate, evaluate_tensors, parse_settings, sample
+from apd.evaluation import engine as core
+from apd.evaluation.engine import Keeper
+from apd.evaluation.forecast import Measured, measure
+from apd.evaluation.frozen import Subject
 from apd.evaluation.samples import Samples
-from apd.evaluation.subject import Subject
-from apd.threat import ThreatModel
+from apd.models.classifier import PromptedCLIP
 
 from .command_line import Cli
 from .test_evaluation import NAMES, data_of, settings

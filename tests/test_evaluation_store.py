@@ -12,7 +12,7 @@ from torch import Tensor
 from apd import attacks
 from apd.errors import InputError
 from apd.evaluation import Result, evaluate_tensors
-from apd.evaluation.core import Interrupted, Keeper
+from apd.evaluation.engine import Interrupted, Keeper
 
 from .test_evaluation import EPS, NAMES, first, settings
 from .toys import Counting, decoded, trained

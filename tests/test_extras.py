@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from apd.errors import InputError
-from apd.extras import import_extra
+from apd.util.extras import import_extra
 
 from .command_line import QUICK, Cli
 from .test_cli_errors import check_error

@@ -8,13 +8,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from apd.attacks import PGD
-from apd.classifier import PromptedCLIP
-from apd.clip import DualEncoder, load_clip
-from apd.config import load_config
+from apd.attacks.threat import ThreatModel
 from apd.errors import InputError
 from apd.methods.base import Step
 from apd.methods.fap import FAP, FAPSettings
-from apd.threat import ThreatModel
+from apd.models import DualEncoder, load_clip
+from apd.models.classifier import PromptedCLIP
+from apd.runs.config import load_config
 from apd.training.step import TrainStep
 
 CLASSES = ["cat", "dog", "grand piano"]

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from apd.bench import load_suite
-from apd.config import load_config
 from apd.errors import InputError
-from apd.files import check_writable, read_yaml, write_atomic
+from apd.runs.config import load_config
+from apd.util.files import check_writable, read_yaml, write_atomic
 
 
 def test_write_atomic_replaces_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +24,7 @@ def test_write_atomic_replaces_whole_files(tmp_path: Path, monkeypatch: pytest.M
         seen.append((Path(source).parent == file.parent, Path(source).read_text(), file.read_text()))
         replace(source, target)
 
-    monkeypatch.setattr("apd.files.os.replace", spy)
+    monkeypatch.setattr("apd.util.files.os.replace", spy)
     write_atomic(file, "new")
     assert seen == [(True, "new", "old")], "the new text is complete, beside the old one, before it takes its place"
     assert file.read_text() == "new"

@@ -9,12 +9,12 @@ import time
 import pytest
 import torch
 
-from apd import heartbeat as module
 from apd.bench import load_suite, make_plan
 from apd.bench.progress import BenchProgress
 from apd.evaluation.progress import Pace, shown
-from apd.heartbeat import heartbeat
-from apd.training.monitor import TrainingProgress
+from apd.training.collapse import TrainingProgress
+from apd.util import progress as module
+from apd.util.progress import heartbeat
 
 from .test_bench_run import Write, write
 

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 import apd
-from apd.clip import DualEncoder
-from apd.config import RunConfig
 from apd.errors import InputError
-from apd.prompts import Prompts
-from apd.run import Run
+from apd.models import DualEncoder
+from apd.models.prompts import Prompts
+from apd.runs.config import RunConfig
+from apd.runs.folder import Run
 
 from .models import save_clip
 from .test_run import NAMES, TEMPLATES, config, finished, manifest

@@ -13,13 +13,13 @@ from torch import Tensor
 
 import apd
 from apd.attacks import PGD
-from apd.classifier import PromptedCLIP
-from apd.clip import DualEncoder, load_clip
+from apd.attacks.threat import ThreatModel
 from apd.data.dataset import Decoded
 from apd.methods import METHODS, Method, Preparation, find_method
 from apd.methods.advpt import AdvPT
-from apd.run import Run
-from apd.threat import ThreatModel
+from apd.models import DualEncoder, load_clip
+from apd.models.classifier import PromptedCLIP
+from apd.runs.folder import Run
 from apd.training.step import TrainStep
 
 CLASSES = ["cat", "dog", "grand piano"]

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from apd.cli.listing import listing
-from apd.config import load_config
 from apd.errors import InputError
 from apd.methods import METHODS, find_method, list_methods
+from apd.runs.config import load_config
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "method-plugin"

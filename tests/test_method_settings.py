@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 import apd
-from apd.classifier import PromptedCLIP
-from apd.clip import DualEncoder
-from apd.config import load_config
 from apd.errors import InputError
 from apd.methods import METHODS, find_method
-from apd.prompts import PromptSpec
+from apd.models import DualEncoder
+from apd.models.classifier import PromptedCLIP
+from apd.models.prompts import PromptSpec
+from apd.runs.config import load_config
 
 CLASSES = ["cat", "dog", "grand piano"]
 

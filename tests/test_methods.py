@@ -10,15 +10,15 @@ from torch import Tensor
 
 from apd import losses
 from apd.attacks import PGD
-from apd.classifier import PromptedCLIP
-from apd.clip import DualEncoder, load_clip
+from apd.attacks.threat import ThreatModel
 from apd.data import Decoded
 from apd.errors import InputError
 from apd.methods import METHODS, find_method
 from apd.methods.apd import APD, APDSettings
 from apd.methods.base import Preparation, Step
-from apd.prompts import PromptSpec
-from apd.threat import ThreatModel
+from apd.models import DualEncoder, load_clip
+from apd.models.classifier import PromptedCLIP
+from apd.models.prompts import PromptSpec
 from apd.training.step import TrainStep
 
 CLASSES = ["cat", "dog", "grand piano"]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from apd.classifier import PromptedCLIP
-from apd.clip import DualEncoder, Tokens, huggingface, load_clip
-from apd.clip.kernels import PatchEmbedding, linear, quick_gelu
-from apd.clip.prefix import Layout
-from apd.prompts import Prompts, PromptSpec
+from apd.models import DualEncoder, Tokens, huggingface, load_clip
+from apd.models.classifier import PromptedCLIP
+from apd.models.fast.kernels import PatchEmbedding, linear, quick_gelu
+from apd.models.fast.prefix import Layout
+from apd.models.prompts import Prompts, PromptSpec
 
 NAMES = ["cat", "grand piano", "dark red dog", "one", "the bright green grand piano", "two", "blue texture", "dog"]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

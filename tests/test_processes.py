@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from apd.errors import InputError
-from apd.processes import is_first_process
+from apd.util.processes import is_first_process
 
 from .command_line import QUICK, Cli
 from .test_cli_errors import check_error

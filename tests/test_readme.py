@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from apd.classifier import PromptedCLIP
-from apd.clip import DualEncoder
+from apd.models import DualEncoder
+from apd.models.classifier import PromptedCLIP
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from apd import PromptedCLIP
-from apd.clip import load_clip
-from apd.clip.huggingface import HuggingFaceEncoder
-from apd.config import RunConfig
 from apd.errors import InputError
+from apd.models import load_clip
+from apd.models.huggingface import HuggingFaceEncoder
+from apd.runs.config import RunConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apd.attacks import PGD, sample_seeds
-from apd.classifier import PromptedCLIP
-from apd.clip import DualEncoder
+from apd.attacks.threat import ThreatModel
 from apd.data import load_data
 from apd.data.dataset import Decoded, shuffled
 from apd.errors import InputError
 from apd.methods import find_method
-from apd.prompts import PromptSpec
-from apd.threat import ThreatModel
+from apd.models import DualEncoder
+from apd.models.classifier import PromptedCLIP
+from apd.models.prompts import PromptSpec
+from apd.settings.train import AttackSettings, TrainSettings
 from apd.training.batches import Batches, Images
 from apd.training.optim import swa_share, update_average, warmed_up
-from apd.training.perturb import awp, sam, shifted
-from apd.training.pixels import Carried
-from apd.training.settings import AttackSettings, TrainSettings
+from apd.training.persistent import Carried
+from apd.training.sharpness import awp, sam, shifted
 from apd.training.step import TrainStep, training_step
 
 from .test_training import metrics, settings, start
@@ -275,13 +275,13 @@ def test_carried_images_start_as_one_batch_of_all_would_and_must_fit_into_memory
 ) -> None:
     whole, batches = carried()
     expected = ThreatModel(EPS).random_start(batches.images.train.pixels(), batches.start_seeds())
-    monkeypatch.setattr("apd.training.pixels._PART", 3)
+    monkeypatch.setattr("apd.training.persistent._PART", 3)
     parts = Carried(AttackSettings(kind="carried"), batches, ThreatModel(EPS))
     assert torch.equal(parts.kept, expected) and torch.equal(whole.kept, expected)
     need = 4 * batches.images.train.images.numel()
-    monkeypatch.setattr("apd.training.pixels.free_memory", lambda device: 3 * need)
+    monkeypatch.setattr("apd.training.persistent.free_memory", lambda device: 3 * need)
     carried()
-    monkeypatch.setattr("apd.training.pixels.free_memory", lambda device: 3 * need - 1)
+    monkeypatch.setattr("apd.training.persistent.free_memory", lambda device: 3 * need - 1)
     with pytest.raises(InputError, match=r"keeps 4 images in 0.0 GB.* cpu has .* use kind=free or pgd"):
         carried()
 

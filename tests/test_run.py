@@ -16,14 +16,14 @@ import yaml
 from markdown_it import MarkdownIt
 
 import apd
-from apd.clip import DualEncoder
-from apd.config import RunConfig, load_config
 from apd.errors import InputError
-from apd.loading import describe_encoder
-from apd.prompts import Prompts
-from apd.run import FORMAT, Run, check_output
+from apd.models import DualEncoder
+from apd.models.prompts import Prompts
+from apd.runs.config import RunConfig, load_config
+from apd.runs.folder import FORMAT, Run, check_output
+from apd.runs.load import describe_encoder
 from apd.training.log import Log
-from apd.versions import versions
+from apd.util.versions import versions
 
 NAMES, TEMPLATES = ["red", "green", "blue"], ["a photo of a {}."]
 
@@ -82,7 +82,7 @@ def test_a_folder_that_is_cut_off_while_it_is_made_can_be_overwritten(
     tmp_path: Path, config: RunConfig, manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr("apd.config.RunConfig.to_yaml", lambda _: (_ for _ in ()).throw(RuntimeError("power cut")))
+        patch.setattr("apd.runs.config.RunConfig.to_yaml", lambda _: (_ for _ in ()).throw(RuntimeError("power cut")))
         Run.create(tmp_path / "run", config, manifest).log({"step": 1})
     with pytest.raises(InputError, match=r"config\.yaml is missing.*--overwrite"):
         Run.create(tmp_path / "run", config, manifest, resume=True)
@@ -152,7 +152,7 @@ def test_seconds_are_of_all_starts_up_to_their_checkpoints(
     tmp_path: Path, config: RunConfig, manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("apd.run.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("apd.runs.folder.time", SimpleNamespace(monotonic=lambda: now))
     tensors = {"prompts": torch.zeros(1)}
     run = Run.create(tmp_path / "run", config, manifest)
     now += 10
@@ -217,11 +217,11 @@ def test_full_disk_leaves_the_last_checkpoint(
     run.save_checkpoint(1, {"w": torch.ones(3)}, {})
     before = content(run.path)
     with monkeypatch.context() as patch, pytest.raises(InputError, match=r"No space left.*Free some space.*--resume"):
-        patch.setattr("apd.files.os.fsync", fail_with(errno.ENOSPC))
+        patch.setattr("apd.util.files.os.fsync", fail_with(errno.ENOSPC))
         run.save_checkpoint(2, {"w": torch.zeros(3)}, {})
     assert content(run.path) == before, "no temporary file is left, and the old checkpoint is whole"
     with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left"):
-        patch.setattr("apd.files.os.replace", fail_with(errno.ENOSPC))
+        patch.setattr("apd.util.files.os.replace", fail_with(errno.ENOSPC))
         run.save_prompts({"w": torch.zeros(3)})
     assert content(run.path) == before
 

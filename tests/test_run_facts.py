@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import apd
-from apd.clip import DualEncoder, load_clip
 from apd.data import load_data
 from apd.errors import InputError
-from apd.run import Run
+from apd.models import DualEncoder, load_clip
+from apd.runs.folder import Run
 
 from .models import save_clip
 

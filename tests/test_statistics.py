@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest
 
 from apd.errors import InputError
-from apd.statistics import Difference, paired_bootstrap, wilson
+from apd.evaluation.statistics import Difference, paired_bootstrap, wilson
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 40), (40, 40), (7, 9), (250, 500), (3, 10_000)])

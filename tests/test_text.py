@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from apd.text import first_of, markdown, printable, quoted
+from apd.util.text import first_of, markdown, printable, quoted
 
 
 @pytest.mark.parametrize("bad", ["\x1b[31m", "\x9b31m", "\r", "\n", "\u2028", "\u202e", "\x00", "\udcff", "\t"])

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from apd.attacks.threat import ThreatModel, format_eps, parse_eps
 from apd.errors import InputError
-from apd.threat import ThreatModel, format_eps, parse_eps
 
 
 @pytest.mark.parametrize(

@@ -18,22 +18,22 @@ import torch
 from torch import Tensor
 
 import apd
-from apd.classifier import PromptedCLIP
-from apd.clip import DualEncoder
-from apd.config import RunConfig, load_config
 from apd.data import load_data
 from apd.errors import ApdError, InputError
-from apd.loading import describe_encoder
 from apd.methods import Method, Step
 from apd.methods.clean import VLP
-from apd.run import Run
+from apd.models import DualEncoder
+from apd.models.classifier import PromptedCLIP
+from apd.runs.config import RunConfig, load_config
+from apd.runs.folder import Run
+from apd.runs.load import describe_encoder
+from apd.settings.train import TrainSettings
 from apd.training import loop
 from apd.training.batches import decode
+from apd.training.collapse import CollapseMonitor
 from apd.training.log import Log
 from apd.training.loop import train
-from apd.training.monitor import CollapseMonitor
 from apd.training.optim import ema_share, learning_rate, update_average
-from apd.training.settings import TrainSettings
 from apd.training.step import training_step
 
 FAST = [
@@ -170,7 +170,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from apd.clip import load_clip
+from apd.models import load_clip
 from tests.test_training import start
 start(Path(sys.argv[1]), load_clip(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:], resume=True)
 """
@@ -209,7 +209,7 @@ from pathlib import Path
 torch.set_num_threads(1)
 import torch.nn as nn
 import apd.training.loop as loop
-from apd.clip import load_clip
+from apd.models import load_clip
 from tests.test_training import start
 
 gradients = []

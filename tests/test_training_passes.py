@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from apd.clip import DualEncoder
 from apd.data.dataset import Decoded
+from apd.models import DualEncoder
+from apd.settings.train import TrainSettings
 from apd.training import loop
 from apd.training.batches import Images
-from apd.training.settings import TrainSettings
 
 from .test_robust_training import LABELS, X, build
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apd.clip.encoder import DualEncoder, EncoderInfo, Tokens
-from apd.clip.preprocessing import Preprocessing
 from apd.data.dataset import Decoded
+from apd.models.encoder import DualEncoder, EncoderInfo, Tokens
+from apd.models.preprocessing import Preprocessing
 
 SIDE = 8
 

@@ -14,18 +14,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from apd.util.versions import __version__
+
 if TYPE_CHECKING:
-    from apd.api import train
-    from apd.classifier import PromptedCLIP
-    from apd.clip import load_clip
     from apd.data import load_data
     from apd.errors import ApdError, InputError
     from apd.evaluation import evaluate, evaluate_run
-    from apd.loading import load_run
-    from apd.prompts import PromptSpec
-    from apd.run import Run
-
-__version__ = "0.1.0"
+    from apd.models import load_clip
+    from apd.models.classifier import PromptedCLIP
+    from apd.models.prompts import PromptSpec
+    from apd.runs.folder import Run
+    from apd.runs.load import load_run
+    from apd.training.start import train
 
 __all__ = [
     "ApdError",
@@ -46,15 +46,15 @@ __all__ = [
 _HOMES = {
     "ApdError": "apd.errors",
     "InputError": "apd.errors",
-    "PromptSpec": "apd.prompts",
-    "PromptedCLIP": "apd.classifier",
-    "Run": "apd.run",
+    "PromptSpec": "apd.models.prompts",
+    "PromptedCLIP": "apd.models.classifier",
+    "Run": "apd.runs.folder",
     "evaluate": "apd.evaluation",
     "evaluate_run": "apd.evaluation",
-    "load_clip": "apd.clip",
+    "load_clip": "apd.models",
     "load_data": "apd.data",
-    "load_run": "apd.loading",
-    "train": "apd.api",
+    "load_run": "apd.runs.load",
+    "train": "apd.training.start",
 }
 
 

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from apd.api import train
-from apd.classifier import PromptedCLIP
-from apd.clip import DualEncoder, load_clip
 from apd.data import Dataset, load_data
 from apd.errors import InputError
 from apd.evaluation import Result, evaluate
-from apd.files import check_writable, write_atomic
-from apd.loading import load_run
+from apd.models import DualEncoder, load_clip
+from apd.models.classifier import PromptedCLIP
+from apd.runs.load import load_run
+from apd.training.start import train
+from apd.util.files import check_writable, write_atomic
 
 
 @dataclass(frozen=True)

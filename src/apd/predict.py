@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from apd.classifier import PromptedCLIP
 from apd.data.decode import decode_all
-from apd.data.folder import IMAGE_SUFFIXES
-from apd.loading import load_run
+from apd.data.sources.folder import IMAGE_SUFFIXES
+from apd.models.classifier import PromptedCLIP
+from apd.runs.load import load_run
 
 BATCH = 16
 """Images between two answers."""

@@ -12,15 +12,15 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from apd.attacks.auto import Found, LibraryAttack
+from apd.attacks.autoattack import Found, LibraryAttack
 from apd.attacks.base import UNWATCHED, Attack, Objective, Watch, sample_seeds
 from apd.attacks.cascade import Cascade
 from apd.attacks.fgsm import FGSMRS, NFGSM
 from apd.attacks.friendly import FriendlyPGD
 from apd.attacks.objectives import cross_entropy, dlr, kl, kl_from_logits, kl_of_pair, margin
 from apd.attacks.pgd import PGD
+from apd.attacks.threat import ThreatModel
 from apd.errors import InputError, nearest
-from apd.threat import ThreatModel
 
 EVALUATION: dict[str, str] = {
     "clean": "no attack",

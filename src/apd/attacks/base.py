@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from apd.threat import ThreatModel
+from apd.attacks.threat import ThreatModel
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from apd.attacks.auto import Found
+from apd.attacks.autoattack import Found
 from apd.attacks.base import UNWATCHED, Watch
-from apd.threat import ThreatModel
+from apd.attacks.threat import ThreatModel
 
 if TYPE_CHECKING:
     from apd.attacks import EvaluationAttack

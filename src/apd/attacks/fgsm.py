@@ -9,7 +9,7 @@ from torch import Tensor
 
 from apd.attacks.base import Objective
 from apd.attacks.pgd import PGD
-from apd.threat import ThreatModel
+from apd.attacks.threat import ThreatModel
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 from apd.attacks.base import Objective
 from apd.attacks.objectives import margin
 from apd.attacks.pgd import PGD
+from apd.attacks.threat import ThreatModel
 from apd.errors import InputError
-from apd.threat import ThreatModel
 
 
 @dataclass(frozen=True)

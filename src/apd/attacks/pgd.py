@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from apd.attacks.base import Objective
+from apd.attacks.threat import ThreatModel
 from apd.errors import InputError
-from apd.threat import ThreatModel
 
 Fooled = Callable[[Tensor, Tensor], Tensor]
 """Outputs (B, ...) and targets (B, ...) to booleans (B,): which samples need no further attack."""
@@ -34,7 +34,7 @@ class PGD:
     Example:
         >>> import torch
         >>> from apd.attacks import PGD, Objective, cross_entropy
-        >>> from apd.threat import ThreatModel
+        >>> from apd.attacks.threat import ThreatModel
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
         >>> x, labels = torch.rand(5, 3, 2, 2), torch.tensor([0, 1, 0, 1, 0])
         >>> objective = Objective(model, cross_entropy, labels)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from apd.bench.job import Report, attempt
 from apd.bench.plan import Job
-from apd.bench.work import Report, attempt
-from apd.extras import import_extra
+from apd.util.extras import import_extra
 
 DEATHS = 3
 """Workers a job may lose before it counts as failed."""

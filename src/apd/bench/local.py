@@ -11,8 +11,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+from apd.bench.job import Report, attempt
 from apd.bench.plan import Job
-from apd.bench.work import Report, attempt
 
 DEATHS = 3
 """Workers a job may lose before it counts as failed."""

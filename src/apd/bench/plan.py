@@ -16,10 +16,10 @@ from typing import Any
 
 from apd.bench.protocols import PROTOCOLS, View
 from apd.bench.suite import Block, Final, Suite
-from apd.clip import EncoderInfo, load_clip
 from apd.data import Dataset, load_data
 from apd.data.dataset import Shots
 from apd.methods import find_method
+from apd.models import EncoderInfo, load_clip
 
 
 @dataclass(frozen=True)

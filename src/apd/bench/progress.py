@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from apd.bench.job import Outcome, Report
 from apd.bench.plan import Plan
-from apd.bench.work import Outcome, Report
-from apd.heartbeat import clock, counted, heartbeat, pretty_seconds
-from apd.text import printable
+from apd.util.progress import clock, counted, heartbeat, pretty_seconds
+from apd.util.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from apd.attacks.threat import format_eps, parse_eps
 from apd.errors import InputError
-from apd.threat import format_eps, parse_eps
 
 if TYPE_CHECKING:
     from apd.bench.suite import Block

@@ -12,20 +12,20 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-import apd
 from apd.bench.cluster import import_ray, run_ray
-from apd.bench.cost import Forecast, calibrate
+from apd.bench.estimate import Forecast, calibrate
+from apd.bench.job import Outcome, Report, read_outcome
 from apd.bench.local import run_local
 from apd.bench.plan import Job, Plan, make_plan
-from apd.bench.plots import write_plots
 from apd.bench.progress import BenchProgress
-from apd.bench.results import plan_file, read_bench, write_rows
+from apd.bench.report.plots import write_plots
+from apd.bench.report.rows import plan_file, read_bench, write_rows
+from apd.bench.report.tables import best_methods, latex, make_tables, markdown
 from apd.bench.suite import Suite
-from apd.bench.tables import best_methods, latex, make_tables, markdown
-from apd.bench.work import Outcome, Report, read_outcome
 from apd.errors import InputError, nearest
-from apd.files import check_writable, write_atomic, writing
-from apd.heartbeat import counted, pretty_seconds
+from apd.util.files import check_writable, write_atomic, writing
+from apd.util.progress import counted, pretty_seconds
+from apd.util.versions import __version__
 
 ENGINES = ("local", "ray")
 Say = Callable[[str], None]
@@ -154,13 +154,13 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _tell_versions(plan: Plan, outcomes: Mapping[str, Outcome], say: Say) -> None:
     """Say which outcomes, that count as done, another version of apd has made: methods may have changed since."""
-    made = {job: outcome.made_with(plan.jobs[job].views) - {apd.__version__} for job, outcome in outcomes.items()}
+    made = {job: outcome.made_with(plan.jobs[job].views) - {__version__} for job, outcome in outcomes.items()}
     other = [job for job, versions in made.items() if versions]
     if other:
         names = ", ".join(sorted(set.union(*(made[job] for job in other))))
         more = f" and {len(other) - 1} more" if len(other) > 1 else ""
         say(
-            f"{plan.suite}: taken as done, but made with apd {names} (this is {apd.__version__}): "
+            f"{plan.suite}: taken as done, but made with apd {names} (this is {__version__}): "
             f"{plan.jobs[other[0]].label}{more}; to make them again, choose another --output."
         )
 

@@ -9,15 +9,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from apd.attacks.threat import parse_eps
 from apd.bench.protocols import PROTOCOLS
-from apd.config import validate
-from apd.data.standard import find_name
+from apd.data.sources.standard import find_name
 from apd.errors import InputError, nearest
 from apd.evaluation import parse_settings
-from apd.files import read_yaml
-from apd.seeds import Seed
-from apd.text import short
-from apd.threat import parse_eps
+from apd.runs.config import validate
+from apd.util.files import read_yaml
+from apd.util.seed_range import Seed
+from apd.util.text import short
 
 Shots = Annotated[int, Field(ge=1)] | Literal["all"]
 

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-import apd
 from apd.cli import bench, demo, evaluate, listing, predict, train
 from apd.errors import ApdError
-from apd.files import storage_error
-from apd.text import one_line
+from apd.util.files import storage_error
+from apd.util.text import one_line
+from apd.util.versions import __version__
 
 app = typer.Typer(
     name="apd",
@@ -32,7 +32,7 @@ app.command(name="list")(listing.listing)
 
 def _version(value: bool) -> None:
     if value:
-        print(f"apd {apd.__version__}")
+        print(f"apd {__version__}")
         raise typer.Exit()
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from apd.cli.common import quiet_stdout, say
-from apd.heartbeat import counted
+from apd.util.progress import counted
 
 
 def bench(

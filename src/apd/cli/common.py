@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from apd.text import printable
+from apd.util.text import printable
 
 if TYPE_CHECKING:
     from apd.data import Dataset

@@ -11,8 +11,8 @@ import typer
 
 from apd.cli.common import AsJson, quiet_stdout, say, say_inputs, split_names
 from apd.errors import InputError
-from apd.files import check_writable, write_atomic
-from apd.text import quoted
+from apd.util.files import check_writable, write_atomic
+from apd.util.text import quoted
 
 if TYPE_CHECKING:
     from apd.evaluation import Result
@@ -95,7 +95,7 @@ def _evaluate(run: Path | None, model: str | None, source: str | None, given: di
     with quiet_stdout():
         if run is None:
             return _evaluate_model(model, source, given, device)
-        from apd.run import Run
+        from apd.runs.folder import Run
 
         Run.open(run)  # before torch is imported, so that a wrong folder is told at once
         from apd.evaluation import evaluate_run
@@ -104,11 +104,11 @@ def _evaluate(run: Path | None, model: str | None, source: str | None, given: di
 
 
 def _evaluate_model(model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:
-    from apd.classifier import PromptedCLIP
-    from apd.clip import load_clip
     from apd.data import load_data
-    from apd.device import pick_device
     from apd.evaluation import evaluate, parse_settings
+    from apd.models import load_clip
+    from apd.models.classifier import PromptedCLIP
+    from apd.util.device import pick_device
 
     if model is None or source is None:
         raise InputError("Give a run folder, or both --model and --data.")

@@ -49,7 +49,7 @@ def listing(
 
 def _rows(kind: str) -> list[tuple[str, str]]:
     if kind == "models":
-        from apd.clip import list_models
+        from apd.models import list_models
 
         return list_models()
     if kind == "methods":

@@ -16,8 +16,8 @@ import typer
 
 from apd.cli.common import AsJson, quiet_stdout, say
 from apd.errors import InputError, nearest
-from apd.heartbeat import counted, heartbeat
-from apd.text import printable, quoted, to_json
+from apd.util.progress import counted, heartbeat
+from apd.util.text import printable, quoted, to_json
 
 if TYPE_CHECKING:
     from apd.predict import Answers
@@ -48,7 +48,7 @@ def predict(
       apd predict runs/photos *.jpg --top 1 --json
     """
     kind = _format(format_, as_json)
-    from apd.run import Run
+    from apd.runs.folder import Run
 
     names = Run.open(run).manifest["class_names"]  # before torch is imported, so that a wrong folder is told at once
     from apd.predict import find_images

@@ -11,11 +11,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from apd.clip.preprocessing import Preprocessing
 from apd.data.decode import decode_all
 from apd.data.unreadable import Source
 from apd.errors import InputError, nearest
-from apd.text import first_of, printable, quoted
+from apd.models.preprocessing import Preprocessing
+from apd.util.text import first_of, printable, quoted
 
 Shots = int | Literal["all"]
 Which = Literal["all", "base", "new"]

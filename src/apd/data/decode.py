@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from apd.clip.preprocessing import Preprocessing
 from apd.data.unreadable import RAW_SUFFIXES, WAY_OUT, Source, complaint, how_to_convert
 from apd.errors import InputError
+from apd.models.preprocessing import Preprocessing
 
 T = TypeVar("T")
 PATIENCE = 2.0

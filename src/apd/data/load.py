@@ -7,18 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from apd.data.coop import load_coop
 from apd.data.dataset import Dataset, Shots, Which
-from apd.data.digits import load_digits
-from apd.data.folder import load_folder
-from apd.data.hub import Columns, is_saved, load_hub, load_parquet, load_saved
-from apd.data.layouts import ROOT, dressed, load_standard, parse_standard
-from apd.data.names import BARE_WORDNET_ID, warn_of_nameless
-from apd.data.shots import Pools, few_shot
-from apd.data.splits import subfolders
-from apd.data.standard import STANDARD, Standard
+from apd.data.sources.class_names import BARE_WORDNET_ID, warn_of_nameless
+from apd.data.sources.coop import load_coop
+from apd.data.sources.digits import load_digits
+from apd.data.sources.folder import load_folder
+from apd.data.sources.hub import Columns, is_saved, load_hub, load_parquet, load_saved
+from apd.data.sources.layouts import ROOT, dressed, load_standard, parse_standard
+from apd.data.sources.split_names import subfolders
+from apd.data.sources.standard import STANDARD, Standard
+from apd.data.splits import Pools, few_shot
 from apd.errors import InputError, nearest
-from apd.text import quoted
+from apd.util.text import quoted
 
 BUILT_IN: dict[str, Callable[[], Pools]] = {"digits": load_digits}
 

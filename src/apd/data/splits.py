@@ -1,91 +1,202 @@
-"""Which folders are the splits train, val and test, however they are spelled."""
+"""From all the images of a data set to k shots a class, with a validation split that is always there."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+import random
+from collections import Counter
+from dataclasses import dataclass
 
+from apd.data.dataset import Dataset, ImageSet, Shots, fewer_than, shuffled
 from apd.errors import InputError
+from apd.util.progress import counted
 
-WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-_LONGEST_FIRST = "|".join(sorted(WORDS, key=len, reverse=True))
-_DECORATED = re.compile(rf"(.*?)({_LONGEST_FIRST})(.*)", re.DOTALL)
-_WHOLE_WORD = re.compile(rf"(?<![a-z])({_LONGEST_FIRST})(?![a-z])")
-_WAY_OUT = "name them train/, val/ and test/"
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+VALIDATION_SHOTS = 4
+"""Validation images a class where no number is asked for: min(k, 4), as in CoOp (arXiv 2109.01134)."""
 
 
-def subfolders(path: Path) -> list[Path]:
-    """The visible folders in ``path``, sorted."""
-    return sorted(p for p in path.iterdir() if p.is_dir() and not hidden(p.name))
+@dataclass(frozen=True, eq=False)
+class Pools:
+    """All images of a data set, before shots are drawn.
+
+    Args:
+        name, source, class_names, templates, mirror: as in ``Dataset``.
+        train, test: every image of these splits.
+        val: the data's own validation split, or None.
+        note: a sentence on how the splits came about.
+        coop_draw: draw the shots as CoOp's code does, for results comparable image by image with published ones.
+        test_only: there are no training images and never were: a test set of another domain.
+        divided: the data has no splits of its own and went through `split_pool`.
+    """
+
+    name: str
+    source: str
+    class_names: tuple[str, ...]
+    train: ImageSet
+    val: ImageSet | None
+    test: ImageSet
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    mirror: bool = True
+    note: str = ""
+    coop_draw: bool = False
+    test_only: bool = False
+    divided: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2:
+            found = f"one class only ({self.class_names[0]})" if self.class_names else "no classes"
+            raise InputError(f"{self.source} has {found}: two are needed.")
+        for label, name in enumerate(self.class_names):
+            if any("\ud800" <= char <= "\udfff" for char in name):  # how Python keeps bytes that are no text
+                raise InputError(f"the class name {name!r} of {self.source} is not UTF-8: rename its folder.")
+            if not any(char.isprintable() and not char.isspace() for char in name):
+                raise InputError(
+                    f"{self.source} has an empty name for the class of label {label}: every class needs a name."
+                )
+        name, times = Counter(name.casefold() for name in self.class_names).most_common(1)[0]
+        if times > 1:
+            raise InputError(f"{self.source} has {times} classes named {name!r}: names must differ (see classes.txt).")
+        needed = [("test", self.test)] if self.test_only else [("training", self.train), ("test", self.test)]
+        for split, images in needed:
+            for class_name, group in zip(self.class_names, images.by_class(len(self.class_names)), strict=True):
+                if not group:
+                    raise InputError(f"the class {class_name!r} of {self.source} has no {split} images.")
+        ids = [*self.train.ids, *(self.val.ids if self.val else ()), *self.test.ids]
+        id_, times = Counter(ids).most_common(1)[0]
+        if times > 1:
+            raise InputError(f"{self.source} lists {id_} {times} times: an image may be in one split only, once.")
 
 
-def hidden(name: str) -> bool:
-    """Whether a folder of this name is left out."""
-    return name.startswith((".", "__"))
+def split_pool(images: ImageSet, class_names: tuple[str, ...], source: str) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """Split 60/20/20 into train, val and test, class by class, by the hash of the ids: the same whatever the seed.
 
-
-def split_folders(path: Path) -> dict[str, Path]:
-    """The folders of train, val and test; empty for class folders without splits.
-
-    Each may be called by any of `WORDS`, in any case, and all may have the same words around it: ``seg_train``,
-    ``seg_test``. A split folder that holds only a folder of its own name stands for that one.
+    A class of two images has one for training and one for the test, and none for validation.
 
     Raises:
-        InputError: for a split that is missing or there twice, other folders beside splits, and names of which it is
-            unclear whether they are splits.
+        InputError: for a class of one image.
     """
-    folders = subfolders(path)
-    pairs = _alike(path, folders)
-    if not pairs:
-        return {}
-    named = ", ".join(f"{folder.name}/" for _, folder in pairs)
-    found = dict(pairs)
-    others = [folder.name for folder in folders if folder not in [own for _, own in pairs]]
-    if others:
-        raise InputError(f"{path} holds {others[0]}/ beside the splits {named}: move it out of the way.")
-    if len(found) != len(pairs):
-        raise InputError(f"{path} holds one split twice ({named}): keep one of them.")
-    missing = [split for split in ("train", "test") if split not in found]
-    if missing:
-        way_out = "add it or rename another (only val/ may be missing: its images are then taken from train/)"
-        raise InputError(f"{path} holds {named} but no {missing[0]}/: {way_out}.")
-    return {split: _unwrapped(folder) for split, folder in found.items()}
+    train: list[int] = []
+    val: list[int] = []
+    test: list[int] = []
+    for name, group in zip(class_names, images.by_class(len(class_names)), strict=True):
+        if len(group) < 2:
+            count = counted(len(group), "image")
+            raise InputError(
+                f"the class {name!r} of {source} has {count}, but two are needed, one to train and one to test with: "
+                "add images, or give the data splits of its own (folders train/, val/ and test/)."
+            )
+        order = [group[i] for i in shuffled([images.ids[i] for i in group], "split")]
+        fifth = max(1, round(len(group) / 5))
+        kept = fifth if len(group) > 2 else 0
+        test += order[:fifth]
+        val += order[fifth : fifth + kept]
+        train += order[fifth + kept :]
+    return images.select(sorted(train)), images.select(sorted(val)), images.select(sorted(test))
 
 
-def _alike(path: Path, folders: list[Path]) -> list[tuple[str, Path]]:
-    """The splits among the folders: those called so and nothing more, or else those with the same words around it."""
-    groups: dict[tuple[str, str], list[tuple[str, Path]]] = {}
-    for folder in folders:
-        if match := _DECORATED.fullmatch(folder.name.casefold()):
-            groups.setdefault((match[1], match[3]), []).append((WORDS[match[2]], folder))
-    exact = groups.pop(("", ""), [])
-    splits = {split for split, _ in exact}
-    if exact and (splits != {"train"} or len(exact) == len(folders)):  # "train" alone is a vehicle
-        if "train" not in splits:
-            _refuse_half_named(path, folders)
-        return exact
-    pairs = [group for group in groups.values() if {"train", "test"} <= {split for split, _ in group}]
-    if len(pairs) > 1:
-        named = ", ".join(f"{folder.name}/" for group in pairs for _, folder in group)
-        raise InputError(f"{path} holds several pairs of splits ({named}): keep one, or {_WAY_OUT}.")
-    if not pairs:
-        _refuse_half_named(path, folders)
-    return pairs[0] if pairs else []
+def few_shot(pools: Pools, shots: Shots, seed: int, validation: int | None = None) -> Dataset:
+    """Draw ``shots`` training images a class by ``seed``, and a validation split.
+
+    For the same seed, k shots are among k+1 shots (not with ``coop_draw``). Validation images: of the data's own
+    validation split min(k, 4) a class (with ``all``: all of it); without one, as many training images that are not
+    among the shots (with ``all``: a tenth of each class, at least one, is held out). Of a test set both are empty.
+
+    A class with fewer images than asked for gives what it has; without validation images of the data's own, one of them
+    is kept for validation unless it is the only one. `Dataset.shortage` tells of them.
+
+    Args:
+        pools: all images.
+        shots: training images a class, or ``all``.
+        seed: of the draw.
+        validation: validation images a class instead of these numbers, as far as a class has them; the shots stay the
+            same, but with ``all`` what is held out of a pool without validation images is no shot.
+
+    Raises:
+        InputError: for shots or validation images that are no count.
+    """
+    if shots != "all" and not _is_count(shots):
+        raise InputError(f"shots must be a number from 1 or all, got {shots!r}.")
+    if validation is not None and not _is_count(validation):
+        raise InputError(f"validation must be a number of images a class from 1, got {validation!r}.")
+    if pools.test_only:
+        train, val, counts = pools.train, pools.train, f"test {len(pools.test)} images, none for training"
+    else:
+        train, val, counts = _draw(pools, shots, seed, validation)
+    return Dataset(
+        name=pools.name,
+        source=pools.source,
+        class_names=pools.class_names,
+        templates=pools.templates,
+        train=train,
+        val=val,
+        test=pools.test,
+        mirror=pools.mirror,
+        shots=None if shots == "all" or pools.test_only else shots,
+        seed=seed,
+        validation=validation,
+        description=f"{len(pools.class_names)} classes; {counts}. {pools.note}".strip(),
+    )
 
 
-def _refuse_half_named(path: Path, folders: list[Path]) -> None:
-    words = [_WHOLE_WORD.search(folder.name.casefold()) for folder in folders]
-    splits = {WORDS[word[1]] for word in words if word}
-    if all(words) and "train" in splits and len(splits) > 1:
-        named = ", ".join(f"{folder.name}/" for folder in folders[:4])
-        raise InputError(f"{path} holds {named}, which may be splits or classes: if splits, {_WAY_OUT}.")
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _unwrapped(folder: Path) -> Path:
-    inner = [path for path in folder.iterdir() if not hidden(path.name)]
-    alone = len(inner) == 1 and inner[0].name.casefold() == folder.name.casefold() and inner[0].is_dir()
-    return inner[0] if alone else folder
+def _draw(pools: Pools, shots: Shots, seed: int, validation: int | None) -> tuple[ImageSet, ImageSet, str]:
+    """Training and validation images, and a sentence on them."""
+    few = validation or (None if shots == "all" else min(shots, VALIDATION_SHOTS))
+    if pools.val is None:
+        train, val = _hold_out(pools, shots, few, seed)
+        origin = "training images that are not shots"
+    else:
+        train, val = _draw_both(pools, pools.val, shots, few, seed)
+        origin = "the data's own" if few is None else f"{few} a class of the data's own"
+    small = fewer_than(shots, train, pools.class_names)
+    how = "all" if shots == "all" else f"{shots} a class{small}, seed {seed}"
+    return train, val, f"train {len(train)} images ({how}), validation {len(val)} ({origin}), test {len(pools.test)}"
+
+
+def _hold_out(pools: Pools, shots: Shots, few: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Shots from the front of each class's random order, ``few`` (or a tenth of it) for validation from its end."""
+    train: list[int] = []
+    val: list[int] = []
+    for order in _orders(pools.train, len(pools.class_names), seed):
+        wanted = few or max(1, len(order) // 10)
+        # One image a class stays for validation, unless it is the only one.
+        most = max(1, len(order) - 1)
+        count = max(1, len(order) - wanted) if shots == "all" else min(shots, most)
+        held_out = min(wanted, len(order) - count)
+        train += order[:count]
+        val += order[len(order) - held_out :]
+    return pools.train.select(sorted(train)), pools.train.select(sorted(val))
+
+
+def _draw_both(pools: Pools, own: ImageSet, shots: Shots, few: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Shots of the training images, ``few`` (or all) of the data's own validation images a class."""
+    classes = len(pools.class_names)
+    if pools.coop_draw and shots != "all":
+        generator = random.Random(seed)  # one generator, first for train, then for val
+        return _coop_draw(pools.train, shots, generator), _coop_draw(own, few or len(own), generator)
+    train = pools.train if shots == "all" else _first(pools.train, shots, classes, seed)
+    return train, own if few is None else _first(own, few, classes, seed)
+
+
+def _orders(images: ImageSet, classes: int, seed: int) -> list[list[int]]:
+    """Each class's indices, in the random order of ``seed``."""
+    groups = images.by_class(classes)
+    return [[group[i] for i in shuffled([images.ids[i] for i in group], seed, "shots")] for group in groups]
+
+
+def _first(images: ImageSet, count: int, classes: int, seed: int) -> ImageSet:
+    return images.select(sorted(index for order in _orders(images, classes, seed) for index in order[:count]))
+
+
+def _coop_draw(images: ImageSet, count: int, generator: random.Random) -> ImageSet:
+    """The draw of Dassl's ``generate_fewshot_dataset``: class by class in order of appearance, Python's generator.
+
+    A class of fewer images is taken whole here, where Dassl repeats some of them.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, label in enumerate(images.labels.tolist()):
+        groups.setdefault(label, []).append(index)
+    return images.select([i for group in groups.values() for i in generator.sample(group, min(count, len(group)))])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from apd.files import is_lfs_pointer
+from apd.util.files import is_lfs_pointer
 
 Source = Path | Callable[[], Image.Image]
 """Where an image comes from: a file, or a function without arguments that opens it."""

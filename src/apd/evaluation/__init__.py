@@ -1,7 +1,7 @@
 """Evaluation: accuracy under attack, with intervals, kept outcomes and health checks that can fail it."""
 
+from apd.evaluation.measure import evaluate, evaluate_tensors, parse_settings
 from apd.evaluation.result import Accuracy, AttackAccuracy, Check, ClassScores, Result, Scores
-from apd.evaluation.run import evaluate, evaluate_tensors, parse_settings
 from apd.evaluation.run_folder import evaluate_run
 from apd.evaluation.settings import EvaluationSettings
 

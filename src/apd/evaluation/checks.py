@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from apd.attacks import PGD, Objective, cross_entropy, margin, misclassified, sample_seeds
+from apd.attacks.threat import ThreatModel
+from apd.evaluation.frozen import Subject
 from apd.evaluation.result import AttackAccuracy, Check
-from apd.evaluation.subject import Subject
-from apd.threat import ThreatModel
 
 CHECKED = 64
 """Samples the checks look at, in one batch; fewer where ``batch_size`` is smaller."""

@@ -1,99 +1,265 @@
-"""Measure the pace of a model on this machine, and foretell from it how long attacks take.
-
-A few images are classified and attacked by PGD-10: that tells how long a pass of the model takes, how many images are
-right, and how many of them withstand a cheap attack, which are those that the expensive parts of an attack go on with.
-"""
+"""`evaluate`: from a classifier and data to a `Result`."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import ValidationError
+from torch import nn
 
-from apd import attacks
-from apd.attacks import cross_entropy
-from apd.data.dataset import shuffled
+from apd.attacks import sample_seeds
+from apd.attacks.threat import format_eps
+from apd.data.corruptions import corrupt, parse_corruption
+from apd.data.dataset import Dataset, Decoded, ImageSet, shuffled
+from apd.errors import InputError, nearest
+from apd.evaluation.checks import CHECKED, Checked, library_checks, model_checks, seeds_of
+from apd.evaluation.engine import PRECISION, Evaluation
+from apd.evaluation.forecast import LARGEST
+from apd.evaluation.frozen import Subject
+from apd.evaluation.result import Check, ClassScores, Result, Scores
+from apd.evaluation.sample import choose_sample
 from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
-from apd.evaluation.subject import Subject
+from apd.evaluation.store import Record, Store
+from apd.models.classifier import PromptedCLIP
+from apd.util.versions import versions
 
-LARGEST = 128
-"""Images at a time, where nobody says how many and they are quick enough."""
-KEPT_EVERY = 60.0
-"""Seconds that one part of an attack may take on a batch, since outcomes are kept when it ends."""
-_SMALLEST = 8
-_ENOUGH = 0.25
-"""Seconds of a pass that are long enough to be measured."""
-_CHEAP = "pgd-10"
+ON = ("", " on the undefended CLIP")
+"""What stands after an attack's name while it runs, for the model and for the control."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What is known of a model on this machine.
+def evaluate(
+    classifier: PromptedCLIP,
+    data: Dataset,
+    *,
+    store: Path | None = None,
+    undefended: PromptedCLIP | None = None,
+    **settings: Any,
+) -> Result:
+    """Accuracy of the whole classifier, prompts included, clean and under white-box attack, in float32.
 
     Args:
-        seconds: of one pass of the model, per image; one with a gradient counts twice.
-        right: share of images that are classified rightly.
-        robust: share of those that withstand PGD-10; never quite 0, since it is of a few images.
-    """
-
-    seconds: float
-    right: float
-    robust: float
-
-    def seconds_per_image(self, names: Sequence[str], n_classes: int) -> float:
-        """Expected seconds for an image under all of these attacks, and without one."""
-        passes = 1.0
-        for name in names:
-            first, *others = attacks.find(name).part_passes(n_classes)
-            passes += self.right * (first + self.robust * sum(others))
-        return self.seconds * passes
-
-    def batch_size(self, name: str, n_classes: int) -> int:
-        """Images at a time so that each part of this attack ends within `KEPT_EVERY` seconds, where one image does."""
-        first, *others = (1,) if name == "clean" else attacks.find(name).part_passes(n_classes)
-        longest = self.seconds * max(first, self.robust * max(others, default=0))
-        size = LARGEST
-        while size > 1 and size * longest > KEPT_EVERY:
-            size //= 2
-        return size
-
-
-def measure(subject: Subject, samples: Samples, settings: EvaluationSettings) -> Measured:
-    """Measure a model on some of these images, drawn by the seed; takes the time of some 20 passes on up to 128 images.
+        classifier: for the classes of ``data`` (or those of ``data.classes(...)``), in their order.
+        data: its ``split`` is evaluated.
+        store: folder for the outcomes of single samples; another call computes only what is not there yet.
+        undefended: the control, attacked in the same run; None: the same CLIP with its hand-written templates.
+        settings: of `EvaluationSettings`, such as ``attacks=("pgd-20", "autoattack")`` and ``eps="4/255"``
+            (in [0,1] pixel units).
 
     Raises:
-        ApdError: logits that are not finite.
+        InputError: unknown settings or attacks, classes that differ, no images, an image that cannot be read.
+
+    Example:
+        >>> import apd
+        >>> clip, data = apd.load_clip("glyphs"), apd.load_data("digits")
+        >>> classifier = apd.PromptedCLIP(clip, None, data.class_names, data.templates)
+        >>> result = apd.evaluate(classifier, data, attacks="pgd-5", eps="1/255", limit=16, checks=False)
+        >>> result.worst.accuracy <= result.clean
+        True
     """
-    attacked = bool(settings.adversarial) and settings.threat.eps > 0
-    drawn = shuffled(samples.decoded.ids, settings.seed, "measure")
-    with subject.fixed():
-        _seconds_per_image(subject, samples, drawn[:1], attacked)  # the first pass sets things up
-        size = _SMALLEST
-        while (seconds := _seconds_per_image(subject, samples, drawn[:size], attacked)) * size < _ENOUGH:
-            if size >= min(LARGEST, len(drawn)):
-                break
-            size *= 4
-        x, labels, ids = samples.batch(drawn[:size], subject.device)
-        right = subject.predict(x) == labels
-        n, robust = int(right.sum()), 1.0
-        if n and attacked:
-            known = [id_ for id_, ok in zip(ids, right.tolist(), strict=True) if ok]
-            cheap = attacks.find(_CHEAP)
-            found = cheap(subject.model, x[right], labels[right], settings.threat, known, settings.seed)
-            robust = (int((subject.predict(found.images) == labels[right]).sum()) + 1) / (n + 1)
-    return Measured(seconds, n / len(x), robust)
+    chosen = parse_settings(settings)
+    data = data.classes(chosen.classes)
+    if classifier.class_names != data.class_names:
+        raise InputError(
+            f"The classifier knows {_some(classifier.class_names)}, but {data.name} has {_some(data.class_names)}; "
+            "use classifier.with_classes(data.class_names, data.templates), or other data."
+        )
+    images = data.split(chosen.split)
+    if len(images) == 0:
+        raise InputError(f"The {chosen.split} split of {data.name} has no images; choose another split.")
+
+    def decode(some: ImageSet) -> Decoded:
+        return _decode(some, classifier, chosen)
+
+    control = (undefended or classifier.undefended()) if chosen.control else None
+    subjects = _subjects(classifier, control)
+    kept = Store(store)
+    sample, measured = choose_sample(images, decode, subjects, chosen, kept, len(data.class_names))
+    if not chosen.quiet:
+        print(sample.describe(chosen.split, chosen.adversarial), file=sys.stderr)
+    samples = Samples(decode(images.sample(sample.n, chosen.seed)))
+    evaluations = [
+        Evaluation(subject, samples, chosen, kept, len(data.class_names), on, pace)
+        for subject, on, pace in zip(subjects, ON, measured, strict=False)
+    ]
+    return _result(evaluations, control is not None, data.class_names, data.name, len(images))
 
 
-def _seconds_per_image(subject: Subject, samples: Samples, index: Sequence[int], attacked: bool) -> float:
-    """Seconds of a pass per image, from a pass without a gradient and, where the model is attacked, one with it."""
-    x, labels, _ = samples.batch(index, subject.device)
-    started = time.perf_counter()
-    subject.predict(x).tolist()
-    if attacked:
-        x.requires_grad_()
-        (gradient,) = torch.autograd.grad(cross_entropy(subject.model(x), labels).sum(), x)
-        float(gradient.sum())  # waits for the device
-    return (time.perf_counter() - started) / (len(x) * (3 if attacked else 1))
+def _decode(images: ImageSet, classifier: PromptedCLIP, settings: EvaluationSettings) -> Decoded:
+    """Images as the classifier wants them, corrupted if that is asked for."""
+    preprocessing = classifier.encoder.info.preprocessing
+    decoded = images.decode(preprocessing, skip_bad=settings.skip_bad_images, progress=not settings.quiet)
+    if settings.corruption is None:
+        return decoded
+    seeds = sample_seeds(decoded.ids, settings.seed, "corruption")
+    return replace(decoded, images=corrupt(decoded.images, *parse_corruption(settings.corruption), seeds))
+
+
+def _subjects(model: nn.Module, control: nn.Module | None) -> list[Subject]:
+    """The model, and the control where it is another model."""
+    subject = Subject.of(model)
+    other = subject if control is None else Subject.of(control)
+    return [subject] if other.fingerprint == subject.fingerprint else [subject, other]
+
+
+def evaluate_tensors(
+    model: nn.Module,
+    decoded: Decoded,
+    class_names: Sequence[str],
+    settings: EvaluationSettings,
+    *,
+    undefended: nn.Module | None = None,
+    store: Path | None = None,
+    name: str = "tensors",
+) -> Result:
+    """The same for any module from pixels (B,3,S,S) in [0,1] to logits (B,C), and images already decoded.
+
+    Args:
+        model: a `PromptedCLIP` or any module; set back to its mode afterwards.
+        decoded: images (uint8, or float in [0,1]), labels and ids.
+        class_names: C names, in the order of the logits.
+        settings: attacks, eps and so on; the fields about choosing and corrupting images are only recorded.
+        undefended: the control, attacked in the same run; None for none.
+        store: folder for the outcomes of single samples.
+        name: of the data.
+
+    Raises:
+        InputError: no images, an id twice, weights that are not float32, a record that cannot be read or written.
+    """
+    if len(decoded) == 0 or len(set(decoded.ids)) < len(decoded):
+        raise InputError(
+            f"Each of the images must have an id of its own, and there must be one; got {len(decoded)} of {name}."
+        )
+    samples, kept = Samples(decoded), Store(store)
+    evaluations = [
+        Evaluation(subject, samples, settings, kept, len(class_names), on)
+        for subject, on in zip(_subjects(model, undefended), ON, strict=False)
+    ]
+    return _result(evaluations, undefended is not None, class_names, name, len(decoded) + len(decoded.skipped))
+
+
+def _result(
+    evaluations: Sequence[Evaluation], controlled: bool, class_names: Sequence[str], name: str, available: int
+) -> Result:
+    """Run the evaluations: of the model, and of the control where that is another model."""
+    evaluation, *others = evaluations
+    decoded, settings = evaluation.samples.decoded, evaluation.settings
+    records = evaluation.run()
+    scores = evaluation.scores(records)
+    control = others[0].scores(others[0].run()) if others else scores if controlled else None
+    predictions, labels = evaluation.predictions(records), decoded.labels.tolist()
+    checks = _checks(evaluation, records, scores, control) if settings.checks else []
+    return Result(
+        **dict(scores),
+        **_circumstances(settings),
+        n=len(decoded),
+        n_available=available,
+        undefended=control,
+        checks=checks,
+        per_class=_per_class(labels, predictions, class_names),
+        data=name,
+        image_size=decoded.images.shape[-1],
+        skipped_images=decoded.skipped,
+        ids=decoded.ids,
+        labels=tuple(labels),
+        predictions={attack: tuple(guesses) for attack, guesses in predictions.items()},
+    )
+
+
+def parse_settings(
+    values: Mapping[str, Any], function: str = "evaluate", others: Sequence[str] = ()
+) -> EvaluationSettings:
+    """Settings from keyword arguments.
+
+    Args:
+        values: the settings.
+        function: the function's name, for messages.
+        others: the function's other arguments, which a misspelt setting may have meant.
+
+    Raises:
+        InputError: one line for the first that is wrong.
+    """
+    known = EvaluationSettings.model_fields
+    for name in values:
+        if name not in known:
+            raise InputError(f"{function}() has no setting {name!r}. {nearest(name, [*known, *others])}")
+    try:
+        return EvaluationSettings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        whole = message if first["type"] == "value_error" else f"{where}: {message} (got {first['input']!r})."
+        raise InputError(whole) from error
+
+
+def _circumstances(settings: EvaluationSettings) -> dict[str, Any]:
+    """What a result says of the evaluation, whatever the model and the images."""
+    eps = settings.threat.eps
+    return {
+        "eps": eps,
+        "eps_text": format_eps(eps),
+        "norm": settings.norm,
+        "seed": settings.seed,
+        "versions": versions(),
+        "split": settings.split,
+        "classes": settings.classes,
+        "corruption": settings.corruption,
+        "precision": PRECISION,
+        "batch_size": settings.batch_size or LARGEST,
+        "limit": settings.limit,
+    }
+
+
+def _checks(evaluation: Evaluation, records: dict[str, Record], scores: Scores, control: Scores | None) -> list[Check]:
+    """Health checks on some samples of all classes, kept in the store, and those that are read off the scores."""
+    samples, settings, subject = evaluation.samples, evaluation.settings, evaluation.subject
+    # Drawn, not the first ones: folders are sorted by class.
+    drawn = shuffled(samples.decoded.ids, settings.seed, "checks")
+    index = sorted(drawn[: min(CHECKED, settings.batch_size or CHECKED)])
+    right = {name: torch.tensor(guesses) for name, guesses in evaluation.predictions(records).items()}
+    labels = samples.decoded.labels
+    standing = torch.stack([guesses == labels for guesses in right.values()]).all(dim=0)
+    about = hashlib.sha256(repr([(samples.keys[i], bool(standing[i])) for i in index]).encode()).hexdigest()
+    circumstances = evaluation.circumstances("checks") | {"samples": about, "attacked": str(bool(settings.adversarial))}
+    found = evaluation.store.load(circumstances)
+    if found is None:
+        x, y, ids = samples.batch(index, subject.device)
+        seeds = seeds_of(ids, settings.seed)
+        clean, known = right["clean"][index].to(y), standing[index].to(y.device)
+        checked = Checked(x, y, seeds, clean, known, bool(settings.adversarial))
+        with subject.fixed():
+            found = [check.model_dump() for check in model_checks(subject, checked, settings.threat)]
+        evaluation.store.save(circumstances, found)
+    checks = [Check(**check) for check in found] + library_checks(scores.attacks, len(samples))
+    if control is not None and settings.adversarial:
+        message = f"the undefended CLIP keeps {control.worst.accuracy:.2f} % (near 0 at a sufficiently large eps)"
+        checks.append(Check(name="undefended", passed=None, value=control.worst.accuracy, message=message))
+    return checks
+
+
+def _per_class(
+    labels: list[int], predictions: dict[str, list[int]], class_names: Sequence[str]
+) -> dict[str, ClassScores]:
+    """Clean and worst-case accuracy of each class that has samples."""
+    found = {}
+    for label, name in enumerate(class_names):
+        index = [i for i, other in enumerate(labels) if other == label]
+        if index:
+            clean = sum(predictions["clean"][i] == label for i in index)
+            worst = sum(all(guesses[i] == label for guesses in predictions.values()) for i in index)
+            found[name] = ClassScores(
+                n=len(index), clean=round(100 * clean / len(index), 2), worst=round(100 * worst / len(index), 2)
+            )
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{len(names)} classes ({shown}{', ...' if len(names) > 5 else ''})"

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from apd.heartbeat import clock, heartbeat, pretty_seconds
+from apd.util.progress import clock, heartbeat, pretty_seconds
 
 PATIENCE = 2.0
 """Seconds before a bar is worth its line."""

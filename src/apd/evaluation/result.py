@@ -12,9 +12,9 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from apd.data.unreadable import how_to_convert
-from apd.heartbeat import counted
-from apd.statistics import wilson
-from apd.text import printable
+from apd.evaluation.statistics import wilson
+from apd.util.progress import counted
+from apd.util.text import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

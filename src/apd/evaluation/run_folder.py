@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from apd.data import load_data, same_source
-from apd.device import pick_device
+from apd.evaluation.measure import evaluate, parse_settings
 from apd.evaluation.result import Result
-from apd.evaluation.run import evaluate, parse_settings
-from apd.loading import load_run
-from apd.run import Run
-from apd.text import printable
+from apd.runs.folder import Run
+from apd.runs.load import load_run
+from apd.util.device import pick_device
+from apd.util.text import printable
 
 
 def evaluate_run(

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 
 from apd.data.dataset import Decoded, ImageSet
 from apd.evaluation.checks import CHECK_PASSES, CHECKED
-from apd.evaluation.measure import LARGEST, Measured, measure
+from apd.evaluation.forecast import LARGEST, Measured, measure
+from apd.evaluation.frozen import Subject
 from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
 from apd.evaluation.store import Store
-from apd.evaluation.subject import Subject
-from apd.heartbeat import pretty_seconds
+from apd.util.progress import pretty_seconds
 
 SECONDS = 240.0
 """What an evaluation may take where no limit is set, the zero-shot control and health checks included."""

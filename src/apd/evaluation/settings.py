@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from apd import attacks
+from apd.attacks.threat import Norm, ThreatModel, parse_eps
 from apd.data.corruptions import parse_corruption
-from apd.seeds import Seed
-from apd.threat import Norm, ThreatModel, parse_eps
+from apd.util.seed_range import Seed
 
 
 class EvaluationSettings(BaseModel):

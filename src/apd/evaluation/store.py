@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from apd.errors import InputError
-from apd.files import append_lines, write_atomic
+from apd.util.files import append_lines, write_atomic
 
 Key = tuple[str, str, int]
 """Id, fingerprint of the pixels and label: what makes a sample the same sample."""

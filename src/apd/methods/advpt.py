@@ -22,13 +22,13 @@ from torch import Tensor
 
 from apd.attacks.base import Objective, sample_seeds
 from apd.attacks.objectives import cross_entropy, kl_from_logits
-from apd.classifier import PromptedCLIP
 from apd.methods.base import Method, MethodSettings, Preparation, Step
 from apd.methods.clean import TEXT_ONLY
 from apd.methods.presets import dassl, pgd, tokens
+from apd.models.classifier import PromptedCLIP
 
 if TYPE_CHECKING:
-    from apd.training.settings import AttackKind, TrainSettings
+    from apd.settings.train import AttackKind, TrainSettings
 
 _BATCH = 128
 

@@ -29,15 +29,15 @@ from torch import Tensor
 from apd import losses
 from apd.attacks.base import Objective
 from apd.attacks.objectives import cross_entropy, kl, kl_from_logits, kl_of_pair
-from apd.classifier import BoundCLIP, PromptedCLIP
-from apd.clip import load_clip
 from apd.errors import InputError
 from apd.methods.base import Method, MethodSettings, Preparation, Step, prompted
 from apd.methods.clean import VLP
+from apd.models import load_clip
+from apd.models.classifier import BoundCLIP, PromptedCLIP
 
 if TYPE_CHECKING:
     from apd.data.dataset import Decoded
-    from apd.training.settings import AttackKind, TrainSettings
+    from apd.settings.train import AttackKind, TrainSettings
 
 Teacher = Literal["frozen", "tuned", "online"]
 _BATCH = 256

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from apd import losses
 from apd.attacks.base import Attack, Objective
 from apd.attacks.objectives import cross_entropy
-from apd.classifier import BoundCLIP, PromptedCLIP
-from apd.clip import DualEncoder
-from apd.prompts import Prompts, PromptSpec
-from apd.threat import ThreatModel
+from apd.attacks.threat import ThreatModel
+from apd.models import DualEncoder
+from apd.models.classifier import BoundCLIP, PromptedCLIP
+from apd.models.prompts import Prompts, PromptSpec
 
 if TYPE_CHECKING:
     from apd.data.dataset import Decoded
-    from apd.training.settings import AttackKind, TrainSettings
+    from apd.settings.train import AttackKind, TrainSettings
 
 Tune = Callable[["Method"], None]
 """Trains another method on the same data, in place; the loop hands it to `Method.prepare`."""

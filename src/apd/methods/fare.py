@@ -18,12 +18,12 @@ from torch import Tensor
 
 from apd.attacks.base import Objective
 from apd.attacks.objectives import squared_distance
-from apd.classifier import BoundCLIP, PromptedCLIP
 from apd.methods.base import Method, MethodSettings, Step
 from apd.methods.clean import VISUAL_ONLY
+from apd.models.classifier import BoundCLIP, PromptedCLIP
 
 if TYPE_CHECKING:
-    from apd.training.settings import TrainSettings
+    from apd.settings.train import TrainSettings
 
 
 class FARESettings(MethodSettings):

@@ -16,9 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from apd.classifier import PromptedCLIP
 from apd.losses import distillation
 from apd.methods.base import Method, MethodSettings, Step
+from apd.models.classifier import PromptedCLIP
 
 
 class PMGSettings(MethodSettings):

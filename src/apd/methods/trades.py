@@ -18,12 +18,12 @@ from torch import Tensor
 
 from apd.attacks.base import Objective
 from apd.attacks.objectives import kl_from_logits
-from apd.classifier import BoundCLIP
 from apd.losses import distillation
 from apd.methods.base import Method, MethodSettings, Step
+from apd.models.classifier import BoundCLIP
 
 if TYPE_CHECKING:
-    from apd.training.settings import AttackKind
+    from apd.settings.train import AttackKind
 
 
 class ConsistencySettings(MethodSettings):

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from apd.training.settings import TrainSettings
+from apd.settings.train import TrainSettings
 
 __all__ = ["TrainSettings"]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from apd.attacks import sample_seeds
-from apd.clip import DualEncoder
 from apd.data import Dataset
 from apd.data.augment import random_resized_crop_flip
 from apd.data.dataset import Decoded, shuffled
 from apd.data.unreadable import how_to_convert
 from apd.errors import InputError
-from apd.training.settings import TrainSettings
+from apd.models import DualEncoder
+from apd.settings.train import TrainSettings
 
 
 @dataclass(frozen=True)

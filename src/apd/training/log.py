@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from apd.run import Run
+from apd.runs.folder import Run
 
 
 class Log:

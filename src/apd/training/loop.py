@@ -15,20 +15,18 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
 from apd.attacks import find
-from apd.classifier import PromptedCLIP
-from apd.clip import DualEncoder
-from apd.config import RunConfig
+from apd.attacks.threat import ThreatModel
 from apd.data import Dataset
-from apd.device import pick_device
 from apd.errors import InputError
-from apd.extras import import_extra
 from apd.methods import Method, Preparation, find_method
-from apd.processes import is_first_process
-from apd.run import Run
-from apd.threat import ThreatModel
+from apd.models import DualEncoder
+from apd.models.classifier import PromptedCLIP
+from apd.runs.config import RunConfig
+from apd.runs.folder import Run
+from apd.settings.train import TrainSettings
 from apd.training.batches import Batch, Batches, Images
+from apd.training.collapse import CollapseMonitor, TrainingProgress
 from apd.training.log import Log
-from apd.training.monitor import CollapseMonitor, TrainingProgress
 from apd.training.optim import (
     build_optimizer,
     ema_share,
@@ -39,10 +37,12 @@ from apd.training.optim import (
     update_average,
     warmed_up,
 )
-from apd.training.perturb import awp, sam, shifted
-from apd.training.pixels import Carried, moving_pixels
-from apd.training.settings import TrainSettings
+from apd.training.persistent import Carried, moving_pixels
+from apd.training.sharpness import awp, sam, shifted
 from apd.training.step import training_attack, training_step
+from apd.util.device import pick_device
+from apd.util.extras import import_extra
+from apd.util.processes import is_first_process
 
 
 def train(

@@ -39,14 +39,14 @@ from apd.attacks import (
     kl_from_logits,
     margin,
 )
+from apd.attacks.threat import ThreatModel
 from apd.errors import ApdError, InputError
 from apd.methods.base import Method, Step
-from apd.threat import ThreatModel
-from apd.training.settings import AttackLoss, AttackSettings, TrainSettings
+from apd.settings.train import AttackLoss, AttackSettings, TrainSettings
 
 
 def training_attack(settings: AttackSettings) -> Attack:
-    """The attack that ``settings`` describe; `apd.training.pixels` stands in for it where images move with the prompts."""
+    """The attack that ``settings`` describe; `apd.training.persistent` stands in for it where images move with the prompts."""
     if settings.kind == "fgsm-rs":
         return FGSMRS()
     if settings.kind == "n-fgsm":

@@ -1,0 +1,237 @@
+"""AutoAttack (Croce & Hein 2020, arXiv 2003.01690) and its parts, through the library `pyautoattack`.
+
+``standard``: APGD-CE (one restart, 100 iterations), targeted APGD-DLR and targeted FAB on the 9 likeliest wrong
+classes, Square with 5,000 queries. With fewer classes than ten all wrong classes are targets. Targeted DLR needs four
+classes, so with two or three: APGD-CE, APGD on the margin, untargeted FAB, Square.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from apd.attacks.base import UNWATCHED, Watch
+from apd.attacks.objectives import margin
+from apd.attacks.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from pyautoattack import AutoAttack
+
+FLAGS = {
+    "randomized defense": "randomized",
+    "probability distribution": "probabilities",
+    "dynamic defense": "dynamic",
+    "zero gradient": "zero gradient",
+}
+"""A part of the library's warning to the flag's name."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an evaluation attack found.
+
+    Args:
+        images: (B,3,H,W), inside the threat model.
+        by: the part of the attack that made a sample's image.
+        flags: warnings of the attack's library, and how often each was raised.
+    """
+
+    images: Tensor
+    by: list[str]
+    flags: Counter[str] = field(default_factory=Counter)
+
+
+def stages(name: str, n_classes: int) -> tuple[str, ...]:
+    """The attacks that ``name`` runs for so many classes, in order.
+
+    >>> stages("autoattack", 100)
+    ('apgd-ce', 'apgd-t', 'fab-t', 'square')
+    >>> stages("autoattack", 2)
+    ('apgd-ce', 'apgd-margin', 'fab', 'square')
+    """
+    if name == "autoattack":
+        few = n_classes < 4
+        return ("apgd-ce", "apgd-margin", "fab", "square") if few else ("apgd-ce", "apgd-t", "fab-t", "square")
+    if name == "apgd-dlr" and n_classes < 3:
+        return ("apgd-margin",)  # DLR divides by the distance to the third logit
+    return (name,)
+
+
+def most_passes(stage: str, n_classes: int) -> int:
+    """Passes of the model in one stage, where no sample falls; one with a gradient counts twice.
+
+    Of the library's version ``standard``. Two of them are looks at the images, before the stage and after it.
+
+    >>> most_passes("apgd-ce", 10), most_passes("square", 10)
+    (204, 5004)
+    """
+    targets = min(9, n_classes - 1)
+    apgd, fab = 2 * (1 + 100), 2 + 3 * 100 + 1
+    most = {"apgd-t": targets * (1 + apgd), "fab": fab - 1, "fab-t": targets * fab, "square": 1 + 5000 + 1}
+    return 2 + most.get(stage, apgd)
+
+
+@dataclass(frozen=True)
+class LibraryAttack:
+    """AutoAttack, or one of its parts, as an evaluation attack.
+
+    The stages run one after the other, each on the samples that still stand. The library draws its random numbers for a
+    whole batch from one seed, so results depend (slightly) on the batch; the global generators are left as they were.
+
+    Args:
+        name: ``autoattack``, ``apgd-ce`` or ``apgd-dlr``.
+    """
+
+    name: str
+
+    def runs(self, n_classes: int) -> tuple[str, ...]:
+        """The attacks it is made of, for so many classes."""
+        return stages(self.name, n_classes)
+
+    def part_passes(self, n_classes: int) -> tuple[int, ...]:
+        """Passes of the model on a batch in each part, if no sample falls; one with a gradient counts twice."""
+        checks = 7 if self.name == "autoattack" else 0  # `_check_defence`
+        first, *others = (most_passes(stage, n_classes) for stage in self.runs(n_classes))
+        return (1 + checks + first, *others)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        ids: list[str],
+        seed: int,
+        watch: Watch = UNWATCHED,
+    ) -> Found:
+        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,); ``watch`` follows its parts."""
+        found = x.clone()
+        by = [""] * len(x)
+        standing = torch.arange(len(x), device=x.device)
+        devices = [x.device] if x.is_cuda else []
+        with torch.random.fork_rng(devices=devices), _flags() as flags, torch.no_grad():
+            n_classes = model(x[:1]).shape[-1]
+            library = _standard(model, threat, n_classes, seed, x.device)
+            if self.name == "autoattack" and not watch.done:
+                _check_defence(model, x, labels)
+            seen, parts = Counter[str](), self.runs(n_classes)
+            for stage in parts:
+                if len(standing) == 0:
+                    break
+                if stage in watch.done:
+                    continue
+                watch.begin(stage)
+                images = threat.project(_STAGES[stage](library, x[standing], labels[standing]), x[standing])
+                index = standing.tolist()
+                found[standing] = images
+                for i in index:
+                    by[i] = stage
+                predicted = model(images).argmax(dim=-1)
+                if stage != parts[-1]:
+                    watch.end(stage, [ids[i] for i in index], predicted, flags - seen)
+                    seen = Counter(flags)
+                standing = standing[predicted == labels[standing]]
+        return Found(found, by, flags)
+
+
+def _standard(model: nn.Module, threat: ThreatModel, n_classes: int, seed: int, device: torch.device) -> AutoAttack:
+    """The library's parts with the settings of its version ``standard``, targets as the classes allow."""
+    from pyautoattack import AutoAttack
+
+    norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
+    library = AutoAttack(model, norm=norm, eps=threat.eps, seed=seed, version="standard", device=device)
+    library.apgd_targeted.n_target_classes = library.fab.n_target_classes = min(9, n_classes - 1)
+    for part in (library.apgd, library.apgd_targeted, library.fab, library.square):
+        part.seed = seed
+    return library
+
+
+def _apgd(loss: str) -> Callable[[Any, Tensor, Tensor], Tensor]:
+    def run(library: Any, x: Tensor, labels: Tensor) -> Tensor:
+        library.apgd.loss = loss
+        images: Tensor = library.apgd.perturb(x, labels)
+        return images
+
+    return run
+
+
+def _apgd_margin(library: Any, x: Tensor, labels: Tensor) -> Tensor:
+    from pyautoattack.autopgd_base import APGDAttack
+
+    class APGDMargin(APGDAttack):  # type: ignore[misc,unused-ignore]
+        """APGD on the margin: DLR without its divisor, which two or three classes do not have."""
+
+        def dlr_loss(self, z: Tensor, y: Tensor) -> Tensor:
+            return margin(z, y)
+
+    part = library.apgd
+    attack = APGDMargin(
+        part.model, norm=part.norm, eps=part.eps, seed=part.seed, loss="dlr", device=part.device, logger=part.logger
+    )
+    images: Tensor = attack.perturb(x, labels)
+    return images
+
+
+def _fab(targeted: bool) -> Callable[[Any, Tensor, Tensor], Tensor]:
+    def run(library: Any, x: Tensor, labels: Tensor) -> Tensor:
+        library.fab.targeted = targeted
+        images: Tensor = library.fab.perturb(x, labels)
+        return images
+
+    return run
+
+
+_STAGES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "apgd-ce": _apgd("ce"),
+    "apgd-dlr": _apgd("dlr"),
+    "apgd-margin": _apgd_margin,
+    "apgd-t": lambda library, x, labels: library.apgd_targeted.perturb(x, labels),
+    "fab": _fab(targeted=False),
+    "fab-t": _fab(targeted=True),
+    "square": lambda library, x, labels: library.square.perturb(x, labels),
+}
+
+
+def _check_defence(model: nn.Module, x: Tensor, labels: Tensor) -> None:
+    """The library's own checks for defences that it cannot judge; they warn, and `_flags` listens."""
+    from pyautoattack import checks
+
+    logger = logging.getLogger("auto-attack")
+    checks.check_randomized(model, x, labels, bs=len(x), logger=logger)
+    checks.check_range_output(model, x, logger=logger)
+    # This check counts calls in a table of the whole process, through the interpreter's one tracer.
+    checks.funcs.update(dict.fromkeys(checks.funcs, 0))
+    tracer = sys.gettrace()
+    try:
+        checks.check_dynamic(model, x, logger=logger)
+    finally:
+        sys.settrace(tracer)
+
+
+@contextmanager
+def _flags() -> Iterator[Counter[str]]:
+    """Collect the library's warnings by name instead of printing them."""
+    flags: Counter[str] = Counter()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            message = record.getMessage()
+            flags[next((name for part, name in FLAGS.items() if part in message), message)] += 1
+
+    logger, listener = logging.getLogger("auto-attack"), Listener(logging.WARNING)
+    propagate = logger.propagate
+    logger.addHandler(listener)
+    logger.propagate = False
+    try:
+        yield flags
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = propagate

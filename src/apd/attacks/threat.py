@@ -1,0 +1,114 @@
+"""The threat model: how far an adversarial image may be from the clean one."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from apd.errors import InputError
+from apd.util.text import short
+
+Norm = Literal["linf", "l2"]
+
+
+def parse_eps(value: str | float, norm: Norm = "linf") -> float:
+    """Read a budget in [0,1] pixel units, written as a float or as a fraction such as ``4/255``.
+
+    Raises:
+        InputError: for anything that is not a number, negative or infinite, and for an Linf budget above 1.
+
+    >>> parse_eps("4/255") == 4 / 255
+    True
+    """
+    text = str(value).strip()
+    if not re.fullmatch(r"[0-9.eE+-]+(\s*/\s*[0-9.]+)?", text):
+        raise InputError(f"eps must be a number in [0,1] pixel units such as 4/255, got {short(text)}.")
+    try:
+        numerator, _, denominator = text.partition("/")
+        eps = float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"eps must be a number in [0,1] pixel units such as 4/255, got {short(text)}.") from error
+    if not math.isfinite(eps) or eps < 0:
+        raise InputError(f"eps must not be negative or infinite, got {text[:40]}.")
+    if norm == "linf" and eps > 1:
+        # Up to a quarter of the range somebody may have meant levels; above it no attack is.
+        hint = f"Did you mean {text}/255?" if eps <= 64 and not denominator else "8/255 is a common budget."
+        raise InputError(f"eps is in [0,1] pixel units, got {text[:40]}. {hint}")
+    return eps
+
+
+def format_eps(eps: float) -> str:
+    """A budget as people write it: in 255ths where it is one (of at most two decimals), else as a number.
+
+    >>> format_eps(4 / 255), format_eps(0.5 / 255), format_eps(0.3)
+    ('4/255', '0.5/255', '0.3')
+    """
+    levels = round(eps * 255, 2)
+    in_levels = 0 < levels <= 64 and abs(eps * 255 - levels) < 1e-6
+    return f"{levels:g}/255" if in_levels else f"{eps:g}"
+
+
+def _per_sample(x: Tensor, like: Tensor) -> Tensor:
+    return x.view(-1, *([1] * (like.dim() - 1)))
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """All images within ``eps`` of the clean one in ``norm``, inside [0,1].
+
+    Args:
+        eps: radius in [0,1] pixel units (for L2: of the whole image's difference).
+        norm: ``linf`` or ``l2``.
+    """
+
+    eps: float
+    norm: Norm = "linf"
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("linf", "l2"):
+            raise InputError(f"norm must be linf or l2, got {self.norm!r}.")
+        parse_eps(self.eps, self.norm)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Into the ball around ``x`` (B,3,H,W), then into [0,1]; clipping towards ``x`` in [0,1] cannot leave the ball.
+
+        For Linf this is the nearest allowed image; for L2 the usual approximation of it.
+        """
+        delta = x_adv - x
+        if self.norm == "linf":
+            delta = delta.clamp(-self.eps, self.eps)
+        else:
+            length = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
+            delta = delta * _per_sample((self.eps / length).clamp(max=1.0), x)
+        return (x + delta).clamp(0.0, 1.0)
+
+    def random_start(self, x: Tensor, seeds: Tensor) -> Tensor:
+        """A point drawn uniformly from the ball (then clipped to [0,1]), from one seed a sample.
+
+        Drawn on the CPU, so that a sample starts at the same point whatever the batch and the device.
+        """
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+        if self.norm == "linf":
+            draws = torch.stack([torch.rand(x.shape[1:], generator=generator) for generator in generators])
+            noise = (draws.to(x.device) * 2 - 1) * self.eps
+        else:
+            noise = torch.stack([self._draw_l2(x.shape[1:], generator) for generator in generators])
+        return self.project(x + noise.to(x), x)
+
+    def _draw_l2(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        direction = torch.randn(shape, generator=generator)
+        radius = torch.rand((), generator=generator) ** (1.0 / direction.numel())
+        noise: Tensor = direction / direction.norm() * radius * self.eps
+        return noise
+
+    def ascend(self, x_adv: Tensor, gradient: Tensor, step: float) -> Tensor:
+        """One step of steepest ascent of length ``step``: sign for Linf, unit gradient for L2; not projected."""
+        if self.norm == "linf":
+            return x_adv + step * gradient.sign()
+        length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
+        return x_adv + step * gradient / _per_sample(length, gradient)

@@ -1,0 +1,1 @@
+"""What a bench reports: rows, tables, comparisons and plots."""

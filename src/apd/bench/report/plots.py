@@ -1,0 +1,99 @@
+"""The plots: clean against attacked accuracy, and curves over shots or eps."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from apd.attacks.threat import parse_eps
+from apd.bench.plan import Plan
+from apd.bench.protocols import PROTOCOLS
+from apd.bench.report.compare import Figure
+from apd.bench.report.tables import Table
+from apd.util.extras import install_command
+from apd.util.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Points = Mapping[str, list[tuple[float, float]]]
+"""Label of a method, to its points."""
+
+
+def write_plots(folder: Path, plan: Plan, tables: Sequence[Table], say: Callable[[str], None]) -> list[Path]:
+    """PNG files in ``plots/``; needs matplotlib (the extra ``report``) and says so where it is missing."""
+    if find_spec("matplotlib") is None:
+        say(f"No plots: they need matplotlib ({install_command('report')}).")
+        return []
+    written = []
+    for table in tables:
+        if PROTOCOLS[table.protocol].curve == "eps":
+            points = _over_eps(table)
+            written.append(
+                _save(folder, f"{table.protocol} {table.title}", points, ("eps x 255", "worst %"), line=True)
+            )
+        elif _attacked(table):
+            same = [other for other in tables if (other.protocol, other.title) == (table.protocol, table.title)]
+            title = table.title if len(same) == 1 else f"{table.title}, {table.note}"
+            points = _scatter(table)
+            written.append(_save(folder, f"{table.protocol} {title}", points, ("clean %", "worst %"), line=False))
+    for name, points in _over_shots(plan, tables).items():
+        written.append(_save(folder, f"few-shot {name} over shots", points, ("shots", "worst %"), line=True))
+    return written
+
+
+def _attacked(table: Table) -> bool:
+    return table.main.name != "clean" and "clean" in {measure.name for measure in table.measures}
+
+
+def _clean(table: Table) -> dict[str, Figure]:
+    return table.figures(next(measure for measure in table.measures if measure.name == "clean"))
+
+
+def _scatter(table: Table) -> Points:
+    clean, worst = _clean(table), table.figures(table.main)
+    return {label: [(clean[label].mean, worst[label].mean)] for label in clean}
+
+
+def _over_eps(table: Table) -> Points:
+    budgets = [measure for measure in table.measures if measure.name.startswith("eps ")]
+    columns = [(255 * parse_eps(m.name.removeprefix("eps ")), table.figures(m)) for m in budgets]
+    return {label: [(x, figures[label].mean) for x, figures in columns if label in figures] for label in table.rows}
+
+
+def _over_shots(plan: Plan, tables: Sequence[Table]) -> dict[str, Points]:
+    """The worst at each number of shots, for the data sets that have several."""
+    titles = {f"{e.data}, {e.shots} shots": e for e in plan.entries if PROTOCOLS[e.protocol].curve == "shots"}
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for table in tables:
+        entry = titles.get(table.title)
+        if entry is None or entry.protocol != table.protocol or entry.shots == "all" or not _attacked(table):
+            continue
+        # Other attacks or images are another curve.
+        curve = f"{entry.data}, {table.note}"
+        for label, figure in table.figures(table.main).items():
+            found.setdefault(curve, {}).setdefault(label, []).append((float(entry.shots), figure.mean))
+    several = {name: points for name, points in found.items() if any(len(p) > 1 for p in points.values())}
+    return {name: {label: sorted(p) for label, p in points.items()} for name, points in several.items()}
+
+
+def _save(folder: Path, title: str, points: Points, labels: tuple[str, str], *, line: bool) -> Path:
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(6, 4.5), layout="constrained")
+    axes: Axes = canvas.add_subplot()
+    for label, values in points.items():
+        xs, ys = zip(*values, strict=True) if values else ((), ())
+        axes.plot(xs, ys, marker="o", linestyle="-" if line else "", label=label)
+    axes.set(title=title, xlabel=labels[0], ylabel=labels[1])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    image = io.BytesIO()
+    canvas.savefig(image, format="png", dpi=150)
+    file = folder / "plots" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', title)}.png"
+    write_atomic(file, image.getvalue())
+    return file

@@ -1,0 +1,317 @@
+"""The tables for a person: Markdown and LaTeX, from the plan and the outcomes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from apd.attacks.threat import format_eps, parse_eps
+from apd.bench.job import Outcome
+from apd.bench.plan import Entry, Plan
+from apd.bench.protocols import PROTOCOLS, Measure, View
+from apd.bench.report.compare import Cell, Figure, Seeds, difference, figure, has, shared_seeds
+from apd.bench.report.published import published_markdown
+from apd.bench.report.rows import entry_views
+from apd.evaluation.statistics import AS_GOOD_MARGIN
+from apd.util.text import markdown as safe
+from apd.util.text import printable
+
+MISSING = "-"
+_LATEX = {mark: f"\\{mark}" for mark in "&%_#${}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Methods on one data set (or the mean over several) under one protocol.
+
+    Args:
+        protocol: its name.
+        title: data and shots.
+        note: eps and number of images.
+        measures: the columns.
+        rows: label of the method, to its runs data set by data set.
+        against: the method that all are compared with; None: the best.
+        versions: of apd that each method's figures were made with.
+    """
+
+    protocol: str
+    title: str
+    note: str
+    measures: tuple[Measure, ...]
+    rows: Mapping[str, tuple[Seeds, ...]]
+    against: str | None = None
+    versions: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def figures(self, measure: Measure) -> dict[str, Figure]:
+        """The column, without the methods that lack something of it."""
+        return {label: figure(sets, measure) for label, sets in self.rows.items() if _complete(sets, measure)}
+
+    def ranked(self, measure: Measure) -> list[str]:
+        """Methods by this measure, the best first; the earlier row where two are equal."""
+        figures = self.figures(measure)
+        return sorted(figures, key=lambda label: -figures[label].mean)
+
+    @property
+    def seeds(self) -> list[int | None]:
+        """The most seeds that a method's figures rest on; ``[None]`` where none depends on a seed."""
+        seeded = [seeds for seeds in map(shared_seeds, self.rows.values()) if seeds != [None]]
+        return max(seeded, key=len, default=[None])
+
+    @property
+    def contenders(self) -> list[str]:
+        """Methods with these seeds, and those that depend on none; only among equal seeds is there a best one."""
+        return [label for label, sets in self.rows.items() if shared_seeds(sets) in ([None], self.seeds)]
+
+    def contest(self, measure: Measure) -> list[str]:
+        """The contenders by this measure, the best first."""
+        return [label for label in self.ranked(measure) if label in self.contenders]
+
+    def best(self, measure: Measure) -> list[str]:
+        """The contenders with the best figure; several where it is equal."""
+        figures, contest = self.figures(measure), self.contest(measure)
+        return [label for label in contest if figures[label].mean == figures[contest[0]].mean]
+
+    @property
+    def main(self) -> Measure:
+        """The measure that ranks the methods for the second stage."""
+        return next(measure for measure in self.measures if measure.main)
+
+
+def make_tables(plan: Plan, outcomes: Mapping[str, Outcome]) -> list[Table]:
+    """One table for each protocol, data set and number of shots, and means where a protocol has several data sets."""
+    groups: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in plan.entries:
+        groups.setdefault(entry.table, []).append(entry)
+    single = [(entries, _table(entries, outcomes)) for entries in groups.values()]
+    tables = [table for _, table in single] + list(_means(single))
+    return [replace(table, against=plan.against if plan.against in table.rows else None) for table in tables]
+
+
+def best_methods(
+    plan: Plan, outcomes: Mapping[str, Outcome], best: int, protocols: Sequence[str]
+) -> dict[tuple[object, ...], list[str]]:
+    """The ``best`` methods of each table of these protocols, by its main measure."""
+    found = {}
+    for entry in plan.entries:
+        if entry.protocol in protocols and entry.table not in found:
+            table = _table([other for other in plan.entries if other.table == entry.table], outcomes)
+            found[entry.table] = table.ranked(table.main)[:best]
+    return found
+
+
+def _table(entries: Sequence[Entry], outcomes: Mapping[str, Outcome]) -> Table:
+    first, protocol = entries[0], PROTOCOLS[entries[0].protocol]
+    measures = list(protocol.measures(list(first.views.values())))
+    final = next((list(entry.final.values()) for entry in entries if entry.final), [])
+    if final:
+        columns = [measure for measure in protocol.measures(final) if measure.main]
+        measures += [replace(measure, name=f"{measure.name} (final)") for measure in columns]
+    rows: dict[str, dict[int | None, Cell]] = {}
+    versions: dict[str, frozenset[str]] = {}
+    for entry in entries:
+        views = entry_views(entry, outcomes)
+        if all(view.name in views for view in entry.views.values()):
+            rows.setdefault(entry.method, {})[entry.seed] = views
+            made = outcomes[entry.job].made_with([*entry.views, *entry.final])
+            versions[entry.method] = versions.get(entry.method, frozenset()) | made
+    shots = f"{first.shots} shots" if first.shots != "all" else "all training images"
+    about = _about(list(first.views.values()))
+    if final:
+        about += f"; final: {_about(final)}"
+    labels = {label: (cells,) for label, cells in rows.items()}
+    return Table(first.protocol, f"{first.data}, {shots}", about, tuple(measures), labels, versions=versions)
+
+
+def _about(views: Sequence[View]) -> str:
+    budgets = dict.fromkeys(format_eps(parse_eps(view.eps)) for view in views)
+    images = "all images" if views[0].limit is None else f"at most {views[0].limit} images"
+    return f"{', '.join(views[0].attacks)} at eps {', '.join(budgets)} on {images}"
+
+
+def _means(single: Sequence[tuple[list[Entry], Table]]) -> Iterator[Table]:
+    """Where the tables of several data sets have the same columns and seeds: the mean over data sets."""
+    for members in _alike(single):
+        names = [entry.data for entry, _ in members]
+        shots = " or ".join(dict.fromkeys(str(entry.shots) for entry, _ in members))
+        tables = [table for _, table in members]
+        labels = [label for label in tables[0].rows if all(label in table.rows for table in tables)]
+        rows = {label: tuple(table.rows[label][0] for table in tables) for label in labels}
+        title = f"mean over {', '.join(names)}, {shots} shots"
+        versions = {label: frozenset().union(*(table.versions[label] for table in tables)) for label in labels}
+        note = "; ".join(dict.fromkeys(table.note for table in tables))
+        if rows:
+            yield Table(tables[0].protocol, title, note, tables[0].measures, rows, versions=versions)
+
+
+def _alike(single: Sequence[tuple[list[Entry], Table]]) -> Iterator[list[tuple[Entry, Table]]]:
+    """Tables of several data sets that can be averaged; with equal shots where a data set has several numbers of them."""
+    groups: dict[tuple[object, ...], list[tuple[Entry, Table]]] = {}
+    for entries, table in single:
+        if table.rows:
+            seeds = frozenset(entry.seed for entry in entries)
+            groups.setdefault((table.protocol, table.measures, seeds), []).append((entries[0], table))
+    for members in groups.values():
+        curve = len({entry.data for entry, _ in members}) < len(members)
+        parts: dict[object, list[tuple[Entry, Table]]] = {}
+        for entry, table in members:
+            parts.setdefault(entry.shots if curve else None, []).append((entry, table))
+        yield from (part for part in parts.values() if len(part) > 1)
+
+
+def _complete(sets: Sequence[Seeds], measure: Measure) -> bool:
+    return bool(shared_seeds(sets)) and all(has(cells, measure) for cells in sets)
+
+
+def markdown(name: str, tables: Sequence[Table]) -> str:
+    """All tables, each protocol with the published numbers of its kind."""
+    lines = [f"# {safe(name)}", ""]
+    for protocol in dict.fromkeys(table.protocol for table in tables):
+        lines += [
+            f"## {protocol}",
+            "",
+            f"{PROTOCOLS[protocol].summary[0].upper()}{PROTOCOLS[protocol].summary[1:]}.",
+            "",
+        ]
+        for table in tables:
+            if table.protocol == protocol and table.rows:
+                lines += [
+                    f"### {safe(table.title)}",
+                    "",
+                    f"Accuracy in percent; {table.note}.",
+                    "",
+                    *_values(table),
+                    "",
+                ]
+                notes = _notes(table)
+                lines += [safe(" ".join(notes)), ""] if notes else []
+                lines += [*_differences(table), ""]
+        # Published numbers stand beside ours, never alone.
+        if any(table.rows for table in tables if table.protocol == protocol):
+            lines += published_markdown(protocol)
+        else:
+            lines += ["No run of this protocol has come to its end.", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _values(table: Table) -> list[str]:
+    head = ["method", "seeds", *(safe(measure.name) for measure in table.measures)]
+    lines = [_row(head), "|" + "---|" * len(head)]
+    rows = _cells(table, lambda text: f"**{text}**", " ± ")
+    return lines + [_row([safe(label), *cells]) for label, *cells in rows]
+
+
+def _cells(table: Table, bold: Callable[[str], str], plus_minus: str) -> Iterator[list[str]]:
+    columns = [(table.figures(measure), table.best(measure)) for measure in table.measures]
+    for label, sets in table.rows.items():
+        cells = []
+        for figures, best in columns:
+            text = _mean(figures[label], plus_minus) if label in figures else MISSING
+            cells.append(bold(text) if label in best else text)
+        yield [label, _seeds(sets), *cells]
+
+
+def _seeds(sets: Sequence[Seeds]) -> str:
+    """How many the figures rest on, of how many there are where a mean cannot take them all."""
+    most = max((len(cells) for cells in sets if None not in cells), default=0)
+    if not most:
+        return "any"
+    shared = len(shared_seeds(sets))
+    return str(shared) if shared == most else f"{shared} of {most}"
+
+
+def _notes(table: Table) -> list[str]:
+    """What has to be known to read the figures, where they are not all of a kind."""
+    notes = []
+    others = [label for label in table.rows if label not in table.contenders]
+    if others:
+        seeds = ", ".join(map(str, table.seeds))
+        notes.append(f"Bold: the best with seeds {seeds}; {', '.join(others)}: other seeds, left out of this contest.")
+    if any(" of " in _seeds(sets) for sets in table.rows.values()):
+        notes.append("A mean over data sets rests on the seeds that all of them have.")
+    made = sorted(frozenset().union(*table.versions.values()))
+    if len(made) > 1:
+        by = (f"{v} ({', '.join(label for label in table.rows if v in table.versions[label])})" for v in made)
+        notes.append(f"Made with several versions of apd: {', '.join(by)}.")
+    return notes
+
+
+def _mean(found: Figure, plus_minus: str) -> str:
+    return f"{found.mean:.1f}" + (f"{plus_minus}{found.deviation:.1f}" if found.deviation is not None else "")
+
+
+def _differences(table: Table) -> list[str]:
+    """Each method against the one that is asked for; else against the best, and the best against the runner-up."""
+    shown = [m for m in table.measures if (m.main or table.against) and len(table.figures(m)) > 1]
+    if not shown:
+        return []
+    other = table.against or "the best (the best: to the runner-up)"
+    head = [f"difference to {safe(other)}", *(safe(measure.name) for measure in shown)]
+    lines = [_row(head), "|" + "---|" * len(head)]
+    labels = [label for label in table.rows if label != table.against]
+    lines += [_row([safe(label), *(_against(table, label, measure) for measure in shown)]) for label in labels]
+    return [*lines, "", " ".join(_reading(table, shown))]
+
+
+def _reading(table: Table, shown: Sequence[Measure]) -> Iterator[str]:
+    """How to read the differences: what they are taken over, what the words mean, and who is the best of equals."""
+    yield "Paired over images and the seeds that both methods have; 95 % bootstrap interval over images, not over trainings."
+    yield (
+        f"Better: it lies above 0; else as good: its lower end is above -{AS_GOOD_MARGIN:g} "
+        "points; else worse: it lies below 0; else undecided."
+    )
+    if len(table.contenders) < len(table.rows):
+        yield "With other seeds it is not the difference of the figures above."
+    if table.against:
+        return
+    for measure in shown:
+        best = table.best(measure)
+        if len(best) > 1:
+            names = [safe(label) for label in best]
+            yield f"Best in {measure.name} are {' and '.join(names)}, with equal figures; {names[0]} stands for the best here."
+
+
+def _against(table: Table, label: str, measure: Measure) -> str:
+    best, runner_up, *_ = *table.contest(measure), None, None
+    other = table.against or (runner_up if label == best else best)
+    known = table.figures(measure)
+    if label not in known or other is None or other not in known:
+        return MISSING
+    found = difference(table.rows[label], table.rows[other], measure)
+    if found is None:
+        return "not paired"
+    text = f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}] {found.verdict}"
+    return f"**{text} ({safe(other)})**" if label == best and not table.against else text
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """All tables for LaTeX with the package booktabs."""
+    return "\n".join(line for table in tables if table.rows for line in _latex(table)) + "\n"
+
+
+def _latex(table: Table) -> Iterator[str]:
+    head = ["method", "seeds", *(measure.name for measure in table.measures)]
+    yield r"\begin{table}"
+    yield r"\centering"
+    caption = " ".join([f"{table.protocol}: {table.title}. Accuracy in percent; {table.note}.", *_notes(table)])
+    yield rf"\caption{{{_escaped(caption)}}}"
+    yield rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
+    yield r"\toprule"
+    yield " & ".join(map(_escaped, head)) + r" \\"
+    yield r"\midrule"
+    for label, *cells in _cells(table, lambda text: rf"\textbf{{{text}}}", r" $\pm$ "):
+        yield " & ".join([_escaped(label), *cells]) + r" \\"
+    yield r"\bottomrule"
+    yield r"\end{tabular}"
+    yield r"\end{table}"
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in printable(text))

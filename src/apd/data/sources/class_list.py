@@ -1,0 +1,193 @@
+"""Class names from ``classes.txt``: which line names which class folder."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from apd.data.sources.class_names import BARE_WORDNET_ID, nameless, readable_names, without_ids
+from apd.errors import InputError
+from apd.util.text import short
+
+_SEPARATOR = re.compile(r"[.)]?\s+|\s*[,;:=]\s*")
+_NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
+_ENDS_IN_NUMBER = re.compile(r"(.*?)(\d+)", re.ASCII)
+_WAY_OUT = "write FOLDER,name in every line"
+
+
+def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
+    """Class names from a ``classes.txt``, in the order of ``folders``.
+
+    Every line has the same one of these forms; a file that could be read in two ways, or in part, is refused.
+
+    - a folder's name, in any order; capitals, hyphens and underscores may differ: the line names its folder
+    - a folder's name, then its readable name: ``n01440764,tench``, ``n01440764 tench``, ``3: antelope``; of a list of
+      WordNet ids, lines without a folder are skipped
+    - a number or a WordNet id, then a folder's name: ``1 001.Black_footed_Albatross``
+    - a readable name, after a number from 0 or 1 (``1<tab>antelope``) or without: named are the folders in text order,
+      or in number order if all of them are numbers
+
+    Args:
+        path: the file.
+        folders: the names of the class folders.
+
+    Raises:
+        InputError: if lines and folders do not match.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} ({error}): it should be UTF-8 text, one class a line.") from error
+    named = _folder_names(lines, folders) or _pairs(path, lines, folders)
+    if named is None:
+        heads, names = _heads(lines)
+        named = _folder_names(names, folders) if heads else None
+        if named is None:
+            named = _in_order(path, _numbered(path, lines, heads, names), folders)
+    return tuple(named[folder] for folder in folders)
+
+
+def _folders_of(lines: Sequence[str], folders: Sequence[str]) -> list[str | None]:
+    """The folder that each whole line is the name of, up to capitals, hyphens and underscores."""
+    keys = [name.casefold() for name in readable_names(folders)]
+    alike = dict(zip(keys, folders, strict=True)) if len(set(keys)) == len(keys) else {}
+    lines_keys = [name.casefold() for name in readable_names(lines)]
+    return [line if line in folders else alike.get(key) for line, key in zip(lines, lines_keys, strict=True)]
+
+
+def _folder_names(lines: Sequence[str], folders: Sequence[str]) -> dict[str, str] | None:
+    """Names by folder, where the lines are the names of all folders; else None."""
+    found = _folders_of(lines, folders)
+    if Counter(found) != Counter(folders):
+        return None
+    readable = dict(zip(folders, readable_names(folders), strict=True))
+    raw = {*folders, *without_ids(folders)}
+    return {
+        folder: readable[folder] if bare in raw else bare
+        for folder, bare in zip(found, without_ids(lines), strict=True)
+        if folder is not None
+    }
+
+
+def _pairs(path: Path, lines: list[str], folders: Sequence[str]) -> dict[str, str] | None:
+    """Names by folder, where lines begin with a folder's name; None where no line does."""
+    numbers = _by_number(folders)
+    whole = _folders_of(lines, folders)
+    pairs = [None if folder else _pair(line, folders, numbers) for line, folder in zip(lines, whole, strict=True)]
+    found = [pair for pair in pairs if pair]
+    if not found:
+        return None
+    named = dict(found)
+    unmatched = [line for line, pair in zip(lines, pairs, strict=True) if pair is None]
+    if all(BARE_WORDNET_ID.match(line) for line in unmatched) and len(named) == len(folders):
+        unmatched = []  # such as all of ImageNet's names for some of its classes
+    missing = [folder for folder in folders if folder not in named]
+    if unmatched:
+        raise InputError(
+            f"{path} names a class folder at the start of {len(found)} of its {len(lines)} lines, but not in "
+            f"{_quoted(unmatched)}{f'; no line names {_quoted(missing)}' if missing else ''}: {_WAY_OUT}."
+        )
+    if missing or len(found) != len(folders):
+        what = f"no line for the folder {missing[0]}" if missing else "two lines for one folder"
+        raise InputError(f"{path} has {what}: it needs one line for each of the {len(folders)} class folders.")
+    blank = [folder for folder, name in found if not name]
+    if blank:
+        raise InputError(f"{path} has no name after the folder {_quoted(blank)}: {_WAY_OUT}.")
+    return named
+
+
+def _pair(line: str, folders: Sequence[str], numbers: dict[float, str]) -> tuple[str, str] | None:
+    """A folder's name and the rest of the line; the longest such name, as folders may have spaces and commas."""
+    for separator in reversed(list(_SEPARATOR.finditer(line))):
+        head, name = line[: separator.start()], line[separator.end() :]
+        if head in folders:
+            return head, name
+        if _NUMBER.fullmatch(head) and float(head) in numbers:
+            return numbers[float(head)], name
+    return None
+
+
+def _by_number(folders: Sequence[str]) -> dict[float, str]:
+    """Folders by their number; empty unless all are numbers, and different ones."""
+    if not all(_NUMBER.fullmatch(folder) for folder in folders):
+        return {}
+    numbers = {float(folder): folder for folder in folders}
+    return numbers if len(numbers) == len(folders) else {}
+
+
+def _heads(lines: list[str]) -> tuple[list[str], list[str]]:
+    """The number or WordNet id that begins every line, and the rest; two empty lists unless all lines have one."""
+    heads, names = [], []
+    for line in lines:
+        separator = _SEPARATOR.search(line)
+        head = line[: separator.start()] if separator else ""
+        if separator is None or not (head.isdecimal() or BARE_WORDNET_ID.fullmatch(head)):
+            return [], []
+        heads.append(head)
+        names.append(line[separator.end() :])
+    return heads, names
+
+
+def _numbered(path: Path, lines: list[str], heads: list[str], names: list[str]) -> list[str]:
+    """Names in the order of the numbers that count the lines, without them; or the lines, where nothing counts them."""
+    ids = [line for line in lines if BARE_WORDNET_ID.match(line)]
+    if ids:
+        raise InputError(
+            f"{path} begins lines with WordNet ids that are not class folders ({_quoted(ids)}): {_WAY_OUT}."
+        )
+    numbers = [int(head) for head in heads]
+    if numbers and sorted(numbers) in [list(range(first, first + len(lines))) for first in (0, 1)]:
+        return [name for _, name in sorted(zip(numbers, names, strict=True))]
+    for first in (0, 1):
+        others = [line for place, line in enumerate(lines, first) if not re.match(rf"0*{place}[\s.,:;)]", line)]
+        if 0 < len(others) < len(lines) - 1:
+            raise InputError(f"{path} numbers some of its lines from {first}, but not {_quoted(others)}: {_WAY_OUT}.")
+    if numbers and len(set(numbers)) == len(set(names)) == len(lines):
+        raise InputError(
+            f"{path} begins its lines with numbers that are neither folders nor 1 to {len(lines)} "
+            f"({_quoted(lines)}), so it is unclear whether they belong to the names: {_WAY_OUT}."
+        )
+    return lines
+
+
+def _in_order(path: Path, names: list[str], folders: Sequence[str]) -> dict[str, str]:
+    """Names by folder, where they are in the folders' order: by number if all are numbers, else as text."""
+    if len(names) != len(folders):
+        raise InputError(f"{path} has {len(names)} lines for {len(folders)} class folders: it needs one for each.")
+    order = _order(path, folders)
+    matched = _folders_of(names, order)
+    readable = dict(zip(order, readable_names(order), strict=True))
+    elsewhere = any(match not in (None, folder) for match, folder in zip(matched, order, strict=True))
+    # Folder names and ids are not readable names: a list of them with a typing error must not become the class names.
+    raw = any(
+        readable[match] != name or nameless([name]) if match else any(rest in order for rest in _heads([name])[1])
+        for name, match in zip(names, matched, strict=True)
+    )
+    if elsewhere or raw:
+        others = [name for name, match in zip(names, matched, strict=True) if match is None]
+        raise InputError(f"{path} has names of class folders, but also {_quoted(others or names)}: {_WAY_OUT}.")
+    return dict(zip(order, names, strict=True))
+
+
+def _order(path: Path, folders: Sequence[str]) -> list[str]:
+    """The folders in the order in which a person would list them."""
+    if numbers := _by_number(folders):
+        return [numbers[number] for number in sorted(numbers)]
+    as_text = sorted(folders)
+    parts = {folder: _ENDS_IN_NUMBER.fullmatch(folder) for folder in as_text}
+    if len({match and match[1] for match in parts.values()}) > 1:
+        return as_text
+    by_number = sorted(as_text, key=lambda folder: int(match[2]) if (match := parts[folder]) else 0)
+    if by_number != as_text:
+        raise InputError(
+            f"{path} names no folders, and may follow the order {', '.join(as_text[:3])}, … "
+            f"or {', '.join(by_number[:3])}, …: {_WAY_OUT}."
+        )
+    return as_text
+
+
+def _quoted(lines: Sequence[str]) -> str:
+    more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+    return f"{', '.join(short(line) for line in lines[:3])}{more}"

@@ -1,0 +1,64 @@
+"""Class names a person would write, from the names of folders."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from functools import cache
+
+from apd.util.text import first_of
+
+WORDNET_ID = re.compile(r"^n\d{8}[-_. ]+(?=\S)")
+NUMBER = re.compile(r"^\d+[-_. ]+(?=\S)")
+CAMEL = re.compile(r"(?<=[a-z]{2})(?=[A-Z])")
+BARE_WORDNET_ID = re.compile(r"n\d{8}")
+# c0, c1, ... are the class folders of public driver-distraction data; the others are what labelling tools write.
+_NAMELESS = re.compile(r"n\d{8}|-?\d+|(c|cls|class|category|id|label) ?\d+", re.IGNORECASE)
+
+
+def readable_names(folders: Sequence[str]) -> tuple[str, ...]:
+    """Readable names for folder names: ids off, underscores, hyphens and camelCase to spaces.
+
+    A leading number goes only where every folder has one and the names stay different without.
+
+    >>> readable_names(["n01440764-tench", "great_white_shark", "AnnualCrop"])
+    ('tench', 'great white shark', 'Annual Crop')
+    >>> readable_names(["001.Black_footed_Albatross", "002.Laysan_Albatross"])
+    ('Black footed Albatross', 'Laysan Albatross')
+    """
+    return tuple(_words(name) or name for name in without_ids(folders))
+
+
+def without_ids(names: Sequence[str]) -> list[str]:
+    """The names without a leading WordNet id and, under the rule of `readable_names`, without a leading number."""
+    bare = [WORDNET_ID.sub("", name) for name in names]
+    if all(NUMBER.match(name) for name in bare):
+        without = [NUMBER.sub("", name) for name in bare]
+        bare = without if len(set(without)) == len(bare) else bare
+    return bare
+
+
+def _words(name: str) -> str:
+    return " ".join(CAMEL.sub(" ", re.sub(r"[-_]+", " ", name)).split())
+
+
+def nameless(names: Sequence[str]) -> list[str]:
+    """The class names that say nothing to a text encoder: WordNet ids, bare numbers, ``class 3``.
+
+    >>> nameless(["n01440764", "7", "class 3", "c0", "7 eleven", "cat"])
+    ['n01440764', '7', 'class 3', 'c0']
+    """
+    return [name for name in names if _NAMELESS.fullmatch(name)]
+
+
+def warn_of_nameless(names: Sequence[str], source: str, hint: str) -> None:
+    """Log a warning if some class names say nothing to a text encoder, with ``hint`` on how to name them."""
+    if found := nameless(names):
+        warn(f"{source} has class names that say nothing to CLIP: {first_of(found, 'classes')}. {hint}")
+
+
+@cache
+def warn(message: str) -> None:
+    """Log a warning on data, once per process however often the data are loaded."""
+    logging.getLogger("apd").warning(message)

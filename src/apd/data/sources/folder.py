@@ -1,0 +1,185 @@
+"""A folder of class folders, with or without train, val and test above them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from apd.data.dataset import ImageSet
+from apd.data.sources.class_list import read_class_names
+from apd.data.sources.class_names import readable_names, warn
+from apd.data.sources.split_names import WORDS, hidden, split_folders, subfolders
+from apd.data.splits import Pools, split_pool
+from apd.data.unreadable import CAMERA_SUFFIXES
+from apd.errors import InputError
+from apd.util.text import first_of, quoted
+
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+    | CAMERA_SUFFIXES  # counted among the images, though most cannot be read
+)
+HARMLESS_SUFFIXES = frozenset({".csv", ".html", ".json", ".md", ".txt", ".xml", ".yaml", ".yml"})
+HARMLESS_NAMES = frozenset({"thumbs.db", "desktop.ini", "license", "readme"})
+
+
+def load_folder(path: Path, source: str) -> Pools:
+    """All images of a folder; labels follow the sorted names of the class folders.
+
+    Readable names come from ``classes.txt`` in the folder, or else from the folders' names. Without train and test
+    folders each class is split 60/20/20 into train, val and test, the same way whatever the seed.
+
+    Raises:
+        InputError: for a folder without class folders, an empty class, classes that differ between splits, folders
+            above the class folders, a file that is no image, and a ``classes.txt`` that does not fit.
+    """
+    refuse_broken_links(path)
+    splits = split_folders(path)
+    top = splits.get("train", path)
+    refuse_broken_links(top)
+    folders = [folder.name for folder in subfolders(top)]
+    if not folders:
+        raise InputError(f"{top} holds no class folders: put the images of each class into a folder of its name.")
+    if len(folders) == 1:
+        raise InputError(_one_class(top, top / folders[0]))
+    check_depth(top, folders)
+    listing = path / "classes.txt"
+    names = read_class_names(listing, folders) if listing.is_file() else readable_names(folders)
+    if splits:
+        seen: dict[str, str] = {}
+        sets = {split: class_folders(folder, folders, path, seen) for split, folder in splits.items()}
+        return Pools(path.name, source, names, sets["train"], sets.get("val"), sets["test"])
+    train, val, test = split_pool(class_folders(path, folders, path), names, source)
+    note = "The folder has no splits: each class is split 60/20/20 by a hash of the file names."
+    return Pools(path.name, source, names, train, val, test, note=note, divided=True)
+
+
+def _one_class(top: Path, only: Path) -> str:
+    inner = [only] if subfolders(only) else []
+    meant = [str(path) for path in (*inner, *sorted(top.glob("split_*.json")))]
+    way_out = f"did you mean {' or '.join(meant)}?" if meant else "at least two classes are needed."
+    return f"{top} holds one class folder only ({only.name}/): {way_out}"
+
+
+def check_depth(top: Path, folders: Sequence[str]) -> None:
+    """Refuse folders that are not classes but hold class folders: data sets, domains, letters; warn of other groups.
+
+    Raises:
+        InputError: naming what to give instead.
+    """
+    inside = {folder: _folders_inside(top / folder) for folder in folders}
+    for folder, inner in inside.items():
+        if len(splits := [name for name in inner if name.casefold() in WORDS]) > 1:
+            raise InputError(f"{top / folder} holds {splits[0]}/ and {splits[1]}/, so it is a data set: name that one.")
+    if not all(inside.values()):
+        return
+    first = f"{folders[0]}/{inside[folders[0]][0]}"
+    if all(
+        len(folder) == 1 and all(n.casefold().startswith(folder.casefold()) for n in inside[folder])
+        for folder in folders
+    ):
+        raise InputError(
+            f"{top} holds letters above the class folders ({first}), as SUN397 does: move the class folders up one "
+            "level; SUN397 itself is read by its split file (apd train sun397@ROOT, see apd list data)."
+        )
+    shared = sorted(set.intersection(*map(set, inside.values())))
+    if len(shared) > 1:
+        photo = next((name for name in folders if re.search("photo|real", name, re.IGNORECASE)), folders[0])
+        other = next(name for name in folders if name != photo)
+        raise InputError(
+            f"every folder of {top} holds {shared[0]}/ and {shared[1]}/, so these are domains, not classes "
+            f"({first_of(folders, 'folders')}): train on one (apd train {quoted(top / photo)}), evaluate on the others "
+            f"under domain shift (apd evaluate RUN --data {quoted(top / other)}); splits are called train/, val/ and test/."
+        )
+    if all(len(inner) > 1 for inner in inside.values()):
+        warn(
+            f"Every class folder of {top} holds only folders ({first}): all images below {folders[0]}/ are of one class "
+            f"{folders[0]}. If the inner folders are the classes, move them up one level."
+        )
+
+
+def _folders_inside(folder: Path) -> list[str]:
+    """The folders in a class folder, if it holds no images beside them."""
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.is_dir():
+                return []
+            if not hidden(entry.name) and entry.is_dir():
+                names.append(entry.name)
+    return sorted(names)
+
+
+def refuse_broken_links(folder: Path) -> None:
+    """Refuse links to nowhere, whose images would vanish without a word.
+
+    Raises:
+        InputError: naming the link.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not path.exists() and not hidden(path.name) and not _is_harmless(path.name):
+            raise InputError(
+                f"{path} is a link to {os.readlink(path)}, which is not there: restore it or remove the link."
+            )
+
+
+def class_folders(top: Path, folders: Sequence[str], root: Path, seen: dict[str, str] | None = None) -> ImageSet:
+    """The images in the class folders of ``top``, labelled in the order of ``folders``; ids are relative to ``root``.
+
+    Links are followed. ``seen`` keeps the real folders, so that none is read twice, in this split or another.
+
+    Raises:
+        InputError: unless exactly these folders are there; for an empty one, and for a file that is no image.
+    """
+    there = {folder.name for folder in subfolders(top)}
+    for name in sorted(there.symmetric_difference(folders)):
+        has = "has" if name in there else "lacks"
+        raise InputError(f"the class folder {name}/ is not in every split: {top} {has} it.")
+    stray = next((p for p in sorted(top.iterdir()) if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES), None)
+    if stray:
+        raise InputError(f"{stray} lies beside the class folders, so its class is unknown: move it into one of them.")
+    refuse_broken_links(top)
+    seen = {} if seen is None else seen
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(folders):
+        images = _images_below(top / name, seen)
+        if not images:
+            raise InputError(f"the class folder {top / name} holds no images: add some, or remove the folder.")
+        paths += images
+        labels += [label] * len(images)
+    ids = tuple(path.relative_to(root).as_posix() for path in paths)
+    return ImageSet(ids, torch.tensor(labels, dtype=torch.int64), tuple(paths))
+
+
+def _images_below(folder: Path, seen: dict[str, str]) -> list[Path]:
+    """The images below a class folder, through links; ``seen`` knows real folders by the path they were met at."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot list {error.filename} ({error.strerror}).") from error
+
+    images: list[Path] = []
+    start = Path(os.path.realpath(folder))
+    for parent, below, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(parent)
+        if parent != str(folder) and start.is_relative_to(real):
+            raise InputError(f"{parent} is a link to {real}, in which it lies: remove the link.")
+        if (first := seen.setdefault(real, parent)) != parent:
+            raise InputError(f"{parent} and {first} are one folder by a link: an image must have one class, once.")
+        below[:] = sorted(name for name in below if not hidden(name))
+        for name in sorted(files):
+            suffix = Path(name).suffix.lower()
+            if suffix in IMAGE_SUFFIXES and not name.startswith("."):
+                images.append(Path(parent, name))
+            elif not _is_harmless(name):
+                raise InputError(f"{Path(parent, name)} is not an image: convert it or move it elsewhere.")
+    return images
+
+
+def _is_harmless(name: str) -> bool:
+    """Whether a file that is not an image may lie among images."""
+    return name.startswith(".") or Path(name).suffix.lower() in HARMLESS_SUFFIXES or name.lower() in HARMLESS_NAMES

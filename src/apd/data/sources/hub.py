@@ -1,0 +1,202 @@
+"""Data sets in the format of the Hugging Face hub: a hub id, parquet files, or a saved folder."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from apd.data.dataset import ImageSet
+from apd.data.sources.class_names import readable_names
+from apd.data.splits import Pools, split_pool
+from apd.errors import InputError
+from apd.util.extras import import_extra
+from apd.util.files import is_lfs_pointer
+from apd.util.progress import counted
+
+Columns = tuple[str, str]
+Splits = Mapping[str, Any]
+SAVED = ("dataset_dict.json", "state.json")
+VALIDATION = ("validation", "val", "valid", "dev")
+
+
+def load_hub(spec: str, columns: Columns | None = None) -> Pools:
+    """A data set of the hub, ``owner/name`` or ``owner/name:configuration``; downloaded once, then read from the cache.
+
+    Raises:
+        InputError: for an unknown or unreachable data set, and for columns that do not fit.
+    """
+    _need_datasets(f"hf:{spec}")
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    name, _, configuration = spec.partition(":")
+    try:
+        splits = load_dataset(name, configuration or None)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise InputError(
+            f"cannot load hf:{spec} ({_line(error)}): check the name and the network; offline, it must be in the cache."
+        ) from error
+    return _pools(splits, name, f"hf:{spec}", columns)
+
+
+def load_parquet(path: Path, source: str, columns: Columns | None = None) -> Pools:
+    """One parquet file, or a folder of them named after their splits (``train-00000-of-00001.parquet``).
+
+    Raises:
+        InputError: for files that cannot be read, and for columns that do not fit.
+    """
+    _need_datasets(source)
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    pointer = next(filter(is_lfs_pointer, sorted(path.glob("*.parquet")) if path.is_dir() else [path]), None)
+    if pointer is not None:
+        raise InputError(f"{pointer} is a Git LFS pointer instead of a table; to get the table: git lfs pull")
+    files = {"data_dir": str(path)} if path.is_dir() else {"data_files": str(path)}
+    try:
+        splits = load_dataset("parquet", **files)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise InputError(f"cannot read {path} as parquet ({_line(error.__cause__ or error)}).") from error
+    return _pools(splits, path.stem, source, columns)
+
+
+def is_saved(path: Path) -> bool:
+    """Whether the folder was written by ``save_to_disk``."""
+    return any((path / name).is_file() for name in SAVED)
+
+
+def load_saved(path: Path, source: str, columns: Columns | None = None) -> Pools:
+    """A folder written by ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk``.
+
+    Raises:
+        InputError: for a folder that cannot be read, and for columns that do not fit.
+    """
+    _need_datasets(source)
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        saved = load_from_disk(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"cannot read the saved data set {path} ({_line(error)}).") from error
+    return _pools(saved if isinstance(saved, DatasetDict) else {"train": saved}, path.name, source, columns)
+
+
+def _need_datasets(source: str) -> None:
+    import_extra("datasets", "hub", f"the data set {source}")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _pools(splits: Splits, name: str, source: str, columns: Columns | None) -> Pools:
+    if "train" not in splits:
+        raise InputError(f"{source} has the splits {', '.join(splits)}, but no train.")
+    image, label = columns or _find_columns(splits["train"].features, source)
+    for column in (image, label):
+        if column not in splits["train"].column_names:
+            raise InputError(f"{source} has no column {column!r}. It has: {', '.join(splits['train'].column_names)}.")
+    names = _class_names(splits["train"], label, source)
+    sets = {split: _image_set(rows, split, (image, label), names, source) for split, rows in splits.items()}
+    own = next((sets[split] for split in VALIDATION if split in sets), None)
+    test = sets.get("test")
+    if test is not None and bool((test.labels < 0).all()):  # published without labels
+        test = None
+    readable = readable_names(names)
+    if test is not None:
+        return Pools(name, source, readable, sets["train"], own, test)
+    if own is not None:
+        note = "It has no labelled test split: its validation split is the test split here."
+        return Pools(name, source, readable, sets["train"], None, own, note=note)
+    train, val, test = split_pool(sets["train"], readable, source)
+    note = "It has one split only: each class is split 60/20/20 by a hash of the row numbers."
+    return Pools(name, source, readable, train, val, test, note=note, divided=True)
+
+
+def _find_columns(features: Mapping[str, Any], source: str) -> Columns:
+    from datasets import ClassLabel, Value
+    from datasets import Image as ImageFeature
+
+    def of(*kinds: Any) -> list[str]:
+        return [name for name, feature in features.items() if isinstance(feature, kinds)]
+
+    images = of(ImageFeature) or [name for name in ("image", "img") if name in features]
+    labels = of(ClassLabel) or [name for name in of(Value) if name in ("label", "labels", "class", "class_name")]
+    if len(images) != 1 or len(labels) != 1:
+        found = f"image: {', '.join(images) or 'none'}; label: {', '.join(labels) or 'none'}"
+        raise InputError(f"{source} needs one image and one label column ({found}): name them, columns=(image, label).")
+    return images[0], labels[0]
+
+
+def _class_names(rows: Any, label: str, source: str) -> list[str]:
+    from datasets import ClassLabel
+
+    feature = rows.features[label]
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    names = [name for name in rows.unique(label) if name is not None]  # a row without a label is told with its number
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(f"the label column {label!r} of {source} has no class names: it must be a ClassLabel or text.")
+    return sorted(names)
+
+
+def _labels(rows: Any, split: str, label: str, names: list[str], source: str) -> torch.Tensor:
+    """Labels as numbers; all of a test split may be -1, which means that they were not published."""
+    own = getattr(rows.features[label], "names", names)
+    if list(own) != names:
+        differs = next((pair for pair in zip(own, names, strict=False) if pair[0] != pair[1]), (len(own), len(names)))
+        raise InputError(
+            f"the split {split} of {source} names its classes otherwise than train: {differs[0]!r}, {differs[1]!r}."
+        )
+    values = np.asarray(rows.with_format("numpy")[label][:])
+    if values.dtype.kind in "iu":
+        labels = torch.from_numpy(values.astype(np.int64))
+        if split == "test" and bool((labels == -1).all()):
+            return labels
+        wrong = torch.nonzero((labels < 0) | (labels >= len(names))).flatten().tolist()
+        if wrong:
+            raise InputError(
+                f"the split {split} of {source} has the label {int(labels[wrong[0]])} in {_first_row(wrong)}, but its classes "
+                f"have the labels 0 to {len(names) - 1}: remove or correct these rows."
+            )
+        return labels
+    texts = rows.with_format(None)[label][:]
+    missing = [row for row, text in enumerate(texts) if text is None]
+    if missing:
+        raise InputError(
+            f"the split {split} of {source} has no label in {_first_row(missing)}: remove these rows or fill "
+            f"the column {label!r}."
+        )
+    numbers = {name: number for number, name in enumerate(names)}
+    unknown = next((text for text in texts if text not in numbers), None)
+    if unknown is not None:
+        raise InputError(f"the split {split} of {source} has the label {unknown!r}, which its train split lacks.")
+    return torch.tensor([numbers[text] for text in texts], dtype=torch.int64)
+
+
+def _first_row(rows: list[int]) -> str:
+    return f"row {rows[0]}" + (f" and {counted(len(rows) - 1, 'other')}" if len(rows) > 1 else "")
+
+
+def _image_set(rows: Any, split: str, columns: Columns, names: list[str], source: str) -> ImageSet:
+    from datasets import Image as ImageFeature
+
+    image, label = columns
+    labels = _labels(rows, split, label, names, source)
+    files = rows.select_columns([image]).cast_column(image, ImageFeature(decode=False))
+    sources = tuple(partial(_open, files, image, row) for row in range(len(rows)))
+    return ImageSet(tuple(f"{split}/{row}" for row in range(len(rows))), labels, sources)
+
+
+def _open(files: Any, column: str, row: int) -> Image.Image:
+    stored = files[row][column]
+    if stored is None:
+        raise ValueError("the row has no image")
+    return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"])

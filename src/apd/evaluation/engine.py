@@ -1,0 +1,217 @@
+"""One model on one set of samples, attack by attack; what is known already is not computed again."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from apd import attacks
+from apd.evaluation.forecast import LARGEST, Measured, measure
+from apd.evaluation.frozen import Subject
+from apd.evaluation.progress import Pace, shown
+from apd.evaluation.result import Accuracy, AttackAccuracy, Scores
+from apd.evaluation.samples import Samples
+from apd.evaluation.settings import EvaluationSettings
+from apd.evaluation.store import Key, Outcome, Record, Store
+from apd.util.versions import versions
+
+PRECISION = "float32"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during an attack; the text says how far it was.
+
+    Args:
+        attack: its name, and on what.
+        finished: images with an outcome.
+        total: images under this attack.
+        begun: images that withstood the first parts of the attack.
+    """
+
+    def __init__(self, attack: str, finished: int, total: int, begun: int) -> None:
+        more = f" ({begun} more withstood its first parts)" if begun else ""
+        super().__init__(f"{finished} of {total} images under {attack}{more}")
+        self.attack, self.finished, self.total, self.begun = attack, finished, total, begun
+
+
+class Keeper(attacks.Watch):
+    """Keeps what an attack has found in a batch whenever one of its parts ends.
+
+    Args:
+        record: where outcomes go.
+        pace: hears which part is running and how many images are done.
+        keys: the batch's samples by id.
+        done: parts of the attack that these withstood in an earlier call.
+        size: images at a time, for the record.
+    """
+
+    def __init__(self, record: Record, pace: Pace, keys: Mapping[str, Key], done: Sequence[str], size: int) -> None:
+        super().__init__(done)
+        self.record, self.pace, self.keys, self.size = record, pace, keys, size
+        self.parts, self.kept = list(done), Counter[str]()
+        self.since = time.perf_counter()
+
+    def begin(self, part: str) -> None:
+        """Show the part."""
+        self.pace.begin(part)
+
+    def end(self, part: str, ids: Sequence[str], predicted: Tensor, flags: Counter[str]) -> None:
+        """Keep the samples that fell, and that the others withstood this part too."""
+        self.parts.append(part)
+        self.kept += flags
+        guesses = [(self.keys[id_], guess) for id_, guess in zip(ids, predicted.tolist(), strict=True)]
+        fell = [Outcome(*key, guess, part) for key, guess in guesses if guess != key[2]]
+        standing = [key for key, guess in guesses if guess == key[2]]
+        self.record.add(fell, self._seconds(), flags, self.size, standing, self.parts)
+
+    def finish(self, outcomes: Sequence[Outcome], flags: Counter[str]) -> None:
+        """Keep the outcomes of the whole batch; ``flags`` are those of all its parts."""
+        new = [outcome for outcome in outcomes if self.record.outcomes.get(outcome.key) != outcome]
+        self.record.add(new, self._seconds(), flags - self.kept, self.size)
+        self.pace.advance(len(outcomes))
+
+    def _seconds(self) -> float:
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        return seconds
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on one set of samples: runs what the store does not know yet.
+
+    Args:
+        subject: the model.
+        samples: the images.
+        settings: attacks, eps and so on.
+        store: keeps the outcomes.
+        n_classes: number of classes.
+        on: stands after an attack's name where it is not the model in question that is attacked.
+        known: the model's pace, if it has been measured; otherwise it is measured where it is needed.
+    """
+
+    subject: Subject
+    samples: Samples
+    settings: EvaluationSettings
+    store: Store
+    n_classes: int
+    on: str = ""
+    known: Measured | None = None
+
+    def circumstances(self, attack: str) -> dict[str, str]:
+        """What outcomes under this attack depend on, besides the sample."""
+        known, threat = versions(), self.settings.threat
+        about = {
+            "attack": attack,
+            "model": self.subject.fingerprint,
+            "precision": PRECISION,
+            "apd": known["apd"],
+        }
+        if self.settings.corruption is not None:  # the pixels tell it too; apart, each has its own seconds and flags
+            about["corruption"] = self.settings.corruption
+        if attack == "clean":
+            return about
+        limits = {"eps": repr(threat.eps), "norm": threat.norm, "seed": str(self.settings.seed)}
+        return about | limits | {"pyautoattack": known["pyautoattack"]}
+
+    def run(self) -> dict[str, Record]:
+        """Outcomes under ``clean`` and each attack; misclassified samples are not attacked."""
+        with self.subject.fixed():
+            records = {"clean": self._run("clean", range(len(self.samples)))}
+            right = [i for i, key in enumerate(self.samples.keys) if records["clean"].outcomes[key].predicted == key[2]]
+            for name in self.settings.adversarial:
+                records[name] = self._run(name, right)
+        return records
+
+    def _run(self, name: str, wanted: Sequence[int]) -> Record:
+        record = self.store.record(self.circumstances(name))
+        todo = [i for i in wanted if self.samples.keys[i] not in record.outcomes]
+        size = self._batch_size(record, name, todo)
+        most = 1 if name == "clean" else sum(attacks.find(name).part_passes(self.n_classes))
+        pace = Pace(name, len(wanted), len(wanted) - len(todo), size, most)
+        try:
+            with shown(pace, f"{name}{self.on}", self.subject.model, self.settings.quiet):
+                for index, parts in self._batches(record, todo, size):
+                    keys = {self.samples.decoded.ids[i]: self.samples.keys[i] for i in index}
+                    keeper = Keeper(record, pace, keys, parts, size)
+                    keeper.finish(*self._attack(name, index, keeper))
+        except KeyboardInterrupt as stop:
+            known = (record.outcomes, record.withstood)
+            finished, begun = (sum(self.samples.keys[i] in some for i in wanted) for some in known)
+            raise Interrupted(f"{name}{self.on}", finished, len(wanted), begun) from stop
+        return record
+
+    @cached_property
+    def measured(self) -> Measured:
+        """Pace of the model, measured when it is first needed."""
+        return self.known or measure(self.subject, self.samples, self.settings)
+
+    def _batch_size(self, record: Record, name: str, todo: Sequence[int]) -> int:
+        """Images at a time: as they were set, else as in an earlier call, on which APGD and AutoAttack depend."""
+        if self.settings.batch_size is not None:
+            return self.settings.batch_size
+        if record.batch_sizes or not todo:
+            return max(record.batch_sizes, default=LARGEST)
+        return self.measured.batch_size(name, self.n_classes)
+
+    def _batches(
+        self, record: Record, todo: Sequence[int], size: int
+    ) -> Iterator[tuple[Sequence[int], tuple[str, ...]]]:
+        """Batches of what is to do, and the parts of the attack that each of them withstood in an earlier call.
+
+        What an earlier call left in the middle of an attack stays one batch: the library's random numbers depend on it.
+        """
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for i in todo:
+            groups.setdefault(record.withstood.get(self.samples.keys[i], ()), []).append(i)
+        for parts, index in sorted(groups.items(), key=lambda group: not group[0]):
+            yield from ((index[first : first + size], parts) for first in range(0, len(index), size))
+
+    def _attack(self, name: str, index: Sequence[int], watch: attacks.Watch) -> tuple[list[Outcome], Counter[str]]:
+        x, labels, ids = self.samples.batch(index, self.subject.device)
+        by = [""] * len(index)
+        flags: Counter[str] = Counter()
+        # A ball of radius 0 holds the clean image alone; the health check runs the attack's code on it.
+        if name != "clean" and self.settings.threat.eps > 0:
+            attack, s = attacks.find(name), self.settings
+            found = attack(self.subject.model, x, labels, s.threat, ids, s.seed, watch)
+            x, by, flags = found.images, found.by, found.flags
+        predicted = self.subject.predict(x).tolist()
+        rows = zip((self.samples.keys[i] for i in index), predicted, by, strict=True)
+        return [Outcome(*key, guess, part if guess != key[2] else None) for key, guess, part in rows], flags
+
+    def predictions(self, records: dict[str, Record]) -> dict[str, list[int]]:
+        """Predicted class after each attack, one a sample; the clean one where it is wrong already."""
+        clean = records["clean"].outcomes
+        return {
+            name: [record.outcomes.get(key, clean[key]).predicted for key in self.samples.keys]
+            for name, record in records.items()
+        }
+
+    def scores(self, records: dict[str, Record]) -> Scores:
+        """Accuracies of these outcomes."""
+        labels = [label for *_, label in self.samples.keys]
+        right = {
+            name: [guess == label for guess, label in zip(guesses, labels, strict=True)]
+            for name, guesses in self.predictions(records).items()
+        }
+        clean = Accuracy.of(right["clean"])
+        under: dict[str, AttackAccuracy] = {}
+        for name in self.settings.adversarial:
+            known = (records[name].outcomes.get(key) for key in self.samples.keys)
+            under[name] = AttackAccuracy.of(
+                right[name],
+                seconds=round(records[name].seconds, 1),
+                seconds_earlier=round(records[name].earlier, 1),
+                runs=attacks.find(name).runs(self.n_classes),
+                fooled_by=dict(Counter(outcome.by for outcome in known if outcome is not None and outcome.by)),
+                flags=dict(records[name].flags),
+                batch_sizes=tuple(sorted(records[name].batch_sizes)),
+            )
+        worst = Accuracy.of([all(sample) for sample in zip(*right.values(), strict=True)])
+        return Scores(clean=clean.accuracy, clean_interval=clean.interval, attacks=under, worst=worst)

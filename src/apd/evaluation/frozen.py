@@ -1,0 +1,100 @@
+"""The model under evaluation: frozen, in float32, told apart from every other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from apd.errors import ApdError, InputError
+from apd.models.classifier import PromptedCLIP
+from apd.models.encoder import sha256_of_weights
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """No autocast and no TF32, which would round float32 products to ten bits."""
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model from pixels (B,3,H,W) in [0,1] to logits (B,C), where it lives, and its fingerprint."""
+
+    model: nn.Module
+    device: torch.device
+    fingerprint: str
+
+    @classmethod
+    def of(cls, classifier: nn.Module) -> Subject:
+        """A classifier or any plain module.
+
+        Raises:
+            InputError: weights that are not float32.
+        """
+        tensors = list(chain(classifier.parameters(), classifier.buffers()))
+        for tensor in tensors:
+            if tensor.is_floating_point() and tensor.dtype != torch.float32:
+                raise InputError(
+                    f"Attacks are reported in float32, but the classifier has weights in {tensor.dtype}; load it "
+                    "in float32. Small gradients vanish in half precision, and a model that has none looks robust."
+                )
+        device = tensors[0].device if tensors else torch.device("cpu")
+        digest = hashlib.sha256(f"{classifier!r} {sha256_of_weights(classifier)}".encode())
+        if isinstance(classifier, PromptedCLIP):
+            info = classifier.encoder.info
+            about = (
+                classifier.class_names,
+                classifier.templates,
+                info.preprocessing,
+                info.logit_scale,
+                info.logit_bias,
+                info.tokenizer_sha256,
+            )
+            digest.update(repr(about).encode())
+            with exact_float32(device):
+                return cls(classifier.frozen(), device, digest.hexdigest())
+        return cls(classifier, device, digest.hexdigest())
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (B, C) without gradients.
+
+        Raises:
+            ApdError: logits that are not finite, which an accuracy would hide.
+        """
+        with torch.no_grad():
+            z: Tensor = self.model(x)
+        if not bool(z.isfinite().all()):
+            bad = int((~z.isfinite()).any(dim=1).sum())
+            raise ApdError(f"The classifier gives logits that are not finite for {bad} of {len(z)} images.")
+        return z
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Predicted labels (B,)."""
+        return self.logits(x).argmax(dim=-1)
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """In evaluation mode, no gradients to weights, true float32; everything as before afterwards."""
+        modules = {module: module.training for module in self.model.modules()}
+        parameters = {p: p.requires_grad for p in self.model.parameters()}
+        try:
+            self.model.eval().requires_grad_(False)
+            with exact_float32(self.device):
+                yield
+        finally:
+            for module, training in modules.items():
+                module.training = training
+            for parameter, needed in parameters.items():
+                parameter.requires_grad_(needed)

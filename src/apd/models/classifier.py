@@ -1,0 +1,223 @@
+"""`PromptedCLIP`: from pixels in [0,1] to logits over named classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apd.errors import InputError
+from apd.models.encoder import DualEncoder
+from apd.models.prompts import Prompts
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+_BEYOND = 0.5
+"""How far pixels may be outside of [0,1]: more than any attack or rounding leaves them, less than normalised ones are."""
+
+
+def _full(features: Tensor) -> Tensor:
+    """Half precision raised to float32: from the features on, nothing is computed in half precision."""
+    return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
+
+
+@dataclass(frozen=True)
+class BoundCLIP:
+    """A classifier whose class features and visual tokens are computed: what an attack and a training step work on.
+
+    Args:
+        encoder: the frozen CLIP.
+        classes: class features (C, D) of unit length.
+        visual: visual tokens, (n, width) a block.
+        frame: pixels (3, S, S) added to each image before the encoder normalises it; the sum is not clipped.
+    """
+
+    encoder: DualEncoder
+    classes: Tensor
+    visual: tuple[Tensor, ...]
+    frame: Tensor | None = None
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Image features (B, D) as the encoder gives them, not of unit length, of images (B,3,S,S) in [0,1]."""
+        if self.frame is not None:
+            self.encoder.check_pixels(x)  # before the sum, which would broadcast
+            x = x + self.frame
+        return _full(self.encoder.encode_image(x, self.visual))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Image features (B, D) of unit length, of images (B,3,S,S) in [0,1]."""
+        return F.normalize(self.embed(x), dim=-1)
+
+    def compare(self, features: Tensor) -> Tensor:
+        """Logits (B, C) of image features (B, D) of unit length."""
+        info = self.encoder.info
+        # In bfloat16 a cosine has 8 bits: at a logit scale of 100 the logits would be off by 0.4.
+        with torch.autocast(features.device.type, enabled=False):
+            return info.logit_scale * _full(features) @ _full(self.classes).T + info.logit_bias
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of images (B,3,S,S) in [0,1]."""
+        return self.compare(self.features(x))
+
+    def detach(self) -> BoundCLIP:
+        """The same values, cut from the prompts' graph."""
+        frame = None if self.frame is None else self.frame.detach()
+        return BoundCLIP(self.encoder, self.classes.detach(), tuple(t.detach() for t in self.visual), frame)
+
+
+class FrozenClassifier(nn.Module):
+    """A plain module from pixels to logits with everything but the pixels fixed: for attacks, from here or from outside."""
+
+    def __init__(self, bound: BoundCLIP) -> None:
+        super().__init__()
+        self.bound = bound.detach()
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of images (B,3,S,S) in [0,1]."""
+        return self.bound.logits(x)
+
+
+class PromptedCLIP(nn.Module):
+    """A CLIP classifier with or without learned prompts.
+
+    Takes encoder-sized images in [0,1] and normalises inside, so that any attack library can be pointed at it. Class
+    features are computed once as long as the prompts are fixed.
+
+    Args:
+        encoder: the frozen CLIP.
+        prompts: learned prompts; None for the hand-written templates alone.
+        class_names: what the logits stand for, in order.
+        templates: sentences with ``{}`` for the class name. Without text tokens the class feature is the mean over all of
+            them; with text tokens the first one's tail (behind ``{}``) ends the prompt.
+
+    Raises:
+        InputError: fewer than two classes, a class twice, a template without ``{}``, a name longer than the context,
+            class-specific prompts of another number of classes.
+
+    Example:
+        >>> import apd, torch
+        >>> clip = apd.load_clip("glyphs")
+        >>> model = apd.PromptedCLIP(clip, None, ["one", "two"], ["a photo of the digit {}."])
+        >>> model(torch.rand(3, 3, 32, 32)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        prompts: Prompts | None,
+        class_names: Sequence[str],
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.prompts = encoder, prompts
+        self.class_names, self.templates = tuple(class_names), tuple(templates)
+        _check_names(self.class_names, self.templates)
+        if prompts is not None and prompts.n_classes not in (None, len(self.class_names)):
+            raise InputError(f"The prompts are specific to {prompts.n_classes} classes, got {len(self.class_names)}.")
+        n_tokens = prompts.spec.text_tokens if prompts is not None else 0
+        # On the CPU: the encoder reads lengths off them, which would make it wait for another device.
+        self._ids = [encoder.trim(encoder.prompt_ids(texts, n_tokens)).cpu() for texts in self._texts(n_tokens)]
+        self._fixed: tuple[tuple[int, ...], BoundCLIP] | None = None
+        self._written: tuple[torch.device, Tensor] | None = None
+
+    def _texts(self, n_tokens: int) -> list[list[str]]:
+        if n_tokens:
+            tail = self.templates[0].split("{}", 1)[1]
+            return [[f"{name}{tail}" for name in self.class_names]]
+        return [[template.replace("{}", name) for name in self.class_names] for template in self.templates]
+
+    def class_features(self) -> Tensor:
+        """Class features (C, D) of unit length, with gradients to the prompts; without text tokens computed once."""
+        tokens = self.prompts.text() if self.prompts is not None else []
+        if tokens or any(p.requires_grad for p in self.encoder.parameters()):
+            return self._class_features(tokens)
+        device = self.encoder.device
+        if self._written is None or self._written[0] != device:
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                self._written = (device, self._class_features([]))
+        return self._written[1]
+
+    def _class_features(self, tokens: list[Tensor]) -> Tensor:
+        features = [F.normalize(_full(self.encoder.encode_text(ids, tokens)), dim=-1) for ids in self._ids]
+        return features[0] if len(features) == 1 else F.normalize(torch.stack(features).mean(dim=0), dim=-1)
+
+    def bind(self) -> BoundCLIP:
+        """Compute class features and tokens, once for all that follows."""
+        if self.prompts is None:
+            return BoundCLIP(self.encoder, self.class_features(), ())
+        return BoundCLIP(self.encoder, self.class_features(), tuple(self.prompts.visual()), self.prompts.frame())
+
+    def frozen(self) -> FrozenClassifier:
+        """This classifier as a plain module from pixels to logits: class features fixed, gradients to pixels only."""
+        with torch.no_grad():
+            return FrozenClassifier(self.bind())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of images (B,3,S,S) in [0,1].
+
+        Raises:
+            InputError: wrong shape, integer pixels, or a range far from [0,1]; on other devices than the CPU the range is
+                looked at only when class features are computed, because a look waits for the device.
+        """
+        if x.device.type == "cpu":
+            _check_range(x)
+        parameters = list(self.prompts.parameters()) if self.prompts is not None else []
+        if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+            return self.bind().logits(x)
+        state = (hash(self.encoder.device), *(p._version for p in parameters))
+        if self._fixed is None or self._fixed[0] != state:
+            _check_range(x)
+            with torch.no_grad():
+                self._fixed = (state, self.bind().detach())
+        return self._fixed[1].logits(x)
+
+    def undefended(self) -> PromptedCLIP:
+        """The same CLIP and classes with the hand-written templates alone."""
+        return PromptedCLIP(self.encoder, None, self.class_names, self.templates)
+
+    def with_classes(self, class_names: Sequence[str], templates: Sequence[str] | None = None) -> PromptedCLIP:
+        """The same prompts for other class names, without retraining.
+
+        Raises:
+            InputError: other classes than those that class-specific prompts were learned for.
+        """
+        if self.prompts is not None and self.prompts.n_classes and tuple(class_names) != self.class_names:
+            known = ", ".join(self.class_names[:3])
+            raise InputError(
+                f"These prompts are class-specific and serve only the {len(self.class_names)} classes they were learned for "
+                f"({known}, …). For other classes train with method.prompts.class_specific=false."
+            )
+        return PromptedCLIP(self.encoder, self.prompts, class_names, templates or self.templates)
+
+
+def _check_range(x: Tensor) -> None:
+    """Refuse floats that were not divided by 255, or that were normalised already; other types are `check_pixels`'s."""
+    if x.numel() == 0 or not x.is_floating_point():
+        return
+    low, high = (float(value) for value in x.detach().aminmax())
+    if low < -_BEYOND or high > 1 + _BEYOND:
+        raise InputError(
+            f"Images must be in [0,1], got values from {low:.3g} to {high:.3g}: divide pixels of 0 to 255 by 255, and leave "
+            "out Normalize, which the classifier does itself. (classifier.frozen() takes any values.)"
+        )
+
+
+def _check_names(class_names: tuple[str, ...], templates: tuple[str, ...]) -> None:
+    if len(class_names) < 2:
+        raise InputError(f"A classifier needs at least two classes, got {len(class_names)}: {list(class_names)}.")
+    twice = (
+        sorted({name for name in class_names if class_names.count(name) > 1})
+        if len(set(class_names)) < len(class_names)
+        else []
+    )
+    if twice:
+        raise InputError(f"Class name {twice[0]!r} stands twice; CLIP tells classes apart by their names only.")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise InputError(f"Template {template!r} must have one {{}} for the class name, as in 'a photo of a {{}}.'")
+    if not templates:
+        raise InputError("At least one template is needed, as in 'a photo of a {}.'")

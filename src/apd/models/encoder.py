@@ -1,0 +1,119 @@
+"""`DualEncoder`: a frozen CLIP seen in one way, whatever it was made with."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from apd.errors import InputError
+from apd.models.preprocessing import Preprocessing
+
+Tokens = Sequence[Tensor]
+"""Prompt tokens of one branch: one (n, width) tensor a block, block 0 first; empty for no prompts."""
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """What one needs to know of a CLIP to prompt it, and to recognise it again.
+
+    ``text_depth`` and ``visual_depth`` count the blocks that take tokens; 0 means that the branch takes none.
+    """
+
+    source: str
+    revision: str | None
+    family: str
+    image_size: int
+    preprocessing: Preprocessing
+    context_length: int
+    embed_dim: int
+    text_width: int
+    visual_width: int
+    text_depth: int
+    visual_depth: int
+    causal_text: bool
+    logit_scale: float
+    logit_bias: float
+    weights_sha256: str
+    tokenizer_sha256: str
+
+
+class DualEncoder(nn.Module, ABC):
+    """An image tower and a text tower into one space; frozen, stateless, in evaluation mode.
+
+    Prompt tokens are arguments, never state: student, teacher and zero-shot share one encoder in memory.
+    """
+
+    info: EncoderInfo
+
+    @abstractmethod
+    def encode_image(self, x: Tensor, tokens: Tokens = ()) -> Tensor:
+        """Image features (B, embed_dim), not of unit length.
+
+        Args:
+            x: images (B, 3, S, S) in [0,1] with S = ``info.image_size``; normalised inside.
+            tokens: visual tokens, (n, visual_width) a block; appended behind the patches and taken off after the last block.
+        """
+
+    @abstractmethod
+    def encode_text(self, ids: Tensor, tokens: Tokens = ()) -> Tensor:
+        """Text features (C, embed_dim), not of unit length.
+
+        Args:
+            ids: token ids (C, L) on any device, from `prompt_ids` where there are prompt tokens.
+            tokens: text tokens, (n, text_width) or (C, n, text_width) a block; they replace the first n rows after the
+                start token (from row 0 where the family has none).
+        """
+
+    @abstractmethod
+    def prompt_ids(self, texts: Sequence[str], n_tokens: int = 0) -> Tensor:
+        """Token ids (C, context_length) of ``texts``, with room for ``n_tokens`` prompt tokens in front of each.
+
+        Raises:
+            InputError: where a text does not fit into the context; it is never cut.
+        """
+
+    @abstractmethod
+    def trim(self, ids: Tensor) -> Tensor:
+        """The ids without the columns that cannot matter: behind the longest end token of a causal tower; else all."""
+
+    @abstractmethod
+    def word_states(self, words: str, n_tokens: int) -> list[Tensor]:
+        """What the untouched text tower holds of the first ``n_tokens`` tokens of ``words``, block by block.
+
+        Entry 0 (m, text_width) are the token embeddings, entry d the rows that enter block d; m <= n_tokens. In a causal
+        tower these do not depend on what follows, so prompts that start here start as the hand-written prompt.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def check_pixels(self, x: Tensor) -> None:
+        """Refuse what is not a batch of encoder-sized float images.
+
+        Raises:
+            InputError: wrong shape or integer pixels.
+        """
+        side = self.info.image_size
+        if x.dim() != 4 or tuple(x.shape[1:]) != (3, side, side):
+            raise InputError(
+                f"Images must have shape (batch, 3, {side}, {side}) for {self.info.source}, got {tuple(x.shape)}. "
+                "Resize a PIL image with classifier.encoder.info.preprocessing.apply(image) first."
+            )
+        if not x.is_floating_point():
+            raise InputError(f"Images must be floats in [0,1], got {x.dtype}. Divide uint8 pixels by 255.")
+
+
+def sha256_of_weights(module: nn.Module) -> str:
+    """A fingerprint of all weights and buffers: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

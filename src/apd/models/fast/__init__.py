@@ -1,0 +1,1 @@
+"""Exact but faster: kernels, shared prefixes and pruned rows of frozen towers."""

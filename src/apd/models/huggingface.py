@@ -1,0 +1,304 @@
+"""CLIP and SigLIP in the Hugging Face format: towers walked block by block, so that tokens can enter between blocks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from apd.errors import InputError
+from apd.models.encoder import DualEncoder, EncoderInfo, Tokens, sha256_of_weights
+from apd.models.fast.blocks import append_rows, run_blocks
+from apd.models.fast.chunks import in_chunks
+from apd.models.fast.kernels import PatchEmbedding, linear
+from apd.models.fast.prefix import Layout, end_states
+from apd.models.preprocessing import Preprocessing
+
+FAMILIES = ("clip", "siglip")
+_GRAPH_BYTES = 4 * 2**30
+"""Largest graph of class features that is kept; beyond it classes go in chunks, computed again when gradients are."""
+_ACTIVATIONS = 12
+"""Floats kept for a gradient per row, block and unit of width, about."""
+_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def _replace_rows(h: Tensor, rows: Tensor, start: int) -> Tensor:
+    """``h`` (B, L, W) with rows start..start+n replaced by ``rows`` (n, W) or (B, n, W)."""
+    rows = rows.to(h.dtype).expand(h.shape[0], -1, -1)
+    return torch.cat([h[:, :start], rows, h[:, start + rows.shape[1] :]], dim=1)
+
+
+class HuggingFaceEncoder(DualEncoder):
+    """A `transformers` ``CLIPModel`` or ``SiglipModel`` as a `DualEncoder`.
+
+    Without tokens, text features are bit-identical to ``get_text_features`` of the model, image features equal to
+    ``get_image_features`` up to float rounding.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, preprocessing: Preprocessing, source: str, revision: str | None
+    ) -> None:
+        super().__init__()
+        self.model = cast(Any, model.eval().requires_grad_(False))
+        embeddings = self.model.vision_model.embeddings
+        embeddings.patch_embedding = PatchEmbedding(embeddings.patch_embedding)
+        self.tokenizer = tokenizer
+        config = self.model.config
+        self.family = str(config.model_type)
+        text, vision = config.text_config, config.vision_config
+        if text.hidden_act != vision.hidden_act and self.family == "clip":
+            raise InputError(
+                f"{source}: towers disagree on the activation ({text.hidden_act}, {vision.hidden_act}); mend config.json."
+            )
+        bias = float(self.model.logit_bias) if hasattr(self.model, "logit_bias") else 0.0
+        self.info = EncoderInfo(
+            source=source,
+            revision=revision,
+            family=self.family,
+            image_size=vision.image_size,
+            preprocessing=preprocessing,
+            context_length=text.max_position_embeddings,
+            embed_dim=vision.hidden_size if self.family == "siglip" else config.projection_dim,
+            text_width=text.hidden_size,
+            visual_width=vision.hidden_size,
+            text_depth=text.num_hidden_layers,
+            visual_depth=vision.num_hidden_layers,
+            causal_text=self.family == "clip",
+            logit_scale=float(self.model.logit_scale.exp()),
+            logit_bias=bias,
+            weights_sha256=sha256_of_weights(self.model),
+            tokenizer_sha256=_tokenizer_hash(tokenizer),
+        )
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
+        # CLIP's text tokens start behind the start token; SigLIP has none.
+        self._first_row = 1 if self.family == "clip" else 0
+
+    def train(self, mode: bool = True) -> HuggingFaceEncoder:
+        """A frozen encoder stays in evaluation mode."""
+        return super().train(False)
+
+    def encode_image(self, x: Tensor, tokens: Tokens = ()) -> Tensor:
+        self.check_pixels(x)
+        tower = self.model.vision_model
+        h = tower.embeddings((x - self.mean) / self.std)
+        n_patches = h.shape[1]
+        if tokens:
+            h = append_rows(h, tokens[0])
+        if self.family == "clip":
+            h = tower.pre_layrnorm(h)
+        class_token = torch.zeros(len(h), dtype=torch.long, device=h.device) if self.family == "clip" else None
+        h = run_blocks(tower.encoder.layers, h, tokens, n_patches, class_token)
+        if self.family == "siglip":
+            return cast(Tensor, tower.head(tower.post_layernorm(h)))
+        return linear(self.model.visual_projection, tower.post_layernorm(h[:, 0, :]))
+
+    def encode_text(self, ids: Tensor, tokens: Tokens = ()) -> Tensor:
+        n_prefix = self._shared_rows(ids, tokens)
+        if n_prefix:
+            rows = int((self._end_positions(ids) - n_prefix + 1).sum())
+            encode = self._encode_suffixes
+        else:
+            ids, rows, encode = ids.to(self.device), ids.numel(), self._encode_whole
+        row_bytes = _ACTIVATIONS * 4 * self.info.text_width * self.info.text_depth
+        return in_chunks(encode, ids, tokens, -(-rows * row_bytes // _GRAPH_BYTES))
+
+    def _shared_rows(self, ids: Tensor, tokens: Tokens) -> int:
+        """How many leading rows are the same for all classes at every layer; 0 where that cannot be relied on."""
+        if not tokens or not self.info.causal_text or any(rows.dim() != 2 for rows in tokens):
+            return 0
+        start, n_prefix = ids[:, : self._first_row], self._first_row + len(tokens[0])
+        same = bool((start == start[:1]).all()) and int(self._end_positions(ids).min()) >= n_prefix
+        return n_prefix if same else 0
+
+    def _encode_suffixes(self, ids: Tensor, tokens: Tokens) -> Tensor:
+        ids, n_prefix = ids.cpu(), self._first_row + len(tokens[0])
+        layout = Layout.of(ids, self._end_positions(ids), n_prefix).to(self.device)
+        text = self.model.text_model
+        ends = end_states(text, layout, tokens, self._first_row)
+        return linear(self.model.text_projection, text.final_layer_norm(ends))
+
+    def _encode_whole(self, ids: Tensor, tokens: Tokens) -> Tensor:
+        text = self.model.text_model
+        h, pooled = self._embed_text(ids, tokens), self._pooled_positions(ids)
+        if tokens:
+            pooled = self._prompted_text(h, tokens, pooled)
+        else:
+            for block in text.encoder.layers:
+                h = self._text_block(block, h)
+            pooled = h[torch.arange(len(h), device=h.device), pooled]
+        pooled = text.final_layer_norm(pooled)
+        return cast(Tensor, text.head(pooled) if self.family == "siglip" else self.model.text_projection(pooled))
+
+    def _prompted_text(self, h: Tensor, tokens: Tokens, pooled: Tensor) -> Tensor:
+        """The pooled rows (C, width) behind the text blocks; attention does not mind that token rows are put last."""
+        rows, first, n = torch.arange(h.shape[1], device=h.device), self._first_row, tokens[0].shape[-2]
+        order = torch.cat([rows[:first], rows[first + n :], rows[first : first + n]])
+        mask = order[:, None] >= order if self.info.causal_text else None
+        blocks = self.model.text_model.encoder.layers
+        return run_blocks(blocks, h[:, order], tokens, len(rows) - n, order.argsort()[pooled], mask)[:, 0]
+
+    def _embed_text(self, ids: Tensor, tokens: Tokens) -> Tensor:
+        embeddings = self.model.text_model.embeddings
+        words = embeddings.token_embedding(ids)
+        if tokens:
+            words = _replace_rows(words, tokens[0], self._first_row)
+        return cast(Tensor, embeddings(inputs_embeds=words))
+
+    def _text_block(self, block: nn.Module, h: Tensor) -> Tensor:
+        if self.info.causal_text:
+            return cast(Tensor, block(h, None, is_causal=True))
+        return cast(Tensor, block(h, None))
+
+    def _pooled_positions(self, ids: Tensor) -> Tensor:
+        """The row (C,) of each text that becomes its feature: the end token's in a causal tower, else the last."""
+        if self.info.causal_text:
+            return self._end_positions(ids)
+        return torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
+
+    def _end_positions(self, ids: Tensor) -> Tensor:
+        """Where transformers pools: at the first end token; for the historical ``eos_token_id`` 2 at the largest id."""
+        end = self.model.config.text_config.eos_token_id
+        return ids.argmax(dim=-1) if end == 2 else (ids == end).int().argmax(dim=-1)
+
+    def prompt_ids(self, texts: Sequence[str], n_tokens: int = 0) -> Tensor:
+        length = self.info.context_length
+        rows = []
+        for text in texts:
+            ids = list(self.tokenizer(text)["input_ids"])
+            # What is under a prompt token is replaced; an ordinary word leaves the end token the largest and the first.
+            ids[self._first_row : self._first_row] = ids[self._first_row : self._first_row + 1] * n_tokens
+            if len(ids) > length:
+                raise InputError(
+                    f"{text!r} with {n_tokens} prompt tokens takes {len(ids)} tokens, but the context of {self.info.source} "
+                    f"holds {length}. Shorten the class name or the template."
+                )
+            rows.append(ids + [self._pad_id] * (length - len(ids)))
+        return torch.tensor(rows, dtype=torch.long, device=self.device)
+
+    @property
+    def _pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id)
+
+    def trim(self, ids: Tensor) -> Tensor:
+        if not self.info.causal_text:
+            return ids
+        return ids[:, : int(self._end_positions(ids).max()) + 1]
+
+    @torch.no_grad()
+    def word_states(self, words: str, n_tokens: int) -> list[Tensor]:
+        ids = self.prompt_ids([words])
+        n_words = len(self.tokenizer(words)["input_ids"]) - self._first_row - 1
+        rows = slice(self._first_row, self._first_row + min(n_tokens, max(n_words, 0)))
+        states = [self.model.text_model.embeddings.token_embedding(ids)[0, rows].clone()]
+        h = self._embed_text(ids, ())
+        for block in self.model.text_model.encoder.layers[:-1]:
+            h = self._text_block(block, h)
+            states.append(h[0, rows].clone())
+        return states
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_preprocessing(path: Path, image_size: int, source: str) -> Preprocessing:
+    """The image processing of ``preprocessor_config.json``, or of the image part of ``processor_config.json``.
+
+    Raises:
+        InputError: for a record without the values needed.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{source}: {path.name} is damaged ({error}); restore it.") from error
+    try:
+        record = record.get("image_processor", record)
+        size = record["size"]
+        shape = {"shortest_edge": size} if isinstance(size, int) else dict(size)
+        squash = "shortest_edge" not in shape
+        return Preprocessing(
+            size=image_size,
+            resize=int(shape["height"] if squash else shape["shortest_edge"]),
+            mode="squash" if squash else "crop",
+            interpolation=cast(Any, _INTERPOLATION[record.get("resample", 3)]),
+            mean=cast(Any, tuple(float(v) for v in record["image_mean"])),
+            std=cast(Any, tuple(float(v) for v in record["image_std"])),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{source}: {path.name} does not say {error}; write size, image_mean and image_std there."
+        ) from error
+
+
+def load_huggingface(source: str, folder_or_id: str, revision: str | None, dtype: torch.dtype) -> HuggingFaceEncoder:
+    """Load a checkpoint of a supported family from a local folder or the hub (see `apd.load_clip`)."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers.utils import logging
+    from transformers.utils.hub import cached_file
+
+    cast(Any, logging).disable_progress_bar()
+    where: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        config = AutoConfig.from_pretrained(folder_or_id, **where)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(_offline(source, error) or f"No CLIP at {source!r}: {_first_line(error)}") from error
+    if config.model_type not in FAMILIES:
+        raise InputError(f"{source!r} is a {config.model_type} model; supported families: {', '.join(FAMILIES)}.")
+    try:
+        model, report = AutoModel.from_pretrained(
+            folder_or_id, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **where
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder_or_id, **where)
+        names = ("preprocessor_config.json", "processor_config.json")
+        found = [
+            cached_file(folder_or_id, name, _raise_exceptions_for_missing_entries=False, **where) for name in names
+        ]
+    except Exception as error:  # the libraries raise a dozen kinds for a damaged file
+        problem = _offline(source, error) or f"The CLIP at {source!r} cannot be read: {_first_line(error)}"
+        raise InputError(problem) from error
+    if report["missing_keys"]:
+        raise InputError(
+            f"The CLIP at {source!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}. Download it again."
+        )
+    records = [path for path in found if path]
+    if not records:
+        raise InputError(
+            f"The CLIP at {source!r} has no preprocessor_config.json; copy the one of the model it was made from."
+        )
+    preprocessing = read_preprocessing(Path(records[0]), config.vision_config.image_size, source)
+    commit = revision or getattr(config, "_commit_hash", None)
+    return HuggingFaceEncoder(model, tokenizer, preprocessing, source, commit)
+
+
+def _offline(source: str, error: BaseException) -> str | None:
+    """The way out where a hub id is neither in the cache nor to be had; None for other errors."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, LocalEntryNotFoundError):
+        cause = cause.__cause__
+    if cause is None:
+        return None
+    why = "HF_HUB_OFFLINE is set: unset it" if constants.HF_HUB_OFFLINE else "the hub is not reached: connect"
+    return (
+        f"No CLIP at {source!r}: it is not in the cache, and {why} for the first download (about 600 MB for a ViT-B), "
+        "or give a local folder, or --model glyphs, which is embedded."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

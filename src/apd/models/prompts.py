@@ -1,0 +1,238 @@
+"""The learned prompts: what they look like (`PromptSpec`), and the tensors themselves (`Prompts`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from apd.errors import InputError
+from apd.models.encoder import DualEncoder, EncoderInfo
+
+Depth = Annotated[int, Field(ge=1)] | Literal["all"]
+Coupling = Literal["none", "text-to-vision", "vision-to-text"]
+
+
+class PromptSpec(BaseModel):
+    """How many prompt tokens, how deep, in which branch, coupled how, from which words; and a frame of pixels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text_tokens: int = Field(
+        4, ge=0, description="text tokens; they replace the first rows behind the start token; 0: none"
+    )
+    text_depth: Depth = Field("all", description="how many text blocks get tokens of their own (1: only the embedding)")
+    visual_tokens: int = Field(16, ge=0, description="visual tokens, appended behind the patches; 0: none")
+    visual_depth: Depth = Field("all", description="how many image blocks get tokens of their own")
+    coupling: Coupling = Field(
+        "none", description="learn one branch's tokens and map them linearly to the other (MaPLe)"
+    )
+    words: str | None = Field(
+        None, description="words to start from, filling the leading text tokens; null: the template's"
+    )
+    deep_words: bool = Field(
+        True, description="start deeper text tokens from the words' own hidden states, not from noise"
+    )
+    std: float = Field(0.02, gt=0, description="standard deviation of the tokens that start at random")
+    class_specific: bool = Field(
+        False, description="a text context of its own for each class; such prompts serve no other classes"
+    )
+    frame: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="width, as a share of the image's side, of learned pixels added to its border; 0: none",
+    )
+
+    @model_validator(mode="after")
+    def _classes_need_tokens(self) -> PromptSpec:
+        if self.class_specific and (not self.text_tokens or self.coupling != "none"):
+            raise ValueError(
+                "prompts.class_specific needs text tokens of their own: text_tokens above 0, coupling none"
+            )
+        return self
+
+    def __str__(self) -> str:
+        """What is learned, in words.
+
+        >>> str(PromptSpec(text_tokens=2, text_depth=1, visual_tokens=0))
+        '2 text tokens at depth 1'
+        """
+        text = "class-specific text" if self.class_specific else "text"
+        branches = [
+            (self.text_tokens, text, self.text_depth, "vision-to-text", "visual"),
+            (self.visual_tokens, "visual", self.visual_depth, "text-to-vision", "text"),
+        ]
+        parts = [
+            f"{n} {name} tokens at depth {depth}" + (f", mapped from the {other} ones" if self.coupling == led else "")
+            for n, name, depth, led, other in branches
+            if n
+        ]
+        parts += ["a frame of pixels"] if self.frame else []
+        return "; ".join(parts) or "nothing"
+
+    def frame_width(self, info: EncoderInfo) -> int:
+        """Width of the frame in pixels, 0 for none."""
+        return max(1, round(self.frame * info.image_size)) if self.frame else 0
+
+    def depths(self, info: EncoderInfo) -> tuple[int, int]:
+        """Text and visual depth for this encoder, 0 where a branch has no tokens.
+
+        Raises:
+            InputError: deeper than the tower, a branch that takes no tokens, or a coupling that cannot be.
+        """
+        wanted = (("text", self.text_tokens, self.text_depth), ("visual", self.visual_tokens, self.visual_depth))
+        depths = []
+        for branch, n, depth in wanted:
+            blocks = info.text_depth if branch == "text" else info.visual_depth
+            if n and not blocks:
+                raise InputError(
+                    f"{info.source} takes no {branch} tokens (its {branch} tower has no token blocks); "
+                    f"set prompts.{branch}_tokens=0."
+                )
+            if n and depth != "all" and depth > blocks:
+                raise InputError(
+                    f"prompts.{branch}_depth is {depth}, but the {branch} tower of {info.source} has {blocks} blocks; "
+                    f"use {blocks} or all."
+                )
+            depths.append(0 if not n else blocks if depth == "all" else int(depth))
+        if self.coupling != "none" and self.text_tokens != self.visual_tokens:
+            raise InputError(
+                f"prompts.coupling={self.coupling} needs as many text as visual tokens, "
+                f"got {self.text_tokens} and {self.visual_tokens}."
+            )
+        return depths[0], depths[1]
+
+
+class Prompts(nn.Module):
+    """The only trainable and the only saved module: text and visual tokens, block by block, and a frame of pixels.
+
+    Uncoupled, both branches are parameters of shape (n, width) a block. Coupled (MaPLe, Khattak 2023), the leading branch
+    holds the parameters and a linear map a block makes the other branch's tokens; blocks that the leading branch does not
+    have are parameters of the led branch. Class-specific text tokens (CoOp, Zhou 2022) are (C, n, width) a block.
+
+    The frame is the ``padding`` prompt of Bahng 2022 and Mao 2023, here in units of [0,1] pixels: four strips that are added
+    to the image's border. It starts at 0, which leaves the image as it is.
+
+    Args:
+        spec: what they look like.
+        info: of the encoder they are for.
+        seed: of the random start.
+        n_classes: how many classes class-specific tokens are for.
+
+    Raises:
+        InputError: what the encoder cannot take, or class-specific tokens without a number of classes.
+    """
+
+    def __init__(self, spec: PromptSpec, info: EncoderInfo, seed: int = 0, n_classes: int | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        text_depth, visual_depth = spec.depths(info)
+        generator = torch.Generator().manual_seed(seed)
+        if spec.class_specific and not n_classes:
+            raise InputError("prompts.class_specific needs the number of classes; give Prompts n_classes.")
+        self.n_classes = n_classes if spec.class_specific else None
+
+        def tokens(n: int, width: int, depth: int, n_classes: int | None = None) -> nn.ParameterList:
+            shape = (n, width) if n_classes is None else (n_classes, n, width)
+            return nn.ParameterList(
+                nn.Parameter(torch.randn(shape, generator=generator) * spec.std) for _ in range(depth)
+            )
+
+        shared = 0 if spec.coupling == "none" else min(text_depth, visual_depth)
+        text_led = shared if spec.coupling == "vision-to-text" else 0
+        visual_led = shared if spec.coupling == "text-to-vision" else 0
+        self.text_tokens = tokens(spec.text_tokens, info.text_width, text_depth - text_led, self.n_classes)
+        self.visual_tokens = tokens(spec.visual_tokens, info.visual_width, visual_depth - visual_led)
+        to_visual = spec.coupling == "text-to-vision"
+        source, target = (info.text_width, info.visual_width) if to_visual else (info.visual_width, info.text_width)
+        self.maps = nn.ModuleList(_linear(source, target, generator) for _ in range(shared))
+        width, side = spec.frame_width(info), info.image_size
+        if width:
+            shapes = [(width, side)] * 2 + [(side - 2 * width, width)] * 2
+            self.strips = nn.ParameterList(nn.Parameter(torch.zeros(3, *shape)) for shape in shapes)
+
+    @classmethod
+    def initial(
+        cls,
+        spec: PromptSpec,
+        encoder: DualEncoder,
+        words: str = "a photo of a",
+        seed: int = 0,
+        n_classes: int | None = None,
+    ) -> Prompts:
+        """Prompts that start from words.
+
+        Args:
+            spec: what they look like; ``spec.words`` wins over ``words``.
+            encoder: whose text tower knows the words.
+            words: usually the head of the data set's template.
+            seed: of what starts at random.
+            n_classes: how many classes class-specific tokens are for.
+
+        Example:
+            >>> import apd
+            >>> from apd.models.prompts import Prompts, PromptSpec
+            >>> prompts = Prompts.initial(PromptSpec(text_tokens=2, visual_tokens=3), apd.load_clip("glyphs"))
+            >>> prompts.text()[0].shape[0], prompts.visual()[0].shape[0]
+            (2, 3)
+        """
+        prompts = cls(spec, encoder.info, seed, n_classes).to(encoder.device)
+        text = spec.words if spec.words is not None else words
+        if text.strip() and len(prompts.text_tokens):
+            states = encoder.word_states(text.strip(), spec.text_tokens)
+            # Blocks whose text tokens are mapped from visual ones come first.
+            led = len(prompts.maps) if spec.coupling == "vision-to-text" else 0
+            states = (states if spec.deep_words else states[:1])[led:]
+            with torch.no_grad():
+                for tokens, state in zip(prompts.text_tokens, states, strict=False):
+                    tokens[..., : len(state), :] = state
+        return prompts
+
+    @classmethod
+    def from_tensors(cls, spec: PromptSpec, info: EncoderInfo, tensors: dict[str, Tensor]) -> Prompts:
+        """Prompts from saved tensors (those of `state_dict`).
+
+        Raises:
+            InputError: where names or shapes are not those of ``spec`` on this encoder.
+        """
+        first = tensors.get("text_tokens.0")
+        prompts = cls(spec, info, n_classes=len(first) if spec.class_specific and first is not None else None)
+        wanted = {name: tuple(t.shape) for name, t in prompts.state_dict().items()}
+        got = {name: tuple(t.shape) for name, t in tensors.items()}
+        if wanted != got:
+            odd = sorted(set(wanted.items()) ^ set(got.items()))[0]
+            raise InputError(f"The saved prompts do not fit {info.source}: {odd[0]} {odd[1]} is on one side only.")
+        prompts.load_state_dict(tensors)
+        return prompts
+
+    def text(self) -> list[Tensor]:
+        """Text tokens (n, text_width), class-specific ones (C, n, text_width), one tensor a block."""
+        return self._lead(self.text_tokens, self.visual_tokens, self.spec.coupling == "vision-to-text")
+
+    def visual(self) -> list[Tensor]:
+        """Visual tokens (n, visual_width), one tensor a block."""
+        return self._lead(self.visual_tokens, self.text_tokens, self.spec.coupling == "text-to-vision")
+
+    def frame(self) -> Tensor | None:
+        """Pixels (3, S, S) to add to images in [0,1], 0 inside the frame; None for no frame."""
+        if not self.spec.frame:
+            return None
+        top, bottom, left, right = self.strips
+        inside = top.new_zeros(3, left.shape[1], top.shape[2] - 2 * left.shape[2])
+        return torch.cat([top, torch.cat([left, inside, right], dim=2), bottom], dim=1)
+
+    def _lead(self, own: nn.ParameterList, leading: nn.ParameterList, led: bool) -> list[Tensor]:
+        mapped = [linear(tokens) for linear, tokens in zip(self.maps, leading, strict=False)] if led else []
+        return [*mapped, *own]
+
+
+def _linear(source: int, target: int, generator: torch.Generator) -> nn.Linear:
+    linear = nn.Linear(source, target)
+    bound = source**-0.5
+    with torch.no_grad():
+        for parameter in linear.parameters():
+            parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+    return linear

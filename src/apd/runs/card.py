@@ -1,0 +1,128 @@
+"""The model card of a run: every circumstance, for a person and for the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from apd.util.text import code_block, code_span, markdown
+
+if TYPE_CHECKING:
+    from apd.runs.config import RunConfig
+
+
+def render_card(
+    path: Path, manifest: Mapping[str, Any], config: RunConfig, results: Sequence[Mapping[str, Any]]
+) -> str:
+    """The Markdown text of ``RUN/README.md``.
+
+    Args:
+        path: of the run folder, as it was given.
+        manifest: content of ``run.json``.
+        config: settings of the run.
+        results: evaluations as `apd evaluate --json` prints them (`Result.to_dict`).
+    """
+    model = manifest["model"]
+    header = {
+        "library_name": "apd",
+        "pipeline_tag": "zero-shot-image-classification",
+        "base_model": model["source"],
+        "tags": ["clip", "prompt-tuning", "adversarial-robustness", config.method.name],
+    }
+    return "\n".join(
+        [
+            f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+            f"# {markdown(path.name)}\n",
+            f"Prompts that make {code_span(model['source'])} robust to adversarial images, learned with `apd`.",
+            "The CLIP itself is unchanged.\n",
+            f"{code_block(_usage(path), 'python')}\n",
+            "## Circumstances\n",
+            _circumstances(manifest, config),
+            f"\nAll settings (`config.yaml`):\n\n{code_block(config.to_yaml(), 'yaml')}\n",
+            "## Evaluation\n",
+            _results(results),
+            "\nThe whole model is attacked, prompts included. Clean accuracy is never labelled robust.\n",
+        ]
+    )
+
+
+def _usage(path: Path) -> str:
+    place = path.as_posix()
+    literal = json.dumps(place, ensure_ascii=not place.isprintable())
+    return f"import apd\n\nclassifier = apd.load_run({literal})  # pixels in [0,1] to logits"
+
+
+def _circumstances(manifest: Mapping[str, Any], config: RunConfig) -> str:
+    model, classes, size = manifest["model"], manifest["class_names"], manifest["model"]["image_size"]
+    shown = ", ".join(classes[:20]) + (f" … ({len(classes)} classes, all in run.json)" if len(classes) > 20 else "")
+    rows = {
+        "method": config.method.name,
+        "model": _encoder(model),
+        "weights sha256": model["weights_sha256"],
+        "tokenizer sha256": model["tokenizer_sha256"],
+        **{
+            name.replace("_", " "): f"{_encoder(other)}, weights sha256 {other['weights_sha256']}"
+            for name, other in manifest.get("teachers", {}).items()
+        },
+        "prompts sha256": manifest["prompts_sha256"],
+        "preprocessing": ", ".join(f"{key} {value}" for key, value in model["preprocessing"].items()),
+        "data": f"{config.data.source}, {config.data.shots} shots, classes {config.data.classes}",
+        **_images(manifest),
+        "classes": shown,
+        "templates": "; ".join(manifest["templates"]),
+        "prompts": ", ".join(f"{key} {value}" for key, value in manifest["prompts"].items()),
+        "training threat model": f"{config.train.norm}, eps {config.train.eps} in [0,1] pixel units at {size} px",
+        "training": f"{config.train.epochs} epochs, batch {config.train.batch_size}, {config.train.precision}",
+        "seeds": ", ".join(f"{key} {value}" for key, value in manifest["seeds"].items()),
+        "versions": ", ".join(f"{key} {value}" for key, value in manifest["versions"].items()),
+        **{key.replace("_", " "): value for key, value in manifest.get("facts", {}).items()},
+        **{key.replace("_", " "): value or "none" for key, value in manifest["summary"].items()},
+    }
+    lines = [f"| {markdown(key)} | {markdown(str(value))} |" for key, value in rows.items()]
+    return "\n".join(["| what | value |\n|---|---|", *lines])
+
+
+def _images(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """How many images of each split were used, and of how many."""
+    if "left_out" not in manifest:  # an older run: what could not be read is counted among its images
+        return {}
+    rows = {}
+    for key, title in (("train_images", "training images"), ("validation_images", "validation images")):
+        used, left_out = manifest["data"][key], manifest["left_out"][key]
+        note = f" of {used + left_out}; {left_out} unreadable left out, no others in their place" if left_out else ""
+        rows[title] = f"{used}{note}"
+    return rows
+
+
+def _encoder(record: Mapping[str, Any]) -> str:
+    about = f"revision {record['revision'] or 'none'}, {record['family']}, {record['image_size']} px"
+    return f"{record['source']} ({about})"
+
+
+def _results(results: Sequence[Mapping[str, Any]]) -> str:
+    if not results:
+        return "None yet: `apd evaluate RUN`."
+    lines = [
+        "| data | norm | eps | seed | images | attack | accuracy % | 95 % interval |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        corrupted = f", {result['corruption']}" if result.get("corruption") else ""
+        about = (str(result[key]) for key in ("norm", "eps_text", "seed"))
+        where = " | ".join([markdown(f"{result['data']}{corrupted}"), *about, _sampled(result)])
+        clean = {"accuracy": result["clean"], "interval": result["clean_interval"]}
+        worst = [(f"worst of {', '.join(result['attacks'])}", result["worst"])] if len(result["attacks"]) > 1 else []
+        for attack, entry in [("clean", clean), *result["attacks"].items(), *worst]:
+            low, high = entry["interval"]
+            lines.append(f"| {where} | {attack} | {entry['accuracy']:.1f} | {low:.1f} to {high:.1f} |")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _sampled(result: Mapping[str, Any]) -> str:
+    """The number of images, and of how many where they are a random sample."""
+    n, available = result["n"], result.get("n_available", result["n"])
+    return f"{n}" if n + len(result["skipped_images"]) >= available else f"{n} of {available}"

@@ -1,0 +1,389 @@
+"""One schema for YAML, flags and Python: sections live beside what they configure, this file composes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
+
+from apd.data import Dataset, load_data
+from apd.errors import InputError, nearest
+from apd.methods import MethodSettings, find_method
+from apd.settings.train import TrainSettings
+from apd.util.files import parse_yaml, read_yaml
+from apd.util.seed_range import LARGEST
+from apd.util.text import short
+
+FLAGS = {
+    "model": "--model",
+    "data.source": "DATA",
+    "data.shots": "--shots",
+    "data.skip_bad_images": "--skip-bad-images",
+    "method.name": "--method",
+    "train.eps": "--eps",
+    "train.epochs": "--epochs",
+    "train.seed": "--seed",
+    "train.device": "--device",
+}
+"""Settings with a flag of their own; all others are reached by ``--set``."""
+
+_DONE = "done"
+"""Context in which settings are read that are trained with no more."""
+
+# A bare word for a section means its main setting: "method: apd".
+_MAIN_SETTING = {"method": "name", "data": "source"}
+
+
+class DataConfig(BaseModel):
+    """Which images, and how many of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(description="folder, split file, hub id or built-in data set")
+    shots: Annotated[int, Field(ge=1)] | Literal["all"] = Field(16, description="training images a class, or all")
+    seed: int | None = Field(None, le=LARGEST, description="of the few-shot draw; null: train.seed")
+    templates: tuple[str, ...] | None = Field(
+        None, description="sentences with {} for the class name; null: the data set's own"
+    )
+    classes: Literal["all", "base", "new"] = Field("all", description="all, or the first (base) or second (new) half")
+    columns: tuple[str, str] | None = Field(None, description="image and label column of a table; null: found out")
+    skip_bad_images: bool = Field(False, description="go on without images that cannot be read, and count them")
+    validation: int | None = Field(None, ge=1, description="validation images a class; null: min(shots, 4)")
+
+    def load(self, seed: int) -> Dataset:
+        """The data; ``seed`` draws the shots where this section names no seed of its own."""
+        return load_data(
+            self.source,
+            shots=self.shots,
+            seed=seed if self.seed is None else self.seed,
+            templates=self.templates,
+            classes=self.classes,
+            columns=self.columns,
+            validation=self.validation,
+        )
+
+
+class RecordedSettings(MethodSettings):
+    """Settings of a method that is not there, as a run has recorded them: kept, not checked."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class MethodConfig(BaseModel):
+    """A method's name and its own settings, flat in YAML: ``{name: apd, teacher: tuned, prompts: {…}}``.
+
+    With ``preset: published`` the settings of its paper, those of the section ``train`` included, stand under all that is
+    given explicitly.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "apd"
+    settings: SerializeAsAny[MethodSettings]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        name = value.get("name", "apd")
+        settings = {key: entry for key, entry in value.items() if key != "name"}
+        try:
+            method = find_method(str(name))
+        except InputError:
+            if info.context != _DONE:
+                raise
+            return {"name": name, "settings": RecordedSettings.model_validate(settings)}
+        read = method.Settings.model_validate(settings)
+        if method.learns and not (read.prompts.text_tokens or read.prompts.visual_tokens or read.prompts.frame):
+            raise ValueError(
+                f"method {name} has nothing to learn with these prompts: give it method.prompts.text_tokens, visual_tokens "
+                "or a frame; zero-shot is the method without any"
+            )
+        return {"name": name, "settings": read}
+
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        return {"name": self.name, **self.settings.model_dump(mode="json")}
+
+
+class RunConfig(BaseModel):
+    """Everything that can be set about a training run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field("glyphs", description="built-in name, hub id or folder of a CLIP")
+    data: DataConfig
+    method: MethodConfig = Field(default_factory=lambda: MethodConfig.model_validate({}))
+    train: TrainSettings = TrainSettings()
+
+    @model_validator(mode="after")
+    def _training_goes_with_method(self) -> RunConfig:
+        self.method.settings.check_training(self.train)
+        return self
+
+    def to_yaml(self) -> str:
+        """All settings as YAML, which `load_config` reads again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(
+    file: str | Path | None = None, flags: Mapping[str, Any] | None = None, sets: Iterable[str] = ()
+) -> RunConfig:
+    """Settings from a YAML file, then flags, then ``--set``; the later wins.
+
+    Args:
+        file: YAML file with the sections of `RunConfig`.
+        flags: dotted names to values; None means not given.
+        sets: ``train.optimizer.lr=0.01`` and the like; values are read as YAML.
+
+    Raises:
+        InputError: a missing or damaged file, an unknown name, a value out of range; the message names the place.
+
+    Example:
+        >>> from apd.runs.config import load_config
+        >>> load_config(flags={"data.source": "digits", "train.epochs": 5}, sets=["train.epochs=7"]).train.epochs
+        7
+    """
+    raw: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    if file is not None:
+        for key, value in _read_yaml(Path(file)).items():
+            raw[key] = value
+            places[str(key)] = str(file)
+    given = [(key, value, FLAGS.get(key, key)) for key, value in (flags or {}).items() if value is not None]
+    given += [(*_parse_set(item), f"--set {item}") for item in sets]
+    asked = {key: value for key, value, _ in given}
+    raw = _forget_other_preset(raw, asked)
+    _forget_other_method(raw, asked)
+    for key, value, place in given:
+        _put(raw, key, value, place)
+        places[key] = place
+    return validate(raw, places)
+
+
+def validate(raw: Mapping[str, Any], places: Mapping[str, str] | None = None) -> RunConfig:
+    """`RunConfig` from nested mappings.
+
+    Args:
+        raw: sections to settings.
+        places: dotted names to where they came from, for the message.
+
+    Raises:
+        InputError: in one line, with the place and the nearest known name.
+    """
+    entries = {
+        key: {_MAIN_SETTING[key]: value} if key in _MAIN_SETTING and isinstance(value, str) else value
+        for key, value in raw.items()
+    }
+    try:
+        return RunConfig.model_validate(_with_preset(entries))
+    except ValidationError as error:
+        raise InputError(_explain(error, _settings_of(entries.get("method")), places or {})) from error
+
+
+def load_recorded(file: Path) -> RunConfig:
+    """The settings of a finished run, whose method may be gone: nothing but training needs it.
+
+    Raises:
+        InputError: a missing or damaged file, or settings of another version.
+    """
+    raw = _read_yaml(file)
+    try:
+        return RunConfig.model_validate(raw, context=_DONE)
+    except ValidationError as error:
+        raise InputError(_explain(error, _settings_of(raw.get("method")), dict.fromkeys(raw, str(file)))) from error
+
+
+def _settings_of(section: Any) -> type[MethodSettings]:
+    """The settings class of the method that a section names; APD's where it names none that is known."""
+    try:
+        return find_method(str(section.get("name", "apd")) if isinstance(section, Mapping) else "apd").Settings
+    except InputError:
+        return find_method("apd").Settings
+
+
+def _with_preset(entries: dict[str, Any]) -> dict[str, Any]:
+    """The published settings of the method, where they are asked for, under what is given explicitly."""
+    section = entries.get("method")
+    if not isinstance(section, Mapping) or section.get("preset") != "published":
+        return entries
+    published = _settings_of(section).published
+    if not published:
+        raise InputError(
+            f"Method {section.get('name', 'apd')} has no published settings for prompts of CLIP; leave out method.preset."
+        )
+    preset: dict[str, Any] = {}
+    for name, value in published.items():
+        _put(preset, name, value, "method.preset")
+    return dict(_merge(preset, entries))
+
+
+def _merge(under: Any, over: Any) -> Any:
+    """Nested mappings as one; ``over`` wins."""
+    if not (isinstance(under, Mapping) and isinstance(over, Mapping)):
+        return over
+    return {**under, **{key: _merge(under.get(key), value) for key, value in over.items()}}
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    content = read_yaml(file)
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{file} must hold sections such as 'train:', got {type(content).__name__}.")
+    return content
+
+
+def _parse_set(item: str) -> tuple[str, Any]:
+    key, equals, text = item.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {short(item)} must be NAME=VALUE, as in --set train.optimizer.lr=0.01.")
+    try:
+        return key.strip(), parse_yaml(text, f"--set {short(item)}")
+    except InputError as error:
+        raise InputError(f"{error} Text with special characters needs quotes inside the value.") from error
+
+
+def _forget_other_method(raw: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Drop from a file's section what belongs to another method or variant than the one now asked for.
+
+    A saved run's settings name every weight of its method; kept, they would win over the new preset.
+    """
+    section = raw.get("method")
+    if not isinstance(section, Mapping):
+        return
+    name, before = section.get("name", "apd"), _settings_of(section)
+    if given.get("method.name", name) != name:
+        now = _settings_of({"name": given["method.name"]})
+        # Prompts of one kind stay, so that a control has those of the method it is compared with.
+        same = (now.defaults, now.fixed) == (before.defaults, before.fixed)
+        raw["method"] = {"prompts": section["prompts"]} if same and "prompts" in section else {}
+    elif "method.variant" in given:
+        preset = {key for weights in before.variants.values() for key in weights}
+        if given["method.variant"] != section.get("variant"):
+            raw["method"] = {key: value for key, value in section.items() if key not in preset}
+
+
+def _forget_other_preset(raw: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of a file what a preset sets, where the file names one and another is now asked for.
+
+    A saved run's settings name every value; kept, they would win over the preset. A file that names no preset holds what a
+    person chose, which stands.
+    """
+    section = raw.get("method")
+    if not isinstance(section, Mapping) or "preset" not in section:
+        return raw
+    before, now = section["preset"], given.get("method.preset", section["preset"])
+    if now == before:
+        return raw
+    published = section if now == "own" else {**section, "name": given.get("method.name", section.get("name", "apd"))}
+    for key in _settings_of(published).published:
+        raw = _without(raw, key)
+    return raw
+
+
+def _without(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The same without a dotted name."""
+    head, _, rest = key.partition(".")
+    if rest and isinstance(raw.get(head), Mapping):
+        return {**raw, head: _without(raw[head], rest)}
+    return {name: value for name, value in raw.items() if rest or name != head}
+
+
+def _put(raw: dict[str, Any], key: str, value: Any, place: str) -> None:
+    """Set a dotted name; sections are copied on the way, never changed in place."""
+    head, dot, rest = key.partition(".")
+    if not dot:
+        raw[head] = value
+        return
+    section = raw.get(head, {})
+    if head in _MAIN_SETTING and isinstance(section, str):
+        section = {_MAIN_SETTING[head]: section}
+    if section is not None and not isinstance(section, Mapping):
+        raise InputError(f"{place}: {head} is not a section but {short(section)}, so {key} cannot be set.")
+    raw[head] = dict(section or {})
+    _put(raw[head], rest, value, place)
+
+
+def _explain(error: ValidationError, method: type[MethodSettings], places: Mapping[str, str]) -> str:
+    """The first of the errors in one line, and how many more there are."""
+    details = error.errors(include_url=False)
+    first = details[0]
+    fields, known = _walk(tuple(str(part) for part in first["loc"]), method)
+    name = ".".join(fields)
+    cause = (first.get("ctx") or {}).get("error")
+    source = _place(name, places, str(cause))
+    place = f" (from {source})" if source else ""
+    if first["type"] == "extra_forbidden":
+        message = f"Unknown setting {name!r}{place}. {_way_out(name, known, method)}"
+    elif first["type"] == "missing":
+        name = f"{name}.{_MAIN_SETTING[name]}" if name in _MAIN_SETTING else name
+        message = f"The setting {name!r} is missing; give it as {FLAGS.get(name, f'--set {name}=…')} or in --config."
+    elif cause is not None:
+        message = f"{source}: {cause}" if source else str(cause)
+    else:
+        message = f"{name}{place}: {first['msg'][0].lower()}{first['msg'][1:]}, got {short(first['input'])}."
+    others = {".".join(_walk(tuple(map(str, each["loc"])), method)[0]) for each in details} - {name}
+    return f"{message} (And {len(others)} more.)" if others else message
+
+
+def _way_out(name: str, known: Iterable[str], method: type[MethodSettings]) -> str:
+    """The setting of the very name in another section, that of the same one first; else the nearest of ``known``."""
+    section, _, word = name.rpartition(".")
+    same = [other for other in _names(RunConfig, method) if other.rpartition(".")[2] == word]
+    same.sort(key=lambda other: not other.startswith(f"{section}."))
+    return f"Did you mean {same[0]}?" if same else nearest(name, known)
+
+
+def _names(model: type[BaseModel], method: type[MethodSettings]) -> Iterator[str]:
+    """Dotted names of all settings, and of their sections."""
+    for field in ["name", *method.model_fields] if model is MethodConfig else model.model_fields:
+        yield field
+        inner = _section(method if model is MethodConfig else model, field)
+        if inner is not None:
+            yield from (f"{field}.{name}" for name in _names(inner, method))
+
+
+def _walk(loc: tuple[str, ...], method: type[MethodSettings]) -> tuple[list[str], list[str]]:
+    """The name of a setting at pydantic's place, and all names that its section knows."""
+    model: type[BaseModel] | None = RunConfig
+    name: list[str] = []
+    known: list[str] = []
+    for part in loc:
+        if model is None:  # what follows a leaf is the member of a union
+            break
+        # A method's own settings stand beside its name.
+        fields = ["name", *method.model_fields] if model is MethodConfig else list(model.model_fields)
+        known = [".".join((*name, field)) for field in fields]
+        name.append(part)
+        model = _section(method if model is MethodConfig else model, part)
+    return name, known
+
+
+def _section(model: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """The settings class under a field; None for a leaf."""
+    annotation = model.model_fields[field].annotation if field in model.model_fields else None
+    classes = [c for c in (annotation, *get_args(annotation)) if isinstance(c, type) and issubclass(c, BaseModel)]
+    return classes[0] if classes else None
+
+
+def _place(name: str, places: Mapping[str, str], cause: str) -> str:
+    """Where a setting came from: the part of it that the cause names, its main setting, or the longest name around it."""
+    parts = [key for key in places if key.startswith(f"{name}.") and re.search(rf"\b{key.rpartition('.')[2]}\b", cause)]
+    main = [key for key in places if key == f"{name}.{_MAIN_SETTING.get(name)}"]
+    holders = sorted((key for key in places if name == key or name.startswith(f"{key}.")), key=len, reverse=True)
+    return next((places[key] for key in (*parts, *main, *holders)), "")

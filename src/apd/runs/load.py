@@ -1,0 +1,56 @@
+"""From a run folder to a classifier, on the very CLIP it was trained on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from apd.errors import InputError
+from apd.models import EncoderInfo, load_clip
+from apd.models.classifier import PromptedCLIP
+from apd.models.prompts import Prompts, PromptSpec
+from apd.runs.folder import Run
+
+
+def load_run(path: str | Path, *, device: str | torch.device = "cpu", model: str | None = None) -> PromptedCLIP:
+    """The classifier of a finished run.
+
+    Args:
+        path: the run folder.
+        device: where to put it.
+        model: where the CLIP is now, if it has moved since.
+
+    Raises:
+        InputError: no finished run, or a CLIP, tokenizer or preprocessing that is not the one it was trained on.
+
+    Example:
+        >>> import apd, torch
+        >>> classifier = apd.load_run("runs/demo/apd")  # doctest: +SKIP
+        >>> classifier(torch.rand(1, 3, 32, 32)).softmax(-1)  # doctest: +SKIP
+    """
+    run = Run.open(path)
+    recorded = run.manifest["model"]
+    encoder = load_clip(model or recorded["source"], revision=None if model else recorded["revision"], device=device)
+    found = describe_encoder(encoder.info)
+    for key in ("weights_sha256", "tokenizer_sha256", "preprocessing"):
+        if found[key] != recorded[key]:
+            raise InputError(
+                f"The {key} of {found['source']} is {found[key]}, but {path} was trained on {recorded[key]}; "
+                "give the CLIP it was trained on as model (--model), or train again."
+            )
+    prompts = Prompts.from_tensors(PromptSpec(**run.manifest["prompts"]), encoder.info, run.load_prompts())
+    prompts.requires_grad_(False)
+    learned = prompts.to(device) if prompts.state_dict() else None
+    return PromptedCLIP(encoder, learned, run.manifest["class_names"], run.manifest["templates"]).eval()
+
+
+def describe_encoder(info: EncoderInfo) -> dict[str, Any]:
+    """An `apd.models.EncoderInfo` as the manifest keeps it: as JSON, a local folder by its absolute path."""
+    record = cast(dict[str, Any], json.loads(json.dumps(asdict(info))))
+    if Path(info.source).is_dir():
+        record["source"] = str(Path(info.source).resolve())
+    return record

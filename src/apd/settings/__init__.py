@@ -1,0 +1,1 @@
+"""Settings shared by YAML, the command line and Python."""

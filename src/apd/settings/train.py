@@ -1,0 +1,154 @@
+"""What can be set about training; `apd.runs.config` composes it with model, data and method."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from apd.attacks.threat import Norm, ThreatModel, parse_eps
+from apd.util.seed_range import Seed
+
+AttackKind = Literal["pgd", "fgsm-rs", "n-fgsm", "free", "carried"]
+AttackLoss = Literal["method", "ce", "margin", "dlr", "kl"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AttackSettings(_Section):
+    """The attack that makes the training images adversarial."""
+
+    kind: AttackKind = Field(
+        "pgd",
+        description="pgd; one step: fgsm-rs (Wong 2020) or n-fgsm (de Jorge 2022); no pass of its own: free (Shafahi 2019) "
+        "or carried from epoch to epoch (Zheng 2020)",
+    )
+    steps: int = Field(2, ge=1, description="steps of pgd")
+    step_size: float = Field(1.0, gt=0, description="step of pgd, free and carried as a fraction of eps")
+    random_start: bool = Field(True, description="start at a random point of the ball; fgsm-rs and n-fgsm always do")
+    replays: int = Field(4, ge=1, description="free: optimiser steps on a batch, one after the other")
+    loss: AttackLoss = Field(
+        "method", description="maximised instead of a method's cross-entropy: ce, margin, dlr, kl (to the clean answer)"
+    )
+    stop_margin: float | None = Field(
+        None,
+        description="pgd: samples misclassified by more than this (logits) leave the attack; null: none (Zhang 2020)",
+    )
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> AttackSettings:
+        if self.stop_margin is not None and (self.kind != "pgd" or self.loss == "kl"):
+            raise ValueError("train.attack.stop_margin needs kind=pgd and a loss on labels")
+        if self.kind in ("free", "carried") and self.loss != "method":
+            raise ValueError(
+                f"train.attack.loss has no effect with kind={self.kind}: pixels climb the method's own loss"
+            )
+        if self.loss == "kl" and self.starts_where_told and not self.random_start:
+            raise ValueError(
+                "train.attack.loss=kl has no gradient at the clean image, where train.attack.random_start=false starts; "
+                "set it to true"
+            )
+        return self
+
+    @property
+    def starts_where_told(self) -> bool:
+        """Whether ``random_start`` is looked at."""
+        return self.kind in ("pgd", "free", "carried")
+
+
+class OptimizerSettings(_Section):
+    """How prompts are updated."""
+
+    name: Literal["sgd", "adamw"] = Field("adamw", description="sgd (with momentum) or adamw")
+    lr: float = Field(0.003, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    clip: float | None = Field(
+        1.0, gt=0, description="largest norm of the gradient over all prompts; null: no clipping"
+    )
+    sam: float = Field(0.0, ge=0, description="SAM: length of the ascent over all prompts (Foret 2021: 0.05); 0: off")
+    awp: float = Field(
+        0.0, ge=0, description="AWP: ascent of each tensor relative to its norm (Wu 2020: 0.005); 0: off"
+    )
+
+    @model_validator(mode="after")
+    def _one_ascent(self) -> OptimizerSettings:
+        if self.sam and self.awp:
+            raise ValueError("train.optimizer.sam and awp are two ascents of the same prompts; set one of them to 0")
+        return self
+
+
+class AugmentSettings(_Section):
+    """Random resized crop and flip of training images."""
+
+    enabled: bool = Field(True, description="off: training images stay as decoded")
+    scale: tuple[float, float] = Field((0.6, 1.0), description="share of the area that a crop keeps")
+    flip: bool | None = Field(None, description="mirror half of the images; null: as the data set says")
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError(f"augment.scale must be 0 < low <= high <= 1, got {value}")
+        return value
+
+
+class TrainSettings(_Section):
+    """Everything about the loop that is not model, data or method."""
+
+    eps: str = Field("1/255", description="training budget in [0,1] pixel units, as a fraction or a float")
+    norm: Norm = Field("linf", description="linf or l2")
+    attack: AttackSettings = AttackSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    augment: AugmentSettings = AugmentSettings()
+    epochs: int = Field(
+        30, ge=1, description="passes over the training images; with attack.kind=free replays count as passes"
+    )
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up; a cosine to zero follows")
+    batch_size: int = Field(32, ge=1, description="images an optimiser step, over all processes together")
+    eps_warmup_epochs: float = Field(0.0, ge=0, description="epochs over which eps grows linearly; 0: eps throughout")
+    eps_warmup_from: float = Field(0.0, ge=0, le=1, description="share of eps at which its growth starts")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="in the cross-entropy terms of the outer loss; 0: off")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the running average of prompts that is deployed; 0: off")
+    swa: float = Field(0.0, ge=0, le=1, description="last share of the steps whose prompts' mean is deployed; 0: off")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast with float32 prompts and gradients")
+    seed: Seed = Field(0, description="of prompts, order, crops and attack starts")
+    validate_every: int = Field(5, ge=1, description="epochs between two looks at the validation split")
+    validation_attack: Annotated[str, Field(pattern=r"^pgd-[1-9]\d*$")] = Field(
+        "pgd-5", description="short attack on validation"
+    )
+    checkpoint_every: int = Field(50, ge=1, description="optimiser steps between two checkpoints")
+    log_every: int = Field(10, ge=1, description="optimiser steps between two lines of metrics")
+    tensorboard: bool = Field(False, description="also write TensorBoard events")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+
+    @field_validator("eps", mode="before")
+    @classmethod
+    def _eps_text(cls, value: object) -> str:
+        return value if isinstance(value, str) else repr(value)
+
+    @model_validator(mode="after")
+    def _eps_fits_norm(self) -> TrainSettings:
+        parse_eps(self.eps, self.norm)
+        return self
+
+    @model_validator(mode="after")
+    def _warms_up(self) -> TrainSettings:
+        if self.eps_warmup_from and not self.eps_warmup_epochs:
+            raise ValueError("train.eps_warmup_from has no effect without train.eps_warmup_epochs; set both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _one_average(self) -> TrainSettings:
+        if self.ema and self.swa:
+            raise ValueError(
+                "train.ema and train.swa are two averages, of which one can be deployed; set the other to 0"
+            )
+        return self
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The training threat model."""
+        return ThreatModel(parse_eps(self.eps, self.norm), self.norm)

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of CLIP: files, tensors, progress, devices, versions."""
