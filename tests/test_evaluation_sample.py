@@ -11,8 +11,7 @@ import pytest
 from apd import attacks
 from apd.attacks import PGD, Objective, cross_entropy, misclassified, sample_seeds
 from apd.attacks.threat import ThreatModel
-from apd.evaluation import EvaluationSettings, Result, evaluate, evaluate_tensors, parse_settings, sample
-from apd.evaluation import engine as core
+from apd.evaluation import EvaluationSettings, Result, engine, evaluate, evaluate_tensors, parse_settings, sample
 from apd.evaluation.engine import Keeper
 from apd.evaluation.forecast import Measured, measure
 from apd.evaluation.frozen import Subject
@@ -29,8 +28,8 @@ PASSES = 1 + (2 * 5 + 1)
 
 def paced(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """A machine of this pace."""
-    for module in (core, sample):
-        monkeypatch.setattr(module, "measure", lambda *_: Measured(seconds, right=1.0, robust=0.5))
+    for module in (engine, sample):
+        monkeypatch.setattr(module, "measure", lambda *_: Measured(0.0, seconds, right=1.0, robust=0.5))
 
 
 def toy_run(store: Path, **values: Any) -> Result:
@@ -79,10 +78,24 @@ def test_batch_is_as_large_as_a_part_of_an_attack_ends_within_a_minute() -> None
     first, apgd, fab, square = attacks.find("autoattack").part_passes(5)
     assert square == max(first, apgd, fab, square) == 5004
     for size in (128, 64, 8, 1):
-        pace = Measured(60 / (0.5 * square * size), right=0.9, robust=0.5)
-        slower = Measured(1.01 * pace.seconds, right=0.9, robust=0.5)
+        pace = Measured(0.0, 60 / (0.5 * square * size), right=0.9, robust=0.5)
+        slower = Measured(0.0, 1.01 * pace.seconds, right=0.9, robust=0.5)
         assert [one.batch_size("autoattack", 5) for one in (pace, slower)] == [size, max(1, size // 2)]
-    assert Measured(60 / 30, 1.0, 1.0).batch_size("clean", 5) == 16
+    assert Measured(0.0, 60 / 30, 1.0, 1.0).batch_size("clean", 5) == 16
+
+
+def test_batch_is_not_smaller_than_saves_time() -> None:
+    """Every pass takes a second, however few images it is of, and each image adds a sixteenth of it."""
+    assert Measured(1.0, 1 / 16, right=0.9, robust=0.5).batch_size("autoattack", 5) == 16
+
+
+def test_expected_seconds_are_those_of_all_passes() -> None:
+    """Four fifths of a batch of 50 images are attacked; half of those withstand PGD-10 and get the rest."""
+    pace = Measured(0.001, 0.002, right=0.8, robust=0.5)
+    pgd, apgd, dlr = attacks.find("apgd-ce+dlr").part_passes(5)
+    batch = pgd * (0.001 + 0.002 * 50) + (apgd + dlr) * (0.001 + 0.002 * 25)
+    assert pace.batch_size("apgd-ce+dlr", 5) > 50
+    assert pace.expected_seconds(50, ["apgd-ce+dlr"], 5) == pytest.approx(50 * 0.002 + 0.8 * batch)
 
 
 def test_batch_size_is_recorded_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,9 +88,8 @@ def choose_sample(
     measured = [measure(subject, few, settings) for subject in subjects]
 
     def seconds(n: int, attacks: Sequence[str]) -> float:
-        per_image = sum(one.seconds_per_image(attacks, n_classes) for one in measured)
         checks = min(n, CHECKED) * CHECK_PASSES * measured[0].seconds if settings.checks else 0.0
-        return n * per_image + checks
+        return checks + sum(one.expected_seconds(n, attacks, n_classes) for one in measured)
 
     named = settings.adversarial
     sizes = [rung for rung in RUNGS if rung < total] + [total]
