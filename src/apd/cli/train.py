@@ -11,12 +11,12 @@ import typer
 
 from apd.cli.common import say, say_inputs
 from apd.errors import InputError
-from apd.heartbeat import counted
-from apd.text import quoted
+from apd.util.progress import counted
+from apd.util.text import quoted
 
 if TYPE_CHECKING:
-    from apd.config import RunConfig
     from apd.data import Dataset
+    from apd.runs.config import RunConfig
 
 _LOOKING = 10.0
 """Seconds for a look at the test images before training."""
@@ -77,10 +77,10 @@ def train(
 def _train(
     flags: dict[str, Any], file: Path | None, sets: list[str], output: Path | None, resume: bool, overwrite: bool
 ) -> None:
-    from apd.config import load_config
     from apd.data import short_name
-    from apd.processes import is_first_process
-    from apd.run import check_output
+    from apd.runs.config import load_config
+    from apd.runs.folder import check_output
+    from apd.util.processes import is_first_process
 
     tell = say if is_first_process() else _nothing
     if resume and file is None and output is not None and (output / "config.yaml").is_file():
@@ -99,11 +99,11 @@ def _train(
 
 def _train_in(output: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
     """Train, and say with what and what comes next."""
-    from apd.api import read_images, start
-    from apd.clip import BUILT_IN as EMBEDDED
-    from apd.clip import load_clip
     from apd.data.load import BUILT_IN
-    from apd.processes import is_first_process
+    from apd.models import BUILT_IN as EMBEDDED
+    from apd.models import load_clip
+    from apd.training.start import read_images, start
+    from apd.util.processes import is_first_process
 
     first = is_first_process()
     data = config.data.load(config.train.seed)
@@ -137,7 +137,7 @@ def _bad_test_images(data: Dataset) -> bool:
 
 def _kept(output: Path, config: RunConfig) -> str:
     """What is left of a training that was stopped, and the command that takes it up."""
-    from apd.run import Run
+    from apd.runs.folder import Run
 
     try:
         run = Run.open(output, finished=False)
