@@ -43,7 +43,7 @@ def formulas() -> dict[Any, Callable[..., int]]:
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     }
-    # Builds without oneDNN lack the operator, and `apd.clip.kernels` then does not call it.
+    # Builds without oneDNN lack the operator, and `apd.models.fast.kernels` then does not call it.
     if hasattr(mkldnn, "_linear_pointwise"):
         formulas[mkldnn._linear_pointwise] = _linear
     return formulas
