@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -18,10 +19,43 @@ from apd.util.progress import clock, heartbeat
 
 VANISHED = 0.01
 """An adversarial term (nats) that is as good as 0."""
-FALL = 5.0
-"""A fall of validation robustness (points) that is no noise."""
+CHANCE = 0.01
+"""A fall of validation accuracy counts where chance alone makes one as deep less often than this."""
+SEVERAL = 3
+"""Validations in a row, and images per class, without which one class for all images is not evidence of collapse."""
+ALIKE = 0.9999
+"""A cosine of class features that are as good as the same."""
 _CLIP = 1.0
 """A norm of the gradient to which clipping it calms training."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a look at the validation split found.
+
+    Args:
+        images: their number.
+        clean: images that are classified rightly.
+        robust: of those, images that withstand the short attack.
+        largest: images given to the class that is predicted most often.
+        classes: number of classes.
+        alike: smallest cosine of two class features.
+    """
+
+    images: int
+    clean: int
+    robust: int
+    largest: int
+    classes: int
+    alike: float
+
+    def percent(self, right: int) -> float:
+        """A number of images in percent."""
+        return 100 * right / max(1, self.images)
+
+    def record(self) -> dict[str, float]:
+        """Accuracies in percent, as they are logged."""
+        return {"val_clean": self.percent(self.clean), "val_robust": self.percent(self.robust)}
 
 
 class CollapseMonitor:
@@ -36,7 +70,17 @@ class CollapseMonitor:
 
     def __init__(self, settings: TrainSettings) -> None:
         self.settings = settings
-        self.best_robust = 0.0
+        self.best_clean = self.best_robust = 0.0
+        self.one_class = 0  # validations in a row
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {"best_clean": self.best_clean, "best_robust": self.best_robust, "one_class": self.one_class}
+
+    def load(self, state: Mapping[str, float]) -> None:
+        """Take up what a checkpoint kept; those of older versions hold ``best_robust`` only."""
+        self.best_robust = state["best_robust"]
+        self.best_clean, self.one_class = state.get("best_clean", 0.0), int(state.get("one_class", 0))
 
     def check_loss(self, terms: Mapping[str, float], step: int) -> None:
         """Stop where the loss is not finite.
@@ -78,32 +122,57 @@ class CollapseMonitor:
         if not bool(z.isfinite().all()):
             raise ApdError(f"Training diverged: the logits of validation images are not finite. {self._calmer()}")
 
-    def check_validation(
-        self, terms: Mapping[str, float], clean: float, robust: float, largest_share: float, classes: int
-    ) -> list[str]:
-        """Warnings after a look at the validation split; accuracies in percent.
+    def check_validation(self, terms: Mapping[str, float], found: Validation) -> list[str]:
+        """Warn of a collapse for which the validation split has enough evidence.
 
         Args:
             terms: the last logged training terms.
-            clean: validation accuracy.
-            robust: validation accuracy under the short attack.
-            largest_share: share of the images that the most predicted class takes.
-            classes: number of classes.
+            found: the look at the validation split.
         """
         warnings = []
         adversarial = [value for name, value in terms.items() if name.startswith("adv_")]
-        if adversarial and sum(adversarial) < VANISHED and robust < self.best_robust - FALL:
+        if adversarial and sum(adversarial) < VANISHED and _fell(found.robust, found.images, self.best_robust):
             warnings.append(
                 f"Collapse: the adversarial term is {sum(adversarial):.4f} while validation robustness fell from "
-                f"{self.best_robust:.1f} to {robust:.1f}: the training attack no longer finds anything, a stronger one does. "
-                "Try more train.attack.steps with a smaller step_size, or a lower learning rate."
+                f"{self.best_robust:.1f} to {found.percent(found.robust):.1f}: the training attack no longer finds anything, "
+                "a stronger one does. Try more train.attack.steps with a smaller step_size, or a lower learning rate."
             )
-        if classes > 1 and largest_share > 0.99 and clean < 100 * 1.5 / classes + 1e-9:
+        if found.classes > 1 and found.alike > ALIKE:
+            warnings.append(
+                f"All class features are the same (cosine {found.alike:.5f}), so no image can be told from another by "
+                "its class: check the tokenizer of the CLIP model and the class names, and the CLIP model without prompts "
+                "(apd evaluate --model CLIP --data DATA --attack clean)."
+            )
+        elif self._is_one_class(found):
             warnings.append(
                 "Collapse: every validation image is given the same class. Lower train.optimizer.lr or train.eps."
             )
-        self.best_robust = max(self.best_robust, robust)
+        self.best_clean = max(self.best_clean, found.percent(found.clean))
+        self.best_robust = max(self.best_robust, found.percent(found.robust))
         return warnings
+
+    def _is_one_class(self, found: Validation) -> bool:
+        """Whether all images are given one class, and neither chance nor a bad start explains it."""
+        at_chance = found.clean <= 1.5 * found.images / found.classes
+        same = found.classes > 1 and found.largest > 0.99 * found.images and at_chance
+        self.one_class = self.one_class + 1 if same else 0
+        lasting = self.one_class >= SEVERAL and found.images >= SEVERAL * found.classes
+        return same and (lasting or _fell(found.clean, found.images, self.best_clean))
+
+
+def _fell(right: int, images: int, before: float) -> bool:
+    """Whether ``right`` images of so many are fewer than ``before`` percent, in an exact binomial test at `CHANCE`."""
+    p = before / 100
+    if p <= 0:
+        return False
+    if p >= 1:
+        return right < images
+    terms = (
+        math.lgamma(images + 1) - math.lgamma(k + 1) - math.lgamma(images - k + 1)
+        + k * math.log(p) + (images - k) * math.log1p(-p)
+        for k in range(right + 1)
+    )  # fmt: skip
+    return math.fsum(map(math.exp, terms)) < CHANCE
 
 
 class TrainingProgress:

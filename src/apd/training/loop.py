@@ -25,7 +25,7 @@ from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.settings.train import TrainSettings
 from apd.training.batches import Batch, Batches, Images
-from apd.training.collapse import CollapseMonitor, TrainingProgress
+from apd.training.collapse import CollapseMonitor, TrainingProgress, Validation
 from apd.training.log import Log
 from apd.training.optim import (
     build_optimizer,
@@ -253,14 +253,8 @@ class Loop:
         return replace(s.threat, eps=share * s.threat.eps)
 
     def _validate(self, log: Log, progress: TrainingProgress, done: int) -> dict[str, Any]:
-        record = self.validate()
-        warnings = self.monitor.check_validation(
-            log.last_terms,
-            record["val_clean"],
-            record["val_robust"],
-            record.pop("largest_share"),
-            len(self.method.student.class_names),
-        )
+        found = self.validate()
+        record, warnings = found.record(), self.monitor.check_validation(log.last_terms, found)
         log.write(
             {"step": done, "epoch": done / len(self.batches), **record, **({"warnings": warnings} if warnings else {})}
         )
@@ -272,8 +266,8 @@ class Loop:
             progress.say(warning, warning=True)
         return {**record, "warnings": self.summary["warnings"] + warnings}
 
-    def validate(self) -> dict[str, float]:
-        """Accuracy in percent on the validation split, clean and under the short attack, of what would be deployed."""
+    def validate(self) -> Validation:
+        """Look at the validation split, clean and under the short attack, with what would be deployed."""
         model, val, s = self.deployed().frozen(), self.images.val, self.settings
         attack, right, robust = find(s.validation_attack), 0, 0
         counts = torch.zeros(len(self.method.student.class_names), device=val.images.device)
@@ -291,8 +285,8 @@ class Loop:
                 found = attack(model, x[keep], labels[keep], s.threat, [ids[i] for i in keep.tolist()], s.seed)
                 with torch.no_grad():
                     robust += int((model(found.images).argmax(dim=1) == labels[keep]).sum())
-        n = max(1, len(val))
-        return {"val_clean": 100 * right / n, "val_robust": 100 * robust / n, "largest_share": float(counts.max()) / n}
+        alike = float((model.bound.classes @ model.bound.classes.T).min())
+        return Validation(len(val), right, robust, int(counts.max()), len(counts), alike)
 
     def deployed(self) -> PromptedCLIP:
         """The student that is saved and validated: the running average's where one is kept."""
@@ -313,7 +307,7 @@ class Loop:
         if isinstance(self.pixels, Carried):
             tensors["pixels"] = self.pixels.kept
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        state = {"summary": self.summary, "best_robust": self.monitor.best_robust}
+        state = {"summary": self.summary, **self.monitor.state()}
         self.run.save_checkpoint(done, {**tensors, **optimizer_tensors(optimizer)}, state)
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> int | None:
@@ -336,7 +330,8 @@ class Loop:
         load_optimizer_tensors(optimizer, tensors)
         if isinstance(self.pixels, Carried):
             self.pixels.kept.copy_(tensors["pixels"])
-        self.summary, self.monitor.best_robust = state["summary"], state["best_robust"]
+        self.summary = state["summary"]
+        self.monitor.load(state)
         return int(state["step"])
 
 
