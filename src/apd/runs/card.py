@@ -125,4 +125,4 @@ def _results(results: Sequence[Mapping[str, Any]]) -> str:
 def _sampled(result: Mapping[str, Any]) -> str:
     """The number of images, and of how many where they are a random sample."""
     n, available = result["n"], result.get("n_available", result["n"])
-    return f"{n}" if n + len(result["skipped_images"]) >= available else f"{n} of {available}"
+    return f"{n}" if n + len(result.get("skipped_images", ())) >= available else f"{n} of {available}"
