@@ -45,7 +45,7 @@ def test_a_folder_without_splits_is_split_60_20_20_whatever_the_seed(tmp_path: P
     assert splits(data) == splits(other)
     assert "60/20/20" in data.description
     assert data.templates == ("a photo of a {}.",)
-    assert (data.name, data.mirror, data.shots) == (tmp_path.name, True, None)
+    assert (data.name, data.mirror, data.settings.shots) == (tmp_path.name, True, "all")
 
 
 def test_ids_are_relative_and_lead_to_the_image(tmp_path: Path) -> None:

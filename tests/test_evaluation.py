@@ -17,6 +17,7 @@ from apd.attacks import PGD, Objective, cross_entropy, misclassified, sample_see
 from apd.attacks.threat import ThreatModel
 from apd.data.corruptions import corrupt
 from apd.data.dataset import Dataset, Decoded, ImageSet
+from apd.data.settings import DataSettings
 from apd.errors import ApdError, InputError
 from apd.evaluation import EvaluationSettings, evaluate, evaluate_tensors, parse_settings
 from apd.evaluation.statistics import wilson
@@ -46,7 +47,9 @@ def data_of(n_classes: int, n: int = 40) -> Dataset:
 
     test = ImageSet(images.ids, images.labels, tuple(opener(i) for i in range(n)))
     none = ImageSet((), torch.zeros(0, dtype=torch.int64), ())
-    return Dataset("pictures", "memory", NAMES[:n_classes], ("a photo of a {}.",), none, none, test)
+    return Dataset(
+        "pictures", DataSettings(source="memory"), NAMES[:n_classes], ("a photo of a {}.",), none, none, test
+    )
 
 
 # What is counted

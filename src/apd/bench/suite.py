@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from apd.attacks.threat import parse_eps
 from apd.bench.protocols import PROTOCOLS
@@ -16,6 +16,7 @@ from apd.errors import InputError, nearest
 from apd.evaluation import parse_settings
 from apd.runs.config import validate
 from apd.util.files import read_yaml
+from apd.util.section import Section
 from apd.util.seed_range import Seed
 from apd.util.text import short
 
@@ -40,11 +41,7 @@ SomeNames = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_lis
 Eps = Annotated[str, BeforeValidator(_text)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataEntry(_Section):
+class DataEntry(Section):
     """A data set: where it is, and what training on it is like for all methods."""
 
     source: str = Field(description="what `load_data` takes; a path has a slash and may be relative to the root")
@@ -56,7 +53,7 @@ class DataEntry(_Section):
     validation: int | None = Field(None, ge=1, description="validation images a class; null: min(shots, 4)")
 
 
-class Block(_Section):
+class Block(Section):
     """A protocol on some data sets with some methods: every combination is a run."""
 
     protocol: str = Field(description="a name of `apd.bench.protocols.PROTOCOLS`")
@@ -74,7 +71,7 @@ class Block(_Section):
     limit: int | None = Field(None, ge=1, description="instead of the suite's")
 
 
-class Final(_Section):
+class Final(Section):
     """A second stage: stronger attacks on the best methods of every table of these protocols."""
 
     attacks: SomeNames = ("autoattack",)
@@ -83,7 +80,7 @@ class Final(_Section):
     protocols: SomeNames = ("few-shot",)
 
 
-class Suite(_Section):
+class Suite(Section):
     """Data sets, methods, and blocks that combine them."""
 
     name: str = Field(description="short, for titles")

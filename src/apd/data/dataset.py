@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from apd.data.decode import decode_all
+from apd.data.settings import DataSettings
 from apd.data.unreadable import Source
 from apd.errors import InputError, nearest
 from apd.models.preprocessing import Preprocessing
@@ -141,33 +142,28 @@ class Dataset:
 
     Args:
         name: short name for tables.
-        source: what ``load_data`` was given.
+        settings: the section it was loaded by, with the seed that drew the shots.
         class_names: readable, in label order.
         templates: sentences with ``{}`` for the class name.
         train, val, test: the splits; no image is in two of them. Of a test set for domain shift, the first two are empty.
         mirror: whether training may flip images left to right.
-        shots: training images a class, or None for all.
-        seed: that drew them.
         description: one line on where each split comes from.
-        which: the classes it holds: all, base or new.
-        columns: image and label column that ``load_data`` was given.
-        validation: validation images a class that were asked for, or None for the usual number.
     """
 
     name: str
-    source: str
+    settings: DataSettings
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
     train: ImageSet
     val: ImageSet
     test: ImageSet
     mirror: bool = True
-    shots: int | None = None
-    seed: int = 0
     description: str = ""
-    which: Which = "all"
-    columns: tuple[str, str] | None = None
-    validation: int | None = None
+
+    @property
+    def source(self) -> str:
+        """The folder, file or name it was read from."""
+        return self.settings.source
 
     def summary(self) -> str:
         """One line with the first class names and the images per split, so that misread data shows at once."""
@@ -176,14 +172,15 @@ class Dataset:
 
     def shortage(self) -> str:
         """A sentence on classes with fewer training images than were asked for; empty where there are none."""
-        few = fewer_than(self.shots, self.train, self.class_names)
-        return few and f"Asked for {self.shots} training images per class{few}; those are trained on all they have."
+        shots = self.settings.shots
+        few = fewer_than(shots, self.train, self.class_names) if len(self.train) else ""
+        return few and f"Asked for {shots} training images per class{few}; those are trained on all they have."
 
     def check_trainable(self) -> None:
         """Check that there are images to train on and to validate with.
 
         Raises:
-            InputError: for a test set, and where no class has an image for validation.
+            InputError: a test set for domain shift; no class has an image left for validation.
         """
         if not len(self.train):
             raise InputError(
@@ -230,7 +227,7 @@ class Dataset:
             train=_of_labels(self.train, first, last),
             val=_of_labels(self.val, first, last),
             test=_of_labels(self.test, first, last),
-            which=which,
+            settings=self.settings.model_copy(update={"classes": which}),
             description=f"{which} classes ({last - first} of {count}) of: {self.description}",
         )
 

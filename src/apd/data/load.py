@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from apd.data.dataset import Dataset, Shots, Which
+from apd.data.settings import DataSettings
 from apd.data.sources.class_names import BARE_WORDNET_ID, warn_of_nameless
 from apd.data.sources.coop import load_coop
 from apd.data.sources.digits import load_digits
@@ -53,11 +54,26 @@ def load_data(
     >>> len(data.train), data.class_names[:3]
     (40, ('zero', 'one', 'two'))
     """
-    pools = _pools(source, columns)
-    warn_of_nameless(pools.class_names, str(source), _naming_hint(source, pools.class_names))
-    if templates is not None:
-        pools = replace(pools, templates=_checked(templates))
-    return replace(few_shot(pools, shots, seed, validation).classes(classes), columns=columns)
+    # Not validated here: what reads a value refuses it, in the words of this function's arguments.
+    settings = DataSettings.model_construct(
+        source=_as_text(source),
+        shots=shots,
+        seed=seed,
+        templates=None if templates is None else _checked(templates),
+        classes=classes,
+        columns=columns,
+        validation=validation,
+    )
+    return load_section(settings)
+
+
+def load_section(settings: DataSettings) -> Dataset:
+    """Read the data set of a section whose seed is set; see `load_data`."""
+    pools = _pools(settings.source, settings.columns)
+    warn_of_nameless(pools.class_names, settings.source, _naming_hint(settings.source, pools.class_names))
+    if settings.templates is not None:
+        pools = replace(pools, templates=_checked(settings.templates))
+    return few_shot(pools, settings).classes(settings.classes)
 
 
 def list_data() -> list[tuple[str, str]]:
@@ -103,19 +119,25 @@ def _about(known: Standard) -> str:
     )
 
 
-def _pools(source: str | Path, columns: Columns | None) -> Pools:
+def _as_text(source: str | Path) -> str:
+    """The source as settings hold it; a path that reads like a name is marked as one."""
     text = str(source)
-    path = Path(source).expanduser()
-    if isinstance(source, str) and source.startswith("hf:"):
-        return _hub(source.removeprefix("hf:"), columns)
-    standard = parse_standard(source) if isinstance(source, str) else None
+    is_name = text in BUILT_IN or text.startswith("hf:") or parse_standard(text) is not None
+    return f"./{text}" if isinstance(source, Path) and is_name else text
+
+
+def _pools(text: str, columns: Columns | None) -> Pools:
+    path = Path(text).expanduser()
+    if text.startswith("hf:"):
+        return _hub(text.removeprefix("hf:"), columns)
+    standard = parse_standard(text)
     table = None if standard else _table(path, text, columns)
     if table is not None:
         return table
     if columns is not None:
         raise InputError(f"columns={columns} fit hub, parquet and saved data sets only, not {text}.")
-    if isinstance(source, str) and source in BUILT_IN:
-        return BUILT_IN[source]()
+    if text in BUILT_IN:
+        return BUILT_IN[text]()
     if standard:
         return load_standard(*standard, text)
     if path.is_dir():
@@ -127,7 +149,7 @@ def _pools(source: str | Path, columns: Columns | None) -> Pools:
     raise InputError(_unknown(text, path))
 
 
-def _naming_hint(source: str | Path, names: Sequence[str]) -> str:
+def _naming_hint(source: str, names: Sequence[str]) -> str:
     """How to name classes that have numbers or WordNet ids for names."""
     path = Path(source).expanduser()
     if not path.is_dir() or is_saved(path) or any(path.glob("*.parquet")):

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from apd.data.dataset import Dataset, ImageSet, Shots, fewer_than, shuffled
+from apd.data.settings import DataSettings
 from apd.errors import InputError
 from apd.util.progress import counted
 
@@ -94,8 +95,8 @@ def split_pool(images: ImageSet, class_names: tuple[str, ...], source: str) -> t
     return images.select(sorted(train)), images.select(sorted(val)), images.select(sorted(test))
 
 
-def few_shot(pools: Pools, shots: Shots, seed: int, validation: int | None = None) -> Dataset:
-    """Draw ``shots`` training images a class by ``seed``, and a validation split.
+def few_shot(pools: Pools, settings: DataSettings) -> Dataset:
+    """Draw ``shots`` training images a class by ``seed``, and a validation split; all classes are kept.
 
     For the same seed, k shots are among k+1 shots (not with ``coop_draw``). Validation images: of the data's own
     validation split min(k, 4) a class (with ``all``: all of it); without one, as many training images that are not
@@ -106,14 +107,14 @@ def few_shot(pools: Pools, shots: Shots, seed: int, validation: int | None = Non
 
     Args:
         pools: all images.
-        shots: training images a class, or ``all``.
-        seed: of the draw.
-        validation: validation images a class instead of these numbers, as far as a class has them; the shots stay the
-            same, but with ``all`` what is held out of a pool without validation images is no shot.
+        settings: its ``shots`` and ``seed``; ``validation`` images a class replace these numbers, as far as a class has
+            them: the shots stay the same, but with ``all`` what is held out of a pool without validation images is no
+            shot.
 
     Raises:
         InputError: for shots or validation images that are no count.
     """
+    shots, seed, validation = settings.shots, settings.seed or 0, settings.validation
     if shots != "all" and not _is_count(shots):
         raise InputError(f"shots must be a number from 1 or all, got {shots!r}.")
     if validation is not None and not _is_count(validation):
@@ -124,16 +125,13 @@ def few_shot(pools: Pools, shots: Shots, seed: int, validation: int | None = Non
         train, val, counts = _draw(pools, shots, seed, validation)
     return Dataset(
         name=pools.name,
-        source=pools.source,
+        settings=settings.model_copy(update={"classes": "all"}),
         class_names=pools.class_names,
         templates=pools.templates,
         train=train,
         val=val,
         test=pools.test,
         mirror=pools.mirror,
-        shots=None if shots == "all" or pools.test_only else shots,
-        seed=seed,
-        validation=validation,
         description=f"{len(pools.class_names)} classes; {counts}. {pools.note}".strip(),
     )
 

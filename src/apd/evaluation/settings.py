@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from apd import attacks
 from apd.attacks.threat import Norm, ThreatModel, parse_eps
 from apd.data.corruptions import parse_corruption
+from apd.util.section import Section
 from apd.util.seed_range import Seed
 
 
-class EvaluationSettings(BaseModel):
+class EvaluationSettings(Section):
     """Which attacks, how far, on which images; every reported attack runs in float32."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     attacks: tuple[str, ...] = Field(
         ("clean", "apgd-ce+dlr"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import (
@@ -19,12 +19,12 @@ from pydantic import (
     model_validator,
 )
 
-from apd.data import Dataset, load_data
+from apd.data.settings import DataSettings
 from apd.errors import InputError, nearest
 from apd.methods import MethodSettings, find_method
 from apd.settings.train import TrainSettings
 from apd.util.files import parse_yaml, read_yaml
-from apd.util.seed_range import LARGEST
+from apd.util.section import Section
 from apd.util.text import short
 
 FLAGS = {
@@ -47,49 +47,18 @@ _DONE = "done"
 _MAIN_SETTING = {"method": "name", "data": "source"}
 
 
-class DataConfig(BaseModel):
-    """Which images, and how many of them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: str = Field(description="folder, split file, hub id or built-in data set")
-    shots: Annotated[int, Field(ge=1)] | Literal["all"] = Field(16, description="training images a class, or all")
-    seed: int | None = Field(None, le=LARGEST, description="of the few-shot draw; null: train.seed")
-    templates: tuple[str, ...] | None = Field(
-        None, description="sentences with {} for the class name; null: the data set's own"
-    )
-    classes: Literal["all", "base", "new"] = Field("all", description="all, or the first (base) or second (new) half")
-    columns: tuple[str, str] | None = Field(None, description="image and label column of a table; null: found out")
-    skip_bad_images: bool = Field(False, description="go on without images that cannot be read, and count them")
-    validation: int | None = Field(None, ge=1, description="validation images a class; null: min(shots, 4)")
-
-    def load(self, seed: int) -> Dataset:
-        """The data; ``seed`` draws the shots where this section names no seed of its own."""
-        return load_data(
-            self.source,
-            shots=self.shots,
-            seed=seed if self.seed is None else self.seed,
-            templates=self.templates,
-            classes=self.classes,
-            columns=self.columns,
-            validation=self.validation,
-        )
-
-
 class RecordedSettings(MethodSettings):
     """Settings of a method that is not there, as a run has recorded them: kept, not checked."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-class MethodConfig(BaseModel):
+class MethodConfig(Section):
     """A method's name and its own settings, flat in YAML: ``{name: apd, teacher: tuned, prompts: {…}}``.
 
     With ``preset: published`` the settings of its paper, those of the section ``train`` included, stand under all that is
     given explicitly.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = "apd"
     settings: SerializeAsAny[MethodSettings]
@@ -120,13 +89,11 @@ class MethodConfig(BaseModel):
         return {"name": self.name, **self.settings.model_dump(mode="json")}
 
 
-class RunConfig(BaseModel):
+class RunConfig(Section):
     """Everything that can be set about a training run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     model: str = Field("glyphs", description="built-in name, hub id or folder of a CLIP")
-    data: DataConfig
+    data: DataSettings
     method: MethodConfig = Field(default_factory=lambda: MethodConfig.model_validate({}))
     train: TrainSettings = TrainSettings()
 

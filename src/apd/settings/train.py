@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from apd.attacks.threat import Norm, ThreatModel, parse_eps
+from apd.util.section import Section
 from apd.util.seed_range import Seed
 
 AttackKind = Literal["pgd", "fgsm-rs", "n-fgsm", "free", "carried"]
 AttackLoss = Literal["method", "ce", "margin", "dlr", "kl"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class AttackSettings(_Section):
+class AttackSettings(Section):
     """The attack that makes the training images adversarial."""
 
     kind: AttackKind = Field(
@@ -58,7 +55,7 @@ class AttackSettings(_Section):
         return self.kind in ("pgd", "free", "carried")
 
 
-class OptimizerSettings(_Section):
+class OptimizerSettings(Section):
     """How prompts are updated."""
 
     name: Literal["sgd", "adamw"] = Field("adamw", description="sgd (with momentum) or adamw")
@@ -80,7 +77,7 @@ class OptimizerSettings(_Section):
         return self
 
 
-class AugmentSettings(_Section):
+class AugmentSettings(Section):
     """Random resized crop and flip of training images."""
 
     enabled: bool = Field(True, description="off: training images stay as decoded")
@@ -95,7 +92,7 @@ class AugmentSettings(_Section):
         return value
 
 
-class TrainSettings(_Section):
+class TrainSettings(Section):
     """Everything about the loop that is not model, data or method."""
 
     eps: str = Field("1/255", description="training budget in [0,1] pixel units, as a fraction or a float")

@@ -59,16 +59,8 @@ def train(
         >>> clip, data = apd.load_clip("glyphs"), apd.load_data("digits", shots=1)
         >>> run = apd.train(clip, data, method="advvlp", eps="1/255", epochs=1)  # doctest: +SKIP
     """
-    section = {
-        "source": data.source,
-        "shots": "all" if data.shots is None else data.shots,
-        "seed": data.seed,
-        "templates": data.templates,
-        "classes": data.which,
-        "columns": data.columns,
-        "skip_bad_images": skip_bad_images,
-        "validation": data.validation,
-    }
+    skipped = skip_bad_images or data.settings.skip_bad_images
+    section = {**data.settings.model_dump(), "templates": data.templates, "skip_bad_images": skipped}
     raw = {"model": clip.info.source, "data": section, "method": method, "train": {"eps": eps, **settings}}
     config = validate(raw)
     if output is not None and is_first_process():
@@ -148,6 +140,6 @@ def describe(clip: DualEncoder, data: Dataset, images: Images, config: RunConfig
         "class_names": list(data.class_names),
         "templates": list(data.templates),
         "prompts": config.method.settings.prompts.model_dump(mode="json"),
-        "seeds": {"train": config.train.seed, "shots": data.seed},
+        "seeds": {"train": config.train.seed, "shots": data.settings.seed},
         "versions": versions(),
     }

@@ -1,0 +1,45 @@
+"""The section ``data``: which images, and how many of them.
+
+A new option is one field here, and the code that obeys it: run settings, suites, `Dataset` and the record of a run take it
+from this class.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from apd.util.section import Section
+from apd.util.seed_range import LARGEST
+
+if TYPE_CHECKING:
+    from apd.data.dataset import Dataset
+
+Shots = Annotated[int, Field(ge=1)] | Literal["all"]
+
+
+class DataSettings(Section):
+    """Which images, and how many of them."""
+
+    source: str = Field(description="folder, split file, hub id or built-in data set")
+    shots: Shots = Field(16, description="training images a class, or all")
+    seed: int | None = Field(None, le=LARGEST, description="of the few-shot draw; null: train.seed")
+    templates: tuple[str, ...] | None = Field(
+        None, description="sentences with {} for the class name; null: the data set's own"
+    )
+    classes: Literal["all", "base", "new"] = Field("all", description="all, or the first (base) or second (new) half")
+    columns: tuple[str, str] | None = Field(None, description="image and label column of a table; null: found out")
+    skip_bad_images: bool = Field(False, description="go on without images that cannot be read, and count them")
+    validation: int | None = Field(None, ge=1, description="validation images a class; null: min(shots, 4)")
+
+    def load(self, seed: int = 0) -> Dataset:
+        """Read the data set; ``seed`` draws the shots if this section names no seed of its own.
+
+        Raises:
+            InputError: see `apd.load_data`.
+        """
+        # Not at the top: a Dataset carries its section, so its module is imported after this one.
+        from apd.data.load import load_section
+
+        return load_section(self if self.seed is not None else self.model_copy(update={"seed": seed}))

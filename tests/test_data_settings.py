@@ -1,0 +1,43 @@
+"""One section says what data is: `load_data`, a data set, run settings and suites share it."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from apd.bench.suite import DataEntry
+from apd.data import load_data
+from apd.data.settings import DataSettings
+from apd.errors import InputError
+from apd.runs.config import RunConfig
+
+
+def test_load_data_has_no_option_that_the_section_lacks() -> None:
+    assert set(inspect.signature(load_data).parameters) <= DataSettings.model_fields.keys()
+    assert RunConfig.model_fields["data"].annotation is DataSettings and issubclass(DataEntry, DataSettings)
+
+
+def test_a_data_set_carries_the_section_that_loads_it_again(colours: Path) -> None:
+    data = load_data(colours, shots=2, seed=3, templates=["a {}"], classes="base", validation=1)
+    assert data.settings == DataSettings(
+        source=str(colours), shots=2, seed=3, templates=("a {}",), classes="base", validation=1
+    )
+    again = DataSettings.model_validate(data.settings.model_dump()).load(seed=9)
+    assert (again.train.ids, again.val.ids, again.class_names) == (data.train.ids, data.val.ids, data.class_names)
+    assert again.settings == data.settings
+
+
+def test_the_seed_of_a_section_wins_over_the_runs(colours: Path) -> None:
+    section = DataSettings(source=str(colours), shots=2)
+    assert section.load(5).settings.seed == 5
+    assert section.load(5).train.ids == load_data(colours, shots=2, seed=5).train.ids
+    assert DataSettings(source=str(colours), shots=2, seed=1).load(5).settings.seed == 1
+
+
+def test_a_path_is_never_read_as_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_data("digits", shots=1).source == "digits"
+    with pytest.raises(InputError, match="digits"):
+        load_data(Path("digits"), shots=1)
