@@ -28,6 +28,7 @@ from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
 from apd.evaluation.store import Record, Store
 from apd.models.classifier import PromptedCLIP
+from apd.settings.explain import explain, setting_names
 from apd.util.versions import versions
 
 ON = ("", " on the undefended CLIP")
@@ -192,11 +193,7 @@ def parse_settings(
     try:
         return EvaluationSettings(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        whole = message if first["type"] == "value_error" else f"{where}: {message} (got {first['input']!r})."
-        raise InputError(whole) from error
+        raise InputError(explain(error, setting_names(EvaluationSettings))) from error
 
 
 def _circumstances(settings: EvaluationSettings) -> dict[str, Any]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     SerializeAsAny,
@@ -20,8 +18,10 @@ from pydantic import (
 )
 
 from apd.data.settings import DataSettings
-from apd.errors import InputError, nearest
+from apd.errors import InputError
 from apd.methods import MethodSettings, find_method
+from apd.settings.explain import explain, setting_names
+from apd.settings.layers import merged, with_path, without_path
 from apd.settings.train import TrainSettings
 from apd.util.files import parse_yaml, read_yaml
 from apd.util.section import Section
@@ -137,7 +137,7 @@ def load_config(
     raw = _forget_other_preset(raw, asked)
     _forget_other_method(raw, asked)
     for key, value, place in given:
-        _put(raw, key, value, place)
+        raw = with_path(raw, key, value, source=place, main=_MAIN_SETTING)
         places[key] = place
     return validate(raw, places)
 
@@ -159,7 +159,7 @@ def validate(raw: Mapping[str, Any], places: Mapping[str, str] | None = None) ->
     try:
         return RunConfig.model_validate(_with_preset(entries))
     except ValidationError as error:
-        raise InputError(_explain(error, _settings_of(entries.get("method")), places or {})) from error
+        raise InputError(_explain(error, entries, places or {})) from error
 
 
 def load_recorded(file: Path) -> RunConfig:
@@ -172,7 +172,22 @@ def load_recorded(file: Path) -> RunConfig:
     try:
         return RunConfig.model_validate(raw, context=_DONE)
     except ValidationError as error:
-        raise InputError(_explain(error, _settings_of(raw.get("method")), dict.fromkeys(raw, str(file)))) from error
+        raise InputError(_explain(error, raw, dict.fromkeys(raw, str(file)))) from error
+
+
+def _explain(error: ValidationError, raw: Mapping[str, Any], places: Mapping[str, str]) -> str:
+    names = run_setting_names(raw.get("method"))
+    return explain(error, names, places=places, main=_MAIN_SETTING, missing=_missing)
+
+
+def _missing(name: str) -> str:
+    name = f"{name}.{_MAIN_SETTING[name]}" if name in _MAIN_SETTING else name
+    return f"The setting {name!r} is missing; give it as {FLAGS.get(name, f'--set {name}=…')} or in --config."
+
+
+def run_setting_names(method: Any = None) -> list[str]:
+    """Dotted names of all settings of a run, with those of the method that the section ``method`` names."""
+    return setting_names(RunConfig, {"method.settings": _settings_of(method)})
 
 
 def _settings_of(section: Any) -> type[MethodSettings]:
@@ -195,15 +210,8 @@ def _with_preset(entries: dict[str, Any]) -> dict[str, Any]:
         )
     preset: dict[str, Any] = {}
     for name, value in published.items():
-        _put(preset, name, value, "method.preset")
-    return dict(_merge(preset, entries))
-
-
-def _merge(under: Any, over: Any) -> Any:
-    """Nested mappings as one; ``over`` wins."""
-    if not (isinstance(under, Mapping) and isinstance(over, Mapping)):
-        return over
-    return {**under, **{key: _merge(under.get(key), value) for key, value in over.items()}}
+        preset = with_path(preset, name, value)
+    return merged(preset, entries)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -259,98 +267,5 @@ def _forget_other_preset(raw: dict[str, Any], given: Mapping[str, Any]) -> dict[
         return raw
     published = section if now == "own" else {**section, "name": given.get("method.name", section.get("name", "apd"))}
     for key in _settings_of(published).published:
-        raw = _without(raw, key)
+        raw = without_path(raw, key)
     return raw
-
-
-def _without(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The same without a dotted name."""
-    head, _, rest = key.partition(".")
-    if rest and isinstance(raw.get(head), Mapping):
-        return {**raw, head: _without(raw[head], rest)}
-    return {name: value for name, value in raw.items() if rest or name != head}
-
-
-def _put(raw: dict[str, Any], key: str, value: Any, place: str) -> None:
-    """Set a dotted name; sections are copied on the way, never changed in place."""
-    head, dot, rest = key.partition(".")
-    if not dot:
-        raw[head] = value
-        return
-    section = raw.get(head, {})
-    if head in _MAIN_SETTING and isinstance(section, str):
-        section = {_MAIN_SETTING[head]: section}
-    if section is not None and not isinstance(section, Mapping):
-        raise InputError(f"{place}: {head} is not a section but {short(section)}, so {key} cannot be set.")
-    raw[head] = dict(section or {})
-    _put(raw[head], rest, value, place)
-
-
-def _explain(error: ValidationError, method: type[MethodSettings], places: Mapping[str, str]) -> str:
-    """The first of the errors in one line, and how many more there are."""
-    details = error.errors(include_url=False)
-    first = details[0]
-    fields, known = _walk(tuple(str(part) for part in first["loc"]), method)
-    name = ".".join(fields)
-    cause = (first.get("ctx") or {}).get("error")
-    source = _place(name, places, str(cause))
-    place = f" (from {source})" if source else ""
-    if first["type"] == "extra_forbidden":
-        message = f"Unknown setting {name!r}{place}. {_way_out(name, known, method)}"
-    elif first["type"] == "missing":
-        name = f"{name}.{_MAIN_SETTING[name]}" if name in _MAIN_SETTING else name
-        message = f"The setting {name!r} is missing; give it as {FLAGS.get(name, f'--set {name}=…')} or in --config."
-    elif cause is not None:
-        message = f"{source}: {cause}" if source else str(cause)
-    else:
-        message = f"{name}{place}: {first['msg'][0].lower()}{first['msg'][1:]}, got {short(first['input'])}."
-    others = {".".join(_walk(tuple(map(str, each["loc"])), method)[0]) for each in details} - {name}
-    return f"{message} (And {len(others)} more.)" if others else message
-
-
-def _way_out(name: str, known: Iterable[str], method: type[MethodSettings]) -> str:
-    """The setting of the very name in another section, that of the same one first; else the nearest of ``known``."""
-    section, _, word = name.rpartition(".")
-    same = [other for other in _names(RunConfig, method) if other.rpartition(".")[2] == word]
-    same.sort(key=lambda other: not other.startswith(f"{section}."))
-    return f"Did you mean {same[0]}?" if same else nearest(name, known)
-
-
-def _names(model: type[BaseModel], method: type[MethodSettings]) -> Iterator[str]:
-    """Dotted names of all settings, and of their sections."""
-    for field in ["name", *method.model_fields] if model is MethodConfig else model.model_fields:
-        yield field
-        inner = _section(method if model is MethodConfig else model, field)
-        if inner is not None:
-            yield from (f"{field}.{name}" for name in _names(inner, method))
-
-
-def _walk(loc: tuple[str, ...], method: type[MethodSettings]) -> tuple[list[str], list[str]]:
-    """The name of a setting at pydantic's place, and all names that its section knows."""
-    model: type[BaseModel] | None = RunConfig
-    name: list[str] = []
-    known: list[str] = []
-    for part in loc:
-        if model is None:  # what follows a leaf is the member of a union
-            break
-        # A method's own settings stand beside its name.
-        fields = ["name", *method.model_fields] if model is MethodConfig else list(model.model_fields)
-        known = [".".join((*name, field)) for field in fields]
-        name.append(part)
-        model = _section(method if model is MethodConfig else model, part)
-    return name, known
-
-
-def _section(model: type[BaseModel], field: str) -> type[BaseModel] | None:
-    """The settings class under a field; None for a leaf."""
-    annotation = model.model_fields[field].annotation if field in model.model_fields else None
-    classes = [c for c in (annotation, *get_args(annotation)) if isinstance(c, type) and issubclass(c, BaseModel)]
-    return classes[0] if classes else None
-
-
-def _place(name: str, places: Mapping[str, str], cause: str) -> str:
-    """Where a setting came from: the part of it that the cause names, its main setting, or the longest name around it."""
-    parts = [key for key in places if key.startswith(f"{name}.") and re.search(rf"\b{key.rpartition('.')[2]}\b", cause)]
-    main = [key for key in places if key == f"{name}.{_MAIN_SETTING.get(name)}"]
-    holders = sorted((key for key in places if name == key or name.startswith(f"{key}.")), key=len, reverse=True)
-    return next((places[key] for key in (*parts, *main, *holders)), "")
