@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import apd
 from apd.attacks import find
 from apd.attacks.threat import ThreatModel, parse_eps
-from apd.bench.estimate import PASSES, STANDING
+from apd.bench.estimate import NOT_FOOLED, attack_passes
 from apd.data.dataset import Decoded
 from apd.evaluation import evaluate_tensors, parse_settings
 from benchmarks.cases import Case, Options, Results, Row
@@ -202,8 +202,8 @@ def attack_case(options: Options, attack: str, limit: int, rounds: int, parts: i
     data = "digits" if options.testbed is None else "cifar10"
     names = ["ours", "floor"] + ([] if parts > 1 else ["floor_default_kernels", "reference"])
     rounds = max(rounds, parts)
-    steps = int(attack.removeprefix("pgd-")) if attack.startswith("pgd-") else PASSES[attack] * STANDING
-    gflop = limit / parts * steps * 2 * GEOMETRIES["small"].image_gflop()
+    passes = attack_passes(attack, n_classes=10) * (1 if attack.startswith("pgd-") else NOT_FOOLED)
+    gflop = limit / parts * passes * 2 * GEOMETRIES["small"].image_gflop()
     sides = {name: Side(gflop, rounds, own_kernels=name in ("ours", "floor")) for name in names}
 
     def measure() -> Row:

@@ -10,7 +10,7 @@ import torch
 import apd
 from apd.attacks import find
 from apd.attacks.threat import ThreatModel
-from apd.bench.estimate import PASSES
+from apd.bench.estimate import attack_passes
 from benchmarks.cases import Case, Options, Results, Row
 from benchmarks.geometry import GEOMETRIES, class_names
 from benchmarks.measure import PeakMemory, Side, interleaved, matmul_rate, take_turns
@@ -62,7 +62,7 @@ def autoattack_case(options: Options, geometry: str, images: int) -> Case:
         return {"ours_s": seconds, "images_per_s": images / seconds, "peak_mb": memory.peak, "rounds": {"ours": 1}}
 
     about = {"geometry": geometry, "images": images, "classes": 100, "eps": "4/255"}
-    gflop = images * PASSES["autoattack"] * 2 * GEOMETRIES[geometry].image_gflop()
+    gflop = images * attack_passes("autoattack", n_classes=100) * 2 * GEOMETRIES[geometry].image_gflop()
     return Case(f"autoattack-{geometry}-n{images}", about, measure, {"ours": Side(gflop, 1)})
 
 

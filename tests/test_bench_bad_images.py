@@ -54,10 +54,10 @@ def test_leaving_images_out_is_part_of_the_identity_and_nothing_else_is(write: W
         make_plan(load_suite(suite_of(write, photos, **entry)))
         for entry in ({}, {"skip_bad_images": False}, {"skip_bad_images": True})
     )
-    assert plain.jobs.keys() == stated.jobs.keys() and plain.entries == stated.entries
+    assert plain.jobs.keys() == stated.jobs.keys() and plain.rows == stated.rows
     assert not plain.jobs.keys() & skipping.jobs.keys()
-    views = [{key for job in plan.jobs.values() for key in job.views} for plan in (plain, skipping)]
-    assert views[0] and not views[0] & views[1]
+    evals = [{key for job in plan.jobs.values() for key in job.evals} for plan in (plain, skipping)]
+    assert evals[0] and not evals[0] & evals[1]
 
 
 def test_the_command_line_does_not_promise_that_trying_again_helps(

@@ -8,19 +8,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from apd.bench.job import Outcome, ViewOutcome
-from apd.bench.plan import Entry, Plan
-from apd.bench.protocols import Measure, View
-from apd.bench.report.compare import Cell, bootstrap_of_means, difference, figure, value
+from apd.bench.job import EvalOutcome, Outcome
+from apd.bench.plan import Plan, TableRow
+from apd.bench.protocols import EvalSpec, Metric
+from apd.bench.report.compare import Cell, bootstrap_of_means, difference, mean_std, value
 from apd.bench.report.tables import best_methods, latex, make_tables, markdown
 from apd.evaluation.statistics import paired_bootstrap
 
-HARMONIC = Measure("H", (("test", "clean"), ("test", "worst")), main=True)
-WORST = Measure("worst", (("test", "worst"),), main=True)
+HARMONIC = Metric("H", (("test", "clean"), ("test", "worst")), main=True)
+WORST = Metric("worst", (("test", "worst"),), main=True)
 
 
 def cell(clean: str, worst: str, images: str = "same") -> Cell:
-    return {"test": ViewOutcome(images, {"clean": clean, "worst": worst}, 1.0)}
+    return {"test": EvalOutcome(images, {"clean": clean, "worst": worst}, 1.0)}
 
 
 def drawn(seed: int, share: float, n: int = 120) -> Cell:
@@ -34,13 +34,13 @@ def test_figures() -> None:
     a = {0: cell("1110", "1000"), 1: cell("1111", "1100")}
     assert value(a[0], HARMONIC) == pytest.approx(2 / (1 / 75 + 1 / 25))
     assert value(cell("1110", "0000"), HARMONIC) == 0
-    assert value(a[0], Measure("m", HARMONIC.parts, "arithmetic")) == 50
-    found = figure([a], WORST)
+    assert value(a[0], Metric("m", HARMONIC.parts, "arithmetic")) == 50
+    found = mean_std([a], WORST)
     assert (found.mean, found.deviation) == (37.5, pytest.approx(statistics.stdev([25, 50])))
-    assert figure([{None: a[0]}], WORST).deviation is None
+    assert mean_std([{None: a[0]}], WORST).deviation is None
     # Two data sets: the mean over them, seed by seed.
     b = {0: cell("11", "11"), 1: cell("11", "00")}
-    assert figure([a, b], WORST).deviation == pytest.approx(statistics.stdev([62.5, 25]))
+    assert mean_std([a, b], WORST).deviation == pytest.approx(statistics.stdev([62.5, 25]))
 
 
 def test_accuracies_are_compared_by_the_paired_bootstrap_over_data_sets() -> None:
@@ -87,12 +87,12 @@ def plan_of(data: dict[str, dict[str, Cell]]) -> tuple[Plan, dict[str, Outcome]]
     """A few-shot plan: data set, to method, to its run of seed 0."""
     entries, outcomes = [], {}
     for name, methods in data.items():
-        view = View("test", "test", name, "1/255", ("pgd-5",), None)
+        spec = EvalSpec("test", "test", name, "1/255", ("pgd-5",), None)
         for method, run in methods.items():
             job = f"{method} {name}"
-            entries.append(Entry("few-shot", name, method, 4, 0, job, {"key": view}))
+            entries.append(TableRow("few-shot", name, method, 4, 0, job, {"key": spec}))
             right = {**run["test"].right, "pgd-5": run["test"].right["worst"]}
-            outcomes[job] = Outcome(job, job, views={"key": ViewOutcome("same", right, 1.0)})
+            outcomes[job] = Outcome(job, job, evals={"key": EvalOutcome("same", right, 1.0)})
     return Plan("a_plan", tuple(entries)), outcomes
 
 
@@ -105,7 +105,7 @@ def test_tables_mark_the_best_and_pair_it_with_the_runner_up() -> None:
     plan, outcomes = plan_of({"a": {"bad": bad, "good": good, "middle": middle}, "b": {"good": middle, "middle": good}})
     tables = make_tables(plan, outcomes)
     assert [table.title for table in tables] == ["a, 4 shots", "b, 4 shots", "mean over a, b, 4 shots"]
-    assert tables[0].ranked(tables[0].main) == tables[0].contest(WORST) == ["good", "middle", "bad"]
+    assert tables[0].ranked(tables[0].main) == tables[0].ranked_contenders(WORST) == ["good", "middle", "bad"]
     assert set(tables[2].rows) == {"good", "middle"}
     text = markdown("x", tables[:1])
     assert "| good | 1 | **100.0** | **90.0** | **94.7** |" in text
@@ -173,13 +173,13 @@ def seeded_plan(data: dict[str, dict[str, dict[int | None, Cell]]]) -> tuple[Pla
     """Data set, to method, to its runs by seed; attacked twice."""
     entries, outcomes = [], {}
     for name, methods in data.items():
-        view = View("test", "test", name, "1/255", ("pgd-5", "pgd-9"), None)
+        spec = EvalSpec("test", "test", name, "1/255", ("pgd-5", "pgd-9"), None)
         for method, runs in methods.items():
             for seed, run in runs.items():
                 job = f"{method} {name} {seed}"
-                entries.append(Entry("few-shot", name, method, 4, seed, job, {"key": view}))
+                entries.append(TableRow("few-shot", name, method, 4, seed, job, {"key": spec}))
                 right = {**run["test"].right, "pgd-5": run["test"].right["worst"], "pgd-9": run["test"].right["clean"]}
-                outcomes[job] = Outcome(job, job, views={"key": ViewOutcome("same", right, 1.0)})
+                outcomes[job] = Outcome(job, job, evals={"key": EvalOutcome("same", right, 1.0)})
     return Plan("a_plan", tuple(entries)), outcomes
 
 
@@ -188,7 +188,7 @@ def test_only_methods_on_the_same_seeds_compete_for_the_best() -> None:
     methods = {"clip": {None: clip}, "lucky": {0: high}, "steady": {0: low, 1: high}, "poor": {0: low, 1: clip}}
     (table,) = make_tables(*seeded_plan({"a": methods}))
     assert table.ranked(WORST) == ["lucky", "steady", "poor", "clip"], "the second stage attacks whoever looks good"
-    assert table.contest(WORST) == ["steady", "poor", "clip"]
+    assert table.ranked_contenders(WORST) == ["steady", "poor", "clip"]
     text = markdown("x", [table])
     figures = text.split("| difference")[0].splitlines()
     bold = {line.split(" | ")[0]: "**" in line for line in figures if line.startswith("| ")}
@@ -217,7 +217,7 @@ def test_a_mean_says_on_how_many_seeds_it_rests() -> None:
     other, both = drawn(2, 0.9), {0: run, 1: run}
     plan, outcomes = seeded_plan({"a": {"one": {0: run, 1: other}, "two": both}, "b": {"one": {0: run}, "two": both}})
     tables = make_tables(plan, outcomes)
-    assert tables[-1].figures(WORST)["one"].mean == pytest.approx(value(run, WORST))
+    assert tables[-1].column(WORST)["one"].mean == pytest.approx(value(run, WORST))
     text = markdown("x", tables[-1:])
     assert "| one | 1 of 2 |" in text and "A mean over data sets rests on the seeds that all of them have." in text
     assert "A mean over" not in markdown("x", tables[:-1])
@@ -228,19 +228,19 @@ def test_means_are_over_data_sets_with_equal_seeds_and_the_shots_that_each_has()
     plan, outcomes = seeded_plan({"a": {"one": runs}, "b": {"one": runs}, "c": {"one": {0: runs[0]}}})
 
     def titles(shots: dict[str, int]) -> list[str]:
-        entries = tuple(replace(entry, shots=shots[entry.data]) for entry in plan.entries)
-        return [table.title for table in make_tables(replace(plan, entries=entries), outcomes) if "mean" in table.title]
+        rows = tuple(replace(row, shots=shots[row.data]) for row in plan.rows)
+        return [table.title for table in make_tables(replace(plan, rows=rows), outcomes) if "mean" in table.title]
 
     assert titles({"a": 16, "b": 16, "c": 16}) == ["mean over a, b, 16 shots"]
     assert titles({"a": 16, "b": 12, "c": 16}) == ["mean over a, b, 16 or 12 shots"]
-    curve = tuple(replace(entry, shots=shots) for shots in (1, 2) for entry in plan.entries if entry.data != "c")
-    tables = make_tables(replace(plan, entries=curve), outcomes)
+    curve = tuple(replace(row, shots=shots) for shots in (1, 2) for row in plan.rows if row.data != "c")
+    tables = make_tables(replace(plan, rows=curve), outcomes)
     assert [table.title for table in tables][-2:] == ["mean over a, b, 1 shots", "mean over a, b, 2 shots"]
 
 
 def test_the_worst_of_several_attacks_has_a_column_and_of_one_has_none() -> None:
     (two,) = make_tables(*seeded_plan({"a": {"one": {0: drawn(1, 0.4)}}}))
     (one,) = make_tables(*plan_of({"a": {"one": drawn(1, 0.4)}}))
-    assert [measure.name for measure in two.measures] == ["clean", "pgd-5", "pgd-9", "worst", "harmonic mean"]
-    assert [measure.name for measure in one.measures] == ["clean", "pgd-5", "harmonic mean"]
+    assert [metric.name for metric in two.metrics] == ["clean", "pgd-5", "pgd-9", "worst", "harmonic mean"]
+    assert [metric.name for metric in one.metrics] == ["clean", "pgd-5", "harmonic mean"]
     assert (two.main.name, one.main.name) == ("worst", "pgd-5")

@@ -6,15 +6,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from apd.bench import load_suite, make_plan
-from apd.bench.estimate import OVERHEAD, STANDING, Forecast, Pace, calibrate, training_seconds, view_seconds
-from apd.bench.job import Outcome, Report, ViewOutcome
+from apd.bench.estimate import NOT_FOOLED, OVERHEAD, Forecast, Pace, calibrate, eval_seconds, training_seconds
+from apd.bench.job import EvalOutcome, Outcome, Report
 from apd.bench.plan import Job, Plan
 from apd.bench.progress import BenchProgress
+from apd.runs.config import RunConfig, validate
+from apd.settings.layers import merged
 
 from .test_bench_run import Write, write
 
@@ -30,8 +33,14 @@ def jobs_of(write: Write) -> tuple[Plan, Job, Job]:
 
 
 def outcome(job: Job, seconds: float) -> Outcome:
-    views = {key: ViewOutcome("x", {"clean": "1110", "pgd-2": "1000", "worst": "1000"}, seconds) for key in job.views}
-    return Outcome(job.id, job.label, seconds=seconds if job.method else 0.0, views=views)
+    evals = {key: EvalOutcome("x", {"clean": "1110", "pgd-2": "1000", "worst": "1000"}, seconds) for key in job.evals}
+    return Outcome(job.id, job.label, seconds=seconds if job.config else 0.0, evals=evals)
+
+
+def changed(job: Job, sections: dict[str, Any]) -> RunConfig:
+    """The settings of a job with some sections' values changed, and the method's replaced."""
+    assert job.config is not None
+    return validate(merged(job.config.model_dump(mode="json", exclude={"method"}), sections))
 
 
 def test_cost_is_counted_in_passes(write: Write) -> None:
@@ -45,17 +54,18 @@ def test_cost_is_counted_in_passes(write: Write) -> None:
         ("advvlp", {"kind": "n-fgsm"}, 3),
         ("advvlp", {"kind": "carried"}, 2),
     ]:
-        other = replace(trained, method={"name": method}, train={**trained.train, "attack": train})
+        other = replace(trained, config=changed(trained, {"method": {"name": method}, "train": {"attack": train}}))
         assert training_seconds(other, PACE) == pytest.approx(6 * passes * 0.01 + text)
-    assert training_seconds(replace(trained, method={"name": "zero-shot"}), PACE) == 0
-    (view,) = trained.views.values()
-    assert view_seconds(trained, view, PACE) == pytest.approx(6 * 0.01 * (1 + 2 * STANDING))
+    zero_shot = replace(trained, config=changed(trained, {"method": {"name": "zero-shot"}}))
+    assert training_seconds(zero_shot, PACE) == 0
+    (spec,) = trained.evals.values()
+    assert eval_seconds(trained, spec, PACE) == pytest.approx(6 * 0.01 * (1 + 2.5 * NOT_FOOLED))
 
 
 def test_finished_runs_correct_the_forecast(write: Write) -> None:
     plan, untrained, trained = jobs_of(write)
-    (view,) = untrained.views.values()
-    estimated = view_seconds(untrained, view, PACE)
+    (spec,) = untrained.evals.values()
+    estimated = eval_seconds(untrained, spec, PACE)
     slow = Forecast.of(PACE, plan.jobs.values(), {untrained.id: outcome(untrained, 5 * estimated)})
     assert slow.ratio == pytest.approx(5)
     assert Forecast.of(PACE, plan.jobs.values(), {}).ratio == 1

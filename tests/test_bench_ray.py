@@ -67,8 +67,8 @@ def test_a_suite_gives_the_same_on_a_cluster_as_by_the_local_engine(
 @pytest.mark.slow
 def test_a_killed_workers_run_is_taken_up_again_on_a_cluster(cluster: Machine, write: Write, tmp_path: Path) -> None:
     plan = make_plan(load_suite(write()))
-    jobs = [job for job in plan.jobs.values() if job.method is not None][:2]
-    expected = {job.id: {key: view.right for key, view in do(job, tmp_path / "here").views.items()} for job in jobs}
+    jobs = [job for job in plan.jobs.values() if job.config is not None][:2]
+    expected = {job.id: {key: spec.right for key, spec in do(job, tmp_path / "here").evals.items()} for job in jobs}
     killed: list[int] = []
     watcher = threading.Thread(target=_kill_first, args=(tmp_path / "out", killed), daemon=True)
     watcher.start()
@@ -78,7 +78,7 @@ def test_a_killed_workers_run_is_taken_up_again_on_a_cluster(cluster: Machine, w
     assert reports.keys() == expected.keys()
     for job, report in reports.items():
         assert report.outcome is not None, report.error
-        assert {key: view.right for key, view in report.outcome.views.items()} == expected[job]
+        assert {key: spec.right for key, spec in report.outcome.evals.items()} == expected[job]
 
 
 def _kill_first(folder: Path, killed: list[int]) -> None:

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from apd.bench import Machine, bench, load_suite, make_plan, write_tables
+from apd.bench.engines import run_local
 from apd.bench.job import Report, attempt, do, outcome_file
-from apd.bench.local import run_local
 from apd.errors import InputError
 
 from .models import save_colours
@@ -193,9 +193,9 @@ def test_blocks_share_a_training(write: Write) -> None:
         {"protocol": "eps-curve", **common, "eps": ["1/255", "8/255"]},
     ]
     plan = make_plan(load_suite(write(blocks=blocks)))
-    assert len(plan.entries) == 3 and len(plan.jobs) == 2
+    assert len(plan.rows) == 3 and len(plan.jobs) == 2
     # 8/255 is the few-shot evaluation too.
-    assert sorted(len(job.views) for job in plan.jobs.values()) == [1, 2]
+    assert sorted(len(job.evals) for job in plan.jobs.values()) == [1, 2]
 
 
 def test_one_failure_is_tried_again_and_stops_no_other(write: Write, tmp_path: Path, monkeypatch: Any) -> None:
@@ -220,7 +220,7 @@ def test_one_failure_is_tried_again_and_stops_no_other(write: Write, tmp_path: P
 
 def test_a_damaged_checkpoint_is_trained_again(write: Write, tmp_path: Path) -> None:
     plan = make_plan(load_suite(write()))
-    job = next(job for job in plan.jobs.values() if job.method is not None)
+    job = next(job for job in plan.jobs.values() if job.config is not None)
     whole = do(job, tmp_path / "whole")
     place = tmp_path / "out"
     do(job, place)
@@ -234,7 +234,7 @@ def test_a_damaged_checkpoint_is_trained_again(write: Write, tmp_path: Path) -> 
         do(job, place)
     report = attempt(job, place, 1)
     assert report.outcome is not None
-    assert {k: v.right for k, v in report.outcome.views.items()} == {k: v.right for k, v in whole.views.items()}
+    assert {k: v.right for k, v in report.outcome.evals.items()} == {k: v.right for k, v in whole.evals.items()}
 
 
 def test_base_to_new_and_transfer_use_the_right_classes(write: Write, tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_budgets_corruptions_and_teachers_end_to_end(write: Write, tmp_path: Pat
 @pytest.mark.slow
 def test_workers_do_what_this_process_does_and_a_killed_one_is_replaced(write: Write, tmp_path: Path) -> None:
     plan = make_plan(load_suite(write()))
-    jobs = [job for job in plan.jobs.values() if job.method is not None][:2]
+    jobs = [job for job in plan.jobs.values() if job.config is not None][:2]
     expected = {job.id: do(job, tmp_path / "here") for job in jobs}
     # Long enough to be met at work.
     killed, found = set[int](), dict[str, Report]()
@@ -313,8 +313,8 @@ def test_workers_do_what_this_process_does_and_a_killed_one_is_replaced(write: W
     assert killed and found.keys() == expected.keys()
     for job, report in found.items():
         assert report.outcome is not None, report.error
-        assert {k: v.right for k, v in report.outcome.views.items()} == {
-            k: v.right for k, v in expected[job].views.items()
+        assert {k: v.right for k, v in report.outcome.evals.items()} == {
+            k: v.right for k, v in expected[job].evals.items()
         }
 
 
@@ -345,12 +345,11 @@ def _kill_once(folder: Path, killed: set[int]) -> Callable[[], None]:
 
 
 def test_a_job_that_kills_every_worker_fails(write: Write, tmp_path: Path, monkeypatch: Any) -> None:
-    from apd.bench import local
+    from apd.bench import engines
 
-    monkeypatch.setattr(local, "_serve", print)  # ends without a report, and imports nothing
-    monkeypatch.setattr(local, "DEATHS", 2)
+    monkeypatch.setattr(engines, "_serve", print)  # ends without a report, and imports nothing
     (job, *_) = make_plan(load_suite(write())).jobs.values()
-    (report,) = run_local([job], tmp_path, workers=1, threads=1)
+    (report,) = run_local([job], tmp_path, workers=1, threads=1, deaths=2)
     assert report.outcome is None and report.error is not None and "died 2 times" in report.error
 
 

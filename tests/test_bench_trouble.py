@@ -16,8 +16,8 @@ import pytest
 import apd
 from apd.bench import bench, load_suite, make_plan
 from apd.bench import job as work
-from apd.bench.job import Outcome, ViewOutcome, attempt, do, outcome_file, read_outcome
-from apd.bench.local import _Worker
+from apd.bench.engines import _Worker
+from apd.bench.job import EvalOutcome, Outcome, attempt, do, outcome_file, read_outcome
 from apd.bench.plan import Job
 from apd.errors import InputError
 from apd.methods.adversarial import AdvVLP
@@ -31,12 +31,12 @@ FEW = {"blocks": [{"protocol": "few-shot", "data": "colours", "methods": ["zero-
 
 def training(write: Write) -> Job:
     """A job of two steps, with a checkpoint after each."""
-    return next(job for job in make_plan(load_suite(write(**FEW))).jobs.values() if job.method is not None)
+    return next(job for job in make_plan(load_suite(write(**FEW))).jobs.values() if job.config is not None)
 
 
 def marks(outcome: Outcome | None) -> dict[str, Any]:
     assert outcome is not None
-    return {key: view.right for key, view in outcome.views.items()}
+    return {key: spec.right for key, spec in outcome.evals.items()}
 
 
 def count_steps(monkeypatch: pytest.MonkeyPatch, fail: Callable[[int], Exception | None]) -> list[int]:
@@ -113,8 +113,8 @@ def test_seconds_of_attacks_in_earlier_starts_count(write: Write, tmp_path: Path
     (record,) = (tmp_path / "runs" / job.id / "results").glob("pgd-2-*.jsonl")
     head, *rows = record.read_text().splitlines()
     record.write_text("\n".join([json.dumps({**json.loads(head), "seconds": 50.0}), *rows]) + "\n")
-    (view,) = do(job, tmp_path).views.values()
-    assert 50 <= view.seconds < 100
+    (spec,) = do(job, tmp_path).evals.values()
+    assert 50 <= spec.seconds < 100
 
 
 def test_outcomes_of_another_version_are_told(write: Write, tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_outcomes_of_another_version_are_told(write: Write, tmp_path: Path) -> N
 
     file = outcome_file(folder, job.id)
     record = json.loads(file.read_text())
-    for view in record["views"].values():
-        assert view.pop("apd") == apd.__version__  # as files were before evaluations named their version
+    for spec in record["views"].values():
+        assert spec.pop("apd") == apd.__version__  # as files were before evaluations named their version
     file.write_text(json.dumps({**record, "versions": {**record["versions"], "apd": "0.0.1"}}))
     said.clear()
     again = here()
@@ -140,15 +140,15 @@ def test_outcomes_of_another_version_are_told(write: Write, tmp_path: Path) -> N
 
 
 def test_versions_are_of_the_training_and_of_the_evaluations_asked_for(tmp_path: Path) -> None:
-    views = {key: ViewOutcome("x", {"clean": "1"}, 1.0, version) for key, version in (("a", "2"), ("b", "3"))}
-    outcome = Outcome("job", "job", views=views, versions={"apd": "1"})
+    evals = {key: EvalOutcome("x", {"clean": "1"}, 1.0, version) for key, version in (("a", "2"), ("b", "3"))}
+    outcome = Outcome("job", "job", evals=evals, versions={"apd": "1"})
     assert (outcome.made_with(["a"]), outcome.made_with(["a", "b", "c"])) == ({"1", "2"}, {"1", "2", "3"})
     file = outcome_file(tmp_path, "job")
     file.parent.mkdir()
     old = {"images": "x", "right": {"clean": "1"}, "seconds": 1.0}
     file.write_text(json.dumps({"job": "job", "label": "job", "views": {"a": old}, "versions": {"apd": "1"}}))
     found = read_outcome(tmp_path, "job")
-    assert found is not None and found.views["a"].apd == "1"
+    assert found is not None and found.evals["a"].apd == "1"
 
 
 def test_a_second_bench_in_the_same_folder_is_refused(write: Write, tmp_path: Path) -> None:
@@ -171,11 +171,10 @@ def test_a_worker_that_dies_before_or_in_the_middle_of_its_answer_is_one_that_di
     job = next(iter(make_plan(load_suite(write())).jobs.values()))
     worker = _Worker.__new__(_Worker)
     worker.connection, other = Pipe()
+    worker.job = job
     if sent:
-        worker.start(job)
+        worker.connection.send(job)
         assert other.recv() == job
         os.write(other.fileno(), sent)
     other.close()
-    if not sent:
-        worker.start(job)
     assert worker.finish() == (job, None) and worker.job is None

@@ -1,4 +1,4 @@
-"""Doing one job: train or go on, evaluate, and say what each image came to."""
+"""Do one job: train or resume, evaluate, and record the outcome of each image."""
 
 from __future__ import annotations
 
@@ -8,39 +8,33 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
+from apd.bench.loaded import dataset, encoder
 from apd.bench.plan import Job
-from apd.bench.protocols import WORST, View
-from apd.data import Dataset
-from apd.data.dataset import Shots, Which
+from apd.bench.protocols import WORST, EvalSpec
 from apd.errors import InputError
 from apd.evaluation import Result, evaluate
-from apd.models import DualEncoder, load_clip
 from apd.models.classifier import PromptedCLIP
-from apd.runs.config import validate
 from apd.runs.folder import Run
 from apd.runs.load import load_run
-from apd.training.batches import decode
-from apd.training.loop import train
-from apd.training.start import describe
+from apd.training.start import start_training
 from apd.util.device import pick_device
 from apd.util.files import write_atomic
 from apd.util.versions import __version__, versions
 
 
 @dataclass(frozen=True)
-class ViewOutcome:
-    """One evaluation image by image.
+class EvalOutcome:
+    """The outcome of one evaluation, image by image.
 
     Args:
         images: hash of the images' ids and labels; equal for classifiers that saw the same images.
-        right: under ``clean``, each attack and ``worst``: a 1 or a 0 for each image.
-        seconds: that it took, earlier starts included.
+        right: under ``clean``, each attack and ``worst``: a 1 or a 0 per image.
+        seconds: time it took, earlier starts included.
         apd: version that made it.
     """
 
@@ -50,44 +44,52 @@ class ViewOutcome:
     apd: str = ""
 
     def accuracy(self, attack: str) -> float:
-        """In percent."""
+        """Share of images that are right under ``attack``, in percent."""
         marks = self.right[attack]
         return 100 * marks.count("1") / len(marks)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job.
+    """The outcome of a job.
 
     Args:
-        job: its id.
-        label: for a person.
-        seconds: that training took, in all its starts.
+        job: the job's id.
+        label: for people.
+        seconds: time that training took, in all its starts.
         validation: accuracy on the validation split at the end of training, in percent.
-        views: the evaluations, by hash.
-        versions: of what the training was made with; without one, the first evaluation.
+        evals: the evaluations by hash.
+        versions: what the training was made with; without one, the first evaluation.
     """
 
     job: str
     label: str
     seconds: float = 0.0
     validation: Mapping[str, float] = field(default_factory=dict)
-    views: Mapping[str, ViewOutcome] = field(default_factory=dict)
+    evals: Mapping[str, EvalOutcome] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
-    def made_with(self, views: Iterable[str]) -> set[str]:
-        """Versions of apd that the training and these evaluations were made with."""
-        found = {self.versions.get("apd", ""), *(self.views[key].apd for key in views if key in self.views)}
+    def made_with(self, evals: Iterable[str]) -> set[str]:
+        """Versions of apd that made the training and these evaluations."""
+        found = {self.versions.get("apd", ""), *(self.evals[key].apd for key in evals if key in self.evals)}
         return found - {""}
+
+    def missing(self, job: Job) -> dict[str, EvalSpec]:
+        """The evaluations of the job that have no outcome yet."""
+        return {key: spec for key, spec in job.evals.items() if key not in self.evals}
 
 
 def outcome_file(folder: Path, job: str) -> Path:
-    """Where a job's outcome is kept."""
+    """The file that keeps a job's outcome."""
     return folder / "outcomes" / f"{job}.json"
 
 
+_FILE_KEYS = {"evals": "views"}
+"""Names in the file that are not those of `Outcome`."""
+
+
 def read_outcome(folder: Path, job: str) -> Outcome | None:
-    """What is known of a job; None for nothing.
+    """Read the outcome of a job; None if there is none.
 
     Raises:
         InputError: a damaged file.
@@ -99,107 +101,102 @@ def read_outcome(folder: Path, job: str) -> Outcome | None:
         record = json.loads(file.read_text())
         # An evaluation that names no version is as old as the rest.
         origin = {"apd": record["versions"].get("apd", "")}
-        views = {key: ViewOutcome(**{**origin, **view}) for key, view in record.pop("views").items()}
-        return Outcome(**record, views=views)
+        evals = {key: EvalOutcome(**{**origin, **found}) for key, found in record.pop("views").items()}
+        return Outcome(**record, evals=evals)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is no outcome of a run ({error}); remove it to run it again.") from error
+        raise InputError(f"{file} is not the outcome of a run ({error}); remove it to run it again.") from error
+
+
+def _write_outcome(folder: Path, outcome: Outcome) -> None:
+    record = {_FILE_KEYS.get(key, key): value for key, value in asdict(outcome).items()}
+    write_atomic(outcome_file(folder, outcome.job), json.dumps(record, indent=1) + "\n")
 
 
 def do(job: Job, folder: Path, *, fresh: bool = False) -> Outcome:
-    """Train where it is not trained yet, evaluate what is not evaluated yet; the outcome is saved and returned.
+    """Train if it is not trained yet, evaluate what is not evaluated yet; save and return the outcome.
 
     Args:
         job: what to do.
-        folder: of the bench; everything of this job is below ``runs/ID`` and in ``outcomes/ID.json``.
-        fresh: where no finished training is, train from the start instead of going on.
+        folder: the bench's; everything of this job is below ``runs/ID`` and in ``outcomes/ID.json``.
+        fresh: train from the start instead of resuming, unless the training is finished.
     """
-    known = read_outcome(folder, job.id) or Outcome(job.id, job.label, versions=versions())
-    missing = {key: view for key, view in job.views.items() if key not in known.views}
+    outcome = read_outcome(folder, job.id) or Outcome(job.id, job.label, versions=versions())
+    missing = outcome.missing(job)
     if not missing:
-        return known
+        return outcome
+    clip = encoder(job.model, pick_device(job.device))
     trained = None
-    if job.method is not None:
-        trained, known = _trained(job, folder, known, fresh)
-    for key, view in missing.items():
-        found = _evaluated(job, view, trained, folder)
-        known = replace(known, views={**known.views, key: found})
-        write_atomic(outcome_file(folder, job.id), json.dumps(asdict(known), indent=1) + "\n")
-    return known
+    if job.config is not None:
+        path = _run_folder(job, folder)
+        if not _is_whole(path):
+            data = dataset(job.config.data)
+            start_training(job.config, clip=clip, data=data, output=path, resume=not fresh, overwrite=fresh, quiet=True)
+        trained = load_run(path, encoder=clip)
+        outcome = _with_training(outcome, Run.open(path).manifest)
+    for key, spec in missing.items():
+        found = _evaluated(job, spec, trained, folder)
+        outcome = replace(outcome, evals={**outcome.evals, key: found})
+        _write_outcome(folder, outcome)
+    return outcome
 
 
-def _trained(job: Job, folder: Path, known: Outcome, fresh: bool) -> tuple[PromptedCLIP, Outcome]:
-    place, device = _run_folder(job, folder), pick_device(job.device)
-    if not _is_whole(place):
-        clip, source = _clip(job.model, device), job.sources[job.data]
-        data = _data(job, job.data).classes(cast(Which, job.classes))
-        drawn = {"shots": job.shots, "seed": job.seed, "templates": source.templates, "classes": job.classes}
-        section = {
-            "source": source.place,
-            "skip_bad_images": source.skip_bad_images,
-            "validation": source.validation,
-            **drawn,
-        }
-        training = {**job.train, "device": device}
-        raw = {"model": job.model, "data": section, "method": job.method, "train": training}
-        config = validate(raw)
-        images = decode(clip, data, source.skip_bad_images, show=False)
-        run = Run.create(place, config, describe(clip, data, images, config), resume=not fresh, overwrite=fresh)
-        train(clip, data, images, config, run, quiet=True)
-    classifier, about = load_run(place, device=device, model=job.model), Run.open(place).manifest
-    validation = {name: about["summary"][name] for name in ("val_clean", "val_robust")}
-    # A run of before it kept its seconds: what was known of them.
-    seconds = about.get("seconds", known.seconds)
-    return classifier, replace(known, seconds=seconds, validation=validation, versions=about["versions"])
+def _with_training(outcome: Outcome, manifest: Mapping[str, Any]) -> Outcome:
+    """The outcome with what the run folder says of the training."""
+    validation = {name: manifest["summary"][name] for name in ("val_clean", "val_robust")}
+    # Runs made before the seconds were recorded keep what the outcome knew.
+    seconds = manifest.get("seconds", outcome.seconds)
+    return replace(outcome, seconds=seconds, validation=validation, versions=manifest["versions"])
 
 
 def _run_folder(job: Job, folder: Path) -> Path:
     return folder / "runs" / job.id / "run"
 
 
-def _is_whole(place: Path) -> bool:
-    """Whether a finished training with all that it left is there."""
+def _is_whole(path: Path) -> bool:
+    """Whether a finished training is there, with its prompts."""
     try:
-        Run.open(place).load_prompts()
+        Run.open(path).load_prompts()
     except InputError:
         return False
     return True
 
 
-@cache
-def _clip(model: str, device: str) -> DualEncoder:
-    return load_clip(model, device=device)
-
-
-def _data(job: Job, name: str) -> Dataset:
-    """All classes of a data set."""
-    shots = cast(Shots, job.shots) if name == job.data else "all"
-    return job.sources[name].load(shots, job.seed)
-
-
-def _evaluated(job: Job, view: View, trained: PromptedCLIP | None, folder: Path) -> ViewOutcome:
-    started = time.monotonic()
-    data = _data(job, view.data)
-    names = data.classes(view.classes).class_names
-    templates = data.templates if view.names == "own" else _data(job, job.data).templates
+def _classifier(job: Job, spec: EvalSpec, trained: PromptedCLIP | None) -> PromptedCLIP:
+    """The trained classifier, or zero-shot CLIP, for the classes that an evaluation is about."""
+    data = dataset(job.data[spec.data])
+    names = data.classes(spec.classes).class_names
+    templates = data.templates if spec.names == "own" else dataset(job.home).templates
     if trained is None:
-        classifier = PromptedCLIP(_clip(job.model, pick_device(job.device)), None, names, templates)
-    elif (trained.class_names, trained.templates) == (names, templates):
-        classifier = trained
-    else:
-        classifier = trained.with_classes(names, templates)
-    settings: dict[str, Any] = {"attacks": view.attacks, "eps": view.eps, "limit": view.limit}
-    settings["batch_size"] = 128  # APGD and AutoAttack depend on it, so it may not be the machine's pace that decides
-    skip = job.sources[view.data].skip_bad_images
-    settings |= {"split": job.split, "classes": view.classes, "skip_bad_images": skip}
-    if view.corruption is not None:
-        settings["corruption"] = view.corruption
-    store = folder / "runs" / job.id / "results"
-    result = evaluate(classifier, data, store=store, control=False, checks=False, quiet=True, **settings)
-    attacks = dict.fromkeys(("clean", *view.attacks, WORST))
+        return PromptedCLIP(encoder(job.model, pick_device(job.device)), None, names, templates)
+    if (trained.class_names, trained.templates) == (names, templates):
+        return trained
+    return trained.with_classes(names, templates)
+
+
+def _evaluated(job: Job, spec: EvalSpec, trained: PromptedCLIP | None, folder: Path) -> EvalOutcome:
+    started = time.monotonic()
+    section = job.data[spec.data]
+    result = evaluate(
+        _classifier(job, spec, trained),
+        dataset(section),
+        store=folder / "runs" / job.id / "results",
+        attacks=spec.attacks,
+        eps=spec.eps,
+        limit=spec.limit,
+        split=job.split,
+        classes=spec.classes,
+        corruption=spec.corruption,
+        skip_bad_images=section.skip_bad_images,
+        batch_size=128,  # APGD and AutoAttack depend on it, so the machine's pace may not decide
+        control=False,
+        checks=False,
+        quiet=True,
+    )
+    attacks = dict.fromkeys(("clean", *spec.attacks, WORST))
     right = {name: "".join(str(int(mark)) for mark in result.robust_mask(name).tolist()) for name in attacks}
     # Attacks keep their own time, over all starts.
     seconds = max(time.monotonic() - started, sum(attack.seconds for attack in result.attacks.values()))
-    return ViewOutcome(_fingerprint(result), right, round(seconds, 2), __version__)
+    return EvalOutcome(_fingerprint(result), right, round(seconds, 2), __version__)
 
 
 def _fingerprint(result: Result) -> str:
@@ -209,7 +206,7 @@ def _fingerprint(result: Result) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """How a job ended: with an outcome or with an error of one line."""
+    """How a job ended: with an outcome, or with an error in one line."""
 
     job: str
     outcome: Outcome | None = None
@@ -217,14 +214,14 @@ class Report:
 
 
 def attempt(job: Job, folder: Path, threads: int) -> Report:
-    """Do a job; where it fails, go on once from what is there. Never raises but for an interruption.
+    """Do a job; if it fails, try once more from what is there. Only an interruption is raised.
 
-    A training that fails even then is started afresh, in case what is there is damaged; not one that only lacks room.
+    A training that fails again is started from scratch, in case what is there is damaged, unless it only lacks room.
 
     Args:
         job: what to do.
-        folder: of the bench.
-        threads: of torch; sums depend on it in the last digit, so every engine sets it.
+        folder: the bench's.
+        threads: for torch; sums depend on it in the last digit, so every engine sets it.
     """
     torch.set_num_threads(threads)
     for tries in (1, 2, 3):
@@ -233,13 +230,13 @@ def attempt(job: Job, folder: Path, threads: int) -> Report:
         except Exception as error:
             reason = " ".join(str(error).split()) or "no reason given"
             message, kept = f"{type(error).__name__}: {reason}", _lacks_room(error)
-        if tries == 2 and (kept or job.method is None or _is_whole(_run_folder(job, folder))):
+        if tries == 2 and (kept or job.config is None or _is_whole(_run_folder(job, folder))):
             break
     return Report(job.id, error=message)
 
 
 def _lacks_room(error: Exception) -> bool:
-    """Whether the disc or the memory is full, which says nothing against what was saved."""
+    """Whether the disk or the memory is full, which says nothing against what was saved."""
     cause = error.__cause__ or error
     if isinstance(cause, OSError):
         return cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)

@@ -1,7 +1,7 @@
-"""From a suite to runs: what there is to do, and under which name it is known.
+"""From a suite to jobs: what there is to do, and the name under which its outcome is kept.
 
-A `Job` is one training (or the CLIP as it is) with every evaluation that any block wants of it. Its id is a hash of all
-settings and of what model and data are, wherever they lie. An `Entry` is a job as one line of one protocol's table.
+A `Job` is one training (or zero-shot CLIP) with every evaluation that any block asks of it. Its id is a hash of all
+settings and of the content of model and data, wherever they lie. A `TableRow` is a job as one row of a protocol's table.
 """
 
 from __future__ import annotations
@@ -12,35 +12,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from apd.bench.protocols import PROTOCOLS, View
+from apd.bench.loaded import encoder_info, whole
+from apd.bench.protocols import PROTOCOLS, EvalSpec
 from apd.bench.suite import Block, Final, Suite
-from apd.data import Dataset, load_data
-from apd.data.dataset import Shots
-from apd.methods import find_method
-from apd.models import EncoderInfo, load_clip
+from apd.data import Dataset
+from apd.data.settings import DataSettings
+from apd.runs.config import RunConfig
 
-
-@dataclass(frozen=True)
-class Source:
-    """A data set as a suite takes it.
-
-    Args:
-        place: where it is on this machine.
-        templates: None for its own.
-        skip_bad_images: leave out what cannot be read.
-        validation: images a class, None for the usual number.
-    """
-
-    place: str
-    templates: tuple[str, ...] | None
-    skip_bad_images: bool = False
-    validation: int | None = None
-
-    def load(self, shots: Shots, seed: int) -> Dataset:
-        """All its classes."""
-        return load_data(self.place, shots=shots, seed=seed, templates=self.templates, validation=self.validation)
+Shots = int | Literal["all"]
 
 
 @dataclass(frozen=True)
@@ -48,97 +29,112 @@ class Job:
     """One training and its evaluations.
 
     Args:
-        id: hash of what decides the outcome.
-        label: for a person.
+        id: hash of everything that decides the outcome.
+        label: for people.
         model: where the CLIP is.
-        sources: the data sets it touches, by name.
-        data, shots, seed, classes: what it trains on.
-        method: section ``method`` of a run's settings; None for the CLIP as it is.
-        train: section ``train`` but for the device.
+        config: settings of the training; None for zero-shot CLIP.
+        data: the data sets it touches by their name in the suite, the one it trains on first.
         device: to compute on.
         split: test or val.
-        views: hash of each evaluation, to the evaluation.
+        evals: the evaluations by hash.
     """
 
     id: str
     label: str
     model: str
-    sources: Mapping[str, Source]
-    data: str
-    shots: int | str
-    seed: int
-    classes: str
-    method: Mapping[str, Any] | None
-    train: Mapping[str, Any]
+    config: RunConfig | None
+    data: Mapping[str, DataSettings]
     device: str
-    split: str
-    views: Mapping[str, View]
+    split: Literal["test", "val"]
+    evals: Mapping[str, EvalSpec]
+
+    @property
+    def home(self) -> DataSettings:
+        """The data set it trains on."""
+        return next(iter(self.data.values()))
+
+    def joined(self, other: Job) -> Job:
+        """Combine two jobs of the same id: one training with the evaluations of both."""
+        return replace(self, evals={**self.evals, **other.evals}, data={**self.data, **{**other.data, **self.data}})
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A job as a line of a protocol's table; ``views`` and ``final`` name its evaluations by hash.
+class TableRow:
+    """A job as a row of a protocol's table; ``evals`` and ``final`` name its evaluations by hash.
 
-    ``seed`` is None for the CLIP as it is, which stands for every seed.
+    ``seed`` is None for zero-shot CLIP, which stands for every seed.
     """
 
     protocol: str
     data: str
     method: str
-    shots: int | str
+    shots: Shots
     seed: int | None
     job: str
-    views: Mapping[str, View]
-    final: Mapping[str, View] = field(default_factory=dict)
+    evals: Mapping[str, EvalSpec]
+    final: Mapping[str, EvalSpec] = field(default_factory=dict)
 
     @property
     def table(self) -> tuple[object, ...]:
-        """What all lines of one table share."""
-        return self.protocol, self.data, self.shots, tuple(self.views.values())
+        """What all rows of one table share."""
+        return self.protocol, self.data, self.shots, tuple(self.evals.values())
 
     @property
-    def place(self) -> tuple[object, ...]:
-        """What no two lines share."""
+    def key(self) -> tuple[object, ...]:
+        """What no two rows share."""
         return self.table, self.method, self.seed
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All lines and the jobs behind them."""
+    """All rows of all tables, and the jobs behind them."""
 
     suite: str
-    entries: tuple[Entry, ...]
+    rows: tuple[TableRow, ...]
     jobs: Mapping[str, Job] = field(default_factory=dict)
     against: str | None = None
 
     def to_json(self) -> str:
-        """The lines, without which the outcomes say nothing; the jobs, which hold places of one machine, stay out."""
-        lines = [asdict(entry) for entry in self.entries]
-        return json.dumps({"suite": self.suite, "against": self.against, "entries": lines}, indent=1) + "\n"
+        """Write the rows, without which outcomes mean nothing; jobs, which hold paths of one machine, are left out."""
+        rows = [{_FILE_KEYS.get(key, key): value for key, value in asdict(row).items()} for row in self.rows]
+        return json.dumps({"suite": self.suite, "against": self.against, "entries": rows}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The lines again, without jobs."""
+        """Read the rows again, without jobs."""
         record = json.loads(text)
-        entries = tuple(_entry(line) for line in record["entries"])
-        return cls(record["suite"], entries, against=record["against"])
+        return cls(record["suite"], tuple(_row(row) for row in record["entries"]), against=record["against"])
 
     def with_final(self, final: Final, best: Mapping[tuple[object, ...], list[str]], suite: Suite) -> Plan:
-        """The plan with the second stage's evaluations for the ``best`` methods of each table."""
-        entries, jobs = [], dict(self.jobs)
-        for entry in self.entries:
-            if entry.method in best.get(entry.table, []):
-                views = [_final(view, final) for view in entry.views.values()]
-                extra = {_view_key(view, suite): view for view in views}
-                entry = replace(entry, final=extra)
-                job = jobs[entry.job]
-                jobs[job.id] = replace(job, views={**job.views, **extra})
-            entries.append(entry)
-        return replace(self, entries=tuple(entries), jobs=jobs)
+        """Add the second stage's evaluations for the ``best`` methods of each table."""
+        rows, jobs = [], dict(self.jobs)
+        for row in self.rows:
+            if row.method in best.get(row.table, []):
+                specs = [_final(spec, final) for spec in row.evals.values()]
+                extra = {_eval_key(spec, suite): spec for spec in specs}
+                row = replace(row, final=extra)
+                job = jobs[row.job]
+                jobs[job.id] = replace(job, evals={**job.evals, **extra})
+            rows.append(row)
+        return replace(self, rows=tuple(rows), jobs=jobs)
+
+
+_FILE_KEYS = {"evals": "views"}
+"""Names in ``plan.json`` that are not those of `TableRow`."""
+
+
+def _row(record: Mapping[str, Any]) -> TableRow:
+    specs = {name: {key: _spec(spec) for key, spec in record[name].items()} for name in ("views", "final")}
+    row = {**record, **specs}
+    return TableRow(evals=row.pop("views"), **row)
+
+
+def _spec(record: Mapping[str, Any]) -> EvalSpec:
+    return EvalSpec(**{**record, "attacks": tuple(record["attacks"])})
 
 
 def make_plan(suite: Suite, device: str = "cpu") -> Plan:
-    """Every run that the suite asks for.
+    """Plan every run that the suite asks for.
 
     Args:
         suite: from `load_suite`.
@@ -147,90 +143,77 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
     Raises:
         InputError: a model or data that cannot be read, settings that do not fit.
     """
-    entries: dict[tuple[object, ...], Entry] = {}
+    rows: dict[tuple[object, ...], TableRow] = {}
     jobs: dict[str, Job] = {}
     for block in suite.blocks:
-        for name in block.data:
-            for shots in block.shots or (suite.data[name].shots,):
+        for data in block.data:
+            for shots in block.shots or (suite.data[data].shots,):
                 for method in block.methods:
                     for seed in _seeds(suite, block, method):
-                        entry, job = _line(suite, block, name, shots, method, seed, device)
-                        entries.setdefault(entry.place, entry)
-                        jobs[job.id] = _joined(jobs[job.id], job) if job.id in jobs else job
-    return Plan(suite.name, tuple(entries.values()), jobs, suite.against)
-
-
-def _joined(a: Job, b: Job) -> Job:
-    """One training, with the evaluations of both."""
-    return replace(a, views={**a.views, **b.views}, sources={**a.sources, **b.sources})
+                        job = _job(suite, block, data, shots, method, seed, device)
+                        row = TableRow(block.protocol, data, method, shots, seed, job.id, job.evals)
+                        rows.setdefault(row.key, row)
+                        jobs[job.id] = jobs[job.id].joined(job) if job.id in jobs else job
+    return Plan(suite.name, tuple(rows.values()), jobs, suite.against)
 
 
 def _seeds(suite: Suite, block: Block, method: str) -> tuple[int | None, ...]:
-    """The CLIP as it is depends on no seed, but the validation images do."""
+    """The seeds of a method's rows; zero-shot CLIP depends on none, but the draw of validation images does."""
     return (None,) if suite.methods[method] is None and suite.split == "test" else block.seeds
 
 
-def _line(
-    suite: Suite, block: Block, name: str, shots: int | str, method: str, seed: int | None, device: str
-) -> tuple[Entry, Job]:
-    protocol, data = PROTOCOLS[block.protocol], suite.data[name]
-    model = suite.place(suite.model, "model")
-    template = View("test", suite.split, name, data.eps, block.attacks or suite.attacks, block.limit or suite.limit)
-    views = {_view_key(view, suite): view for view in protocol.views(block, template)}
-    about: dict[str, Any] = {"model": _model_identity(model), "data": _data_identity(suite, name)}
-    section = suite.methods[method]
-    train: dict[str, Any] = {}
-    if section is not None:
-        section, train = suite.settings(name, method, seed or 0)
-        others = _other_models(suite, section)
-        known = {setting: _model_identity(place) for setting, place in others.items()}
-        about |= {"method": section | known, "train": train, "classes": protocol.train_classes}
-        section |= others
+def _job(suite: Suite, block: Block, data: str, shots: Shots, method: str, seed: int | None, device: str) -> Job:
+    """One combination of a block as a job."""
+    protocol, drawn = PROTOCOLS[block.protocol], seed or 0
+    attacks, limit = block.attacks or suite.attacks, block.limit or suite.limit
+    template = EvalSpec("test", suite.split, data, suite.data[data].eps, attacks, limit)
+    specs = {_eval_key(spec, suite): spec for spec in protocol.evals(block, template)}
+    others = {spec.data for spec in specs.values()} - {data}
+    sections = {data: suite.section(data, shots=shots, seed=drawn)}
+    sections |= {other: suite.section(other, shots="all", seed=drawn) for other in sorted(others)}
+    model = suite.resolve(suite.model, "model")
+    decides: dict[str, Any] = {"model": _model_identity(model), "data": data_identity(suite.section(data))}
+    config = None
+    if suite.methods[method] is not None:
+        section = sections[data].model_copy(update={"classes": protocol.train_classes})
+        config = _located(suite, suite.run_config(data, method, drawn), model, section, device)
+        decides |= _training_identity(config)
     if seed is not None:
-        about |= {"shots": shots, "seed": seed}
-    job = Job(
-        id=_digest(about),
-        label=_label(f"{method} on {name}", shots, seed, protocol.train_classes),
-        model=model,
-        sources={n: _source(suite, n) for n in dict.fromkeys((name, *(view.data for view in views.values())))},
-        data=name,
-        shots=shots,
-        seed=seed or 0,
-        classes=protocol.train_classes,
-        method=section,
-        train=train,
-        device=device,
-        split=suite.split,
-        views=views,
-    )
-    return Entry(block.protocol, name, method, shots, seed, job.id, views), job
+        decides |= {"shots": shots, "seed": seed}
+    label = _label(f"{method} on {data}", shots, seed, protocol.train_classes)
+    return Job(_digest(decides), label, model, config, sections, device, suite.split, specs)
 
 
-def _label(what: str, shots: int | str, seed: int | None, classes: str) -> str:
+def _located(suite: Suite, config: RunConfig, model: str, data: DataSettings, device: str) -> RunConfig:
+    """The settings as this machine runs them: where the CLIPs and the data are, and the device."""
+    others = {name: suite.resolve(source, "model") for name, source in config.method.other_models().items()}
+    method = config.method.model_copy(update={"settings": config.method.settings.model_copy(update=others)})
+    train = config.train.model_copy(update={"device": device})
+    return config.model_copy(update={"model": model, "data": data, "method": method, "train": train})
+
+
+def _training_identity(config: RunConfig) -> dict[str, Any]:
+    """What of a training decides its outcome: settings with their defaults, and other CLIPs by what they are."""
+    found = config.model_dump(mode="json")
+    others = {name: _model_identity(source) for name, source in config.method.other_models().items()}
+    train = {key: value for key, value in found["train"].items() if key != "device"}
+    return {"method": found["method"] | others, "train": train, "classes": config.data.classes}
+
+
+def _label(what: str, shots: Shots, seed: int | None, classes: str) -> str:
     if seed is None:
         return what
     return f"{what}, {shots} shots, seed {seed}" + (f", {classes} classes" if classes != "all" else "")
 
 
-def _other_models(suite: Suite, section: Mapping[str, Any]) -> dict[str, str]:
-    """Where the CLIPs are that a method's settings name beside the suite's own, by setting."""
-    names = find_method(section["name"]).Settings.models
-    return {name: suite.place(section[name], "model") for name in names if section[name] is not None}
-
-
-def _source(suite: Suite, name: str) -> Source:
-    entry = suite.data[name]
-    return Source(suite.place(entry.source), entry.templates, entry.skip_bad_images, entry.validation)
-
-
-def _final(view: View, final: Final) -> View:
+def _final(spec: EvalSpec, final: Final) -> EvalSpec:
     return replace(
-        view, name=f"{view.name} final", split=f"{view.split}-final", attacks=final.attacks, limit=final.limit
+        spec, name=f"{spec.name} final", split=f"{spec.split}-final", attacks=final.attacks, limit=final.limit
     )
 
 
-def _view_key(view: View, suite: Suite) -> str:
-    about = asdict(view) | {"data": _data_identity(suite, view.data), "of": suite.split}
+def _eval_key(spec: EvalSpec, suite: Suite) -> str:
+    about = asdict(spec) | {"data": data_identity(suite.section(spec.data)), "of": suite.split}
     return _digest({key: value for key, value in about.items() if key not in ("name", "split")})
 
 
@@ -238,46 +221,32 @@ def _digest(about: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _model_identity(place: str) -> tuple[str, ...]:
-    info = encoder_info(place)
+def _model_identity(source: str) -> tuple[str, ...]:
+    info = encoder_info(source)
     return info.weights_sha256, info.tokenizer_sha256, repr(info.preprocessing)
 
 
 @cache
-def encoder_info(place: str) -> EncoderInfo:
-    """What is known of a CLIP; read once a process."""
-    return load_clip(place).info
+def data_identity(settings: DataSettings) -> str:
+    """Hash class names, templates, and the ids and file sizes of all images, wherever they lie.
 
-
-def _data_identity(suite: Suite, name: str) -> str:
-    return data_identity(_source(suite, name))
-
-
-@cache
-def data_identity(source: Source) -> str:
-    """Hash of class names, templates, and the ids and file sizes of all images, wherever they lie.
-
-    Without unreadable images, or with another number of validation images, it is another data set.
+    Without unreadable images, or with another number of validation images, it is another data set; so it is with any
+    other option that the content does not show.
     """
-    identity = _identity(load_data(source.place, shots="all", templates=source.templates))
-    if source.validation is not None:
-        identity += f" with {source.validation} validation images a class"
-    return f"{identity} without unreadable images" if source.skip_bad_images else identity
+    identity = _content(whole(settings.model_copy(update={"validation": None, "skip_bad_images": False})))
+    if settings.validation is not None:
+        identity += f" with {settings.validation} validation images a class"
+    if settings.skip_bad_images:
+        identity += " without unreadable images"
+    told = {"source", "shots", "seed", "classes", "templates", "validation", "skip_bad_images"}
+    rest = settings.model_dump(exclude=told, exclude_defaults=True)
+    return identity + "".join(f" {name}={value}" for name, value in rest.items())
 
 
-def _identity(data: Dataset) -> str:
+def _content(data: Dataset) -> str:
     digest = hashlib.sha256(repr((data.class_names, data.templates)).encode())
     for images in (data.train, data.val, data.test):
         for id_, label, source in zip(images.ids, images.labels.tolist(), images.sources, strict=True):
             size = source.stat().st_size if isinstance(source, Path) else 0
             digest.update(f"{id_}\0{label}\0{size}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def _entry(line: Mapping[str, Any]) -> Entry:
-    views = {name: {key: _view(view) for key, view in line[name].items()} for name in ("views", "final")}
-    return Entry(**{**line, **views})
-
-
-def _view(record: Mapping[str, Any]) -> View:
-    return View(**{**record, "attacks": tuple(record["attacks"])})

@@ -104,8 +104,8 @@ class BenchProgress:
         table = Table("protocol", "data", title=Text(printable(title), "table.title"), title_justify="left")
         for name in ("runs", "done", "failed"):
             table.add_column(name, justify="right")
-        for protocol, data in dict.fromkeys((entry.protocol, entry.data) for entry in self.plan.entries):
-            jobs = [entry.job for entry in self.plan.entries if (entry.protocol, entry.data) == (protocol, data)]
+        for protocol, data in dict.fromkeys((row.protocol, row.data) for row in self.plan.rows):
+            jobs = [row.job for row in self.plan.rows if (row.protocol, row.data) == (protocol, data)]
             failed, open_ = (sum(job in group for job in jobs) for group in (self.failed, self.open))
             table.add_row(protocol, Text(printable(data)), str(len(jobs)), str(len(jobs) - open_ - failed), str(failed))
         return table
@@ -113,5 +113,5 @@ class BenchProgress:
 
 def _summary(outcome: Outcome) -> str:
     """Clean and worst accuracy of the first evaluation."""
-    view = next(iter(outcome.views.values()))
-    return f"clean {view.accuracy('clean'):.1f}, worst {view.accuracy('worst'):.1f}"
+    spec = next(iter(outcome.evals.values()))
+    return f"clean {spec.accuracy('clean'):.1f}, worst {spec.accuracy('worst'):.1f}"

@@ -20,7 +20,7 @@ WORST = "worst"
 
 
 @dataclass(frozen=True)
-class View:
+class EvalSpec:
     """One evaluation of a trained classifier.
 
     Args:
@@ -48,8 +48,8 @@ class View:
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A column: accuracy of one (view, attack), or the harmonic or arithmetic mean of several.
+class Metric:
+    """A column: accuracy of one (spec, attack), or the harmonic or arithmetic mean of several.
 
     ``main`` columns rank the methods and carry the paired intervals.
     """
@@ -66,16 +66,16 @@ class Protocol:
 
     Args:
         summary: one line.
-        views: (block, data set, view as a template) to the evaluations of each run.
-        measures: the views of a table, to its columns.
+        evals: (block, data set, spec as a template) to the evaluations of each run.
+        metrics: the evals of a table, to its columns.
         train_classes: which classes are trained on.
         needs: the setting of a block that it cannot do without.
         curve: what the x-axis of its plot is.
     """
 
     summary: str
-    views: Callable[[Block, View], list[View]]
-    measures: Callable[[Sequence[View]], list[Measure]]
+    evals: Callable[[Block, EvalSpec], list[EvalSpec]]
+    metrics: Callable[[Sequence[EvalSpec]], list[Metric]]
     train_classes: Which = "all"
     needs: str | None = None
     curve: Literal["shots", "eps"] | None = None
@@ -96,79 +96,79 @@ class Protocol:
             raise InputError(f"the setting 'severity' does not belong to protocol {block.protocol}.")
 
 
-def _same(block: Block, view: View) -> list[View]:
-    return [view]
+def _same(block: Block, spec: EvalSpec) -> list[EvalSpec]:
+    return [spec]
 
 
-def _base_new(block: Block, view: View) -> list[View]:
+def _base_new(block: Block, spec: EvalSpec) -> list[EvalSpec]:
     return [
-        replace(view, name="base", split="base", classes="base"),
-        replace(view, name="new", split="new", classes="new"),
+        replace(spec, name="base", split="base", classes="base"),
+        replace(spec, name="new", split="new", classes="new"),
     ]
 
 
-def _targets(names: Literal["own", "kept"]) -> Callable[[Block, View], list[View]]:
-    def views(block: Block, view: View) -> list[View]:
-        others = [to for to in dict.fromkeys(block.to) if to != view.data]
-        return [view, *(replace(view, name=to, split=to, data=to, names=names) for to in others)]
+def _targets(names: Literal["own", "kept"]) -> Callable[[Block, EvalSpec], list[EvalSpec]]:
+    def evals(block: Block, spec: EvalSpec) -> list[EvalSpec]:
+        others = [to for to in dict.fromkeys(block.to) if to != spec.data]
+        return [spec, *(replace(spec, name=to, split=to, data=to, names=names) for to in others)]
 
-    return views
+    return evals
 
 
-def _budgets(block: Block, view: View) -> list[View]:
+def _budgets(block: Block, spec: EvalSpec) -> list[EvalSpec]:
     budgets: dict[str, str] = {}
     for eps in block.eps:  # one budget written in two ways is one
         budgets.setdefault(_pretty(eps), eps)
-    return [replace(view, name=f"eps {name}", eps=eps) for name, eps in budgets.items()]
+    return [replace(spec, name=f"eps {name}", eps=eps) for name, eps in budgets.items()]
 
 
-def _corrupted(block: Block, view: View) -> list[View]:
+def _corrupted(block: Block, spec: EvalSpec) -> list[EvalSpec]:
     names = {f"{kind}-{block.severity}": f"{kind}:{block.severity}" for kind in block.corruptions}
-    return [view, *(replace(view, name=name, split=name, corruption=kind) for name, kind in names.items())]
+    return [spec, *(replace(spec, name=name, split=name, corruption=kind) for name, kind in names.items())]
 
 
 def _pretty(eps: str) -> str:
     return format_eps(parse_eps(eps))
 
 
-def _plain(views: Sequence[View]) -> list[Measure]:
+def _plain(evals: Sequence[EvalSpec]) -> list[Metric]:
     """Clean, each attack, the worst of several, and the harmonic mean of clean and worst."""
-    view = views[0]
-    names = list(dict.fromkeys(("clean", *view.attacks)))
+    spec = evals[0]
+    names = list(dict.fromkeys(("clean", *spec.attacks)))
     if names == ["clean"]:
-        return [Measure("clean", ((view.name, "clean"),), main=True)]
-    mean = Measure("harmonic mean", ((view.name, "clean"), (view.name, WORST)), main=True)
+        return [Metric("clean", ((spec.name, "clean"),), main=True)]
+    mean = Metric("harmonic mean", ((spec.name, "clean"), (spec.name, WORST)), main=True)
     last = names.pop() if len(names) == 2 else WORST  # the worst of one attack is that attack
     return [
-        *(Measure(name, ((view.name, name),)) for name in names),
-        Measure(last, ((view.name, last),), main=True),
+        *(Metric(name, ((spec.name, name),)) for name in names),
+        Metric(last, ((spec.name, last),), main=True),
         mean,
     ]
 
 
-def _base_new_measures(views: Sequence[View]) -> list[Measure]:
-    columns = [Measure(f"{v.name} {attack}", ((v.name, attack),)) for v in views for attack in ("clean", WORST)]
-    clean, robust = (tuple((view.name, attack) for view in views) for attack in ("clean", WORST))
-    return [*columns, Measure("H clean", clean), Measure("H worst", robust, main=True)]
+def _base_new_metrics(evals: Sequence[EvalSpec]) -> list[Metric]:
+    columns = [Metric(f"{v.name} {attack}", ((v.name, attack),)) for v in evals for attack in ("clean", WORST)]
+    clean, robust = (tuple((spec.name, attack) for spec in evals) for attack in ("clean", WORST))
+    return [*columns, Metric("H clean", clean), Metric("H worst", robust, main=True)]
 
 
-def _each(views: Sequence[View]) -> list[Measure]:
-    """Clean and worst of every view, and their means over all views but the first, which training has seen."""
-    columns = [Measure(f"{v.name} {attack}", ((v.name, attack),)) for v in views for attack in ("clean", WORST)]
-    others = views[1:]
-    clean, robust = (tuple((view.name, attack) for view in others) for attack in ("clean", WORST))
+def _each(evals: Sequence[EvalSpec]) -> list[Metric]:
+    """Clean and worst of every spec, and their means over all evals but the first, which training has seen."""
+    columns = [Metric(f"{v.name} {attack}", ((v.name, attack),)) for v in evals for attack in ("clean", WORST)]
+    others = evals[1:]
+    clean, robust = (tuple((spec.name, attack) for spec in others) for attack in ("clean", WORST))
     return [
         *columns,
-        Measure("mean clean", clean, "arithmetic"),
-        Measure("mean worst", robust, "arithmetic", main=True),
+        Metric("mean clean", clean, "arithmetic"),
+        Metric("mean worst", robust, "arithmetic", main=True),
     ]
 
 
-def _curve(views: Sequence[View]) -> list[Measure]:
+def _curve(evals: Sequence[EvalSpec]) -> list[Metric]:
     """Clean once, then the worst at each budget and their mean."""
-    columns = [Measure(view.name, ((view.name, WORST),)) for view in views]
-    mean = Measure("mean worst", tuple((view.name, WORST) for view in views), "arithmetic", main=True)
-    return [Measure("clean", ((views[0].name, "clean"),)), *columns, mean]
+    columns = [Metric(spec.name, ((spec.name, WORST),)) for spec in evals]
+    mean = Metric("mean worst", tuple((spec.name, WORST) for spec in evals), "arithmetic", main=True)
+    return [Metric("clean", ((evals[0].name, "clean"),)), *columns, mean]
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -176,7 +176,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "base-to-new": Protocol(
         "train on the first half of the classes, evaluate on both halves (CoCoOp, arXiv 2203.05557)",
         _base_new,
-        _base_new_measures,
+        _base_new_metrics,
         train_classes="base",
     ),
     "cross-dataset": Protocol(

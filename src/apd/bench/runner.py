@@ -1,4 +1,4 @@
-"""From a suite to a folder with results: plan, predict, run, rank, run the second stage, write."""
+"""From a suite to a folder of results: plan, estimate, run, rank, run the second stage, write."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from apd.bench.cluster import import_ray, run_ray
+from apd.bench.engines import import_ray, run_local, run_ray
 from apd.bench.estimate import Forecast, calibrate
 from apd.bench.job import Outcome, Report, read_outcome
-from apd.bench.local import run_local
+from apd.bench.loaded import encoder
 from apd.bench.plan import Job, Plan, make_plan
 from apd.bench.progress import BenchProgress
 from apd.bench.report.plots import write_plots
@@ -118,20 +118,32 @@ def bench(suite: Suite, folder: str | Path, *, machine: Machine | None = None, s
         >>> bench(load_suite("suites/quick.yaml"), "runs/quick")  # doctest: +SKIP
         {}
     """
-    place, machine = Path(folder).resolve(), machine or find_machine()
-    check_writable(place)
+    path, machine, failures = Path(folder).resolve(), machine or find_machine(), dict[str, str]()
+    check_writable(path)
     plan = make_plan(suite, machine.device)
-    with _alone(place):
-        _tell_versions(plan, _outcomes(plan, place), say)
-        failures = _stage(plan, place, machine, say)
-        if suite.final is not None:
-            best = best_methods(plan, _outcomes(plan, place), suite.final.best, suite.final.protocols)
-            plan = plan.with_final(suite.final, best, suite)
-            failed = {job.id for job in plan.jobs.values() if job.label in failures}
-            rest = replace(plan, jobs={id_: job for id_, job in plan.jobs.items() if id_ not in failed})
-            failures |= _stage(rest, place, machine, say)
-        write_tables(place, say)
+    with _alone(path):
+        _tell_versions(plan, _outcomes(plan, path), say)
+        for stage in _stages(plan, suite, path, failures):
+            expected = _expected(stage, path, machine, say)
+            if not expected:
+                continue
+            todo = [stage.jobs[job] for job in expected]
+            with BenchProgress(stage, expected, min(machine.workers, len(todo)), say) as progress:
+                for report in machine.run(todo, path):
+                    progress.finished(report)
+                    if report.error is not None:
+                        failures[stage.jobs[report.job].label] = report.error
+        write_tables(path, say)
     return failures
+
+
+def _stages(plan: Plan, suite: Suite, folder: Path, failures: Mapping[str, str]) -> Iterator[Plan]:
+    """The plan, and when it is done the second stage's: further attacks on the best, without jobs that failed."""
+    yield plan
+    if suite.final is not None:
+        best = best_methods(plan, _outcomes(plan, folder), suite.final.best, suite.final.protocols)
+        plan = plan.with_final(suite.final, best, suite)
+        yield replace(plan, jobs={id_: job for id_, job in plan.jobs.items() if job.label not in failures})
 
 
 @contextmanager
@@ -154,7 +166,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _tell_versions(plan: Plan, outcomes: Mapping[str, Outcome], say: Say) -> None:
     """Say which outcomes, that count as done, another version of apd has made: methods may have changed since."""
-    made = {job: outcome.made_with(plan.jobs[job].views) - {__version__} for job, outcome in outcomes.items()}
+    made = {job: outcome.made_with(plan.jobs[job].evals) - {__version__} for job, outcome in outcomes.items()}
     other = [job for job, versions in made.items() if versions]
     if other:
         names = ", ".join(sorted(set.union(*(made[job] for job in other))))
@@ -170,16 +182,18 @@ def _outcomes(plan: Plan, folder: Path) -> dict[str, Outcome]:
     return {job: outcome for job, outcome in found.items() if outcome is not None}
 
 
-def _stage(plan: Plan, folder: Path, machine: Machine, say: Say) -> dict[str, str]:
-    """Do the jobs of a plan that are not done yet."""
+def _expected(plan: Plan, folder: Path, machine: Machine, say: Say) -> dict[str, float]:
+    """Save the plan; estimate the seconds of each job that is not done yet, and say how long all of them take."""
     write_atomic(plan_file(folder), plan.to_json())
     known = _outcomes(plan, folder)
-    todo = [job for job in plan.jobs.values() if job.id not in known or job.views.keys() - known[job.id].views.keys()]
+    todo = [job for job in plan.jobs.values() if job.id not in known or known[job.id].missing(job)]
     done = len(plan.jobs) - len(todo)
     if not todo:
         say(f"{plan.suite}: nothing to do, {counted(done, 'run')} done.")
         return {}
-    forecast = Forecast.of(calibrate(todo[0].model, _own(machine.device), machine.threads), plan.jobs.values(), known)
+    pace = calibrate(todo[0].model, _own(machine.device), machine.threads)
+    encoder.cache_clear()  # leaves the memory to the workers
+    forecast = Forecast.of(pace, plan.jobs.values(), known)
     expected = {job.id: forecast.seconds(job, known.get(job.id)) for job in todo}
     workers = min(machine.workers, len(todo))
     origin = "from finished runs" if known else "an estimate on free cores, from a short calibration"
@@ -188,13 +202,7 @@ def _stage(plan: Plan, folder: Path, machine: Machine, say: Say) -> dict[str, st
         f"about {pretty_seconds(sum(expected.values()) / workers)} with {counted(workers, f'{machine.engine} worker')} "
         f"of {counted(machine.threads, 'thread')} on {machine.device} ({origin})"
     )
-    failures = {}
-    with BenchProgress(plan, expected, workers, say) as progress:
-        for report in machine.run(todo, folder):
-            progress.finished(report)
-            if report.error is not None:
-                failures[plan.jobs[report.job].label] = report.error
-    return failures
+    return expected
 
 
 def _own(device: str) -> str:
@@ -211,13 +219,13 @@ def write_tables(folder: str | Path, say: Say = print) -> Path:
     Raises:
         InputError: no bench there, or damaged files.
     """
-    place = Path(folder)
-    plan, outcomes = read_bench(place)
-    files = write_rows(place, plan, outcomes, say)
+    path = Path(folder)
+    plan, outcomes = read_bench(path)
+    files = write_rows(path, plan, outcomes, say)
     tables = make_tables(plan, outcomes)
-    write_atomic(place / "table.md", markdown(plan.suite, tables))
-    write_atomic(place / "table.tex", latex(tables))
-    plots = write_plots(place, plan, [table for table in tables if table.rows], say)
+    write_atomic(path / "table.md", markdown(plan.suite, tables))
+    write_atomic(path / "table.tex", latex(tables))
+    plots = write_plots(path, plan, [table for table in tables if table.rows], say)
     names = [*(file.name for file in files), "table.md", "table.tex", *(["plots/"] if plots else [])]
     say(f"Written: {folder}/{', '.join(names)}.")
-    return place / "table.md"
+    return path / "table.md"

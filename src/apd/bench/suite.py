@@ -7,20 +7,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from apd.attacks.threat import parse_eps
 from apd.bench.protocols import PROTOCOLS
+from apd.data.settings import DataSettings, Shots
 from apd.data.sources.standard import find_name
 from apd.errors import InputError, nearest
 from apd.evaluation import parse_settings
-from apd.runs.config import validate
+from apd.runs.config import MAIN_SETTING, RunConfig, run_setting_names, validate
+from apd.settings.explain import explain, setting_names, source_of
+from apd.settings.layers import leaves, merged
 from apd.util.files import read_yaml
 from apd.util.section import Section
 from apd.util.seed_range import Seed
 from apd.util.text import short
-
-Shots = Annotated[int, Field(ge=1)] | Literal["all"]
 
 
 def _listed(value: object) -> object:
@@ -33,24 +34,32 @@ def _text(value: object) -> object:
 
 
 _TAKEN = r"test|val|base|new|.*[ -]final"
-"""What `apd.bench.protocols.View` calls a part of a data set, or a part in the second stage."""
-_ELSEWHERE = {"seed": "a block has seeds", "device": "apd bench computes on GPUs where there are any, unless --gpus 0"}
-"""Settings of training that a suite sets itself, and how."""
+"""Names that `apd.bench.protocols.EvalSpec` gives to a part of a data set, or to a part in the second stage."""
+_ELSEWHERE = {
+    "train": {"seed": "a block has seeds", "device": "apd bench computes on GPUs where there are any, unless --gpus 0"},
+    "data": {"seed": "a block has seeds", "classes": "the protocol of a block chooses them"},
+}
+"""Settings of a run that a suite sets itself, by section, and how."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 SomeNames = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_listed)]
 Eps = Annotated[str, BeforeValidator(_text)]
 
 
-class DataEntry(Section):
-    """A data set: where it is, and what training on it is like for all methods."""
+class DataEntry(DataSettings):
+    """A data set: where it is, and what training on it is like for all methods.
 
-    source: str = Field(description="what `load_data` takes; a path has a slash and may be relative to the root")
+    ``source`` may be a path relative to the root; ``shots`` hold where a block names none.
+    """
+
     eps: Eps = Field("1/255", description="budget of training and attacks, in [0,1] pixel units")
-    shots: Shots = Field(16, description="training images a class, or all, where a block names none")
-    templates: tuple[str, ...] | None = Field(None, description="sentences with {}; null: the data set's own")
     train: dict[str, Any] = Field({}, description="settings of the section train, over the suite's; the same for all")
-    skip_bad_images: bool = Field(False, description="go on without images that cannot be read")
-    validation: int | None = Field(None, ge=1, description="validation images a class; null: min(shots, 4)")
+
+    @model_validator(mode="after")
+    def _set_elsewhere(self) -> DataEntry:
+        for name, hint in _ELSEWHERE["data"].items():
+            if name in self.model_fields_set:
+                raise ValueError(f"{name} has no effect in an entry of data: {hint}")
+        return self
 
 
 class Block(Section):
@@ -88,7 +97,7 @@ class Suite(Section):
     model: str = Field("glyphs", description="built-in name, hub id or folder of a CLIP")
     data: dict[str, DataEntry]
     methods: dict[str, dict[str, Any] | None] = Field(
-        description="label: null for the CLIP as it is, a name, or a mapping as in a run's section method; "
+        description="label: null for zero-shot CLIP, a name, or a mapping as in a run's section method; "
         "`train` in it changes training for this row alone (an ablation)"
     )
     train: dict[str, Any] = Field({}, description="settings of the section train, for all data sets and methods")
@@ -136,8 +145,8 @@ class Suite(Section):
             parse_settings({"attacks": self.final.attacks})
         return self
 
-    def settings(self, data: str | None, method: str, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Sections ``method`` and ``train`` of a run, defaults included, so that a changed default is another run.
+    def run_config(self, data: str | None, method: str, seed: int = 0) -> RunConfig:
+        """Settings of a run, without the data set's own section and with sources as they are written.
 
         Args:
             data: name of the data set; None: only what the method's own row says.
@@ -149,34 +158,41 @@ class Suite(Section):
         """
         rows = self._rows(data, method)
         for row, sections in rows.items():
-            for name, way_out in _ELSEWHERE.items():
-                if name in sections["train"]:
-                    raise InputError(_at(row, f"train.{name} has no effect in a suite: {way_out}."))
+            for name, hint in _ELSEWHERE["train"].items():
+                if name in sections.get("train", {}):
+                    raise InputError(_at(row, f"train.{name} has no effect in a suite: {hint}."))
         eps = {} if data is None else {"eps": self.data[data].eps}
-        train = merged(eps, *(sections["train"] for sections in rows.values()))
-        own = rows[f"methods.{method}"]["method"]
+        raw = merged({"data": str(data), "train": eps}, *rows.values(), {"train": {"seed": seed}})
         try:
-            config = validate({"data": str(data), "method": own, "train": {**train, "seed": seed}})
+            return validate(raw)
         except InputError as error:
             raise InputError(_at(_row_of(error, rows), str(error))) from error
-        found = config.model_dump(mode="json")
-        return found["method"], {key: value for key, value in found["train"].items() if key != "device"}
 
-    def _rows(self, data: str | None, method: str) -> dict[str, dict[str, Mapping[str, Any]]]:
-        """What is laid over each other, the later over the earlier: row of the suite, to its part of a run's settings."""
+    def section(self, data: str, *, shots: int | Literal["all"] | None = None, seed: int | None = None) -> DataSettings:
+        """The section ``data`` of runs on a data set, for this machine.
+
+        Raises:
+            InputError: see `resolve`.
+        """
+        entry = self.data[data]
+        own = {name: getattr(entry, name) for name in DataSettings.model_fields}
+        return DataSettings(
+            **{**own, "source": self.resolve(entry.source), "shots": shots or entry.shots, "seed": seed}
+        )
+
+    def _rows(self, data: str | None, method: str) -> dict[str, dict[str, Any]]:
+        """The layers of a run's settings, the later over the earlier: row of the suite, to its sections."""
         section = dict(self.methods[method] or {})
         train = section.pop("train", {})
         if not isinstance(train, Mapping):
             raise InputError(f"methods.{method}: train must hold settings such as epochs, got {short(train)}.")
         own = {f"methods.{method}": {"method": section, "train": train}}
-        return (
-            own
-            if data is None
-            else {"": {"train": self.train}, f"data.{data}": {"train": self.data[data].train}, **own}
-        )
+        if data is None:
+            return own
+        return {"": {"train": self.train}, f"data.{data}": {"train": self.data[data].train}, **own}
 
     def check_settings(self) -> None:
-        """Nothing, where all settings that the blocks combine fit; no model and no data is looked at.
+        """Check all settings that the blocks combine, without looking at any model or data.
 
         Raises:
             InputError: with the row of the suite.
@@ -188,15 +204,15 @@ class Suite(Section):
         pairs |= dict.fromkeys((None, method) for method in self.methods if method not in used)
         for data, method in pairs:
             if self.methods[method] is not None:
-                self.settings(data, method)
+                self.run_config(data, method)
 
-    def place(self, source: str, what: Literal["data", "model"] = "data") -> str:
-        """A source as this machine knows it: a path from the root, a name as it is.
+    def resolve(self, source: str, what: Literal["data", "model"] = "data") -> str:
+        """Find a source on this machine: a path starts at the root, a name stays a name.
 
         A path has a slash; a model's may be a hub id unless it starts like a path or with a folder below the root.
 
         Raises:
-            InputError: a path where nothing is.
+            InputError: a path to nothing.
         """
         if source.startswith("hf:"):
             return source
@@ -244,7 +260,7 @@ def load_suite(file: str | Path, *, root: str | Path | None = None) -> Suite:
     try:
         suite = Suite.model_validate({"name": path.stem, **raw})
     except ValidationError as error:
-        raise InputError(f"{file}: {_explain(error)}") from error
+        raise InputError(f"{file}: {explain(error, setting_names(Suite))}") from error
     try:
         suite.check_settings()
     except InputError as error:
@@ -256,20 +272,6 @@ def load_suite(file: str | Path, *, root: str | Path | None = None) -> Suite:
     return suite.model_copy(update={"root": None if root is None else str(Path(root).resolve())})
 
 
-def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings, the later over the earlier.
-
-    >>> merged({"optimizer": {"lr": 1, "clip": 2}}, {"optimizer": {"lr": 3}})
-    {'optimizer': {'lr': 3, 'clip': 2}}
-    """
-    result: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            nested = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-            result[key] = merged(result[key], value) if nested else value
-    return result
-
-
 def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
     options = list(known)
     for name in names:
@@ -278,40 +280,20 @@ def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
 
 
 def _at(row: str, message: str) -> str:
-    """The message behind its row, in which a method's settings stand without ``method.``."""
+    """Put the row before a message, in which a method's settings are named without ``method.``."""
     if row.startswith("methods."):
         message = re.sub(r"\bmethod\.(?=\w)", "", message)
     return f"{row}: {message}" if row else message
 
 
 def _row_of(error: InputError, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The last row that holds the setting which an error is about; the last of all where none does."""
-    cause = error.__cause__
-    loc = (
-        [str(part) for part in cause.errors(include_url=False)[0]["loc"]] if isinstance(cause, ValidationError) else []
-    )
-    return next((row for row in reversed(list(rows)) if _holds(rows[row], loc)), list(rows)[-1])
-
-
-def _holds(section: Any, loc: list[str]) -> bool:
-    """Whether something is set at pydantic's place, or at a leaf on the way there."""
-    for part in loc:
-        if not isinstance(section, Mapping):
-            break
-        section = section.get(part, {})
-    return bool(section != {})
-
-
-def _explain(error: ValidationError) -> str:
-    """The first of the errors in one line."""
-    first = error.errors(include_url=False)[0]
-    loc = [str(part) for part in first["loc"]]
-    where = ".".join(loc)
-    if first["type"] == "extra_forbidden":
-        sections: dict[str, type[BaseModel]] = {"data": DataEntry, "blocks": Block, "final": Final}
-        section = sections.get(loc[0], Suite) if len(loc) > 1 else Suite
-        return f"unknown setting {where!r}. {nearest(loc[-1], section.model_fields)}"
-    if first["type"] == "missing":
-        return f"the setting {where!r} is missing."
-    cause = (first.get("ctx") or {}).get("error")
-    return str(cause) if cause is not None else f"{where}: {first['msg']} (got {short(first['input'])})."
+    """The last row that holds the setting which an error is about; the last of all if none does."""
+    places: dict[str, str] = {}
+    for row in reversed(list(rows)):
+        for name in leaves(rows[row]):
+            places.setdefault(name, row)
+    cause, last = error.__cause__, list(rows)[-1]
+    if not isinstance(cause, ValidationError):
+        return last
+    found = source_of(cause, run_setting_names(rows[last]["method"]), places, MAIN_SETTING)
+    return last if found is None else found

@@ -78,46 +78,36 @@ def _train(
     flags: dict[str, Any], file: Path | None, sets: list[str], output: Path | None, resume: bool, overwrite: bool
 ) -> None:
     from apd.data import short_name
+    from apd.data.load import BUILT_IN
+    from apd.models import BUILT_IN as EMBEDDED
     from apd.runs.config import load_config
-    from apd.runs.folder import check_output
+    from apd.training.start import start_training
     from apd.util.processes import is_first_process
 
-    tell = say if is_first_process() else _nothing
+    first = is_first_process()
+    tell = say if first else _nothing
     if resume and file is None and output is not None and (output / "config.yaml").is_file():
         file = output / "config.yaml"
     config = load_config(file, flags, sets)
     if output is None:
         output = Path("runs") / f"{short_name(config.data.source)}-{config.method.name}-{config.train.seed}"
-    if is_first_process():
-        check_output(output, resume=resume, overwrite=overwrite)
+    stops = False
+
+    def on_data(data: Dataset) -> None:
+        nonlocal stops
+        say_inputs(data, config.model, f"; method {config.method.name}, to {output}")
+        if config.model in EMBEDDED and config.data.source not in BUILT_IN:
+            say(f"{config.model} is {EMBEDDED[config.model]}. For photos give --model, such as {_FOR_PHOTOS}.")
+        stops = not config.data.skip_bad_images and _bad_test_images(data)
+
     try:
-        _train_in(output, config, resume=resume, overwrite=overwrite)
+        run = start_training(
+            config, output=output, resume=resume, overwrite=overwrite, on_data=on_data if first else None
+        )
     except KeyboardInterrupt:
         tell(f"\nStopped. {_kept(output, config)}")
         raise
-
-
-def _train_in(output: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
-    """Train, and say with what and what comes next."""
-    from apd.data.load import BUILT_IN
-    from apd.models import BUILT_IN as EMBEDDED
-    from apd.models import load_clip
-    from apd.training.start import read_images, start
-    from apd.util.processes import is_first_process
-
-    first = is_first_process()
-    data = config.data.load(config.train.seed)
-    data.check_trainable()
-    if first:
-        say_inputs(data, config.model, f"; method {config.method.name}, to {output}")
-    if first and config.model in EMBEDDED and config.data.source not in BUILT_IN:
-        say(f"{config.model} is {EMBEDDED[config.model]}. For photos give --model, such as {_FOR_PHOTOS}.")
-    stops = first and not config.data.skip_bad_images and _bad_test_images(data)
-    clip = load_clip(config.model)
-    images = read_images(clip, data, config)
-    run = start(clip, data, images, config, output, resume=resume, overwrite=overwrite)
-    if first:
-        say(f"Done: {run.path}. Next: apd evaluate {quoted(run.path)}{' --skip-bad-images' if stops else ''}")
+    tell(f"Done: {run.path}. Next: apd evaluate {quoted(run.path)}{' --skip-bad-images' if stops else ''}")
 
 
 def _bad_test_images(data: Dataset) -> bool:

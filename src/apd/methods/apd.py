@@ -32,8 +32,8 @@ from apd.attacks.objectives import cross_entropy, kl, kl_from_logits, kl_of_pair
 from apd.errors import InputError
 from apd.methods.base import Method, MethodSettings, Preparation, Step, prompted
 from apd.methods.clean import VLP
-from apd.models import load_clip
 from apd.models.classifier import BoundCLIP, PromptedCLIP
+from apd.models.shared import shared_clip
 
 if TYPE_CHECKING:
     from apd.data.dataset import Decoded
@@ -213,7 +213,7 @@ class APD(Method):
         if source is None:
             return student.undefended()
         other = PromptedCLIP(
-            load_clip(source, device=student.encoder.device), None, student.class_names, student.templates
+            shared_clip(source, device=student.encoder.device), None, student.class_names, student.templates
         )
         if other.encoder.info.image_size != student.encoder.info.image_size:
             raise InputError(

@@ -43,8 +43,8 @@ FLAGS = {
 _DONE = "done"
 """Context in which settings are read that are trained with no more."""
 
-# A bare word for a section means its main setting: "method: apd".
-_MAIN_SETTING = {"method": "name", "data": "source"}
+MAIN_SETTING = {"method": "name", "data": "source"}
+"""What a bare word in place of a section stands for: ``method: apd``."""
 
 
 class RecordedSettings(MethodSettings):
@@ -83,6 +83,11 @@ class MethodConfig(Section):
                 "or a frame; zero-shot is the method without any"
             )
         return {"name": name, "settings": read}
+
+    def other_models(self) -> dict[str, str]:
+        """Find the CLIPs that the settings name beside the run's own, by setting."""
+        named = {name: getattr(self.settings, name, None) for name in self.settings.models}
+        return {name: source for name, source in named.items() if source is not None}
 
     @model_serializer
     def _flat(self) -> dict[str, Any]:
@@ -137,7 +142,7 @@ def load_config(
     raw = _forget_other_preset(raw, asked)
     _forget_other_method(raw, asked)
     for key, value, place in given:
-        raw = with_path(raw, key, value, source=place, main=_MAIN_SETTING)
+        raw = with_path(raw, key, value, source=place, main=MAIN_SETTING)
         places[key] = place
     return validate(raw, places)
 
@@ -153,7 +158,7 @@ def validate(raw: Mapping[str, Any], places: Mapping[str, str] | None = None) ->
         InputError: in one line, with the place and the nearest known name.
     """
     entries = {
-        key: {_MAIN_SETTING[key]: value} if key in _MAIN_SETTING and isinstance(value, str) else value
+        key: {MAIN_SETTING[key]: value} if key in MAIN_SETTING and isinstance(value, str) else value
         for key, value in raw.items()
     }
     try:
@@ -177,11 +182,11 @@ def load_recorded(file: Path) -> RunConfig:
 
 def _explain(error: ValidationError, raw: Mapping[str, Any], places: Mapping[str, str]) -> str:
     names = run_setting_names(raw.get("method"))
-    return explain(error, names, places=places, main=_MAIN_SETTING, missing=_missing)
+    return explain(error, names, places=places, main=MAIN_SETTING, missing=_missing)
 
 
 def _missing(name: str) -> str:
-    name = f"{name}.{_MAIN_SETTING[name]}" if name in _MAIN_SETTING else name
+    name = f"{name}.{MAIN_SETTING[name]}" if name in MAIN_SETTING else name
     return f"The setting {name!r} is missing; give it as {FLAGS.get(name, f'--set {name}=…')} or in --config."
 
 

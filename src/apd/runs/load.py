@@ -10,19 +10,26 @@ from typing import Any, cast
 import torch
 
 from apd.errors import InputError
-from apd.models import EncoderInfo, load_clip
+from apd.models import DualEncoder, EncoderInfo, load_clip
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import Prompts, PromptSpec
 from apd.runs.folder import Run
 
 
-def load_run(path: str | Path, *, device: str | torch.device = "cpu", model: str | None = None) -> PromptedCLIP:
-    """The classifier of a finished run.
+def load_run(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    model: str | None = None,
+    encoder: DualEncoder | None = None,
+) -> PromptedCLIP:
+    """Load the classifier of a finished run.
 
     Args:
         path: the run folder.
         device: where to put it.
         model: where the CLIP is now, if it has moved since.
+        encoder: the CLIP, if it is loaded already; it stays on its device, and ``device`` and ``model`` are not used.
 
     Raises:
         InputError: no finished run, or a CLIP, tokenizer or preprocessing that is not the one it was trained on.
@@ -34,7 +41,9 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu", model: str
     """
     run = Run.open(path)
     recorded = run.manifest["model"]
-    encoder = load_clip(model or recorded["source"], revision=None if model else recorded["revision"], device=device)
+    if encoder is None:
+        revision = None if model else recorded["revision"]
+        encoder = load_clip(model or recorded["source"], revision=revision, device=device)
     found = describe_encoder(encoder.info)
     for key in ("weights_sha256", "tokenizer_sha256", "preprocessing"):
         if found[key] != recorded[key]:
@@ -44,7 +53,7 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu", model: str
             )
     prompts = Prompts.from_tensors(PromptSpec(**run.manifest["prompts"]), encoder.info, run.load_prompts())
     prompts.requires_grad_(False)
-    learned = prompts.to(device) if prompts.state_dict() else None
+    learned = prompts.to(encoder.device) if prompts.state_dict() else None
     return PromptedCLIP(encoder, learned, run.manifest["class_names"], run.manifest["templates"]).eval()
 
 

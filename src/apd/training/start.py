@@ -1,17 +1,18 @@
-"""Training from Python, and what it shares with the command line."""
+"""The one way to start a training: `start_training`, and `train` with the arguments of a Python user."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apd.data import Dataset
 from apd.data.unreadable import how_to_convert
 from apd.models import DualEncoder, load_clip
+from apd.models.shared import shared_clip
 from apd.runs.config import RunConfig, validate
 from apd.runs.folder import Run, check_output
 from apd.runs.load import describe_encoder
@@ -63,66 +64,95 @@ def train(
     section = {**data.settings.model_dump(), "templates": data.templates, "skip_bad_images": skipped}
     raw = {"model": clip.info.source, "data": section, "method": method, "train": {"eps": eps, **settings}}
     config = validate(raw)
-    if output is not None and is_first_process():
-        check_output(output, resume=resume, overwrite=overwrite)
-    images = read_images(clip, data, config)
-    return start(clip, data, images, config, output, resume=resume, overwrite=overwrite)
+    return start_training(config, clip=clip, data=data, output=output, resume=resume, overwrite=overwrite)
 
 
-def read_images(clip: DualEncoder, data: Dataset, config: RunConfig) -> Images:
-    """Training and validation images; what is left out of them is told on standard error.
-
-    Raises:
-        InputError: no training images; images that cannot be read and are not to be left out.
-    """
-    from apd.training.batches import decode
-
-    if is_first_process() and data.shortage():
-        print(printable(data.shortage()), file=sys.stderr)
-    images = decode(clip, data, config.data.skip_bad_images, show=is_first_process())
-    train, val = images.train, images.val
-    if is_first_process() and (train.skipped or val.skipped):
-        print(
-            f"Left out: {len(train.skipped)} of {len(data.train)} training images and {len(val.skipped)} of "
-            f"{len(data.val)} validation images, which cannot be read; no others are drawn in their place."
-            f"{how_to_convert([*train.skipped, *val.skipped])}",
-            file=sys.stderr,
-        )
-    return images
-
-
-def start(
-    clip: DualEncoder,
-    data: Dataset,
-    images: Images,
+def start_training(
     config: RunConfig,
-    output: str | Path | None,
     *,
+    clip: DualEncoder | None = None,
+    data: Dataset | None = None,
+    output: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    quiet: bool = False,
+    on_data: Callable[[Dataset], None] | None = None,
 ) -> Run:
-    """Make or reopen the run folder and train in it; a run that is finished already is returned as it is."""
+    """Train as ``config`` says: the one way that Python, the command line and the bench start or resume a training.
+
+    What is cheap to check comes first: the output folder, then the data, and only then the CLIP and the images.
+
+    Args:
+        config: settings.
+        clip: the CLIP of ``config.model``, if it is loaded already.
+        data: the data set of ``config.data``, if it is loaded already.
+        output: run folder; None for a new temporary folder.
+        resume: continue an unfinished run in ``output``; a finished one is returned unchanged.
+        overwrite: replace a run in ``output``.
+        quiet: show nothing.
+        on_data: called with the data set before the CLIP and the images are read.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: an output that cannot be used, data without training images, an image that cannot be read, a CLIP
+            that cannot be loaded.
+    """
+    # Not at the top: accelerate takes a second that bad settings need not wait for.
+    from apd.training.batches import decode
     from apd.training.loop import train as train_loop
 
-    run = Run.create(
-        output if output is not None else tempfile.mkdtemp(prefix="apd-"),
-        config,
-        describe(clip, data, images, config),
-        resume=resume,
-        overwrite=overwrite,
-        writer=is_first_process(),
-    )
-    return run if run.finished else train_loop(clip, data, images, config, run)
+    first = is_first_process()
+    if first and output is not None:
+        check_output(output, resume=resume, overwrite=overwrite)
+    data = config.data.load(config.train.seed) if data is None else data
+    data.check_trainable()
+    if on_data is not None:
+        on_data(data)
+    clip = load_clip(config.model) if clip is None else clip
+    show = first and not quiet
+    if show and data.shortage():
+        print(printable(data.shortage()), file=sys.stderr)
+    images = decode(clip, data, config.data.skip_bad_images, show=show)
+    if show:
+        _tell_skipped(data, images)
+    # Held until the end of training, so that a method that shares them loads none a second time.
+    teachers = {name: shared_clip(source, device=clip.device) for name, source in config.method.other_models().items()}
+    place = tempfile.mkdtemp(prefix="apd-") if output is None else output
+    manifest = describe(clip, data, images, config, teachers)
+    run = Run.create(place, config, manifest, resume=resume, overwrite=overwrite, writer=first)
+    return train_loop(clip, data, images, config, run, quiet=quiet)
 
 
-def describe(clip: DualEncoder, data: Dataset, images: Images, config: RunConfig) -> dict[str, Any]:
-    """The circumstances of a run, for its manifest; the counts and the hash are of the images that could be read."""
+def _tell_skipped(data: Dataset, images: Images) -> None:
+    """Say on standard error how many images could not be read."""
+    train, val = len(images.train.skipped), len(images.val.skipped)
+    if train or val:
+        print(
+            f"Left out: {train} of {len(data.train)} training images and {val} of {len(data.val)} validation images, "
+            "which cannot be read; no others are drawn in their place."
+            f"{how_to_convert([*images.train.skipped, *images.val.skipped])}",
+            file=sys.stderr,
+        )
+
+
+def describe(
+    clip: DualEncoder, data: Dataset, images: Images, config: RunConfig, teachers: Mapping[str, DualEncoder]
+) -> dict[str, Any]:
+    """Describe the circumstances of a run for its manifest.
+
+    Args:
+        clip: the CLIP that prompts are trained for.
+        data: named classes.
+        images: decoded; counts and hash are those of the images that could be read.
+        config: settings.
+        teachers: the other CLIPs of the method, by the setting that names them.
+    """
     ids = "\n".join([*images.train.ids, "", *images.val.ids])
-    settings = config.method.settings
-    others = {name: source for name in settings.models if (source := getattr(settings, name)) is not None}
     return {
         "model": describe_encoder(clip.info),
-        "teachers": {name: describe_encoder(load_clip(source).info) for name, source in others.items()},
+        "teachers": {name: describe_encoder(teacher.info) for name, teacher in teachers.items()},
         "data": {
             "name": data.name,
             "source": data.source,

@@ -1,4 +1,4 @@
-"""Figures of a table and the paired differences between methods, over images, seeds and data sets."""
+"""The figures of a table and the paired differences between methods, over images, seeds and data sets."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from apd.bench.job import ViewOutcome
-from apd.bench.protocols import Measure
+from apd.bench.job import EvalOutcome
+from apd.bench.protocols import Metric
 from apd.evaluation.statistics import Difference, paired_bootstrap
 
-Cell = Mapping[str, ViewOutcome]
-"""One run's evaluations in a table, by the name of the view."""
+Cell = Mapping[str, EvalOutcome]
+"""One run's evaluations in a table, by the name of the evaluation."""
 Seeds = Mapping[int | None, Cell]
 """One method on one data set: its runs by seed; None stands for every seed."""
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Figure:
-    """Mean over seeds in percent, and standard deviation; None for one seed."""
+class MeanStd:
+    """Mean over seeds in percent, and standard deviation, which is None for one seed."""
 
     mean: float
     deviation: float | None
 
 
-def value(cell: Cell, measure: Measure) -> float:
-    """A measure of one run, in percent."""
-    accuracies = [cell[view].accuracy(attack) for view, attack in measure.parts]
-    return statistics.harmonic_mean(accuracies) if measure.mean == "harmonic" else statistics.mean(accuracies)
+def value(cell: Cell, metric: Metric) -> float:
+    """Compute a metric of one run, in percent."""
+    accuracies = [cell[spec].accuracy(attack) for spec, attack in metric.parts]
+    return statistics.harmonic_mean(accuracies) if metric.mean == "harmonic" else statistics.mean(accuracies)
 
 
-def has(cells: Seeds, measure: Measure) -> bool:
-    """Whether every run of a method has what the measure asks for."""
-    return bool(cells) and all(view in cell for cell in cells.values() for view, _ in measure.parts)
+def has(cells: Seeds, metric: Metric) -> bool:
+    """Whether every run of a method has what the metric asks for."""
+    return bool(cells) and all(spec in cell for cell in cells.values() for spec, _ in metric.parts)
 
 
-def figure(sets: Sequence[Seeds], measure: Measure) -> Figure:
-    """A measure of one method: mean over data sets, then mean and deviation over seeds."""
+def mean_std(sets: Sequence[Seeds], metric: Metric) -> MeanStd:
+    """Compute a metric of one method: mean over data sets, then mean and deviation over seeds."""
     seeds = shared_seeds(sets)
-    values = [statistics.mean(value(_cell(cells, seed), measure) for cells in sets) for seed in seeds]
-    return Figure(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
+    values = [statistics.mean(value(_cell(cells, seed), metric) for cells in sets) for seed in seeds]
+    return MeanStd(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
-def difference(a: Sequence[Seeds], b: Sequence[Seeds], measure: Measure) -> Difference | None:
+def difference(a: Sequence[Seeds], b: Sequence[Seeds], metric: Metric) -> Difference | None:
     """``a - b`` over the seeds that they share; None where they share none or saw other images.
 
     Accuracies of one evaluation go through `apd.evaluation.statistics.paired_bootstrap`; means of several (harmonic ones are not
@@ -57,36 +57,36 @@ def difference(a: Sequence[Seeds], b: Sequence[Seeds], measure: Measure) -> Diff
     Args:
         a: one method, data set by data set.
         b: the other, on the same data sets in the same order.
-        measure: what is compared.
+        metric: what is compared.
     """
     seeds = shared_seeds([*a, *b])
     pairs = [[(_cell(x, seed), _cell(y, seed)) for seed in seeds] for x, y in zip(a, b, strict=True)]
-    views = [view for view, _ in measure.parts]
-    if not seeds or any(x[view].images != y[view].images for runs in pairs for x, y in runs for view in views):
+    evals = [spec for spec, _ in metric.parts]
+    if not seeds or any(x[spec].images != y[spec].images for runs in pairs for x, y in runs for spec in evals):
         return None
-    same_images = all(len({x[view].images for x, _ in runs}) == 1 for runs in pairs for view in views)
-    if len(measure.parts) == 1 and same_images:
-        (part,) = measure.parts
+    same_images = all(len({x[spec].images for x, _ in runs}) == 1 for runs in pairs for spec in evals)
+    if len(metric.parts) == 1 and same_images:
+        (part,) = metric.parts
         left = np.concatenate([np.array([_marks(x, part) for x, _ in runs]) for runs in pairs], axis=1)
         right = np.concatenate([np.array([_marks(y, part) for _, y in runs]) for runs in pairs], axis=1)
         strata = [i for i, runs in enumerate(pairs) for _ in _marks(runs[0][0], part)]
         return paired_bootstrap(left, right, strata)
-    return bootstrap_of_means(pairs, measure)
+    return bootstrap_of_means(pairs, metric)
 
 
 def bootstrap_of_means(
     pairs: Sequence[Sequence[tuple[Cell, Cell]]],
-    measure: Measure,
+    metric: Metric,
     *,
     seed: int = 0,
     samples: int = 10_000,
     confidence: float = 0.95,
 ) -> Difference:
-    """Percentile bootstrap of the difference of a measure that is a mean of several accuracies.
+    """Percentile bootstrap of the difference of a metric that is a mean of several accuracies.
 
     Args:
         pairs: data set by data set, seed by seed: the two methods' runs on the same images.
-        measure: the mean.
+        metric: the mean.
         seed: of the draws.
         samples: how many draws.
         confidence: of the interval.
@@ -95,35 +95,34 @@ def bootstrap_of_means(
     drawn: list[Array] = []
     found: list[Array] = []
     for runs in pairs:
-        resampled, observed = _accuracies(runs, measure, samples, rng)
+        resampled, observed = _accuracies(runs, metric, samples, rng)
         for accuracies, collect in ((resampled, drawn), (observed, found)):
-            means = _combined(accuracies, measure.mean)  # (samples, seeds, 2)
+            means = _combined(accuracies, metric.mean)  # (samples, seeds, 2)
             collect.append((means[..., 0] - means[..., 1]).mean(axis=1))
     low, high = np.quantile(np.mean(drawn, axis=0), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Difference(float(np.mean(found)), float(low), float(high))
 
 
 def _accuracies(
-    runs: Sequence[tuple[Cell, Cell]], measure: Measure, samples: int, rng: np.random.Generator
+    runs: Sequence[tuple[Cell, Cell]], metric: Metric, samples: int, rng: np.random.Generator
 ) -> tuple[Array, Array]:
     """Accuracies in percent, resampled (samples, seeds, 2, parts) and observed (1, seeds, 2, parts).
 
     What saw the same images is drawn together: how often each pattern of outcomes comes is a multinomial.
     """
-    shape = len(runs), 2, len(measure.parts)
+    shape = len(runs), 2, len(metric.parts)
     resampled, observed = np.empty((samples, *shape)), np.empty((1, *shape))
-    places: dict[str, list[tuple[int, int, int]]] = {}
-    for place in np.ndindex(*shape):
-        run, side, part = place
-        places.setdefault(runs[run][side][measure.parts[part][0]].images, []).append((run, side, part))
-    for group in places.values():
-        marks = np.array([_marks(runs[run][side], measure.parts[part]) for run, side, part in group])
+    groups: dict[str, list[tuple[int, int, int]]] = {}
+    for run, side, part in np.ndindex(*shape):
+        groups.setdefault(runs[run][side][metric.parts[part][0]].images, []).append((run, side, part))
+    for group in groups.values():
+        marks = np.array([_marks(runs[run][side], metric.parts[part]) for run, side, part in group])
         patterns, counts = np.unique(marks, axis=1, return_counts=True)
         n = marks.shape[1]
         means = rng.multinomial(n, counts / n, size=samples) @ patterns.T * (100 / n)
-        for column, place in enumerate(group):
-            resampled[(slice(None), *place)] = means[:, column]
-            observed[(slice(None), *place)] = 100 * marks[column].mean()
+        for column, index in enumerate(group):
+            resampled[(slice(None), *index)] = means[:, column]
+            observed[(slice(None), *index)] = 100 * marks[column].mean()
     return resampled, observed
 
 
@@ -137,7 +136,7 @@ def _combined(accuracies: Array, mean: Literal["harmonic", "arithmetic"]) -> Arr
 
 
 def shared_seeds(sets: Sequence[Seeds]) -> list[int | None]:
-    """The seeds that all share, those that stand for every seed left aside."""
+    """List the seeds that all share, apart from runs that stand for every seed."""
     seeded = [set(cells) for cells in sets if None not in cells]
     return sorted(set.intersection(*seeded), key=str) if seeded else [None]
 
@@ -147,5 +146,5 @@ def _cell(cells: Seeds, seed: int | None) -> Cell:
 
 
 def _marks(cell: Cell, part: tuple[str, str]) -> Array:
-    view, attack = part
-    return np.array([mark == "1" for mark in cell[view].right[attack]], dtype=float)
+    spec, attack = part
+    return np.array([mark == "1" for mark in cell[spec].right[attack]], dtype=float)

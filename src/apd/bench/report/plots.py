@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from apd.attacks.threat import parse_eps
 from apd.bench.plan import Plan
 from apd.bench.protocols import PROTOCOLS
-from apd.bench.report.compare import Figure
+from apd.bench.report.compare import MeanStd
 from apd.bench.report.tables import Table
 from apd.util.extras import install_command
 from apd.util.files import write_atomic
@@ -47,44 +47,44 @@ def write_plots(folder: Path, plan: Plan, tables: Sequence[Table], say: Callable
 
 
 def _attacked(table: Table) -> bool:
-    return table.main.name != "clean" and "clean" in {measure.name for measure in table.measures}
+    return table.main.name != "clean" and "clean" in {metric.name for metric in table.metrics}
 
 
-def _clean(table: Table) -> dict[str, Figure]:
-    return table.figures(next(measure for measure in table.measures if measure.name == "clean"))
+def _clean(table: Table) -> dict[str, MeanStd]:
+    return table.column(next(metric for metric in table.metrics if metric.name == "clean"))
 
 
 def _scatter(table: Table) -> Points:
-    clean, worst = _clean(table), table.figures(table.main)
+    clean, worst = _clean(table), table.column(table.main)
     return {label: [(clean[label].mean, worst[label].mean)] for label in clean}
 
 
 def _over_eps(table: Table) -> Points:
-    budgets = [measure for measure in table.measures if measure.name.startswith("eps ")]
-    columns = [(255 * parse_eps(m.name.removeprefix("eps ")), table.figures(m)) for m in budgets]
-    return {label: [(x, figures[label].mean) for x, figures in columns if label in figures] for label in table.rows}
+    budgets = [metric for metric in table.metrics if metric.name.startswith("eps ")]
+    columns = [(255 * parse_eps(m.name.removeprefix("eps ")), table.column(m)) for m in budgets]
+    return {label: [(x, column[label].mean) for x, column in columns if label in column] for label in table.rows}
 
 
 def _over_shots(plan: Plan, tables: Sequence[Table]) -> dict[str, Points]:
     """The worst at each number of shots, for the data sets that have several."""
-    titles = {f"{e.data}, {e.shots} shots": e for e in plan.entries if PROTOCOLS[e.protocol].curve == "shots"}
+    titles = {f"{e.data}, {e.shots} shots": e for e in plan.rows if PROTOCOLS[e.protocol].curve == "shots"}
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for table in tables:
-        entry = titles.get(table.title)
-        if entry is None or entry.protocol != table.protocol or entry.shots == "all" or not _attacked(table):
+        row = titles.get(table.title)
+        if row is None or row.protocol != table.protocol or row.shots == "all" or not _attacked(table):
             continue
         # Other attacks or images are another curve.
-        curve = f"{entry.data}, {table.note}"
-        for label, figure in table.figures(table.main).items():
-            found.setdefault(curve, {}).setdefault(label, []).append((float(entry.shots), figure.mean))
+        curve = f"{row.data}, {table.note}"
+        for label, mean_std in table.column(table.main).items():
+            found.setdefault(curve, {}).setdefault(label, []).append((float(row.shots), mean_std.mean))
     several = {name: points for name, points in found.items() if any(len(p) > 1 for p in points.values())}
     return {name: {label: sorted(p) for label, p in points.items()} for name, points in several.items()}
 
 
 def _save(folder: Path, title: str, points: Points, labels: tuple[str, str], *, line: bool) -> Path:
-    from matplotlib.figure import Figure as Canvas
+    from matplotlib.figure import Figure
 
-    canvas = Canvas(figsize=(6, 4.5), layout="constrained")
+    canvas = Figure(figsize=(6, 4.5), layout="constrained")
     axes: Axes = canvas.add_subplot()
     for label, values in points.items():
         xs, ys = zip(*values, strict=True) if values else ((), ())

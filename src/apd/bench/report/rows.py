@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from apd.attacks.threat import format_eps, parse_eps
-from apd.bench.job import Outcome, ViewOutcome, read_outcome
-from apd.bench.plan import Entry, Plan
-from apd.bench.protocols import View
+from apd.bench.job import EvalOutcome, Outcome, read_outcome
+from apd.bench.plan import Plan, TableRow
 from apd.errors import InputError
 from apd.util.extras import install_command
 from apd.util.files import write_atomic
@@ -55,42 +54,42 @@ def read_bench(folder: Path) -> tuple[Plan, dict[str, Outcome]]:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is damaged ({error}); run the bench again, finished runs are kept.") from error
-    found = {entry.job: read_outcome(folder, entry.job) for entry in plan.entries}
+    found = {row.job: read_outcome(folder, row.job) for row in plan.rows}
     return plan, {job: outcome for job, outcome in found.items() if outcome is not None}
 
 
-def entry_views(entry: Entry, outcomes: Mapping[str, Outcome]) -> dict[str, ViewOutcome]:
-    """What is known of a line, by the name of the view; the second stage's included."""
-    outcome = outcomes.get(entry.job)
-    known = outcome.views if outcome else {}
-    pairs = [*entry.views.items(), *entry.final.items()]
-    return {view.name: known[key] for key, view in pairs if key in known}
+def row_evals(row: TableRow, outcomes: Mapping[str, Outcome]) -> dict[str, EvalOutcome]:
+    """Find the outcomes of a row by the name of the evaluation, those of the second stage included."""
+    outcome = outcomes.get(row.job)
+    known = outcome.evals if outcome else {}
+    pairs = [*row.evals.items(), *row.final.items()]
+    return {spec.name: known[key] for key, spec in pairs if key in known}
 
 
 def rows(plan: Plan, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:
     """One row a run, split, attack and eps; clean accuracy, which all budgets of a curve share, once."""
-    for entry in plan.entries:
+    for row in plan.rows:
         clean = set[str]()
-        views: dict[str, View] = {view.name: view for view in (*entry.views.values(), *entry.final.values())}
-        for name, found in entry_views(entry, outcomes).items():
-            view = views[name]
+        specs = {spec.name: spec for spec in (*row.evals.values(), *row.final.values())}
+        for name, found in row_evals(row, outcomes).items():
+            spec = specs[name]
             for attack in found.right:
-                if attack == "clean" and view.split in clean:
+                if attack == "clean" and spec.split in clean:
                     continue
-                clean.add(view.split)
+                clean.add(spec.split)
                 yield {
-                    "data": entry.data,
-                    "method": entry.method,
-                    "shots": entry.shots,
-                    "seed": entry.seed or 0,
-                    "protocol": entry.protocol,
-                    "split": view.split,
+                    "data": row.data,
+                    "method": row.method,
+                    "shots": row.shots,
+                    "seed": row.seed or 0,
+                    "protocol": row.protocol,
+                    "split": spec.split,
                     "attack": attack,
-                    "eps": "0" if attack == "clean" else format_eps(parse_eps(view.eps)),
+                    "eps": "0" if attack == "clean" else format_eps(parse_eps(spec.eps)),
                     "accuracy": round(found.accuracy(attack), 4),
                     "n": len(found.right[attack]),
-                    "seconds": round(outcomes[entry.job].seconds + found.seconds, 2),
-                    "run": entry.job,
+                    "seconds": round(outcomes[row.job].seconds + found.seconds, 2),
+                    "run": row.job,
                 }
 
 

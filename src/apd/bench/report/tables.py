@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from apd.attacks.threat import format_eps, parse_eps
 from apd.bench.job import Outcome
-from apd.bench.plan import Entry, Plan
-from apd.bench.protocols import PROTOCOLS, Measure, View
-from apd.bench.report.compare import Cell, Figure, Seeds, difference, figure, has, shared_seeds
+from apd.bench.plan import Plan, TableRow
+from apd.bench.protocols import PROTOCOLS, EvalSpec, Metric
+from apd.bench.report.compare import Cell, MeanStd, Seeds, difference, has, mean_std, shared_seeds
 from apd.bench.report.published import published_markdown
-from apd.bench.report.rows import entry_views
+from apd.bench.report.rows import row_evals
 from apd.evaluation.statistics import AS_GOOD_MARGIN
 from apd.util.text import markdown as safe
 from apd.util.text import printable
@@ -32,7 +32,7 @@ class Table:
         protocol: its name.
         title: data and shots.
         note: eps and number of images.
-        measures: the columns.
+        metrics: the columns.
         rows: label of the method, to its runs data set by data set.
         against: the method that all are compared with; None: the best.
         versions: of apd that each method's figures were made with.
@@ -41,19 +41,19 @@ class Table:
     protocol: str
     title: str
     note: str
-    measures: tuple[Measure, ...]
+    metrics: tuple[Metric, ...]
     rows: Mapping[str, tuple[Seeds, ...]]
     against: str | None = None
     versions: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
-    def figures(self, measure: Measure) -> dict[str, Figure]:
+    def column(self, metric: Metric) -> dict[str, MeanStd]:
         """The column, without the methods that lack something of it."""
-        return {label: figure(sets, measure) for label, sets in self.rows.items() if _complete(sets, measure)}
+        return {label: mean_std(sets, metric) for label, sets in self.rows.items() if _complete(sets, metric)}
 
-    def ranked(self, measure: Measure) -> list[str]:
-        """Methods by this measure, the best first; the earlier row where two are equal."""
-        figures = self.figures(measure)
-        return sorted(figures, key=lambda label: -figures[label].mean)
+    def ranked(self, metric: Metric) -> list[str]:
+        """Methods by this metric, the best first; the earlier row where two are equal."""
+        column = self.column(metric)
+        return sorted(column, key=lambda label: -column[label].mean)
 
     @property
     def seeds(self) -> list[int | None]:
@@ -66,27 +66,27 @@ class Table:
         """Methods with these seeds, and those that depend on none; only among equal seeds is there a best one."""
         return [label for label, sets in self.rows.items() if shared_seeds(sets) in ([None], self.seeds)]
 
-    def contest(self, measure: Measure) -> list[str]:
-        """The contenders by this measure, the best first."""
-        return [label for label in self.ranked(measure) if label in self.contenders]
+    def ranked_contenders(self, metric: Metric) -> list[str]:
+        """The contenders by this metric, the best first."""
+        return [label for label in self.ranked(metric) if label in self.contenders]
 
-    def best(self, measure: Measure) -> list[str]:
+    def best(self, metric: Metric) -> list[str]:
         """The contenders with the best figure; several where it is equal."""
-        figures, contest = self.figures(measure), self.contest(measure)
-        return [label for label in contest if figures[label].mean == figures[contest[0]].mean]
+        column, ranked = self.column(metric), self.ranked_contenders(metric)
+        return [label for label in ranked if column[label].mean == column[ranked[0]].mean]
 
     @property
-    def main(self) -> Measure:
-        """The measure that ranks the methods for the second stage."""
-        return next(measure for measure in self.measures if measure.main)
+    def main(self) -> Metric:
+        """The metric that ranks the methods for the second stage."""
+        return next(metric for metric in self.metrics if metric.main)
 
 
 def make_tables(plan: Plan, outcomes: Mapping[str, Outcome]) -> list[Table]:
     """One table for each protocol, data set and number of shots, and means where a protocol has several data sets."""
-    groups: dict[tuple[object, ...], list[Entry]] = {}
-    for entry in plan.entries:
-        groups.setdefault(entry.table, []).append(entry)
-    single = [(entries, _table(entries, outcomes)) for entries in groups.values()]
+    groups: dict[tuple[object, ...], list[TableRow]] = {}
+    for row in plan.rows:
+        groups.setdefault(row.table, []).append(row)
+    single = [(rows, _table(rows, outcomes)) for rows in groups.values()]
     tables = [table for _, table in single] + list(_means(single))
     return [replace(table, against=plan.against if plan.against in table.rows else None) for table in tables]
 
@@ -94,49 +94,49 @@ def make_tables(plan: Plan, outcomes: Mapping[str, Outcome]) -> list[Table]:
 def best_methods(
     plan: Plan, outcomes: Mapping[str, Outcome], best: int, protocols: Sequence[str]
 ) -> dict[tuple[object, ...], list[str]]:
-    """The ``best`` methods of each table of these protocols, by its main measure."""
+    """The ``best`` methods of each table of these protocols, by its main metric."""
     found = {}
-    for entry in plan.entries:
-        if entry.protocol in protocols and entry.table not in found:
-            table = _table([other for other in plan.entries if other.table == entry.table], outcomes)
-            found[entry.table] = table.ranked(table.main)[:best]
+    for row in plan.rows:
+        if row.protocol in protocols and row.table not in found:
+            table = _table([other for other in plan.rows if other.table == row.table], outcomes)
+            found[row.table] = table.ranked(table.main)[:best]
     return found
 
 
-def _table(entries: Sequence[Entry], outcomes: Mapping[str, Outcome]) -> Table:
-    first, protocol = entries[0], PROTOCOLS[entries[0].protocol]
-    measures = list(protocol.measures(list(first.views.values())))
-    final = next((list(entry.final.values()) for entry in entries if entry.final), [])
+def _table(lines: Sequence[TableRow], outcomes: Mapping[str, Outcome]) -> Table:
+    first, protocol = lines[0], PROTOCOLS[lines[0].protocol]
+    metrics = list(protocol.metrics(list(first.evals.values())))
+    final = next((list(row.final.values()) for row in lines if row.final), [])
     if final:
-        columns = [measure for measure in protocol.measures(final) if measure.main]
-        measures += [replace(measure, name=f"{measure.name} (final)") for measure in columns]
-    rows: dict[str, dict[int | None, Cell]] = {}
+        columns = [metric for metric in protocol.metrics(final) if metric.main]
+        metrics += [replace(metric, name=f"{metric.name} (final)") for metric in columns]
+    cells: dict[str, dict[int | None, Cell]] = {}
     versions: dict[str, frozenset[str]] = {}
-    for entry in entries:
-        views = entry_views(entry, outcomes)
-        if all(view.name in views for view in entry.views.values()):
-            rows.setdefault(entry.method, {})[entry.seed] = views
-            made = outcomes[entry.job].made_with([*entry.views, *entry.final])
-            versions[entry.method] = versions.get(entry.method, frozenset()) | made
+    for row in lines:
+        cell = row_evals(row, outcomes)
+        if all(spec.name in cell for spec in row.evals.values()):
+            cells.setdefault(row.method, {})[row.seed] = cell
+            made = outcomes[row.job].made_with([*row.evals, *row.final])
+            versions[row.method] = versions.get(row.method, frozenset()) | made
     shots = f"{first.shots} shots" if first.shots != "all" else "all training images"
-    about = _about(list(first.views.values()))
+    note = _note(list(first.evals.values()))
     if final:
-        about += f"; final: {_about(final)}"
-    labels = {label: (cells,) for label, cells in rows.items()}
-    return Table(first.protocol, f"{first.data}, {shots}", about, tuple(measures), labels, versions=versions)
+        note += f"; final: {_note(final)}"
+    rows = {label: (seeds,) for label, seeds in cells.items()}
+    return Table(first.protocol, f"{first.data}, {shots}", note, tuple(metrics), rows, versions=versions)
 
 
-def _about(views: Sequence[View]) -> str:
-    budgets = dict.fromkeys(format_eps(parse_eps(view.eps)) for view in views)
-    images = "all images" if views[0].limit is None else f"at most {views[0].limit} images"
-    return f"{', '.join(views[0].attacks)} at eps {', '.join(budgets)} on {images}"
+def _note(evals: Sequence[EvalSpec]) -> str:
+    budgets = dict.fromkeys(format_eps(parse_eps(spec.eps)) for spec in evals)
+    images = "all images" if evals[0].limit is None else f"at most {evals[0].limit} images"
+    return f"{', '.join(evals[0].attacks)} at eps {', '.join(budgets)} on {images}"
 
 
-def _means(single: Sequence[tuple[list[Entry], Table]]) -> Iterator[Table]:
+def _means(single: Sequence[tuple[list[TableRow], Table]]) -> Iterator[Table]:
     """Where the tables of several data sets have the same columns and seeds: the mean over data sets."""
     for members in _alike(single):
-        names = [entry.data for entry, _ in members]
-        shots = " or ".join(dict.fromkeys(str(entry.shots) for entry, _ in members))
+        names = [row.data for row, _ in members]
+        shots = " or ".join(dict.fromkeys(str(row.shots) for row, _ in members))
         tables = [table for _, table in members]
         labels = [label for label in tables[0].rows if all(label in table.rows for table in tables)]
         rows = {label: tuple(table.rows[label][0] for table in tables) for label in labels}
@@ -144,26 +144,26 @@ def _means(single: Sequence[tuple[list[Entry], Table]]) -> Iterator[Table]:
         versions = {label: frozenset().union(*(table.versions[label] for table in tables)) for label in labels}
         note = "; ".join(dict.fromkeys(table.note for table in tables))
         if rows:
-            yield Table(tables[0].protocol, title, note, tables[0].measures, rows, versions=versions)
+            yield Table(tables[0].protocol, title, note, tables[0].metrics, rows, versions=versions)
 
 
-def _alike(single: Sequence[tuple[list[Entry], Table]]) -> Iterator[list[tuple[Entry, Table]]]:
+def _alike(single: Sequence[tuple[list[TableRow], Table]]) -> Iterator[list[tuple[TableRow, Table]]]:
     """Tables of several data sets that can be averaged; with equal shots where a data set has several numbers of them."""
-    groups: dict[tuple[object, ...], list[tuple[Entry, Table]]] = {}
-    for entries, table in single:
+    groups: dict[tuple[object, ...], list[tuple[TableRow, Table]]] = {}
+    for rows, table in single:
         if table.rows:
-            seeds = frozenset(entry.seed for entry in entries)
-            groups.setdefault((table.protocol, table.measures, seeds), []).append((entries[0], table))
+            seeds = frozenset(row.seed for row in rows)
+            groups.setdefault((table.protocol, table.metrics, seeds), []).append((rows[0], table))
     for members in groups.values():
-        curve = len({entry.data for entry, _ in members}) < len(members)
-        parts: dict[object, list[tuple[Entry, Table]]] = {}
-        for entry, table in members:
-            parts.setdefault(entry.shots if curve else None, []).append((entry, table))
+        curve = len({row.data for row, _ in members}) < len(members)
+        parts: dict[object, list[tuple[TableRow, Table]]] = {}
+        for row, table in members:
+            parts.setdefault(row.shots if curve else None, []).append((row, table))
         yield from (part for part in parts.values() if len(part) > 1)
 
 
-def _complete(sets: Sequence[Seeds], measure: Measure) -> bool:
-    return bool(shared_seeds(sets)) and all(has(cells, measure) for cells in sets)
+def _complete(sets: Sequence[Seeds], metric: Metric) -> bool:
+    return bool(shared_seeds(sets)) and all(has(cells, metric) for cells in sets)
 
 
 def markdown(name: str, tables: Sequence[Table]) -> str:
@@ -198,14 +198,14 @@ def markdown(name: str, tables: Sequence[Table]) -> str:
 
 
 def _values(table: Table) -> list[str]:
-    head = ["method", "seeds", *(safe(measure.name) for measure in table.measures)]
+    head = ["method", "seeds", *(safe(metric.name) for metric in table.metrics)]
     lines = [_row(head), "|" + "---|" * len(head)]
     rows = _cells(table, lambda text: f"**{text}**", " ± ")
     return lines + [_row([safe(label), *cells]) for label, *cells in rows]
 
 
 def _cells(table: Table, bold: Callable[[str], str], plus_minus: str) -> Iterator[list[str]]:
-    columns = [(table.figures(measure), table.best(measure)) for measure in table.measures]
+    columns = [(table.column(metric), table.best(metric)) for metric in table.metrics]
     for label, sets in table.rows.items():
         cells = []
         for figures, best in columns:
@@ -239,24 +239,24 @@ def _notes(table: Table) -> list[str]:
     return notes
 
 
-def _mean(found: Figure, plus_minus: str) -> str:
+def _mean(found: MeanStd, plus_minus: str) -> str:
     return f"{found.mean:.1f}" + (f"{plus_minus}{found.deviation:.1f}" if found.deviation is not None else "")
 
 
 def _differences(table: Table) -> list[str]:
     """Each method against the one that is asked for; else against the best, and the best against the runner-up."""
-    shown = [m for m in table.measures if (m.main or table.against) and len(table.figures(m)) > 1]
+    shown = [m for m in table.metrics if (m.main or table.against) and len(table.column(m)) > 1]
     if not shown:
         return []
     other = table.against or "the best (the best: to the runner-up)"
-    head = [f"difference to {safe(other)}", *(safe(measure.name) for measure in shown)]
+    head = [f"difference to {safe(other)}", *(safe(metric.name) for metric in shown)]
     lines = [_row(head), "|" + "---|" * len(head)]
     labels = [label for label in table.rows if label != table.against]
-    lines += [_row([safe(label), *(_against(table, label, measure) for measure in shown)]) for label in labels]
+    lines += [_row([safe(label), *(_against(table, label, metric) for metric in shown)]) for label in labels]
     return [*lines, "", " ".join(_reading(table, shown))]
 
 
-def _reading(table: Table, shown: Sequence[Measure]) -> Iterator[str]:
+def _reading(table: Table, shown: Sequence[Metric]) -> Iterator[str]:
     """How to read the differences: what they are taken over, what the words mean, and who is the best of equals."""
     yield "Paired over images and the seeds that both methods have; 95 % bootstrap interval over images, not over trainings."
     yield (
@@ -267,20 +267,20 @@ def _reading(table: Table, shown: Sequence[Measure]) -> Iterator[str]:
         yield "With other seeds it is not the difference of the figures above."
     if table.against:
         return
-    for measure in shown:
-        best = table.best(measure)
+    for metric in shown:
+        best = table.best(metric)
         if len(best) > 1:
             names = [safe(label) for label in best]
-            yield f"Best in {measure.name} are {' and '.join(names)}, with equal figures; {names[0]} stands for the best here."
+            yield f"Best in {metric.name} are {' and '.join(names)}, with equal figures; {names[0]} stands for the best here."
 
 
-def _against(table: Table, label: str, measure: Measure) -> str:
-    best, runner_up, *_ = *table.contest(measure), None, None
+def _against(table: Table, label: str, metric: Metric) -> str:
+    best, runner_up, *_ = *table.ranked_contenders(metric), None, None
     other = table.against or (runner_up if label == best else best)
-    known = table.figures(measure)
+    known = table.column(metric)
     if label not in known or other is None or other not in known:
         return MISSING
-    found = difference(table.rows[label], table.rows[other], measure)
+    found = difference(table.rows[label], table.rows[other], metric)
     if found is None:
         return "not paired"
     text = f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}] {found.verdict}"
@@ -297,7 +297,7 @@ def latex(tables: Sequence[Table]) -> str:
 
 
 def _latex(table: Table) -> Iterator[str]:
-    head = ["method", "seeds", *(measure.name for measure in table.measures)]
+    head = ["method", "seeds", *(metric.name for metric in table.metrics)]
     yield r"\begin{table}"
     yield r"\centering"
     caption = " ".join([f"{table.protocol}: {table.title}. Accuracy in percent; {table.note}.", *_notes(table)])

@@ -1,0 +1,80 @@
+"""How many functions of the project lie between what a person calls and what does the work, counted on real stacks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+import apd
+from apd.bench import Machine, bench, engines, load_suite
+from apd.training import loop
+
+from .test_bench_run import Write, silent, write
+
+__all__ = ["write"]
+
+SOURCE = str(Path(apd.__file__).parent)
+
+
+def project_frames() -> list[str]:
+    """Functions of the project on this thread's stack, the outermost first."""
+    names, frame = list[str](), sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(SOURCE):
+            names.insert(0, frame.f_code.co_name)
+        frame: FrameType | None = frame.f_back
+    return names
+
+
+class Thread(threading.Thread):
+    """Stands in for a worker process, so that its stack can be seen from here."""
+
+    def __init__(self, target: Callable[..., None], args: tuple[Any, ...], daemon: bool) -> None:
+        super().__init__(target=target, args=args, daemon=daemon)
+        self.connection = args[0]
+
+    def kill(self) -> None:
+        """End the thread, which ends with its connection."""
+        self.connection.hang_up()
+
+
+def test_from_bench_to_the_training_loop(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed_over, training = list[list[str]](), list[list[str]]()
+    train = loop.train
+
+    class Pipe:
+        """The bench's end of a pipe; keeps the stack on which a job is handed over."""
+
+        def __init__(self, end: Any) -> None:
+            self.end = end
+            self.fileno, self.recv, self.close = end.fileno, end.recv, end.close
+
+        def send(self, job: Any) -> None:
+            handed_over.append(project_frames())
+            self.end.send(job)
+
+    def pipe() -> tuple[Any, Any]:
+        ours, theirs = multiprocessing.Pipe()
+        # The bench closes its copy of the worker's end, of which a thread has no other.
+        worker_end = SimpleNamespace(send=theirs.send, recv=theirs.recv, close=lambda: None, hang_up=ours.close)
+        return Pipe(ours), worker_end
+
+    def seen(*arguments: Any, **options: Any) -> Any:
+        training.append([*project_frames(), train.__name__])
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(engines.multiprocessing, "get_context", lambda _: SimpleNamespace(Pipe=pipe, Process=Thread))
+    monkeypatch.setattr(engines, "_die_with_parent", lambda: None)
+    monkeypatch.setattr(loop, "train", seen)
+    suite = write(blocks=[{"protocol": "few-shot", "data": "colours", "methods": "advvlp"}])
+    assert bench(load_suite(suite), tmp_path / "out", machine=Machine("local", 1, 1, 0), say=silent) == {}
+    (parent,), (worker,) = handed_over, training
+    assert (parent[0], worker[-1]) == ("bench", "train")
+    assert len(parent) + len(worker) <= 7, [*parent, *worker]
