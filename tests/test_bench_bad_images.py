@@ -70,4 +70,4 @@ def test_the_command_line_does_not_promise_that_trying_again_helps(
     with pytest.raises(SystemExit) as stop:
         main()
     last = capfd.readouterr().err.splitlines()[-1]
-    assert stop.value.code == 1 and last.startswith("Next: mend") and "again" not in last
+    assert stop.value.code == 1 and last.startswith("Next: fix") and "again" not in last

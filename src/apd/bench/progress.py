@@ -1,4 +1,4 @@
-"""What a person sees of a bench: a live table on a terminal; elsewhere a line a run, and a sign of life between them."""
+"""Progress of a bench: a live table on a terminal; elsewhere one line per run, and periodic lines between them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class BenchProgress:
-    """Counts runs by protocol and data set, and foretells the time left.
+    """Count runs by protocol and data set, and predict the time left.
 
     Args:
         plan: all runs.
-        expected: job to do, to its estimated seconds, in the order in which they are begun.
-        workers: that share the work.
-        say: takes a line for a person, where no live table can be shown.
+        expected: estimated seconds of each job to do, in the order in which jobs are begun.
+        workers: number of jobs at a time.
+        say: takes lines for a person if no live table can be shown.
     """
 
     def __init__(self, plan: Plan, expected: Mapping[str, float], workers: int, say: Callable[[str], None]) -> None:
@@ -53,7 +53,7 @@ class BenchProgress:
         self.shown.close()
 
     def finished(self, report: Report) -> None:
-        """Take note of a run that came to its end."""
+        """Record a run that ended."""
         now = time.monotonic()
         self.open.discard(report.job)
         if report.outcome is None:
@@ -71,9 +71,9 @@ class BenchProgress:
             self.say(text)
 
     def seconds_left(self) -> float:
-        """The estimates of open runs, at the pace of finished ones, less the time that runs under way have had.
+        """Sum the estimates of open runs at the pace of finished ones, less the time that running ones have had.
 
-        Until a run is finished the estimates stand as they are.
+        Until a run is finished, the estimates are not corrected.
         """
         now, open_ = time.monotonic(), list(self.open)  # a copy: another thread may ask while a run ends
         pace = self.took / self.done if self.done else 1.0

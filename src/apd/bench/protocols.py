@@ -1,4 +1,4 @@
-"""The protocols: what is trained on, what is evaluated, and which figures stand in the table.
+"""The protocols: what is trained on, what is evaluated, and which metrics are in the table.
 
 A protocol is an entry of `PROTOCOLS`; its functions see one block of a suite and one data set.
 """
@@ -24,14 +24,14 @@ class EvalSpec:
     """One evaluation of a trained classifier.
 
     Args:
-        name: tells it apart in its table.
-        split: what the results call it.
-        data: data set of the suite.
-        eps: in [0,1] pixel units, as text.
-        attacks: besides clean.
-        limit: images; None for all.
-        classes: of the data set.
-        corruption: ``KIND:SEVERITY`` before any attack.
+        name: unique in its table.
+        split: its name in the results.
+        data: name of the data set in the suite.
+        eps: budget in [0,1] pixel units, as text.
+        attacks: all but clean.
+        limit: number of images; None for all.
+        classes: which of the data set's classes.
+        corruption: ``KIND:SEVERITY``, applied before any attack.
         names: ``own``: the prompts serve this data set's class names and templates; ``kept``: its class names with the
             training templates, because they are the same classes.
     """
@@ -49,7 +49,7 @@ class EvalSpec:
 
 @dataclass(frozen=True)
 class Metric:
-    """A column: accuracy of one (spec, attack), or the harmonic or arithmetic mean of several.
+    """A column: accuracy of one (evaluation, attack), or the harmonic or arithmetic mean of several.
 
     ``main`` columns rank the methods and carry the paired intervals.
     """
@@ -66,11 +66,11 @@ class Protocol:
 
     Args:
         summary: one line.
-        evals: (block, data set, spec as a template) to the evaluations of each run.
-        metrics: the evals of a table, to its columns.
+        evals: makes the evaluations of each run, from a block and a template.
+        metrics: makes the columns of a table, from its evaluations.
         train_classes: which classes are trained on.
-        needs: the setting of a block that it cannot do without.
-        curve: what the x-axis of its plot is.
+        needs: the setting that a block must have.
+        curve: the x-axis of its plot.
     """
 
     summary: str
@@ -81,7 +81,7 @@ class Protocol:
     curve: Literal["shots", "eps"] | None = None
 
     def check(self, block: Block) -> None:
-        """Raise an `InputError` where the block lacks what the protocol needs, or sets what belongs to another."""
+        """Raise an `InputError` if the block lacks what the protocol needs, or sets what belongs to another."""
         if self.needs == "to" and any(set(block.to) == {name} for name in block.data):
             raise InputError(
                 f"a block of protocol {block.protocol} trains on {block.to[0]!r} and has no other data set in 'to'; add one."
@@ -153,7 +153,7 @@ def _base_new_metrics(evals: Sequence[EvalSpec]) -> list[Metric]:
 
 
 def _each(evals: Sequence[EvalSpec]) -> list[Metric]:
-    """Clean and worst of every spec, and their means over all evals but the first, which training has seen."""
+    """Clean and worst of every evaluation, and their means over all but the first, which training has seen."""
     columns = [Metric(f"{v.name} {attack}", ((v.name, attack),)) for v in evals for attack in ("clean", WORST)]
     others = evals[1:]
     clean, robust = (tuple((spec.name, attack) for spec in others) for attack in ("clean", WORST))
@@ -172,7 +172,7 @@ def _curve(evals: Sequence[EvalSpec]) -> list[Metric]:
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    "few-shot": Protocol("train on k images a class, evaluate on the test images", _same, _plain, curve="shots"),
+    "few-shot": Protocol("train on k images per class, evaluate on the test images", _same, _plain, curve="shots"),
     "base-to-new": Protocol(
         "train on the first half of the classes, evaluate on both halves (CoCoOp, arXiv 2203.05557)",
         _base_new,

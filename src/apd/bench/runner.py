@@ -33,13 +33,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the runs go.
+    """Where runs are computed.
 
     Args:
         engine: local or ray.
         workers: runs at a time.
-        threads: of each run.
-        gpus: for each run; 0: runs compute on the CPU.
+        threads: threads per run.
+        gpus: GPUs per run; 0: runs compute on the CPU.
     """
 
     engine: str
@@ -53,7 +53,7 @@ class Machine:
         return "cuda" if self.gpus else "cpu"
 
     def run(self, jobs: Sequence[Job], folder: Path) -> Iterator[Report]:
-        """Do jobs; reports as they come."""
+        """Do jobs; yield each report when it comes."""
         if self.engine == "ray":
             return run_ray(jobs, folder, workers=self.workers, threads=self.threads, gpus=self.gpus)
         gpus = torch.cuda.device_count() if self.gpus else 0
@@ -61,12 +61,12 @@ class Machine:
 
 
 def find_machine(engine: str = "local", workers: int | None = None, gpus: float | None = None) -> Machine:
-    """What there is to compute with, shared out to workers.
+    """Find what there is to compute with, and share it out to workers.
 
     Args:
         engine: local, or ray: the cluster of RAY_ADDRESS or of this machine, else a new one on this machine.
-        workers: runs at a time; None: one a GPU, or one where there is none.
-        gpus: for each run (Ray: may be a fraction); None: 1 where there are any.
+        workers: runs at a time; None: one per GPU, or one without GPUs.
+        gpus: GPUs per run (Ray: may be a fraction); None: 1 if there are any.
 
     Raises:
         InputError: an unknown engine, Ray missing, GPUs asked for that are not there.
@@ -92,7 +92,7 @@ def _cores() -> int:
 
 
 def _most_threads() -> int:
-    """What OMP_NUM_THREADS allows a process, where it is set."""
+    """The most threads that OMP_NUM_THREADS allows a process, if it is set."""
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     return int(allowed) if allowed.isdigit() else sys.maxsize
 
@@ -102,12 +102,12 @@ def bench(suite: Suite, folder: str | Path, *, machine: Machine | None = None, s
 
     Args:
         suite: from `load_suite`.
-        folder: for everything that comes of it; one that was begun is gone on with.
+        folder: for all output; an unfinished bench in it is resumed.
         machine: from `find_machine`; None: this machine, one worker.
         say: takes lines for a person.
 
     Returns:
-        Label of each run that failed, to why.
+        The error of each run that failed, by the run's label.
 
     Raises:
         InputError: settings, model or data that cannot be used, another bench at work in the folder; found before
@@ -138,7 +138,7 @@ def bench(suite: Suite, folder: str | Path, *, machine: Machine | None = None, s
 
 
 def _stages(plan: Plan, suite: Suite, folder: Path, failures: Mapping[str, str]) -> Iterator[Plan]:
-    """The plan, and when it is done the second stage's: further attacks on the best, without jobs that failed."""
+    """Yield the plan and, once it is done, that of the second stage, without jobs that failed."""
     yield plan
     if suite.final is not None:
         best = best_methods(plan, _outcomes(plan, folder), suite.final.best, suite.final.protocols)
@@ -148,7 +148,7 @@ def _stages(plan: Plan, suite: Suite, folder: Path, failures: Mapping[str, str])
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep every other bench out of the folder; the lock of one that is killed is gone with it."""
+    """Keep every other bench out of the folder; the lock of a killed one ends with it."""
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         with writing(folder):
@@ -165,7 +165,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _tell_versions(plan: Plan, outcomes: Mapping[str, Outcome], say: Say) -> None:
-    """Say which outcomes, that count as done, another version of apd has made: methods may have changed since."""
+    """Say which outcomes that count as done were made by another version of apd: methods may have changed since."""
     made = {job: outcome.made_with(plan.jobs[job].evals) - {__version__} for job, outcome in outcomes.items()}
     other = [job for job, versions in made.items() if versions]
     if other:
@@ -206,12 +206,12 @@ def _expected(plan: Plan, folder: Path, machine: Machine, say: Say) -> dict[str,
 
 
 def _own(device: str) -> str:
-    """The device as far as it is here too: a driver of a cluster may have none."""
+    """The device for this process, which may lack the workers' GPU if they are on a cluster."""
     return device if device != "cuda" or torch.cuda.is_available() else "cpu"
 
 
 def write_tables(folder: str | Path, say: Say = print) -> Path:
-    """Results, tables and plots from what is in the folder, without any run.
+    """Write results, tables and plots from what is in the folder, without any run.
 
     Returns:
         ``table.md``.

@@ -25,7 +25,7 @@ from apd.util.text import short
 
 
 def _listed(value: object) -> object:
-    """One name stands for a list of one."""
+    """Turn a single name into a list of one."""
     return (value,) if isinstance(value, str | int | float) else value
 
 
@@ -52,7 +52,7 @@ class DataEntry(DataSettings):
     """
 
     eps: Eps = Field("1/255", description="budget of training and attacks, in [0,1] pixel units")
-    train: dict[str, Any] = Field({}, description="settings of the section train, over the suite's; the same for all")
+    train: dict[str, Any] = Field({}, description="settings of the section train, over the suite's; for all methods")
 
     @model_validator(mode="after")
     def _set_elsewhere(self) -> DataEntry:
@@ -146,12 +146,12 @@ class Suite(Section):
         return self
 
     def run_config(self, data: str | None, method: str, seed: int = 0) -> RunConfig:
-        """Settings of a run, without the data set's own section and with sources as they are written.
+        """Combine the settings of a run, without the data set's own section and with sources as they are written.
 
         Args:
             data: name of the data set; None: only what the method's own row says.
             method: label of a method that is trained.
-            seed: of the run.
+            seed: the run's.
 
         Raises:
             InputError: a setting that nothing knows or that does not fit, with the row of the suite that holds it.
@@ -169,7 +169,7 @@ class Suite(Section):
             raise InputError(_at(_row_of(error, rows), str(error))) from error
 
     def section(self, data: str, *, shots: int | Literal["all"] | None = None, seed: int | None = None) -> DataSettings:
-        """The section ``data`` of runs on a data set, for this machine.
+        """Make the section ``data`` of runs on a data set, for this machine.
 
         Raises:
             InputError: see `resolve`.
@@ -238,7 +238,7 @@ class Suite(Section):
 
 
 def load_suite(file: str | Path, *, root: str | Path | None = None) -> Suite:
-    """A suite from a YAML file.
+    """Read a suite from a YAML file.
 
     Args:
         file: the suite.

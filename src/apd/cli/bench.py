@@ -13,23 +13,21 @@ from apd.util.progress import counted
 
 def bench(
     suite: Annotated[Path, typer.Argument(help="Suite file (YAML): data, methods, and blocks that combine them.")],
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for all that comes of it. (default: runs/bench-SUITE)")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for all output. (default: runs/bench-SUITE)")] = None,
     engine: Annotated[str, typer.Option(help="local, or ray.")] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time. (default: one a GPU, or one)", show_default=False)
+        int | None, typer.Option(min=1, help="Runs at a time. (default: one per GPU, or one)", show_default=False)
     ] = None,
     gpus: Annotated[
         float | None,
-        typer.Option(min=0, help="GPUs for each run. (default: 1 where there are any)", show_default=False),
+        typer.Option(min=0, help="GPUs for each run. (default: 1 if there are any)", show_default=False),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the suite's models and data.")] = None,
     table_only: Annotated[
         bool, typer.Option("--table-only", help="Write tables and plots again from the outcomes in the output folder.")
     ] = False,
 ) -> None:
-    """Run a suite of trainings and evaluations, and write the tables; what is done already is not done again.
+    """Run a suite of trainings and evaluations, and write the tables; finished runs are not repeated.
 
     \b
     Examples:
@@ -52,7 +50,7 @@ def bench(
             try:
                 failures = run_bench(wanted, folder, machine=machine, say=say)
             except KeyboardInterrupt:
-                say("\nStopped. The same command goes on; with --table-only it shows what there is.")
+                say("\nStopped. Run the same command again to resume, or add --table-only to see the results so far.")
                 raise
     print((folder / "table.md").read_text(encoding="utf-8"))
     if failures:
@@ -63,5 +61,5 @@ def bench(
 
 def _listed(failures: dict[str, str]) -> str:
     lines = [f"  {label}: {error}" for label, error in failures.items()]
-    way_out = "Next: mend what they name; the same command then does what is missing."
-    return "\n".join([f"{counted(len(failures), 'run')} failed:", *lines, way_out])
+    hint = "Next: fix these errors, then run the same command: only the failed runs are repeated."
+    return "\n".join([f"{counted(len(failures), 'run')} failed:", *lines, hint])

@@ -1,4 +1,4 @@
-"""From pydantic's errors to one line for a person, for any class of settings."""
+"""Explain pydantic's errors in one line, for any class of settings."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from apd.errors import nearest
 from apd.util.text import short
 
 MEMBER = "*"
-"""In the names of settings, any key of a mapping and any place in a list."""
+"""Stands in names of settings for any key of a mapping and any index of a list."""
 
 
 def setting_names(model: type[BaseModel], flat: Mapping[str, type[BaseModel]] | None = None) -> list[str]:
-    """Dotted names of all settings and sections below a class of settings.
+    """List the dotted names of all settings and sections below a class of settings.
 
     Args:
         model: the outermost class.
@@ -58,7 +58,7 @@ def explain(
     main: Mapping[str, str] | None = None,
     missing: Callable[[str], str] = "The setting {!r} is missing.".format,
 ) -> str:
-    """The first of the errors in one line, and how many more there are.
+    """Explain the first of the errors in one line, and say how many more there are.
 
     Args:
         error: from the class of settings.
@@ -88,7 +88,7 @@ def explain(
 def source_of(
     error: ValidationError, names: Collection[str], places: Mapping[str, str], main: Mapping[str, str] | None = None
 ) -> str | None:
-    """Where the setting of the first error came from; None if no place holds it.
+    """Find where the setting of the first error came from; None if no place holds it.
 
     Of several places: that of a part of it which the message names, else of its main setting, else the place with the
     longest name around it.

@@ -48,7 +48,7 @@ def mean_std(sets: Sequence[Seeds], metric: Metric) -> MeanStd:
 
 
 def difference(a: Sequence[Seeds], b: Sequence[Seeds], metric: Metric) -> Difference | None:
-    """``a - b`` over the seeds that they share; None where they share none or saw other images.
+    """Compute ``a - b`` over the seeds that they share; None if they share none or saw other images.
 
     Accuracies of one evaluation go through `apd.evaluation.statistics.paired_bootstrap`; means of several (harmonic ones are not
     linear in the images) through `bootstrap_of_means`. Both draw images, and an image brings both methods' outcomes of
@@ -87,9 +87,9 @@ def bootstrap_of_means(
     Args:
         pairs: data set by data set, seed by seed: the two methods' runs on the same images.
         metric: the mean.
-        seed: of the draws.
-        samples: how many draws.
-        confidence: of the interval.
+        seed: seed of the draws.
+        samples: number of draws.
+        confidence: confidence level of the interval.
     """
     rng = np.random.default_rng(seed)
     drawn: list[Array] = []

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Points = Mapping[str, list[tuple[float, float]]]
-"""Label of a method, to its points."""
+"""The points of each method, by its label."""
 
 
 def write_plots(folder: Path, plan: Plan, tables: Sequence[Table], say: Callable[[str], None]) -> list[Path]:
-    """PNG files in ``plots/``; needs matplotlib (the extra ``report``) and says so where it is missing."""
+    """Write PNG files to ``plots/``; without matplotlib (the extra ``report``) only say so."""
     if find_spec("matplotlib") is None:
         say(f"No plots: they need matplotlib ({install_command('report')}).")
         return []
@@ -66,14 +66,14 @@ def _over_eps(table: Table) -> Points:
 
 
 def _over_shots(plan: Plan, tables: Sequence[Table]) -> dict[str, Points]:
-    """The worst at each number of shots, for the data sets that have several."""
+    """Worst accuracy at each number of shots, for the data sets that have several."""
     titles = {f"{e.data}, {e.shots} shots": e for e in plan.rows if PROTOCOLS[e.protocol].curve == "shots"}
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for table in tables:
         row = titles.get(table.title)
         if row is None or row.protocol != table.protocol or row.shots == "all" or not _attacked(table):
             continue
-        # Other attacks or images are another curve.
+        # Other attacks or images make another curve.
         curve = f"{row.data}, {table.note}"
         for label, mean_std in table.column(table.main).items():
             found.setdefault(curve, {}).setdefault(label, []).append((float(row.shots), mean_std.mean))

@@ -1,4 +1,4 @@
-"""Numbers that others have published, shown beside ours as theirs."""
+"""Published numbers, shown beside ours and marked as other people's."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import yaml
 
 @dataclass(frozen=True)
 class Published:
-    """One table of somebody else.
+    """One published table.
 
     Args:
-        protocol: of ours that it belongs beside.
+        protocol: the protocol of ours that it is shown beside.
         source: paper.
         setting: model, budget, attack, data.
-        columns: names of the figures.
-        rows: method, to its figures in percent; None where none is given.
+        columns: column names.
+        rows: figures in percent by method; None if none is given.
     """
 
     protocol: str
@@ -30,7 +30,7 @@ class Published:
 
 
 def load_published() -> list[Published]:
-    """All that is in the package's ``assets/published.yaml``."""
+    """Read the package's ``assets/published.yaml``."""
     raw: list[dict[str, Any]] = yaml.safe_load((files("apd") / "assets" / "published.yaml").read_text(encoding="utf-8"))
     return [
         Published(
@@ -41,7 +41,7 @@ def load_published() -> list[Published]:
 
 
 def published_markdown(protocol: str) -> list[str]:
-    """Lines for a Markdown table of each entry beside this protocol."""
+    """Format the published tables of a protocol as lines of Markdown."""
     found = [entry for entry in load_published() if entry.protocol == protocol]
     if not found:
         return []

@@ -1,4 +1,4 @@
-"""What a bench leaves for a program: one tidy table of all figures, from the plan and the outcomes alone."""
+"""Machine-readable results: one tidy table of all accuracies, from the plan and the outcomes alone."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ COLUMNS = (
     "seconds",
     "run",
 )
-"""Columns of results.csv; ``seconds`` are of training and of this evaluation, with all its attacks, together."""
+"""Columns of results.csv; ``seconds`` add up training and this evaluation with all its attacks."""
 
 
 def plan_file(folder: Path) -> Path:
-    """Where the lines of all tables are kept."""
+    """The file that keeps the rows of all tables."""
     return folder / "plan.json"
 
 
 def read_bench(folder: Path) -> tuple[Plan, dict[str, Outcome]]:
-    """What a bench has planned and what is known of it.
+    """Read what a bench has planned and the outcomes so far.
 
     Raises:
         InputError: no bench there, or a damaged file.
@@ -67,7 +67,7 @@ def row_evals(row: TableRow, outcomes: Mapping[str, Outcome]) -> dict[str, EvalO
 
 
 def rows(plan: Plan, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:
-    """One row a run, split, attack and eps; clean accuracy, which all budgets of a curve share, once."""
+    """Yield one row per run, split, attack and eps; clean accuracy, which all budgets of a curve share, comes once."""
     for row in plan.rows:
         clean = set[str]()
         specs = {spec.name: spec for spec in (*row.evals.values(), *row.final.values())}
@@ -94,7 +94,7 @@ def rows(plan: Plan, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]
 
 
 def write_rows(folder: Path, plan: Plan, outcomes: Mapping[str, Outcome], say: Callable[[str], None]) -> list[Path]:
-    """``results.csv``, and ``results.parquet`` where pyarrow is installed; what was written of them."""
+    """Write ``results.csv``, and ``results.parquet`` if pyarrow is installed; return what was written."""
     table = list(rows(plan, outcomes))
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

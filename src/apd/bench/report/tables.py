@@ -1,4 +1,4 @@
-"""The tables for a person: Markdown and LaTeX, from the plan and the outcomes alone."""
+"""The tables for people: Markdown and LaTeX, from the plan and the outcomes alone."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Table:
         title: data and shots.
         note: eps and number of images.
         metrics: the columns.
-        rows: label of the method, to its runs data set by data set.
+        rows: each method's runs, data set by data set, by its label.
         against: the method that all are compared with; None: the best.
-        versions: of apd that each method's figures were made with.
+        versions: versions of apd that made each method's outcomes.
     """
 
     protocol: str
@@ -47,31 +47,31 @@ class Table:
     versions: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def column(self, metric: Metric) -> dict[str, MeanStd]:
-        """The column, without the methods that lack something of it."""
+        """Compute a column, without the methods that lack something of it."""
         return {label: mean_std(sets, metric) for label, sets in self.rows.items() if _complete(sets, metric)}
 
     def ranked(self, metric: Metric) -> list[str]:
-        """Methods by this metric, the best first; the earlier row where two are equal."""
+        """Rank all methods by this metric, the best first and the earlier row of equal ones."""
         column = self.column(metric)
         return sorted(column, key=lambda label: -column[label].mean)
 
     @property
     def seeds(self) -> list[int | None]:
-        """The most seeds that a method's figures rest on; ``[None]`` where none depends on a seed."""
+        """The most seeds that any method has; ``[None]`` if none depends on a seed."""
         seeded = [seeds for seeds in map(shared_seeds, self.rows.values()) if seeds != [None]]
         return max(seeded, key=len, default=[None])
 
     @property
     def contenders(self) -> list[str]:
-        """Methods with these seeds, and those that depend on none; only among equal seeds is there a best one."""
+        """Methods with these seeds, and those that depend on none: a best one is only chosen among equal seeds."""
         return [label for label, sets in self.rows.items() if shared_seeds(sets) in ([None], self.seeds)]
 
     def ranked_contenders(self, metric: Metric) -> list[str]:
-        """The contenders by this metric, the best first."""
+        """Rank the contenders by this metric, the best first."""
         return [label for label in self.ranked(metric) if label in self.contenders]
 
     def best(self, metric: Metric) -> list[str]:
-        """The contenders with the best figure; several where it is equal."""
+        """The contenders with the best value; several if they are equal."""
         column, ranked = self.column(metric), self.ranked_contenders(metric)
         return [label for label in ranked if column[label].mean == column[ranked[0]].mean]
 
@@ -82,7 +82,7 @@ class Table:
 
 
 def make_tables(plan: Plan, outcomes: Mapping[str, Outcome]) -> list[Table]:
-    """One table for each protocol, data set and number of shots, and means where a protocol has several data sets."""
+    """Make a table per protocol, data set and number of shots, and means for protocols with several data sets."""
     groups: dict[tuple[object, ...], list[TableRow]] = {}
     for row in plan.rows:
         groups.setdefault(row.table, []).append(row)
@@ -94,7 +94,7 @@ def make_tables(plan: Plan, outcomes: Mapping[str, Outcome]) -> list[Table]:
 def best_methods(
     plan: Plan, outcomes: Mapping[str, Outcome], best: int, protocols: Sequence[str]
 ) -> dict[tuple[object, ...], list[str]]:
-    """The ``best`` methods of each table of these protocols, by its main metric."""
+    """Find the ``best`` methods of each table of these protocols, by its main metric."""
     found = {}
     for row in plan.rows:
         if row.protocol in protocols and row.table not in found:
@@ -133,7 +133,7 @@ def _note(evals: Sequence[EvalSpec]) -> str:
 
 
 def _means(single: Sequence[tuple[list[TableRow], Table]]) -> Iterator[Table]:
-    """Where the tables of several data sets have the same columns and seeds: the mean over data sets."""
+    """Average over data sets whose tables have the same columns and seeds."""
     for members in _alike(single):
         names = [row.data for row, _ in members]
         shots = " or ".join(dict.fromkeys(str(row.shots) for row, _ in members))
@@ -148,7 +148,7 @@ def _means(single: Sequence[tuple[list[TableRow], Table]]) -> Iterator[Table]:
 
 
 def _alike(single: Sequence[tuple[list[TableRow], Table]]) -> Iterator[list[tuple[TableRow, Table]]]:
-    """Tables of several data sets that can be averaged; with equal shots where a data set has several numbers of them."""
+    """Group the tables that can be averaged; by shots if a data set has several numbers of them."""
     groups: dict[tuple[object, ...], list[tuple[TableRow, Table]]] = {}
     for rows, table in single:
         if table.rows:
@@ -167,7 +167,7 @@ def _complete(sets: Sequence[Seeds], metric: Metric) -> bool:
 
 
 def markdown(name: str, tables: Sequence[Table]) -> str:
-    """All tables, each protocol with the published numbers of its kind."""
+    """Format all tables as Markdown, each protocol with its published numbers."""
     lines = [f"# {safe(name)}", ""]
     for protocol in dict.fromkeys(table.protocol for table in tables):
         lines += [
@@ -215,7 +215,7 @@ def _cells(table: Table, bold: Callable[[str], str], plus_minus: str) -> Iterato
 
 
 def _seeds(sets: Sequence[Seeds]) -> str:
-    """How many the figures rest on, of how many there are where a mean cannot take them all."""
+    """Number of seeds behind the values, and of how many if a mean cannot use them all."""
     most = max((len(cells) for cells in sets if None not in cells), default=0)
     if not most:
         return "any"
@@ -224,7 +224,7 @@ def _seeds(sets: Sequence[Seeds]) -> str:
 
 
 def _notes(table: Table) -> list[str]:
-    """What has to be known to read the figures, where they are not all of a kind."""
+    """Notes that a reader needs if the values differ in seeds or versions."""
     notes = []
     others = [label for label in table.rows if label not in table.contenders]
     if others:
@@ -244,7 +244,7 @@ def _mean(found: MeanStd, plus_minus: str) -> str:
 
 
 def _differences(table: Table) -> list[str]:
-    """Each method against the one that is asked for; else against the best, and the best against the runner-up."""
+    """Compare each method with the one that is asked for; else with the best, and the best with the runner-up."""
     shown = [m for m in table.metrics if (m.main or table.against) and len(table.column(m)) > 1]
     if not shown:
         return []
@@ -257,7 +257,7 @@ def _differences(table: Table) -> list[str]:
 
 
 def _reading(table: Table, shown: Sequence[Metric]) -> Iterator[str]:
-    """How to read the differences: what they are taken over, what the words mean, and who is the best of equals."""
+    """Explain the differences: what they are taken over, what the words mean, and which of equals is the best."""
     yield "Paired over images and the seeds that both methods have; 95 % bootstrap interval over images, not over trainings."
     yield (
         f"Better: it lies above 0; else as good: its lower end is above -{AS_GOOD_MARGIN:g} "
@@ -292,7 +292,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """All tables for LaTeX with the package booktabs."""
+    """Format all tables as LaTeX with the package booktabs."""
     return "\n".join(line for table in tables if table.rows for line in _latex(table)) + "\n"
 
 
