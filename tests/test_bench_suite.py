@@ -70,7 +70,7 @@ VIEW = EvalSpec("test", "test", "a", "1/255", ("pgd-5",), 10)
         ),
         (
             {"block": {"seeds": [2**64]}},
-            f"blocks.0.seeds.0: Input should be less than or equal to {2**63 - 1} (got {2**64}).",
+            f"blocks.0.seeds.0: input should be less than or equal to {2**63 - 1}, got {2**64}.",
         ),
         ({"block": {"severity": 3}}, "the setting 'severity' does not belong to protocol few-shot."),
         (
