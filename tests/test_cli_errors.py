@@ -205,7 +205,7 @@ def test_ctrl_c_before_an_unfinished_run_is_replaced_does_not_offer_to_resume_it
         raise KeyboardInterrupt
 
     (run / "run.json").write_text((run / "run.json").read_text().replace('"done"', '"running"'))
-    monkeypatch.setattr("apd.models.load_clip", stop)
+    monkeypatch.setattr("apd.training.start.load_clip", stop)
     train = ("train", colours, "--model", clip_folder, *QUICK, "--output", run, "--overwrite", "--seed", 7)
     answer = cli(*train)
     assert answer.code == 130 and "--resume" not in answer.err
