@@ -188,7 +188,7 @@ def test_ctrl_c_says_how_to_go_on(
     resumed = cli("train", "--output", folder, "--resume")
     assert resumed.code == 0, resumed.err
     assert Run.open(folder).finished
-    for place in ("apd.training.loop.Loop.run_through", "apd.models.load_clip", "apd.data.decode.find_bad"):
+    for place in ("apd.training.loop.Loop.run_through", "apd.training.start.load_clip", "apd.data.decode.find_bad"):
         with monkeypatch.context() as patch:
             patch.setattr(place, stop)
             early = cli(*train[:-1], tmp_path / "early run")
