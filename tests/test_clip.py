@@ -145,7 +145,7 @@ def test_wrong_sources_are_clear_errors(clip_folder: Path, tmp_path: Path, monke
     broken = tmp_path / "broken"
     shutil.copytree(clip_folder, broken)
     (broken / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"model\.safetensors"):
         load_clip(broken)
     other = tmp_path / "bert"
     other.mkdir()

@@ -16,6 +16,7 @@ from apd.attacks import PGD, Objective, cross_entropy, margin, misclassified, sa
 from apd.attacks.threat import ThreatModel
 from apd.evaluation.frozen import Subject
 from apd.evaluation.result import AttackAccuracy, Check
+from apd.models.classifier import FrozenClassifier, closest_classes
 
 CHECKED = 64
 """Samples the checks look at, in one batch; fewer where ``batch_size`` is smaller."""
@@ -25,6 +26,9 @@ CHECK_PASSES = 150
 
 LOGIT_TOLERANCE = 1e-4
 """How far logits may move with the batch size, as a share of the largest logit."""
+
+COINCIDE = 1e-4
+"""Class features coincide if their cosine is nearer to 1 than this."""
 
 FEW = 0.05
 """Share of samples that counts as few."""
@@ -63,6 +67,7 @@ class Checked:
 def model_checks(subject: Subject, checked: Checked, threat: ThreatModel) -> list[Check]:
     """All checks that ask the model; it must be `Subject.fixed`."""
     found = [
+        *_class_features(subject),
         _no_budget(subject, checked, threat),
         _batch_size(subject, checked),
         _zero_gradients(subject, checked),
@@ -76,6 +81,24 @@ def model_checks(subject: Subject, checked: Checked, threat: ThreatModel) -> lis
 def seeds_of(ids: list[str], seed: int) -> Tensor:
     """Seeds of the checks' own random starts, other than the attacks'."""
     return sample_seeds(ids, seed, "checks")
+
+
+def _class_features(subject: Subject) -> list[Check]:
+    """Two classes whose text features coincide cannot be told apart; only a CLIP classifier has such features."""
+    if not isinstance(subject.model, FrozenClassifier):
+        return []
+    cosine, one, other = closest_classes(subject.model.bound.classes.float())
+    names = subject.class_names
+    pair = f"{names[one]!r} and {names[other]!r}" if names else f"{one} and {other}"
+    return [
+        Check(
+            name="class features",
+            passed=cosine <= 1 - COINCIDE,
+            value=cosine,
+            message=f"the features of the classes {pair} have cosine {cosine:.6f}; above {1 - COINCIDE:g} they coincide: check "
+            "the tokenizer and the class names",
+        )
+    ]
 
 
 def _no_budget(subject: Subject, checked: Checked, threat: ThreatModel) -> Check:

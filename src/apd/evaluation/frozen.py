@@ -35,6 +35,7 @@ class Subject:
     model: nn.Module
     device: torch.device
     fingerprint: str
+    class_names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, classifier: nn.Module) -> Subject:
@@ -64,7 +65,7 @@ class Subject:
             )
             digest.update(repr(about).encode())
             with exact_float32(device):
-                return cls(classifier.frozen(), device, digest.hexdigest())
+                return cls(classifier.frozen(), device, digest.hexdigest(), classifier.class_names)
         return cls(classifier, device, digest.hexdigest())
 
     def logits(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from apd.errors import InputError, nearest
+from apd.models.checkpoint import check_folder
 from apd.models.encoder import DualEncoder, EncoderInfo, Tokens
 from apd.models.preprocessing import Preprocessing
 
@@ -61,6 +62,7 @@ def load_clip(
             raise InputError(
                 f"The folder {name!r} holds no config.json; a model folder of the Hugging Face format does."
             )
+        check_folder(Path(place), name)
     elif name.count("/") == 1 and not name.startswith((".", "/")):
         place = name
     else:

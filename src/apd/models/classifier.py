@@ -194,6 +194,29 @@ class PromptedCLIP(nn.Module):
         return PromptedCLIP(self.encoder, self.prompts, class_names, templates or self.templates)
 
 
+def closest_classes(features: Tensor) -> tuple[float, int, int]:
+    """Find the two class features (C, D), of unit length, that are most alike: their cosine and their indices."""
+    similarity = (features.double() @ features.double().T).fill_diagonal_(-2.0)
+    flat = int(similarity.argmax())
+    return float(similarity.max()), flat // len(features), flat % len(features)
+
+
+def check_distinct(classifier: PromptedCLIP) -> None:
+    """Refuse a classifier that cannot tell two of its classes apart, whatever the image.
+
+    Raises:
+        InputError: two class features coincide, as where a tokenizer does not know the words.
+    """
+    with torch.no_grad():
+        cosine, one, other = closest_classes(classifier.class_features().float())
+    if cosine > 1 - 1e-6:  # what float32 does not tell from 1
+        names = classifier.class_names
+        raise InputError(
+            f"{classifier.encoder.info.source} reads the classes {names[one]!r} and {names[other]!r} as the same text: no image "
+            "can tell them apart. Check the tokenizer's files and the class names."
+        )
+
+
 def _check_range(x: Tensor) -> None:
     """Refuse floats that were not divided by 255, or that were normalised already; other types are `check_pixels`'s."""
     if x.numel() == 0 or not x.is_floating_point():

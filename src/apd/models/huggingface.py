@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,19 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from apd.errors import InputError
+from apd.models.checkpoint import check_config, square
 from apd.models.encoder import DualEncoder, EncoderInfo, Tokens, sha256_of_weights
 from apd.models.fast.blocks import append_rows, run_blocks
 from apd.models.fast.chunks import in_chunks
 from apd.models.fast.kernels import PatchEmbedding, linear
 from apd.models.fast.prefix import Layout, end_states
-from apd.models.preprocessing import Preprocessing
+from apd.models.preprocessing import Preprocessing, read_preprocessing
+from apd.util.extras import install_command
 
-FAMILIES = ("clip", "siglip")
+_FEWEST_TOKENS = 8
+"""The transformers library invents a tokenizer of special tokens alone where its files are missing."""
 _GRAPH_BYTES = 4 * 2**30
 """Largest graph of class features that is kept; beyond it classes go in chunks, computed again when gradients are."""
 _ACTIVATIONS = 12
 """Floats kept for a gradient per row, block and unit of width, about."""
-_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 def _replace_rows(h: Tensor, rows: Tensor, start: int) -> Tensor:
@@ -51,12 +54,13 @@ class HuggingFaceEncoder(DualEncoder):
         embeddings = self.model.vision_model.embeddings
         embeddings.patch_embedding = PatchEmbedding(embeddings.patch_embedding)
         self.tokenizer = tokenizer
+        self._lower_case = _wants_lower_case(tokenizer, str(self.model.config.model_type))
         config = self.model.config
         self.family = str(config.model_type)
         text, vision = config.text_config, config.vision_config
         if text.hidden_act != vision.hidden_act and self.family == "clip":
             raise InputError(
-                f"{source}: towers disagree on the activation ({text.hidden_act}, {vision.hidden_act}); mend config.json."
+                f"{source}: towers disagree on the activation ({text.hidden_act}, {vision.hidden_act}); fix config.json."
             )
         bias = float(self.model.logit_bias) if hasattr(self.model, "logit_bias") else 0.0
         self.info = EncoderInfo(
@@ -173,7 +177,8 @@ class HuggingFaceEncoder(DualEncoder):
         length = self.info.context_length
         rows = []
         for text in texts:
-            ids = list(self.tokenizer(text)["input_ids"])
+            ids = self._tokens(text)
+            self._check_end(text, ids)
             # What is under a prompt token is replaced; an ordinary word leaves the end token the largest and the first.
             ids[self._first_row : self._first_row] = ids[self._first_row : self._first_row + 1] * n_tokens
             if len(ids) > length:
@@ -183,6 +188,21 @@ class HuggingFaceEncoder(DualEncoder):
                 )
             rows.append(ids + [self._pad_id] * (length - len(ids)))
         return torch.tensor(rows, dtype=torch.long, device=self.device)
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer(text.lower() if self._lower_case else text)["input_ids"])
+
+    def _check_end(self, text: str, ids: list[int]) -> None:
+        """Refuse a text in which the feature would not be read at its end token, but somewhere else."""
+        if not self.info.causal_text:
+            return
+        end = self.model.config.text_config.eos_token_id
+        found = max(ids, default=None) if end == 2 else end if end in ids else None
+        if found is None or ids.index(found) != len(ids) - 1:
+            raise InputError(
+                f"{self.info.source}: the text {text!r} does not end with the end token: text_config.eos_token_id is {end} in "
+                f"config.json, but texts end with {ids[-1] if ids else 'nothing'}. Correct it, or restore the tokenizer."
+            )
 
     @property
     def _pad_id(self) -> int:
@@ -197,7 +217,7 @@ class HuggingFaceEncoder(DualEncoder):
     @torch.no_grad()
     def word_states(self, words: str, n_tokens: int) -> list[Tensor]:
         ids = self.prompt_ids([words])
-        n_words = len(self.tokenizer(words)["input_ids"]) - self._first_row - 1
+        n_words = len(self._tokens(words)) - self._first_row - 1
         rows = slice(self._first_row, self._first_row + min(n_tokens, max(n_words, 0)))
         states = [self.model.text_model.embeddings.token_embedding(ids)[0, rows].clone()]
         h = self._embed_text(ids, ())
@@ -207,39 +227,20 @@ class HuggingFaceEncoder(DualEncoder):
         return states
 
 
+def _wants_lower_case(tokenizer: Any, family: str) -> bool:
+    """Whether texts are to be lower-cased because the checkpoint says so and its tokenizer does not do it.
+
+    SigLIP 2 is published with Gemma's tokenizer, which keeps capitals, but was trained on lower-cased texts.
+    """
+    asked = bool(getattr(tokenizer, "init_kwargs", {}).get("do_lower_case"))
+    second = family == "siglip" and "gemma" in type(tokenizer).__name__.lower()
+    return (asked or second) and tokenizer("A CAT")["input_ids"] != tokenizer("a cat")["input_ids"]
+
+
 def _tokenizer_hash(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def read_preprocessing(path: Path, image_size: int, source: str) -> Preprocessing:
-    """The image processing of ``preprocessor_config.json``, or of the image part of ``processor_config.json``.
-
-    Raises:
-        InputError: for a record without the values needed.
-    """
-    try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{source}: {path.name} is damaged ({error}); restore it.") from error
-    try:
-        record = record.get("image_processor", record)
-        size = record["size"]
-        shape = {"shortest_edge": size} if isinstance(size, int) else dict(size)
-        squash = "shortest_edge" not in shape
-        return Preprocessing(
-            size=image_size,
-            resize=int(shape["height"] if squash else shape["shortest_edge"]),
-            mode="squash" if squash else "crop",
-            interpolation=cast(Any, _INTERPOLATION[record.get("resample", 3)]),
-            mean=cast(Any, tuple(float(v) for v in record["image_mean"])),
-            std=cast(Any, tuple(float(v) for v in record["image_std"])),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{source}: {path.name} does not say {error}; write size, image_mean and image_std there."
-        ) from error
 
 
 def load_huggingface(source: str, folder_or_id: str, revision: str | None, dtype: torch.dtype) -> HuggingFaceEncoder:
@@ -251,23 +252,41 @@ def load_huggingface(source: str, folder_or_id: str, revision: str | None, dtype
     cast(Any, logging).disable_progress_bar()
     where: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        config = AutoConfig.from_pretrained(folder_or_id, **where)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(folder_or_id, trust_remote_code=False, **where)
+    except Exception as error:  # the libraries raise a dozen kinds for what is not a configuration
         raise InputError(_offline(source, error) or f"No CLIP at {source!r}: {_first_line(error)}") from error
-    if config.model_type not in FAMILIES:
-        raise InputError(f"{source!r} is a {config.model_type} model; supported families: {', '.join(FAMILIES)}.")
+    check_config(config.to_dict(), source)
+    vision = config.vision_config
+    vision.image_size = square(vision.image_size, "vision_config.image_size", source)
+    where |= {"trust_remote_code": False}
     try:
         model, report = AutoModel.from_pretrained(
-            folder_or_id, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **where
+            folder_or_id,
+            config=config,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            use_safetensors=True,
+            **where,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder_or_id, **where)
         names = ("preprocessor_config.json", "processor_config.json")
         found = [
-            cached_file(folder_or_id, name, _raise_exceptions_for_missing_entries=False, **where) for name in names
+            cached_file(folder_or_id, name, _raise_exceptions_for_missing_entries=False, revision=revision)
+            for name in names
         ]
     except Exception as error:  # the libraries raise a dozen kinds for a damaged file
+        if re.search("sentencepiece|protobuf|tiktoken", str(error), re.IGNORECASE):
+            raise InputError(
+                f"The tokenizer of {source} needs packages that are not installed: {install_command('siglip')}"
+            ) from error
         problem = _offline(source, error) or f"The CLIP at {source!r} cannot be read: {_first_line(error)}"
         raise InputError(problem) from error
+    if len(tokenizer) < _FEWEST_TOKENS:
+        raise InputError(
+            f"The tokenizer of {source} knows {len(tokenizer)} tokens only; its files are missing: copy those of the model "
+            "that this one was made from."
+        )
     if report["missing_keys"]:
         raise InputError(
             f"The CLIP at {source!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}. Download it again."
@@ -277,7 +296,7 @@ def load_huggingface(source: str, folder_or_id: str, revision: str | None, dtype
         raise InputError(
             f"The CLIP at {source!r} has no preprocessor_config.json; copy the one of the model it was made from."
         )
-    preprocessing = read_preprocessing(Path(records[0]), config.vision_config.image_size, source)
+    preprocessing = read_preprocessing(Path(records[0]), vision.image_size, source)
     commit = revision or getattr(config, "_commit_hash", None)
     return HuggingFaceEncoder(model, tokenizer, preprocessing, source, commit)
 

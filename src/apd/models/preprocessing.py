@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
 from PIL import Image
+
+from apd.errors import InputError
+from apd.models.checkpoint import square
+
+_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 @dataclass(frozen=True)
@@ -37,3 +45,81 @@ class Preprocessing:
         wide, high = max(self.size, round(width * scale)), max(self.size, round(height * scale))
         left, top = (wide - self.size) // 2, (high - self.size) // 2
         return image.resize((wide, high), filter_).crop((left, top, left + self.size, top + self.size))
+
+
+def read_preprocessing(path: Path, image_size: int, source: str) -> Preprocessing:
+    """Read the image processing of ``preprocessor_config.json``, or of the image part of ``processor_config.json``.
+
+    Raises:
+        InputError: for a record without the values needed, or with processing that is not supported.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{source}: {path.name} is damaged ({error}); restore it.") from error
+    try:
+        record = record.get("image_processor", record)
+        about = f"{source}: {path.name}"
+        _check_steps(record, image_size, about)
+        size = record["size"]
+        crop = isinstance(size, int) or "shortest_edge" in size
+        if crop:
+            side = size if isinstance(size, int) else size["shortest_edge"]
+            resize = square(side, "size", about)
+            if record.get("do_center_crop", True) is False:
+                raise InputError(
+                    f"{about} sets do_center_crop to false: images would not become square. Set it to true, or give size a "
+                    "height and a width."
+                )
+        else:
+            resize = square(dict(size), "size", about)
+        normalised = record.get("do_normalize", True)
+        return Preprocessing(
+            size=image_size,
+            resize=resize,
+            mode="crop" if crop else "squash",
+            interpolation=cast(Any, _interpolation(record.get("resample", 3), about)),
+            mean=_per_channel(record["image_mean"], "image_mean", about) if normalised else (0.0, 0.0, 0.0),
+            std=_per_channel(record["image_std"], "image_std", about) if normalised else (1.0, 1.0, 1.0),
+        )
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{source}: {path.name} does not say {error}; write size, image_mean and image_std there."
+        ) from error
+
+
+def _check_steps(record: Mapping[str, Any], image_size: int, about: str) -> None:
+    """Refuse steps that `Preprocessing` would quietly leave out or add."""
+    if record.get("do_resize", True) is False:
+        raise InputError(f"{about} sets do_resize to false, which is not supported: set it to true, with the size.")
+    factor = record.get("rescale_factor", 1 / 255)
+    if record.get("do_rescale", True) is False or abs(float(factor) * 255 - 1) > 1e-3:
+        raise InputError(
+            f"{about} asks for pixels that are not in [0,1] (do_rescale {record.get('do_rescale', True)}, rescale_factor "
+            f"{factor}), which is not supported: eps is in [0,1] pixel units."
+        )
+    if record.get("crop_size") is not None and record.get("do_center_crop", True):
+        side = square(record["crop_size"], "crop_size", about)
+        if side != image_size:
+            raise InputError(f"{about} crops to {side} px, but the model takes {image_size} px; correct crop_size.")
+
+
+def _interpolation(value: object, about: str) -> str:
+    name = str(value).rpartition(".")[2].lower()
+    if value in _INTERPOLATION:
+        name = _INTERPOLATION[value]
+    if name not in _INTERPOLATION.values():
+        raise InputError(
+            f"{about}: resample {str(value)[:40]!r} is not supported; use {', '.join(_INTERPOLATION.values())}."
+        )
+    return name
+
+
+def _per_channel(value: object, name: str, about: str) -> tuple[float, float, float]:
+    values = [value] if isinstance(value, int | float) else list(cast(Any, value))
+    values = values * 3 if len(values) == 1 else values
+    if len(values) != 3 or (name == "image_std" and 0 in values):
+        raise InputError(f"{about}: {name} must be three numbers, or one for all channels, got {str(value)[:60]}.")
+    return cast(tuple[float, float, float], tuple(float(v) for v in values))

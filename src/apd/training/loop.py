@@ -20,7 +20,7 @@ from apd.data import Dataset
 from apd.errors import InputError
 from apd.methods import Method, Preparation, find_method
 from apd.models import DualEncoder
-from apd.models.classifier import PromptedCLIP
+from apd.models.classifier import PromptedCLIP, check_distinct
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.settings.train import TrainSettings
@@ -77,6 +77,7 @@ def train(
     accelerator = _accelerator(settings.device)
     encoder = encoder.to(accelerator.device)
     bare = PromptedCLIP(encoder, None, data.class_names, data.templates)
+    check_distinct(bare)
     method = find_method(config.method.name)(config.method.settings, bare, settings.seed).to(accelerator.device)
     show = accelerator.is_main_process and not quiet
     loop = Loop(method, images.to(accelerator.device), settings, accelerator, run, show)

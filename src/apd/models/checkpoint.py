@@ -1,0 +1,114 @@
+"""Check the files of a model folder before any library opens them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from apd.errors import InputError
+from apd.util.files import is_lfs_pointer
+from apd.util.text import printable
+
+FAMILIES = ("clip", "siglip")
+"""Values of ``model_type`` in config.json that are supported."""
+_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",), ("tokenizer.model",))
+"""Files that make a tokenizer, any one group of which is enough."""
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def check_folder(folder: Path, source: str) -> None:
+    """Refuse a folder that lacks files, holds Git LFS pointers, weights as a pickle, or needs code of its own.
+
+    Raises:
+        InputError: naming the files and the way out.
+    """
+    pointers = sorted(path.name for path in folder.iterdir() if path.is_file() and is_lfs_pointer(path))
+    if pointers:
+        raise InputError(
+            f"{source}: {', '.join(map(printable, pointers[:3]))} are Git LFS pointers instead of a model; to get the files: "
+            "git lfs pull"
+        )
+    check_config(_read(folder / "config.json", source), source)
+    if not any((folder / name).is_file() for name in _WEIGHTS):
+        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        if pickles:
+            raise InputError(
+                f"{source}: the weights are a pickle only ({printable(pickles[0])}), which can run code when it is opened and "
+                "is never opened here. Use a copy with model.safetensors, or convert it where you trust it "
+                "(transformers: save_pretrained)."
+            )
+        raise InputError(f"{source}: there are no weights; {_WEIGHTS[0]} is missing. Download the model again.")
+    for path in folder.glob("*.safetensors"):
+        _check_safetensors(path, source)
+    if not any(all((folder / name).is_file() for name in group) for group in _TOKENIZERS):
+        wanted = " or ".join(" and ".join(group) for group in _TOKENIZERS)
+        raise InputError(
+            f"{source}: the tokenizer is missing: {wanted}. Copy it from the model that this one was made from; without it "
+            "all class names would read alike."
+        )
+
+
+def check_config(config: dict[str, Any], source: str) -> None:
+    """Refuse a model that needs code of its own, is of another family, or that does not take square images.
+
+    Raises:
+        InputError: the configuration names code, or another shape.
+    """
+    if "auto_map" in config:
+        raise InputError(
+            f"{source}: config.json names code of the model's own (auto_map), which is never run here. Use a CLIP or SigLIP "
+            "model of the transformers library."
+        )
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise InputError(f"{source!r} is a {printable(str(family))} model; supported families: {', '.join(FAMILIES)}.")
+    vision = config.get("vision_config")
+    size = vision.get("image_size") if isinstance(vision, dict) else None
+    if size is not None:
+        side = square(size, "vision_config.image_size", source)
+        if isinstance(size, dict):  # which the transformers library does not take
+            raise InputError(f"{source}: vision_config.image_size is a mapping in config.json; write it as {side}.")
+
+
+def _read(file: Path, source: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{source}: {file.name} is damaged ({error}); restore it.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{source}: {file.name} must hold a JSON object; restore it.")
+    return content
+
+
+def _check_safetensors(path: Path, source: str) -> None:
+    """Refuse a file that is not safetensors, such as a renamed pickle, or whose header is longer than the file."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(9)
+    header = int.from_bytes(start[:8], "little")
+    if len(start) < 9 or start[8:9] != b"{" or header > size - 8:
+        pickle = start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        what = "a pickle, which is never opened here" if pickle else "cut short or damaged"
+        raise InputError(
+            f"{source}: {printable(path.name)} is not a safetensors file but {what}. Download the model again."
+        )
+
+
+def square(size: object, name: str, source: str) -> int:
+    """Read the side of a square from a number, a pair or a mapping with height and width.
+
+    Raises:
+        InputError: not a size, or not a square.
+    """
+    sides: object = size
+    if isinstance(size, dict) and {"height", "width"} <= size.keys():
+        sides = [size["height"], size["width"]]
+    if isinstance(sides, list | tuple) and len(sides) == 2:
+        if sides[0] != sides[1]:
+            raise InputError(f"{source}: {name} is {sides[0]} x {sides[1]}; only square images are supported.")
+        sides = sides[0]
+    if isinstance(sides, bool) or not isinstance(sides, int) or not 0 < sides <= 4096:
+        raise InputError(f"{source}: {name} must be the side of a square in pixels, got {str(size)[:60]}.")
+    return sides
