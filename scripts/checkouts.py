@@ -77,7 +77,8 @@ def rows(suite, block, method):
         plan = make_plan(one)
     except TypeError:
         plan = make_plan(one, "cpu")
-    return [[e.protocol, e.data, e.method, e.shots, e.seed, e.job, sorted(e.views)] for e in plan.entries]
+    fields = ("protocol", "data", "method", "shots", "seed", "job")  # of the file: its names stay, classes may change
+    return [[*map(row.get, fields), sorted(row["views"])] for row in json.loads(plan.to_json())["entries"]]
 
 answer = {}
 for file in json.load(sys.stdin):
