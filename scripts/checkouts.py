@@ -77,8 +77,7 @@ def rows(suite, block, method):
         plan = make_plan(one)
     except TypeError:
         plan = make_plan(one, "cpu")
-    fields = ("protocol", "data", "method", "shots", "seed", "job")  # of the file: its names stay, classes may change
-    return [[*map(row.get, fields), sorted(row["views"])] for row in json.loads(plan.to_json())["entries"]]
+    return json.loads(plan.to_json())["entries"]  # as in the file: its names stay, classes may change
 
 answer = {}
 for file in json.load(sys.stdin):
@@ -185,7 +184,11 @@ class Side:
     python: str
 
     def python_code(self, code: str, given: object) -> str:
-        """Run Python code with this checkout's package; returns its standard output."""
+        """Run Python code with this checkout's package; returns its standard output.
+
+        Raises:
+            ChildProcessError: the code failed.
+        """
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE")}
         env = {**os.environ, **threads, "PYTHONPATH": str(self.tree / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
         command = [self.python, "-c", code]
@@ -193,7 +196,7 @@ class Side:
             command, input=json.dumps(given), text=True, cwd=self.root, env=env, stdout=subprocess.PIPE
         )
         if done.returncode:
-            sys.exit(f"{self.name}: the checkout {self.tree} could not be run (exit code {done.returncode}).")
+            raise ChildProcessError(f"{self.name}: exit code {done.returncode}, see standard error")
         return done.stdout
 
     def do(self, jobs: Iterable[Job]) -> dict[str, dict[str, Any]]:

@@ -8,10 +8,10 @@
 Both run through their command line, on one core with one thread, so that modules may move. Exit code 0: all equal or
 skipped; 1: something differs or failed.
 
-- plans: job ids and view hashes of every ``docs/results/*/plan.json`` of OLD, computed again in both (no training). The
+- plans: lines, job ids and view hashes of every ``docs/results/*/plan.json`` of OLD, computed again in both (no training). The
   second stage (``final``) depends on outcomes and is left out.
 - prompts: short trainings of every method and of many settings; prompts byte by byte, and the settings in config.yaml.
-- evaluation: accuracies and outcomes by sample, for some of these runs.
+- evaluation: accuracies and outcomes by sample, for some of these runs. Keys that NEW adds are told, and count as equal.
 - folders: NEW evaluates, predicts with, resumes and continues what OLD has written.
 - time: seconds of a training step and of an evaluation, alternating, with the ratio new/old.
 
@@ -51,6 +51,7 @@ from checkouts import (
 SECTIONS = ("plans", "prompts", "evaluation", "folders")
 VOLATILE = {"versions", "seconds", "seconds_earlier", "message", "apd"}
 """Keys that may differ: what ran when, and sentences for people."""
+ONLY_NEW, ADDED = ": only new", "added: "
 
 
 @dataclass(frozen=True)
@@ -90,17 +91,24 @@ def difference(old: Any, new: Any, at: str = "") -> list[str]:
             if key in old and key in new:
                 found += difference(old[key], new[key], place)
             else:
-                found.append(f"{place}: only {'old' if key in old else 'new'}")
+                found.append(f"{place}: only old" if key in old else f"{place}{ONLY_NEW}")
         return found
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [line for i, (a, b) in enumerate(zip(old, new, strict=True)) for line in difference(a, b, f"{at}.{i}")]
     return [] if old == new else [f"{at}: {str(old)[:40]} -> {str(new)[:40]}"]
 
 
+def allow_additions(found: Sequence[str]) -> list[str]:
+    """Mark keys that only NEW has: an addition is told, but it does not count as a difference."""
+    return [f"{ADDED}{line.removesuffix(ONLY_NEW)}" if line.endswith(ONLY_NEW) else line for line in found]
+
+
 def verdict(section: str, name: str, found: Sequence[str]) -> Row:
     """A row for a list of differences."""
+    found = sorted(found, key=lambda line: line.startswith(ADDED))
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return Row(section, name, "differs" if found else "equal", "; ".join(found[:3]) + more)
+    status = "differs" if found and not found[0].startswith(ADDED) else "equal"
+    return Row(section, name, status, "; ".join(found[:3]) + more)
 
 
 def compare_runs(old: Path, new: Path) -> list[str]:
@@ -111,18 +119,18 @@ def compare_runs(old: Path, new: Path) -> list[str]:
     a, b = (hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.exists() else "none" for file in files)
     found = [] if a == b != "none" else [f"prompts {a} -> {b}"]
     settings = [yaml.safe_load((run / "config.yaml").read_text()) for run in (old, new)]
-    return found + [f"config.yaml: {line}" for line in difference(*settings)]
+    return found + allow_additions([f"config.yaml: {line}" for line in difference(*settings)])
 
 
 def answered(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Differences between the JSON that two commands print."""
-    return difference(json.loads(old["out"]), json.loads(new["out"]))
+    return allow_additions(difference(json.loads(old["out"]), json.loads(new["out"])))
 
 
 def outcomes(run: Path) -> dict[str, Any]:
-    """Outcomes by file, each by sample."""
-    lines = {file.name: file.read_text().splitlines()[1:] for file in (run / "results").glob("*.jsonl")}
-    return {name: {row["id"]: row for row in map(json.loads, rows)} for name, rows in lines.items()}
+    """Outcomes by file, each by sample; other lines say what the outcomes took."""
+    files = {file.name: map(json.loads, file.read_text().splitlines()) for file in (run / "results").glob("*.jsonl")}
+    return {name: {row["id"]: row for row in rows if "id" in row} for name, rows in files.items()}
 
 
 def tell(row: Row) -> Row:
@@ -132,7 +140,7 @@ def tell(row: Row) -> Row:
     return row
 
 
-def compare_plans(old: Side, new: Side, _: Mapping[str, Job]) -> list[Row]:
+def compare_plans(old: Side, new: Side, _: Path | None) -> list[Row]:
     """Plan ids, computed in both checkouts, against those that OLD has committed."""
     names = sorted(file.parent.name for file in (old.tree / "docs" / "results").glob("*/plan.json"))
     sides = {}
@@ -143,22 +151,22 @@ def compare_plans(old: Side, new: Side, _: Mapping[str, Job]) -> list[Row]:
     return [tell(compare_plan(name, old.tree, sides["old"][name], sides["new"][name])) for name in names]
 
 
+def plan_line(entry: Mapping[str, Any]) -> str:
+    """An entry of a plan without its second stage."""
+    return json.dumps({key: value for key, value in entry.items() if key != "final"}, sort_keys=True)
+
+
 def compare_plan(name: str, tree: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> Row:
     """One suite; methods whose model or data OLD does not find either are left out, and named."""
     record = json.loads((tree / "docs" / "results" / name / "plan.json").read_text())
     if "" in old["skipped"]:
         return Row("plans", name, "skipped", old["skipped"][""])
-    keys = ("protocol", "data", "method", "shots", "seed", "job")
-    committed = {
-        json.dumps([*(e[key] for key in keys), sorted(e["views"])])
-        for e in record["entries"]
-        if e["method"] not in old["skipped"]
-    }
+    committed = {plan_line(e) for e in record["entries"] if e["method"] not in old["skipped"]}
     if not committed:
         return Row("plans", name, "skipped", next(iter(old["skipped"].values())))
     found = [f"{method}: {why}" for method, why in new["skipped"].items() if method not in old["skipped"]]
     for side, rows in (("old", old["rows"]), ("new", new["rows"])):
-        made = {json.dumps(row) for row in rows}
+        made = set(map(plan_line, rows))
         found += [f"{side} does not plan {row}" for row in sorted(committed - made)]
         found += [f"{side} also plans {row}" for row in sorted(made - committed)]
     if found:
@@ -167,17 +175,29 @@ def compare_plan(name: str, tree: Path, old: Mapping[str, Any], new: Mapping[str
     return Row("plans", name, "equal", f"{len(committed)} lines{left_out}")
 
 
-def compare_prompts(old: Side, new: Side, jobs: Mapping[str, Job]) -> list[Row]:
+def names(side: Side) -> list[str]:
+    """The methods of a checkout."""
+    answer = side.do([Job("methods", ("list", "methods", "--json"))])["methods"]
+    if answer["code"]:
+        raise ChildProcessError(f"{side.name}: apd list methods: {last_line(answer)}")
+    return [method["name"] for method in json.loads(answer["out"])]
+
+
+def compare_prompts(old: Side, new: Side, testbed: Path | None) -> list[Row]:
     """Short trainings in both checkouts."""
+    known = [names(side) for side in (old, new)]
+    rows = [tell(verdict("prompts", "names of methods", sorted(set(known[0]) ^ set(known[1]))))]
+    jobs = trainings(known[0], testbed)
     a, b = old.do(jobs.values()), new.do(jobs.values())
-    return [
-        judge("prompts", name, {"old": a[name], "new": b[name]}, partial(compare_runs, old.run(name), new.run(name)))
-        for name in jobs
-    ]
+    for name in jobs:
+        compare = partial(compare_runs, old.run(name), new.run(name))
+        rows.append(judge("prompts", name, {"old": a[name], "new": b[name]}, compare))
+    return rows
 
 
-def compare_evaluations(old: Side, new: Side, jobs: Mapping[str, Job]) -> list[Row]:
+def compare_evaluations(old: Side, new: Side, testbed: Path | None) -> list[Row]:
     """Some runs, each evaluated by the checkout that made it."""
+    jobs = trainings(names(old), testbed)
     attacks = {name: attack for name, attack in EVALUATED.items() if name in jobs}
     todo = [job for name, attack in attacks.items() for job in (jobs[name], evaluation(run_folder(name), attack))]
     a, b = old.do(todo), new.do(todo)
@@ -217,7 +237,7 @@ def changed(before: Mapping[str, object], folder: Path, *, more: bool = False) -
     ]
 
 
-def compare_folders(old: Side, new: Side, _: Mapping[str, Job]) -> list[Row]:
+def compare_folders(old: Side, new: Side, _: Path | None) -> list[Row]:
     """What NEW makes of folders that OLD has written."""
     return [*check_run(old, new), check_resumed(old, new), *check_bench(old, new)]
 
@@ -298,7 +318,7 @@ def measure(old: Side, new: Side, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-COMPARISONS: dict[str, Callable[[Side, Side, Mapping[str, Job]], list[Row]]] = {
+COMPARISONS: dict[str, Callable[[Side, Side, Path | None], list[Row]]] = {
     "plans": compare_plans,
     "prompts": compare_prompts,
     "evaluation": compare_evaluations,
@@ -341,14 +361,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for root in roots.values():
             root.mkdir(parents=True, exist_ok=True)
         old, new = (Side(n, t.resolve(), roots[n], args.python) for n, t in (("old", args.old), ("new", args.new)))
-        rows, jobs = [], {}
-        if {"prompts", "evaluation"}.intersection(args.only):
-            listing = Job("methods", ("list", "methods", "--json"))
-            names = [[m["name"] for m in json.loads(side.do([listing])["methods"]["out"])] for side in (old, new)]
-            rows.append(tell(verdict("prompts", "names of methods", difference(sorted(names[0]), sorted(names[1])))))
-            jobs = trainings(names[0], args.testbed and args.testbed.resolve())
+        rows: list[Row] = []
         for name in filter(COMPARISONS.__contains__, args.only):
-            rows += COMPARISONS[name](old, new, jobs)
+            try:
+                rows += COMPARISONS[name](old, new, args.testbed and args.testbed.resolve())
+            except ChildProcessError as error:
+                rows.append(tell(Row(name, "all", "failed", str(error))))
         for side in (old, new):
             side.root = roots[f"time-{side.name}"]
         times = measure(old, new, args.repeats) if "time" in args.only else []

@@ -84,22 +84,20 @@ def test_a_command_that_fails_is_not_equal(script: ModuleType, tmp_path: Path) -
     assert script.main([str(old), str(new), "--only", "prompts"]) == 1
 
 
+@pytest.mark.parametrize("section", ["plans", "prompts"])
+def test_a_checkout_that_does_not_start_is_not_equal(script: ModuleType, tmp_path: Path, section: str) -> None:
+    old, new = checkout(tmp_path / "old", {}), checkout(tmp_path / "new", {})
+    (new / "src" / "apd" / "__init__.py").write_text("raise ImportError")
+    assert script.main([str(old), str(new), "--only", section]) == 1
+
+
 def test_plans_are_compared_line_by_line(script: ModuleType, tmp_path: Path) -> None:
-    line = {
-        "protocol": "few-shot",
-        "data": "digits",
-        "method": "apd",
-        "shots": 4,
-        "seed": 0,
-        "job": "j1",
-        "views": {"v1": {}},
-    }
+    line = {"method": "apd", "shots": 4, "seed": 0, "job": "j1", "views": {"v1": {"limit": 5}}, "final": {}}
     file = tmp_path / "docs" / "results" / "quick" / "plan.json"
     file.parent.mkdir(parents=True)
-    file.write_text(json.dumps({"entries": [line]}))
-    row = ["few-shot", "digits", "apd", 4, 0, "j1", ["v1"]]
-    same = {"rows": [row], "skipped": {}}
-    other = {"rows": [[*row[:5], "j2", ["v1"]]], "skipped": {}}
+    file.write_text(json.dumps({"entries": [{**line, "final": {"v2": {}}}]}))
+    same = {"rows": [line], "skipped": {}}
+    other = {"rows": [{**line, "job": "j2"}], "skipped": {}}
     unread = {"rows": [], "skipped": {"apd": "no model"}}
     cases = {"equal": (same, same), "differs": (same, other), "skipped": (unread, unread)}
     assert {status: script.compare_plan("quick", tmp_path, *sides).status for status, sides in cases.items()} == {
@@ -114,6 +112,21 @@ def test_values_that_differ_are_named_but_not_times(script: ModuleType) -> None:
     found = script.difference(old, new)
     assert [line.partition(":")[0] for line in found] == ["attacks.pgd.accuracy", "m", "n"]
     assert script.difference(old, {**old, "seconds": 3.0}) == []
+
+
+def test_an_added_key_is_told_but_a_lost_one_differs(script: ModuleType) -> None:
+    few, more = ({"out": json.dumps(value)} for value in ({"n": 1}, {"n": 1, "limit": 2}))
+    added, lost = (script.verdict("evaluation", "apd", script.answered(*pair)) for pair in ((few, more), (more, few)))
+    assert (added.status, lost.status) == ("equal", "differs")
+    assert "limit" in added.detail
+
+
+def test_outcomes_are_read_by_sample_from_either_format(script: ModuleType, tmp_path: Path) -> None:
+    rows = [{"circumstances": {}}, {"id": "a", "predicted": 1}, {"seconds": 1.0}, {"id": "b", "predicted": 2}]
+    file = tmp_path / "results" / "clean-0.jsonl"
+    file.parent.mkdir()
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert script.outcomes(tmp_path) == {"clean-0.jsonl": {"a": rows[1], "b": rows[3]}}
 
 
 def test_outcomes_written_again_are_named(script: ModuleType, tmp_path: Path) -> None:
