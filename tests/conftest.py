@@ -6,15 +6,25 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from apd.cli import main
 from apd.models import DualEncoder, load_clip
+from apd.models.prompts import Prompts
+from apd.runs.config import RunConfig, load_config
+from apd.runs.folder import Run
+from apd.runs.load import describe_encoder
+from apd.util.versions import versions
 
 from .command_line import QUICK, Answer, Cli, in_process
 from .models import save_clip, save_colours
+from .plugins import BROKEN_METHODS, WORDLESS
+from .runs import NAMES, TEMPLATES
+from .suites import Write, tiny
 
 # Sums depend on the number of threads in the last digit; processes started by tests inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -97,3 +107,56 @@ def trained(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path, colours
 def run(trained: Path, tmp_path: Path) -> Path:
     """A copy of that run, to be changed."""
     return shutil.copytree(trained, tmp_path / "run")
+
+
+@pytest.fixture
+def write(tmp_path: Path, clip_folder: Path, colours: Path) -> Write:
+    """Writes the tiny suite, with changes, to a file."""
+
+    def to_file(**changes: Any) -> Path:
+        file = tmp_path / "tiny.yaml"
+        file.write_text(yaml.safe_dump(tiny(clip_folder, colours, **changes)))
+        return file
+
+    return to_file
+
+
+@pytest.fixture
+def config(clip_folder: Path) -> RunConfig:
+    return load_config(flags={"model": str(clip_folder), "data.source": "colours", "method.name": "advvlp"})
+
+
+@pytest.fixture
+def manifest(clip: DualEncoder, config: RunConfig) -> dict[str, Any]:
+    return {
+        "model": describe_encoder(clip.info),
+        "data": {"name": "colours"},
+        "class_names": NAMES,
+        "templates": TEMPLATES,
+        "prompts": config.method.settings.prompts.model_dump(mode="json"),
+        "seeds": {"train": 0},
+        "versions": versions(),
+    }
+
+
+@pytest.fixture
+def finished(tmp_path: Path, clip: DualEncoder, config: RunConfig, manifest: dict[str, Any]) -> Run:
+    """A finished run with random prompts."""
+    run = Run.create(tmp_path / "finished", config, manifest)
+    run.log({"step": 1, "loss": 0.5})
+    run.save_prompts(Prompts.initial(config.method.settings.prompts, clip, seed=3).state_dict())
+    run.finish({"val_clean": 90.0})
+    return run
+
+
+@pytest.fixture
+def broken_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package most of whose methods cannot be used."""
+    about = tmp_path / "others-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+    points = "\n".join(f"{name} = {place}" for name, place in BROKEN_METHODS.items())
+    (about / "entry_points.txt").write_text(f"[apd.methods]\n{points}\n")
+    (tmp_path / "wordless.py").write_text(WORDLESS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wordless", raising=False)

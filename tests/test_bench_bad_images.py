@@ -11,9 +11,7 @@ from apd.bench import bench, load_suite, make_plan
 from apd.data import load_data
 
 from .models import save_colours
-from .test_bench_run import Write, here, silent, table_rows, write
-
-__all__ = ["write"]
+from .suites import Write, here, silent, table_rows
 
 
 @pytest.fixture

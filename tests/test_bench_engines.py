@@ -13,9 +13,7 @@ from apd.bench.loaded import encoder
 from apd.models import load_clip
 
 from .models import save_clip
-from .test_bench_run import Write, write
-
-__all__ = ["write"]
+from .suites import Write
 
 
 def test_a_job_that_lost_its_worker_comes_first_again_up_to_the_limit(write: Write) -> None:

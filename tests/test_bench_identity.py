@@ -10,9 +10,7 @@ import pytest
 from apd.bench import load_suite, make_plan
 from apd.bench.plan import Plan
 
-from .test_bench_run import Write, write
-
-__all__ = ["write"]
+from .suites import Write
 
 ROOT = Path(__file__).resolve().parents[1]
 

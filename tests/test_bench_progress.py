@@ -19,9 +19,7 @@ from apd.bench.progress import BenchProgress
 from apd.runs.config import RunConfig, validate
 from apd.settings.layers import merged
 
-from .test_bench_run import Write, write
-
-__all__ = ["write"]
+from .suites import Write
 
 PACE = Pace(image=0.01, text=0.1)
 

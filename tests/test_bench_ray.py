@@ -16,9 +16,7 @@ from apd.bench import Machine, bench, find_machine, load_suite, make_plan
 from apd.bench.job import do
 from apd.errors import InputError
 
-from .test_bench_run import Write, rights, silent, table_rows, write
-
-__all__ = ["write"]
+from .suites import Write, rights, silent, table_rows
 
 
 def test_without_ray_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

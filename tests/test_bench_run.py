@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from apd.bench import Machine, bench, load_suite, make_plan, write_tables
 from apd.bench.engines import run_local
@@ -22,69 +20,7 @@ from apd.bench.job import Report, attempt, do, outcome_file
 from apd.errors import InputError
 
 from .models import save_colours
-
-LOCAL = Machine("local", 1, 1, 0)
-Write = Callable[..., Path]
-
-
-def tiny(clip: Path, colours: Path, **changes: Any) -> dict[str, Any]:
-    """A suite of a few seconds."""
-    return {
-        "name": "tiny",
-        "model": str(clip),
-        "limit": 6,
-        "attacks": ["pgd-2"],
-        "train": {"epochs": 1, "batch_size": 4, "attack": {"steps": 1}, "checkpoint_every": 1, "validate_every": 9},
-        "data": {"colours": {"source": str(colours), "eps": "8/255", "shots": 2}},
-        "methods": {"zero-shot": None, "advvlp": "advvlp", "vlp": "vlp"},
-        "blocks": [
-            {"protocol": "few-shot", "data": "colours", "methods": ["zero-shot", "advvlp", "vlp"], "seeds": [0, 1]}
-        ],
-        **changes,
-    }
-
-
-@pytest.fixture
-def write(tmp_path: Path, clip_folder: Path, colours: Path) -> Write:
-    """Writes the tiny suite, with changes, to a file."""
-
-    def to_file(**changes: Any) -> Path:
-        file = tmp_path / "tiny.yaml"
-        file.write_text(yaml.safe_dump(tiny(clip_folder, colours, **changes)))
-        return file
-
-    return to_file
-
-
-class InProcess(Machine):
-    """Does the jobs in this process, and counts them."""
-
-    def run(self, jobs: Any, folder: Path) -> Any:
-        for job in jobs:
-            self.__dict__.setdefault("done", []).append(job.label)
-            yield attempt(job, folder, self.threads)
-
-
-def here() -> InProcess:
-    return InProcess("local", 1, 1, 0)
-
-
-def silent(_: str) -> None:
-    """Says nothing."""
-
-
-def rights(folder: Path) -> dict[str, Any]:
-    """Every outcome image by image, without times."""
-    found = {}
-    for file in (folder / "outcomes").glob("*.json"):
-        views = json.loads(file.read_text())["views"]
-        found[file.stem] = {key: view["right"] for key, view in views.items()}
-    return found
-
-
-def table_rows(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "results.csv", newline="") as stream:
-        return list(csv.DictReader(stream))
+from .suites import Write, here, rights, silent, table_rows
 
 
 def test_a_suite_leaves_results_tables_and_plots_and_is_done_once(write: Write, tmp_path: Path) -> None:

@@ -19,10 +19,7 @@ from apd.demo import DEMO, METHODS
 from apd.errors import InputError
 
 from .models import save_clip
-from .test_bench_run import Write, write
-from .test_method_plugins import broken
-
-__all__ = ["broken", "write"]
+from .suites import Write
 
 SUITES = Path(__file__).resolve().parents[1] / "suites"
 CORE = {"zero-shot", "advvlp", "advmaple", "fap", "trades", "apd"}
@@ -148,7 +145,7 @@ ALL = ["zero-shot", "alp"]
         ({"block": {"seeds": [0, -1]}}, "blocks.0.seeds.1: input should be greater than or equal to 0, got -1."),
     ],
 )
-@pytest.mark.usefixtures("broken")
+@pytest.mark.usefixtures("broken_methods")
 def test_settings_are_refused_with_file_and_row_before_anything_is_loaded(
     write: Write, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:

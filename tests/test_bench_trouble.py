@@ -22,9 +22,7 @@ from apd.bench.plan import Job
 from apd.errors import InputError
 from apd.methods.adversarial import AdvVLP
 
-from .test_bench_run import InProcess, Write, here, silent, write
-
-__all__ = ["write"]
+from .suites import InProcess, Write, here, silent
 
 FEW = {"blocks": [{"protocol": "few-shot", "data": "colours", "methods": ["zero-shot", "advvlp"]}]}
 

@@ -22,7 +22,7 @@ from apd.util.device import pick_device
 
 from .command_line import QUICK, Answer, Cli, in_process
 from .models import save_colours
-from .test_cli_errors import check_error
+from .refusals import check_error
 
 
 def test_help_names_the_commands_and_loads_nothing_heavy() -> None:

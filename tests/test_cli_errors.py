@@ -16,19 +16,9 @@ import pytest
 
 from apd.runs.folder import Run
 
-from .command_line import QUICK, Answer, Cli
+from .command_line import QUICK, Cli
 from .models import save_colours
-from .test_run import fail_with
-
-
-def check_error(answer: Answer, words: list[str]) -> None:
-    assert answer.code == 2, answer.err
-    assert answer.out == ""
-    errors = [line for line in answer.err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert answer.err.rstrip().endswith(errors[0]), "the error is the last line; no traceback follows"
-    for word in words:
-        assert word in errors[0]
+from .refusals import check_error, fail_with
 
 
 def broken(folder: Path, how: str) -> Path:
@@ -53,11 +43,11 @@ def broken(folder: Path, how: str) -> Path:
 @pytest.mark.parametrize(
     ("how", "options", "words"),
     [
-        ("missing", [], ["folder"]),
+        ("missing", [], ["none/photos"]),
         ("empty class", [], ["dark"]),
-        ("one class", [], ["class", "red"]),
+        ("one class", [], ["red"]),
         ("truncated image", [], ["red", ".png", "--skip-bad-images"]),
-        ("no images", [], ["image"]),
+        ("no images", [], ["photos"]),
         ("long name", [], ["red red", "context"]),
     ],
 )

@@ -13,7 +13,7 @@ import apd
 
 from .command_line import Cli
 from .models import save_colours
-from .test_cli_errors import check_error
+from .refusals import check_error
 
 
 def test_evaluate_prints_json_alone_and_keeps_outcomes(cli: Cli, run: Path) -> None:

@@ -12,7 +12,7 @@ from apd.errors import InputError
 from apd.util.extras import import_extra
 
 from .command_line import QUICK, Cli
-from .test_cli_errors import check_error
+from .refusals import check_error
 
 
 @pytest.mark.parametrize("kind", ["parquet", "folder of parquet", "saved", "hub"])

@@ -16,9 +16,7 @@ from apd.training.collapse import TrainingProgress
 from apd.util import progress as module
 from apd.util.progress import heartbeat
 
-from .test_bench_run import Write, write
-
-__all__ = ["write"]
+from .suites import Write
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,7 @@ from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 
 from .models import save_clip
-from .test_run import NAMES, TEMPLATES, config, finished, manifest
-
-__all__ = ["config", "finished", "manifest"]
+from .runs import NAMES, TEMPLATES
 
 
 def test_load_run_gives_the_prompts_that_were_saved(finished: Run, clip: DualEncoder, config: RunConfig) -> None:

@@ -71,48 +71,7 @@ def test_an_installed_package_s_method_is_listed_trains_and_is_evaluated(
     assert training.returncode == 2 and "No method 'mart'" in training.stderr
 
 
-PLUGINS = {
-    "lost": "no_such_module:Method",
-    "odd": "json:dumps",
-    "wordless": "wordless:Wordless",
-    "apd": "wordless:Wordless",
-    "lossless": "wordless:Lossless",
-    "plain": "wordless:Plain",
-    "good": "wordless:Good",
-}
-WORDLESS = """
-from apd.methods import Method
-
-class Wordless(Method):
-    pass
-
-class Lossless(Method):
-    summary, source = "learns by nothing", "nobody"
-
-class Plain(Lossless):
-    learns = False
-
-class Good(Lossless):
-    summary = "a good one"
-    def loss(self, step, x_adv):
-        return {"ce": step.cross_entropy(step.student.logits(x_adv))}
-"""
-
-
-@pytest.fixture
-def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installed package most of whose methods cannot be used."""
-    about = tmp_path / "others-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
-    points = "\n".join(f"{name} = {place}" for name, place in PLUGINS.items())
-    (about / "entry_points.txt").write_text(f"[apd.methods]\n{points}\n")
-    (tmp_path / "wordless.py").write_text(WORDLESS)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "wordless", raising=False)
-
-
-@pytest.mark.usefixtures("broken")
+@pytest.mark.usefixtures("broken_methods")
 def test_broken_methods_are_told_of_and_leave_the_rest_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert find_method("apd") is METHODS["apd"] and "wordless" not in sys.modules, "nothing is imported unasked"
     found, problems = list_methods()

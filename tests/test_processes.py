@@ -10,7 +10,7 @@ from apd.errors import InputError
 from apd.util.processes import is_first_process
 
 from .command_line import QUICK, Cli
-from .test_cli_errors import check_error
+from .refusals import check_error
 
 LAUNCHER = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 ALL = [*LAUNCHER, "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]

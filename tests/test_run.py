@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,50 +20,14 @@ from apd.models import DualEncoder
 from apd.models.prompts import Prompts
 from apd.runs.config import RunConfig, load_config
 from apd.runs.folder import FORMAT, Run, check_output
-from apd.runs.load import describe_encoder
 from apd.training.log import Log
-from apd.util.versions import versions
 
-NAMES, TEMPLATES = ["red", "green", "blue"], ["a photo of a {}."]
-
-
-@pytest.fixture
-def config(clip_folder: Path) -> RunConfig:
-    return load_config(flags={"model": str(clip_folder), "data.source": "colours", "method.name": "advvlp"})
-
-
-@pytest.fixture
-def manifest(clip: DualEncoder, config: RunConfig) -> dict[str, Any]:
-    return {
-        "model": describe_encoder(clip.info),
-        "data": {"name": "colours"},
-        "class_names": NAMES,
-        "templates": TEMPLATES,
-        "prompts": config.method.settings.prompts.model_dump(mode="json"),
-        "seeds": {"train": 0},
-        "versions": versions(),
-    }
-
-
-@pytest.fixture
-def finished(tmp_path: Path, clip: DualEncoder, config: RunConfig, manifest: dict[str, Any]) -> Run:
-    """A finished run with random prompts."""
-    run = Run.create(tmp_path / "finished", config, manifest)
-    run.log({"step": 1, "loss": 0.5})
-    run.save_prompts(Prompts.initial(config.method.settings.prompts, clip, seed=3).state_dict())
-    run.finish({"val_clean": 90.0})
-    return run
+from .refusals import fail_with
+from .runs import NAMES, TEMPLATES
 
 
 def content(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def fail_with(code: int) -> Any:
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    return fail
 
 
 def test_a_new_run_touches_nothing_before_it_saves(tmp_path: Path, config: RunConfig, manifest: dict[str, Any]) -> None:

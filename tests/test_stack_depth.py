@@ -16,9 +16,7 @@ import apd
 from apd.bench import Machine, bench, engines, load_suite
 from apd.training import loop
 
-from .test_bench_run import Write, silent, write
-
-__all__ = ["write"]
+from .suites import Write, silent
 
 SOURCE = str(Path(apd.__file__).parent)
 
