@@ -15,7 +15,7 @@ skipped; 1: something differs or failed.
 - folders: NEW evaluates, predicts with, resumes and continues what OLD has written.
 - time: seconds of a training step and of an evaluation, alternating, with the ratio new/old.
 
-``--keep`` stores OLD's runs under a hash of its sources, so that further comparisons run NEW alone.
+``--keep`` stores OLD's runs under a hash of its sources (and of what is run), so that further comparisons run NEW alone.
 """
 
 from __future__ import annotations
@@ -76,12 +76,19 @@ def judge(section: str, name: str, answers: Mapping[str, Mapping[str, Any]], com
     return tell(Row(section, name, "failed", "; ".join(bad)) if bad else verdict(section, name, compare()))
 
 
+def by_name(value: Any) -> Any:
+    """A list of entries that have names, as a dictionary: an entry may be added anywhere."""
+    named = isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value)
+    return {item["name"]: item for item in value} if named else value
+
+
 def difference(old: Any, new: Any, at: str = "") -> list[str]:
     """Where two JSON values differ, apart from volatile keys.
 
     >>> difference({"a": [1, 2], "seconds": 3}, {"a": [1, 4], "b": 0})
     ['a.1: 2 -> 4', 'b: only new']
     """
+    old, new = by_name(old), by_name(new)
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in sorted(old.keys() | new.keys()):

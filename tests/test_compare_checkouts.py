@@ -115,10 +115,14 @@ def test_values_that_differ_are_named_but_not_times(script: ModuleType) -> None:
 
 
 def test_an_added_key_is_told_but_a_lost_one_differs(script: ModuleType) -> None:
-    few, more = ({"out": json.dumps(value)} for value in ({"n": 1}, {"n": 1, "limit": 2}))
+    old = {"checks": [{"name": "a", "value": 2}]}
+    few, more = (
+        {"out": json.dumps(value)}
+        for value in (old, {"checks": [{"name": "b", "value": 1}, *old["checks"]], "limit": 2})
+    )
     added, lost = (script.verdict("evaluation", "apd", script.answered(*pair)) for pair in ((few, more), (more, few)))
     assert (added.status, lost.status) == ("equal", "differs")
-    assert "limit" in added.detail
+    assert "limit" in added.detail and "checks.b" in added.detail
 
 
 def test_outcomes_are_read_by_sample_from_either_format(script: ModuleType, tmp_path: Path) -> None:
