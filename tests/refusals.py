@@ -14,15 +14,15 @@ from apd.errors import InputError, nearest
 from .command_line import Answer
 
 
-def unnamed(text: str, names: tuple[str, ...] | list[str]) -> list[str]:
-    """The names that a text lacks as whole words; 4 is contained in neither 40 nor 4/255 nor 4.5."""
+def contains(text: str, *names: str) -> bool:
+    """Whether a text contains every name as a whole word; 4 is contained in neither 40 nor 4/255 nor 4.5."""
 
-    def contained(name: str) -> bool:
+    def found(name: str) -> bool:
         before = r"(?<![\w/])" if name[0].isdigit() else r"\b" if name[0].isalnum() else ""
         after = r"(?![\w/]|\.\d)" if name[-1].isdigit() else r"\b" if name[-1].isalnum() else ""
         return re.search(before + re.escape(name) + after, text) is not None
 
-    return [name for name in names if not contained(name)]
+    return all(map(found, names))
 
 
 def meant(name: str) -> str:
@@ -36,7 +36,7 @@ def refused(*names: str, by: type[Exception] = InputError) -> Iterator[pytest.Ex
     with pytest.raises(by) as told:
         yield told
     message = str(told.value)
-    assert not unnamed(message, names), message
+    assert contains(message, *names), message
     assert not isinstance(told.value, InputError) or "\n" not in message
 
 
@@ -47,7 +47,7 @@ def check_error(answer: Answer, names: list[str]) -> None:
     errors = [line for line in answer.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert answer.err.rstrip().endswith(errors[0]), "the error is the last line; no traceback follows"
-    assert not unnamed(errors[0], names), errors[0]
+    assert contains(errors[0], *names), errors[0]
 
 
 def fail_with(code: int) -> Callable[..., None]:

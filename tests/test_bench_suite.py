@@ -16,9 +16,10 @@ from apd.bench.protocols import EvalSpec
 from apd.bench.report.published import load_published, published_markdown
 from apd.bench.suite import Block
 from apd.demo import DEMO, METHODS
-from apd.errors import InputError
+from apd.errors import nearest
 
 from .models import save_clip
+from .refusals import meant, refused
 from .suites import Write
 
 SUITES = Path(__file__).resolve().parents[1] / "suites"
@@ -27,85 +28,52 @@ VIEW = EvalSpec("test", "test", "a", "1/255", ("pgd-5",), 10)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "names"),
     [
-        ({"blocs": []}, "Unknown setting 'blocs'. Did you mean blocks?"),
-        (
-            {"data": {"colours": {"source": "x", "ep": "1/255"}}},
-            "Unknown setting 'data.colours.ep'. Did you mean data.colours.eps?",
-        ),
-        (
-            {"data": {"colours": {"source": "x", "seed": 3}}},
-            "seed has no effect in an entry of data: a block has seeds",
-        ),
-        ({"attacks": "pgd"}, "Unknown attack 'pgd'. Did you mean pgd-20?"),
-        (
-            {"attacks": "fgsmm"},
-            "Unknown attack 'fgsmm'. Known: clean, pgd-N, apgd-ce, apgd-dlr, apgd-ce+dlr, autoattack.",
-        ),
-        ({"final": {"best": 0}}, "final.best: "),
-        (
-            {"data": {"colours": {"source": "x", "eps": 4}}},
-            "eps is in [0,1] pixel units, got 4. Did you mean 4/255?",
-        ),
-        ({"block": {"protocol": "fewshot"}}, "no protocol 'fewshot'. Did you mean few-shot?"),
-        ({"block": {"methods": "advvpl"}}, "no method 'advvpl'. Did you mean advvlp?"),
-        ({"block": {"data": "color"}}, "no data set 'color'. Did you mean colours?"),
-        ({"block": {"seed": 3}}, "Unknown setting 'blocks.0.seed'. Did you mean blocks.0.seeds?"),
-        ({"block": {"protocol": "cross-dataset"}}, "a block of protocol cross-dataset needs the setting 'to'."),
-        (
-            {"block": {"protocol": "cross-dataset", "to": "colours"}},
-            "a block of protocol cross-dataset trains on 'colours' and has no other data set in 'to'; add one.",
-        ),
-        (
-            {"block": {"seeds": []}},
-            "blocks.0.seeds: ",
-        ),
-        (
-            {"block": {"attacks": []}},
-            "blocks.0.attacks: ",
-        ),
-        (
-            {"block": {"seeds": [2**64]}},
-            f"blocks.0.seeds.0: input should be less than or equal to {2**63 - 1}, got {2**64}.",
-        ),
-        ({"block": {"severity": 3}}, "the setting 'severity' does not belong to protocol few-shot."),
-        (
-            {"final": {"protocols": "base-to-new"}},
-            "no block has a protocol of final.protocols (base-to-new); name one that a block has.",
-        ),
-        ({"block": {"eps": "1/255"}}, "the setting 'eps' does not belong to protocol few-shot."),
+        ({"blocs": []}, ["'blocs'", meant("blocks")]),
+        ({"data": {"colours": {"source": "x", "ep": "1/255"}}}, ["'data.colours.ep'", meant("data.colours.eps")]),
+        ({"data": {"colours": {"source": "x", "seed": 3}}}, ["data", "seed", "seeds"]),
+        ({"attacks": "pgd"}, ["'pgd'", meant("pgd-20")]),
+        ({"attacks": "fgsmm"}, ["'fgsmm'", nearest("fgsmm", ["pgd-20"], EVALUATION)]),
+        ({"final": {"best": 0}}, ["final.best"]),
+        ({"data": {"colours": {"source": "x", "eps": 4}}}, ["eps", "4", "4/255"]),
+        ({"block": {"protocol": "fewshot"}}, ["'fewshot'", meant("few-shot")]),
+        ({"block": {"methods": "advvpl"}}, ["'advvpl'", meant("advvlp")]),
+        ({"block": {"data": "color"}}, ["'color'", meant("colours")]),
+        ({"block": {"seed": 3}}, ["'blocks.0.seed'", meant("blocks.0.seeds")]),
+        ({"block": {"protocol": "cross-dataset"}}, ["cross-dataset", "'to'"]),
+        ({"block": {"protocol": "cross-dataset", "to": "colours"}}, ["cross-dataset", "'colours'", "'to'"]),
+        ({"block": {"seeds": []}}, ["blocks.0.seeds"]),
+        ({"block": {"attacks": []}}, ["blocks.0.attacks"]),
+        ({"block": {"seeds": [2**64]}}, ["blocks.0.seeds.0", str(2**63 - 1), str(2**64)]),
+        ({"block": {"severity": 3}}, ["'severity'", "few-shot"]),
+        ({"final": {"protocols": "base-to-new"}}, ["final.protocols", "base-to-new"]),
+        ({"block": {"eps": "1/255"}}, ["'eps'", "few-shot"]),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(write: Write, changes: dict[str, Any], message: str) -> None:
+def test_load_suite_refuses_in_one_line(write: Write, changes: dict[str, Any], names: list[str]) -> None:
     block = {"protocol": "few-shot", "data": "colours", "methods": "advvlp", **changes.pop("block", {})}
-    with pytest.raises(InputError) as error:
+    with refused("tiny.yaml", *names):
         load_suite(write(blocks=[block], **changes))
-    assert f"tiny.yaml: {message}" in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["test", "val", "base", "new", "colours final", "test-final"])
 def test_a_data_set_is_not_called_like_a_part_of_one(write: Write, colours: Path, name: str) -> None:
     entry = {"source": str(colours), "eps": "8/255"}
     blocks = [{"protocol": "cross-dataset", "data": "colours", "to": name, "methods": "advvlp"}]
-    with pytest.raises(InputError) as error:
+    with refused("tiny.yaml", repr(name)):
         load_suite(write(data={"colours": entry, name: entry}, blocks=blocks))
-    assert str(error.value).endswith(
-        f"tiny.yaml: a data set cannot be called {name!r}, as a part of one is in the results; give it another name."
-    )
     blocks[0]["to"] = "newer"
     assert load_suite(write(data={"colours": entry, "newer": entry}, blocks=blocks)).data.keys() == {"colours", "newer"}
 
 
 def test_unreadable_files_and_missing_roots(tmp_path: Path, write: Write) -> None:
-    with pytest.raises(InputError, match=r"none\.yaml"):
+    with refused("none.yaml"):
         load_suite(tmp_path / "none.yaml")
     (tmp_path / "odd.yaml").write_text("data:\n  a: b: c\n")
-    with pytest.raises(
-        InputError, match=r"odd\.yaml, line 2, column 7: not YAML: mapping values are not allowed here\.$"
-    ):
+    with refused("odd.yaml", "YAML", "2", "7"):
         load_suite(tmp_path / "odd.yaml")
-    with pytest.raises(InputError, match="say where it is with --root"):
+    with refused("tiny.yaml", "nowhere", "--root"):
         load_suite(write(root="nowhere"))
 
 
@@ -113,41 +81,33 @@ ALL = ["zero-shot", "alp"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "row", "names"),
     [
-        (
-            {"methods": {"alp": {"name": "advvlp", "claen": 1}}},
-            "methods.alp: Unknown setting 'claen'. Did you mean clean?",
-        ),
-        ({"methods": {"alp": "advvpl"}}, "methods.alp: No method 'advvpl'. Did you mean advvlp?"),
-        ({"methods": {"alp": "lost"}}, "methods.alp: The method 'lost' of the package others cannot be imported"),
+        ({"methods": {"alp": {"name": "advvlp", "claen": 1}}}, "methods.alp", ["'claen'", meant("clean")]),
+        ({"methods": {"alp": "advvpl"}}, "methods.alp", ["'advvpl'", meant("advvlp")]),
+        ({"methods": {"alp": "lost"}}, "methods.alp", ["'lost'", "others", "'no_such_module'"]),
         (
             {"methods": {"alp": {"name": "advvlp", "train": {"epoch": 2}}}},
-            "methods.alp: Unknown setting 'train.epoch'. Did you mean train.epochs?",
+            "methods.alp",
+            ["'train.epoch'", meant("train.epochs")],
         ),
-        (
-            {"methods": {"alp": {"name": "advvlp", "train": 3}}},
-            "methods.alp: train must hold settings such as epochs, got 3.",
-        ),
-        ({"train": {"epoch": 2}}, "Unknown setting 'train.epoch'. Did you mean train.epochs?"),
-        (
-            {"own": {"optimizer": {"lr": -1}}},
-            "data.colours: train.optimizer.lr: input should be greater than 0, got -1.",
-        ),
-        ({"own": {"epochs": 0}, "train": {"epochs": 3}}, "data.colours: train.epochs: input should be"),
+        ({"methods": {"alp": {"name": "advvlp", "train": 3}}}, "methods.alp", ["train", "epochs", "3"]),
+        ({"train": {"epoch": 2}}, "", ["'train.epoch'", meant("train.epochs")]),
+        ({"own": {"optimizer": {"lr": -1}}}, "data.colours", ["train.optimizer.lr", "0", "-1"]),
+        ({"own": {"epochs": 0}, "train": {"epochs": 3}}, "data.colours", ["train.epochs", "0"]),
         # Each of the two layers is fine alone.
-        ({"own": {"ema": 0.9}, "train": {"swa": 0.5}}, "data.colours: train.ema and train.swa are two averages"),
-        ({"methods": {"alp": "fare"}, "train": {"label_smoothing": 0.1}}, "methods.alp: train.label_smoothing has no"),
-        ({"train": {"seed": 2}}, "train.seed has no effect in a suite: a block has seeds."),
-        ({"own": {"device": "cpu"}}, "data.colours: train.device has no effect in a suite: apd bench"),
+        ({"own": {"ema": 0.9}, "train": {"swa": 0.5}}, "data.colours", ["train.ema", "train.swa"]),
+        ({"methods": {"alp": "fare"}, "train": {"label_smoothing": 0.1}}, "methods.alp", ["train.label_smoothing"]),
+        ({"train": {"seed": 2}}, "", ["train.seed", "seeds"]),
+        ({"own": {"device": "cpu"}}, "data.colours", ["train.device", "apd bench"]),
         # A row that no block asks for.
-        ({"methods": {"alp": "advvlp", "idle": "advvpl"}}, "methods.idle: No method 'advvpl'."),
-        ({"block": {"seeds": [0, -1]}}, "blocks.0.seeds.1: input should be greater than or equal to 0, got -1."),
+        ({"methods": {"alp": "advvlp", "idle": "advvpl"}}, "methods.idle", ["'advvpl'", meant("advvlp")]),
+        ({"block": {"seeds": [0, -1]}}, "", ["blocks.0.seeds.1", "0", "-1"]),
     ],
 )
 @pytest.mark.usefixtures("broken_methods")
 def test_settings_are_refused_with_file_and_row_before_anything_is_loaded(
-    write: Write, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+    write: Write, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], row: str, names: list[str]
 ) -> None:
     for heavy in ("encoder_info", "whole"):
         monkeypatch.setattr(f"apd.bench.plan.{heavy}", lambda *_, **__: pytest.fail("something heavy was loaded"))
@@ -155,12 +115,12 @@ def test_settings_are_refused_with_file_and_row_before_anything_is_loaded(
     methods = {"zero-shot": None, "alp": "advvlp", **changes.pop("methods", {})}
     block = {"protocol": "few-shot", "data": "colours", "methods": ALL, **changes.pop("block", {})}
     file = write(data=data, methods=methods, blocks=[block], **changes)
-    with pytest.raises(InputError) as error:
+    with refused(*names) as error:
         load_suite(file)
-    assert str(error.value).startswith(f"{file}: {message}") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{file}: " + (f"{row}: " if row else ""))
 
 
-def test_a_later_layer_mends_what_an_earlier_one_says(write: Write) -> None:
+def test_method_settings_override_a_suite_setting_that_does_not_fit(write: Write) -> None:
     methods = {"zero-shot": None, "fare": {"name": "fare", "train": {"label_smoothing": 0}}, "advvlp": "advvlp"}
     block = {"protocol": "few-shot", "data": "colours", "methods": ["fare", "advvlp"]}
     suite = load_suite(write(methods=methods, blocks=[block], train={"label_smoothing": 0.1}))
@@ -200,12 +160,9 @@ def test_a_path_to_nothing_is_refused_and_not_looked_for_elsewhere(
     (tmp_path / "here" / source.lstrip("./")).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     suite = load_suite(write(root="there"))
-    with pytest.raises(InputError) as error:
+    with refused(what, repr(source), str((tmp_path / "there" / source).resolve()), "--root") as error:
         suite.resolve(source, what)
-    wanted = (tmp_path / "there" / source).resolve()
-    assert str(error.value) == (
-        f"no {what} {source!r}: there is nothing at {wanted}. Paths start at the root; --root sets it."
-    )
+    assert str(tmp_path / "here") not in str(error.value)
 
 
 def test_without_a_root_paths_start_at_the_working_directory(
@@ -214,7 +171,7 @@ def test_without_a_root_paths_start_at_the_working_directory(
     (tmp_path / "birds").mkdir()
     monkeypatch.chdir(tmp_path)
     assert load_suite(write()).resolve("./birds") == str(tmp_path / "birds")
-    with pytest.raises(InputError, match="start at the working directory, as there is no root; --root sets it"):
+    with refused("'./boats'", str(tmp_path / "boats"), "--root"):
         load_suite(write()).resolve("./boats")
 
 
@@ -284,7 +241,7 @@ def test_another_model_of_a_method_is_found_at_the_root_and_known_by_its_weights
     assert one.id == moved.id
     others = [job("a", "./other"), job("a", "./clip", "robust_teacher"), job("a", str(tmp_path / "a" / "other"))]
     assert [other.id == one.id for other in others] == [False, False, False] and others[0].id == others[2].id
-    with pytest.raises(InputError, match=r"no model './none'"):
+    with refused("model", "'./none'"):
         job("a", "./none")
 
 
@@ -363,5 +320,5 @@ def test_published_numbers_name_source_and_setting() -> None:
         assert entry.source and entry.setting and entry.protocol in PROTOCOLS
         assert all(len(values) == len(entry.columns) for values in entry.rows.values())
     shown = "\n".join(published_markdown("base-to-new"))
-    assert "| FAP | 70.52 | 38.05 | 49.58 | 21.86 |" in shown and "**not comparable**" in shown
+    assert "| FAP | 70.52 | 38.05 | 49.58 | 21.86 |" in shown
     assert published_markdown("corruption") == []
