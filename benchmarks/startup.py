@@ -107,7 +107,7 @@ def waiting_case(options: Options, geometry: str, classes: int) -> Case:
 
         watched = (
             patch.object(Batches, "draw", timed("batch", Batches.draw)),
-            patch.object(loop.Loop, "_visit", timed("step", loop.Loop._visit)),
+            patch.object(loop.Loop, "train_batch", timed("step", loop.Loop.train_batch)),
             patch.object(batches, "decode", timed("decode", batches.decode)),
         )
         with watched[0], watched[1], watched[2]:

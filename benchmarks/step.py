@@ -20,8 +20,10 @@ from torch import Tensor
 import apd
 from apd.attacks import PGD
 from apd.attacks.threat import ThreatModel
+from apd.data.batch import Batch
 from apd.methods import Method, find_method
 from apd.models.prompts import Prompts
+from apd.settings.train import TrainSettings
 from apd.training.step import TrainStep
 from benchmarks.geometry import class_names
 from benchmarks.towers import Towers
@@ -90,11 +92,12 @@ def problem(
 
 def ours(p: Problem) -> Callable[[], Tensor]:
     """Our step up to the prompts' gradients; returns the loss."""
-    step = TrainStep(p.method, PGD(steps=p.steps, step_size=1.0), THREAT, p.bf16)
+    settings = TrainSettings(precision="bf16" if p.bf16 else "fp32")
+    step, batch = TrainStep(p.method, settings, PGD(steps=p.steps, step_size=1.0)), Batch.of(p.x, p.labels)
 
     def run() -> Tensor:
         p.method.zero_grad()
-        loss = torch.stack(list(step(p.x, p.labels, p.seeds).values())).sum()
+        loss = torch.stack(list(step(batch, THREAT)[0].values())).sum()
         loss.backward()
         return loss.detach()
 

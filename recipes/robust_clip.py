@@ -28,7 +28,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
-from apd import losses
 from apd.attacks import Objective, cross_entropy
 from apd.attacks.objectives import squared_distance
 from apd.data import Dataset
@@ -70,7 +69,7 @@ class FineTuning:
         self.batches = Batches(decode(encoder, data, False, True), settings)
         self.steps = len(self.batches) * settings.epochs
         self.attack = training_attack(settings.attack)
-        self.model = PromptedCLIP(encoder, None, data.class_names, data.templates).frozen().bound
+        self.model = PromptedCLIP(encoder, None, data.class_names, data.templates).bind_detached()
         self.tower = image_tower(encoder)
         for weight in self.tower.values():
             weight.requires_grad_()
@@ -81,7 +80,7 @@ class FineTuning:
         objective = Objective(self.model.logits, cross_entropy, batch.labels)
         x_adv = self.attack(objective, batch.x, self.settings.threat, batch.seeds)
         features = self.model.embed(x_adv)
-        loss = losses.cross_entropy(self.model.compare(F.normalize(features, dim=-1)), batch.labels)
+        loss = F.cross_entropy(self.model.logits_from_features(F.normalize(features, dim=-1)), batch.labels)
         if self.original is not None:
             with torch.no_grad():
                 target = self.original.encode_image(batch.x)

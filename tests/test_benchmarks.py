@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import apd
+from apd.data.batch import Batch
 from apd.data.dataset import Decoded
-from apd.methods.base import Step
+from apd.methods import Step
 from apd.models.fast import kernels
 from apd.models.prompts import Prompts
 from benchmarks.__main__ import main
@@ -62,7 +63,7 @@ def test_ours_and_the_published_step_agree_on_the_same_adversarial_images(folder
     theirs = published(p, x_adv)
     wanted = gradients(p)
     p.method.zero_grad()
-    loss = sum(p.method.loss(Step(p.x, p.labels, p.method.student.bind()), x_adv).values())
+    loss = sum(p.method.loss(Step(Batch.of(p.x, p.labels), p.method.student.bind()), x_adv).values())
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(theirs), rel=1e-5)
     assert wanted.keys() == gradients(p).keys() and wanted

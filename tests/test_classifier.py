@@ -57,7 +57,7 @@ def test_words_fill_the_leading_tokens_and_the_rest_is_random(clip: DualEncoder)
 def test_text_prompts_that_start_as_the_template_give_the_template_s_logits(clip: DualEncoder) -> None:
     spec = PromptSpec(text_tokens=4, visual_tokens=0)
     model = PromptedCLIP(clip, Prompts.initial(spec, clip, "a photo of a"), CLASSES)
-    torch.testing.assert_close(model(X), model.undefended()(X), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(X), model.zero_shot()(X), rtol=1e-5, atol=1e-5)
 
 
 def test_logits_are_scaled_cosines(siglip: DualEncoder) -> None:
@@ -156,7 +156,7 @@ def test_a_frame_of_zeros_leaves_the_image_and_others_are_attacked_through(clip:
     spec = PromptSpec(text_tokens=0, visual_tokens=0, frame=0.2)
     model = PromptedCLIP(clip, Prompts.initial(spec, clip), CLASSES)
     assert sum(p.numel() for p in model.prompts.parameters()) == 3 * (16 * 16 - 10 * 10)
-    assert torch.equal(model(X), model.undefended()(X))
+    assert torch.equal(model(X), model.zero_shot()(X))
     with torch.no_grad():
         for strip in model.prompts.parameters():
             strip.add_(0.3)
@@ -168,7 +168,7 @@ def test_a_frame_of_zeros_leaves_the_image_and_others_are_attacked_through(clip:
     x = X.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(model.frozen()(x), torch.tensor([0, 1, 2, 0])), x)
     y = (X + frame).requires_grad_()
-    (through,) = torch.autograd.grad(F.cross_entropy(model.undefended().frozen()(y), torch.tensor([0, 1, 2, 0])), y)
+    (through,) = torch.autograd.grad(F.cross_entropy(model.zero_shot().frozen()(y), torch.tensor([0, 1, 2, 0])), y)
     torch.testing.assert_close(gradient, through)
     assert gradient[:, :, 0].abs().sum() > 0, "the attack may change what is under the frame"
     with pytest.raises(InputError, match="Images must have shape"):

@@ -62,7 +62,7 @@ def test_accuracies_agree_with_attacking_by_hand() -> None:
     clean = ~misclassified(model(x), labels)
     by_hand = {"clean": clean}
     objective = Objective(model, cross_entropy, labels)
-    found = PGD(5).search(objective, x, threat, sample_seeds(images.ids, 0, "start"), misclassified)
+    found = PGD(5, leave=misclassified)(objective, x, threat, sample_seeds(images.ids, 0, "start"))
     by_hand["pgd-5"] = clean & ~misclassified(model(found), labels)
     ids = [id_ for id_, right in zip(images.ids, clean.tolist(), strict=True) if right]
     apgd = attacks.find("apgd-ce")(model, x[clean], labels[clean], threat, ids, 0).images

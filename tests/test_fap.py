@@ -9,9 +9,10 @@ from torch import Tensor
 
 from apd.attacks import PGD
 from apd.attacks.threat import ThreatModel
+from apd.data.batch import Batch
 from apd.errors import InputError
-from apd.methods.base import Step
-from apd.methods.fap import FAP, FAPSettings
+from apd.methods import Step
+from apd.methods.consistency import FAP, FAPSettings
 from apd.models import DualEncoder, load_clip
 from apd.models.classifier import PromptedCLIP
 from apd.runs.config import load_config
@@ -68,7 +69,7 @@ def test_loss_and_gradients_are_the_formula_s(clip: DualEncoder, dtype: torch.dt
     method, exact = build(clip, dtype), build(clip, torch.float64)
     x = pixels(0, torch.float32)
     x_adv = (x + 0.8 * (pixels(1, torch.float32) - 0.5)).clamp(0, 1)
-    terms = method.loss(Step(x.to(dtype), LABELS, method.student.bind()), x_adv.to(dtype))
+    terms = method.loss(Step(Batch.of(x.to(dtype), LABELS), method.student.bind()), x_adv.to(dtype))
     slow = slow_loss(exact, x.double(), x_adv.double())
     assert float(terms["adv_kl"].detach()) > 1e-4, "the images must differ enough to test the term"
     assert float(sum(terms.values()).detach()) == pytest.approx(float(slow.detach()), rel=tolerance)
@@ -82,7 +83,7 @@ def test_loss_and_gradients_are_the_formula_s(clip: DualEncoder, dtype: torch.dt
 def test_a_whole_step_is_the_formula_s(clip: DualEncoder) -> None:
     method, x, seeds = build(clip, torch.float64), pixels(0, torch.float64), torch.arange(4)
     threat = ThreatModel(4 / 255)
-    terms = TrainStep(method, PGD(steps=2, step_size=1.0), threat)(x, LABELS, seeds)
+    terms = TrainStep(method, attack=PGD(steps=2, step_size=1.0))(Batch.of(x, LABELS), threat)[0]
     ours = gradients(method, torch.stack(list(terms.values())).sum())
 
     scale = method.student.encoder.info.logit_scale
@@ -113,7 +114,7 @@ def test_the_clean_pass_is_done_once_a_step(clip: DualEncoder, monkeypatch: pyte
         return encode(self, images, tokens)
 
     monkeypatch.setattr(type(encoder), "encode_image", counting)
-    TrainStep(method, PGD(steps=2, step_size=1.0), ThreatModel(4 / 255))(x, LABELS, torch.arange(4))
+    TrainStep(method, attack=PGD(steps=2, step_size=1.0))(Batch.of(x, LABELS), ThreatModel(4 / 255))
     assert seen == [True, False, False, False], "clean, two attack steps, adversarial"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 import apd
 from apd.attacks import PGD
 from apd.attacks.threat import ThreatModel
+from apd.data.batch import Batch
 from apd.data.dataset import Decoded
 from apd.methods import METHODS, Method, Preparation, find_method
 from apd.methods.advpt import AdvPT
@@ -183,7 +184,8 @@ def test_a_step_s_loss_and_gradients_are_the_formula_s(
     outer: Formula,
 ) -> None:
     method, x, seeds = build(clip, name, settings, prompts), images(), torch.arange(4)
-    terms = TrainStep(method, PGD(steps=2, step_size=0.5), THREAT)(x, LABELS, seeds)
+    batch = Batch.of(x, LABELS)
+    terms = TrainStep(method, attack=PGD(steps=2, step_size=0.5))(batch, THREAT)[0]
     total = torch.stack(list(terms.values())).sum()
     got = gradients(method, total)
 
@@ -233,7 +235,8 @@ def test_advpt_learns_from_a_bank_of_the_plain_clip(clip: DualEncoder, inner: st
     torch.testing.assert_close(method.bank, bank, rtol=1e-6, atol=1e-8)
 
     index = torch.tensor([2, 0, 3, 1])
-    terms = TrainStep(method, PGD(), THREAT)(torch.full_like(x, torch.nan), LABELS[index], torch.arange(4), index)
+    batch = replace(Batch.of(torch.full_like(x, torch.nan), LABELS[index]), index=index)
+    terms = TrainStep(method, attack=PGD())(batch, THREAT)[0]
     got = gradients(method, terms["adv_ce"])
     z = (
         method.student.encoder.info.logit_scale
@@ -243,8 +246,6 @@ def test_advpt_learns_from_a_bank_of_the_plain_clip(clip: DualEncoder, inner: st
     expected = gradients(method, ce(z).mean())
     assert got.keys() == expected.keys() == {"student.prompts.text_tokens.0"}
     torch.testing.assert_close(got["student.prompts.text_tokens.0"], expected["student.prompts.text_tokens.0"])
-    with pytest.raises(ValueError, match=r"Step\.index"):
-        TrainStep(method, PGD(), THREAT)(x, LABELS, torch.arange(4))
 
 
 class Doubled(Decoded):
@@ -302,8 +303,9 @@ PASSES = {
 def test_a_step_runs_no_tower_twice_for_the_same(clip: DualEncoder, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cls = find_method(name)
     method = cls(cls.Settings(), PromptedCLIP(clip, None, CLASSES))
-    step, x, kind = TrainStep(method, PGD(steps=2), THREAT), torch.rand(4, 3, SIDE, SIDE), type(clip)
-    step(x, LABELS, torch.arange(4))
+    step, kind = TrainStep(method, attack=PGD(steps=2)), type(clip)
+    x = torch.rand(4, 3, SIDE, SIDE)
+    step(Batch.of(x, LABELS), THREAT)
     counts = {"encode_text": 0, "encode_image": 0}
     for tower in counts:
         original = getattr(kind, tower)
@@ -313,7 +315,7 @@ def test_a_step_runs_no_tower_twice_for_the_same(clip: DualEncoder, name: str, m
             return original(*arguments)
 
         monkeypatch.setattr(kind, tower, counted)
-    step(x, LABELS, torch.arange(4))
+    step(Batch.of(x, LABELS), THREAT)
     assert counts == {"encode_text": int(bool(method.student.prompts.text())), "encode_image": PASSES[name]}
 
 
@@ -364,7 +366,7 @@ def test_every_method_takes_a_step_on_a_siglip(siglip: DualEncoder, name: str) -
     decoded = Decoded(torch.randint(0, 256, (4, 3, SIDE, SIDE), dtype=torch.uint8), LABELS, tuple("abcd"))
     attack = PGD(steps=1)
     method.prepare(Preparation(decoded, attack, THREAT, 0, lambda other: None))
-    terms = TrainStep(method, attack, THREAT)(decoded.pixels(), LABELS, torch.arange(4), torch.arange(4))
+    terms = TrainStep(method, attack=attack)(Batch.of(decoded.pixels(), LABELS), THREAT)[0]
     torch.stack(list(terms.values())).sum().backward()
     for parameter in method.student.prompts.parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all() and parameter.grad.abs().sum() > 0

@@ -16,7 +16,7 @@ import pytest
 
 from apd.cli.listing import listing
 from apd.errors import InputError
-from apd.methods import METHODS, find_method, list_methods
+from apd.methods import METHODS, find_method
 from apd.runs.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -74,13 +74,13 @@ def test_an_installed_package_s_method_is_listed_trains_and_is_evaluated(
 @pytest.mark.usefixtures("broken_methods")
 def test_broken_methods_are_told_of_and_leave_the_rest_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert find_method("apd") is METHODS["apd"] and "wordless" not in sys.modules, "nothing is imported unasked"
-    found, problems = list_methods()
+    found, problems = METHODS.listing()
     assert found.keys() == {*METHODS, "good", "plain"} and find_method("good") is found["good"]
     assert len(problems) == 5 and all("others" in problem and "\n" not in problem for problem in problems)
     for name, words in {
         "lost": "ModuleNotFoundError: No module named 'no_such_module'",
-        "odd": "no class derived from apd.methods.Method",
-        "wordless": "lacks the text 'summary'",
+        "odd": "not a class derived from apd.methods.Method",
+        "wordless": r"does not define loss\(\)",
         "lossless": r"does not define loss\(\), which it learns by",
     }.items():
         with pytest.raises(InputError, match=words):
@@ -92,7 +92,7 @@ def test_broken_methods_are_told_of_and_leave_the_rest_alone(capsys: pytest.Capt
     assert len([line for line in shown.err.splitlines() if "of the package others" in line]) == 5
     with pytest.raises(InputError, match="Did you mean good"):
         find_method("goood")
-    with pytest.raises(InputError, match=r"^--method: The method 'lost' .* mend or uninstall it\.$"):
+    with pytest.raises(InputError, match=r"^--method: The method 'lost' .* fix or uninstall it\.$"):
         load_config(flags={"data.source": "digits", "method.name": "lost"})
     with pytest.raises(InputError, match=r"Did you mean method\.prompts"):
         load_config(flags={"data.source": "digits", "method.name": "good"}, sets=["method.prompt=1"])

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apd.attacks import PGD, sample_seeds
+from apd.attacks import sample_seeds
+from apd.attacks.persistent import Carried
 from apd.attacks.threat import ThreatModel
 from apd.data import load_data
-from apd.data.dataset import Decoded, shuffled
+from apd.data.batch import Batch
+from apd.data.dataset import Decoded
 from apd.errors import InputError
 from apd.methods import find_method
 from apd.models import DualEncoder
@@ -23,9 +25,9 @@ from apd.models.prompts import PromptSpec
 from apd.settings.train import AttackSettings, TrainSettings
 from apd.training.batches import Batches, Images
 from apd.training.optim import swa_share, update_average, warmed_up
-from apd.training.persistent import Carried
 from apd.training.sharpness import awp, sam, shifted
-from apd.training.step import TrainStep, training_step
+from apd.training.step import TrainStep
+from apd.util.seeds import shuffled
 
 from .test_training import metrics, settings, start
 
@@ -249,7 +251,9 @@ def test_clean_methods_do_not_replay(tmp_path: Path, clip: DualEncoder, colours:
 def carried(**settings: object) -> tuple[Carried, Batches]:
     images = Decoded((X * 255).to(torch.uint8), LABELS, tuple("abcd"))
     batches = Batches(Images(images, images, 16, True), TrainSettings(batch_size=4, **settings))
-    return Carried(AttackSettings(kind="carried"), batches, ThreatModel(EPS)), batches
+    pixels = Carried.from_settings(AttackSettings(kind="carried"))
+    batches.hand_over(pixels, ThreatModel(EPS))
+    return pixels, batches
 
 
 def test_carried_perturbations_go_through_the_crop_and_stay_in_the_ball() -> None:
@@ -274,14 +278,15 @@ def test_carried_images_start_as_one_batch_of_all_would_and_must_fit_into_memory
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole, batches = carried()
-    expected = ThreatModel(EPS).random_start(batches.images.train.pixels(), batches.start_seeds())
-    monkeypatch.setattr("apd.training.persistent._PART", 3)
-    parts = Carried(AttackSettings(kind="carried"), batches, ThreatModel(EPS))
+    train = batches.images.train
+    expected = ThreatModel(EPS).random_start(train.pixels(), sample_seeds(train.ids, 0, "start"))
+    monkeypatch.setattr(Carried, "images_at_once", 3)
+    parts, _ = carried()
     assert torch.equal(parts.kept, expected) and torch.equal(whole.kept, expected)
     need = 4 * batches.images.train.images.numel()
-    monkeypatch.setattr("apd.training.persistent.free_memory", lambda device: 3 * need)
+    monkeypatch.setattr("apd.attacks.persistent.free_memory", lambda device: 3 * need)
     carried()
-    monkeypatch.setattr("apd.training.persistent.free_memory", lambda device: 3 * need - 1)
+    monkeypatch.setattr("apd.attacks.persistent.free_memory", lambda device: 3 * need - 1)
     with pytest.raises(InputError, match=r"keeps 4 images in 0.0 GB.* cpu has .* use kind=free or pgd"):
         carried()
 
@@ -290,7 +295,7 @@ def test_carried_perturbations_need_one_process() -> None:
     _, batches = carried()
     batches.processes = 2
     with pytest.raises(InputError, match="needs one process, got 2"):
-        Carried(AttackSettings(kind="carried"), batches, ThreatModel(EPS))
+        batches.hand_over(Carried(), ThreatModel(EPS))
 
 
 # The attack's loss
@@ -299,8 +304,8 @@ def test_carried_perturbations_need_one_process() -> None:
 @pytest.mark.parametrize("loss", ["ce", "margin", "dlr", "kl"])
 def test_the_attack_climbs_the_loss_that_was_asked_for(clip: DualEncoder, loss: str) -> None:
     method, seeds = build(clip), torch.arange(4)
-    step = training_step(method, TrainSettings(eps=str(EPS), attack=AttackSettings(steps=1, loss=loss)))
-    step(X, LABELS, seeds)
+    step = TrainStep(method, TrainSettings(attack=AttackSettings(steps=1, loss=loss)))
+    _, found = step(Batch.of(X, LABELS), ThreatModel(EPS))
     model, threat = method.student.frozen(), ThreatModel(EPS)
     begin = threat.random_start(X, seeds).requires_grad_()
     expected = []
@@ -319,20 +324,19 @@ def test_the_attack_climbs_the_loss_that_was_asked_for(clip: DualEncoder, loss: 
         )
     (g,) = torch.autograd.grad(torch.stack(expected).sum(), begin)
     wanted = (X + (begin.detach() + EPS * g.sign() - X).clamp(-EPS, EPS)).clamp(0, 1)
-    assert float((step.images != wanted).float().mean()) < 0.002  # signs of gradients that are nearly 0
-    torch.testing.assert_close(step.images.mean(), wanted.mean(), rtol=1e-4, atol=1e-6)
+    assert float((found != wanted).float().mean()) < 0.002  # signs of gradients that are nearly 0
+    torch.testing.assert_close(found.mean(), wanted.mean(), rtol=1e-4, atol=1e-6)
 
 
 def test_only_a_cross_entropy_can_be_replaced(clip: DualEncoder) -> None:
     method = build(clip, "apd", variant="rslad")
-    step = TrainStep(method, PGD(2), ThreatModel(EPS), inner="margin")
+    margin = TrainSettings(attack=AttackSettings(loss="margin"))
     with pytest.raises(InputError, match="can replace a cross-entropy only"):
-        step(X, LABELS, torch.arange(4))
+        TrainStep(method, margin)(Batch.of(X, LABELS), ThreatModel(EPS))
     images = []
     for inner in ("ce", "mixed"):  # a cross-entropy to hard labels or to mixed ones
-        step = TrainStep(build(clip, "apd", inner=inner), PGD(2), ThreatModel(EPS), inner="margin")
-        step(X, LABELS, torch.arange(4))
-        images.append(step.images)
+        step = TrainStep(build(clip, "apd", inner=inner), margin)
+        images.append(step(Batch.of(X, LABELS), ThreatModel(EPS))[1])
     assert torch.equal(*images)
 
 

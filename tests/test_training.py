@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 import apd
+from apd.attacks import ThreatModel
 from apd.data import load_data
+from apd.data.batch import Batch
 from apd.errors import ApdError, InputError
 from apd.methods import Method, Step
 from apd.methods.clean import VLP
@@ -35,7 +37,7 @@ from apd.training.collapse import CollapseMonitor, Validation
 from apd.training.log import Log
 from apd.training.loop import train
 from apd.training.optim import ema_share, learning_rate, update_average
-from apd.training.step import training_step
+from apd.training.step import TrainStep
 
 FAST = [
     "train.epochs=3",
@@ -408,7 +410,7 @@ def test_what_a_loss_returns_is_checked_and_its_method_named(
 
     method = Own(Own.Settings(), PromptedCLIP(clip, None, ["cat", "dog"]))
     with pytest.raises(ApdError, match=message) as error:
-        training_step(method, TrainSettings())(torch.rand(2, 3, 16, 16), torch.tensor([0, 1]), torch.tensor([0, 1]))
+        TrainStep(method)(Batch.of(torch.rand(2, 3, 16, 16), torch.tensor([0, 1])), ThreatModel(1 / 255))
     assert error.value.exit_code == 1
 
 

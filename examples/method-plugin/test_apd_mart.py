@@ -8,6 +8,7 @@ import torch
 from apd_mart import MART, MARTSettings
 
 import apd
+from apd.data.batch import Batch
 from apd.methods import Step
 
 
@@ -17,7 +18,7 @@ def test_the_loss_is_the_formula_and_reaches_the_prompts() -> None:
     method = MART(MARTSettings(beta=3.0), plain)
     torch.manual_seed(0)
     x, x_adv = torch.rand(2, 2, 3, clip.info.image_size, clip.info.image_size)
-    terms = method.loss(Step(x=x, labels=torch.tensor([2, 0]), student=method.student.bind()), x_adv)
+    terms = method.loss(Step(Batch.of(x, torch.tensor([2, 0])), method.student.bind()), x_adv)
     loss = torch.stack(list(terms.values())).sum()
 
     by_hand = 0.0

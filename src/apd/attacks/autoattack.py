@@ -12,13 +12,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from apd.attacks.base import UNWATCHED, Watch
+from apd.attacks.evaluation import UNWATCHED, AttackBatch, EvaluationAttack, Found, Watch
 from apd.attacks.objectives import margin
 from apd.attacks.threat import ThreatModel
 
@@ -32,21 +32,6 @@ FLAGS = {
     "zero gradient": "zero gradient",
 }
 """A part of the library's warning to the flag's name."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """What an evaluation attack found.
-
-    Args:
-        images: (B,3,H,W), inside the threat model.
-        by: the part of the attack that made a sample's image.
-        flags: warnings of the attack's library, and how often each was raised.
-    """
-
-    images: Tensor
-    by: list[str]
-    flags: Counter[str] = field(default_factory=Counter)
 
 
 def stages(name: str, n_classes: int) -> tuple[str, ...]:
@@ -80,7 +65,7 @@ def most_passes(stage: str, n_classes: int) -> int:
 
 
 @dataclass(frozen=True)
-class LibraryAttack:
+class LibraryAttack(EvaluationAttack):
     """AutoAttack, or one of its parts, as an evaluation attack.
 
     The stages run one after the other, each on the samples that still stand. The library draws its random numbers for a
@@ -102,43 +87,33 @@ class LibraryAttack:
         first, *others = (most_passes(stage, n_classes) for stage in self.runs(n_classes))
         return (1 + checks + first, *others)
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        labels: Tensor,
-        threat: ThreatModel,
-        ids: list[str],
-        seed: int,
-        watch: Watch = UNWATCHED,
-    ) -> Found:
-        """Attack images ``x`` (B,3,H,W) in [0,1] that ``model`` classifies as ``labels`` (B,); ``watch`` follows its parts."""
-        found = x.clone()
-        by = [""] * len(x)
-        standing = torch.arange(len(x), device=x.device)
-        devices = [x.device] if x.is_cuda else []
+    def __call__(self, model: nn.Module, batch: AttackBatch, threat: ThreatModel, watch: Watch = UNWATCHED) -> Found:
+        """Attack ``batch`` stage by stage."""
+        found, by = batch.x.clone(), [""] * len(batch)
+        robust = torch.arange(len(batch), device=batch.x.device)
+        devices = [batch.x.device] if batch.x.is_cuda else []
         with torch.random.fork_rng(devices=devices), _flags() as flags, torch.no_grad():
-            n_classes = model(x[:1]).shape[-1]
-            library = _standard(model, threat, n_classes, seed, x.device)
+            n_classes = model(batch.x[:1]).shape[-1]
+            library = _standard(model, threat, n_classes, batch.seed, batch.x.device)
             if self.name == "autoattack" and not watch.done:
-                _check_defence(model, x, labels)
+                _check_defence(model, batch.x, batch.labels)
             seen, parts = Counter[str](), self.runs(n_classes)
             for stage in parts:
-                if len(standing) == 0:
+                if len(robust) == 0:
                     break
                 if stage in watch.done:
                     continue
                 watch.begin(stage)
-                images = threat.project(_STAGES[stage](library, x[standing], labels[standing]), x[standing])
-                index = standing.tolist()
-                found[standing] = images
-                for i in index:
+                left = batch.select(robust)
+                images = threat.project(_STAGES[stage](library, left.x, left.labels), left.x)
+                found[robust] = images
+                for i in robust.tolist():
                     by[i] = stage
                 predicted = model(images).argmax(dim=-1)
                 if stage != parts[-1]:
-                    watch.end(stage, [ids[i] for i in index], predicted, flags - seen)
+                    watch.end(stage, left.ids, predicted, flags - seen)
                     seen = Counter(flags)
-                standing = standing[predicted == labels[standing]]
+                robust = robust[predicted == left.labels]
         return Found(found, by, flags)
 
 

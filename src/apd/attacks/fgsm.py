@@ -7,35 +7,36 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from apd.attacks.base import Objective
+from apd.attacks.base import TrainingAttack
+from apd.attacks.objectives import Objective
 from apd.attacks.pgd import PGD
 from apd.attacks.threat import ThreatModel
 
 
 @dataclass(frozen=True)
-class FGSMRS:
+class FGSMRS(TrainingAttack):
     """FGSM-RS: a random start in the ball, one step of 1.25 eps, projected (Wong 2020, arXiv 2001.03994, algorithm 3).
 
     Args:
-        step_size: length of the step as a fraction of eps.
+        step_size: step length as a fraction of eps.
     """
 
     step_size: float = 1.25
 
     def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
-        """Adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one a sample."""
+        """Return adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one per sample."""
         return PGD(steps=1, step_size=self.step_size)(objective, x, threat, seeds)
 
 
 @dataclass(frozen=True)
-class NFGSM:
+class NFGSM(TrainingAttack):
     """N-FGSM: noise of twice the budget, one step of eps, and no projection (de Jorge 2022, arXiv 2202.01181, eq. 3).
 
     Keeping the noise guards one-step training against catastrophic overfitting. Images leave the ball, by at most
     ``noise`` times eps; they stay in [0,1].
 
     Args:
-        step_size: length of the step as a fraction of eps.
+        step_size: step length as a fraction of eps.
         noise: radius of the noise as a multiple of eps.
     """
 
@@ -43,7 +44,7 @@ class NFGSM:
     noise: float = 2.0
 
     def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
-        """Adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one a sample."""
+        """Return adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one per sample."""
         noisy = replace(threat, eps=self.noise * threat.eps).random_start(x, seeds)
         with torch.enable_grad():
             noisy.requires_grad_()

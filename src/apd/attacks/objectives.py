@@ -1,16 +1,46 @@
-"""What attacks maximise: one value a sample, of outputs and a target.
+"""Objectives: what attacks maximise and, averaged, what training minimises; one value per sample.
 
-``z`` are logits (B, C) with the logit scale included. Every function has the form `Objective` asks for:
-``loss(outputs, target) -> (B,)``.
+``z`` are logits (B, C) with the logit scale included. A loss that an `Objective` takes has the form
+``loss(outputs, target) -> (B,)``; `LOSSES` names those that can replace a method's own in the attack.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from apd.errors import InputError
+from apd.util.plugins import Registry
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Outputs (B, ...) and a target (B, ...) to one value per sample (B,)."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What an attack maximises: ``loss(forward(x), target)``, one value per sample.
+
+    Args:
+        forward: pixels (B,3,H,W) in [0,1] to outputs (B,...): logits, or features.
+        loss: outputs and target to one value per sample (B,).
+        target: (B,...), what the loss compares with: labels, soft labels, clean features.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    loss: Loss
+    target: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the loss per sample (B,) at the images ``x`` (B,3,H,W)."""
+        return self.loss(self.forward(x), self.target)
+
+    def select(self, index: Tensor) -> Objective:
+        """Return the objective for the samples at ``index`` only."""
+        return Objective(self.forward, self.loss, self.target[index])
 
 
 def cross_entropy(z: Tensor, labels: Tensor) -> Tensor:
@@ -18,15 +48,20 @@ def cross_entropy(z: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(z, labels, reduction="none")
 
 
-def kl(z: Tensor, target: Tensor) -> Tensor:
-    """``KL(q || softmax(z))`` with target probabilities ``q`` (B, C) (TRADES, Zhang 2019, eq. 5)."""
+def kl(*, p: Tensor, q: Tensor, tau: float = 1.0) -> Tensor:
+    """``tau^2 * KL(softmax(p / tau) || softmax(q / tau))`` of logits ``p`` and ``q`` (B, C), per sample (Hinton 2015)."""
+    log_p, log_q = F.log_softmax(p / tau, dim=-1), F.log_softmax(q / tau, dim=-1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1) * tau**2
+
+
+def kl_to_logits(z: Tensor, target: Tensor) -> Tensor:
+    """``KL(softmax(target) || softmax(z))`` with target logits (B, C) (TRADES, Zhang 2019, eq. 5)."""
+    return kl(p=target, q=z)
+
+
+def kl_to_probabilities(z: Tensor, target: Tensor) -> Tensor:
+    """``KL(target || softmax(z))`` with target probabilities (B, C): a cross-entropy to soft labels, less a constant."""
     return F.kl_div(F.log_softmax(z, dim=-1), target, reduction="none").sum(dim=-1)
-
-
-def kl_from_logits(z: Tensor, z_target: Tensor) -> Tensor:
-    """``KL(softmax(z_target) || softmax(z))`` with target logits (B, C)."""
-    log_target, log_p = F.log_softmax(z_target, dim=-1), F.log_softmax(z, dim=-1)
-    return F.kl_div(log_p, log_target, reduction="none", log_target=True).sum(dim=-1)
 
 
 def kl_of_pair(outputs: Tensor, _: Tensor) -> Tensor:
@@ -35,7 +70,7 @@ def kl_of_pair(outputs: Tensor, _: Tensor) -> Tensor:
     Both models see the attacked image (AdaAD, Huang 2023).
     """
     z_teacher, z_student = outputs.chunk(2, dim=1)
-    return kl_from_logits(z_student, z_teacher)
+    return kl(p=z_teacher, q=z_student)
 
 
 def margin(z: Tensor, labels: Tensor) -> Tensor:
@@ -43,11 +78,6 @@ def margin(z: Tensor, labels: Tensor) -> Tensor:
     true = F.one_hot(labels, z.shape[-1]).bool()
     others = z.masked_fill(true, -torch.inf).amax(dim=-1)
     return others - z.gather(1, labels[:, None]).squeeze(1)
-
-
-def squared_distance(features: Tensor, target: Tensor) -> Tensor:
-    """``||f - t||^2`` of features (B, D), not of unit length (FARE, Schlarmann 2024, eq. 3)."""
-    return (features - target).square().sum(dim=-1)
 
 
 def dlr(z: Tensor, labels: Tensor) -> Tensor:
@@ -60,3 +90,31 @@ def dlr(z: Tensor, labels: Tensor) -> Tensor:
         raise InputError(f"The dlr loss needs at least three classes, got {z.shape[-1]}; use margin.")
     top = z.topk(3, dim=-1).values
     return margin(z, labels) / (top[..., 0] - top[..., 2] + 1e-12)
+
+
+def squared_distance(features: Tensor, target: Tensor) -> Tensor:
+    """``||f - t||^2`` of features (B, D), not of unit length (FARE, Schlarmann 2024, eq. 3)."""
+    return (features - target).square().sum(dim=-1)
+
+
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    """``1 - cos(a, b)`` of features (N, D), one value per row (N,)."""
+    return 1 - F.cosine_similarity(a, b, dim=-1)
+
+
+def misclassified(z: Tensor, labels: Tensor) -> Tensor:
+    """Which samples (B,) the logits ``z`` (B,C) get wrong."""
+    return z.argmax(dim=-1) != labels
+
+
+def _loss_problem(found: object) -> str | None:
+    return None if callable(found) else "is not a function of outputs and labels"
+
+
+LOSSES: Registry[Loss] = Registry(
+    "attack loss",
+    "apd.losses",
+    {"ce": cross_entropy, "margin": margin, "dlr": dlr, "kl": kl_to_logits},
+    _loss_problem,
+)
+"""What ``train.attack.loss`` names; ``kl`` is taken to the student's clean answer, the others to the labels."""

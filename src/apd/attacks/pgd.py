@@ -4,37 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from apd.attacks.base import Objective
+from apd.attacks.base import TrainingAttack
+from apd.attacks.objectives import Objective, margin
 from apd.attacks.threat import ThreatModel
 from apd.errors import InputError
 
-Fooled = Callable[[Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from apd.attacks.settings import AttackSettings
+
+Leave = Callable[[Tensor, Tensor], Tensor]
 """Outputs (B, ...) and targets (B, ...) to booleans (B,): which samples need no further attack."""
 
 
 @dataclass(frozen=True)
-class PGD:
+class PGD(TrainingAttack):
     """``x <- project(x + step * steepest ascent of the objective)``, from a random point of the ball.
 
-    The gradient is taken with respect to the pixels only, and nothing in the loop waits for the device.
+    The gradient is taken with respect to the pixels only. Without ``leave`` nothing in the loop waits for the device;
+    with it, a sample keeps its first image that satisfies the predicate, and the batch shrinks: evaluation leaves at the
+    first misclassification, friendly training (Zhang 2020, arXiv 2002.11242) at a margin.
 
     Args:
-        steps: of gradient ascent.
+        steps: steps of gradient ascent.
         step_size: length of a step as a fraction of eps.
-        restarts: runs from different random starts; the image of highest objective is kept, sample by sample.
         random_start: start at a random point of the ball rather than at the clean image.
+        leave: which samples are done; None for none.
 
     Raises:
-        InputError: no steps, no restarts, several restarts from one start, or a step that is not positive.
+        InputError: no steps, or a step that is not positive.
 
     Example:
         >>> import torch
-        >>> from apd.attacks import PGD, Objective, cross_entropy
-        >>> from apd.attacks.threat import ThreatModel
+        >>> from apd.attacks import PGD, Objective, ThreatModel, cross_entropy
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
         >>> x, labels = torch.rand(5, 3, 2, 2), torch.tensor([0, 1, 0, 1, 0])
         >>> objective = Objective(model, cross_entropy, labels)
@@ -43,98 +49,70 @@ class PGD:
         True
     """
 
+    obeys_random_start: ClassVar[bool] = True
+
     steps: int = 10
     step_size: float = 0.25
-    restarts: int = 1
     random_start: bool = True
+    leave: Leave | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1 or self.step_size <= 0:
-            raise InputError(
-                f"PGD needs steps >= 1, restarts >= 1 and step_size > 0, got {self.steps}, {self.restarts}, "
-                f"{self.step_size}."
-            )
-        if self.restarts > 1 and not self.random_start:
-            raise InputError(f"PGD with restarts={self.restarts} needs random_start; every run would be the same.")
+        if self.steps < 1 or self.step_size <= 0:
+            raise InputError(f"PGD needs steps >= 1 and step_size > 0, got {self.steps} and {self.step_size}.")
+
+    @classmethod
+    def from_settings(cls, settings: AttackSettings) -> PGD:
+        """Build the attack that the section ``train.attack`` describes."""
+        leave = None if settings.stop_margin is None else beyond_margin(settings.stop_margin)
+        return cls(settings.steps, settings.step_size, settings.random_start, leave)
+
+    @property
+    def passes(self) -> int:
+        """One forward and backward pass per step."""
+        return self.steps
 
     def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
-        """Adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one a sample."""
-        best = self._climb(objective, x, threat, seeds)
-        if self.restarts == 1:
-            return best
-        with torch.no_grad():
-            value = objective(best)
-            for restart in range(1, self.restarts):
-                other = self._climb(objective, x, threat, seeds + restart)
-                other_value = objective(other)
-                better = other_value > value
-                best = torch.where(better.view(-1, *[1] * (x.dim() - 1)), other, best)
-                value = torch.where(better, other_value, value)
-        return best
-
-    def start(self, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
-        """Where the first step is taken from (B,3,H,W)."""
-        return threat.random_start(x, seeds) if self.random_start else x.clone()
-
-    def _climb(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
-        x_adv = self.start(x, threat, seeds)
+        """Return adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one per sample."""
+        found = self.start(x, threat, seeds)
+        here, clean, part, active = found, x, objective, torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
             with torch.enable_grad():
-                x_adv.requires_grad_()
-                (gradient,) = torch.autograd.grad(objective(x_adv).sum(), x_adv)
-            x_adv = self.step(x_adv.detach(), gradient, x, threat)
-        return x_adv
+                outputs = part.forward(here.requires_grad_())
+                values = part.loss(outputs, part.target)
+                if self.leave is not None:
+                    going_on = ~self.leave(outputs.detach(), part.target)
+                    active, values = active[going_on], values[going_on]
+                    if len(active) == 0:
+                        break
+                (gradient,) = torch.autograd.grad(values.sum(), here)
+            if self.leave is not None:
+                here, gradient, clean, part = here[going_on], gradient[going_on], x[active], objective.select(active)
+            here = self.step(here.detach(), gradient, clean, threat)
+            found = here if self.leave is None else found.detach().index_copy(0, active, here)
+        return found.detach()
+
+    def start(self, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
+        """Return where the first step is taken from (B,3,H,W)."""
+        return threat.random_start(x, seeds) if self.random_start else x.clone()
 
     def step(self, x_adv: Tensor, gradient: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-        """One projected step along ``gradient`` from ``x_adv``, around the clean images ``x`` (all (B,3,H,W))."""
+        """Take one projected step along ``gradient`` from ``x_adv``, around the clean images ``x`` (all (B,3,H,W))."""
         return threat.project(threat.ascend(x_adv, gradient, self.step_size * threat.eps), x)
 
-    def search(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor, fooled: Fooled) -> Tensor:
-        """The same attack for evaluation: a sample leaves at the first image that fools, and the batch shrinks.
 
-        A sample counts as fooled by any point of the path, the start and the last one included, so this finds at least
-        what `__call__` finds.
+def beyond_margin(limit: float) -> Leave:
+    """Leave where a sample is misclassified by more than ``limit`` (logits, logit scale included).
 
-        Args:
-            objective: what is maximised.
-            x: clean images (B,3,H,W) in [0,1].
-            threat: the ball.
-            seeds: (B,) int64, one a sample.
-            fooled: outputs and targets to booleans (B,).
+    The published method lets a sample go on for ``tau`` steps after it is misclassified; here the margin says how far.
+    """
 
-        Returns:
-            Images (B,3,H,W): the first that fools, else the last of the last restart.
-        """
-        found = x.clone()
-        standing = torch.arange(len(x), device=x.device)
-        for restart in range(self.restarts):
-            if len(standing) == 0:
-                break
-            start = self.start(x[standing], threat, seeds[standing.to(seeds.device)] + restart)
-            standing = self._search_from(start, standing, objective, x, threat, fooled, found)
-        return found
+    def leave(z: Tensor, labels: Tensor) -> Tensor:
+        if labels.dim() != 1 or labels.is_floating_point():
+            raise InputError(
+                "train.attack.stop_margin needs an attack on labels, but this method's inner objective has none; "
+                "set method.inner=ce where the method has that choice, or train.attack.stop_margin=null."
+            )
+        # Not ">": a margin that is no number leaves, as it always did.
+        return ~(margin(z, labels) <= limit)
 
-    def _search_from(
-        self,
-        x_adv: Tensor,
-        standing: Tensor,
-        objective: Objective,
-        x: Tensor,
-        threat: ThreatModel,
-        fooled: Fooled,
-        found: Tensor,
-    ) -> Tensor:
-        """Climb from ``x_adv``, write images into ``found``, return the indices that still stand."""
-        for step in range(self.steps + 1):
-            target = objective.target[standing]
-            with torch.enable_grad():
-                x_adv.requires_grad_(step < self.steps)
-                outputs = objective.forward(x_adv)
-            found[standing] = x_adv.detach()
-            keep = ~fooled(outputs.detach(), target)
-            standing = standing[keep]
-            if step == self.steps or len(standing) == 0:
-                break
-            (gradient,) = torch.autograd.grad(objective.loss(outputs, target)[keep].sum(), x_adv)
-            x_adv = self.step(x_adv.detach()[keep], gradient[keep], x[standing], threat)
-        return standing
+    return leave

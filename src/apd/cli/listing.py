@@ -53,9 +53,9 @@ def _rows(kind: str) -> list[tuple[str, str]]:
 
         return list_models()
     if kind == "methods":
-        from apd.methods import list_methods
+        from apd.methods import METHODS
 
-        methods, problems = list_methods()
+        methods, problems = METHODS.listing()
         for problem in problems:
             say(problem)
         return [(name, method.summary) for name, method in methods.items()]
@@ -72,9 +72,9 @@ def _package(kind: str, name: str) -> str | None:
     """The other package that a method comes from."""
     if kind != "methods":
         return None
-    from apd.methods import package_of
+    from apd.methods import METHODS
 
-    return package_of(name)
+    return METHODS.package(name)
 
 
 def _details(kind: str, name: str) -> dict[str, Any]:

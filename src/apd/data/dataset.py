@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,27 +15,12 @@ from apd.data.settings import DataSettings
 from apd.data.unreadable import Source
 from apd.errors import InputError, nearest
 from apd.models.preprocessing import Preprocessing
+from apd.util.seeds import shuffled
 from apd.util.text import first_of, printable, quoted
 
 Shots = int | Literal["all"]
 Which = Literal["all", "base", "new"]
 Split = Literal["train", "val", "test"]
-
-
-def shuffled(ids: Sequence[str], *key: object) -> list[int]:
-    """The indices of ``ids`` in a random order that ``key`` decides, the same on every machine and for ever.
-
-    Ordered by the hash of key and id, so that one id more or less leaves the order of the others as it was.
-
-    >>> shuffled(["a", "b", "c"], 0) == shuffled(["a", "b", "c"], 0)
-    True
-    """
-    prefix = "/".join(str(part) for part in key)
-
-    def rank(index: int) -> bytes:
-        return hashlib.sha256(f"{prefix}/{ids[index]}".encode(errors="surrogateescape")).digest()
-
-    return sorted(range(len(ids)), key=rank)
 
 
 @dataclass(frozen=True, eq=False)

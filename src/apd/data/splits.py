@@ -6,10 +6,11 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
-from apd.data.dataset import Dataset, ImageSet, Shots, fewer_than, shuffled
+from apd.data.dataset import Dataset, ImageSet, Shots, fewer_than
 from apd.data.settings import DataSettings
 from apd.errors import InputError
 from apd.util.progress import counted
+from apd.util.seeds import shuffled
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 VALIDATION_SHOTS = 4

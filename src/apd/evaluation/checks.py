@@ -189,7 +189,7 @@ def _stronger(subject: Subject, checked: Checked, threat: ThreatModel) -> Check:
 def _after(attack: PGD, subject: Subject, checked: Checked, threat: ThreatModel) -> Tensor:
     """Which samples stand under PGD on the margin, which saturates nowhere."""
     objective = Objective(subject.model, margin, checked.labels)
-    images = attack.search(objective, checked.x, threat, checked.seeds, misclassified)
+    images = replace(attack, leave=misclassified)(objective, checked.x, threat, checked.seeds)
     return ~misclassified(subject.logits(images), checked.labels)
 
 

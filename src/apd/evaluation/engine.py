@@ -179,7 +179,7 @@ class Evaluation:
         # A ball of radius 0 holds the clean image alone; the health check runs the attack's code on it.
         if name != "clean" and self.settings.threat.eps > 0:
             attack, s = attacks.find(name), self.settings
-            found = attack(self.subject.model, x, labels, s.threat, ids, s.seed, watch)
+            found = attack(self.subject.model, attacks.AttackBatch(x, labels, ids, s.seed), s.threat, watch)
             x, by, flags = found.images, found.by, found.flags
         predicted = self.subject.predict(x).tolist()
         rows = zip((self.samples.keys[i] for i in index), predicted, by, strict=True)

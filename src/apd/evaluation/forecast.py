@@ -14,10 +14,10 @@ import torch
 
 from apd import attacks
 from apd.attacks import cross_entropy
-from apd.data.dataset import shuffled
 from apd.evaluation.frozen import Subject
 from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
+from apd.util.seeds import shuffled
 
 LARGEST = 128
 """Images at a time, where nobody says how many and they are quick enough."""
@@ -94,9 +94,8 @@ def measure(subject: Subject, samples: Samples, settings: EvaluationSettings) ->
         right = subject.predict(x) == labels
         n, robust = int(right.sum()), 1.0
         if n and attacked:
-            known = [id_ for id_, ok in zip(ids, right.tolist(), strict=True) if ok]
-            cheap = attacks.find(_CHEAP)
-            found = cheap(subject.model, x[right], labels[right], settings.threat, known, settings.seed)
+            known = attacks.AttackBatch(x, labels, ids, settings.seed).select(right.nonzero().flatten())
+            found = attacks.find(_CHEAP)(subject.model, known, settings.threat)
             robust = (int((subject.predict(found.images) == labels[right]).sum()) + 1) / (n + 1)
     return Measured(max(one - per_image, 0.0), per_image, n / len(x), robust)
 

@@ -16,7 +16,7 @@ from torch import nn
 from apd.attacks import sample_seeds
 from apd.attacks.threat import format_eps
 from apd.data.corruptions import corrupt, parse_corruption
-from apd.data.dataset import Dataset, Decoded, ImageSet, shuffled
+from apd.data.dataset import Dataset, Decoded, ImageSet
 from apd.errors import InputError, nearest
 from apd.evaluation.checks import CHECKED, Checked, library_checks, model_checks, seeds_of
 from apd.evaluation.engine import PRECISION, Evaluation
@@ -29,6 +29,7 @@ from apd.evaluation.settings import EvaluationSettings
 from apd.evaluation.store import Record, Store
 from apd.models.classifier import PromptedCLIP
 from apd.settings.explain import explain, setting_names
+from apd.util.seeds import shuffled
 from apd.util.versions import versions
 
 ON = ("", " on the undefended CLIP")
@@ -78,7 +79,7 @@ def evaluate(
     def decode(some: ImageSet) -> Decoded:
         return _decode(some, classifier, chosen)
 
-    control = (undefended or classifier.undefended()) if chosen.control else None
+    control = (undefended or classifier.zero_shot()) if chosen.control else None
     subjects = _subjects(classifier, control)
     kept = Store(store)
     sample, measured = choose_sample(images, decode, subjects, chosen, kept, len(data.class_names))

@@ -24,9 +24,10 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from apd.methods.base import Method, MethodSettings, Step
-from apd.methods.clean import TEXT_ONLY, TEXT_TO_VISION, VISUAL_ONLY
+from apd.methods.base import Method, MethodSettings
 from apd.methods.presets import dassl, pgd, tokens
+from apd.methods.prompt_kinds import TEXT_ONLY, TEXT_TO_VISION, VISUAL_ONLY
+from apd.methods.step import Step
 
 # The public code of TAPT's authors (Wang 2025), for 16 shots of ImageNet.
 _TAPT = {

@@ -20,15 +20,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from apd.attacks.base import Objective, sample_seeds
-from apd.attacks.objectives import cross_entropy, kl_from_logits
-from apd.methods.base import Method, MethodSettings, Preparation, Step
-from apd.methods.clean import TEXT_ONLY
+from apd.attacks.objectives import Objective, cross_entropy, kl_to_logits
+from apd.methods.base import Method, MethodSettings, Preparation
 from apd.methods.presets import dassl, pgd, tokens
+from apd.methods.prompt_kinds import TEXT_ONLY
+from apd.methods.step import Step
 from apd.models.classifier import PromptedCLIP
+from apd.util.seeds import sample_seeds
 
 if TYPE_CHECKING:
-    from apd.settings.train import AttackKind, TrainSettings
+    from apd.settings.train import TrainSettings
 
 _BATCH = 128
 
@@ -50,7 +51,7 @@ class AdvPTSettings(MethodSettings):
         "features", description="what fills the bank: KL of the softmax of image features, or CE with the templates"
     )
 
-    def flat_at_clean(self, kind: AttackKind) -> bool:
+    def zero_gradient_at_clean(self, train: TrainSettings) -> bool:
         return self.inner == "features"
 
     def check_training(self, train: TrainSettings) -> None:
@@ -60,7 +61,7 @@ class AdvPTSettings(MethodSettings):
                 f"train.eps_warmup_epochs={train.eps_warmup_epochs:g} has no effect on advpt, whose images are attacked once, "
                 "before training, within the whole train.eps; set it to 0"
             )
-        if train.attack.kind in ("free", "carried"):
+        if train.attack.attack_class.moves_with_prompts:
             raise ValueError(
                 f"train.attack.kind={train.attack.kind} has no effect on advpt, whose images are attacked once, before "
                 "training; use pgd, fgsm-rs or n-fgsm"
@@ -81,20 +82,20 @@ class AdvPT(Method):
     adversarial = False
     bank: Tensor
 
-    def __init__(self, settings: AdvPTSettings, student: PromptedCLIP, seed: int = 0) -> None:
-        super().__init__(settings, student, seed)
-        self.original = student.undefended()
+    def __init__(self, settings: AdvPTSettings, zero_shot: PromptedCLIP, seed: int = 0) -> None:
+        super().__init__(settings, zero_shot, seed)
+        self.original = zero_shot
         self.register_buffer("bank", torch.empty(0))
 
     def prepare(self, before: Preparation) -> None:
         """Fill the bank: adversarial features (N, D) of the training images, of unit length."""
-        plain, features = self.original.frozen().bound, []
+        plain, features = self.original.bind_detached(), []
         for index in torch.split(torch.arange(len(before.images), device=before.images.images.device), _BATCH):
             x = before.images.pixels(index)
             if self.settings.inner == "ce":
                 objective = Objective(plain.logits, cross_entropy, before.images.labels[index])
             else:
-                objective = Objective(plain.embed, kl_from_logits, plain.embed(x))
+                objective = Objective(plain.embed, kl_to_logits, plain.embed(x))
             seeds = sample_seeds([before.images.ids[i] for i in index.tolist()], before.seed, "bank")
             features.append(plain.features(before.attack(objective, x, before.threat, seeds)).detach())
         self.bank = torch.cat(features)
@@ -105,6 +106,4 @@ class AdvPT(Method):
         super().restore(state)
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
-        if step.index is None:
-            raise ValueError("AdvPT looks images up in its bank: Step.index is needed.")
-        return {"adv_ce": step.cross_entropy(step.student.compare(self.bank[step.index]))}
+        return {"adv_ce": step.cross_entropy(step.student.logits_from_features(self.bank[step.index]))}

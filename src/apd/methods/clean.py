@@ -14,12 +14,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from apd.methods.base import Method, MethodSettings, Step
+from apd.methods.base import Method, MethodSettings
 from apd.methods.presets import dassl, tokens
-
-TEXT_ONLY = {"visual_tokens": 0, "coupling": "none", "frame": 0.0}
-VISUAL_ONLY = {"text_tokens": 0, "class_specific": False, "coupling": "none", "frame": 0.0}
-TEXT_TO_VISION = {"coupling": "text-to-vision", "class_specific": False, "frame": 0.0}
+from apd.methods.prompt_kinds import TEXT_ONLY, TEXT_TO_VISION, VISUAL_ONLY
+from apd.methods.step import Step
 
 
 class CoOpSettings(MethodSettings):

@@ -11,15 +11,15 @@ tunes the image tower's weights.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from apd.attacks.base import Objective
-from apd.attacks.objectives import squared_distance
-from apd.methods.base import Method, MethodSettings, Step
-from apd.methods.clean import VISUAL_ONLY
+from apd.attacks.objectives import Objective, squared_distance
+from apd.methods.base import Method, MethodSettings
+from apd.methods.prompt_kinds import VISUAL_ONLY
+from apd.methods.step import PerObject, Step
 from apd.models.classifier import BoundCLIP, PromptedCLIP
 
 if TYPE_CHECKING:
@@ -44,13 +44,14 @@ class FARE(Method):
     source = "FARE (Schlarmann et al., ICML 2024), in prompt form"
     Settings = FARESettings
 
-    def __init__(self, settings: FARESettings, student: PromptedCLIP, seed: int = 0) -> None:
-        super().__init__(settings, student, seed)
-        self.original = student.undefended()
+    def __init__(self, settings: FARESettings, zero_shot: PromptedCLIP, seed: int = 0) -> None:
+        super().__init__(settings, zero_shot, seed)
+        self.original = zero_shot
+        self._target = PerObject(self._original_features)
 
     @torch.no_grad()
-    def _target(self, step: Step) -> Tensor:
-        return cast(Tensor, step.once("original features", lambda: self.original.bind().embed(step.x)))
+    def _original_features(self, step: Step) -> Tensor:
+        return self.original.bind().embed(step.x)
 
     def inner(self, step: Step, attacked: BoundCLIP) -> Objective:
         """The squared distance of features, as in the loss."""

@@ -16,8 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from apd.losses import distillation
-from apd.methods.base import Method, MethodSettings, Step
+from apd.attacks.objectives import kl
+from apd.methods.base import Method, MethodSettings
+from apd.methods.step import Step
 from apd.models.classifier import PromptedCLIP
 
 
@@ -36,9 +37,9 @@ class PMG(Method):
     Settings = PMGSettings
     settings: PMGSettings
 
-    def __init__(self, settings: PMGSettings, student: PromptedCLIP, seed: int = 0) -> None:
-        super().__init__(settings, student, seed)
-        self.original = student.undefended()
+    def __init__(self, settings: PMGSettings, zero_shot: PromptedCLIP, seed: int = 0) -> None:
+        super().__init__(settings, zero_shot, seed)
+        self.original = zero_shot
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         z_adv = step.student.logits(x_adv)
@@ -46,6 +47,6 @@ class PMG(Method):
             z_original = self.original.bind().logits(x_adv)
         return {
             "adv_ce": step.cross_entropy(z_adv),
-            "adv_kl_original": self.settings.alpha * distillation(z_adv, z_original),
-            "adv_kl_clean": self.settings.beta * distillation(z_adv, step.clean_logits()),
+            "adv_kl_original": self.settings.alpha * kl(p=z_adv, q=z_original).mean(),
+            "adv_kl_clean": self.settings.beta * kl(p=z_adv, q=step.clean_logits()).mean(),
         }

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from apd.methods.base import Method, MethodSettings, Step
-from apd.methods.clean import VISUAL_ONLY
+from apd.methods.base import Method, MethodSettings
+from apd.methods.prompt_kinds import VISUAL_ONLY
+from apd.methods.step import Step
 
 
 class ZeroShotSettings(MethodSettings):

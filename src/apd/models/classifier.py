@@ -50,7 +50,7 @@ class BoundCLIP:
         """Image features (B, D) of unit length, of images (B,3,S,S) in [0,1]."""
         return F.normalize(self.embed(x), dim=-1)
 
-    def compare(self, features: Tensor) -> Tensor:
+    def logits_from_features(self, features: Tensor) -> Tensor:
         """Logits (B, C) of image features (B, D) of unit length."""
         info = self.encoder.info
         # In bfloat16 a cosine has 8 bits: at a logit scale of 100 the logits would be off by 0.4.
@@ -59,7 +59,7 @@ class BoundCLIP:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B, C) of images (B,3,S,S) in [0,1]."""
-        return self.compare(self.features(x))
+        return self.logits_from_features(F.normalize(self.embed(x), dim=-1))
 
     def detach(self) -> BoundCLIP:
         """The same values, cut from the prompts' graph."""
@@ -151,6 +151,11 @@ class PromptedCLIP(nn.Module):
             return BoundCLIP(self.encoder, self.class_features(), ())
         return BoundCLIP(self.encoder, self.class_features(), tuple(self.prompts.visual()), self.prompts.frame())
 
+    def bind_detached(self) -> BoundCLIP:
+        """Compute class features and tokens without a graph, for a classifier that does not change."""
+        with torch.no_grad():
+            return self.bind().detach()
+
     def frozen(self) -> FrozenClassifier:
         """This classifier as a plain module from pixels to logits: class features fixed, gradients to pixels only."""
         with torch.no_grad():
@@ -175,7 +180,7 @@ class PromptedCLIP(nn.Module):
                 self._fixed = (state, self.bind().detach())
         return self._fixed[1].logits(x)
 
-    def undefended(self) -> PromptedCLIP:
+    def zero_shot(self) -> PromptedCLIP:
         """The same CLIP and classes with the hand-written templates alone."""
         return PromptedCLIP(self.encoder, None, self.class_names, self.templates)
 

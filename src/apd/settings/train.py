@@ -6,53 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from apd.attacks.settings import AttackSettings
 from apd.attacks.threat import Norm, ThreatModel, parse_eps
 from apd.util.section import Section
 from apd.util.seed_range import Seed
-
-AttackKind = Literal["pgd", "fgsm-rs", "n-fgsm", "free", "carried"]
-AttackLoss = Literal["method", "ce", "margin", "dlr", "kl"]
-
-
-class AttackSettings(Section):
-    """The attack that makes the training images adversarial."""
-
-    kind: AttackKind = Field(
-        "pgd",
-        description="pgd; one step: fgsm-rs (Wong 2020) or n-fgsm (de Jorge 2022); no pass of its own: free (Shafahi 2019) "
-        "or carried from epoch to epoch (Zheng 2020)",
-    )
-    steps: int = Field(2, ge=1, description="steps of pgd")
-    step_size: float = Field(1.0, gt=0, description="step of pgd, free and carried as a fraction of eps")
-    random_start: bool = Field(True, description="start at a random point of the ball; fgsm-rs and n-fgsm always do")
-    replays: int = Field(4, ge=1, description="free: optimiser steps on a batch, one after the other")
-    loss: AttackLoss = Field(
-        "method", description="maximised instead of a method's cross-entropy: ce, margin, dlr, kl (to the clean answer)"
-    )
-    stop_margin: float | None = Field(
-        None,
-        description="pgd: samples misclassified by more than this (logits) leave the attack; null: none (Zhang 2020)",
-    )
-
-    @model_validator(mode="after")
-    def _fits_kind(self) -> AttackSettings:
-        if self.stop_margin is not None and (self.kind != "pgd" or self.loss == "kl"):
-            raise ValueError("train.attack.stop_margin needs kind=pgd and a loss on labels")
-        if self.kind in ("free", "carried") and self.loss != "method":
-            raise ValueError(
-                f"train.attack.loss has no effect with kind={self.kind}: pixels climb the method's own loss"
-            )
-        if self.loss == "kl" and self.starts_where_told and not self.random_start:
-            raise ValueError(
-                "train.attack.loss=kl has no gradient at the clean image, where train.attack.random_start=false starts; "
-                "set it to true"
-            )
-        return self
-
-    @property
-    def starts_where_told(self) -> bool:
-        """Whether ``random_start`` is looked at."""
-        return self.kind in ("pgd", "free", "carried")
 
 
 class OptimizerSettings(Section):

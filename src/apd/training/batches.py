@@ -8,14 +8,16 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from apd.attacks import sample_seeds
+from apd.attacks import Replayed, ThreatModel
 from apd.data import Dataset
 from apd.data.augment import random_resized_crop_flip
-from apd.data.dataset import Decoded, shuffled
+from apd.data.batch import Batch
+from apd.data.dataset import Decoded
 from apd.data.unreadable import how_to_convert
 from apd.errors import InputError
 from apd.models import DualEncoder
 from apd.settings.train import TrainSettings
+from apd.util.seeds import sample_seeds, shuffled
 
 
 @dataclass(frozen=True)
@@ -60,27 +62,6 @@ def _check_classes(data: Dataset, train: Decoded) -> None:
             f"read, the first is {first}.{more} Replace them, or remove them so that others are drawn."
             f"{how_to_convert([first])}"
         )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One process's share of a batch.
-
-    Args:
-        index: of the images among all training images (B,) int64.
-        crops: (B,) int64, seeds of their crops.
-        x: images (B,3,S,S) in [0,1], cropped.
-        labels: (B,) int64.
-        seeds: (B,) int64, of the attack's start.
-        weight: of this share's mean loss, so that the processes' mean is the mean over all images.
-    """
-
-    index: Tensor
-    crops: Tensor
-    x: Tensor
-    labels: Tensor
-    seeds: Tensor
-    weight: float
 
 
 class Batches:
@@ -130,6 +111,15 @@ class Batches:
         mirror = self.images.mirror if augment.flip is None else augment.flip
         return random_resized_crop_flip(x, seeds, size=self.images.size, scale=augment.scale, mirror=mirror)
 
-    def start_seeds(self) -> Tensor:
-        """Seeds (N,) int64 of where perturbations start that are kept throughout training."""
-        return sample_seeds(self.images.train.ids, self.settings.seed, "start")
+    def hand_over(self, moving: Replayed, threat: ThreatModel) -> None:
+        """Let an attack whose images move with the prompts keep what it needs of all training images.
+
+        Raises:
+            InputError: for images that are kept by several processes, each of which would miss the others' steps.
+        """
+        if self.processes > 1 and moving.keeps_images:
+            raise InputError(
+                f"train.attack.kind={self.settings.attack.kind} needs one process, got {self.processes}; use kind=free or pgd."
+            )
+        seeds = sample_seeds(self.images.train.ids, self.settings.seed, "start")
+        moving.keep(self.images.train, seeds, self.crop, threat)

@@ -14,9 +14,10 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
-from apd.attacks import find
+from apd.attacks import AttackBatch, Replayed, find
 from apd.attacks.threat import ThreatModel
 from apd.data import Dataset
+from apd.data.batch import Batch
 from apd.errors import InputError
 from apd.methods import Method, Preparation, find_method
 from apd.models import DualEncoder
@@ -24,7 +25,7 @@ from apd.models.classifier import PromptedCLIP, check_distinct
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.settings.train import TrainSettings
-from apd.training.batches import Batch, Batches, Images
+from apd.training.batches import Batches, Images
 from apd.training.collapse import CollapseMonitor, TrainingProgress, Validation
 from apd.training.log import Log
 from apd.training.optim import (
@@ -37,9 +38,8 @@ from apd.training.optim import (
     update_average,
     warmed_up,
 )
-from apd.training.persistent import Carried, moving_pixels
 from apd.training.sharpness import awp, sam, shifted
-from apd.training.step import training_attack, training_step
+from apd.training.step import TrainStep, training_attack
 from apd.util.device import pick_device
 from apd.util.extras import import_extra
 from apd.util.processes import is_first_process
@@ -137,8 +137,12 @@ class Loop:
         self.batches = Batches(images, settings, accelerator.process_index, accelerator.num_processes)
         self.steps = len(self.batches) * settings.epochs
         self.trained = [p for p in method.parameters() if p.requires_grad]
-        self.pixels = moving_pixels(settings.attack, self.batches, self._threat(0)) if method.adversarial else None
-        self.replays = settings.attack.replays if self.pixels and settings.attack.kind == "free" else 1
+        kind = settings.attack.attack_class
+        moving = kind.from_settings(settings.attack) if method.adversarial and kind.moves_with_prompts else None
+        self.moving = moving if isinstance(moving, Replayed) else None
+        self.replays = self.moving.replays if self.moving else 1
+        if self.moving:
+            self.batches.hand_over(self.moving, self._threat(0))
         self.average: dict[str, Tensor] = {}
         self.monitor = CollapseMonitor(settings)
         self.summary: dict[str, Any] = {"warnings": []}
@@ -165,8 +169,7 @@ class Loop:
             prepare()
             if self.settings.ema or self.settings.swa:
                 self.average = {name: tensor.detach().clone() for name, tensor in self._student_state().items()}
-        self.bare = training_step(self.method, self.settings)
-        module, optimizer = self.accelerator.prepare(self.bare, optimizer)
+        module, optimizer = self.accelerator.prepare(TrainStep(self.method, self.settings), optimizer)
         title = "training" if self.run else "tuning the teacher"
         with TrainingProgress(self.steps, start, title, self.show) as progress, _interrupts(self):
             return self._epochs(module, optimizer, start, progress)
@@ -176,7 +179,7 @@ class Loop:
         log = Log(self.run, len(self.batches), board)
         for step in range(start, self.steps, self.replays):
             done = min(step + self.replays, self.steps)
-            terms = self._visit(module, optimizer, step, done)
+            terms = self.train_batch(module, optimizer, step, done)
             progress.advance(done - step)
             if step == 0:  # not to be learned of after `log_every` steps of nothing
                 self.monitor.check_loss({name: float(term.detach()) for name, term in terms.items()}, done)
@@ -204,48 +207,40 @@ class Loop:
             flag = torch.tensor([int(self.stop)], device=self.accelerator.device)
             self.stop = bool(self.accelerator.reduce(flag, "sum").item())
 
-    def _visit(self, module: nn.Module, optimizer: Any, step: int, done: int) -> dict[str, Tensor]:
-        """The optimiser steps from ``step`` to before ``done`` on one batch: several of them in free training."""
-        batch = self.batches.draw(step // self.replays, step)
-        if self.pixels:
-            self.pixels.begin(batch, self._threat(step))
+    def train_batch(self, module: nn.Module, optimizer: Any, step: int, done: int) -> dict[str, Tensor]:
+        """Take the optimiser steps from ``step`` to before ``done`` on one batch: several of them in free training."""
+        batch, moving, s = self.batches.draw(step // self.replays, step), self.moving, self.settings
+        if moving:
+            moving.begin(batch, self._threat(step))
         for at in range(step, done):
-            terms = self._step(module, optimizer, at, batch)
+            threat = self._threat(at)
+            x_adv = moving.view(batch, threat) if moving else None
+            terms, images = self._gradients(module, optimizer, batch, threat, x_adv)
+            if moving:
+                moving.climb(batch, threat)
+            if s.optimizer.sam or s.optimizer.awp:
+                by = sam(self.trained, s.optimizer.sam) if s.optimizer.sam else awp(self.trained, s.optimizer.awp)
+                with shifted(self.trained, by):
+                    self._gradients(module, optimizer, batch, threat, images)
+            for group in optimizer.param_groups:
+                warmup = round(s.warmup_epochs * len(self.batches))
+                group["lr"] = learning_rate(at, self.steps, warmup, s.optimizer.lr)
+            if s.optimizer.clip is not None:
+                self.accelerator.clip_grad_norm_(self.trained, s.optimizer.clip)
+            optimizer.step()
+            if self.average:
+                share = swa_share(at, self.steps, s.swa) if s.swa else ema_share(at, s.ema)
+                update_average(self.average, self._student_state(), share)
         return terms
 
-    def _step(self, module: nn.Module, optimizer: Any, step: int, batch: Batch) -> dict[str, Tensor]:
-        """One optimiser step; returns the loss terms."""
-        s, threat = self.settings, self._threat(step)
-
-        def closure(images: Tensor | None) -> dict[str, Tensor]:
-            optimizer.zero_grad()
-            terms: dict[str, Tensor] = module(
-                batch.x, batch.labels, batch.seeds, index=batch.index, eps=threat.eps, x_adv=images
-            )
-            self.accelerator.backward(torch.stack(list(terms.values())).sum() * batch.weight)
-            return terms
-
-        terms = closure(self.pixels.view(batch, threat) if self.pixels else None)
-        if self.pixels:
-            self.pixels.climb(batch, threat)
-        if s.optimizer.sam or s.optimizer.awp:
-            by = sam(self.trained, s.optimizer.sam) if s.optimizer.sam else awp(self.trained, s.optimizer.awp)
-            with shifted(self.trained, by):
-                closure(self.bare.images)
-        self._update(optimizer, step)
-        return terms
-
-    def _update(self, optimizer: Any, step: int) -> None:
-        """Move the prompts along their gradients, and their average after them."""
-        s = self.settings
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, self.steps, round(s.warmup_epochs * len(self.batches)), s.optimizer.lr)
-        if s.optimizer.clip is not None:
-            self.accelerator.clip_grad_norm_(self.trained, s.optimizer.clip)
-        optimizer.step()
-        if self.average:
-            share = swa_share(step, self.steps, s.swa) if s.swa else ema_share(step, s.ema)
-            update_average(self.average, self._student_state(), share)
+    def _gradients(
+        self, module: nn.Module, optimizer: Any, batch: Batch, threat: ThreatModel, x_adv: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Leave the gradients of the loss on one batch; return its terms and the images they were taken on."""
+        optimizer.zero_grad()
+        terms, images = module(batch, threat, x_adv)
+        self.accelerator.backward(torch.stack(list(terms.values())).sum() * batch.weight)
+        return terms, images
 
     def _threat(self, step: int) -> ThreatModel:
         """The budget of a step; the attack's step size is a share of it and grows along."""
@@ -283,7 +278,7 @@ class Loop:
             keep = (predicted == labels).nonzero().flatten()
             right += len(keep)
             if len(keep):
-                found = attack(model, x[keep], labels[keep], s.threat, [ids[i] for i in keep.tolist()], s.seed)
+                found = attack(model, AttackBatch(x, labels, ids, s.seed).select(keep), s.threat)
                 with torch.no_grad():
                     robust += int((model(found.images).argmax(dim=1) == labels[keep]).sum())
         alike = float((model.bound.classes @ model.bound.classes.T).min())
@@ -305,8 +300,7 @@ class Loop:
         if self.run is None:
             return
         tensors = {f"method.{name}": tensor for name, tensor in self.method.state().items()}
-        if isinstance(self.pixels, Carried):
-            tensors["pixels"] = self.pixels.kept
+        tensors |= self.moving.state() if self.moving else {}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         state = {"summary": self.summary, **self.monitor.state()}
         self.run.save_checkpoint(done, {**tensors, **optimizer_tensors(optimizer)}, state)
@@ -329,8 +323,8 @@ class Loop:
             if name.startswith("average.")
         }
         load_optimizer_tensors(optimizer, tensors)
-        if isinstance(self.pixels, Carried):
-            self.pixels.kept.copy_(tensors["pixels"])
+        if self.moving:
+            self.moving.restore(tensors)
         self.summary = state["summary"]
         self.monitor.load(state)
         return int(state["step"])

@@ -1,6 +1,6 @@
 """One training step as one module: class features once, attack, loss; gradients synchronise when it is wrapped.
 
-Passes of the image tower an optimiser step, for K attack steps (`train.attack.steps`)::
+Image tower passes per optimiser step, for K attack steps (`train.attack.steps`)::
 
     kind                     student          fixed teacher, where loss or attack ask for it
                              fwd      bwd     fwd
@@ -20,141 +20,79 @@ one forward and one backward pass, a teacher on x' one forward pass, whatever th
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from apd.attacks import (
-    FGSMRS,
-    NFGSM,
-    PGD,
-    Attack,
-    FriendlyPGD,
-    Objective,
-    cross_entropy,
-    dlr,
-    kl,
-    kl_from_logits,
-    margin,
-)
+from apd.attacks.base import Attack
+from apd.attacks.objectives import LOSSES, Objective, cross_entropy, kl_to_probabilities
+from apd.attacks.pgd import PGD
+from apd.attacks.settings import AttackSettings
 from apd.attacks.threat import ThreatModel
+from apd.data.batch import Batch
 from apd.errors import ApdError, InputError
-from apd.methods.base import Method, Step
-from apd.settings.train import AttackLoss, AttackSettings, TrainSettings
+from apd.methods.base import Method
+from apd.methods.step import Step
+from apd.settings.train import TrainSettings
 
 
 def training_attack(settings: AttackSettings) -> Attack:
-    """The attack that ``settings`` describe; `apd.training.persistent` stands in for it where images move with the prompts."""
-    if settings.kind == "fgsm-rs":
-        return FGSMRS()
-    if settings.kind == "n-fgsm":
-        return NFGSM()
-    pgd = PGD(settings.steps, settings.step_size, random_start=settings.random_start)
-    return pgd if settings.stop_margin is None else FriendlyPGD(pgd, settings.stop_margin)
-
-
-def training_step(method: Method, settings: TrainSettings) -> TrainStep:
-    """The step of ``method`` that ``settings`` describe."""
-    return TrainStep(
-        method,
-        training_attack(settings.attack),
-        settings.threat,
-        settings.precision == "bf16",
-        smoothing=settings.label_smoothing,
-        inner=settings.attack.loss,
-    )
+    """Build the attack that ``settings`` describe; PGD where images move with the prompts and no attack is run."""
+    kind = PGD if settings.attack_class.moves_with_prompts else settings.attack_class
+    return kind.from_settings(settings)
 
 
 class TrainStep(nn.Module):
     """From a batch to the method's loss terms.
 
     Class features are computed once, with their graph; the attack works on their detached values, and all that the
-    loss needs again (clean features, the teacher's answers) is computed once a step.
+    loss needs again (clean features, the teacher's answers) is computed once per step.
 
     Args:
-        method: whose student is trained.
-        attack: of the training images; not run for methods that train on clean images.
-        threat: the budget.
-        bf16: run encoder passes under bfloat16 autocast; prompts, logits and gradients stay float32.
-        smoothing: of labels, in the cross-entropy terms of the outer loss.
-        inner: what the attack maximises in place of a method's cross-entropy; ``method``: what the method says.
+        method: the method whose student is trained.
+        settings: the section ``train``.
+        attack: another attack than the one that ``settings`` describe.
     """
 
-    images: Tensor
-    """The images (B,3,S,S) that the last loss was taken on, detached: for a second look at the same ones."""
-
-    def __init__(
-        self,
-        method: Method,
-        attack: Attack,
-        threat: ThreatModel,
-        bf16: bool = False,
-        *,
-        smoothing: float = 0.0,
-        inner: AttackLoss = "method",
-    ) -> None:
+    def __init__(self, method: Method, settings: TrainSettings | None = None, attack: Attack | None = None) -> None:
         super().__init__()
-        self.method, self.attack, self.threat, self.bf16 = method, attack, threat, bf16
-        self.smoothing, self.inner = smoothing, inner
-        self._last: tuple[Tensor, int, dict[str, Any]] | None = None
+        self.method, self.settings = method, settings or TrainSettings()
+        self.attack = attack or training_attack(self.settings.attack)
 
     def forward(
-        self,
-        x: Tensor,
-        labels: Tensor,
-        seeds: Tensor,
-        index: Tensor | None = None,
-        eps: float | None = None,
-        x_adv: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Named scalar terms; their sum is what to minimise.
+        self, batch: Batch, threat: ThreatModel, x_adv: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return named scalar terms, whose sum is what to minimise, and the images (B,3,S,S) they were taken on, detached.
 
         Args:
-            x: images (B,3,S,S) in [0,1].
-            labels: (B,) int64.
-            seeds: (B,) int64, of the attack's random start.
-            index: (B,) int64, the images' places in the training set.
-            eps: another budget than the threat model's, in [0,1] pixel units.
-            x_adv: adversarial images (B,3,S,S) from elsewhere; no attack is run. Where they ask for a gradient, the
+            batch: images, labels and seeds.
+            threat: the budget of this step.
+            x_adv: adversarial images (B,3,S,S) from elsewhere; no attack is run. If they ask for a gradient, the
                 terms' backward pass gives it: of the outer loss, not of the attack's objective.
         """
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            step = Step(x, labels, self.method.student.bind(), index, self.smoothing, self._of_images(x))
-            if x_adv is None:
-                x_adv = self._attacked(step, seeds, eps) if self.method.adversarial else x
-            self.images = x_adv.detach()
-            return _checked(self.method, self.method.loss(step, x_adv))
+        bf16 = self.settings.precision == "bf16"
+        with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=bf16):
+            step = Step(batch, self.method.student.bind(), self.settings.label_smoothing)
+            if x_adv is None and self.method.adversarial:
+                x_adv = self.attack(self._objective(step), batch.x, threat, batch.seeds).detach()
+            images = batch.x if x_adv is None else x_adv
+            return _checked(self.method, self.method.loss(step, images)), images.detach()
 
-    def _of_images(self, x: Tensor) -> dict[str, Any]:
-        """What is known of these very images from the last call; nothing, if they are others or were written to."""
-        if self._last is None or self._last[0] is not x or self._last[1] != x._version:
-            self._last = (x, x._version, {})
-        return self._last[2]
-
-    def _attacked(self, step: Step, seeds: Tensor, eps: float | None) -> Tensor:
-        threat = self.threat if eps is None else replace(self.threat, eps=eps)
-        objective = self._objective(step, self.method.inner(step, step.student.detach()))
-        return self.attack(objective, step.x, threat, seeds).detach()
-
-    def _objective(self, step: Step, own: Objective) -> Objective:
-        """The method's inner objective, or the one that was asked for in its place."""
-        if self.inner == "method":
+    def _objective(self, step: Step) -> Objective:
+        """Return the method's inner objective, or the one that ``train.attack.loss`` puts in its place."""
+        own, name = self.method.inner(step, step.student.detach()), self.settings.attack.loss
+        if name == "method":
             return own
-        if own.loss not in (cross_entropy, kl):  # kl: a cross-entropy to soft labels
+        if own.loss not in (cross_entropy, kl_to_probabilities):
             raise InputError(
-                f"train.attack.loss={self.inner} can replace a cross-entropy only, but this method's inner objective "
-                "is another; set train.attack.loss=method."
+                f"train.attack.loss={name} can replace a cross-entropy only, but this method's inner objective is another; "
+                "set train.attack.loss=method."
             )
-        if self.inner == "kl":
-            return Objective(own.forward, kl_from_logits, step.clean_logits().detach())
-        loss = {"ce": cross_entropy, "margin": margin, "dlr": dlr}[self.inner]
-        return Objective(own.forward, loss, step.labels)
+        target = step.clean_logits().detach() if name == "kl" else step.labels
+        return Objective(own.forward, LOSSES.find(name), target)
 
 
 def _checked(method: Method, terms: object) -> dict[str, Tensor]:
-    """The terms, as far as they are named scalars with a gradient.
+    """Return the terms if they are named scalars with a gradient.
 
     Raises:
         ApdError: naming the method, which may be another package's.

@@ -1,0 +1,187 @@
+"""What every evaluation attack is: it gets a whole classifier, and samples that the classifier gets right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from apd.attacks.base import Attack, TrainingAttack
+from apd.attacks.objectives import Objective, cross_entropy, misclassified
+from apd.attacks.pgd import PGD
+from apd.attacks.threat import ThreatModel
+from apd.util.seeds import sample_seeds
+
+
+@dataclass(frozen=True, eq=False)
+class AttackBatch:
+    """The samples under attack.
+
+    Args:
+        x: images (B,3,H,W) in [0,1].
+        labels: (B,) int64; the classifier gets all of them right.
+        ids: one per sample; with ``seed`` they decide what is random.
+        seed: the evaluation's seed.
+    """
+
+    x: Tensor
+    labels: Tensor
+    ids: Sequence[str]
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def select(self, index: Tensor) -> AttackBatch:
+        """Return the samples at ``index``."""
+        return AttackBatch(self.x[index], self.labels[index], [self.ids[i] for i in index.tolist()], self.seed)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an evaluation attack found.
+
+    Args:
+        images: (B,3,H,W), inside the threat model.
+        by: the part of the attack that made each sample's image.
+        flags: warnings of the attack's library, and how often each was raised.
+    """
+
+    images: Tensor
+    by: list[str]
+    flags: Counter[str] = field(default_factory=Counter)
+
+
+class Watch:
+    """Follows an evaluation attack part by part; this base class does nothing with what it is told.
+
+    Args:
+        done: parts that all samples of the batch withstood in an earlier call; the attack skips them.
+    """
+
+    def __init__(self, done: Sequence[str] = ()) -> None:
+        self.done = tuple(done)
+
+    def begin(self, part: str) -> None:
+        """Take note that a part begins."""
+
+    def end(self, part: str, ids: Sequence[str], predicted: Tensor, flags: Counter[str]) -> None:
+        """Take note of what a part did; not called for the last part, whose results the attack returns.
+
+        Args:
+            part: the part's name.
+            ids: the samples it was given.
+            predicted: their classes (len(ids),) on the images it found.
+            flags: warnings of the attack's library that were raised since the last part ended.
+        """
+
+
+UNWATCHED = Watch()
+
+
+class EvaluationAttack:
+    """An attack that ``--attack`` can name. A subclass with a ``name`` and `__call__` is enough for one of your own."""
+
+    name: str
+
+    def runs(self, n_classes: int) -> tuple[str, ...]:
+        """Return the names of its parts for ``n_classes`` classes; by default itself."""
+        return (self.name,)
+
+    def part_passes(self, n_classes: int) -> tuple[int, ...]:
+        """Return the model passes per batch of each part if no sample is fooled; one with a gradient counts twice."""
+        return (200,) * len(self.runs(n_classes))
+
+    def __call__(self, model: nn.Module, batch: AttackBatch, threat: ThreatModel, watch: Watch = UNWATCHED) -> Found:
+        """Attack ``batch`` on ``model``, pixels (B,3,H,W) in [0,1] to logits (B,C); ``watch`` follows the parts."""
+        raise TypeError(f"{type(self).__name__} must define __call__(model, batch, threat, watch)")
+
+
+@dataclass(frozen=True)
+class ClimbingAttack(EvaluationAttack):
+    """A training attack as an evaluation attack: on the cross-entropy, with one random start per sample.
+
+    Args:
+        name: what it is called in a result.
+        attack: ``attack(objective, x, threat, seeds) -> x_adv``.
+    """
+
+    name: str
+    attack: Attack
+
+    def part_passes(self, n_classes: int) -> tuple[int, ...]:
+        """Return the model passes per batch if no sample is fooled; one with a gradient counts twice."""
+        return (2 * self.attack.passes + 1,) if isinstance(self.attack, TrainingAttack) else (200,)
+
+    def __call__(self, model: nn.Module, batch: AttackBatch, threat: ThreatModel, watch: Watch = UNWATCHED) -> Found:
+        """Attack ``batch``; what another attack than PGD returns is projected into the ball."""
+        watch.begin(self.name)
+        objective = Objective(model, cross_entropy, batch.labels)
+        seeds = sample_seeds(batch.ids, batch.seed, "start")
+        images = self.attack(objective, batch.x, threat, seeds).detach()
+        if not isinstance(self.attack, PGD):  # whose images are in the ball to the last bit
+            images = threat.project(images, batch.x)
+        return Found(images, [self.name] * len(batch))
+
+
+def pgd_evaluation(steps: int) -> ClimbingAttack:
+    """Return ``pgd-N``: cross-entropy, ``steps`` steps of eps/4 from a random start; fooled samples leave the batch."""
+    return ClimbingAttack(f"pgd-{steps}", PGD(steps, leave=misclassified))
+
+
+class _Inside(Watch):
+    """Watches one part of a cascade, which itself tells where the part ends."""
+
+    def __init__(self, outer: Watch) -> None:
+        super().__init__()
+        self.outer = outer
+
+    def begin(self, part: str) -> None:
+        """Pass it on."""
+        self.outer.begin(part)
+
+
+@dataclass(frozen=True)
+class Cascade(EvaluationAttack):
+    """The per-sample worst case over ``parts``; each gets only what the one before could not fool.
+
+    Args:
+        name: what it is called in a result.
+        parts: in order, the cheapest first.
+    """
+
+    name: str
+    parts: tuple[EvaluationAttack, ...]
+
+    def runs(self, n_classes: int) -> tuple[str, ...]:
+        """Return the names of the attacks it is made of."""
+        return tuple(run for part in self.parts for run in part.runs(n_classes))
+
+    def part_passes(self, n_classes: int) -> tuple[int, ...]:
+        """Return the model passes per batch of each part if no sample is fooled; one with a gradient counts twice."""
+        return tuple(sum(part.part_passes(n_classes)) + 1 for part in self.parts)
+
+    def __call__(self, model: nn.Module, batch: AttackBatch, threat: ThreatModel, watch: Watch = UNWATCHED) -> Found:
+        """Attack ``batch`` part by part."""
+        images, by, flags = batch.x.clone(), [""] * len(batch), Counter[str]()
+        robust = torch.arange(len(batch), device=batch.x.device)
+        for part in self.parts:
+            if len(robust) == 0:
+                break
+            if part.name in watch.done:
+                continue
+            left = batch.select(robust)
+            found = part(model, left, threat, _Inside(watch))
+            images[robust] = found.images
+            flags += found.flags
+            for i, name in zip(robust.tolist(), found.by, strict=True):
+                by[i] = name
+            with torch.no_grad():
+                predicted = model(found.images).argmax(dim=-1)
+            if part is not self.parts[-1]:
+                watch.end(part.name, left.ids, predicted, found.flags)
+            robust = robust[predicted == left.labels]
+        return Found(images, by, flags)

@@ -1,0 +1,77 @@
+"""The section ``train.attack``: which attack makes training images adversarial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import Field, field_validator, model_serializer, model_validator
+
+from apd.attacks.base import TrainingAttack
+from apd.attacks.objectives import LOSSES
+from apd.attacks.training import TRAINING_ATTACKS
+from apd.util.section import Section
+
+
+class AttackSettings(Section):
+    """The attack that makes the training images adversarial."""
+
+    kind: str = Field(
+        "pgd",
+        description="pgd; one step: fgsm-rs (Wong 2020) or n-fgsm (de Jorge 2022); no pass of its own: free (Shafahi 2019) "
+        "or carried from epoch to epoch (Zheng 2020); or an attack of your own, as package.module:Class",
+    )
+    steps: int = Field(2, ge=1, description="steps of pgd")
+    step_size: float = Field(1.0, gt=0, description="step of pgd, free and carried as a fraction of eps")
+    random_start: bool = Field(True, description="start at a random point of the ball; fgsm-rs and n-fgsm always do")
+    replays: int = Field(4, ge=1, description="free: optimiser steps on a batch, one after the other")
+    loss: str = Field(
+        "method",
+        description="maximised instead of a method's cross-entropy: ce, margin, dlr, kl (to the clean answer), or a function "
+        "of your own of logits and labels, as package.module:function",
+    )
+    stop_margin: float | None = Field(
+        None,
+        description="pgd: samples misclassified by more than this (logits) leave the attack; null: none (Zhang 2020)",
+    )
+    options: dict[str, Any] = Field({}, description="what the constructor of an attack of your own takes")
+
+    @field_validator("kind")
+    @classmethod
+    def _known_kind(cls, value: str) -> str:
+        TRAINING_ATTACKS.find(value)
+        return value
+
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, value: str) -> str:
+        if value != "method":
+            LOSSES.find(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> AttackSettings:
+        if self.stop_margin is not None and (self.kind != "pgd" or self.loss == "kl"):
+            raise ValueError("train.attack.stop_margin needs kind=pgd and a loss on labels")
+        if self.options and self.kind in TRAINING_ATTACKS.built_in:
+            raise ValueError(f"train.attack.options belong to an attack of your own, not to kind={self.kind}")
+        if self.attack_class.moves_with_prompts and self.loss != "method":
+            raise ValueError(
+                f"train.attack.loss has no effect with kind={self.kind}: pixels climb the method's own loss"
+            )
+        if self.loss == "kl" and self.attack_class.obeys_random_start and not self.random_start:
+            raise ValueError(
+                "train.attack.loss=kl has no gradient at the clean image, where train.attack.random_start=false starts; "
+                "set it to true"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_options(self, serialize: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # Runs of before there were options keep their identity.
+        return {name: value for name, value in serialize(self).items() if name != "options" or value}
+
+    @property
+    def attack_class(self) -> type[TrainingAttack]:
+        """The class behind ``kind``."""
+        return TRAINING_ATTACKS.find(self.kind)

@@ -1,0 +1,151 @@
+"""Settings of Adversarial Prompt Distillation: weights, teachers, variants, and which combinations make sense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from apd.methods.base import MethodSettings
+
+if TYPE_CHECKING:
+    from apd.settings.train import TrainSettings
+
+Teacher = Literal["frozen", "tuned", "online"]
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    # Hard and soft labels, the soft ones as far as the untouched CLIP knows these classes, in loss and attack (this
+    # project's choice).
+    "apd": {"adv_ce": 1.0, "adv_kl": 1.0, "balance": "auto", "inner": "mixed"},
+    # T^2 KL(p_T(x) || p_S(x')) plus CE on clean images (Goldblum 2020).
+    "ard": {"adv_ce": 0.0, "adv_kl": 1.0, "clean_ce": 1.0},
+    # Soft labels only, on x and on x', and in the inner maximisation (Zi 2021).
+    "rslad": {"adv_ce": 0.0, "adv_kl": 5 / 6, "clean_kl": 1 / 6, "inner": "teacher-kl"},
+    # The teacher is trusted as far as it is right on x' (Zhu 2022).
+    "iad": {"adv_ce": 0.0, "adv_kl": 1.0, "clean_ce": 1.0, "trust": 0.1},
+    # The inner maximisation chases the teacher's own answer on x' (Huang 2023).
+    "adaad": {"adv_ce": 0.0, "adv_kl": 1.0, "inner": "teacher-pair", "soft_target": "adversarial"},
+    # A clean teacher on x and a robust one on x' (Zhao 2022), at fixed balance.
+    "mtard": {"adv_ce": 0.0, "adv_kl": 0.5, "clean_kl": 0.5, "soft_target": "adversarial"},
+}
+
+
+class APDSettings(MethodSettings):
+    """Settings of APD; ``variant`` presets the ones that its source prescribes, and explicit values win over it."""
+
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = VARIANTS
+    models: ClassVar[tuple[str, ...]] = ("teacher_model", "robust_teacher")
+
+    variant: Literal["apd", "ard", "rslad", "iad", "adaad", "mtard"] = Field(
+        "apd", description="preset of weights and inner objective"
+    )
+    teacher: Teacher = Field(
+        "frozen",
+        description="frozen: the hand-written prompt; tuned: on clean images first; online: along with the student",
+    )
+    teacher_model: str | None = Field(
+        None, description="another CLIP as teacher (any model source); null: the student's own"
+    )
+    robust_teacher: str | None = Field(None, description="mtard: an adversarially trained CLIP, the teacher on x'")
+    adv_ce: float = Field(0.0, ge=0, description="weight of CE(z_S(x'), y)")
+    adv_kl: float = Field(1.0, ge=0, description="weight of KL(p_T || p_S(x'))")
+    balance: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = Field(
+        None,
+        description="share w of the soft label: adv_ce is taken times 1 - w, adv_kl times w; auto: the accuracy of the "
+        "untouched teacher on the training images; null: weights as they are, as where one of them is set",
+    )
+    clean_ce: float = Field(0.0, ge=0, description="weight of CE(z_S(x), y)")
+    clean_kl: float = Field(0.0, ge=0, description="weight of KL(p_T(x) || p_S(x))")
+    image_features: float = Field(0.0, ge=0, description="weight of 1 - cos(f_S(x'), f_T(x))")
+    text_features: float = Field(0.0, ge=0, description="weight of 1 - cos(t_S, t_T)")
+    feedback: float = Field(0.0, ge=0, description="online teacher: weight of KL(p_T(x) || p_S(x')); 0: no feedback")
+    tau: float = Field(1.0, gt=0, description="temperature of the soft labels")
+    inner: Literal["ce", "kl", "teacher-kl", "teacher-pair", "mixed"] = Field(
+        "ce",
+        description="inner objective: CE, KL to the clean student, KL to the teacher on x, KL to the teacher on x', "
+        "KL to the mixture of the hard label and the teacher's on x, weighted as in the loss (mixed, variant apd's)",
+    )
+    soft_target: Literal["clean", "adversarial"] = Field(
+        "clean", description="image on which the teacher gives the soft label for x'"
+    )
+    trust: float = Field(0.0, ge=0, description="IAD: exponent of the teacher's probability of y on x'; 0: full trust")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        preset = VARIANTS.get(str(values.get("variant", "apd")), {})
+        if "adv_ce" in values or "adv_kl" in values:
+            preset = {name: value for name, value in preset.items() if name != "balance"}
+        return {**preset, **values}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> APDSettings:
+        if self.variant == "mtard" and self.robust_teacher is None:
+            raise ValueError("variant mtard needs method.robust_teacher, an adversarially trained CLIP")
+        labels = [bool(self.adv_ce), bool(self.adv_kl)]
+        if self.inner == "mixed" and not (any(labels) if self.balance is None else all(labels)):
+            raise ValueError(
+                "method.inner=mixed needs a label on x': set method.adv_ce or method.adv_kl above 0 (both, with a balance), or "
+                "method.inner=ce"
+            )
+        if self.feedback and self.teacher != "online":
+            raise ValueError(f"method.feedback needs method.teacher=online, got {self.teacher}")
+        if self.robust_teacher is not None and not self._asks_on_adversarial:
+            raise ValueError(
+                "method.robust_teacher answers on x', which nothing asks for here; set method.soft_target=adversarial "
+                "or leave it out"
+            )
+        if (self.teacher != "frozen" or self.teacher_model is not None) and not self._asks_teacher:
+            name = "teacher_model" if self.teacher_model is not None else f"teacher={self.teacher}"
+            raise ValueError(
+                f"method.{name} teaches nothing: no term asks it; give method.adv_kl a weight, or leave it out"
+            )
+        return self
+
+    @property
+    def soft_label(self) -> bool:
+        """Whether the soft label for x' has a weight."""
+        return bool(self.adv_kl) and self.balance != 0
+
+    @property
+    def _asks_on_adversarial(self) -> bool:
+        """Whether a teacher answers on x'."""
+        wanted = self.soft_target == "adversarial" or bool(self.trust)
+        return self.inner == "teacher-pair" or (self.soft_label and wanted)
+
+    @property
+    def _asks_teacher(self) -> bool:
+        """Whether the teacher that is not the robust one answers anything."""
+        on_clean = self.soft_label and (self.soft_target == "clean" or self.inner == "mixed")
+        terms = self.clean_kl or self.image_features or self.text_features
+        return bool(
+            on_clean
+            or self.inner == "teacher-kl"
+            or terms
+            or (self._asks_on_adversarial and self.robust_teacher is None)
+        )
+
+    def zero_gradient_at_clean(self, train: TrainSettings) -> bool:
+        return not train.attack.attack_class.moves_with_prompts and self.inner == "kl"
+
+    def check_training(self, train: TrainSettings) -> None:
+        super().check_training(train)
+        if train.label_smoothing and not (self.adv_ce or self.clean_ce or self.teacher == "online"):
+            raise ValueError(
+                "train.label_smoothing is of cross-entropy terms, of which there is none here; set it to 0 or method.clean_ce"
+            )
+        if self.inner == "ce":
+            return
+        if train.attack.attack_class.moves_with_prompts and self.inner != "mixed":
+            raise ValueError(
+                f"method.inner={self.inner} has no effect with train.attack.kind={train.attack.kind}, whose pixels climb the "
+                "loss itself; leave it out or set another kind"
+            )
+        if train.attack.stop_margin is not None and (self.inner != "mixed" or train.attack.loss == "method"):
+            raise ValueError(
+                f"train.attack.stop_margin needs an attack on labels, which method.inner={self.inner} is not; set it to null, "
+                "or method.inner=ce"
+            )
