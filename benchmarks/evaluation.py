@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apd
-from apd.attacks import find
+from apd.attacks import AttackBatch, find
 from apd.attacks.threat import ThreatModel, parse_eps
 from apd.bench.estimate import NOT_FOOLED, attack_passes
 from apd.data.dataset import Decoded
@@ -265,7 +265,7 @@ def steady_case(options: Options, geometry: str, batch: int, classes: int, round
         functions: dict[str, Callable[[], Any]] = {
             name: lambda twin=twin: foolbox_pgd(twin, x, y, eps, 10) for name, twin in beside.items()
         }
-        functions["ours"] = lambda: find("pgd-10")(frozen, x, y, ThreatModel(eps), ids, 0)
+        functions["ours"] = lambda: find("pgd-10")(frozen, AttackBatch(x, y, ids), ThreatModel(eps))
         return compared(take_turns({name: functions[name] for name in sides}, sides, options.device))
 
     about = {"attack": "pgd-10", "geometry": geometry, "batch": batch, "classes": classes}

@@ -8,7 +8,7 @@ from statistics import median
 import torch
 
 import apd
-from apd.attacks import find
+from apd.attacks import AttackBatch, find
 from apd.attacks.threat import ThreatModel
 from apd.bench.estimate import attack_passes
 from benchmarks.cases import Case, Options, Results, Row
@@ -57,7 +57,7 @@ def autoattack_case(options: Options, geometry: str, images: int) -> Case:
             y = model(x).argmax(1)
         ids = [str(i) for i in range(images)]
         with PeakMemory(options.device) as memory:
-            attack = {"ours": lambda: find("autoattack")(model, x, y, ThreatModel(4 / 255), ids, 0)}
+            attack = {"ours": lambda: find("autoattack")(model, AttackBatch(x, y, ids), ThreatModel(4 / 255))}
             (seconds,) = interleaved(attack, {"ours": 1}, options.device)["ours"]
         return {"ours_s": seconds, "images_per_s": images / seconds, "peak_mb": memory.peak, "rounds": {"ours": 1}}
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apd import attacks
-from apd.attacks import Cascade, misclassified
+from apd.attacks import AttackBatch, Cascade, misclassified
 from apd.attacks.threat import Norm, ThreatModel
 from apd.errors import InputError
 
@@ -25,7 +25,7 @@ from .toys import Counting, trained
 def test_evaluation_attacks_raise_the_error_within_the_ball(name: str, kind: str, threat: ThreatModel) -> None:
     model = trained(5, kind)
     x, labels = standing_pictures(model, 40, 5)
-    found = attacks.find(name)(model, x, labels, threat, [str(i) for i in range(len(x))], 0)
+    found = attacks.find(name)(model, AttackBatch(x, labels, [str(i) for i in range(len(x))]), threat)
     assert misclassified(model(found.images), labels).float().mean() > 0.3
     assert torch.allclose(threat.project(found.images, x), found.images, atol=1e-6)
     assert set(found.by) == {name}
@@ -48,14 +48,14 @@ def test_autoattack_with_few_classes(n_classes: int, runs: tuple[str, ...], capf
     torch.manual_seed(5)
     expected, tracer = torch.rand(3), sys.gettrace()
     torch.manual_seed(5)
-    found = attack(model, x, labels, threat, ids, seed=0)
+    found = attack(model, AttackBatch(x, labels, ids), threat)
     assert torch.equal(torch.rand(3), expected), "the global generator was touched"
     assert sys.gettrace() is tracer
     fooled = misclassified(model(found.images), labels)
     assert 0 < fooled.sum() < len(x)
     assert {by for by, wrong in zip(found.by, fooled.tolist(), strict=True) if not wrong} == {"square"}
     for part in ("pgd-20", "apgd-ce", "apgd-dlr"):
-        alone = attacks.find(part)(model, x, labels, threat, ids, 0)
+        alone = attacks.find(part)(model, AttackBatch(x, labels, ids), threat)
         assert not (misclassified(model(alone.images), labels) & ~fooled).any(), part
     assert capfd.readouterr().out == ""
 
@@ -79,7 +79,7 @@ def test_what_an_attack_runs(name: str, n_classes: int, runs: tuple[str, ...]) -
 def test_single_samples(name: str, n: int) -> None:
     model = trained(2)
     x, labels = standing_pictures(model, 6, 2)
-    found = attacks.find(name)(model, x[:n], labels[:n], ThreatModel(0.3), ["a", "b"][:n], 0)
+    found = attacks.find(name)(model, AttackBatch(x[:n], labels[:n], ["a", "b"][:n]), ThreatModel(0.3))
     assert found.images.shape == x[:n].shape and misclassified(model(found.images), labels[:n]).all()
 
 
@@ -88,7 +88,7 @@ def test_apgd_runs_once_and_margin_replaces_dlr_for_two_classes() -> None:
     for name, runs in [("apgd-ce", ("apgd-ce",)), ("apgd-dlr", ("apgd-margin",))]:
         model = Counting(trained(2))
         attack = attacks.find(name)
-        attack(model, x, labels, ThreatModel(1e-4), [str(i) for i in range(len(x))], 0)
+        attack(model, AttackBatch(x, labels, [str(i) for i in range(len(x))]), ThreatModel(1e-4))
         assert attack.runs(2) == runs
         # 100 iterations from one start, the clean and the final look, and one image for the number of classes.
         assert model.images == len(x) * (101 + 2) + 1
@@ -119,9 +119,9 @@ def test_autoattack_flags_are_collected(defence: type[Dizzy], flag: str, caplog:
     model = trained(5)
     x, labels = standing_pictures(model, 6, 5)
     ids = [str(i) for i in range(len(x))]
-    found = attacks.find("autoattack")(defence(model), x, labels, ThreatModel(0.5), ids, 0)
+    found = attacks.find("autoattack")(defence(model), AttackBatch(x, labels, ids), ThreatModel(0.5))
     assert found.flags[flag] == 1 and not caplog.records
-    assert not attacks.find("autoattack")(model, x, labels, ThreatModel(0.5), ids, 0).flags
+    assert not attacks.find("autoattack")(model, AttackBatch(x, labels, ids), ThreatModel(0.5)).flags
 
 
 class Listening(attacks.Watch):
@@ -157,7 +157,7 @@ def test_passes_are_counted_right_where_nothing_falls(name: str, n_classes: int,
 
     model.register_forward_hook(count)
     attack = attacks.find(name)
-    found = attack(model, x, labels, ThreatModel(1e-6, norm), ["a", "b"], 0, watch)
+    found = attack(model, AttackBatch(x, labels, ["a", "b"]), ThreatModel(1e-6, norm), watch)
     passes_of_attack = passes
     assert not misclassified(model(found.images), labels).any()
     assert passes_of_attack == sum(attack.part_passes(n_classes))
@@ -165,7 +165,7 @@ def test_passes_are_counted_right_where_nothing_falls(name: str, n_classes: int,
 
 
 @dataclass(frozen=True)
-class Fools:
+class Fools(attacks.EvaluationAttack):
     """Blackens the images of one class, and remembers what it was given."""
 
     label: int
@@ -179,19 +179,12 @@ class Fools:
         return (self.label,)
 
     def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        labels: Tensor,
-        threat: ThreatModel,
-        ids: list[str],
-        seed: int,
-        watch: attacks.Watch,
+        self, model: nn.Module, batch: AttackBatch, threat: ThreatModel, watch: attacks.Watch = attacks.UNWATCHED
     ) -> attacks.Found:
         watch.begin(f"fools-{self.label}")
-        self.asked.extend(ids)
-        images = torch.where((labels == self.label).view(-1, 1, 1, 1), torch.zeros_like(x), x)
-        return attacks.Found(images, [f"fools-{self.label}"] * len(x))
+        self.asked.extend(batch.ids)
+        images = torch.where((batch.labels == self.label).view(-1, 1, 1, 1), torch.zeros_like(batch.x), batch.x)
+        return attacks.Found(images, [f"fools-{self.label}"] * len(batch))
 
 
 def test_a_cascade_hands_on_what_stands() -> None:
@@ -204,7 +197,7 @@ def test_a_cascade_hands_on_what_stands() -> None:
     ids, asked = ["a", "b", "c", "d"], [list[str](), list[str](), list[str]()]
     cascade = Cascade("all", tuple(Fools(label, ids_) for label, ids_ in zip((2, 1, 3), asked, strict=True)))
     watch = Listening()
-    found = cascade(Brightness(), x, labels, ThreatModel(0.5), ids, 0, watch)
+    found = cascade(Brightness(), AttackBatch(x, labels, ids), ThreatModel(0.5), watch)
     assert watch.told == ["fools-2", "fools-1", "fools-3"]
     assert cascade.part_passes(4) == (2 + 1, 1 + 1, 3 + 1)
     assert asked == [["a", "b", "c", "d"], ["a", "c"], ["c"]]
@@ -219,8 +212,8 @@ def test_apgd_finds_what_its_parts_find() -> None:
     ids, threat = [str(i) for i in range(len(x))], ThreatModel(0.04)
     stand = torch.ones(len(x), dtype=torch.bool)
     for part in ("pgd-10", "apgd-ce", "apgd-dlr"):
-        stand &= ~misclassified(model(attacks.find(part)(model, x, labels, threat, ids, 0).images), labels)
-    found = attacks.find("apgd-ce+dlr")(model, x, labels, threat, ids, 0)
+        stand &= ~misclassified(model(attacks.find(part)(model, AttackBatch(x, labels, ids), threat).images), labels)
+    found = attacks.find("apgd-ce+dlr")(model, AttackBatch(x, labels, ids), threat)
     assert 0 < int(stand.sum()) < len(x)
     # The library draws for a whole batch, so a sample at the border may fall in one batch and not in another.
     assert int((~misclassified(model(found.images), labels) ^ stand).sum()) <= 1

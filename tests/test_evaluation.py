@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from apd import attacks
-from apd.attacks import PGD, Objective, cross_entropy, misclassified, sample_seeds
+from apd.attacks import PGD, AttackBatch, Objective, cross_entropy, misclassified, sample_seeds
 from apd.attacks.threat import ThreatModel
 from apd.data.corruptions import corrupt
 from apd.data.dataset import Dataset, Decoded, ImageSet
@@ -65,7 +65,7 @@ def test_accuracies_agree_with_attacking_by_hand() -> None:
     found = PGD(5, leave=misclassified)(objective, x, threat, sample_seeds(images.ids, 0, "start"))
     by_hand["pgd-5"] = clean & ~misclassified(model(found), labels)
     ids = [id_ for id_, right in zip(images.ids, clean.tolist(), strict=True) if right]
-    apgd = attacks.find("apgd-ce")(model, x[clean], labels[clean], threat, ids, 0).images
+    apgd = attacks.find("apgd-ce")(model, AttackBatch(x[clean], labels[clean], ids), threat).images
     by_hand["apgd-ce"] = clean.clone()
     by_hand["apgd-ce"][clean] = ~misclassified(model(apgd), labels[clean])
     for name, right in by_hand.items():

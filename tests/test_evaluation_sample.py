@@ -115,7 +115,7 @@ def test_measured_shares_are_those_of_the_images() -> None:
     x, labels = images.pixels(), images.labels
     right = ~misclassified(model(x), labels)
     objective, seeds = Objective(model, cross_entropy, labels), sample_seeds(images.ids, 0, "start")
-    adversarial = PGD(10).search(objective, x, ThreatModel(eps), seeds, misclassified)
+    adversarial = PGD(10, leave=misclassified)(objective, x, ThreatModel(eps), seeds)
     robust = right & ~misclassified(model(adversarial), labels)
     assert 0 < robust.sum() < right.sum() < 60
     assert found.right == pytest.approx(float(right.float().mean()))
