@@ -114,7 +114,7 @@ class ClimbingAttack(EvaluationAttack):
 
     def part_passes(self, n_classes: int) -> tuple[int, ...]:
         """Return the model passes per batch if no sample is fooled; one with a gradient counts twice."""
-        return (2 * self.attack.passes + 1,) if isinstance(self.attack, TrainingAttack) else (200,)
+        return (2 * self.attack.passes,) if isinstance(self.attack, TrainingAttack) else (200,)
 
     def __call__(self, model: nn.Module, batch: AttackBatch, threat: ThreatModel, watch: Watch = UNWATCHED) -> Found:
         """Attack ``batch``; what another attack than PGD returns is projected into the ball."""
