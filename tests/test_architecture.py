@@ -44,7 +44,25 @@ def members() -> dict[str, set[str]]:
 
 DEFINED, MEMBERS = defined(), members()
 # Words of the page that are commands, arguments or other packages' names.
-OTHERS = {"apd", "bench", "evaluate", "make", "lint", "package", "module", "name", "x", "f", "run", "json", "pre_layrnorm", "d", "n"}
+OTHERS = set(
+    [
+        "apd",
+        "bench",
+        "evaluate",
+        "make",
+        "lint",
+        "package",
+        "module",
+        "name",
+        "x",
+        "f",
+        "run",
+        "json",
+        "pre_layrnorm",
+        "d",
+        "n",
+    ]
+)
 
 
 @pytest.mark.parametrize("text", MENTIONED)

@@ -58,7 +58,7 @@ def test_cost_is_counted_in_passes(write: Write) -> None:
     zero_shot = replace(trained, config=changed(trained, {"method": {"name": "zero-shot"}}))
     assert training_seconds(zero_shot, PACE) == 0
     (spec,) = trained.evals.values()
-    assert eval_seconds(trained, spec, PACE) == pytest.approx(6 * 0.01 * (1 + 2.5 * NOT_FOOLED))
+    assert eval_seconds(trained, spec, PACE) == pytest.approx(6 * 0.01 * (1 + 2 * NOT_FOOLED))
 
 
 def test_finished_runs_correct_the_forecast(write: Write) -> None:

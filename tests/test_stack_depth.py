@@ -14,6 +14,9 @@ import pytest
 
 import apd
 from apd.bench import Machine, bench, engines, load_suite
+from apd.cli import main
+from apd.models import DualEncoder
+from apd.models.fast import blocks, kernels
 from apd.training import loop
 
 from .suites import Write, silent
@@ -26,7 +29,7 @@ def project_frames() -> list[str]:
     names, frame = list[str](), sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_filename.startswith(SOURCE):
-            names.insert(0, frame.f_code.co_name)
+            names.insert(0, frame.f_code.co_qualname)
         frame: FrameType | None = frame.f_back
     return names
 
@@ -76,3 +79,36 @@ def test_from_bench_to_the_training_loop(write: Write, tmp_path: Path, monkeypat
     (parent,), (worker,) = handed_over, training
     assert (parent[0], worker[-1]) == ("bench", "train")
     assert len(parent) + len(worker) <= 7, [*parent, *worker]
+
+
+def attacked(monkeypatch: pytest.MonkeyPatch, *argv: str) -> list[list[str]]:
+    """Run a command, and return each stack on which a frozen linear layer is computed inside PGD."""
+    seen, linear = list[list[str]](), kernels.linear
+
+    def spy(layer: Any, x: Any) -> Any:
+        frames = project_frames()
+        if "PGD.__call__" in frames:
+            seen.append([*frames, linear.__name__])
+        return linear(layer, x)
+
+    monkeypatch.setattr(blocks, "linear", spy)
+    monkeypatch.setattr(sys, "argv", ["apd", *argv])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 0 and seen
+    return seen
+
+
+def test_from_the_command_line_to_the_matrix_product_inside_an_attack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colours: Path, clip: DualEncoder
+) -> None:
+    run, model = str(tmp_path / "run"), ("--model", clip.info.source)
+    train = ("train", str(colours), *model, "--shots", "1", "--epochs", "1", "--output", run)
+    loops = [
+        frames[frames.index("Loop._epochs") :] for frames in attacked(monkeypatch, *train) if "Loop._epochs" in frames
+    ]
+    assert loops and max(map(len, loops)) <= 12, max(loops, key=len)
+    evaluate = ("evaluate", run, "--attack", "pgd-2", "--limit", "4", "--batch-size", "4")
+    stacks = [frames[frames.index("evaluate") :] for frames in attacked(monkeypatch, *evaluate)]
+    judged = [frames for frames in stacks if "Evaluation._attack" in frames]
+    assert judged and max(map(len, judged)) <= 14, max(judged, key=len)

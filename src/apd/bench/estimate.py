@@ -16,7 +16,6 @@ from apd.bench.plan import Job
 from apd.bench.protocols import EvalSpec
 from apd.methods import find_method
 from apd.models.classifier import PromptedCLIP
-from apd.settings.train import AttackSettings
 
 NOT_FOOLED = 0.4
 """Share of images that attacks are assumed not to fool; they run to the end on these only."""
@@ -59,11 +58,6 @@ def _time(once: Callable[[], object]) -> float:
     return (time.perf_counter() - started) / times
 
 
-def training_attack_passes(settings: AttackSettings) -> int:
-    """Passes with a gradient to the pixels that the attack on a training image takes, besides those of the loss."""
-    return {"pgd": settings.steps, "free": 0, "carried": 0}.get(settings.kind, 1)
-
-
 def attack_passes(attack: str, n_classes: int) -> float:
     """Passes with a gradient to the pixels that an evaluation attack takes on an image that it does not fool."""
     return 0.0 if attack == "clean" else sum(find(attack).part_passes(n_classes)) / 2  # which counts such a pass twice
@@ -80,7 +74,8 @@ def training_seconds(job: Job, pace: Pace) -> float:
     classes = len(data.class_names) if section.classes == "all" else math.ceil(len(data.class_names) / 2)
     share = classes / len(data.class_names)
     images = len(data.train) * share if section.shots == "all" else min(section.shots * classes, len(data.train))
-    passes = training_attack_passes(train.attack) + 2 if method.adversarial else 1
+    attack = train.attack.attack_class.from_settings(train.attack)
+    passes = attack.passes + 2 if method.adversarial else 1
     batches = math.ceil(images / train.batch_size)
     return train.epochs * (images * passes * pace.image + batches * 3 * classes * pace.text)
 

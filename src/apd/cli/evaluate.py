@@ -80,7 +80,16 @@ def evaluate(
     if output is not None:
         check_writable(output.parent)
     try:
-        result = _evaluate(run, model, data, given, device)
+        with quiet_stdout():
+            if run is None:
+                result = _evaluate_model(model, data, given, device)
+            else:
+                from apd.runs.folder import Run
+
+                Run.open(run)  # before torch is imported, so that a wrong folder is told at once
+                from apd.evaluation import evaluate_run
+
+                result = evaluate_run(run, data=data, model=model, device=device, **given)
     except KeyboardInterrupt as stop:
         say(_stopped(run, str(stop)))
         raise
@@ -89,18 +98,6 @@ def evaluate(
         say(f"Next: apd predict {quoted(run)} IMAGES")
     elif data is not None and model is not None:
         say(f"Next: apd train {quoted(data)} --model {quoted(model)}")
-
-
-def _evaluate(run: Path | None, model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:
-    with quiet_stdout():
-        if run is None:
-            return _evaluate_model(model, source, given, device)
-        from apd.runs.folder import Run
-
-        Run.open(run)  # before torch is imported, so that a wrong folder is told at once
-        from apd.evaluation import evaluate_run
-
-        return evaluate_run(run, data=source, model=model, device=device, **given)
 
 
 def _evaluate_model(model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:

@@ -90,7 +90,10 @@ def evaluate(
         Evaluation(subject, samples, chosen, kept, len(data.class_names), on, pace)
         for subject, on, pace in zip(subjects, ON, measured, strict=False)
     ]
-    return _result(evaluations, control is not None, data.class_names, data.name, len(images))
+    found = []
+    for evaluation in evaluations:
+        found.append((evaluation, evaluation.run()))
+    return _result(found, control is not None, data.class_names, data.name, len(images))
 
 
 def _decode(images: ImageSet, classifier: PromptedCLIP, settings: EvaluationSettings) -> Decoded:
@@ -143,18 +146,24 @@ def evaluate_tensors(
         Evaluation(subject, samples, settings, kept, len(class_names), on)
         for subject, on in zip(_subjects(model, undefended), ON, strict=False)
     ]
-    return _result(evaluations, undefended is not None, class_names, name, len(decoded) + len(decoded.skipped))
+    found = []
+    for evaluation in evaluations:
+        found.append((evaluation, evaluation.run()))
+    return _result(found, undefended is not None, class_names, name, len(decoded) + len(decoded.skipped))
 
 
 def _result(
-    evaluations: Sequence[Evaluation], controlled: bool, class_names: Sequence[str], name: str, available: int
+    found: Sequence[tuple[Evaluation, dict[str, Record]]],
+    controlled: bool,
+    class_names: Sequence[str],
+    name: str,
+    available: int,
 ) -> Result:
-    """Run the evaluations: of the model, and of the control where that is another model."""
-    evaluation, *others = evaluations
+    """Put together what was found for the model, and for the control if that is another model."""
+    (evaluation, records), *others = found
     decoded, settings = evaluation.samples.decoded, evaluation.settings
-    records = evaluation.run()
     scores = evaluation.scores(records)
-    control = others[0].scores(others[0].run()) if others else scores if controlled else None
+    control = others[0][0].scores(others[0][1]) if others else scores if controlled else None
     predictions, labels = evaluation.predictions(records), decoded.labels.tolist()
     checks = _checks(evaluation, records, scores, control) if settings.checks else []
     return Result(

@@ -77,7 +77,7 @@ class FrozenClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C) of images (B,3,S,S) in [0,1]."""
-        return self.bound.logits(x)
+        return self.bound.logits_from_features(F.normalize(self.bound.embed(x), dim=-1))
 
 
 class PromptedCLIP(nn.Module):
