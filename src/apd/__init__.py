@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from apd.util.versions import __version__
 
 if TYPE_CHECKING:
-    from apd.data import load_data
+    from apd.data import Dataset, load_data
     from apd.errors import ApdError, InputError
     from apd.evaluation import evaluate, evaluate_run
-    from apd.models import load_clip
+    from apd.models import DualEncoder, load_clip
     from apd.models.classifier import PromptedCLIP
     from apd.models.prompts import PromptSpec
     from apd.runs.folder import Run
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ApdError",
+    "Dataset",
+    "DualEncoder",
     "InputError",
     "PromptSpec",
     "PromptedCLIP",
@@ -45,6 +47,8 @@ __all__ = [
 # Imported when first asked for, so that `import apd` and `apd --help` do not wait for torch.
 _HOMES = {
     "ApdError": "apd.errors",
+    "Dataset": "apd.data",
+    "DualEncoder": "apd.models",
     "InputError": "apd.errors",
     "PromptSpec": "apd.models.prompts",
     "PromptedCLIP": "apd.models.classifier",

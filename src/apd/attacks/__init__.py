@@ -8,7 +8,7 @@ from apd.attacks.autoattack import LibraryAttack
 from apd.attacks.base import Attack, TrainingAttack
 from apd.attacks.evaluation import UNWATCHED, AttackBatch, Cascade, ClimbingAttack, EvaluationAttack, Found, Watch
 from apd.attacks.fgsm import FGSMRS, NFGSM
-from apd.attacks.named import EVALUATION, find, name_of
+from apd.attacks.named import EVALUATION, code_of, find, name_of
 from apd.attacks.objectives import (
     LOSSES,
     Loss,
@@ -55,6 +55,7 @@ __all__ = [
     "TrainingAttack",
     "Watch",
     "beyond_margin",
+    "code_of",
     "cosine_distance",
     "cross_entropy",
     "dlr",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import re
-from collections.abc import Callable
+from types import FunctionType
 
 from apd.attacks.autoattack import LibraryAttack
 from apd.attacks.base import TrainingAttack
 from apd.attacks.evaluation import Cascade, ClimbingAttack, EvaluationAttack, pgd_evaluation
 from apd.errors import InputError, nearest
-from apd.util.plugins import Registry
+from apd.util.plugins import Registry, is_spec
 
 EVALUATION: dict[str, str] = {
     "clean": "no attack",
@@ -61,18 +63,38 @@ def find(name: str) -> EvaluationAttack:
         if steps < 1:
             raise InputError(f"Attack {name!r} has no steps; use pgd-1 or more, or clean.")
         return pgd_evaluation(steps)
-    if name not in _REGISTRY and ":" not in name and not _REGISTRY.knows(name):
+    if not is_spec(name) and not _REGISTRY.knows(name):
         raise InputError(
             f"Unknown attack {name!r}. {nearest(name, [n.replace('N', '20') for n in EVALUATION], EVALUATION)}"
         )
     return _as_evaluation(name, _REGISTRY.find(name))
 
 
-def name_of(attack: str | EvaluationAttack | TrainingAttack | Callable[..., object]) -> str:
-    """Return the name by which `find` knows an attack that was given as an object; names stay."""
+def name_of(attack: object) -> str:
+    """Return the name by which `find` knows an attack that was given as an object; names stay.
+
+    An instance's settings are part of its name, so that outcomes of other settings are not taken for its own.
+
+    Raises:
+        InputError: what is no attack.
+    """
     if isinstance(attack, str):
         return attack
-    return _REGISTRY.name_of(attack)
+    state = {} if isinstance(attack, type) else getattr(attack, "__dict__", {})
+    settings = ", ".join(f"{key}={value!r}" for key, value in sorted(state.items()))
+    return _REGISTRY.name_of(attack, f"({settings})" if settings else "")
+
+
+def code_of(name: str) -> str | None:
+    """Return a hash of the source of an attack from elsewhere, on which its outcomes depend; None for built-in ones."""
+    if name == "clean" or re.fullmatch(r"pgd-\d+", name) or name in _REGISTRY:
+        return None
+    found = _REGISTRY.find(name)
+    try:
+        source = inspect.getsource(found if isinstance(found, type | FunctionType) else type(found))
+    except (OSError, TypeError):
+        source = repr(found)
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 def _as_evaluation(name: str, found: object) -> EvaluationAttack:

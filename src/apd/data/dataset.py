@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from apd.util.text import first_of, printable, quoted
 Shots = int | Literal["all"]
 Which = Literal["all", "base", "new"]
 Split = Literal["train", "val", "test"]
+IN_MEMORY = "memory:"
+"""Stands before the name of a data set that was made in Python, where others have their source."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +150,63 @@ class Dataset:
     def source(self) -> str:
         """The folder, file or name it was read from."""
         return self.settings.source
+
+    @classmethod
+    def from_tensors(
+        cls,
+        name: str,
+        class_names: Sequence[str],
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+        val: tuple[Tensor, Tensor] | None = None,
+        templates: Sequence[str] = ("a photo of a {}.",),
+    ) -> Dataset:
+        """Make a data set from images and labels in memory.
+
+        Args:
+            name: short name for tables.
+            class_names: readable, in label order.
+            train, test, val: images (N,3,H,W), uint8 or floats in [0,1], and int labels (N,) from 0. Floats are rounded
+                to 8 bits. Without ``val`` a tenth of each class's training images is held out, at least one.
+            templates: sentences with ``{}`` for the class name.
+
+        Raises:
+            InputError: images, labels or names that do not fit together.
+
+        Example:
+            >>> import apd, torch
+            >>> x, y = torch.rand(8, 3, 32, 32), torch.arange(8) % 2
+            >>> data = apd.Dataset.from_tensors("noise", ["left", "right"], train=(x, y), test=(x, y))
+            >>> len(data.train), len(data.val), len(data.test)
+            (6, 2, 8)
+        """
+        from apd.data.memory import of_splits, tensor_images
+
+        splits = {"train": train, "val": val, "test": test}
+        made = {key: None if pair is None else tensor_images(name, key, *pair) for key, pair in splits.items()}
+        return of_splits(name, class_names, made, templates)
+
+    @classmethod
+    def from_torch(
+        cls,
+        name: str,
+        class_names: Sequence[str],
+        train: Any,
+        test: Any,
+        val: Any = None,
+        templates: Sequence[str] = ("a photo of a {}.",),
+    ) -> Dataset:
+        """Make a data set from torch data sets of (image, label), the image a PIL image or a tensor (3,H,W).
+
+        Args:
+            name, class_names, templates: as in `from_tensors`.
+            train, test, val: objects with ``len`` and ``[i] -> (image, label)``; images are read when they are needed.
+        """
+        from apd.data.memory import of_splits, torch_images
+
+        splits = {"train": train, "val": val, "test": test}
+        made = {key: None if part is None else torch_images(name, key, part) for key, part in splits.items()}
+        return of_splits(name, class_names, made, templates)
 
     def summary(self) -> str:
         """One line with the first class names and the images per split, so that misread data shows at once."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from apd.data.dataset import Dataset, Shots, Which
+from apd.data.dataset import IN_MEMORY, Dataset, Shots, Which
 from apd.data.settings import DataSettings
 from apd.data.sources.class_names import BARE_WORDNET_ID, warn_of_nameless
 from apd.data.sources.coop import load_coop
@@ -19,6 +19,7 @@ from apd.data.sources.split_names import subfolders
 from apd.data.sources.standard import STANDARD, Standard
 from apd.data.splits import Pools, few_shot
 from apd.errors import InputError, nearest
+from apd.util.plugins import Registry, is_spec
 from apd.util.text import quoted
 
 BUILT_IN: dict[str, Callable[[], Pools]] = {"digits": load_digits}
@@ -92,6 +93,8 @@ def list_data() -> list[tuple[str, str]]:
 def short_name(source: str) -> str:
     """A word for the source, for names of folders: ``dtd`` for ``dtd@/data`` as for ``/data/dtd``."""
     standard = parse_standard(source)
+    if is_spec(source):
+        return source.replace(":", "-")
     return standard[0] if standard else Path(source).resolve().stem
 
 
@@ -102,7 +105,7 @@ def same_source(one: str, other: str) -> bool:
 
 def _place(source: str) -> object:
     """What is equal for two texts that mean the same source."""
-    if source in BUILT_IN or source.startswith("hf:"):
+    if source in BUILT_IN or source.startswith(("hf:", IN_MEMORY)) or is_spec(source):
         return source
     standard = parse_standard(source)
     if standard is None:
@@ -126,8 +129,31 @@ def _as_text(source: str | Path) -> str:
     return f"./{text}" if isinstance(source, Path) and is_name else text
 
 
+def _problem(found: object) -> str | None:
+    return None if callable(found) else "is not a function that makes an apd.Dataset"
+
+
+DATA: Registry[Callable[[], Dataset]] = Registry("data set", "apd.data", {}, _problem)
+"""Makers of data sets of other packages, or as ``package.module:function``."""
+
+
+def _made(text: str) -> Pools:
+    """The data set that a function makes."""
+    data = DATA.find(text)()
+    if not isinstance(data, Dataset):
+        raise InputError(f"The data set {text!r} is a {type(data).__name__}, not an apd.Dataset.")
+    return Pools(data.name, text, data.class_names, data.train, data.val, data.test, data.templates, data.mirror)
+
+
 def _pools(text: str, columns: Columns | None) -> Pools:
     path = Path(text).expanduser()
+    if is_spec(text) or DATA.knows(text):
+        return _made(text)
+    if text.startswith(IN_MEMORY):
+        raise InputError(
+            f"The data set {text.removeprefix(IN_MEMORY)!r} was made in Python and is not on disk: give it to apd.train or "
+            "apd.evaluate there, or name the function that makes it as package.module:function."
+        )
     if text.startswith("hf:"):
         return _hub(text.removeprefix("hf:"), columns)
     standard = parse_standard(text)

@@ -116,6 +116,8 @@ class Evaluation:
             about["corruption"] = self.settings.corruption
         if attack == "clean":
             return about
+        code = None if attack == "checks" else attacks.code_of(attack)
+        about |= {} if code is None else {"code": code}
         limits = {"eps": repr(threat.eps), "norm": threat.norm, "seed": str(self.settings.seed)}
         return about | limits | {"pyautoattack": known["pyautoattack"]}
 

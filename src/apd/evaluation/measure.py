@@ -16,7 +16,7 @@ from torch import nn
 from apd.attacks import sample_seeds
 from apd.attacks.threat import format_eps
 from apd.data.corruptions import corrupt, parse_corruption
-from apd.data.dataset import Dataset, Decoded, ImageSet
+from apd.data.dataset import IN_MEMORY, Dataset, Decoded, ImageSet
 from apd.errors import InputError, nearest
 from apd.evaluation.checks import CHECKED, Checked, library_checks, model_checks, seeds_of
 from apd.evaluation.engine import PRECISION, Evaluation
@@ -28,6 +28,7 @@ from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
 from apd.evaluation.store import Record, Store
 from apd.models.classifier import PromptedCLIP
+from apd.models.preprocessing import Preprocessing
 from apd.settings.explain import explain, setting_names
 from apd.util.seeds import shuffled
 from apd.util.versions import versions
@@ -37,20 +38,24 @@ ON = ("", " on the undefended CLIP")
 
 
 def evaluate(
-    classifier: PromptedCLIP,
+    classifier: nn.Module,
     data: Dataset,
     *,
     store: Path | None = None,
     undefended: PromptedCLIP | None = None,
+    image_size: int | None = None,
     **settings: Any,
 ) -> Result:
     """Accuracy of the whole classifier, prompts included, clean and under white-box attack, in float32.
 
     Args:
-        classifier: for the classes of ``data`` (or those of ``data.classes(...)``), in their order.
+        classifier: for the classes of ``data`` (or those of ``data.classes(...)``), in their order: a `PromptedCLIP`, or
+            any module from pixels (B,3,S,S) in [0,1] to logits (B,C), which has no zero-shot control.
         data: its ``split`` is evaluated.
         store: folder for the outcomes of single samples; another call computes only what is not there yet.
         undefended: the control, attacked in the same run; None: the same CLIP with its hand-written templates.
+        image_size: for a module that is not a `PromptedCLIP`: the side S of the images it takes; None: that of the first
+            image, if it is square and the data were made from tensors.
         settings: of `EvaluationSettings`, such as ``attacks=("pgd-20", "autoattack")`` and ``eps="4/255"``
             (in [0,1] pixel units).
 
@@ -67,7 +72,7 @@ def evaluate(
     """
     chosen = parse_settings(settings)
     data = data.classes(chosen.classes)
-    if classifier.class_names != data.class_names:
+    if isinstance(classifier, PromptedCLIP) and classifier.class_names != data.class_names:
         raise InputError(
             f"The classifier knows {_some(classifier.class_names)}, but {data.name} has {_some(data.class_names)}; "
             "use classifier.with_classes(data.class_names, data.templates), or other data."
@@ -76,10 +81,15 @@ def evaluate(
     if len(images) == 0:
         raise InputError(f"The {chosen.split} split of {data.name} has no images; choose another split.")
 
-    def decode(some: ImageSet) -> Decoded:
-        return _decode(some, classifier, chosen)
+    preprocessing = _preprocessing(classifier, data, image_size)
 
-    control = (undefended or classifier.zero_shot()) if chosen.control else None
+    def decode(some: ImageSet) -> Decoded:
+        return _decode(some, preprocessing, chosen)
+
+    own = classifier.zero_shot() if isinstance(classifier, PromptedCLIP) else None
+    control = (undefended or own) if chosen.control else None
+    if chosen.control and control is None and not chosen.quiet:
+        print("No zero-shot control: the classifier is not a PromptedCLIP; give one as undefended.", file=sys.stderr)
     subjects = _subjects(classifier, control)
     kept = Store(store)
     sample, measured = choose_sample(images, decode, subjects, chosen, kept, len(data.class_names))
@@ -96,9 +106,28 @@ def evaluate(
     return _result(found, control is not None, data.class_names, data.name, len(images))
 
 
-def _decode(images: ImageSet, classifier: PromptedCLIP, settings: EvaluationSettings) -> Decoded:
-    """Images as the classifier wants them, corrupted if that is asked for."""
-    preprocessing = classifier.encoder.info.preprocessing
+def _preprocessing(classifier: nn.Module, data: Dataset, image_size: int | None) -> Preprocessing:
+    """How the classifier wants its images.
+
+    Raises:
+        InputError: nothing says how large they are.
+    """
+    if isinstance(classifier, PromptedCLIP):
+        return classifier.encoder.info.preprocessing
+    if image_size is None and data.source.startswith(IN_MEMORY):
+        first = data.test.sources[0]
+        sides = first().size if callable(first) else (0, 1)
+        image_size = sides[0] if sides[0] == sides[1] else None
+    if image_size is None:
+        raise InputError(
+            f"A {type(classifier).__name__} does not say how large its images are: give image_size, the side of a square in "
+            "pixels; images are resized to it and not normalised."
+        )
+    return Preprocessing.plain(image_size)
+
+
+def _decode(images: ImageSet, preprocessing: Preprocessing, settings: EvaluationSettings) -> Decoded:
+    """Decode images as the classifier wants them, corrupted if that is asked for."""
     decoded = images.decode(preprocessing, skip_bad=settings.skip_bad_images, progress=not settings.quiet)
     if settings.corruption is None:
         return decoded

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from apd.data import load_data, same_source
+from apd.data import Dataset, load_data, same_source
 from apd.evaluation.measure import evaluate, parse_settings
 from apd.evaluation.result import Result
 from apd.runs.folder import Run
@@ -18,7 +18,7 @@ from apd.util.text import printable
 def evaluate_run(
     path: str | Path,
     *,
-    data: str | None = None,
+    data: str | Dataset | None = None,
     model: str | None = None,
     device: str = "auto",
     **settings: Any,
@@ -30,7 +30,8 @@ def evaluate_run(
 
     Args:
         path: the run folder.
-        data: other data to evaluate on, as `apd.load_data` takes it; all of its classes unless ``classes`` is given.
+        data: other data to evaluate on, as `apd.load_data` takes it, or a data set; all of its classes unless
+            ``classes`` is given.
         model: where the run's CLIP model is now, if it has moved since.
         device: auto, cpu, cuda, cuda:1 or mps.
         settings: any of `EvaluationSettings`, such as ``attacks="autoattack"``, ``limit=100`` or ``eps="4/255"``.
@@ -49,13 +50,14 @@ def evaluate_run(
     run = Run.open(path)
     config = run.config
     # The run's own data named again is the run's own data: drawn anew, its val could hold images it was trained on.
-    other = data is not None and not same_source(data, config.data.source)
+    source = data.source if isinstance(data, Dataset) else data
+    other = source is not None and not same_source(source, config.data.source)
     own = {"eps": config.train.eps, "norm": config.train.norm, "skip_bad_images": config.data.skip_bad_images}
     given = {**own, **({} if other else {"classes": config.data.classes}), **settings}
     chosen = parse_settings(given, "evaluate_run", ("data", "model", "device"))
     # All classes here: which of them are evaluated is the evaluation's own setting.
     whole = config.data.model_copy(update={"classes": "all"})
-    images = load_data(str(data), shots="all") if other else whole.load(config.train.seed)
+    images = data if isinstance(data, Dataset) else _load(data) if data and other else whole.load(config.train.seed)
     wanted = images.classes(chosen.classes)
     say = _silent if chosen.quiet else _say
     say(f"{wanted.summary()}; CLIP model {printable(model or config.model)}")
@@ -66,6 +68,10 @@ def evaluate_run(
     result = evaluate(classifier, images, store=run.results, **given)
     run.save_result(result.to_dict())
     return result
+
+
+def _load(source: str) -> Dataset:
+    return load_data(source, shots="all")
 
 
 def _say(text: str) -> None:

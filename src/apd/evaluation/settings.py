@@ -50,7 +50,8 @@ class EvaluationSettings(Section):
     @field_validator("attacks", mode="before")
     @classmethod
     def _one_attack(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+        listed = value if isinstance(value, list | tuple) else (value,)
+        return tuple(attacks.name_of(each) for each in listed)
 
     @field_validator("attacks")
     @classmethod

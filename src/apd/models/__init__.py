@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,8 +12,9 @@ import torch
 
 from apd.errors import InputError, nearest
 from apd.models.checkpoint import check_folder
-from apd.models.encoder import DualEncoder, EncoderInfo, Tokens
+from apd.models.encoder import DualEncoder, EncoderInfo, Tokens, sha256_of_weights
 from apd.models.preprocessing import Preprocessing
+from apd.util.plugins import Registry, is_spec
 
 __all__ = ["DualEncoder", "EncoderInfo", "Preprocessing", "Tokens", "list_models", "load_clip"]
 
@@ -23,11 +27,20 @@ def list_models() -> list[tuple[str, str]]:
         *BUILT_IN.items(),
         ("openai/clip-vit-base-patch32", "a hub id: any CLIP or SigLIP in the Hugging Face format"),
         ("path/to/folder", "a local folder of that format, adversarially fine-tuned towers included"),
+        ("package.module:factory", "an encoder of your own (docs/extending.md)"),
     ]
 
 
+def _problem(found: object) -> str | None:
+    return None if callable(found) else "is not a function or class that makes a DualEncoder"
+
+
+MODELS: Registry[Callable[[], DualEncoder]] = Registry("model", "apd.models", {}, _problem)
+"""Makers of models of other packages, or as ``package.module:factory``."""
+
+
 def load_clip(
-    source: str | Path,
+    source: str | Path | type[DualEncoder] | DualEncoder,
     *,
     revision: str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -37,7 +50,8 @@ def load_clip(
 
     Args:
         source: ``"glyphs"`` (embedded), a hub id such as ``"openai/clip-vit-base-patch32"``, or a local folder; CLIP and
-            SigLIP families in the Hugging Face format. After the first download it works offline.
+            SigLIP families in the Hugging Face format. After the first download it works offline. Or an encoder of your
+            own: its class, an instance, or ``"package.module:factory"``.
         revision: branch, tag or commit of a hub id.
         dtype: of the weights; float32 unless asked, whatever the checkpoint was saved in.
         device: where to put it.
@@ -53,7 +67,11 @@ def load_clip(
     """
     from apd.models.huggingface import load_huggingface
 
+    if isinstance(source, type | DualEncoder):
+        return _own(source, None).to(device)
     name = str(source)
+    if is_spec(name) or MODELS.knows(name):
+        return _own(MODELS.find(name), name).to(device)
     if name in BUILT_IN:
         place = str(files("apd") / "assets" / name)
     elif Path(name).is_dir():
@@ -68,3 +86,24 @@ def load_clip(
     else:
         raise InputError(f"No model {name!r}: neither a folder nor a hub id (owner/name). {nearest(name, BUILT_IN)}")
     return load_huggingface(name, place, revision, dtype).to(device)
+
+
+def _own(source: Callable[[], DualEncoder] | DualEncoder, name: str | None) -> DualEncoder:
+    """Make an encoder from elsewhere, frozen, and fill in what its `EncoderInfo` leaves out.
+
+    Raises:
+        InputError: it is not a `DualEncoder`.
+    """
+    encoder = source if isinstance(source, DualEncoder) else source()
+    if not isinstance(encoder, DualEncoder):
+        raise InputError(f"The model {name or source!r} is a {type(encoder).__name__}, not an apd.models.DualEncoder.")
+    encoder.eval().requires_grad_(False)
+    info = encoder.info
+    texts = encoder.prompt_ids(["a", "a photo of a dog."]).tolist() if not info.tokenizer_sha256 else None
+    encoder.info = replace(
+        info,
+        source=name or info.source or MODELS.name_of(source if isinstance(source, type) else type(encoder)),
+        weights_sha256=info.weights_sha256 or sha256_of_weights(encoder),
+        tokenizer_sha256=info.tokenizer_sha256 or hashlib.sha256(repr(texts).encode()).hexdigest(),
+    )
+    return encoder

@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -17,29 +18,30 @@ Tokens = Sequence[Tensor]
 """Prompt tokens of one branch: one (n, width) tensor a block, block 0 first; empty for no prompts."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EncoderInfo:
-    """What one needs to know of a CLIP to prompt it, and to recognise it again.
+    """What one needs to know of a CLIP model to prompt it, and to recognise it again.
 
-    ``text_depth`` and ``visual_depth`` count the blocks that take tokens; 0 means that the branch takes none.
+    ``text_depth`` and ``visual_depth`` count the blocks that take tokens; 0 means that the branch takes none. An encoder of
+    your own may leave out ``source`` and the hashes: `apd.load_clip` fills them in.
     """
 
-    source: str
-    revision: str | None
-    family: str
+    source: str = ""
+    revision: str | None = None
+    family: str = "custom"
     image_size: int
     preprocessing: Preprocessing
     context_length: int
     embed_dim: int
-    text_width: int
-    visual_width: int
-    text_depth: int
-    visual_depth: int
-    causal_text: bool
-    logit_scale: float
-    logit_bias: float
-    weights_sha256: str
-    tokenizer_sha256: str
+    text_width: int = 0
+    visual_width: int = 0
+    text_depth: int = 0
+    visual_depth: int = 0
+    causal_text: bool = False
+    logit_scale: float = 100.0
+    logit_bias: float = 0.0
+    weights_sha256: str = ""
+    tokenizer_sha256: str = ""
 
 
 class DualEncoder(nn.Module, ABC):
@@ -77,22 +79,23 @@ class DualEncoder(nn.Module, ABC):
             InputError: where a text does not fit into the context; it is never cut.
         """
 
-    @abstractmethod
     def trim(self, ids: Tensor) -> Tensor:
-        """The ids without the columns that cannot matter: behind the longest end token of a causal tower; else all."""
+        """Leave out the columns of ``ids`` that cannot matter: after the longest end token of a causal tower; else none."""
+        return ids
 
-    @abstractmethod
     def word_states(self, words: str, n_tokens: int) -> list[Tensor]:
-        """What the untouched text tower holds of the first ``n_tokens`` tokens of ``words``, block by block.
+        """Return what the original text tower holds of the first ``n_tokens`` tokens of ``words``, block by block.
 
         Entry 0 (m, text_width) are the token embeddings, entry d the rows that enter block d; m <= n_tokens. In a causal
-        tower these do not depend on what follows, so prompts that start here start as the hand-written prompt.
+        tower these do not depend on what follows, so prompts that start here start as the hand-written prompt. By default
+        there are none, and text prompts start at random.
         """
+        return []
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers())).device
 
     def check_pixels(self, x: Tensor) -> None:
         """Refuse what is not a batch of encoder-sized float images.

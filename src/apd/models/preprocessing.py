@@ -35,6 +35,11 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    @classmethod
+    def plain(cls, size: int) -> Preprocessing:
+        """Resize to a square of ``size`` pixels, without normalisation."""
+        return cls(size, size, "squash", "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
     def apply(self, image: Image.Image) -> Image.Image:
         """An RGB image of (size, size) pixels, not normalised."""
         filter_ = Image.Resampling[self.interpolation.upper()]

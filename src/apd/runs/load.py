@@ -14,6 +14,7 @@ from apd.models import DualEncoder, EncoderInfo, load_clip
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import Prompts, PromptSpec
 from apd.runs.folder import Run
+from apd.util.plugins import is_spec
 
 
 def load_run(
@@ -60,6 +61,6 @@ def load_run(
 def describe_encoder(info: EncoderInfo) -> dict[str, Any]:
     """An `apd.models.EncoderInfo` as the manifest keeps it: as JSON, a local folder by its absolute path."""
     record = cast(dict[str, Any], json.loads(json.dumps(asdict(info))))
-    if Path(info.source).is_dir():
+    if not is_spec(info.source) and Path(info.source).is_dir():
         record["source"] = str(Path(info.source).resolve())
     return record

@@ -9,8 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apd.attacks import TrainingAttack
+from apd.attacks.training import attack_section
 from apd.data import Dataset
 from apd.data.unreadable import how_to_convert
+from apd.methods import METHODS, Method
 from apd.models import DualEncoder, load_clip
 from apd.models.shared import shared_clip
 from apd.runs.config import RunConfig, validate
@@ -28,7 +31,8 @@ def train(
     clip: DualEncoder,
     data: Dataset,
     *,
-    method: str | Mapping[str, Any] = "apd",
+    method: str | Mapping[str, Any] | type[Method] = "apd",
+    attack: str | Mapping[str, Any] | TrainingAttack | None = None,
     eps: str | float = "1/255",
     output: str | Path | None = None,
     resume: bool = False,
@@ -41,7 +45,10 @@ def train(
     Args:
         clip: from `apd.load_clip`.
         data: from `apd.load_data`.
-        method: a name, or a mapping ``{"name": "apd", "teacher": "online", …}`` with the method's own settings.
+        method: a name, a class derived from `apd.methods.Method`, or a mapping ``{"name": "apd", "teacher": "online", …}``
+            with the method's own settings, whose name may be a class too.
+        attack: of the training images: a name (``"pgd"``), an `apd.attacks.TrainingAttack`, or a mapping as in the section
+            ``train.attack``, whose ``loss`` may be a function; None for the default.
         eps: training budget in [0,1] pixel units, as ``1/255`` or a float.
         output: run folder; None for a new temporary folder.
         resume: go on with an unfinished run in ``output``.
@@ -62,9 +69,20 @@ def train(
     """
     skipped = skip_bad_images or data.settings.skip_bad_images
     section = {**data.settings.model_dump(), "templates": data.templates, "skip_bad_images": skipped}
-    raw = {"model": clip.info.source, "data": section, "method": method, "train": {"eps": eps, **settings}}
+    training = {"eps": eps, **({} if attack is None else {"attack": attack_section(attack)}), **settings}
+    raw = {"model": clip.info.source, "data": section, "method": _method_section(method), "train": training}
     config = validate(raw)
     return start_training(config, clip=clip, data=data, output=output, resume=resume, overwrite=overwrite)
+
+
+def _method_section(method: str | Mapping[str, Any] | type[Method]) -> str | Mapping[str, Any]:
+    """The section ``method`` with the name of a class in place of the class."""
+    if isinstance(method, str):
+        return method
+    if isinstance(method, type):
+        return {"name": METHODS.name_of(method)}
+    name = method.get("name")
+    return {**method, "name": METHODS.name_of(name)} if isinstance(name, type) else method
 
 
 def start_training(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
@@ -12,6 +13,15 @@ from typing import TypeVar
 from apd.errors import InputError, nearest
 
 T = TypeVar("T")
+
+
+def is_spec(name: str) -> bool:
+    """Whether a name has the form ``package.module:name``.
+
+    >>> is_spec("my_models:Toy"), is_spec("hf:owner/name"), is_spec("C:/models")
+    (True, False, False)
+    """
+    return re.fullmatch(r"(?!hf:)[A-Za-z_]\w*(\.\w+)*:[A-Za-z_][\w.<>]*", name) is not None
 
 
 class Registry(Mapping[str, T]):
@@ -52,7 +62,7 @@ class Registry(Mapping[str, T]):
         points = self._entry_points()
         if name in points:
             return self._load(points[name])
-        if ":" in name:
+        if is_spec(name):
             return self._import(name)
         raise InputError(f"No {self.kind} {name!r}. {nearest(name, [*self.built_in, *points])}")
 
@@ -60,10 +70,14 @@ class Registry(Mapping[str, T]):
         """Whether a name is built in, was given as an object, or is another package's."""
         return name in self.built_in or name in self._given or name in self._entry_points()
 
-    def name_of(self, given: T) -> str:
+    def name_of(self, given: T, settings: str = "") -> str:
         """Return the name by which `find` knows an object: of the table, or ``module:name``.
 
         An object that was made in this process, in a notebook cell for example, is found in this process only.
+
+        Args:
+            given: the object.
+            settings: appended to the name, where objects of one class differ by them.
 
         Raises:
             InputError: for an object that is not of this kind.
@@ -71,7 +85,9 @@ class Registry(Mapping[str, T]):
         for name, known in self.built_in.items():
             if known is given:
                 return name
-        spec = f"{getattr(given, '__module__', '?')}:{getattr(given, '__qualname__', type(given).__qualname__)}"
+        spec = (
+            f"{getattr(given, '__module__', '?')}:{getattr(given, '__qualname__', type(given).__qualname__)}{settings}"
+        )
         self._given[spec] = self._checked(given, f"The {self.kind} {spec}")
         return spec
 

@@ -1,0 +1,83 @@
+"""Data sets from tensors and from torch data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from apd.data.dataset import IN_MEMORY, Dataset, ImageSet
+from apd.data.settings import DataSettings
+from apd.data.splits import Pools, few_shot
+from apd.errors import InputError
+
+
+def tensor_images(name: str, split: str, x: Tensor, y: Tensor) -> ImageSet:
+    """Name the images (N,3,H,W), uint8 or floats in [0,1], and labels (N,) of a split.
+
+    Raises:
+        InputError: shapes, types or values that are not those.
+    """
+    if x.dim() != 4 or x.shape[1] != 3 or y.shape != (len(x),) or y.is_floating_point():
+        raise InputError(
+            f"{name} {split}: images must be (N,3,H,W) with int labels (N,), got {tuple(x.shape)} and {tuple(y.shape)}."
+        )
+    if x.is_floating_point():
+        if len(x) and (float(x.min()) < 0 or float(x.max()) > 1):
+            raise InputError(
+                f"{name} {split}: float images must be in [0,1], got {float(x.min()):.3g} to {float(x.max()):.3g}."
+            )
+        x = (x * 255).round().to(torch.uint8)
+    if x.dtype != torch.uint8:
+        raise InputError(f"{name} {split}: images must be uint8, or floats in [0,1], got {x.dtype}.")
+    sources = tuple(partial(_picture, image) for image in x)
+    return ImageSet(tuple(f"{name}/{split}/{i:06d}" for i in range(len(x))), y.to(torch.int64).cpu(), sources)
+
+
+def torch_images(name: str, split: str, part: Any) -> ImageSet:
+    """Name the items of a torch data set of (image, label); labels come from its ``targets``, if it has them."""
+    targets = getattr(part, "targets", None)
+    labels = [int(part[i][1]) for i in range(len(part))] if targets is None else [int(label) for label in targets]
+    sources = tuple(partial(_item, part, i) for i in range(len(labels)))
+    return ImageSet(tuple(f"{name}/{split}/{i:06d}" for i in range(len(labels))), torch.tensor(labels), sources)
+
+
+def of_splits(
+    name: str, class_names: Sequence[str], splits: Mapping[str, ImageSet | None], templates: Sequence[str]
+) -> Dataset:
+    """Put the splits of a data set in memory together; without ``val`` some training images are held out.
+
+    Raises:
+        InputError: a label without a name, or splits that lack images.
+    """
+    train, val, test = (splits[key] for key in ("train", "val", "test"))
+    assert train is not None and test is not None
+    for images in (train, val, test):
+        if (
+            images is not None
+            and len(images)
+            and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < len(class_names)
+        ):
+            raise InputError(
+                f"{name}: labels go from {int(images.labels.min())} to {int(images.labels.max())}, but there are "
+                f"{len(class_names)} class names; labels count from 0."
+            )
+    source = f"{IN_MEMORY}{name}"
+    pools = Pools(name, source, tuple(class_names), train, val, test, tuple(templates))
+    return few_shot(pools, DataSettings(source=source, shots="all", seed=0))
+
+
+def _picture(image: Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+
+
+def _item(part: Any, index: int) -> Image.Image:
+    image = part[index][0]
+    if isinstance(image, Image.Image):
+        return image
+    pixels = torch.as_tensor(image)
+    return _picture(pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().clamp(0, 255).to(torch.uint8))
