@@ -60,7 +60,7 @@ class FineTuning:
         encoder: whose weights are frozen so far.
         data: labelled images; the training split is used.
         settings: eps, attack, optimizer, epochs, warm-up, batch size, augmentation and seed are.
-        fare: weight of the distance to the clean features of the CLIP as it was.
+        fare: weight of the distance to the clean features of the original CLIP model.
     """
 
     def __init__(self, encoder: HuggingFaceEncoder, data: Dataset, settings: TrainSettings, fare: float) -> None:
@@ -180,10 +180,10 @@ def make(config: RunConfig, fare: float, output: Path) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line; its defaults are the recipe."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--model", required=True, help="hub id or folder of a CLIP")
+    options.add_argument("--model", required=True, help="hub id or folder of a CLIP model")
     options.add_argument("--data", required=True, help="labelled images, as apd train takes them")
     options.add_argument("--output", type=Path, required=True, help="folder of the new CLIP")
-    options.add_argument("--shots", default="all", help="training images a class, or all")
+    options.add_argument("--shots", default="all", help="training images per class, or all")
     options.add_argument("--eps", default="1/255", help="training budget in [0,1] pixel units")
     options.add_argument("--attack-steps", type=int, default=2, help="steps of PGD")
     options.add_argument("--step-size", type=float, default=1.0, help="step of PGD as a fraction of eps")

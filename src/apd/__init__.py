@@ -1,4 +1,4 @@
-"""Make a CLIP robust to adversarial images by learning a few prompt vectors, and say honestly how robust it is.
+"""Make a CLIP model robust to adversarial images by learning a few prompt vectors, and say honestly how robust it is.
 
 import apd
 

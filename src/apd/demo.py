@@ -46,7 +46,7 @@ def run_demo(output: Path, settings: DemoSettings = DEMO, say: Callable[[str], N
     Args:
         output: new or empty folder, or that of an earlier demo, whose runs are replaced.
         settings: what to do.
-        say: takes lines on what is going on.
+        say: takes lines on progress.
 
     Returns:
         ``{"eps": text, "rows": [{"method", "clean", attack: accuracy in percent, …}], …}``.

@@ -37,7 +37,7 @@ def find_images(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     """Image files by their own paths, by folders (all images below them) and by patterns such as ``new/*.jpg``.
 
     Args:
-        paths: in the order of the answers; a file that is there is no pattern, whatever its name.
+        paths: in the order of the answers; a file that exists is not a pattern, whatever its name.
 
     Returns:
         The files, and a sentence on each path that leads to none.
@@ -102,7 +102,7 @@ def predict_files(
         The answers for the next `BATCH` files.
 
     Raises:
-        InputError: no run, or a CLIP that is not the one it was trained on.
+        InputError: no run, or a CLIP model that is not the one it was trained on.
     """
     classifier = load_run(run, model=model)
     for first in range(0, len(images), BATCH):

@@ -35,7 +35,7 @@ FLAGS = {
 
 
 def stages(name: str, n_classes: int) -> tuple[str, ...]:
-    """The attacks that ``name`` runs for so many classes, in order.
+    """The attacks that ``name`` runs for ``n_classes`` classes, in order.
 
     >>> stages("autoattack", 100)
     ('apgd-ce', 'apgd-t', 'fab-t', 'square')
@@ -78,7 +78,7 @@ class LibraryAttack(EvaluationAttack):
     name: str
 
     def runs(self, n_classes: int) -> tuple[str, ...]:
-        """The attacks it is made of, for so many classes."""
+        """The attacks it is made of, for ``n_classes`` classes."""
         return stages(self.name, n_classes)
 
     def part_passes(self, n_classes: int) -> tuple[int, ...]:

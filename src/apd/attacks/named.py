@@ -76,7 +76,7 @@ def name_of(attack: object) -> str:
     An instance's settings are part of its name, so that outcomes of other settings are not taken for its own.
 
     Raises:
-        InputError: what is no attack.
+        InputError: what is not an attack.
     """
     if isinstance(attack, str):
         return attack

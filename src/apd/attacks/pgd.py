@@ -103,7 +103,7 @@ class PGD(TrainingAttack):
 def beyond_margin(limit: float) -> Leave:
     """Leave where a sample is misclassified by more than ``limit`` (logits, logit scale included).
 
-    The published method lets a sample go on for ``tau`` steps after it is misclassified; here the margin says how far.
+    The published method lets a sample continue for ``tau`` steps after it is misclassified; here the margin says how far.
     """
 
     def leave(z: Tensor, labels: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def beyond_margin(limit: float) -> Leave:
                 "train.attack.stop_margin needs an attack on labels, but this method's inner objective has none; "
                 "set method.inner=ce where the method has that choice, or train.attack.stop_margin=null."
             )
-        # Not ">": a margin that is no number leaves, as it always did.
+        # Not ">": a margin that is not a number leaves, as it always did.
         return ~(margin(z, labels) <= limit)
 
     return leave

@@ -88,7 +88,7 @@ class ThreatModel:
         return (x + delta).clamp(0.0, 1.0)
 
     def random_start(self, x: Tensor, seeds: Tensor) -> Tensor:
-        """A point drawn uniformly from the ball (then clipped to [0,1]), from one seed a sample.
+        """A point drawn uniformly from the ball (then clipped to [0,1]), from one seed per sample.
 
         Drawn on the CPU, so that a sample starts at the same point whatever the batch and the device.
         """

@@ -84,7 +84,7 @@ def run_local(
         jobs: to do, in this order.
         folder: the bench's.
         workers: number of processes.
-        threads: of each process.
+        threads: torch threads per process.
         gpus: number of GPUs here; each worker sees one, in turn. 0: runs compute on the CPU.
         deaths: workers a job may lose before it counts as failed.
     """

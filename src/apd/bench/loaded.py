@@ -29,5 +29,5 @@ def dataset(settings: DataSettings) -> Dataset:
 
 
 def whole(settings: DataSettings) -> Dataset:
-    """The same data set with all its training images and classes, whatever the shots."""
+    """Load a data set with all its training images and classes, whatever the shots."""
     return dataset(settings.model_copy(update={"shots": "all", "seed": 0, "classes": "all"}))

@@ -172,7 +172,7 @@ def _curve(evals: Sequence[EvalSpec]) -> list[Metric]:
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    "few-shot": Protocol("train on k images a class, evaluate on the test images", _same, _plain, curve="shots"),
+    "few-shot": Protocol("train on k images per class, evaluate on the test images", _same, _plain, curve="shots"),
     "base-to-new": Protocol(
         "train on the first half of the classes, evaluate on both halves (CoCoOp, arXiv 2203.05557)",
         _base_new,

@@ -94,7 +94,7 @@ class Suite(Section):
 
     name: str = Field(description="short, for titles")
     root: str | None = Field(None, description="folder of relative model and data paths, as seen from this file")
-    model: str = Field("glyphs", description="built-in name, hub id or folder of a CLIP")
+    model: str = Field("glyphs", description="built-in name, hub id or folder of a CLIP model")
     data: dict[str, DataEntry]
     methods: dict[str, dict[str, Any] | None] = Field(
         description="label: null for zero-shot CLIP, a name, or a mapping as in a run's section method; "

@@ -34,7 +34,9 @@ SkipBadImages = Annotated[bool, typer.Option("--skip-bad-images", help="Leave un
 
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="Run folder; without one: --model and --data.")] = None,
-    model: Annotated[str | None, typer.Option(help="A CLIP as it is; with RUN: where its CLIP is now.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Evaluate this CLIP model zero-shot; with RUN: where its CLIP model is now.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Images to evaluate on. (default: the run's)")] = None,
     split: Annotated[str | None, typer.Option(help="train, val or test. (default: test)")] = None,
     classes: Annotated[str | None, typer.Option(help="all, base or new. (default: the run's)")] = None,
@@ -50,7 +52,7 @@ def evaluate(
     as_json: AsJson = False,
     output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
 ) -> None:
-    """Measure accuracy, clean and under attack, with the undefended CLIP attacked beside it.
+    """Measure accuracy, clean and under attack, with zero-shot CLIP attacked beside it.
 
     Without --limit it is of as many images as take about four minutes on this machine, a random sample.
     Outcomes are kept in RUN/results image by image: a second call computes only what is new.

@@ -31,7 +31,7 @@ def train(
         str | None, typer.Option(help="CLIP to make robust: built-in name, hub id or folder. (default: glyphs)")
     ] = None,
     method: Annotated[str | None, typer.Option(help="See: apd list methods. (default: apd)")] = None,
-    shots: Annotated[str | None, typer.Option(help="Training images a class, or all. (default: 16)")] = None,
+    shots: Annotated[str | None, typer.Option(help="Training images per class, or all. (default: 16)")] = None,
     eps: Annotated[
         str | None, typer.Option(help="Budget in [0,1] pixel units, such as 1/255. (default: 1/255)")
     ] = None,
@@ -49,7 +49,7 @@ def train(
     ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. (default: auto)")] = None,
 ) -> None:
-    """Make a CLIP robust on your images.
+    """Make a CLIP model robust on your images.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""Random resized crop and flip of a whole batch at once, one seed a sample."""
+"""Random resized crop and flip of a whole batch at once, one seed per sample."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def random_resized_crop_flip(
 
     Args:
         images: (B,3,S,S), floats in [0,1].
-        seeds: int64 (B,), one a sample: the same image and seed give the same crop in any batch and on any device.
+        seeds: int64 (B,), one per sample: the same image and seed give the same crop in any batch and on any device.
         size: side of the result, in pixels.
         scale: least and largest area of the box, as a share of the image's.
         ratio: least and largest width / height of the box.

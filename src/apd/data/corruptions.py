@@ -4,7 +4,7 @@ Parameters are the published ones: those of ImageNet-C for images of 224 pixels,
 64 pixels take the latter, larger ones the former; radii and deviations of blur, which are in pixels, grow with the side.
 
 What differs from the published code: pixels are rounded, not cut, to bytes; the defocus kernel is not clipped at its rim
-(from radius 8); noise comes from a seed a sample. Glass and zoom blur, snow, frost and elastic are left out.
+(from radius 8); noise comes one seed per sample. Glass and zoom blur, snow, frost and elastic are left out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def gaussian_noise(x: Pixels, parameters: Parameters, rng: np.random.Generator) 
 
 
 def shot_noise(x: Pixels, parameters: Parameters, rng: np.random.Generator) -> Pixels:
-    """Poisson noise of so many photons at full brightness."""
+    """Poisson noise of the given number of photons at full brightness."""
     counts: NDArray[np.int64] = rng.poisson(x * parameters[0])
     return counts / parameters[0]
 
@@ -222,13 +222,13 @@ def parse_corruption(text: str) -> tuple[str, int]:
 
 
 def corrupt(images: Tensor, kind: str, severity: int, seeds: Tensor) -> Tensor:
-    """Corrupt images as they are seen by the encoder, before any attack.
+    """Corrupt images at the encoder's size, before any attack.
 
     Args:
         images: uint8 (N,3,S,S).
         kind: of `KINDS`.
         severity: from 1 to 5.
-        seeds: int64 (N,) from 0, one a sample: the same image and seed give the same result in any batch.
+        seeds: int64 (N,) from 0, one per sample: the same image and seed give the same result in any batch.
 
     Returns:
         uint8 (N,3,S,S), on the device of ``images``.

@@ -32,7 +32,7 @@ class Decoded:
     Args:
         images: uint8 (N,3,S,S), S being the encoder's size.
         labels: int64 (N,).
-        ids: one a sample.
+        ids: one per sample.
         skipped: ids of the images that could not be read, which are not among the N.
     """
 
@@ -46,7 +46,7 @@ class Decoded:
         return len(self.ids)
 
     def to(self, device: torch.device) -> Decoded:
-        """The same, kept there."""
+        """Move images and labels to a device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def pixels(self, index: Tensor | slice | int = slice(None)) -> Tensor:
@@ -247,7 +247,7 @@ class Dataset:
         return split
 
     def classes(self, which: Which = "all") -> Dataset:
-        """The same data with some of its classes: the base-to-new protocol of CoCoOp (arXiv 2203.05557).
+        """Keep some of the classes: the base-to-new protocol of CoCoOp (arXiv 2203.05557).
 
         Args:
             which: ``all``, ``base`` (the first ceil(C/2) labels) or ``new`` (the rest, labelled from 0).

@@ -109,8 +109,8 @@ def find_bad(
     """Look for images that cannot be read without waiting for what they show: JPEGs are decoded at an eighth of their size.
 
     Args:
-        ids: one an image.
-        sources: of the images, looked at in this order.
+        ids: one per image.
+        sources: where each image comes from, read in this order.
         seconds: after which the rest is left unseen.
         progress: show a bar on a terminal's standard error when it takes long.
 

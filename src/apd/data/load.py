@@ -35,18 +35,18 @@ def load_data(
     columns: Columns | None = None,
     validation: int | None = None,
 ) -> Dataset:
-    """Named classes and images, with ``shots`` training images a class and a validation split.
+    """Named classes and images, with ``shots`` training images per class and a validation split.
 
     Args:
         source: a built-in name (``digits``); a standard data set (``dtd`` below ``$APD_DATA``, or ``dtd@ROOT``); a
             folder of class folders, with or without train, val and test; a CoOp split file ``split_zhou_*.json``;
             ``hf:owner/name[:configuration]``; parquet; a ``save_to_disk`` folder.
-        shots: training images a class, or ``all``.
+        shots: training images per class, or ``all``.
         seed: draws the shots. For a CoOp split file the images are those that CoOp draws with this seed.
         templates: sentences with ``{}`` for the class name; by default the data's own, mostly ``a photo of a {}.``
         classes: ``all``, ``base`` (the first half of the labels) or ``new`` (the rest), taken after the draw of shots.
         columns: names of the image and the label column, for tables in which they cannot be told.
-        validation: validation images a class; by default min(shots, 4), or all of the data's own with ``all`` shots.
+        validation: validation images per class; by default min(shots, 4), or all of the data's own with ``all`` shots.
 
     Raises:
         InputError: for anything in the source that does not fit; see the page of each kind of source.

@@ -23,15 +23,15 @@ class DataSettings(Section):
     """Which images, and how many of them."""
 
     source: str = Field(description="folder, split file, hub id or built-in data set")
-    shots: Shots = Field(16, description="training images a class, or all")
+    shots: Shots = Field(16, description="training images per class, or all")
     seed: int | None = Field(None, le=LARGEST, description="of the few-shot draw; null: train.seed")
     templates: tuple[str, ...] | None = Field(
         None, description="sentences with {} for the class name; null: the data set's own"
     )
     classes: Literal["all", "base", "new"] = Field("all", description="all, or the first (base) or second (new) half")
     columns: tuple[str, str] | None = Field(None, description="image and label column of a table; null: found out")
-    skip_bad_images: bool = Field(False, description="go on without images that cannot be read, and count them")
-    validation: int | None = Field(None, ge=1, description="validation images a class; null: min(shots, 4)")
+    skip_bad_images: bool = Field(False, description="continue without images that cannot be read, and count them")
+    validation: int | None = Field(None, ge=1, description="validation images per class; null: min(shots, 4)")
 
     def load(self, seed: int = 0) -> Dataset:
         """Read the data set; ``seed`` draws the shots if this section names no seed of its own.

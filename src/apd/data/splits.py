@@ -1,4 +1,4 @@
-"""From all the images of a data set to k shots a class, with a validation split that is always there."""
+"""From all the images of a data set to k shots per class, with a validation split that is always there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apd.util.seeds import shuffled
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 VALIDATION_SHOTS = 4
-"""Validation images a class where no number is asked for: min(k, 4), as in CoOp (arXiv 2109.01134)."""
+"""Validation images per class where no number is asked for: min(k, 4), as in CoOp (arXiv 2109.01134)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Pools:
             found = f"one class only ({self.class_names[0]})" if self.class_names else "no classes"
             raise InputError(f"{self.source} has {found}: two are needed.")
         for label, name in enumerate(self.class_names):
-            if any("\ud800" <= char <= "\udfff" for char in name):  # how Python keeps bytes that are no text
+            if any("\ud800" <= char <= "\udfff" for char in name):  # how Python keeps bytes that are not text
                 raise InputError(f"the class name {name!r} of {self.source} is not UTF-8: rename its folder.")
             if not any(char.isprintable() and not char.isspace() for char in name):
                 raise InputError(
@@ -97,7 +97,7 @@ def split_pool(images: ImageSet, class_names: tuple[str, ...], source: str) -> t
 
 
 def few_shot(pools: Pools, settings: DataSettings) -> Dataset:
-    """Draw ``shots`` training images a class by ``seed``, and a validation split; all classes are kept.
+    """Draw ``shots`` training images per class by ``seed``, and a validation split; all classes are kept.
 
     For the same seed, k shots are among k+1 shots (not with ``coop_draw``). Validation images: of the data's own
     validation split min(k, 4) a class (with ``all``: all of it); without one, as many training images that are not
@@ -108,18 +108,18 @@ def few_shot(pools: Pools, settings: DataSettings) -> Dataset:
 
     Args:
         pools: all images.
-        settings: its ``shots`` and ``seed``; ``validation`` images a class replace these numbers, as far as a class has
+        settings: its ``shots`` and ``seed``; ``validation`` images per class replace these numbers, as far as a class has
             them: the shots stay the same, but with ``all`` what is held out of a pool without validation images is no
             shot.
 
     Raises:
-        InputError: for shots or validation images that are no count.
+        InputError: for shots or validation images that are not a count.
     """
     shots, seed, validation = settings.shots, settings.seed or 0, settings.validation
     if shots != "all" and not _is_count(shots):
         raise InputError(f"shots must be a number from 1 or all, got {shots!r}.")
     if validation is not None and not _is_count(validation):
-        raise InputError(f"validation must be a number of images a class from 1, got {validation!r}.")
+        raise InputError(f"validation must be a number of images per class from 1, got {validation!r}.")
     if pools.test_only:
         train, val, counts = pools.train, pools.train, f"test {len(pools.test)} images, none for training"
     else:
@@ -171,7 +171,7 @@ def _hold_out(pools: Pools, shots: Shots, few: int | None, seed: int) -> tuple[I
 
 
 def _draw_both(pools: Pools, own: ImageSet, shots: Shots, few: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Shots of the training images, ``few`` (or all) of the data's own validation images a class."""
+    """Shots of the training images, ``few`` (or all) of the data's own validation images per class."""
     classes = len(pools.class_names)
     if pools.coop_draw and shots != "all":
         generator = random.Random(seed)  # one generator, first for train, then for val

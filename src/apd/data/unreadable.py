@@ -19,7 +19,7 @@ CAMERA_SUFFIXES = frozenset({".heic", ".heif"}) | RAW_SUFFIXES
 _CONVERT = frozenset({".avif"}) | CAMERA_SUFFIXES
 
 WAY_OUT = (
-    "Replace or remove it, or go on without it: --skip-bad-images "
+    "Replace or remove it, or continue without it: --skip-bad-images "
     "(a suite's data set: skip_bad_images: true; Python: skip_bad_images=True)."
 )
 """What to do about an image that cannot be read."""

@@ -188,7 +188,7 @@ class Evaluation:
         return [Outcome(*key, guess, part if guess != key[2] else None) for key, guess, part in rows], flags
 
     def predictions(self, records: dict[str, Record]) -> dict[str, list[int]]:
-        """Predicted class after each attack, one a sample; the clean one where it is wrong already."""
+        """Predicted class after each attack, one per sample; the clean one where it is wrong already."""
         clean = records["clean"].outcomes
         return {
             name: [record.outcomes.get(key, clean[key]).predicted for key in self.samples.keys]

@@ -1,7 +1,7 @@
-"""Measure the pace of a model on this machine, and foretell from it how long attacks take.
+"""Measure the pace of a model on this machine, and predict from it how long attacks take.
 
 A few images are classified and attacked by PGD-10: that tells how long a pass of the model takes, how many images are
-right, and how many of them withstand a cheap attack, which are those that the expensive parts of an attack go on with.
+right, and how many of them withstand a cheap attack, which are those that the expensive parts of an attack get.
 """
 
 from __future__ import annotations

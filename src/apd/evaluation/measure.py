@@ -33,7 +33,7 @@ from apd.settings.explain import explain, setting_names
 from apd.util.seeds import shuffled
 from apd.util.versions import versions
 
-ON = ("", " on the undefended CLIP")
+ON = ("", " on zero-shot CLIP")
 """What stands after an attack's name while it runs, for the model and for the control."""
 
 
@@ -152,7 +152,7 @@ def evaluate_tensors(
     store: Path | None = None,
     name: str = "tensors",
 ) -> Result:
-    """The same for any module from pixels (B,3,S,S) in [0,1] to logits (B,C), and images already decoded.
+    """Evaluate any module from pixels (B,3,S,S) in [0,1] to logits (B,C), on images that are already decoded.
 
     Args:
         model: a `PromptedCLIP` or any module; set back to its mode afterwards.
@@ -161,7 +161,7 @@ def evaluate_tensors(
         settings: attacks, eps and so on; the fields about choosing and corrupting images are only recorded.
         undefended: the control, attacked in the same run; None for none.
         store: folder for the outcomes of single samples.
-        name: of the data.
+        name: the data's name.
 
     Raises:
         InputError: no images, an id twice, weights that are not float32, a record that cannot be read or written.
@@ -275,7 +275,7 @@ def _checks(evaluation: Evaluation, records: dict[str, Record], scores: Scores, 
         evaluation.store.save(circumstances, found)
     checks = [Check(**check) for check in found] + library_checks(scores.attacks, len(samples))
     if control is not None and settings.adversarial:
-        message = f"the undefended CLIP keeps {control.worst.accuracy:.2f} % (near 0 at a sufficiently large eps)"
+        message = f"zero-shot CLIP keeps {control.worst.accuracy:.2f} % (near 0 at a sufficiently large eps)"
         checks.append(Check(name="undefended", passed=None, value=control.worst.accuracy, message=message))
     return checks
 

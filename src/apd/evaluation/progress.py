@@ -23,7 +23,7 @@ class Pace:
     """How far an attack is, and what can be said of the time that is left.
 
     Args:
-        name: of the attack.
+        name: the attack's name.
         total: images.
         done: of them, known from an earlier start.
         batch_size: images at a time.
@@ -58,7 +58,7 @@ class Pace:
         self.part, self.passes, self.since = "", 0, self.now()
 
     def __str__(self) -> str:
-        """Of all images, in which part, after what time, and how long it may take."""
+        """Say how many images are done, in which part, after what time, and how long it may take."""
         part = f"in {self.part}, " if self.part else ""
         return f"{self.done} of {self.total} images, {part}{clock(self.now() - self.started)}{self._left()}"
 
@@ -77,7 +77,7 @@ class Pace:
 
 @contextmanager
 def shown(pace: Pace, title: str, model: nn.Module, quiet: bool) -> Iterator[None]:
-    """The pace on standard error, as a bar, or as lines where that is no terminal; nothing when quiet.
+    """The pace on standard error, as a bar, or as lines if that is not a terminal; nothing when quiet.
 
     Args:
         pace: what is shown.

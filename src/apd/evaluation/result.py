@@ -28,7 +28,7 @@ class Accuracy(BaseModel):
 
     @classmethod
     def of(cls, right: Sequence[bool], **more: Any) -> Self:
-        """Of one boolean a sample."""
+        """Compute it from one boolean per sample."""
         k, n = sum(right), len(right)
         low, high = wilson(k, n)
         return cls(accuracy=round(100 * k / n, 2), interval=(round(100 * low, 2), round(100 * high, 2)), **more)
@@ -148,7 +148,7 @@ class Result(Scores):
             f"at {self.image_size} px, {self.precision}"
         )
         table = Table("attack")
-        for name in ("accuracy %", "95 % interval", "undefended %", "time"):
+        for name in ("accuracy %", "95 % interval", "zero-shot %", "time"):
             table.add_column(name, justify="right")
         base = self.undefended
         other = f"{base.clean:.2f}" if base else "-"

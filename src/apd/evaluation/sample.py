@@ -29,7 +29,7 @@ class Sample:
     Args:
         n: images to evaluate.
         total: images of the split.
-        seconds: expected for these; None where nothing was foretold.
+        seconds: expected for these; None if nothing was predicted.
         all_seconds: expected for all images under the same attacks.
         strongest_seconds: expected for all images under AutoAttack.
     """
@@ -68,8 +68,8 @@ def choose_sample(
     """Choose the number of images; a choice that was made before, and kept in the store, is made again.
 
     Args:
-        images: of the split.
-        decode: gives images as they are evaluated.
+        images: all images of the split.
+        decode: returns images in the form in which they are evaluated.
         subjects: the models that are evaluated on them, the one in question first.
         settings: with the ``limit`` that was asked for.
         store: keeps the choice.

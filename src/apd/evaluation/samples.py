@@ -25,7 +25,7 @@ class Samples:
 
     @cached_property
     def keys(self) -> list[Key]:
-        """Id, fingerprint of the pixels and label, one a sample."""
+        """Id, fingerprint of the pixels and label, one per sample."""
         images = self.decoded.images.cpu().contiguous()
         prints = (hashlib.blake2b(image.numpy().tobytes(), digest_size=8).hexdigest() for image in images)
         return list(zip(self.decoded.ids, prints, self.decoded.labels.tolist(), strict=True))

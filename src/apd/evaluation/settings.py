@@ -37,7 +37,7 @@ class EvaluationSettings(Section):
         description="images at a time; null: as many, up to 128, as one part of an attack finishes within a minute. "
         "APGD and AutoAttack draw their random numbers per batch",
     )
-    control: bool = Field(True, description="attack the undefended CLIP on the same images too")
+    control: bool = Field(True, description="attack zero-shot CLIP on the same images too")
     checks: bool = Field(True, description="run the health checks, on the first images")
     skip_bad_images: bool = Field(False, description="leave out images that cannot be read, and count them")
     quiet: bool = Field(False, description="no progress on standard error")

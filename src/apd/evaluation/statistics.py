@@ -73,9 +73,9 @@ def paired_bootstrap(
         a: outcomes (N,) or (seeds, N), 1 for right and 0 for wrong.
         b: outcomes of the other classifier on the same images and seeds.
         strata: (N,) the data set each image is of; None: all of one.
-        seed: of the draws.
+        seed: decides the draws.
         samples: how many draws.
-        confidence: of the interval.
+        confidence: the interval's level.
 
     Raises:
         InputError: shapes that differ, or no images.
@@ -101,7 +101,7 @@ def paired_bootstrap(
 
 
 def _resampled_means(values: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Means (samples,) of so many draws with replacement.
+    """Means (samples,) of many draws with replacement.
 
     Outcomes take few values, so a draw is a draw of how often each value comes (a multinomial): the same distribution
     without an index for every image.

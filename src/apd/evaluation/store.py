@@ -22,7 +22,7 @@ class Outcome:
     """One sample under one attack.
 
     Args:
-        id: of the sample.
+        id: the sample's id.
         pixels: fingerprint of its pixels, so that another image under the same id is another sample.
         label: the right class.
         predicted: the class after the attack.

@@ -69,7 +69,7 @@ class AdvVPPixelsSettings(AdversarialSettings):
 
     fixed: ClassVar[dict[str, Any]] = {name: value for name, value in VISUAL_ONLY.items() if name != "frame"}
     defaults: ClassVar[dict[str, Any]] = {"visual_tokens": 0, "visual_depth": 1, "frame": 30 / 224}
-    # TeCoA's learning rate of 40 is of a frame behind the normalisation; ours is in pixel units, so the optimiser stays ours.
+    # TeCoA's learning rate of 40 is of a frame after the normalisation; ours is in pixel units, so the optimiser stays ours.
     published: ClassVar[dict[str, Any]] = {
         "method.prompts.frame": 30 / 224,
         **tokens("visual", 100, 1),

@@ -147,7 +147,7 @@ class APD(Method):
         return Objective(lambda x: torch.cat([teacher.logits(x), attacked.logits(x)], dim=1), kl_of_pair, step.labels)
 
     def _weights(self) -> tuple[Tensor | float, Tensor | float]:
-        """Of the hard and of the soft label on x'."""
+        """Return the weights of the hard and of the soft label on x'."""
         hard, soft = (1.0, 1.0) if self.settings.balance is None else (1 - self.balance, self.balance)
         return hard * self.settings.adv_ce, soft * self.settings.adv_kl
 

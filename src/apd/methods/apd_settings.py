@@ -53,7 +53,7 @@ class APDSettings(MethodSettings):
     balance: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = Field(
         None,
         description="share w of the soft label: adv_ce is taken times 1 - w, adv_kl times w; auto: the accuracy of the "
-        "untouched teacher on the training images; null: weights as they are, as where one of them is set",
+        "untouched teacher on the training images; null: the weights alone, also if one of them is set",
     )
     clean_ce: float = Field(0.0, ge=0, description="weight of CE(z_S(x), y)")
     clean_kl: float = Field(0.0, ge=0, description="weight of KL(p_T(x) || p_S(x))")

@@ -5,7 +5,7 @@
     inner  x' = argmax_{|x'-x| <= eps} || f(x') - f_0(x) ||^2
     outer  || f(x') - f_0(x) ||^2
 
-``f`` are the student's image features and ``f_0`` those of the CLIP as it was, neither of unit length. The published method
+``f`` are the student's image features and ``f_0`` those of the original CLIP model, neither of unit length. The published method
 tunes the image tower's weights.
 """
 

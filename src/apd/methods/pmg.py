@@ -5,7 +5,7 @@
     inner  x' = argmax_{|x'-x| <= eps} CE(z(x'), y)
     outer  CE(z(x'), y) + alpha * KL( p(x') || p_0(x') ) + beta * KL( p(x') || p(x) )
 
-``p_0`` is the CLIP as it was, with its hand-written templates, on the same adversarial image. The published method tunes
+``p_0`` is the original CLIP model, with its hand-written templates, on the same adversarial image. The published method tunes
 the image tower's weights. Its public code compares cosines without the logit scale and sums over the batch; here ``p``
 carries the logit scale, as everywhere in this package, and the terms are means.
 """
@@ -25,7 +25,7 @@ from apd.models.classifier import PromptedCLIP
 class PMGSettings(MethodSettings):
     """Settings of PMG."""
 
-    alpha: float = Field(1.0, ge=0, description="weight of KL(p(x') || p_0(x')), to the CLIP as it was")
+    alpha: float = Field(1.0, ge=0, description="weight of KL(p(x') || p_0(x')), to the original CLIP model")
     beta: float = Field(1.0, ge=0, description="weight of KL(p(x') || p(x)), to the clean prediction")
 
 

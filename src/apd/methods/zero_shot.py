@@ -1,4 +1,4 @@
-"""CLIP as it is (Radford 2021): nothing is learned; a class's feature is the mean over the data's templates.
+"""Zero-shot CLIP (Radford 2021): nothing is learned; a class's feature is the mean over the data's templates.
 
 A run of it holds no prompts, and is evaluated like any other. An ensemble is a longer list of templates
 (``data.templates``).

@@ -1,4 +1,4 @@
-"""A CLIP from anywhere, seen in one way."""
+"""Load CLIP models behind one interface."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def load_clip(
             SigLIP families in the Hugging Face format. After the first download it works offline. Or an encoder of your
             own: its class, an instance, or ``"package.module:factory"``.
         revision: branch, tag or commit of a hub id.
-        dtype: of the weights; float32 unless asked, whatever the checkpoint was saved in.
+        dtype: type of the weights; float32 unless asked, whatever the checkpoint was saved in.
         device: where to put it.
 
     Raises:

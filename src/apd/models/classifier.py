@@ -30,7 +30,7 @@ class BoundCLIP:
     Args:
         encoder: the frozen CLIP.
         classes: class features (C, D) of unit length.
-        visual: visual tokens, (n, width) a block.
+        visual: visual tokens, (n, width) per block.
         frame: pixels (3, S, S) added to each image before the encoder normalises it; the sum is not clipped.
     """
 
@@ -62,7 +62,7 @@ class BoundCLIP:
         return self.logits_from_features(F.normalize(self.embed(x), dim=-1))
 
     def detach(self) -> BoundCLIP:
-        """The same values, cut from the prompts' graph."""
+        """Cut the values from the prompts' graph."""
         frame = None if self.frame is None else self.frame.detach()
         return BoundCLIP(self.encoder, self.classes.detach(), tuple(t.detach() for t in self.visual), frame)
 
@@ -91,7 +91,7 @@ class PromptedCLIP(nn.Module):
         prompts: learned prompts; None for the hand-written templates alone.
         class_names: what the logits stand for, in order.
         templates: sentences with ``{}`` for the class name. Without text tokens the class feature is the mean over all of
-            them; with text tokens the first one's tail (behind ``{}``) ends the prompt.
+            them; with text tokens the first one's tail (after ``{}``) ends the prompt.
 
     Raises:
         InputError: fewer than two classes, a class twice, a template without ``{}``, a name longer than the context,
@@ -181,11 +181,11 @@ class PromptedCLIP(nn.Module):
         return self._fixed[1].logits(x)
 
     def zero_shot(self) -> PromptedCLIP:
-        """The same CLIP and classes with the hand-written templates alone."""
+        """Return the classifier without prompts: the hand-written templates alone."""
         return PromptedCLIP(self.encoder, None, self.class_names, self.templates)
 
     def with_classes(self, class_names: Sequence[str], templates: Sequence[str] | None = None) -> PromptedCLIP:
-        """The same prompts for other class names, without retraining.
+        """Use the prompts for other class names, without retraining.
 
         Raises:
             InputError: other classes than those that class-specific prompts were learned for.

@@ -15,7 +15,7 @@ from apd.errors import InputError
 from apd.models.preprocessing import Preprocessing
 
 Tokens = Sequence[Tensor]
-"""Prompt tokens of one branch: one (n, width) tensor a block, block 0 first; empty for no prompts."""
+"""Prompt tokens of one branch: one (n, width) tensor per block, block 0 first; empty for no prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class DualEncoder(nn.Module, ABC):
 
         Args:
             x: images (B, 3, S, S) in [0,1] with S = ``info.image_size``; normalised inside.
-            tokens: visual tokens, (n, visual_width) a block; appended behind the patches and taken off after the last block.
+            tokens: visual tokens, (n, visual_width) per block; appended after the patches and taken off after the last block.
         """
 
     @abstractmethod
@@ -67,7 +67,7 @@ class DualEncoder(nn.Module, ABC):
 
         Args:
             ids: token ids (C, L) on any device, from `prompt_ids` where there are prompt tokens.
-            tokens: text tokens, (n, text_width) or (C, n, text_width) a block; they replace the first n rows after the
+            tokens: text tokens, (n, text_width) or (C, n, text_width) per block; they replace the first n rows after the
                 start token (from row 0 where the family has none).
         """
 

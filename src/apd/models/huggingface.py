@@ -83,7 +83,7 @@ class HuggingFaceEncoder(DualEncoder):
         )
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
-        # CLIP's text tokens start behind the start token; SigLIP has none.
+        # CLIP's text tokens start after the start token; SigLIP has none.
         self._first_row = 1 if self.family == "clip" else 0
 
     def train(self, mode: bool = True) -> HuggingFaceEncoder:
@@ -143,7 +143,7 @@ class HuggingFaceEncoder(DualEncoder):
         return cast(Tensor, text.head(pooled) if self.family == "siglip" else self.model.text_projection(pooled))
 
     def _prompted_text(self, h: Tensor, tokens: Tokens, pooled: Tensor) -> Tensor:
-        """The pooled rows (C, width) behind the text blocks; attention does not mind that token rows are put last."""
+        """The pooled rows (C, width) after the text blocks; attention does not mind that token rows are put last."""
         rows, first, n = torch.arange(h.shape[1], device=h.device), self._first_row, tokens[0].shape[-2]
         order = torch.cat([rows[:first], rows[first + n :], rows[first : first + n]])
         mask = order[:, None] >= order if self.info.causal_text else None

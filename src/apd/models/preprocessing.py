@@ -25,7 +25,7 @@ class Preprocessing:
         resize: side to resize to before cropping, in pixels (the short side for ``crop``, both for ``squash``).
         mode: ``crop`` keeps the aspect ratio and crops the centre (CLIP); ``squash`` does not (SigLIP).
         interpolation: ``bicubic``, ``bilinear``, ``lanczos`` or ``nearest``.
-        mean, std: of the normalisation, one value a channel, for pixels in [0,1].
+        mean, std: normalisation, one value per channel, for pixels in [0,1].
     """
 
     size: int

@@ -21,10 +21,10 @@ class PromptSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     text_tokens: int = Field(
-        4, ge=0, description="text tokens; they replace the first rows behind the start token; 0: none"
+        4, ge=0, description="text tokens; they replace the first rows after the start token; 0: none"
     )
     text_depth: Depth = Field("all", description="how many text blocks get tokens of their own (1: only the embedding)")
-    visual_tokens: int = Field(16, ge=0, description="visual tokens, appended behind the patches; 0: none")
+    visual_tokens: int = Field(16, ge=0, description="visual tokens, appended after the patches; 0: none")
     visual_depth: Depth = Field("all", description="how many image blocks get tokens of their own")
     coupling: Coupling = Field(
         "none", description="learn one branch's tokens and map them linearly to the other (MaPLe)"
@@ -109,17 +109,17 @@ class PromptSpec(BaseModel):
 class Prompts(nn.Module):
     """The only trainable and the only saved module: text and visual tokens, block by block, and a frame of pixels.
 
-    Uncoupled, both branches are parameters of shape (n, width) a block. Coupled (MaPLe, Khattak 2023), the leading branch
+    Uncoupled, both branches are parameters of shape (n, width) per block. Coupled (MaPLe, Khattak 2023), the leading branch
     holds the parameters and a linear map a block makes the other branch's tokens; blocks that the leading branch does not
     have are parameters of the led branch. Class-specific text tokens (CoOp, Zhou 2022) are (C, n, width) a block.
 
     The frame is the ``padding`` prompt of Bahng 2022 and Mao 2023, here in units of [0,1] pixels: four strips that are added
-    to the image's border. It starts at 0, which leaves the image as it is.
+    to the image's border. It starts at 0, which leaves the image unchanged.
 
     Args:
         spec: what they look like.
-        info: of the encoder they are for.
-        seed: of the random start.
+        info: the encoder's `EncoderInfo`.
+        seed: decides the random start.
         n_classes: how many classes class-specific tokens are for.
 
     Raises:
@@ -209,11 +209,11 @@ class Prompts(nn.Module):
         return prompts
 
     def text(self) -> list[Tensor]:
-        """Text tokens (n, text_width), class-specific ones (C, n, text_width), one tensor a block."""
+        """Text tokens (n, text_width), class-specific ones (C, n, text_width), one tensor per block."""
         return self._lead(self.text_tokens, self.visual_tokens, self.spec.coupling == "vision-to-text")
 
     def visual(self) -> list[Tensor]:
-        """Visual tokens (n, visual_width), one tensor a block."""
+        """Visual tokens (n, visual_width), one tensor per block."""
         return self._lead(self.visual_tokens, self.text_tokens, self.spec.coupling == "text-to-vision")
 
     def frame(self) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""One copy in memory of a CLIP that several users need at the same time."""
+"""One copy in memory of a CLIP model that several users need at the same time."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def render_card(
     """The Markdown text of ``RUN/README.md``.
 
     Args:
-        path: of the run folder, as it was given.
+        path: the run folder, in the form in which it was given.
         manifest: content of ``run.json``.
         config: settings of the run.
         results: evaluations as `apd evaluate --json` prints them (`Result.to_dict`).

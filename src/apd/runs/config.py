@@ -97,7 +97,7 @@ class MethodConfig(Section):
 class RunConfig(Section):
     """Everything that can be set about a training run."""
 
-    model: str = Field("glyphs", description="built-in name, hub id or folder of a CLIP")
+    model: str = Field("glyphs", description="built-in name, hub id or folder of a CLIP model")
     data: DataSettings
     method: MethodConfig = Field(default_factory=lambda: MethodConfig.model_validate({}))
     train: TrainSettings = TrainSettings()

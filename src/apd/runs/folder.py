@@ -7,7 +7,7 @@
                                        classes, templates, prompts, seeds, versions, status, seconds of training, what the
                                        method found out (facts)
     RUN/prompts.safetensors            what was learned (kilobytes)
-    RUN/metrics.jsonl                  one line a log entry
+    RUN/metrics.jsonl                  one line per log entry
     RUN/checkpoint/state.safetensors   one file, so that it is there whole or not at all; gone when training is finished
     RUN/results/                       evaluations
     RUN/README.md                      model card
@@ -84,7 +84,7 @@ class Run:
         overwrite: bool = False,
         writer: bool = True,
     ) -> Run:
-        """A new run, or one to go on with.
+        """A new run, or one to resume.
 
         A new one changes nothing on disk before its first checkpoint or line of metrics, so that bad input found until
         then costs no finished work.
@@ -93,7 +93,7 @@ class Run:
             path: new or empty folder, or a run to resume or overwrite.
             config: settings.
             manifest: circumstances; format and status are added.
-            resume: go on from the last checkpoint of an unfinished run of the same settings; what was logged after
+            resume: continue from the last checkpoint of an unfinished run of the same settings; what was logged after
                 that checkpoint is cut off. A finished run is returned as it is.
             overwrite: replace the run that is there.
             writer: False in all but the first of several processes.
@@ -129,7 +129,7 @@ class Run:
         if not folder.is_dir():
             raise InputError(f"No run folder {str(path)!r}; apd train … --output {quoted(path)} makes one.")
         if not file.is_file():
-            raise InputError(f"{str(path)!r} is no run folder (it has no run.json); apd train … --output makes one.")
+            raise InputError(f"{str(path)!r} is not a run folder (it has no run.json); apd train … --output makes one.")
         try:
             manifest = json.loads(file.read_text())
             version, _ = manifest["format"], manifest["status"]
@@ -143,7 +143,7 @@ class Run:
         run = cls(folder, manifest)
         if finished and not run.finished:
             raise InputError(
-                f"The run {str(path)!r} is unfinished; go on with: apd train --output {quoted(path)} --resume"
+                f"The run {str(path)!r} is unfinished; resume with: apd train --output {quoted(path)} --resume"
             )
         return run
 
@@ -244,7 +244,7 @@ class Run:
         """Mark the run as done: the model card, then the manifest. The checkpoint goes: a finished run never reads it.
 
         Args:
-            summary: of the last validation.
+            summary: the last validation.
             facts: `Method.facts`.
         """
         if not self._ready():
@@ -328,7 +328,7 @@ class Run:
             if before.get(key) != now.get(key):
                 raise InputError(
                     f"{self.path} was started with {key}={before.get(key)}, now {now.get(key)}; "
-                    "--resume goes on with the same settings. Drop the change, or start again with --overwrite."
+                    "--resume continues with the same settings. Drop the change, or start again with --overwrite."
                 )
         for key in ("model", "teachers", "data", "class_names", "templates"):
             if key not in self.manifest:  # a run of before it was kept
@@ -354,7 +354,7 @@ def check_output(path: str | Path, *, resume: bool = False, overwrite: bool = Fa
             Run.open(folder, finished=False)
         elif not overwrite:
             raise InputError(
-                f"{folder} holds a run; go on with --resume, replace it with --overwrite, or choose another --output."
+                f"{folder} holds a run; resume with --resume, replace it with --overwrite, or choose another --output."
             )
     elif folder.is_dir():
         # Names of ours too: a README.md or a results folder without a run is a person's own.

@@ -33,7 +33,7 @@ def load_run(
         encoder: the CLIP, if it is loaded already; it stays on its device, and ``device`` and ``model`` are not used.
 
     Raises:
-        InputError: no finished run, or a CLIP, tokenizer or preprocessing that is not the one it was trained on.
+        InputError: no finished run, or a CLIP model, tokenizer or preprocessing that is not the one it was trained on.
 
     Example:
         >>> import apd, torch

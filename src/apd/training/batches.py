@@ -30,7 +30,7 @@ class Images:
     mirror: bool
 
     def to(self, device: torch.device) -> Images:
-        """The same, kept there."""
+        """Move the images to a device."""
         return replace(self, train=self.train.to(device), val=self.val.to(device))
 
 

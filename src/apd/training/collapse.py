@@ -65,7 +65,7 @@ class CollapseMonitor:
     while its robust accuracy falls to 0.
 
     Args:
-        settings: of the training, so that no advice is given that is followed already.
+        settings: the section ``train``, so that no advice is given that is followed already.
     """
 
     def __init__(self, settings: TrainSettings) -> None:
@@ -86,7 +86,7 @@ class CollapseMonitor:
         """Stop where the loss is not finite.
 
         Args:
-            terms: of the loss.
+            terms: the loss terms.
             step: optimiser steps done, the one that these are of included.
 
         Raises:
@@ -161,7 +161,7 @@ class CollapseMonitor:
 
 
 def _fell(right: int, images: int, before: float) -> bool:
-    """Whether ``right`` images of so many are fewer than ``before`` percent, in an exact binomial test at `CHANCE`."""
+    """Whether ``right`` of ``n`` images are fewer than ``before`` percent, in an exact binomial test at `CHANCE`."""
     p = before / 100
     if p <= 0:
         return False

@@ -46,7 +46,7 @@ class Log:
             board.flush()
 
     def _events(self, run: Run) -> Any:
-        """Opened behind the first line of metrics, which makes the folder of a new run."""
+        """Opened after the first line of metrics, which makes the folder of a new run."""
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -99,7 +99,7 @@ def _accelerator(name: str) -> Accelerator:
     known = PartialState().device if PartialState._shared_state else None
     if name != "auto" and known is not None and known.type != device.type:
         raise InputError(
-            f"This Python process has trained on {known.type} and cannot go on to {name}; start a new one for "
+            f"This Python process has trained on {known.type} and cannot switch to {name}; start a new one for "
             f"train.device={name}."
         )
     return Accelerator(cpu=device.type == "cpu")
@@ -111,7 +111,7 @@ class Loop:
     Args:
         method: whose state is trained, saved and restored.
         images: training and validation images.
-        settings: of the loop.
+        settings: the section ``train``.
         accelerator: device and processes.
         run: where metrics and checkpoints go; None: nowhere (a teacher's tuning, repeated if interrupted).
         show: progress on standard error.
@@ -306,7 +306,7 @@ class Loop:
         self.run.save_checkpoint(done, {**tensors, **optimizer_tensors(optimizer)}, state)
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> int | None:
-        """Load the run's checkpoint; returns the steps done, None where there is no checkpoint."""
+        """Load the run's checkpoint and return the steps done; None without a checkpoint."""
         found = self.run.load_checkpoint() if self.run else None
         if found is None:
             return None

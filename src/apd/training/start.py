@@ -40,7 +40,7 @@ def train(
     skip_bad_images: bool = False,
     **settings: Any,
 ) -> Run:
-    """Learn prompts that make a CLIP robust on this data.
+    """Learn prompts that make a CLIP model robust on this data.
 
     Args:
         clip: from `apd.load_clip`.
@@ -51,9 +51,9 @@ def train(
             ``train.attack``, whose ``loss`` may be a function; None for the default.
         eps: training budget in [0,1] pixel units, as ``1/255`` or a float.
         output: run folder; None for a new temporary folder.
-        resume: go on with an unfinished run in ``output``.
+        resume: continue an unfinished run in ``output``.
         overwrite: replace a run in ``output``.
-        skip_bad_images: go on without images that cannot be read, and count them; no others are drawn in their place.
+        skip_bad_images: continue without images that cannot be read, and count them; no others are drawn in their place.
         settings: everything else of the section ``train``, such as ``epochs=20`` or ``optimizer={"lr": 0.01}``.
 
     Returns:

@@ -9,7 +9,7 @@ from apd.errors import InputError
 
 
 def pick_device(name: str) -> str:
-    """``auto`` as the best device there is; other names as they are.
+    """``auto`` as the best device there is; other names unchanged.
 
     Raises:
         InputError: a name that torch does not know, or a device that is not there.

@@ -17,8 +17,8 @@ import yaml
 from apd.errors import InputError
 
 _WAY_OUT = {
-    errno.ENOSPC: "Free some space; what was saved before is whole, and training goes on with --resume.",
-    errno.EDQUOT: "Free some of your quota; what was saved before is whole, and training goes on with --resume.",
+    errno.ENOSPC: "Free some space; what was saved before is whole, and training resumes with --resume.",
+    errno.EDQUOT: "Free some of your quota; what was saved before is whole, and training resumes with --resume.",
     errno.EROFS: "Choose a folder that can be written.",
     errno.EACCES: "Choose a folder that you may write to.",
     errno.EPERM: "Choose a folder that you may write to.",

@@ -75,7 +75,7 @@ def to_json(value: object, indent: int | None = 2) -> str:
 
 
 def quoted(path: Path | str) -> str:
-    """A path or name as it is typed in a shell, for commands that are suggested.
+    """Quote a path or name for a shell, for commands that are suggested.
 
     >>> quoted("my photos"), quoted("runs/photos")
     ("'my photos'", 'runs/photos')

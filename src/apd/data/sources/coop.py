@@ -46,7 +46,7 @@ def _read(path: Path) -> dict[str, list[Row]]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise InputError(
-            f"{path} is no CoOp split file ({where}: {first['msg']}): "
+            f"{path} is not a CoOp split file ({where}: {first['msg']}): "
             'it needs {"train": [[path, label, class name], ...], "val": [...], "test": [...]}.'
         ) from error
     missing = [split for split in ("train", "test") if not rows.get(split)]

@@ -35,7 +35,7 @@ def load_folder(path: Path, source: str) -> Pools:
 
     Raises:
         InputError: for a folder without class folders, an empty class, classes that differ between splits, folders
-            above the class folders, a file that is no image, and a ``classes.txt`` that does not fit.
+            above the class folders, a file that is not an image, and a ``classes.txt`` that does not fit.
     """
     refuse_broken_links(path)
     splits = split_folders(path)
@@ -133,7 +133,7 @@ def class_folders(top: Path, folders: Sequence[str], root: Path, seen: dict[str,
     Links are followed. ``seen`` keeps the real folders, so that none is read twice, in this split or another.
 
     Raises:
-        InputError: unless exactly these folders are there; for an empty one, and for a file that is no image.
+        InputError: unless exactly these folders are there; for an empty one, and for a file that is not an image.
     """
     there = {folder.name for folder in subfolders(top)}
     for name in sorted(there.symmetric_difference(folders)):

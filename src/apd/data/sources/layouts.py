@@ -67,7 +67,7 @@ def load_standard(name: str, root: Path | None, source: str) -> Pools:
 
 
 def dressed(pools: Pools, known: Standard) -> Pools:
-    """The same images with the template and the names of a standard data set."""
+    """Give images the template and the names of a standard data set."""
     names = tuple(known.renamed.get(name, name) for name in pools.class_names)
     return replace(pools, class_names=names, templates=(known.template,))
 
@@ -155,7 +155,9 @@ def _names(known: Standard, folder: Path, folders: list[str], listing: dict[str,
     names = {**(_listing(known, folder) if listing is None else listing), **known.renamed}
     unknown = next((wnid for wnid in folders if wnid not in names), None)
     if unknown is not None:
-        raise InputError(f"{_find(folder, known.listing)} has no line for the class {unknown}: it needs one a folder.")
+        raise InputError(
+            f"{_find(folder, known.listing)} has no line for the class {unknown}: it needs one per folder."
+        )
     return tuple(names[wnid] for wnid in folders)
 
 

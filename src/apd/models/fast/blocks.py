@@ -24,7 +24,7 @@ def run_block(block: Any, h: Tensor, attend: Attend, pick: Callable[[Tensor], Te
         block: with ``layer_norm1``, ``self_attn``, ``layer_norm2`` and ``mlp``; its weights take no gradient.
         h: rows that enter the block.
         attend: see `Attend`.
-        pick: the rows that are needed behind the block, where not all are: only they ask, all are asked.
+        pick: selects the rows whose output is needed; only these become queries, all rows become keys and values.
     """
     attention = block.self_attn
     x = block.layer_norm1(h)
@@ -55,20 +55,20 @@ def attend_all(heads: int, mask: Tensor | None = None, is_causal: bool = False) 
 
 
 def append_rows(h: Tensor, rows: Tensor) -> Tensor:
-    """``h`` (B, L, width) with ``rows``, (n, width) or (B, n, width), behind it."""
+    """``h`` (B, L, width) with ``rows``, (n, width) or (B, n, width), appended."""
     return torch.cat([h, rows.to(h.dtype).expand(h.shape[0], -1, -1)], dim=1)
 
 
 def run_blocks(
     blocks: Any, h: Tensor, tokens: Tokens, n_own: int, pooled: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
-    """A tower's blocks, with prompt tokens, if any, behind the rows of its own, and without the rows that nothing reads.
+    """A tower's blocks, with prompt tokens, if any, after the rows of its own, and without the rows that nothing reads.
 
     Before block d the token rows are replaced by ``tokens[d]``: what the block before makes of them is not computed, nor
     what the last block makes of rows that are not pooled.
 
     Args:
-        blocks: of a `transformers` tower.
+        blocks: the blocks of a `transformers` tower.
         h: rows (B, L, width) that enter the first block, ``tokens[0]`` among them.
         tokens: (n, width) or (B, n, width) a block; empty for none.
         n_own: L - n, the rows in front of the tokens.

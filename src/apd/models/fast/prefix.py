@@ -2,7 +2,7 @@
 
 In a causal text tower the start token and context tokens that are the same for all classes have the same hidden states,
 keys and values for all classes, at every layer. They are one prefix of a few rows; a class is its suffix: name, tail and
-end token. Suffixes of any length lie one behind the other in tiles, so that nothing is computed for padding, and a
+end token. Suffixes of any length lie one after the other in tiles, so that nothing is computed for padding, and a
 suffix sees the prefix and itself. Equal, up to float rounding, to walking every class's whole sequence.
 """
 
@@ -44,7 +44,7 @@ class Layout:
 
     @classmethod
     def of(cls, ids: Tensor, ends: Tensor, n_prefix: int) -> Layout:
-        """Lay out ids (C, L) whose end tokens are at ``ends`` (C,), behind ``n_prefix`` shared rows; on the CPU."""
+        """Lay out ids (C, L) whose end tokens are at ``ends`` (C,), after ``n_prefix`` shared rows; on the CPU."""
         lengths = ends - n_prefix + 1
         tiles = max(1, -(-int(lengths.sum()) // _TILE))
         tile, slot, offset, rows = _deal(lengths, tiles)
@@ -72,7 +72,7 @@ class Layout:
         )
 
     def to(self, device: torch.device) -> Layout:
-        """The same on ``device``."""
+        """Move the layout to ``device``."""
         return Layout(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
 
 
@@ -92,22 +92,22 @@ def _deal(lengths: Tensor, tiles: int) -> tuple[Tensor, Tensor, Tensor, int]:
 
 
 def end_states(text_model: Any, layout: Layout, tokens: Tokens, first_row: int) -> Tensor:
-    """Hidden states (C, width) of the end tokens behind the last block, before the final layer norm.
+    """Hidden states (C, width) of the end tokens after the last block, before the final layer norm.
 
     Args:
         text_model: a causal text tower of `transformers`.
-        layout: of the suffixes.
-        tokens: (n, width) a block; they replace the prefix's rows from ``first_row`` on, which they fill.
+        layout: where the suffixes lie.
+        tokens: (n, width) per block; they replace the prefix's rows from ``first_row`` on, which they fill.
         first_row: rows in front of the tokens.
     """
     h = _embed(text_model.embeddings, layout, tokens[0], first_row)
-    n, behind = len(tokens[0]), layout.ids.numel()
+    n, after = len(tokens[0]), layout.ids.numel()
     blocks = text_model.encoder.layers
     attend = _Attend(layout, blocks[0].self_attn.num_heads)
     for depth, block in enumerate(blocks[:-1]):
         h = run_block(block, h, attend.everywhere)
         if depth + 1 < len(tokens):
-            start, _, suffixes = torch.split(h, [first_row, n, behind])
+            start, _, suffixes = torch.split(h, [first_row, n, after])
             h = torch.cat([start, tokens[depth + 1].to(h.dtype), suffixes])
     h = run_block(blocks[-1], h, attend.at_ends, attend.pick_ends)
     return h[layout.places]
