@@ -27,7 +27,7 @@ def bench(
         bool, typer.Option("--table-only", help="Write tables and plots again from the outcomes in the output folder.")
     ] = False,
 ) -> None:
-    """Run a suite of trainings and evaluations, and write the tables; finished runs are not repeated.
+    r"""Run a suite of trainings and evaluations, and write the tables; finished runs are not repeated.
 
     \b
     Examples:

@@ -16,7 +16,7 @@ def demo(
         bool, typer.Option("--quick", help="Only see that everything works: few images, one epoch.")
     ] = False,
 ) -> None:
-    """Train on the built-in digits, attack, and compare with zero-shot CLIP: a few minutes on a CPU.
+    r"""Train on the built-in digits, attack, and compare with zero-shot CLIP: a few minutes on a CPU.
 
     \b
     Examples:

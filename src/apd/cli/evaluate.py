@@ -52,7 +52,7 @@ def evaluate(
     as_json: AsJson = False,
     output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
 ) -> None:
-    """Measure accuracy, clean and under attack, with zero-shot CLIP attacked beside it.
+    r"""Measure accuracy, clean and under attack, with zero-shot CLIP attacked beside it.
 
     Without --limit it is of as many images as take about four minutes on this machine, a random sample.
     Outcomes are kept in RUN/results image by image: a second call computes only what is new.

@@ -20,7 +20,7 @@ def listing(
     kind: Annotated[str | None, typer.Argument(help="models, methods, attacks or data; all without it.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List models, methods, attacks or data; of methods, --json also tells sources, settings and published presets.
+    r"""List models, methods, attacks or data; of methods, --json also tells sources, settings and published presets.
 
     \b
     Examples:

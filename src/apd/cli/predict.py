@@ -39,7 +39,7 @@ def predict(
     format_: Annotated[str | None, typer.Option("--format", help="table, json or csv. (default: table)")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify image files: class and probability. Files that cannot be read are named at the end (exit code 2).
+    r"""Classify image files: class and probability. Files that cannot be read are named at the end (exit code 2).
 
     \b
     Examples:

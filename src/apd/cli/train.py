@@ -49,7 +49,7 @@ def train(
     ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. (default: auto)")] = None,
 ) -> None:
-    """Make a CLIP model robust on your images.
+    r"""Make a CLIP model robust on your images.
 
     \b
     Examples:

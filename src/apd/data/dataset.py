@@ -166,8 +166,9 @@ class Dataset:
         Args:
             name: short name for tables.
             class_names: readable, in label order.
-            train, test, val: images (N,3,H,W), uint8 or floats in [0,1], and int labels (N,) from 0. Floats are rounded
-                to 8 bits. Without ``val`` a tenth of each class's training images is held out, at least one.
+            train: images (N,3,H,W), uint8 or floats in [0,1], and int labels (N,) from 0. Floats are rounded to 8 bits.
+            test: likewise for the test images.
+            val: likewise for validation images; None: a tenth of each class's training images, at least one.
             templates: sentences with ``{}`` for the class name.
 
         Raises:
@@ -199,8 +200,12 @@ class Dataset:
         """Make a data set from torch data sets of (image, label), the image a PIL image or a tensor (3,H,W).
 
         Args:
-            name, class_names, templates: as in `from_tensors`.
-            train, test, val: objects with ``len`` and ``[i] -> (image, label)``; images are read when they are needed.
+            name: short name for tables.
+            class_names: readable, in label order.
+            train: an object with ``len`` and ``[i] -> (image, label)``; images are read when they are needed.
+            test: likewise for the test images.
+            val: likewise for validation images; None: a tenth of each class's training images, at least one.
+            templates: sentences with ``{}`` for the class name.
         """
         from apd.data.memory import of_splits, torch_images
 

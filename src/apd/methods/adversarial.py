@@ -100,6 +100,7 @@ class AdversarialTuning(Method):
     settings: AdversarialSettings
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the formula at the head of this page."""
         share = self.settings.clean
         terms = {"adv_ce": (1 - share) * step.cross_entropy(step.student.logits(x_adv))}
         if share:

@@ -52,9 +52,11 @@ class AdvPTSettings(MethodSettings):
     )
 
     def zero_gradient_at_clean(self, train: TrainSettings) -> bool:
+        """Whether what the training attack climbs has no gradient at the clean image itself."""
         return self.inner == "features"
 
     def check_training(self, train: TrainSettings) -> None:
+        """Check that these settings of training fit the method; see `MethodSettings.check_training`."""
         super().check_training(train)
         if train.eps_warmup_epochs:
             raise ValueError(
@@ -106,4 +108,5 @@ class AdvPT(Method):
         super().restore(state)
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the formula at the head of this page."""
         return {"adv_ce": step.cross_entropy(step.student.logits_from_features(self.bank[step.index]))}

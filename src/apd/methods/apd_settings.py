@@ -129,9 +129,11 @@ class APDSettings(MethodSettings):
         )
 
     def zero_gradient_at_clean(self, train: TrainSettings) -> bool:
+        """Whether what the training attack climbs has no gradient at the clean image itself."""
         return not train.attack.attack_class.moves_with_prompts and self.inner == "kl"
 
     def check_training(self, train: TrainSettings) -> None:
+        """Check that these settings of training fit the method; see `MethodSettings.check_training`."""
         super().check_training(train)
         if train.label_smoothing and not (self.adv_ce or self.clean_ce or self.teacher == "online"):
             raise ValueError(

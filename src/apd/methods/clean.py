@@ -71,6 +71,7 @@ class CleanTuning(Method):
     adversarial = False
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the formula at the head of this page."""
         return {"clean_ce": step.cross_entropy(step.clean_logits())}
 
 

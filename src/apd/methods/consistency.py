@@ -35,6 +35,7 @@ class ConsistencySettings(MethodSettings):
     """Settings of methods whose attack and loss set the adversarial prediction against the clean one."""
 
     def zero_gradient_at_clean(self, train: TrainSettings) -> bool:
+        """Whether what the training attack climbs has no gradient at the clean image itself."""
         return True
 
 
@@ -61,6 +62,7 @@ class TRADES(Consistency):
     settings: TRADESSettings
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the formula at the head of this page."""
         z, z_adv = step.clean_logits(), step.student.logits(x_adv)
         return {"clean_ce": step.cross_entropy(z), "adv_kl": self.settings.beta * kl(p=z, q=z_adv).mean()}
 

@@ -32,6 +32,7 @@ class FARESettings(MethodSettings):
     fixed: ClassVar[dict[str, Any]] = VISUAL_ONLY
 
     def check_training(self, train: TrainSettings) -> None:
+        """Check that these settings of training fit the method; see `MethodSettings.check_training`."""
         super().check_training(train)
         if train.label_smoothing:
             raise ValueError("train.label_smoothing has no effect on fare, which looks at no labels; set it to 0")
@@ -58,4 +59,5 @@ class FARE(Method):
         return Objective(attacked.embed, squared_distance, self._target(step))
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the formula at the head of this page."""
         return {"adv_features": squared_distance(step.student.embed(x_adv), self._target(step)).mean()}

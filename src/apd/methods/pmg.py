@@ -42,6 +42,7 @@ class PMG(Method):
         self.original = zero_shot
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the formula at the head of this page."""
         z_adv = step.student.logits(x_adv)
         with torch.no_grad():
             z_original = self.original.bind().logits(x_adv)

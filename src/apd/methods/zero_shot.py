@@ -31,4 +31,5 @@ class ZeroShot(Method):
     learns = False
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the formula at the head of this page."""
         return {}

@@ -91,6 +91,7 @@ class HuggingFaceEncoder(DualEncoder):
         return super().train(False)
 
     def encode_image(self, x: Tensor, tokens: Tokens = ()) -> Tensor:
+        """See `DualEncoder.encode_image`."""
         self.check_pixels(x)
         tower = self.model.vision_model
         h = tower.embeddings((x - self.mean) / self.std)
@@ -106,6 +107,7 @@ class HuggingFaceEncoder(DualEncoder):
         return linear(self.model.visual_projection, tower.post_layernorm(h[:, 0, :]))
 
     def encode_text(self, ids: Tensor, tokens: Tokens = ()) -> Tensor:
+        """See `DualEncoder.encode_text`."""
         n_prefix = self._shared_rows(ids, tokens)
         if n_prefix:
             rows = int((self._end_positions(ids) - n_prefix + 1).sum())
@@ -174,6 +176,7 @@ class HuggingFaceEncoder(DualEncoder):
         return ids.argmax(dim=-1) if end == 2 else (ids == end).int().argmax(dim=-1)
 
     def prompt_ids(self, texts: Sequence[str], n_tokens: int = 0) -> Tensor:
+        """See `DualEncoder.prompt_ids`."""
         length = self.info.context_length
         rows = []
         for text in texts:
@@ -210,12 +213,14 @@ class HuggingFaceEncoder(DualEncoder):
         return int(pad if pad is not None else self.tokenizer.eos_token_id)
 
     def trim(self, ids: Tensor) -> Tensor:
+        """See `DualEncoder.trim`."""
         if not self.info.causal_text:
             return ids
         return ids[:, : int(self._end_positions(ids).max()) + 1]
 
     @torch.no_grad()
     def word_states(self, words: str, n_tokens: int) -> list[Tensor]:
+        """See `DualEncoder.word_states`."""
         ids = self.prompt_ids([words])
         n_words = len(self._tokens(words)) - self._first_row - 1
         rows = slice(self._first_row, self._first_row + min(n_tokens, max(n_words, 0)))

@@ -293,8 +293,10 @@ class Run:
         return tensors, json.loads(metadata["apd"])
 
     def _rewind(self) -> None:
-        """Take up the clock of the last checkpoint, and cut off what was logged after it, so that the resumed log is an
-        uninterrupted one's."""
+        """Take up the clock of the last checkpoint and cut off what was logged after it.
+
+        The log of a resumed run is thus that of an uninterrupted one.
+        """
         found = self._read_checkpoint()
         self._began -= found[1].get("seconds", 0.0) if found else 0.0
         keep = found[1]["metrics_bytes"] if found else 0
