@@ -8,7 +8,7 @@ from apd.attacks.autoattack import LibraryAttack
 from apd.attacks.base import Attack, TrainingAttack
 from apd.attacks.evaluation import UNWATCHED, AttackBatch, Cascade, ClimbingAttack, EvaluationAttack, Found, Watch
 from apd.attacks.fgsm import FGSMRS, NFGSM
-from apd.attacks.named import EVALUATION, code_of, find, name_of
+from apd.attacks.named import EVALUATION, EVALUATION_ATTACKS, code_of, find, name_of
 from apd.attacks.objectives import (
     LOSSES,
     Loss,
@@ -33,6 +33,7 @@ from apd.util.seeds import sample_seeds
 
 __all__ = [
     "EVALUATION",
+    "EVALUATION_ATTACKS",
     "FGSMRS",
     "LOSSES",
     "NFGSM",

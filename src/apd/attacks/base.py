@@ -35,6 +35,11 @@ class TrainingAttack:
         """Build the attack that the section ``train.attack`` describes."""
         return cls(**settings.options)
 
+    @classmethod
+    def takes_options(cls) -> bool:
+        """Whether ``train.attack.options`` are its settings, rather than the section's own fields."""
+        return cls.from_settings.__func__ is TrainingAttack.from_settings.__func__  # type: ignore[attr-defined]
+
     @property
     def passes(self) -> int:
         """Forward and backward passes of the student per image that the attack itself takes."""

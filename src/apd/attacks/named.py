@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import re
-from types import FunctionType
+from dataclasses import MISSING, fields, is_dataclass
 
 from apd.attacks.autoattack import LibraryAttack
 from apd.attacks.base import TrainingAttack
 from apd.attacks.evaluation import Cascade, ClimbingAttack, EvaluationAttack, pgd_evaluation
 from apd.errors import InputError, nearest
-from apd.util.plugins import Registry, is_spec
+from apd.util.plugins import Registry, code_hash, is_spec
 
 EVALUATION: dict[str, str] = {
     "clean": "no attack",
@@ -46,7 +44,8 @@ def _plain(found: object) -> bool:
     return callable(found) and not isinstance(found, type)
 
 
-_REGISTRY: Registry[object] = Registry("attack", "apd.evaluation_attacks", _BUILT_IN, _problem)
+EVALUATION_ATTACKS: Registry[object] = Registry("attack", "apd.evaluation_attacks", _BUILT_IN, _problem)
+"""Evaluation attacks; those of `EVALUATION` that stand for many, such as ``pgd-N``, are made by `find`."""
 
 
 def find(name: str) -> EvaluationAttack:
@@ -63,11 +62,11 @@ def find(name: str) -> EvaluationAttack:
         if steps < 1:
             raise InputError(f"Attack {name!r} has no steps; use pgd-1 or more, or clean.")
         return pgd_evaluation(steps)
-    if not is_spec(name) and not _REGISTRY.knows(name):
+    if not is_spec(name) and not EVALUATION_ATTACKS.knows(name):
         raise InputError(
             f"Unknown attack {name!r}. {nearest(name, [n.replace('N', '20') for n in EVALUATION], EVALUATION)}"
         )
-    return _as_evaluation(name, _REGISTRY.find(name))
+    return _as_evaluation(name, EVALUATION_ATTACKS.find(name))
 
 
 def name_of(attack: object) -> str:
@@ -80,25 +79,31 @@ def name_of(attack: object) -> str:
     """
     if isinstance(attack, str):
         return attack
-    state = {} if isinstance(attack, type) else getattr(attack, "__dict__", {})
-    settings = ", ".join(f"{key}={value!r}" for key, value in sorted(state.items()))
-    return _REGISTRY.name_of(attack, f"({settings})" if settings else "")
+    settings = ", ".join(f"{key}={value!r}" for key, value in _settings(attack).items())
+    return EVALUATION_ATTACKS.name_of(attack, f"({settings})" if settings else "")
+
+
+def _settings(attack: object) -> dict[str, object]:
+    """What an instance holds; of a dataclass the fields that differ from their defaults."""
+    if isinstance(attack, type) or not isinstance(attack, EvaluationAttack | TrainingAttack):
+        return {}
+    if not is_dataclass(attack):
+        return dict(sorted(vars(attack).items()))
+    default = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(attack)}
+    # By repr: the values may be tensors.
+    found = {name: getattr(attack, name) for name in default}
+    return {name: value for name, value in found.items() if repr(value) != repr(default[name])}
 
 
 def code_of(name: str) -> str | None:
     """Return a hash of the source of an attack from elsewhere, on which its outcomes depend; None for built-in ones."""
-    if name == "clean" or re.fullmatch(r"pgd-\d+", name) or name in _REGISTRY:
+    if name == "clean" or re.fullmatch(r"pgd-\d+", name) or name in EVALUATION_ATTACKS:
         return None
-    found = _REGISTRY.find(name)
-    try:
-        source = inspect.getsource(found if isinstance(found, type | FunctionType) else type(found))
-    except (OSError, TypeError):
-        source = repr(found)
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
+    return code_hash(EVALUATION_ATTACKS.find(name))
 
 
 def _as_evaluation(name: str, found: object) -> EvaluationAttack:
-    made = found() if isinstance(found, type) else found
+    made = EVALUATION_ATTACKS.made(name, found) if isinstance(found, type) else found
     if isinstance(made, EvaluationAttack):
         return made
     return ClimbingAttack(name, made)  # type: ignore[arg-type]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import Field, field_validator, model_serializer, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_serializer, model_validator
 
 from apd.attacks.base import TrainingAttack
 from apd.attacks.objectives import LOSSES
 from apd.attacks.training import TRAINING_ATTACKS
-from apd.util.section import Section
+from apd.util.section import RECORDED, Section
+from apd.util.text import short
 
 
 class AttackSettings(Section):
@@ -34,27 +35,36 @@ class AttackSettings(Section):
         None,
         description="pgd: samples misclassified by more than this (logits) leave the attack; null: none (Zhang 2020)",
     )
-    options: dict[str, Any] = Field({}, description="what the constructor of an attack of your own takes")
+    options: dict[str, Any] = Field(
+        {}, description="what the constructor of fgsm-rs, n-fgsm or an attack of your own takes"
+    )
 
     @field_validator("kind")
     @classmethod
-    def _known_kind(cls, value: str) -> str:
-        TRAINING_ATTACKS.find(value)
+    def _known_kind(cls, value: str, info: ValidationInfo) -> str:
+        if info.context != RECORDED:
+            TRAINING_ATTACKS.find(value)
         return value
 
     @field_validator("loss")
     @classmethod
-    def _known_loss(cls, value: str) -> str:
-        if value != "method":
+    def _known_loss(cls, value: str, info: ValidationInfo) -> str:
+        if value != "method" and info.context != RECORDED:
             LOSSES.find(value)
         return value
 
     @model_validator(mode="after")
-    def _fits_kind(self) -> AttackSettings:
+    def _fits_kind(self, info: ValidationInfo) -> AttackSettings:
+        if info.context == RECORDED:
+            return self
         if self.stop_margin is not None and (self.kind != "pgd" or self.loss == "kl"):
             raise ValueError("train.attack.stop_margin needs kind=pgd and a loss on labels")
-        if self.options and self.kind in TRAINING_ATTACKS.built_in:
-            raise ValueError(f"train.attack.options belong to an attack of your own, not to kind={self.kind}")
+        if self.options and not self.attack_class.takes_options():
+            raise ValueError(
+                f"train.attack.options have no effect with kind={self.kind}, whose settings stand beside kind"
+            )
+        if self.attack_class.takes_options():
+            self._check_options()
         if self.attack_class.moves_with_prompts and self.loss != "method":
             raise ValueError(
                 f"train.attack.loss has no effect with kind={self.kind}: pixels climb the method's own loss"
@@ -65,6 +75,14 @@ class AttackSettings(Section):
                 "set it to true"
             )
         return self
+
+    def _check_options(self) -> None:
+        try:
+            self.attack_class.from_settings(self)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"train.attack.options={short(self.options)} do not make a {self.kind} ({' '.join(str(error).split())})"
+            ) from error
 
     @model_serializer(mode="wrap")
     def _without_empty_options(self, serialize: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -30,26 +31,51 @@ TRAINING_ATTACKS: Registry[type[TrainingAttack]] = Registry(
 """What ``train.attack.kind`` names."""
 
 
-def attack_section(attack: str | Mapping[str, Any] | TrainingAttack) -> dict[str, Any]:
+def attack_section(attack: str | Mapping[str, Any] | TrainingAttack | type[TrainingAttack]) -> dict[str, Any]:
     """Write an attack as the section ``train.attack``: classes, instances and functions by their names.
 
     Raises:
-        InputError: an instance whose state is not its dataclass fields, which a run could not record.
+        InputError: an instance with settings that a run could not record.
     """
     if isinstance(attack, str):
         return {"kind": attack}
     if isinstance(attack, Mapping):
-        loss = attack.get("loss")
+        kind, loss = attack.get("kind"), attack.get("loss")
         section = dict(attack)
-        if isinstance(attack.get("kind"), TrainingAttack):
-            section = {**section, **attack_section(attack["kind"])}
+        if kind is not None:
+            section |= attack_section(kind)
         return {**section, "loss": LOSSES.name_of(loss)} if callable(loss) else section
+    if isinstance(attack, type):
+        return {"kind": TRAINING_ATTACKS.name_of(attack)}
     kind = TRAINING_ATTACKS.name_of(type(attack))
-    state = {f.name: getattr(attack, f.name) for f in fields(attack)} if is_dataclass(attack) else dict(vars(attack))
-    if state and not is_dataclass(attack):
+    if isinstance(attack, PGD) and kind in TRAINING_ATTACKS:
+        if attack.leave is not None:
+            raise InputError("A PGD with leave cannot be recorded; give {'kind': 'pgd', 'stop_margin': …} instead.")
+        return {"kind": kind, "steps": attack.steps, "step_size": attack.step_size, "random_start": attack.random_start}
+    if not TRAINING_ATTACKS.find(kind).takes_options():
         raise InputError(
-            f"The training attack {kind} has settings of its own; make it a dataclass, so that a run records them."
+            f"An instance of {kind} cannot be recorded; give {{'kind': {kind!r}}} with its settings instead."
         )
-    if kind in TRAINING_ATTACKS:
-        return {"kind": kind, **{name: value for name, value in state.items() if value is not None}}
-    return {"kind": kind, "options": state} if state else {"kind": kind}
+    options = _options(kind, attack)
+    return {"kind": kind, "options": options} if options else {"kind": kind}
+
+
+def _options(kind: str, attack: TrainingAttack) -> dict[str, Any]:
+    """The fields of an instance, as JSON keeps them."""
+    if not is_dataclass(attack):
+        if vars(attack):
+            raise InputError(
+                f"The training attack {kind} has settings; make it a dataclass, so that a run records them."
+            )
+        return {}
+    found = {}
+    for field in fields(attack):
+        value = getattr(attack, field.name)
+        try:
+            found[field.name] = json.loads(json.dumps(value))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"The training attack {kind} has {field.name}={type(value).__name__}, which a run cannot record; use "
+                "numbers, text, lists or mappings."
+            ) from error
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ from apd.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+    from apd.util.plugins import Registry
 
 KINDS = ("models", "methods", "attacks", "data")
 
@@ -48,17 +51,20 @@ def listing(
 
 
 def _rows(kind: str) -> list[tuple[str, str]]:
+    found, problems = _registry(kind).listing()
+    for problem in problems:
+        say(problem)
+    if kind == "methods":
+        return [(name, method.summary) for name, method in found.items()]
+    others = [(name, _summary(entry)) for name, entry in found.items() if name not in _registry(kind)]
+    return [*_built_in(kind), *others]
+
+
+def _built_in(kind: str) -> list[tuple[str, str]]:
     if kind == "models":
         from apd.models import list_models
 
         return list_models()
-    if kind == "methods":
-        from apd.methods import METHODS
-
-        methods, problems = METHODS.listing()
-        for problem in problems:
-            say(problem)
-        return [(name, method.summary) for name, method in methods.items()]
     if kind == "attacks":
         from apd.attacks import EVALUATION
 
@@ -68,13 +74,32 @@ def _rows(kind: str) -> list[tuple[str, str]]:
     return list_data()
 
 
-def _package(kind: str, name: str) -> str | None:
-    """The other package that a method comes from."""
-    if kind != "methods":
-        return None
-    from apd.methods import METHODS
+def _registry(kind: str) -> Registry[Any]:
+    if kind == "models":
+        from apd.models import MODELS
 
-    return METHODS.package(name)
+        return MODELS
+    if kind == "methods":
+        from apd.methods import METHODS
+
+        return METHODS
+    if kind == "attacks":
+        from apd.attacks import EVALUATION_ATTACKS
+
+        return EVALUATION_ATTACKS
+    from apd.data.load import DATA
+
+    return DATA
+
+
+def _summary(entry: object) -> str:
+    """The first line of what another package says of an object."""
+    return (inspect.getdoc(entry) or "").partition("\n")[0]
+
+
+def _package(kind: str, name: str) -> str | None:
+    """The other package that an entry comes from."""
+    return _registry(kind).package(name)
 
 
 def _details(kind: str, name: str) -> dict[str, Any]:

@@ -90,7 +90,8 @@ def _train(
         file = output / "config.yaml"
     config = load_config(file, flags, sets)
     if output is None:
-        output = Path("runs") / f"{short_name(config.data.source)}-{config.method.name}-{config.train.seed}"
+        name = f"{short_name(config.data.source)}-{config.method.name}-{config.train.seed}"
+        output = Path("runs") / name.replace(":", "-")
     stops = False
 
     def on_data(data: Dataset) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,8 +94,8 @@ def list_data() -> list[tuple[str, str]]:
 def short_name(source: str) -> str:
     """A word for the source, for names of folders: ``dtd`` for ``dtd@/data`` as for ``/data/dtd``."""
     standard = parse_standard(source)
-    if is_spec(source):
-        return source.replace(":", "-")
+    if is_spec(source) or source.startswith(IN_MEMORY):
+        return re.sub(r"[^\w.-]+", "-", source)
     return standard[0] if standard else Path(source).resolve().stem
 
 
@@ -125,7 +126,7 @@ def _about(known: Standard) -> str:
 def _as_text(source: str | Path) -> str:
     """The source as settings hold it; a path that reads like a name is marked as one."""
     text = str(source)
-    is_name = text in BUILT_IN or text.startswith("hf:") or parse_standard(text) is not None
+    is_name = text in BUILT_IN or text.startswith("hf:") or parse_standard(text) is not None or is_spec(text)
     return f"./{text}" if isinstance(source, Path) and is_name else text
 
 
@@ -139,21 +140,22 @@ DATA: Registry[Callable[[], Dataset]] = Registry("data set", "apd.data", {}, _pr
 
 def _made(text: str) -> Pools:
     """The data set that a function makes."""
-    data = DATA.find(text)()
+    data = DATA.make(text)
     if not isinstance(data, Dataset):
         raise InputError(f"The data set {text!r} is a {type(data).__name__}, not an apd.Dataset.")
-    return Pools(data.name, text, data.class_names, data.train, data.val, data.test, data.templates, data.mirror)
+    splits = (data.train, data.val if len(data.val) else None, data.test)
+    return Pools(data.name, text, data.class_names, *splits, data.templates, data.mirror, test_only=not len(data.train))
 
 
 def _pools(text: str, columns: Columns | None) -> Pools:
     path = Path(text).expanduser()
-    if is_spec(text) or DATA.knows(text):
-        return _made(text)
     if text.startswith(IN_MEMORY):
         raise InputError(
-            f"The data set {text.removeprefix(IN_MEMORY)!r} was made in Python and is not on disk: give it to apd.train or "
-            "apd.evaluate there, or name the function that makes it as package.module:function."
+            f"The data set {text.removeprefix(IN_MEMORY)!r} was made in Python and is not on disk: give the data set itself "
+            "(data= in Python), or train on the function that makes it, as package.module:function."
         )
+    if is_spec(text) or (DATA.knows(text) and text not in BUILT_IN):
+        return _made(text)
     if text.startswith("hf:"):
         return _hub(text.removeprefix("hf:"), columns)
     standard = parse_standard(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,11 +18,12 @@ from apd.errors import InputError
 
 
 def tensor_images(name: str, split: str, x: Tensor, y: Tensor) -> ImageSet:
-    """Name the images (N,3,H,W), uint8 or floats in [0,1], and labels (N,) of a split.
+    """Name the images (N,3,H,W), uint8 or floats in [0,1], and labels (N,) of a split by place and content.
 
     Raises:
         InputError: shapes, types or values that are not those.
     """
+    x, y = torch.as_tensor(x).cpu(), torch.as_tensor(y)
     if x.dim() != 4 or x.shape[1] != 3 or y.shape != (len(x),) or y.is_floating_point():
         raise InputError(
             f"{name} {split}: images must be (N,3,H,W) with int labels (N,), got {tuple(x.shape)} and {tuple(y.shape)}."
@@ -34,14 +36,28 @@ def tensor_images(name: str, split: str, x: Tensor, y: Tensor) -> ImageSet:
         x = (x * 255).round().to(torch.uint8)
     if x.dtype != torch.uint8:
         raise InputError(f"{name} {split}: images must be uint8, or floats in [0,1], got {x.dtype}.")
-    sources = tuple(partial(_picture, image) for image in x)
-    return ImageSet(tuple(f"{name}/{split}/{i:06d}" for i in range(len(x))), y.to(torch.int64).cpu(), sources)
+    # The content is part of the id, so that a run is not resumed on other images of the same number.
+    prints = (hashlib.blake2b(image.numpy().tobytes(), digest_size=4).hexdigest() for image in x)
+    ids = tuple(f"{name}/{split}/{i:06d}-{digest}" for i, digest in enumerate(prints))
+    return ImageSet(ids, y.to(torch.int64).cpu(), tuple(partial(_picture, image) for image in x))
 
 
 def torch_images(name: str, split: str, part: Any) -> ImageSet:
-    """Name the items of a torch data set of (image, label); labels come from its ``targets``, if it has them."""
-    targets = getattr(part, "targets", None)
-    labels = [int(part[i][1]) for i in range(len(part))] if targets is None else [int(label) for label in targets]
+    """Name the items of a torch data set of (image, label) by place; labels come from its ``targets``, if it has them.
+
+    Raises:
+        InputError: items of another kind, or pixels that are normalised.
+    """
+    targets = None if getattr(part, "target_transform", None) else getattr(part, "targets", None)
+    try:
+        if len(part):
+            _item(part, 0)
+        labels = [int(part[i][1]) for i in range(len(part))] if targets is None else [int(label) for label in targets]
+    except (TypeError, ValueError, IndexError, KeyError) as error:
+        raise InputError(
+            f"{name} {split}: items must be pairs of an image (PIL, or a tensor (3,H,W), uint8 or in [0,1]) and a label, but "
+            f"{type(error).__name__}: {' '.join(str(error).split())}."
+        ) from error
     sources = tuple(partial(_item, part, i) for i in range(len(labels)))
     return ImageSet(tuple(f"{name}/{split}/{i:06d}" for i in range(len(labels))), torch.tensor(labels), sources)
 
@@ -80,4 +96,13 @@ def _item(part: Any, index: int) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     pixels = torch.as_tensor(image)
-    return _picture(pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().clamp(0, 255).to(torch.uint8))
+    if pixels.dim() != 3 or len(pixels) not in (1, 3):
+        raise ValueError(f"an image of shape {tuple(pixels.shape)}")
+    if pixels.is_floating_point():
+        if not 0 <= float(pixels.min()) <= float(pixels.max()) <= 1:
+            low, high = float(pixels.min()), float(pixels.max())
+            raise ValueError(f"pixels go from {low:.3g} to {high:.3g}: leave out Normalize, the model does it itself")
+        pixels = (pixels * 255).round().to(torch.uint8)
+    if pixels.dtype != torch.uint8:
+        raise ValueError(f"pixels are {pixels.dtype}")
+    return _picture(pixels.expand(3, -1, -1))

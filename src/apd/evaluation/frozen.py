@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from apd.errors import ApdError, InputError
 from apd.models.classifier import PromptedCLIP
 from apd.models.encoder import sha256_of_weights
+from apd.util.plugins import code_hash
 
 
 @contextmanager
@@ -26,6 +27,13 @@ def exact_float32(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+def _foreign_code(classifier: nn.Module) -> str:
+    """Hashes of the classes from elsewhere, whose code may change while the weights stay; empty for our own and torch's."""
+    known = {type(module) for module in classifier.modules()}
+    foreign = [kind for kind in known if kind.__module__.partition(".")[0] not in ("apd", "torch", "transformers")]
+    return "".join(sorted(code_hash(kind) for kind in foreign))
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Subject:
                     "in float32. Small gradients vanish in half precision, and a model that has none looks robust."
                 )
         device = tensors[0].device if tensors else torch.device("cpu")
-        digest = hashlib.sha256(f"{classifier!r} {sha256_of_weights(classifier)}".encode())
+        digest = hashlib.sha256(f"{classifier!r} {sha256_of_weights(classifier)}{_foreign_code(classifier)}".encode())
         if isinstance(classifier, PromptedCLIP):
             info = classifier.encoder.info
             about = (
@@ -80,6 +88,20 @@ class Subject:
             bad = int((~z.isfinite()).any(dim=1).sum())
             raise ApdError(f"The classifier gives logits that are not finite for {bad} of {len(z)} images.")
         return z
+
+    def check_outputs(self, x: Tensor, n_classes: int) -> None:
+        """Check on a few images that there is one logit per class.
+
+        Raises:
+            InputError: outputs of another shape.
+        """
+        with self.fixed():
+            z = self.model(x)
+        if not isinstance(z, Tensor) or tuple(z.shape) != (len(x), n_classes):
+            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise InputError(
+                f"The classifier must give logits ({len(x)}, {n_classes}), one per class, but gives {got}."
+            )
 
     def predict(self, x: Tensor) -> Tensor:
         """Predicted labels (B,)."""

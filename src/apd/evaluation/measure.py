@@ -91,6 +91,9 @@ def evaluate(
     if chosen.control and control is None and not chosen.quiet:
         print("No zero-shot control: the classifier is not a PromptedCLIP; give one as undefended.", file=sys.stderr)
     subjects = _subjects(classifier, control)
+    if not isinstance(classifier, PromptedCLIP):
+        few = Samples(decode(images.sample(2, chosen.seed)))
+        subjects[0].check_outputs(few.batch(range(len(few)), subjects[0].device)[0], len(data.class_names))
     kept = Store(store)
     sample, measured = choose_sample(images, decode, subjects, chosen, kept, len(data.class_names))
     if not chosen.quiet:

@@ -51,6 +51,11 @@ class EvaluationSettings(Section):
     @classmethod
     def _one_attack(cls, value: object) -> object:
         listed = value if isinstance(value, list | tuple) else (value,)
+        named: dict[str, object] = {}
+        for each in listed:
+            name = attacks.name_of(each)
+            if not isinstance(each, str) and named.setdefault(name, each) is not each and named[name] != each:
+                raise ValueError(f"two attacks are called {name}; give them different names or settings")
         return tuple(attacks.name_of(each) for each in listed)
 
     @field_validator("attacks")

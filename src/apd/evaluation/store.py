@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -184,4 +185,5 @@ class Store:
     def _path(self, circumstances: dict[str, Any], suffix: str) -> Path:
         assert self.folder is not None
         digest = hashlib.sha256(json.dumps(circumstances, sort_keys=True).encode()).hexdigest()[:16]
-        return self.folder / f"{circumstances['attack']}-{digest}.{suffix}"
+        name = re.sub(r"[^A-Za-z0-9.+-]+", "_", circumstances["attack"])[:60]  # an attack from elsewhere has any name
+        return self.folder / f"{name}-{digest}.{suffix}"

@@ -51,7 +51,7 @@ def load_clip(
     Args:
         source: ``"glyphs"`` (embedded), a hub id such as ``"openai/clip-vit-base-patch32"``, or a local folder; CLIP and
             SigLIP families in the Hugging Face format. After the first download it works offline. Or an encoder of your
-            own: its class, an instance, or ``"package.module:factory"``.
+            own: its class, an instance (which stays on its device), or ``"package.module:factory"``.
         revision: branch, tag or commit of a hub id.
         dtype: type of the weights; float32 unless asked, whatever the checkpoint was saved in.
         device: where to put it.
@@ -67,11 +67,16 @@ def load_clip(
     """
     from apd.models.huggingface import load_huggingface
 
-    if isinstance(source, type | DualEncoder):
-        return _own(source, None).to(device)
+    if isinstance(source, DualEncoder):
+        return _completed(source, "")
+    if isinstance(source, type):
+        source = MODELS.name_of(source)
     name = str(source)
-    if is_spec(name) or MODELS.knows(name):
-        return _own(MODELS.find(name), name).to(device)
+    if not isinstance(source, Path) and names_code(name):
+        encoder = MODELS.make(name)
+        if not isinstance(encoder, DualEncoder):
+            raise InputError(f"The model {name!r} makes a {type(encoder).__name__}, not an apd.models.DualEncoder.")
+        return _completed(encoder, name).to(device)
     if name in BUILT_IN:
         place = str(files("apd") / "assets" / name)
     elif Path(name).is_dir():
@@ -88,21 +93,28 @@ def load_clip(
     return load_huggingface(name, place, revision, dtype).to(device)
 
 
-def _own(source: Callable[[], DualEncoder] | DualEncoder, name: str | None) -> DualEncoder:
-    """Make an encoder from elsewhere, frozen, and fill in what its `EncoderInfo` leaves out.
+def names_code(source: str) -> bool:
+    """Whether a model's source names code that makes it, whatever folders there are."""
+    return is_spec(source) or MODELS.knows(source)
 
-    Raises:
-        InputError: it is not a `DualEncoder`.
+
+def _completed(encoder: DualEncoder, source: str) -> DualEncoder:
+    """Freeze an encoder, and fill in what the `EncoderInfo` of one from elsewhere leaves out.
+
+    Args:
+        encoder: of any kind.
+        source: what made it; empty: its class.
     """
-    encoder = source if isinstance(source, DualEncoder) else source()
-    if not isinstance(encoder, DualEncoder):
-        raise InputError(f"The model {name or source!r} is a {type(encoder).__name__}, not an apd.models.DualEncoder.")
     encoder.eval().requires_grad_(False)
     info = encoder.info
-    texts = encoder.prompt_ids(["a", "a photo of a dog."]).tolist() if not info.tokenizer_sha256 else None
+    if encoder.found_by_source:
+        return encoder
+    if not source:
+        source = info.source if names_code(info.source) else MODELS.name_of(type(encoder))
+    texts = None if info.tokenizer_sha256 else encoder.prompt_ids(["a", "a photo of a dog."]).tolist()
     encoder.info = replace(
         info,
-        source=name or info.source or MODELS.name_of(source if isinstance(source, type) else type(encoder)),
+        source=source,
         weights_sha256=info.weights_sha256 or sha256_of_weights(encoder),
         tokenizer_sha256=info.tokenizer_sha256 or hashlib.sha256(repr(texts).encode()).hexdigest(),
     )

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,8 @@ class DualEncoder(nn.Module, ABC):
     """
 
     info: EncoderInfo
+    found_by_source: ClassVar[bool] = False
+    """Whether `apd.load_clip` reads it from ``info.source`` as a name, a hub id or a folder, rather than calling its class."""
 
     @abstractmethod
     def encode_image(self, x: Tensor, tokens: Tokens = ()) -> Tensor:
@@ -92,10 +95,15 @@ class DualEncoder(nn.Module, ABC):
         """
         return []
 
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode, whatever is asked for: a frozen encoder has no dropout."""
+        return super().train(False)
+
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(chain(self.parameters(), self.buffers())).device
+        """Where the weights are; the CPU if there are none."""
+        first = next(chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
 
     def check_pixels(self, x: Tensor) -> None:
         """Refuse what is not a batch of encoder-sized float images.

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class HuggingFaceEncoder(DualEncoder):
     ``get_image_features`` up to float rounding.
     """
 
+    found_by_source: ClassVar[bool] = True
     mean: Tensor
     std: Tensor
 
@@ -85,10 +86,6 @@ class HuggingFaceEncoder(DualEncoder):
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
         # CLIP's text tokens start after the start token; SigLIP has none.
         self._first_row = 1 if self.family == "clip" else 0
-
-    def train(self, mode: bool = True) -> HuggingFaceEncoder:
-        """A frozen encoder stays in evaluation mode."""
-        return super().train(False)
 
     def encode_image(self, x: Tensor, tokens: Tokens = ()) -> Tensor:
         """See `DualEncoder.encode_image`."""

@@ -24,7 +24,7 @@ from apd.settings.explain import explain, setting_names
 from apd.settings.layers import merged, with_path, without_path
 from apd.settings.train import TrainSettings
 from apd.util.files import parse_yaml, read_yaml
-from apd.util.section import Section
+from apd.util.section import RECORDED, Section
 from apd.util.text import short
 
 FLAGS = {
@@ -39,9 +39,6 @@ FLAGS = {
     "train.device": "--device",
 }
 """Settings with a flag of their own; all others are reached by ``--set``."""
-
-_DONE = "done"
-"""Context in which settings are read that are trained with no more."""
 
 MAIN_SETTING = {"method": "name", "data": "source"}
 """What a bare word in place of a section stands for: ``method: apd``."""
@@ -73,7 +70,7 @@ class MethodConfig(Section):
         try:
             method = find_method(str(name))
         except InputError:
-            if info.context != _DONE:
+            if info.context != RECORDED:
                 raise
             return {"name": name, "settings": RecordedSettings.model_validate(settings)}
         read = method.Settings.model_validate(settings)
@@ -103,8 +100,9 @@ class RunConfig(Section):
     train: TrainSettings = TrainSettings()
 
     @model_validator(mode="after")
-    def _training_goes_with_method(self) -> RunConfig:
-        self.method.settings.check_training(self.train)
+    def _training_goes_with_method(self, info: ValidationInfo) -> RunConfig:
+        if info.context != RECORDED:
+            self.method.settings.check_training(self.train)
         return self
 
     def to_yaml(self) -> str:
@@ -175,7 +173,7 @@ def load_recorded(file: Path) -> RunConfig:
     """
     raw = _read_yaml(file)
     try:
-        return RunConfig.model_validate(raw, context=_DONE)
+        return RunConfig.model_validate(raw, context=RECORDED)
     except ValidationError as error:
         raise InputError(_explain(error, raw, dict.fromkeys(raw, str(file)))) from error
 

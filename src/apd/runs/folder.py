@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -39,6 +40,7 @@ FORMAT = 1
 """Version of the run folder; a folder of another version is refused."""
 
 _SUMMARY = "summary-"
+_LONGEST_NAME = 180
 # run.json goes last and comes first: as long as it is there, a half-removed or half-made folder is known as a run.
 _OWN = (
     "config.yaml",
@@ -265,7 +267,10 @@ class Run:
         about = [result[key] for key in ("data", "split", "classes", "norm", "eps_text")]
         about += [result["corruption"]] if result.get("corruption") else []
         name = "-".join([*about, f"seed{result['seed']}", f"n{result['n']}", *result["attacks"]])
-        file = self.results / f"{_SUMMARY}{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.json"
+        short = re.sub(r"[^A-Za-z0-9.-]+", "_", name)
+        if len(short) > _LONGEST_NAME:
+            short = f"{short[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        file = self.results / f"{_SUMMARY}{short}.json"
         write_atomic(file, to_json(result) + "\n")
         self._save_card()
         return file

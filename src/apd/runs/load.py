@@ -10,11 +10,10 @@ from typing import Any, cast
 import torch
 
 from apd.errors import InputError
-from apd.models import DualEncoder, EncoderInfo, load_clip
+from apd.models import BUILT_IN, DualEncoder, EncoderInfo, load_clip, names_code
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import Prompts, PromptSpec
 from apd.runs.folder import Run
-from apd.util.plugins import is_spec
 
 
 def load_run(
@@ -61,6 +60,7 @@ def load_run(
 def describe_encoder(info: EncoderInfo) -> dict[str, Any]:
     """An `apd.models.EncoderInfo` as the manifest keeps it: as JSON, a local folder by its absolute path."""
     record = cast(dict[str, Any], json.loads(json.dumps(asdict(info))))
-    if not is_spec(info.source) and Path(info.source).is_dir():
+    # What is built in or made by code is not the folder of that name that happens to be here.
+    if info.source and info.source not in BUILT_IN and not names_code(info.source) and Path(info.source).is_dir():
         record["source"] = str(Path(info.source).resolve())
     return record

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 def train(
-    clip: DualEncoder,
+    clip: DualEncoder | type[DualEncoder] | str | Path,
     data: Dataset,
     *,
     method: str | Mapping[str, Any] | type[Method] = "apd",
-    attack: str | Mapping[str, Any] | TrainingAttack | None = None,
+    attack: str | Mapping[str, Any] | TrainingAttack | type[TrainingAttack] | None = None,
     eps: str | float = "1/255",
     output: str | Path | None = None,
     resume: bool = False,
@@ -43,8 +43,8 @@ def train(
     """Learn prompts that make a CLIP model robust on this data.
 
     Args:
-        clip: from `apd.load_clip`.
-        data: from `apd.load_data`.
+        clip: from `apd.load_clip`, or what it takes.
+        data: from `apd.load_data`, `apd.Dataset.from_tensors` or `apd.Dataset.from_torch`.
         method: a name, a class derived from `apd.methods.Method`, or a mapping ``{"name": "apd", "teacher": "online", …}``
             with the method's own settings, whose name may be a class too.
         attack: of the training images: a name (``"pgd"``), an `apd.attacks.TrainingAttack`, or a mapping as in the section
@@ -67,6 +67,7 @@ def train(
         >>> clip, data = apd.load_clip("glyphs"), apd.load_data("digits", shots=1)
         >>> run = apd.train(clip, data, method="advvlp", eps="1/255", epochs=1)  # doctest: +SKIP
     """
+    clip = load_clip(clip)
     skipped = skip_bad_images or data.settings.skip_bad_images
     section = {**data.settings.model_dump(), "templates": data.templates, "skip_bad_images": skipped}
     training = {"eps": eps, **({} if attack is None else {"attack": attack_section(attack)}), **settings}

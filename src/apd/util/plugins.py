@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import FunctionType
 from typing import TypeVar
 
-from apd.errors import InputError, nearest
+from apd.errors import ApdError, InputError, nearest
 
 T = TypeVar("T")
 
@@ -21,7 +24,20 @@ def is_spec(name: str) -> bool:
     >>> is_spec("my_models:Toy"), is_spec("hf:owner/name"), is_spec("C:/models")
     (True, False, False)
     """
-    return re.fullmatch(r"(?!hf:)[A-Za-z_]\w*(\.\w+)*:[A-Za-z_][\w.<>]*", name) is not None
+    return re.fullmatch(r"(?!hf:)[A-Za-z_]\w*(\.\w+)*:[A-Za-z_<][\w.<>]*", name) is not None
+
+
+def code_hash(found: object) -> str:
+    """Return a hash of the source of a function or class, of an object's class, and of what a closure holds.
+
+    What has no source, such as a part of a C library, counts as its ``repr``.
+    """
+    try:
+        source = inspect.getsource(found if isinstance(found, type | FunctionType) else type(found))
+    except (OSError, TypeError):
+        source = repr(found)
+    held = [cell.cell_contents for cell in getattr(found, "__closure__", None) or ()]
+    return hashlib.sha256(f"{source}{held or ''}".encode()).hexdigest()[:16]
 
 
 class Registry(Mapping[str, T]):
@@ -91,6 +107,26 @@ class Registry(Mapping[str, T]):
         self._given[spec] = self._checked(given, f"The {self.kind} {spec}")
         return spec
 
+    def make(self, name: str) -> object:
+        """Call the object called ``name`` without arguments, and return what it makes.
+
+        Raises:
+            InputError: see `find`; also for what the call raises, if that is not one of our own errors already.
+        """
+        return self.made(name, self.find(name))
+
+    def made(self, name: str, maker: T) -> object:
+        """Call ``maker``, which messages call ``name``, without arguments; see `make`."""
+        try:
+            return maker()  # type: ignore[operator]
+        except ApdError:
+            raise
+        except Exception as error:  # whatever another module raises
+            raise InputError(
+                f"The {self.kind} {name!r} cannot be made ({type(error).__name__}: {' '.join(str(error).split())}); it is "
+                "called without arguments: name a function that takes none."
+            ) from error
+
     def listing(self) -> tuple[dict[str, T], list[str]]:
         """Return all objects by name, and a line for each entry point that cannot be used."""
         found, problems = dict(self.built_in), []
@@ -137,10 +173,10 @@ class Registry(Mapping[str, T]):
                 loaded = getattr(loaded, part)
         except Exception as error:  # whatever another module raises
             reason = " ".join(str(error).split())
-            raise InputError(
-                f"{about} cannot be imported ({type(error).__name__}: {reason}); install {module.partition('.')[0]}, or "
-                "start from the folder that holds it."
-            ) from error
+            way_out = f"install {module.partition('.')[0]}, or start from the folder that holds it"
+            if module == "__main__" or "<" in path:  # a script, a notebook cell, inside a function
+                way_out = "it was defined in a script or notebook, and exists there only: run that again, or move it to a module"
+            raise InputError(f"{about} cannot be imported ({type(error).__name__}: {reason}); {way_out}.") from error
         return self._checked(loaded, about)
 
     def _checked(self, loaded: object, about: str, hint: str = "") -> T:
