@@ -40,10 +40,10 @@ def lines(code: str, *skipped: str) -> int:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with the examples as modules."""
+def here(tmp_path: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with the examples as modules, on a smaller CLIP model."""
     for name, code in EXAMPLES.items():
-        (tmp_path / f"{name}.py").write_text(code)
+        (tmp_path / f"{name}.py").write_text(code.replace('load_clip("glyphs")', f"load_clip({str(clip_folder)!r})"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
@@ -70,8 +70,8 @@ def test_examples_run_as_scripts(name: str, here: Path, monkeypatch: pytest.Monk
     assert list((here / "runs").glob("*/prompts.safetensors"))
 
 
-def test_a_method_is_found_by_name_and_missed_by_name(here: Path, cli: Cli) -> None:
-    run = ("--shots", "1", "--epochs", "1", "--output", "runs/smooth")
+def test_a_method_is_found_by_name_and_missed_by_name(here: Path, clip_folder: Path, cli: Cli) -> None:
+    run = ("--model", str(clip_folder), "--shots", "1", "--epochs", "1", "--output", "runs/smooth")
     assert cli("train", "digits", "--method", "my_method:Smooth", "--set", "method.beta=2.0", *run).code == 0
     config = yaml.safe_load((here / "runs/smooth/config.yaml").read_text())
     assert config["method"]["name"] == "my_method:Smooth" and config["method"]["beta"] == 2.0
@@ -82,9 +82,9 @@ def test_a_method_is_found_by_name_and_missed_by_name(here: Path, cli: Cli) -> N
     assert answer.code == 2 and "my_method:Smooth" in answer.err
 
 
-def test_an_attack_is_found_by_name_for_training_and_evaluation(here: Path, cli: Cli) -> None:
+def test_an_attack_is_found_by_name_for_training_and_evaluation(here: Path, clip_folder: Path, cli: Cli) -> None:
     kind = ("--set", "train.attack.kind=my_attack:Momentum", "--set", "train.attack.options={steps: 2}")
-    run = ("--shots", "1", "--epochs", "1", "--output", "runs/momentum")
+    run = ("--model", str(clip_folder), "--shots", "1", "--epochs", "1", "--output", "runs/momentum")
     assert cli("train", "digits", *kind, *run).code == 0
     recorded = yaml.safe_load((here / "runs/momentum/config.yaml").read_text())["train"]["attack"]
     assert recorded["kind"] == "my_attack:Momentum" and recorded["options"] == {"steps": 2}
