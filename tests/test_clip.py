@@ -157,7 +157,7 @@ def test_wrong_sources_are_clear_errors(clip_folder: Path, tmp_path: Path, monke
     (bare / "preprocessor_config.json").unlink()
     with pytest.raises(InputError, match="no preprocessor_config"):
         load_clip(bare)
-    for text, words in (('{"size": ', "damaged"), ("[]", "does not say"), ("{}", "does not say")):
+    for text, words in (('{"size": ', "damaged"), ("[]", "JSON object"), ("{}", "does not say")):
         (bare / "preprocessor_config.json").write_text(text)
         with pytest.raises(InputError, match=words):
             load_clip(bare)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import apd
 from apd.attacks.threat import ThreatModel
@@ -21,9 +23,11 @@ from apd.evaluation.frozen import Subject
 from apd.models import DualEncoder, load_clip
 from apd.models.classifier import PromptedCLIP
 from apd.models.preprocessing import read_preprocessing
+from apd.util.tensors import read_tensors
 
 from .models import save_clip
 
+CODE = {"AutoModel": "evil.Model"}
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 
@@ -55,6 +59,39 @@ def changed(name: str, **values: Any) -> Callable[[Path], None]:
     return spoil
 
 
+def tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        tensors[name] = change(tensors[name])
+        save_file(tensors, file, metadata={"format": "pt"})
+
+    return spoil
+
+
+def sharded(shard: str) -> Callable[[Path], None]:
+    """Weights in a file that the index names."""
+
+    def spoil(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "weights")
+        names = dict.fromkeys(load_file(folder / "weights"), shard)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+        if shard.endswith(".bin"):
+            (folder / shard).write_bytes(pickle.dumps(Bomb()))
+        elif not shard.startswith("missing"):
+            (folder / "weights").rename(folder / shard)
+
+    return spoil
+
+
+def foreign_tokens(folder: Path) -> None:
+    """A tokenizer with more tokens than the text tower has embeddings."""
+    record = json.loads((folder / "tokenizer.json").read_text())
+    words = record["model"]["vocab"]
+    words |= {word: number + 1000 for word, number in words.items() if word in ("cat", "dog")}
+    (folder / "tokenizer.json").write_text(json.dumps(record))
+
+
 def pickled(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
@@ -69,7 +106,16 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "pickle by another name": (written("model.safetensors", pickle.dumps(Bomb())), r"model\.safetensors.*pickle"),
     "weights cut short": (written("model.safetensors", (10**15).to_bytes(8, "little") + b"{"), r"model\.safetensors"),
     "no weights": (without("model.safetensors"), r"model\.safetensors"),
-    "code of its own": (changed("config.json", auto_map={"AutoModel": "evil.Model"}), "auto_map"),
+    "shards of pickles": (sharded("pytorch_model.bin"), r"index\.json.*pytorch_model\.bin"),
+    "missing shard": (sharded("missing-1.safetensors"), r"index\.json.*missing-1\.safetensors"),
+    "not numbers": (tensor("text_projection.weight", lambda w: w * torch.nan), r"text_projection\.weight"),
+    "fewer blocks": (changed("config.json", vision_config__num_hidden_layers=2), "encoder.layers.2.*num_hidden_layers"),
+    "other shapes": (changed("config.json", text_config__vocab_size=7), r"token_embedding\.weight.*\(7, 24\)"),
+    "no tower": (changed("config.json", vision_config=[1]), "vision_config"),
+    "grey": (changed("config.json", vision_config__num_channels=1), "channels"),
+    "tokenizer with code": (changed("tokenizer_config.json", auto_map=CODE), r"tokenizer_config\.json.*auto_map"),
+    "processor with code": (changed("preprocessor_config.json", auto_map=CODE), r"preprocessor_config\.json.*auto_map"),
+    "code of its own": (changed("config.json", auto_map=CODE), "auto_map"),
     "oblong": (changed("config.json", vision_config__image_size={"height": 16, "width": 24}), "16 x 24"),
     "mapping": (changed("config.json", vision_config__image_size={"height": 16, "width": 16}), "image_size.*16"),
     "no size": (changed("config.json", vision_config__image_size="large"), "image_size.*large"),
@@ -78,6 +124,16 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "no rescale": (changed("preprocessor_config.json", do_rescale=False), "do_rescale"),
     "other pixels": (changed("preprocessor_config.json", rescale_factor=1 / 127.5), "rescale_factor"),
     "another crop": (changed("preprocessor_config.json", crop_size={"height": 8, "width": 8}), "8 px.*crop_size"),
+    "resized to less": (changed("preprocessor_config.json", size={"shortest_edge": 8}), "8 px.*size"),
+    "squashed to more": (changed("preprocessor_config.json", size={"height": 20, "width": 20}), "20 px.*size"),
+    "longest edge": (
+        changed("preprocessor_config.json", size={"shortest_edge": 16, "longest_edge": 20}),
+        "shortest_edge",
+    ),
+    "padded": (changed("preprocessor_config.json", do_pad=True), "do_pad"),
+    "mean for 0 to 255": (changed("preprocessor_config.json", image_mean=[123.7, 116.3, 103.5]), r"image_mean.*123\.7"),
+    "mean that is no number": (changed("preprocessor_config.json", image_mean=[float("nan")] * 3), "image_mean"),
+    "negative deviation": (changed("preprocessor_config.json", image_std=[-0.2, 0.2, 0.2]), r"image_std.*-0\.2"),
     "two means": (changed("preprocessor_config.json", image_mean=[0.1, 0.2]), "image_mean"),
     "no deviation": (changed("preprocessor_config.json", image_std=[0.1, 0.0, 0.1]), "image_std"),
     "unknown filter": (changed("preprocessor_config.json", resample="hamming"), "hamming"),
@@ -94,6 +150,42 @@ def test_a_folder_that_would_answer_wrongly_is_refused(name: str, tmp_path: Path
     assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
 
 
+def test_files_that_are_not_read_may_be_anything(tmp_path: Path) -> None:
+    """A clone for one library: pointers instead of the others' weights, and other weights beside the model's."""
+    folder = save_clip(tmp_path / "clip")
+    plain = load_clip(folder).info
+    for name in ("pytorch_model.bin", "flax_model.msgpack", "open_clip_model.safetensors"):
+        (folder / name).write_bytes(POINTER)
+    (folder / "optimizer.safetensors").write_bytes(b"cut")
+    assert load_clip(folder).info == plain
+    sharded("model-1.safetensors")(folder)
+    assert load_clip(folder).info == plain
+
+
+def test_prompts_that_are_a_pointer_name_git_lfs(tmp_path: Path) -> None:
+    (tmp_path / "prompts.safetensors").write_bytes(POINTER)
+    with pytest.raises(InputError, match=r"prompts\.safetensors.*git lfs pull"):
+        read_tensors(tmp_path / "prompts.safetensors", "train again")
+
+
+def test_a_tokenizer_without_its_packages_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_clip(tmp_path / "siglip", "siglip")
+    (folder / "tokenizer.json").unlink()
+    (folder / "spiece.model").write_bytes(b"not a model")
+    changed("tokenizer_config.json", tokenizer_class="SiglipTokenizer")(folder)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(InputError, match=r"sentencepiece.*'adversarial-prompt-distillation\[siglip\]'") as error:
+        load_clip(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = save_clip(tmp_path / "clip")
+    foreign_tokens(folder)
+    with pytest.raises(InputError, match=r"token 10\d\d .*knows 22"):
+        PromptedCLIP(load_clip(folder), None, ["cat", "dog"])
+
+
 def test_forms_of_preprocessing_that_mean_the_same_are_read(tmp_path: Path) -> None:
     folder = save_clip(tmp_path / "clip")
     plain = load_clip(folder).info.preprocessing
@@ -105,6 +197,9 @@ def test_forms_of_preprocessing_that_mean_the_same_are_read(tmp_path: Path) -> N
         rescale_factor=0.00392156862745098,
     )(folder)
     changed("config.json", vision_config__image_size=[16, 16])(folder)
+    assert load_clip(folder).info.preprocessing == plain
+    nothing = dict.fromkeys(["do_center_crop", "crop_size", "do_normalize", "rescale_factor", "do_pad", "resample"])
+    changed("preprocessor_config.json", **nothing, size={"shortest_edge": 20, "height": None})(folder)
     assert load_clip(folder).info.preprocessing == plain
     changed("preprocessor_config.json", image_mean=0.5, image_std=[0.25])(folder)
     again = load_clip(folder).info.preprocessing
@@ -130,6 +225,20 @@ def test_texts_are_lower_cased_if_the_checkpoint_says_so(tmp_path: Path) -> None
     changed("tokenizer_config.json", do_lower_case=True)(folder)
     encoder = load_clip(folder)
     assert torch.equal(encoder.prompt_ids(["A Cat"]), encoder.prompt_ids(["a cat"]))
+
+
+@pytest.mark.parametrize(("stated", "lower"), [({}, True), ({"do_lower_case": False}, False)])
+def test_siglip_2_is_lower_cased_unless_it_says_otherwise(stated: dict[str, bool], lower: bool, tmp_path: Path) -> None:
+    """SigLIP 2 is published as a SigLIP with Gemma's tokenizer."""
+    folder = save_clip(tmp_path / "siglip", "siglip")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    words = {word: number for number, word in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "C", "c", "a", "t"])}
+    tokenizer["model"] = {"type": "BPE", "vocab": words, "merges": [], "unk_token": "<unk>"}
+    tokenizer |= {"post_processor": None, "added_tokens": [], "pre_tokenizer": None, "decoder": None}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GemmaTokenizer", **stated}))
+    encoder = load_clip(folder)
+    assert torch.equal(encoder.prompt_ids(["Cat"]), encoder.prompt_ids(["cat"])) is lower
 
 
 def test_class_features_that_coincide_fail_training_and_evaluation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +25,12 @@ def check_folder(folder: Path, source: str) -> None:
     Raises:
         InputError: naming the files and the way out.
     """
-    pointers = sorted(path.name for path in folder.iterdir() if path.is_file() and is_lfs_pointer(path))
-    if pointers:
-        raise InputError(
-            f"{source}: {', '.join(map(printable, pointers[:3]))} are Git LFS pointers instead of a model; to get the files: "
-            "git lfs pull"
-        )
-    check_config(_read(folder / "config.json", source), source)
-    if not any((folder / name).is_file() for name in _WEIGHTS):
-        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-        if pickles:
-            raise InputError(
-                f"{source}: the weights are a pickle only ({printable(pickles[0])}), which can run code when it is opened and "
-                "is never opened here. Use a copy with model.safetensors, or convert it where you trust it "
-                "(transformers: save_pretrained)."
-            )
-        raise InputError(f"{source}: there are no weights; {_WEIGHTS[0]} is missing. Download the model again.")
-    for path in folder.glob("*.safetensors"):
+    # Weights for other libraries often stay pointers, which does not matter.
+    _check_pulled([path for pattern in ("*.json", "*.txt", "*.model") for path in folder.glob(pattern)], source)
+    check_config(read_json(folder / "config.json", source), source)
+    weights = _weights(folder, source)
+    _check_pulled(weights, source)
+    for path in weights:
         _check_safetensors(path, source)
     if not any(all((folder / name).is_file() for name in group) for group in _TOKENIZERS):
         wanted = " or ".join(" and ".join(group) for group in _TOKENIZERS)
@@ -50,29 +40,85 @@ def check_folder(folder: Path, source: str) -> None:
         )
 
 
+def _check_pulled(files: list[Path], source: str) -> None:
+    """Refuse files whose content Git LFS has not fetched."""
+    pointers = sorted(printable(path.name) for path in files if is_lfs_pointer(path))
+    if pointers:
+        raise InputError(
+            f"{source}: these are Git LFS pointers instead of model files: {', '.join(pointers[:3])}; to get the files: "
+            "git lfs pull"
+        )
+
+
+def _weights(folder: Path, source: str) -> list[Path]:
+    """List the files of weights that will be read: one, or the shards that an index names."""
+    single, index = (folder / name for name in _WEIGHTS)
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        shards = read_json(index, source).get("weight_map")
+        names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
+        odd = [name for name in names if not name.endswith(".safetensors") or not (folder / name).is_file()]
+        if odd or not names:
+            raise InputError(
+                f"{source}: {index.name} names {printable(odd[0]) if odd else 'no file'}, which is not a safetensors file of "
+                "this folder. Download the model again."
+            )
+        return [folder / name for name in names]
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise InputError(
+            f"{source}: the weights are a pickle only ({printable(pickles[0])}), which can run code when it is opened and "
+            "is never opened here. Use a copy with model.safetensors, or convert it where you trust it "
+            "(transformers: save_pretrained)."
+        )
+    raise InputError(f"{source}: there are no weights; {single.name} is missing. Download the model again.")
+
+
 def check_config(config: dict[str, Any], source: str) -> None:
     """Refuse a model that needs code of its own, is of another family, or that does not take square images.
 
     Raises:
         InputError: the configuration names code, or another shape.
     """
-    if "auto_map" in config:
-        raise InputError(
-            f"{source}: config.json names code of the model's own (auto_map), which is never run here. Use a CLIP or SigLIP "
-            "model of the transformers library."
-        )
+    check_no_code(config, "config.json", source)
     family = config.get("model_type")
     if family not in FAMILIES:
         raise InputError(f"{source!r} is a {printable(str(family))} model; supported families: {', '.join(FAMILIES)}.")
-    vision = config.get("vision_config")
-    size = vision.get("image_size") if isinstance(vision, dict) else None
+    vision = config.get("vision_config", {})
+    for name, tower in (("text_config", config.get("text_config", {})), ("vision_config", vision)):
+        if not isinstance(tower, dict):
+            raise InputError(f"{source}: {name} in config.json must be a JSON object; restore it.")
+    if vision.get("num_channels", 3) != 3:
+        raise InputError(
+            f"{source}: images of {str(vision['num_channels'])[:20]} channels are not supported, only of 3."
+        )
+    size = vision.get("image_size")
     if size is not None:
         side = square(size, "vision_config.image_size", source)
         if isinstance(size, dict):  # which the transformers library does not take
             raise InputError(f"{source}: vision_config.image_size is a mapping in config.json; write it as {side}.")
 
 
-def _read(file: Path, source: str) -> dict[str, Any]:
+def check_no_code(record: Mapping[str, Any], file: str, source: str) -> None:
+    """Refuse a file that asks for Python code beside the model.
+
+    Raises:
+        InputError: it has an ``auto_map``.
+    """
+    if record.get("auto_map"):
+        raise InputError(
+            f"{source}: {file} names code of the model's own (auto_map), which is never run here. Use a CLIP or SigLIP "
+            "model of the transformers library."
+        )
+
+
+def read_json(file: Path, source: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: the file cannot be read, or is not a JSON object.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

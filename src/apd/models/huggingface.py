@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from apd.errors import InputError
-from apd.models.checkpoint import check_config, square
+from apd.models.checkpoint import check_config, check_no_code, square
 from apd.models.encoder import DualEncoder, EncoderInfo, Tokens, sha256_of_weights
 from apd.models.fast.blocks import append_rows, run_blocks
 from apd.models.fast.chunks import in_chunks
 from apd.models.fast.kernels import PatchEmbedding, linear
 from apd.models.fast.prefix import Layout, end_states
 from apd.models.preprocessing import Preprocessing, read_preprocessing
-from apd.util.extras import install_command
+from apd.util.extras import import_extra
 
 _FEWEST_TOKENS = 8
 """The transformers library invents a tokenizer of special tokens alone where its files are missing."""
@@ -178,7 +178,7 @@ class HuggingFaceEncoder(DualEncoder):
         rows = []
         for text in texts:
             ids = self._tokens(text)
-            self._check_end(text, ids)
+            self._check_ids(text, ids)
             # What is under a prompt token is replaced; an ordinary word leaves the end token the largest and the first.
             ids[self._first_row : self._first_row] = ids[self._first_row : self._first_row + 1] * n_tokens
             if len(ids) > length:
@@ -192,8 +192,14 @@ class HuggingFaceEncoder(DualEncoder):
     def _tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text.lower() if self._lower_case else text)["input_ids"])
 
-    def _check_end(self, text: str, ids: list[int]) -> None:
-        """Refuse a text in which the feature would not be read at its end token, but somewhere else."""
+    def _check_ids(self, text: str, ids: list[int]) -> None:
+        """Refuse tokens of another model, and a text whose feature would not be read at its end token."""
+        known = self.model.config.text_config.vocab_size
+        if max(ids, default=0) >= known:
+            raise InputError(
+                f"{self.info.source}: the tokenizer makes token {max(ids)} of {text!r}, but the text tower knows {known} tokens: "
+                "the tokenizer is that of another model. Restore its files."
+            )
         if not self.info.causal_text:
             return
         end = self.model.config.text_config.eos_token_id
@@ -234,9 +240,9 @@ def _wants_lower_case(tokenizer: Any, family: str) -> bool:
 
     SigLIP 2 is published with Gemma's tokenizer, which keeps capitals, but was trained on lower-cased texts.
     """
-    asked = bool(getattr(tokenizer, "init_kwargs", {}).get("do_lower_case"))
     second = family == "siglip" and "gemma" in type(tokenizer).__name__.lower()
-    return (asked or second) and tokenizer("A CAT")["input_ids"] != tokenizer("a cat")["input_ids"]
+    asked = getattr(tokenizer, "init_kwargs", {}).get("do_lower_case", second)
+    return bool(asked) and tokenizer("A CAT")["input_ids"] != tokenizer("a cat")["input_ids"]
 
 
 def _tokenizer_hash(tokenizer: Any) -> str:
@@ -247,20 +253,47 @@ def _tokenizer_hash(tokenizer: Any) -> str:
 
 def load_huggingface(source: str, folder_or_id: str, revision: str | None, dtype: torch.dtype) -> HuggingFaceEncoder:
     """Load a checkpoint of a supported family from a local folder or the hub (see `apd.load_clip`)."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-    from transformers.utils import logging
-    from transformers.utils.hub import cached_file
+    from transformers import AutoConfig
 
-    cast(Any, logging).disable_progress_bar()
-    where: dict[str, Any] = {"revision": revision} if revision else {}
+    where: dict[str, Any] = {"trust_remote_code": False} | ({"revision": revision} if revision else {})
     try:
-        config = AutoConfig.from_pretrained(folder_or_id, trust_remote_code=False, **where)
+        config = AutoConfig.from_pretrained(folder_or_id, **where)
     except Exception as error:  # the libraries raise a dozen kinds for what is not a configuration
         raise InputError(_offline(source, error) or f"No CLIP at {source!r}: {_first_line(error)}") from error
     check_config(config.to_dict(), source)
     vision = config.vision_config
     vision.image_size = square(vision.image_size, "vision_config.image_size", source)
-    where |= {"trust_remote_code": False}
+    try:
+        model, tokenizer, records = _read(folder_or_id, source, config, dtype, where)
+    except InputError:
+        raise
+    except Exception as error:  # the libraries raise a dozen kinds for a damaged file
+        if re.search("sentencepiece|protobuf|tiktoken", str(error), re.IGNORECASE):
+            for module in ("sentencepiece", "google.protobuf"):
+                import_extra(module, "siglip", f"The tokenizer of {source}")
+        problem = _offline(source, error) or f"The CLIP at {source!r} cannot be read: {_first_line(error)}"
+        raise InputError(problem) from error
+    if not records:
+        raise InputError(
+            f"The CLIP at {source!r} has no preprocessor_config.json; copy the one of the model it was made from."
+        )
+    preprocessing = read_preprocessing(records[0], vision.image_size, source)
+    commit = revision or getattr(config, "_commit_hash", None)
+    return HuggingFaceEncoder(model, tokenizer, preprocessing, source, commit)
+
+
+def _read(
+    folder_or_id: str, source: str, config: Any, dtype: torch.dtype, where: dict[str, Any]
+) -> tuple[nn.Module, Any, list[Path]]:
+    """Read the model, its tokenizer, and where its image processing is described."""
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+    from transformers.utils.hub import cached_file
+
+    log = cast(Any, logging)
+    log.disable_progress_bar()
+    before = log.get_verbosity()
+    log.set_verbosity_error()  # weights that do not fit are refused below, in one line instead of a table
     try:
         model, report = AutoModel.from_pretrained(
             folder_or_id,
@@ -268,39 +301,46 @@ def load_huggingface(source: str, folder_or_id: str, revision: str | None, dtype
             dtype=dtype,
             attn_implementation="sdpa",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             use_safetensors=True,
             **where,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder_or_id, **where)
-        names = ("preprocessor_config.json", "processor_config.json")
-        found = [
-            cached_file(folder_or_id, name, _raise_exceptions_for_missing_entries=False, revision=revision)
-            for name in names
-        ]
-    except Exception as error:  # the libraries raise a dozen kinds for a damaged file
-        if re.search("sentencepiece|protobuf|tiktoken", str(error), re.IGNORECASE):
-            raise InputError(
-                f"The tokenizer of {source} needs packages that are not installed: {install_command('siglip')}"
-            ) from error
-        problem = _offline(source, error) or f"The CLIP at {source!r} cannot be read: {_first_line(error)}"
-        raise InputError(problem) from error
+    finally:
+        log.set_verbosity(before)
+    _check_weights(model, report, source)
+    tokenizer = AutoTokenizer.from_pretrained(folder_or_id, **where)
+    check_no_code(tokenizer.init_kwargs, "tokenizer_config.json", source)
     if len(tokenizer) < _FEWEST_TOKENS:
         raise InputError(
             f"The tokenizer of {source} knows {len(tokenizer)} tokens only; its files are missing: copy those of the model "
             "that this one was made from."
         )
+    found = [
+        cached_file(folder_or_id, name, _raise_exceptions_for_missing_entries=False, revision=where.get("revision"))
+        for name in ("preprocessor_config.json", "processor_config.json")
+    ]
+    return model, tokenizer, [Path(path) for path in found if path]
+
+
+def _check_weights(model: nn.Module, report: dict[str, Any], source: str) -> None:
+    """Refuse weights that are not all of the model's, more than the model's blocks, or not numbers."""
+    about = f"The CLIP at {source!r}"
     if report["missing_keys"]:
+        raise InputError(f"{about} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}. Download it again.")
+    mismatched = sorted(report["mismatched_keys"])
+    if mismatched:
+        name, held, wanted = mismatched[0]
         raise InputError(
-            f"The CLIP at {source!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}. Download it again."
+            f"{about} has weights {name} of shape {tuple(held)}, but config.json asks for {tuple(wanted)}; restore config.json."
         )
-    records = [path for path in found if path]
-    if not records:
+    beyond = sorted(name for name in report["unexpected_keys"] if ".encoder.layers." in name)
+    if beyond:
         raise InputError(
-            f"The CLIP at {source!r} has no preprocessor_config.json; copy the one of the model it was made from."
+            f"{about} has weights of more blocks than num_hidden_layers in config.json: {beyond[0]}; restore config.json."
         )
-    preprocessing = read_preprocessing(Path(records[0]), vision.image_size, source)
-    commit = revision or getattr(config, "_commit_hash", None)
-    return HuggingFaceEncoder(model, tokenizer, preprocessing, source, commit)
+    for name, weights in model.named_parameters():
+        if not weights.isfinite().all():
+            raise InputError(f"{about} has weights that are not finite numbers: {name}. Download it again.")
 
 
 def _offline(source: str, error: BaseException) -> str | None:
@@ -321,5 +361,7 @@ def _offline(source: str, error: BaseException) -> str | None:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    lines = str(error).strip().splitlines()
+    # A heading says nothing without the line below it.
+    text = " ".join(line.strip() for line in lines[: 2 if lines and lines[0].rstrip().endswith(":") else 1])
+    return text or type(error).__name__

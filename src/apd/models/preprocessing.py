@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from PIL import Image
 
 from apd.errors import InputError
-from apd.models.checkpoint import square
+from apd.models.checkpoint import check_no_code, read_json, square
 
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
@@ -58,26 +58,13 @@ def read_preprocessing(path: Path, image_size: int, source: str) -> Preprocessin
     Raises:
         InputError: for a record without the values needed, or with processing that is not supported.
     """
+    record = read_json(path, source)
+    about = f"{source}: {path.name}"
     try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{source}: {path.name} is damaged ({error}); restore it.") from error
-    try:
-        record = record.get("image_processor", record)
-        about = f"{source}: {path.name}"
+        record = _stated(record.get("image_processor", record))
+        check_no_code(record, path.name, source)
         _check_steps(record, image_size, about)
-        size = record["size"]
-        crop = isinstance(size, int) or "shortest_edge" in size
-        if crop:
-            side = size if isinstance(size, int) else size["shortest_edge"]
-            resize = square(side, "size", about)
-            if record.get("do_center_crop", True) is False:
-                raise InputError(
-                    f"{about} sets do_center_crop to false: images would not become square. Set it to true, or give size a "
-                    "height and a width."
-                )
-        else:
-            resize = square(dict(size), "size", about)
+        crop, resize = _resizing(record, image_size, about)
         normalised = record.get("do_normalize", True)
         return Preprocessing(
             size=image_size,
@@ -95,10 +82,34 @@ def read_preprocessing(path: Path, image_size: int, source: str) -> Preprocessin
         ) from error
 
 
+def _stated(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that a record states: null is the same as nothing."""
+    return {name: value for name, value in record.items() if value is not None}
+
+
+def _resizing(record: Mapping[str, Any], image_size: int, about: str) -> tuple[bool, int]:
+    """Whether images are cropped, and the side in pixels that they are resized to."""
+    size = record["size"]
+    size = _stated(size) if isinstance(size, dict) else {"shortest_edge": size}
+    crop = "shortest_edge" in size
+    if crop and (len(size) > 1 or record.get("do_center_crop", True) is False):
+        why = "gives size more than a shortest_edge" if len(size) > 1 else "sets do_center_crop to false"
+        raise InputError(
+            f"{about} {why}: images would not become square. Let size be a shortest_edge and do_center_crop true, or give "
+            "size a height and a width."
+        )
+    resize = square(size["shortest_edge"] if crop else size, "size", about)
+    if resize < image_size if crop else resize != image_size:
+        raise InputError(f"{about} resizes to {resize} px, but the model takes {image_size} px; correct size.")
+    return crop, resize
+
+
 def _check_steps(record: Mapping[str, Any], image_size: int, about: str) -> None:
     """Refuse steps that `Preprocessing` would quietly leave out or add."""
     if record.get("do_resize", True) is False:
         raise InputError(f"{about} sets do_resize to false, which is not supported: set it to true, with the size.")
+    if record.get("do_pad", False):
+        raise InputError(f"{about} sets do_pad to true, which is not supported: set it to false.")
     factor = record.get("rescale_factor", 1 / 255)
     if record.get("do_rescale", True) is False or abs(float(factor) * 255 - 1) > 1e-3:
         raise InputError(
@@ -125,6 +136,10 @@ def _interpolation(value: object, about: str) -> str:
 def _per_channel(value: object, name: str, about: str) -> tuple[float, float, float]:
     values = [value] if isinstance(value, int | float) else list(cast(Any, value))
     values = values * 3 if len(values) == 1 else values
-    if len(values) != 3 or (name == "image_std" and 0 in values):
-        raise InputError(f"{about}: {name} must be three numbers, or one for all channels, got {str(value)[:60]}.")
+    least = sys.float_info.min if name == "image_std" else 0.0
+    # Also refuses NaN, and values for pixels of 0 to 255.
+    if len(values) != 3 or not all(least <= float(value) <= 1 for value in values):
+        raise InputError(
+            f"{about}: {name} must be three numbers for pixels in [0,1], or one for all channels, got {str(value)[:60]}."
+        )
     return cast(tuple[float, float, float], tuple(float(v) for v in values))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from apd.errors import InputError
-from apd.util.files import write_atomic
+from apd.util.files import is_lfs_pointer, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ def read_tensors(file: Path, way_out: str) -> tuple[dict[str, Tensor], dict[str,
     """Tensors and text of a file.
 
     Raises:
-        InputError: a missing or damaged file; the message ends with ``way_out``.
+        InputError: a missing or damaged file, or a Git LFS pointer; but for the pointer the message ends with ``way_out``.
     """
     try:
         with safe_open(file, framework="pt") as opened:
@@ -37,6 +37,10 @@ def read_tensors(file: Path, way_out: str) -> tuple[dict[str, Tensor], dict[str,
     except FileNotFoundError as error:
         raise InputError(f"{file} is missing; {way_out}.") from error
     except (SafetensorError, OSError) as error:
+        if is_lfs_pointer(file):
+            raise InputError(
+                f"{file} is a Git LFS pointer instead of tensors; to get the file: git lfs pull"
+            ) from error
         raise InputError(f"{file} is damaged ({error}); {way_out}.") from error
 
 
