@@ -21,7 +21,7 @@ from apd.errors import InputError
 from apd.evaluation.checks import Checked, model_checks
 from apd.evaluation.frozen import Subject
 from apd.models import DualEncoder, load_clip
-from apd.models.classifier import PromptedCLIP
+from apd.models.classifier import PromptedCLIP, closest_classes
 from apd.models.preprocessing import read_preprocessing
 from apd.util.tensors import read_tensors
 
@@ -258,6 +258,7 @@ def test_class_features_that_coincide_fail_training_and_evaluation(
     failed = verdict(words)
     assert failed.passed is False and "'zebra'" in failed.message and "'yak'" in failed.message
     assert verdict(["cat", "dog", "piano"]).passed is True
+    assert closest_classes(torch.zeros(3, 4))[0] == 1  # and not the cosine 0 of features that differ
     assert classifier.class_names == tuple(words)
 
     data = tmp_path / "data"

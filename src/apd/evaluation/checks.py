@@ -16,7 +16,7 @@ from apd.attacks import PGD, Objective, cross_entropy, margin, misclassified, sa
 from apd.attacks.threat import ThreatModel
 from apd.evaluation.frozen import Subject
 from apd.evaluation.result import AttackAccuracy, Check
-from apd.models.classifier import FrozenClassifier, closest_classes
+from apd.models.classifier import COINCIDE, FrozenClassifier, closest_classes
 
 CHECKED = 64
 """Samples the checks look at, in one batch; fewer where ``batch_size`` is smaller."""
@@ -26,9 +26,6 @@ CHECK_PASSES = 150
 
 LOGIT_TOLERANCE = 1e-4
 """How far logits may move with the batch size, as a share of the largest logit."""
-
-COINCIDE = 1e-4
-"""Class features coincide if their cosine is nearer to 1 than this."""
 
 FEW = 0.05
 """Share of samples that counts as few."""

@@ -16,6 +16,8 @@ from apd.models.prompts import Prompts
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _BEYOND = 0.5
 """How far pixels may be outside of [0,1]: more than any attack or rounding leaves them, less than normalised ones are."""
+COINCIDE = 1e-4
+"""Class features coincide if their cosine is nearer to 1 than this."""
 
 
 def _full(features: Tensor) -> Tensor:
@@ -200,8 +202,13 @@ class PromptedCLIP(nn.Module):
 
 
 def closest_classes(features: Tensor) -> tuple[float, int, int]:
-    """Find the two class features (C, D), of unit length, that are most alike: their cosine and their indices."""
-    similarity = (features.double() @ features.double().T).fill_diagonal_(-2.0)
+    """Find the two class features (C, D), of unit length, that are most alike: their cosine and their indices.
+
+    Features of zeros, which nothing tells apart, count as alike.
+    """
+    features = features.double()
+    squares = features.square().sum(dim=1)
+    similarity = (1 - (squares + squares[:, None]) / 2 + features @ features.T).fill_diagonal_(-2.0)
     flat = int(similarity.argmax())
     return float(similarity.max()), flat // len(features), flat % len(features)
 
@@ -210,15 +217,15 @@ def check_distinct(classifier: PromptedCLIP) -> None:
     """Refuse a classifier that cannot tell two of its classes apart, whatever the image.
 
     Raises:
-        InputError: two class features coincide, as where a tokenizer does not know the words.
+        InputError: two class features (nearly) coincide, as where a tokenizer does not know the words.
     """
     with torch.no_grad():
         cosine, one, other = closest_classes(classifier.class_features().float())
-    if cosine > 1 - 1e-6:  # what float32 does not tell from 1
+    if not cosine <= 1 - COINCIDE:
         names = classifier.class_names
         raise InputError(
-            f"{classifier.encoder.info.source} reads the classes {names[one]!r} and {names[other]!r} as the same text: no image "
-            "can tell them apart. Check the tokenizer's files and the class names."
+            f"{classifier.encoder.info.source} gives the classes {names[one]!r} and {names[other]!r} the same feature (cosine "
+            f"{cosine:.6f}): no image can tell them apart. Check the class names, the templates and the tokenizer's files."
         )
 
 
