@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from apd.errors import InputError
 from apd.methods import METHODS
 from apd.runs.config import FLAGS, RunConfig, load_config, validate
+
+from .refusals import meant, refused
 
 DATA = {"data.source": "digits"}
 
@@ -82,82 +83,75 @@ def test_sections_are_frozen() -> None:
 
 
 BAD = [
-    ({"train.eps": "4"}, [], ["got 4", "4/255", "--eps"]),
+    ({"train.eps": "4"}, [], ["4", "4/255", "--eps"]),
     ({"train.eps": "-1/255"}, [], ["eps", "-1/255", "--eps"]),
-    ({"method.name": "adp"}, [], ["'adp'", "Did you mean apd?"]),
-    ({"train.epochs": 0}, [], ["train.epochs", "--epochs", "got 0"]),
+    ({"method.name": "adp"}, [], ["'adp'", meant("apd")]),
+    ({"train.epochs": 0}, [], ["train.epochs", "--epochs", "0"]),
     ({"data.shots": "many"}, [], ["data.shots", "--shots", "'many'"]),
     ({"data.shots": "0"}, [], ["data.shots", "'0'"]),
-    ({}, ["train.epoch=3"], ["'train.epoch'", "--set train.epoch=3", "Did you mean train.epochs?"]),
-    ({}, ["trian.epochs=3"], ["'trian'", "Did you mean train?"]),
-    ({}, ["train.optimizer.lrr=1"], ["Did you mean train.optimizer.lr?"]),
-    ({}, ["method.teacer=online"], ["Did you mean method.teacher?"]),
-    ({}, ["method.prompts.text_token=2"], ["Did you mean method.prompts.text_tokens?"]),
+    ({}, ["train.epoch=3"], ["'train.epoch'", "--set train.epoch=3", meant("train.epochs")]),
+    ({}, ["trian.epochs=3"], ["'trian'", meant("train")]),
+    ({}, ["train.optimizer.lrr=1"], [meant("train.optimizer.lr")]),
+    ({}, ["method.teacer=online"], [meant("method.teacher")]),
+    ({}, ["method.prompts.text_token=2"], [meant("method.prompts.text_tokens")]),
     ({}, ["method.teacher=offline"], ["method.teacher", "'offline'", "--set method.teacher=offline"]),
     ({}, ["method.feedback=1"], ["method.teacher=online"]),
-    ({"method.name": "ADVVLP"}, [], ["--method: No method 'ADVVLP'. Did you mean advvlp?"]),
-    ({}, ["adv_kl=1"], ["Unknown setting 'adv_kl' (from --set adv_kl=1). Did you mean method.adv_kl?"]),
-    ({}, ["lr=1"], ["Did you mean train.optimizer.lr?"]),
-    ({}, ["train.name=sgd"], ["Did you mean train.optimizer.name?"]),
-    ({}, ["method.zzz=1"], ["Unknown setting 'method.zzz'", "Known: method.name, "]),
-    ({"method.name": "fap"}, ["method.beta=1"], ["Unknown setting 'method.beta'", "Known: method.name, "]),
-    ({}, ["train.optimizer=3"], ["train.optimizer", "got 3"]),
-    ({}, ["train=3", "train.epochs=3"], ["train is not a section"]),
-    ({}, ["train.epochs"], ["NAME=VALUE"]),
-    ({}, ["train.epochs=[1"], ["not YAML"]),
-    ({}, ["train.epochs=x", "train.seed=y"], ["And 1 more"]),
+    ({"method.name": "ADVVLP"}, [], ["--method", "'ADVVLP'", meant("advvlp")]),
+    ({}, ["adv_kl=1"], ["'adv_kl'", "--set adv_kl=1", meant("method.adv_kl")]),
+    ({}, ["lr=1"], [meant("train.optimizer.lr")]),
+    ({}, ["train.name=sgd"], [meant("train.optimizer.name")]),
+    ({}, ["method.zzz=1"], ["'method.zzz'", "method.name", "method.adv_kl"]),
+    ({"method.name": "fap"}, ["method.beta=1"], ["'method.beta'", "method.name", "method.weight"]),
+    ({}, ["train.optimizer=3"], ["--set train.optimizer=3", "3"]),
+    ({}, ["train=3", "train.epochs=3"], ["--set train.epochs=3", "3"]),
+    ({}, ["train.epochs"], ["--set 'train.epochs'", "NAME=VALUE"]),
+    ({}, ["train.epochs=[1"], ["'train.epochs=[1'", "YAML"]),
+    ({}, ["train.epochs=x", "train.seed=y"], ["train.epochs", "'x'", "1"]),
 ]
 
 
-@pytest.mark.parametrize(("flags", "sets", "words"), BAD)
-def test_bad_settings_are_explained_in_one_line(flags: dict[str, Any], sets: list[str], words: list[str]) -> None:
-    with pytest.raises(InputError) as error:
+@pytest.mark.parametrize(("flags", "sets", "names"), BAD)
+def test_bad_settings_are_explained_in_one_line(flags: dict[str, Any], sets: list[str], names: list[str]) -> None:
+    with refused(*names):
         load_config(flags={**DATA, **flags}, sets=sets)
-    message = str(error.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
 
 
 def test_missing_data_is_asked_for() -> None:
-    with pytest.raises(InputError, match=r"data\.source.*DATA"):
+    with refused("data.source", "DATA", "--config"):
         load_config()
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "names"),
     [
-        ("train: {epohcs: 3}\ndata: digits\n", ["train.epohcs", "settings.yaml", "Did you mean train.epochs?"]),
-        ("train: [", ["settings.yaml, line 1, column 9: not YAML: expected"]),
-        (
-            "train:\n  epochs: 3: 4\n",
-            ["settings.yaml, line 2, column 12: not YAML: mapping values are not allowed here."],
-        ),
-        ("a: \0", ["settings.yaml: not YAML: unacceptable character"]),
-        ("- 1\n", ["settings.yaml", "sections"]),
-        ("data: digits\nmethod: {name: advvlp, teacher: tuned}\n", ["method.teacher", "settings.yaml"]),
+        ("train: {epohcs: 3}\ndata: digits\n", ["'train.epohcs'", meant("train.epochs")]),
+        ("train: [", ["1", "9", "YAML"]),
+        ("train:\n  epochs: 3: 4\n", ["2", "12", "YAML"]),
+        ("a: \0", ["YAML", "#x0000"]),
+        ("- 1\n", ["'train:'", "list"]),
+        ("data: digits\nmethod: {name: advvlp, teacher: tuned}\n", ["'method.teacher'", "method.clean"]),
     ],
 )
-def test_bad_files_are_named(tmp_path: Path, text: str, words: list[str]) -> None:
+def test_bad_files_are_named(tmp_path: Path, text: str, names: list[str]) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text(text)
-    with pytest.raises(InputError) as error:
+    with refused(str(file), *names) as error:
         load_config(file)
-    for word in words:
-        assert word in str(error.value)
-    assert not any(odd in str(error.value) for odd in ("\n", "^", "<unicode string>"))
-    with pytest.raises(InputError, match=r"none\.yaml"):
+    assert not any(odd in str(error.value) for odd in ("^", "<unicode string>"))
+    with refused("none.yaml"):
         load_config(tmp_path / "none.yaml")
 
 
 def test_an_unknown_method_is_blamed_on_the_flag_that_names_it(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("data: digits\nmethod: {name: apd, teacher: tuned}\n")
-    with pytest.raises(InputError, match=r"^--method: No method 'adp'\. Did you mean apd\?$"):
+    with refused("--method", "'adp'", meant("apd")) as error:
         load_config(file, {"method.name": "adp"})
+    assert str(file) not in str(error.value)
     file.write_text("data: digits\nmethod: {name: adp}\n")
-    with pytest.raises(InputError, match=r"settings\.yaml: No method 'adp'\. Did you mean apd\?$"):
+    with refused(str(file), "'adp'", meant("apd")) as error:
         load_config(file)
+    assert "--method" not in str(error.value)
 
 
 def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 import apd
-from apd.errors import InputError
 from apd.models import DualEncoder
 from apd.models.prompts import Prompts
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 
 from .models import save_clip
+from .refusals import refused
 from .runs import NAMES, TEMPLATES
 
 
@@ -30,15 +30,15 @@ def test_load_run_gives_the_prompts_that_were_saved(finished: Run, clip: DualEnc
 
 def test_load_run_refuses_another_clip(finished: Run, tmp_path: Path) -> None:
     other = save_clip(tmp_path / "other", seed=1)
-    with pytest.raises(InputError, match=r"weights_sha256 of .*other is \w+, but .*finished was trained on"):
+    with refused("weights_sha256", str(other), str(finished.path)):
         apd.load_run(finished.path, model=str(other))
 
 
 @pytest.mark.parametrize(
-    ("file", "words"), [("preprocessor_config.json", "preprocessing"), ("tokenizer.json", "tokenizer_sha256")]
+    ("file", "setting"), [("preprocessor_config.json", "preprocessing"), ("tokenizer.json", "tokenizer_sha256")]
 )
 def test_load_run_refuses_changed_circumstances(
-    finished: Run, clip_folder: Path, tmp_path: Path, file: str, words: str
+    finished: Run, clip_folder: Path, tmp_path: Path, file: str, setting: str
 ) -> None:
     moved = shutil.copytree(clip_folder, tmp_path / "moved")
     assert apd.load_run(finished.path, model=str(moved)).class_names == tuple(NAMES)
@@ -46,7 +46,7 @@ def test_load_run_refuses_changed_circumstances(
     changed = text.replace("0.48", "0.5") if file.startswith("pre") else text.replace('"piano"', '"viola"')
     assert changed != text
     (moved / file).write_text(changed)
-    with pytest.raises(InputError, match=words):
+    with refused(setting, str(moved), str(finished.path)):
         apd.load_run(finished.path, model=str(moved))
 
 
@@ -54,8 +54,8 @@ def test_exchanged_prompts_are_noticed(finished: Run) -> None:
     file = finished.path / "prompts.safetensors"
     tensors = load_file(file)
     Run.open(finished.path).save_prompts({name: tensor + 1 for name, tensor in tensors.items()})
-    with pytest.raises(InputError, match="not the file this run saved"):
+    with refused(str(file), "run.json"):
         apd.load_run(finished.path)
     file.unlink()
-    with pytest.raises(InputError, match="missing"):
+    with refused(str(file)):
         apd.load_run(finished.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,14 +16,13 @@ import yaml
 from markdown_it import MarkdownIt
 
 import apd
-from apd.errors import InputError
 from apd.models import DualEncoder
 from apd.models.prompts import Prompts
 from apd.runs.config import RunConfig, load_config
 from apd.runs.folder import FORMAT, Run, check_output
 from apd.training.log import Log
 
-from .refusals import fail_with
+from .refusals import fail_with, refused
 from .runs import NAMES, TEMPLATES
 
 
@@ -37,7 +37,7 @@ def test_a_new_run_touches_nothing_before_it_saves(tmp_path: Path, config: RunCo
     run.save_checkpoint(0, {"a": torch.zeros(2)}, {})
     assert set(content(run.path)) == {"config.yaml", "run.json", "checkpoint/state.safetensors"}
     assert Run.open(run.path, finished=False).config == config
-    with pytest.raises(InputError, match=r"unfinished.*--resume"):
+    with refused(f"apd train --output {run.path} --resume"):
         Run.open(run.path)
 
 
@@ -47,7 +47,7 @@ def test_a_folder_that_is_cut_off_while_it_is_made_can_be_overwritten(
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr("apd.runs.config.RunConfig.to_yaml", lambda _: (_ for _ in ()).throw(RuntimeError("power cut")))
         Run.create(tmp_path / "run", config, manifest).log({"step": 1})
-    with pytest.raises(InputError, match=r"config\.yaml is missing.*--overwrite"):
+    with refused("config.yaml", "--overwrite"):
         Run.create(tmp_path / "run", config, manifest, resume=True)
     run = Run.create(tmp_path / "run", config, manifest, overwrite=True)
     run.log({"step": 1})
@@ -58,7 +58,7 @@ def test_overwrite_keeps_finished_work_until_there_is_new(
     finished: Run, config: RunConfig, manifest: dict[str, Any]
 ) -> None:
     before = content(finished.path)
-    with pytest.raises(InputError, match=r"--resume.*--overwrite"):
+    with refused(str(finished.path), "--resume", "--overwrite"):
         Run.create(finished.path, config, manifest)
     new = Run.create(finished.path, config, manifest, overwrite=True)
     assert content(finished.path) == before
@@ -143,7 +143,7 @@ def test_a_finished_run_needs_no_checkpoint_and_keeps_none(
     run.save_checkpoint(1, tensors, {})
     with monkeypatch.context() as patch:
         patch.setattr(Run, "_save_manifest", fail_with(errno.ENOSPC))  # not done until run.json says so
-        with pytest.raises(OSError, match="No space"):
+        with refused(os.strerror(errno.ENOSPC), by=OSError):
             run.finish({})
     resumed = Run.create(run.path, config, manifest, resume=True)
     assert not resumed.finished and resumed.load_checkpoint() is not None
@@ -167,9 +167,9 @@ def test_half_written_checkpoint_is_named(
     run.save_checkpoint(1, {"w": torch.randn(100)}, {})
     file = run.path / "checkpoint" / "state.safetensors"
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
-    with pytest.raises(InputError, match=r"state\.safetensors is damaged.*--overwrite"):
+    with refused("state.safetensors", "--overwrite"):
         Run.create(run.path, config, manifest, resume=True)
-    with pytest.raises(InputError, match="damaged"):
+    with refused("state.safetensors"):
         Run.open(run.path, finished=False).load_checkpoint()
 
 
@@ -179,11 +179,11 @@ def test_full_disk_leaves_the_last_checkpoint(
     run = Run.create(tmp_path / "run", config, manifest)
     run.save_checkpoint(1, {"w": torch.ones(3)}, {})
     before = content(run.path)
-    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"No space left.*Free some space.*--resume"):
+    with monkeypatch.context() as patch, refused("state.safetensors", os.strerror(errno.ENOSPC), "--resume"):
         patch.setattr("apd.util.files.os.fsync", fail_with(errno.ENOSPC))
         run.save_checkpoint(2, {"w": torch.zeros(3)}, {})
     assert content(run.path) == before, "no temporary file is left, and the old checkpoint is whole"
-    with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left"):
+    with monkeypatch.context() as patch, refused(os.strerror(errno.ENOSPC)):
         patch.setattr("apd.util.files.os.replace", fail_with(errno.ENOSPC))
         run.save_prompts({"w": torch.zeros(3)})
     assert content(run.path) == before
@@ -195,30 +195,30 @@ def test_full_disk_while_logging(tmp_path: Path, config: RunConfig, manifest: di
     run.log({"step": 1})
     (run.path / "metrics.jsonl").unlink()
     (run.path / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(InputError, match="No space left"):
+    with refused("metrics.jsonl", os.strerror(errno.ENOSPC)):
         run.log({"step": 2})
 
 
 def test_output_is_checked_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="is a file"):
+        with refused(str(tmp_path / "file")):
             check_output(place)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("x")
-    with pytest.raises(InputError, match=r"holds other files \(cat.jpg\)"):
+    with refused(str(tmp_path / "photos"), "cat.jpg", "--output"):
         check_output(tmp_path / "photos", overwrite=True)
     for name in ("README.md", "config.yaml", "results"):  # names of ours, but without a run they are a person's own
         (tmp_path / f"with-{name}" / name).mkdir(parents=True)
         for switch in ({}, {"overwrite": True}, {"resume": True}):
-            with pytest.raises(InputError, match=f"holds other files \\({name}\\) and no run"):
+            with refused(f"with-{name}", f"({name})", "--output"):
                 check_output(tmp_path / f"with-{name}", **switch)
     check_output(tmp_path / "deep" / "new")
     assert not (tmp_path / "deep").exists()
-    with pytest.raises(InputError, match="exclude each other"):
+    with refused("--resume", "--overwrite"):
         check_output(tmp_path / "new", resume=True, overwrite=True)
     monkeypatch.setattr(tempfile, "TemporaryFile", fail_with(errno.EROFS))
-    with pytest.raises(InputError, match="Read-only file system"):
+    with refused(os.strerror(errno.EROFS)):
         check_output(tmp_path / "new")
 
 
@@ -228,11 +228,11 @@ def test_resume_refuses_other_settings_model_and_data(
     run = Run.create(tmp_path / "run", config, manifest)
     run.save_checkpoint(1, {}, {})
     other = load_config(run.path / "config.yaml", {"train.epochs": 99})
-    with pytest.raises(InputError, match=r"train\.epochs=30, now 99"):
+    with refused("train.epochs=30", "99", "--overwrite"):
         Run.create(run.path, other, manifest, resume=True)
-    with pytest.raises(InputError, match="class_names"):
+    with refused("class_names", "--overwrite"):
         Run.create(run.path, config, {**manifest, "class_names": NAMES[::-1]}, resume=True)
-    with pytest.raises(InputError, match=r"model\.weights_sha256"):
+    with refused("model.weights_sha256", "--overwrite"):
         Run.create(run.path, config, {**manifest, "model": {**manifest["model"], "weights_sha256": "0"}}, resume=True)
     elsewhere = load_config(run.path / "config.yaml", {"train.device": "cuda"})
     assert not Run.create(run.path, elsewhere, manifest, resume=True).finished
@@ -260,30 +260,27 @@ def test_finished_run_is_returned_by_resume(finished: Run, config: RunConfig, ma
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "names"),
     [
-        (
-            json.dumps({"format": FORMAT + 1, "status": "done", "versions": {}}),
-            f"version {FORMAT + 1}.*version {FORMAT}",
-        ),
-        ('{"format": 1, "sta', "damaged"),
-        ("[]", "damaged"),
-        ("{}", "damaged"),
-        (json.dumps({"format": FORMAT}), "damaged"),
+        (json.dumps({"format": FORMAT + 1, "status": "done", "versions": {}}), [str(FORMAT + 1), str(FORMAT)]),
+        ('{"format": 1, "sta', []),
+        ("[]", []),
+        ("{}", []),
+        (json.dumps({"format": FORMAT}), []),
     ],
 )
-def test_other_version_and_damage_are_refused(finished: Run, text: str, words: str) -> None:
+def test_other_version_and_damage_are_refused(finished: Run, text: str, names: list[str]) -> None:
     (finished.path / "run.json").write_text(text)
-    with pytest.raises(InputError, match=words):
+    with refused("run.json", *names, "--overwrite"):
         Run.open(finished.path)
-    with pytest.raises(InputError, match=words):
+    with refused("run.json", *names, "--overwrite"):
         apd.load_run(finished.path)
 
 
 def test_no_run_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No run folder"):
+    with refused(str(tmp_path / "nothing"), "apd train"):
         Run.open(tmp_path / "nothing")
-    with pytest.raises(InputError, match="no run folder"):
+    with refused(str(tmp_path), "run.json", "apd train"):
         Run.open(tmp_path)
 
 

@@ -11,11 +11,11 @@ import torch
 
 import apd
 from apd.data import load_data
-from apd.errors import InputError
 from apd.models import DualEncoder, load_clip
 from apd.runs.folder import Run
 
 from .models import save_clip
+from .refusals import refused
 
 FAST = {"epochs": 1, "batch_size": 16, "device": "cpu"}
 
@@ -69,7 +69,7 @@ def test_resume_refuses_a_teacher_whose_weights_changed(
     run = train(clip, colours, tmp_path / "run", **asked)
     assert train(clip, colours, run.path, resume=True, **asked).finished
     save_clip(teacher, seed=6)
-    with pytest.raises(InputError, match=r"another teachers\.robust_teacher\.weights_sha256 .*--overwrite"):
+    with refused("teachers.robust_teacher.weights_sha256", "--overwrite"):
         train(clip, colours, run.path, resume=True, **asked)
 
 
