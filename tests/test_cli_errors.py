@@ -18,7 +18,7 @@ from apd.runs.folder import Run
 
 from .command_line import QUICK, Cli
 from .models import save_colours
-from .refusals import check_error, fail_with
+from .refusals import check_error, contains, fail_with, meant
 
 
 def broken(folder: Path, how: str) -> Path:
@@ -48,7 +48,7 @@ def broken(folder: Path, how: str) -> Path:
         ("one class", [], ["red"]),
         ("truncated image", [], ["red", ".png", "--skip-bad-images"]),
         ("no images", [], ["photos"]),
-        ("long name", [], ["red red", "context"]),
+        ("long name", [], ["red red", "16"]),
     ],
 )
 def test_bad_data_is_one_line_and_costs_no_finished_work(
@@ -65,46 +65,46 @@ def test_bad_data_is_one_line_and_costs_no_finished_work(
 
 BAD_USAGE: list[tuple[str, list[str]]] = [
     ("train", ["data.source"]),
-    ("train {colours} --eps 4", ["got 4", "4/255", "--eps"]),
-    ("train {colours} --eps=-1/255", ["-1/255"]),
-    ("train {colours} --eps 255", ["got 255", "8/255", "--eps"]),
+    ("train {colours} --eps 4", ["4", "4/255", "--eps"]),
+    ("train {colours} --eps=-1/255", ["-1/255", "--eps"]),
+    ("train {colours} --eps 255", ["255", "8/255", "--eps"]),
     ("train {colours} --seed 99999999999999999999", ["train.seed", "--seed", "9223372036854775807"]),
     ("train {colours} --set data.seed=99999999999999999999", ["data.seed", "--set", "9223372036854775807"]),
     ("evaluate {run} --seed 99999999999999999999", ["seed", "9223372036854775807"]),
     ("evaluate {run} --eps 255", ["8/255"]),
-    ("train {colours} --method adp", ["'adp'", "Did you mean apd?"]),
-    ("train {colours} --shots 2 --model glyhps", ["'glyhps'", "Did you mean glyphs?"]),
+    ("train {colours} --method adp", ["'adp'", meant("apd")]),
+    ("train {colours} --shots 2 --model glyhps", ["'glyhps'", meant("glyphs")]),
     ("train {colours} --shots 2 --model {colours}", ["config.json"]),
     ("train {colours} --set train.epoch=3", ["train.epochs"]),
-    ("train digit", ["'digit'", "Did you mean digits?"]),
+    ("train digit", ["'digit'", meant("digits")]),
     ("train {colours} --output {run}", ["--resume", "--overwrite"]),
-    ("train {colours} --output {run}/run.json", ["is a file"]),
-    ("train {colours} --output {colours}", ["holds other files"]),
+    ("train {colours} --output {run}/run.json", ["{run}/run.json"]),
+    ("train {colours} --output {colours}", ["{colours}", "blue", "--output"]),
     ("train {colours} --config none.yaml", ["none.yaml"]),
     ("evaluate", ["--model", "--data"]),
-    ("evaluate {run}/none", ["No run folder"]),
-    ("evaluate {colours}", ["no run folder"]),
-    ("evaluate {run} --attack pdg-20", ["'pdg-20'", "Did you mean pgd-20?"]),
+    ("evaluate {run}/none", ["{run}/none", "apd train"]),
+    ("evaluate {colours}", ["{colours}", "run.json", "apd train"]),
+    ("evaluate {run} --attack pdg-20", ["'pdg-20'", meant("pgd-20")]),
     ("evaluate {run} --eps 4", ["4/255"]),
-    ("evaluate {run} --limit 0", ["limit"]),
-    ("evaluate {run} --output {run}/run.json/result.json", ["Cannot write", "run.json"]),
-    ("evaluate {run} --split tset", ["split", "tset"]),
-    ("evaluate {run} --device coda", ["'coda'", "device auto"]),
+    ("evaluate {run} --limit 0", ["limit", "0"]),
+    ("evaluate {run} --output {run}/run.json/result.json", ["{run}/run.json"]),
+    ("evaluate {run} --split tset", ["split", "'tset'", "'test'"]),
+    ("evaluate {run} --device coda", ["'coda'", "auto"]),
     ("predict {run} {run}/none.jpg", ["none.jpg"]),
-    ("predict {run} {run}", ["folder without images"]),
+    ("predict {run} {run}", ["{run}"]),
     ("predict {run} {colours}/*.webp", ["*.webp"]),
     ("predict {run} {colours} --format yaml", ["'yaml'", "table, json, csv"]),
-    ("predict {run} {colours} --format csv --json", ["--json", "csv"]),
+    ("predict {run} {colours} --format csv --json", ["--json", "--format csv"]),
     ("predict {run} {run}/run.json", ["run.json"]),
-    ("list modles", ["'modles'", "Did you mean models?"]),
-    ("demo --output {colours}", ["holds other files"]),
+    ("list modles", ["'modles'", meant("models")]),
+    ("demo --output {colours}", ["{colours}", "--output"]),
 ]
 
 
 @pytest.mark.parametrize(("line", "words"), BAD_USAGE)
 def test_bad_usage_is_one_line(cli: Cli, trained: Path, colours: Path, line: str, words: list[str]) -> None:
     answer = cli(*(part.format(colours=colours, run=trained) for part in line.split()))
-    check_error(answer, words)
+    check_error(answer, [word.format(colours=colours, run=trained) for word in words])
 
 
 @pytest.mark.parametrize("line", ["evaluate none", "predict none x.jpg"])
@@ -114,7 +114,7 @@ def test_a_missing_run_folder_is_told_before_anything_heavy_is_imported(line: st
         "try: apd.cli.main()\nexcept SystemExit as stop: print(stop.code, [m for m in ('torch', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "2 []\n" and done.stderr.startswith("error: No run folder 'none'")
+    assert done.stdout == "2 []\n" and done.stderr.startswith("error: ") and contains(done.stderr, "'none'")
 
 
 @pytest.mark.parametrize("line", ["train digits --epoch 3", "trian digits", "predict", "evaluate --limit many"])
@@ -129,14 +129,14 @@ def test_damaged_run_folders(cli: Cli, run: Path, damage: str) -> None:
     manifest = json.loads((run / "run.json").read_text())
     if damage == "version":
         (run / "run.json").write_text(json.dumps({**manifest, "format": 99}))
-        check_error(cli("evaluate", run), ["version 99"])
-        check_error(cli("train", "--output", run, "--resume"), ["version 99"])
+        check_error(cli("evaluate", run), ["99", "1"])
+        check_error(cli("train", "--output", run, "--resume"), ["99", "1"])
         return
     (run / "run.json").write_text(json.dumps({**manifest, "status": "running"}))
-    check_error(cli("evaluate", run), ["unfinished", "--resume"])
+    check_error(cli("evaluate", run), [str(run), "--resume"])
     (run / "checkpoint").mkdir()
     (run / "checkpoint" / "state.safetensors").write_bytes((run / "prompts.safetensors").read_bytes()[:-10])
-    check_error(cli("train", "--output", run, "--resume"), ["state.safetensors", "damaged", "--overwrite"])
+    check_error(cli("train", "--output", run, "--resume"), ["state.safetensors", "--overwrite"])
 
 
 def test_full_disk_and_read_only_output(
@@ -145,17 +145,18 @@ def test_full_disk_and_read_only_output(
     train = ("train", colours, "--model", clip_folder, *QUICK, "--output", run.parent / "new")
     with monkeypatch.context() as patch:
         patch.setattr("apd.util.files.os.fsync", fail_with(errno.ENOSPC))
-        check_error(cli(*train), ["No space left", "Free some space"])
+        check_error(cli(*train), [str(run.parent / "new"), os.strerror(errno.ENOSPC)])
     with monkeypatch.context() as patch:
         patch.setattr("apd.util.files.tempfile.TemporaryFile", fail_with(errno.ENOSPC))
         answer = cli(*train)
-        check_error(answer, ["No space left"])
+        check_error(answer, [os.strerror(errno.ENOSPC)])
         assert answer.err.startswith("error"), "before any work"
     prompts = (run / "prompts.safetensors").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("apd.util.files.os.fsync", fail_with(errno.ENOSPC))
         check_error(
-            cli("evaluate", run, "--attack", "pgd-1", "--limit", 2, "--output", run / "result.json"), ["No space"]
+            cli("evaluate", run, "--attack", "pgd-1", "--limit", 2, "--output", run / "result.json"),
+            [os.strerror(errno.ENOSPC)],
         )
     assert (run / "prompts.safetensors").read_bytes() == prompts
 
@@ -183,8 +184,7 @@ def test_ctrl_c_says_how_to_go_on(
             patch.setattr(place, stop)
             early = cli(*train[:-1], tmp_path / "early run")
         assert early.code == 130
-        again = next(line for line in early.err.splitlines() if "apd train" in line).partition("with: ")[2]
-        assert shlex.split(again) == ["apd", *map(str, train[:-1]), str(tmp_path / "early run")]
+        assert shlex.join(["apd", *map(str, train[:-1]), str(tmp_path / "early run")]) in early.err
         assert not (tmp_path / "early run").exists()
 
 
@@ -208,7 +208,8 @@ def test_traceback_only_with_debug(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("apd.models.list_models", fail)
     answer = cli("list", "models")
-    assert (answer.code, answer.err) == (1, "error: ZeroDivisionError: two lines (--debug shows the traceback)\n")
+    assert (answer.code, answer.err.count("\n")) == (1, 1)
+    assert contains(answer.err, "ZeroDivisionError: two lines", "--debug")
     shown = cli("list", "models", "--debug")
     assert shown.code == 1
     assert "Traceback" in shown.err

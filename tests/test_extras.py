@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from apd.errors import InputError
-from apd.util.extras import import_extra
+from apd.util.extras import import_extra, install_command
 
 from .command_line import QUICK, Cli
-from .refusals import check_error
+from .refusals import check_error, refused
 
 
 @pytest.mark.parametrize("kind", ["parquet", "folder of parquet", "saved", "hub"])
@@ -27,7 +26,7 @@ def test_tables_without_datasets_name_the_extra(
     sources = {"parquet": tmp_path / "images.parquet", "folder of parquet": tmp_path, "saved": tmp_path / "saved"}
     source = sources.get(kind, "hf:owner/name")
     answer = cli(*(("train", source) if command == "train" else ("evaluate", trained, "--data", source)))
-    check_error(answer, [str(source), "pip install 'adversarial-prompt-distillation[hub]'"])
+    check_error(answer, [str(source), install_command("hub")])
 
 
 def test_tensorboard_is_missed_before_training(
@@ -36,7 +35,7 @@ def test_tensorboard_is_missed_before_training(
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     command = ("train", colours, "--model", clip_folder, *QUICK, "--set", "train.tensorboard=true")
     answer = cli(*command, "--output", tmp_path / "run")
-    check_error(answer, ["train.tensorboard", "'adversarial-prompt-distillation[tensorboard]'"])
+    check_error(answer, ["train.tensorboard", install_command("tensorboard")])
     assert not (tmp_path / "run").exists()
 
 
@@ -45,5 +44,5 @@ def test_a_package_that_cannot_be_imported_is_not_called_missing(
 ) -> None:
     (tmp_path / "half_installed.py").write_text("import no_such_library")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match=r"no_such_library.*\[ray\]"):
+    with refused("'no_such_library'", install_command("ray")):
         import_extra("half_installed", "ray", "it")
