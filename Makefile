@@ -33,7 +33,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/apd demo --output runs/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" --durations=5 --cov=src --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n auto -m "not slow" --durations=5 --cov=src --cov-report=term --cov-fail-under=95
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

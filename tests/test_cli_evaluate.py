@@ -29,7 +29,7 @@ def test_evaluate_prints_json_alone_and_keeps_outcomes(cli: Cli, run: Path) -> N
     assert f"apd predict {run}" in answer.err
     again = cli(*arguments)
     assert "pgd-2" in again.out
-    assert "undefended" in again.out
+    assert "zero-shot" in again.out
 
 
 def test_evaluate_of_other_classes_and_data(cli: Cli, run: Path, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def numbered(tmp_path: Path) -> Path:
 
 
 def test_the_command_line_warns_of_numbers_once(numbered: Path, clip_folder: Path, tmp_path: Path) -> None:
-    shown = in_process("train", numbered, "--model", clip_folder, *QUICK, "--output", tmp_path / "run")
+    shown = in_process("train", numbered, "--model", "glyphs", *QUICK, "--output", tmp_path / "run")
     warnings = [line for line in shown.stderr.splitlines() if "1, 2, 3 (3 classes)" in line and "classes.txt" in line]
     assert shown.returncode == 0 and len(warnings) == 1
     assert str(numbered / "classes.txt") in warnings[0] and "FOLDER,name" in warnings[0]

@@ -122,7 +122,7 @@ def test_validation_images_of_an_own_split_by_number(tmp_path: Path) -> None:
     assert per_class(data.val) == [5, 5] and "5 a class of the data's own" in data.description
     assert per_class(load_data(tmp_path, shots=2, validation=50).val) == [6, 6]
     assert per_class(load_data(tmp_path, shots="all", validation=5).val) == [5, 5]
-    with pytest.raises(InputError, match="validation must be a number of images a class from 1, got 0"):
+    with pytest.raises(InputError, match="validation must be a number of images per class from 1, got 0"):
         load_data(tmp_path, shots=2, validation=0)
 
 

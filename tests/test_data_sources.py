@@ -147,7 +147,7 @@ class TestCoop:
         bad = tmp_path / "bad.json"
         for text in ("{", "[]", '{"train": [["a.png", "x", "a"]]}', '{"train": [["a.png", 0]]}'):
             bad.write_text(text)
-            assert "no CoOp split file" in fails(bad)
+            assert "not a CoOp split file" in fails(bad)
         bad.write_text('{"train": [["a.png", 0, "a"]], "test": []}')
         assert "no test images" in fails(bad)
 

@@ -48,7 +48,7 @@ def gap(z, labels):
 def halves():
     """Black and white."""
     x = torch.arange(12).view(12, 1, 1, 1).remainder(2).expand(12, 3, 8, 8) * 255
-    return apd.Dataset.from_tensors("halves", ["black", "white"], train=(x.byte(), torch.arange(12) % 2),
+    return apd.Dataset.from_tensors("halves", ["dark", "bright"], train=(x.byte(), torch.arange(12) % 2),
                                     test=(x.byte(), torch.arange(12) % 2))
 
 def fails():
@@ -95,13 +95,13 @@ class Bare(DualEncoder):
         return torch.where(ids == 5, 1.0, -1.0).expand(-1, 3) + torch.tensor([0.1, 0.0, 0.0])
 
     def prompt_ids(self, texts: Any, n_tokens: int = 0) -> Tensor:
-        return torch.tensor([[5 if "white" in text else 1] for text in texts])
+        return torch.tensor([[5 if "bright" in text else 1] for text in texts])
 
 
 def halves() -> Dataset:
     x = (torch.arange(12) % 2).view(12, 1, 1, 1).expand(12, 3, 8, 8).to(torch.uint8) * 255
     y = torch.arange(12) % 2
-    return apd.Dataset.from_tensors("halves", ["black", "white"], train=(x, y), test=(x, y))
+    return apd.Dataset.from_tensors("halves", ["dark", "bright"], train=(x, y), test=(x, y))
 
 
 class Means(torch.nn.Module):
@@ -191,16 +191,12 @@ def test_code_that_cannot_be_used_is_wrong_input(call: Callable[[], object], nam
     assert "\n" not in str(stop.value)
 
 
-def test_a_finished_run_is_evaluated_without_the_code_that_only_training_needs(
-    elsewhere: Path, clip_folder: Path, cli: Cli
-) -> None:
+def test_a_finished_run_is_evaluated_without_the_code_that_only_training_needs(elsewhere: Path, cli: Cli) -> None:
     sets = [f"train.attack.{pair}" for pair in ("kind=elsewhere:Still", "loss=elsewhere:gap", "options={steps: 2}")]
     flags = [part for setting in sets for part in ("--set", setting)]
     made = (
         "train",
         "digits",
-        "--model",
-        clip_folder,
         "--method",
         "elsewhere:Mine",
         "--shots",
@@ -243,7 +239,7 @@ def test_a_stopped_run_of_foreign_code_is_resumed_and_other_images_are_refused(c
     with pytest.raises(InputError, match="ids_sha256"):
         apd.train(
             clip,
-            Dataset.from_tensors("halves", ["black", "white"], (x, y), (x, y)),
+            Dataset.from_tensors("halves", ["dark", "bright"], (x, y), (x, y)),
             output="run",
             resume=True,
             **settings,
@@ -290,8 +286,6 @@ def test_outcomes_of_other_code_or_settings_are_not_taken_for_ones_own(tmp_path:
     assert all(score.seconds_earlier >= 0 for score in judged(Means(), *names).attacks.values())
     assert len(list(tmp_path.glob("*.jsonl"))) == 4
 
-    changed = type("Means", (Means,), {"forward": lambda self, x: -Means.forward(self, x), "__module__": __name__})
-    assert judged(changed()).clean == 100 - judged(Means()).clean == 0
     with pytest.raises(InputError, match="lambda"):
         judged(Means(), lambda o, x, t, s: x, lambda o, x, t, s: 1 - x)
     assert [len(judged(Means(), ClimbingAttack("mine", PGD(steps))).attacks) for steps in (1, 2)] == [1, 1]

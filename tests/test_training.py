@@ -466,7 +466,7 @@ def test_a_process_that_trained_on_one_device_does_not_pretend_to_train_on_anoth
 ) -> None:
     start(tmp_path / "first", clip, colours, "train.epochs=1")
     monkeypatch.setattr(loop, "pick_device", lambda name: "cuda" if name == "cuda" else "cpu")
-    with pytest.raises(InputError, match="has trained on cpu and cannot go on to cuda"):
+    with pytest.raises(InputError, match="has trained on cpu and cannot switch to cuda"):
         start(tmp_path / "second", clip, colours, "train.epochs=1", "train.device=cuda")
 
 

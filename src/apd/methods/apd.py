@@ -68,10 +68,12 @@ class APD(Method):
         # Even until `prepare` has measured it.
         share = 0.5 if settings.balance == "auto" else settings.balance
         self.register_buffer("balance", torch.tensor(0.5 if share is None else share))
-        self._bound = PerObject[PromptedCLIP, BoundCLIP](PromptedCLIP.bind_detached)
-        self._online = PerObject[Step, BoundCLIP](lambda step: self.teacher.bind())
-        self._online_features = PerObject[Step, Tensor](lambda step: self._online(step).features(step.x))
-        self._fixed_features = PerObject[Batch, Tensor](lambda batch: self._bound(self.teacher).features(batch.x))
+        # Without self, so that a method is freed as soon as nobody uses it, and with it the models it holds.
+        teacher, bound = self.teacher, PerObject[PromptedCLIP, BoundCLIP](PromptedCLIP.bind_detached)
+        online = PerObject[Step, BoundCLIP](lambda step: teacher.bind())
+        self._bound, self._online = bound, online
+        self._online_features = PerObject[Step, Tensor](lambda step: online(step).features(step.x))
+        self._fixed_features = PerObject[Batch, Tensor](lambda batch: bound(teacher).features(batch.x))
         widths = self.teacher.encoder.info.embed_dim, zero_shot.encoder.info.embed_dim
         for name in ("image_features", "text_features"):
             if getattr(settings, name) and widths[0] != widths[1]:

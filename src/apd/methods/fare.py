@@ -48,11 +48,7 @@ class FARE(Method):
     def __init__(self, settings: FARESettings, zero_shot: PromptedCLIP, seed: int = 0) -> None:
         super().__init__(settings, zero_shot, seed)
         self.original = zero_shot
-        self._target = PerObject(self._original_features)
-
-    @torch.no_grad()
-    def _original_features(self, step: Step) -> Tensor:
-        return self.original.bind().embed(step.x)
+        self._target = PerObject[Step, Tensor](lambda step: _features(zero_shot, step))
 
     def inner(self, step: Step, attacked: BoundCLIP) -> Objective:
         """The squared distance of features, as in the loss."""
@@ -61,3 +57,9 @@ class FARE(Method):
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """Return the terms of the formula at the head of this page."""
         return {"adv_features": squared_distance(step.student.embed(x_adv), self._target(step)).mean()}
+
+
+@torch.no_grad()
+def _features(original: PromptedCLIP, step: Step) -> Tensor:
+    """Return the features of the clean images by the model without prompts."""
+    return original.bind().embed(step.x)
