@@ -188,3 +188,12 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="Cannot write"):
         counting_run(tmp_path / "file")
+
+
+def test_kept_health_checks_of_an_earlier_revision_are_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for revision in ("1", "1", "2"):
+        monkeypatch.setattr("apd.evaluation.measure.REVISION", revision)
+        counting_run(tmp_path, n=8, checks=True)
+    assert len(list(tmp_path.glob("checks-*"))) == 2

@@ -21,6 +21,9 @@ from apd.models.classifier import COINCIDE, FrozenClassifier, closest_classes
 CHECKED = 64
 """Samples the checks look at, in one batch; fewer where ``batch_size`` is smaller."""
 
+REVISION = "2"
+"""Raised with every change of the checks, so that kept ones of before are not taken for today's."""
+
 CHECK_PASSES = 150
 """Passes of the model per checked image, at most about: 100 of them in the attack on what still stands."""
 

@@ -18,7 +18,7 @@ from apd.attacks.threat import format_eps
 from apd.data.corruptions import corrupt, parse_corruption
 from apd.data.dataset import IN_MEMORY, Dataset, Decoded, ImageSet
 from apd.errors import InputError, nearest
-from apd.evaluation.checks import CHECKED, Checked, library_checks, model_checks, seeds_of
+from apd.evaluation.checks import CHECKED, REVISION, Checked, library_checks, model_checks, seeds_of
 from apd.evaluation.engine import PRECISION, Evaluation
 from apd.evaluation.forecast import LARGEST
 from apd.evaluation.frozen import Subject
@@ -266,7 +266,8 @@ def _checks(evaluation: Evaluation, records: dict[str, Record], scores: Scores, 
     labels = samples.decoded.labels
     standing = torch.stack([guesses == labels for guesses in right.values()]).all(dim=0)
     about = hashlib.sha256(repr([(samples.keys[i], bool(standing[i])) for i in index]).encode()).hexdigest()
-    circumstances = evaluation.circumstances("checks") | {"samples": about, "attacked": str(bool(settings.adversarial))}
+    asked = {"samples": about, "attacked": str(bool(settings.adversarial)), "revision": REVISION}
+    circumstances = evaluation.circumstances("checks") | asked
     found = evaluation.store.load(circumstances)
     if found is None:
         x, y, ids = samples.batch(index, subject.device)
