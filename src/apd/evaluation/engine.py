@@ -11,7 +11,7 @@ from functools import cached_property
 from torch import Tensor
 
 from apd import attacks
-from apd.evaluation.forecast import LARGEST, Measured, measure
+from apd.evaluation.forecast import LARGEST, Measured, measure, measure_pace
 from apd.evaluation.frozen import Subject
 from apd.evaluation.progress import Pace, shown
 from apd.evaluation.result import Accuracy, AttackAccuracy, Scores
@@ -153,12 +153,19 @@ class Evaluation:
         """Pace of the model, measured when it is first needed."""
         return self.known or measure(self.subject, self.samples, self.settings)
 
+    @cached_property
+    def pace(self) -> Measured:
+        """Pace of the model as if no image fell: cheap to measure, and often enough to tell that all are quick."""
+        return self.known or measure_pace(self.subject, self.samples, self.settings)
+
     def _batch_size(self, record: Record, name: str, todo: Sequence[int]) -> int:
         """Images at a time: as they were set, else as in an earlier call, on which APGD and AutoAttack depend."""
         if self.settings.batch_size is not None:
             return self.settings.batch_size
         if record.batch_sizes or not todo:
             return max(record.batch_sizes, default=LARGEST)
+        if self.pace.batch_size(name, self.n_classes) == LARGEST:
+            return LARGEST
         return self.measured.batch_size(name, self.n_classes)
 
     def _batches(
