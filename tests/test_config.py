@@ -88,7 +88,7 @@ BAD = [
     ({"method.name": "adp"}, [], ["'adp'", meant("apd")]),
     ({"train.epochs": 0}, [], ["train.epochs", "--epochs", "0"]),
     ({"data.shots": "many"}, [], ["data.shots", "--shots", "'many'"]),
-    ({"data.shots": "0"}, [], ["data.shots", "'0'"]),
+    ({"data.shots": "0"}, [], ["data.shots=0"]),
     ({}, ["train.epoch=3"], ["'train.epoch'", "--set train.epoch=3", meant("train.epochs")]),
     ({}, ["trian.epochs=3"], ["'trian'", meant("train")]),
     ({}, ["train.optimizer.lrr=1"], [meant("train.optimizer.lr")]),

@@ -223,7 +223,7 @@ def test_advpt_learns_from_a_bank_of_the_plain_clip(clip: DualEncoder, inner: st
         return (start + threat.eps / 3 * gradient.sign()).detach().clamp(0, 1)
 
     method.original.encoder.double()
-    method.prepare(Preparation(Doubled(decoded), attack, THREAT, 0, lambda other: None))
+    method.prepare(Preparation(Doubled(decoded), attack, THREAT, 0, lambda other: None, decoded))
 
     original = Slow(method.student.encoder)
     x = bytes_.double() / 255
@@ -365,7 +365,7 @@ def test_every_method_takes_a_step_on_a_siglip(siglip: DualEncoder, name: str) -
         return
     decoded = Decoded(torch.randint(0, 256, (4, 3, SIDE, SIDE), dtype=torch.uint8), LABELS, tuple("abcd"))
     attack = PGD(steps=1)
-    method.prepare(Preparation(decoded, attack, THREAT, 0, lambda other: None))
+    method.prepare(Preparation(decoded, attack, THREAT, 0, lambda other: None, decoded))
     terms = TrainStep(method, attack=attack)(Batch.of(decoded.pixels(), LABELS), THREAT)[0]
     torch.stack(list(terms.values())).sum().backward()
     for parameter in method.student.prompts.parameters():

@@ -193,7 +193,7 @@ def test_by_default_the_soft_label_counts_as_far_as_the_untouched_teacher_is_rig
     guesses = logits(method.student.zero_shot(), raw.float() / 255).argmax(dim=1)
     share = sum(int(a == b) for a, b in zip(guesses.tolist(), labels.tolist(), strict=True)) / 40
     assert 0 < share < 1
-    method.prepare(Preparation(images, PGD(2), ThreatModel(1 / 255), 0, tune=lambda other: None))
+    method.prepare(Preparation(images, PGD(2), ThreatModel(1 / 255), 0, lambda other: None, images))
     assert float(method.balance) == pytest.approx(share)
     weighted, plain = terms(method), terms(build(clip, teacher="frozen", adv_ce=1.0, adv_kl=1.0))
     assert weighted["adv_ce"] == pytest.approx((1 - share) * plain["adv_ce"], rel=1e-5)
@@ -349,7 +349,7 @@ def test_tuning_moves_the_teacher_s_prompts_and_only_them(clip: DualEncoder) -> 
             for parameter in clean.student.prompts.parameters():
                 parameter.add_(1.0)
 
-    method.prepare(Preparation(None, None, None, 0, tune))
+    method.prepare(Preparation(None, None, None, 0, tune, None))
     for name, tensor in method.state().items():
         torch.testing.assert_close(tensor, before[name] + (1.0 if name.startswith("teacher") else 0.0))
 

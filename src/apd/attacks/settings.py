@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import Field, ValidationInfo, field_validator, model_serializer, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from apd.attacks.base import TrainingAttack
 from apd.attacks.objectives import LOSSES
 from apd.attacks.training import TRAINING_ATTACKS
-from apd.util.section import RECORDED, Section
+from apd.util.section import RECORDED, GrowingSection
 from apd.util.text import short
 
 
-class AttackSettings(Section):
+class AttackSettings(GrowingSection):
     """The attack that makes the training images adversarial."""
+
+    unrecorded: ClassVar[dict[str, Any]] = {"options": {}}
 
     kind: str = Field(
         "pgd",
@@ -83,11 +84,6 @@ class AttackSettings(Section):
             raise ValueError(
                 f"train.attack.options={short(self.options)} do not make a {self.kind} ({' '.join(str(error).split())})"
             ) from error
-
-    @model_serializer(mode="wrap")
-    def _without_empty_options(self, serialize: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        # Runs of before there were options keep their identity.
-        return {name: value for name, value in serialize(self).items() if name != "options" or value}
 
     @property
     def attack_class(self) -> type[TrainingAttack]:

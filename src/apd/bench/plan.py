@@ -18,7 +18,7 @@ from apd.bench.loaded import encoder_info, whole
 from apd.bench.protocols import PROTOCOLS, EvalSpec
 from apd.bench.suite import Block, Final, Suite
 from apd.data import Dataset
-from apd.data.settings import DataSettings
+from apd.data.settings import UNLABELLED, DataSettings
 from apd.runs.config import RunConfig
 
 Shots = int | Literal["all"]
@@ -175,7 +175,7 @@ def _job(suite: Suite, block: Block, data: str, shots: Shots, method: str, seed:
     decides: dict[str, Any] = {"model": _model_identity(model), "data": data_identity(suite.section(data))}
     config = None
     if suite.methods[method] is not None:
-        section = sections[data].model_copy(update={"classes": protocol.train_classes})
+        section = sections[data].model_copy(update={"classes": protocol.train_classes, **suite.extra_data(method)})
         config = _located(suite, suite.run_config(data, method, drawn), model, section, device)
         decides |= _training_identity(config)
     if seed is not None:
@@ -197,7 +197,9 @@ def _training_identity(config: RunConfig) -> dict[str, Any]:
     found = config.model_dump(mode="json")
     others = {name: _model_identity(source) for name, source in config.method.other_models().items()}
     train = {key: value for key, value in found["train"].items() if key != "device"}
-    return {"method": found["method"] | others, "train": train, "classes": config.data.classes}
+    extra = {name: value for name, value in found["data"].items() if name in UNLABELLED}
+    extra |= {"shots": 0} if config.data.shots == 0 else {}
+    return {"method": found["method"] | others, "train": train, "classes": config.data.classes, **extra}
 
 
 def _label(what: str, shots: Shots, seed: int | None, classes: str) -> str:
@@ -239,7 +241,7 @@ def data_identity(settings: DataSettings) -> str:
         identity += f" with {settings.validation} validation " + "images a" + " class"
     if settings.skip_bad_images:
         identity += " without unreadable images"
-    told = {"source", "shots", "seed", "classes", "templates", "validation", "skip_bad_images"}
+    told = {"source", "shots", "seed", "classes", "templates", "validation", "skip_bad_images", *UNLABELLED}
     rest = settings.model_dump(exclude=told, exclude_defaults=True)
     return identity + "".join(f" {name}={value}" for name, value in rest.items())
 

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from apd.attacks.threat import parse_eps
 from apd.bench.protocols import PROTOCOLS
-from apd.data.settings import DataSettings, Shots
+from apd.data.settings import UNLABELLED, DataSettings, Shots
 from apd.data.sources.standard import find_name
 from apd.errors import InputError, nearest
 from apd.evaluation import parse_settings
@@ -98,7 +98,7 @@ class Suite(Section):
     data: dict[str, DataEntry]
     methods: dict[str, dict[str, Any] | None] = Field(
         description="label: null for zero-shot CLIP, a name, or a mapping as in a run's section method; "
-        "`train` in it changes training for this row alone (an ablation)"
+        "`train` in it changes training for this row alone (an ablation), `data` which unlabelled images it learns from"
     )
     train: dict[str, Any] = Field({}, description="settings of the section train, for all data sets and methods")
     attacks: SomeNames = ("apgd-ce", "apgd-dlr")
@@ -162,7 +162,8 @@ class Suite(Section):
                 if name in sections.get("train", {}):
                     raise InputError(_at(row, f"train.{name} has no effect in a suite: {hint}."))
         eps = {} if data is None else {"eps": self.data[data].eps}
-        raw = merged({"data": str(data), "train": eps}, *rows.values(), {"train": {"seed": seed}})
+        images = {"source": str(data), **self.extra_data(method)}
+        raw = merged({"data": images, "train": eps}, *rows.values(), {"train": {"seed": seed}})
         try:
             return validate(raw)
         except InputError as error:
@@ -180,10 +181,25 @@ class Suite(Section):
             **{**own, "source": self.resolve(entry.source), "shots": shots or entry.shots, "seed": seed}
         )
 
+    def extra_data(self, method: str) -> dict[str, Any]:
+        """Settings of the section data that a method's row has for itself: its unlabelled images, and ``shots: 0``."""
+        extra = (self.methods[method] or {}).get("data", {})
+        row = f"methods.{method}"
+        if not isinstance(extra, Mapping):
+            raise InputError(f"{row}: data must hold settings such as unlabelled, got {short(extra)}.")
+        for name, value in extra.items():
+            if name not in (*UNLABELLED, "shots") or (name == "shots" and value != 0):
+                raise InputError(
+                    f"{row}: data.{name}={short(value)} is for all methods of a data set; a method of its own has "
+                    f"{', '.join(UNLABELLED)} and shots: 0."
+                )
+        return dict(extra)
+
     def _rows(self, data: str | None, method: str) -> dict[str, dict[str, Any]]:
         """The layers of a run's settings, the later over the earlier: row of the suite, to its sections."""
         section = dict(self.methods[method] or {})
         train = section.pop("train", {})
+        section.pop("data", None)
         if not isinstance(train, Mapping):
             raise InputError(f"methods.{method}: train must hold settings such as epochs, got {short(train)}.")
         own = {f"methods.{method}": {"method": section, "train": train}}

@@ -18,6 +18,8 @@ class Batch:
         x: images (B,3,S,S) in [0,1], cropped.
         labels: (B,) int64.
         seeds: (B,) int64, of the attack's start.
+        labelled: (B,) bool, whose labels were given; the others have a pseudo-label, or `apd.data.dataset.UNKNOWN`. None:
+            all of them.
         weight: factor of this share's mean loss, so that the processes' mean is the mean over all images.
     """
 
@@ -27,6 +29,7 @@ class Batch:
     labels: Tensor
     seeds: Tensor
     weight: float
+    labelled: Tensor | None = None
 
     @classmethod
     def of(cls, x: Tensor, labels: Tensor) -> Batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,6 +21,8 @@ from apd.util.text import first_of, printable, quoted
 Shots = int | Literal["all"]
 Which = Literal["all", "base", "new"]
 Split = Literal["train", "val", "test"]
+UNKNOWN = -1
+"""The label of an image that has none."""
 IN_MEMORY = "memory:"
 """Stands before the name of a data set that was made in Python, where others have their source."""
 
@@ -94,6 +96,11 @@ class ImageSet:
             return self
         return self.select(sorted(shuffled(self.ids, seed, "sample")[:limit]))
 
+    @classmethod
+    def empty(cls) -> ImageSet:
+        """No images."""
+        return cls((), torch.zeros(0, dtype=torch.int64), ())
+
     def by_class(self, classes: int) -> list[list[int]]:
         """The indices of each class's images, in order."""
         groups: list[list[int]] = [[] for _ in range(classes)]
@@ -132,6 +139,7 @@ class Dataset:
         class_names: readable, in label order.
         templates: sentences with ``{}`` for the class name.
         train, val, test: the splits; no image is in two of them. Of a test set for domain shift, the first two are empty.
+        unlabelled: further training images. The labels that some of them have choose classes only; training sees none.
         mirror: whether training may flip images left to right.
         description: one line on where each split comes from.
     """
@@ -145,6 +153,7 @@ class Dataset:
     test: ImageSet
     mirror: bool = True
     description: str = ""
+    unlabelled: ImageSet = field(default_factory=ImageSet.empty)
 
     @property
     def source(self) -> str:
@@ -215,7 +224,8 @@ class Dataset:
 
     def summary(self) -> str:
         """One line with the first class names and the images per split, so that misread data shows at once."""
-        sizes = f"{len(self.train)} train, {len(self.val)} validation, {len(self.test)} test images"
+        more = f"{len(self.unlabelled)} unlabelled, " if len(self.unlabelled) else ""
+        sizes = f"{len(self.train)} train, {more}{len(self.val)} validation, {len(self.test)} test images"
         return f"{printable(self.name)}: {first_of(self.class_names, 'classes')}; {sizes}"
 
     def shortage(self) -> str:
@@ -275,6 +285,7 @@ class Dataset:
             train=_of_labels(self.train, first, last),
             val=_of_labels(self.val, first, last),
             test=_of_labels(self.test, first, last),
+            unlabelled=_of_labels(self.unlabelled, first, last, also=UNKNOWN),
             settings=self.settings.model_copy(update={"classes": which}),
             description=f"{which} classes ({last - first} of {count}) of: {self.description}",
         )
@@ -290,6 +301,8 @@ def fewer_than(shots: Shots | None, train: ImageSet, class_names: Sequence[str])
     return f", fewer in {len(small)} of {len(sizes)} classes (the fewest: {sizes[least]} of {class_names[least]!r})"
 
 
-def _of_labels(images: ImageSet, first: int, last: int) -> ImageSet:
-    chosen = images.select(torch.nonzero((images.labels >= first) & (images.labels < last)).flatten())
-    return replace(chosen, labels=chosen.labels - first)
+def _of_labels(images: ImageSet, first: int, last: int, also: int | None = None) -> ImageSet:
+    """The images of labels from ``first`` to before ``last``, which then start from 0; those of ``also`` keep theirs."""
+    keep = (images.labels >= first) & (images.labels < last)
+    chosen = images.select(torch.nonzero(keep if also is None else keep | (images.labels == also)).flatten())
+    return replace(chosen, labels=torch.where(chosen.labels >= first, chosen.labels - first, chosen.labels))

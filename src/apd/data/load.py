@@ -35,6 +35,8 @@ def load_data(
     classes: Which = "all",
     columns: Columns | None = None,
     validation: int | None = None,
+    unlabelled: str | Path | None = None,
+    unlabelled_limit: int | None = None,
 ) -> Dataset:
     """Named classes and images, with ``shots`` training images per class and a validation split.
 
@@ -48,6 +50,9 @@ def load_data(
         classes: ``all``, ``base`` (the first half of the labels) or ``new`` (the rest), taken after the draw of shots.
         columns: names of the image and the label column, for tables in which they cannot be told.
         validation: validation images per class; by default min(shots, 4), or all of the data's own with ``all`` shots.
+        unlabelled: further training images, whose labels are not used: ``rest``, the training images that are neither
+            shots nor validation images.
+        unlabelled_limit: at most so many of them, drawn by ``seed``.
 
     Raises:
         InputError: for anything in the source that does not fit; see the page of each kind of source.
@@ -65,6 +70,8 @@ def load_data(
         classes=classes,
         columns=columns,
         validation=validation,
+        unlabelled=None if unlabelled is None else str(unlabelled),
+        unlabelled_limit=unlabelled_limit,
     )
     return load_section(settings)
 

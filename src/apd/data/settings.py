@@ -6,24 +6,31 @@ from this class.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from apd.util.section import Section
+from apd.util.section import GrowingSection
 from apd.util.seed_range import LARGEST
 
 if TYPE_CHECKING:
     from apd.data.dataset import Dataset
 
-Shots = Annotated[int, Field(ge=1)] | Literal["all"]
+Shots = Annotated[int, Field(ge=0)] | Literal["all"]
+REST = "rest"
+"""As a source of unlabelled images: the training images that are neither shots nor validation images."""
+
+UNLABELLED = ("unlabelled", "unlabelled_limit")
+"""Settings about unlabelled images."""
 
 
-class DataSettings(Section):
+class DataSettings(GrowingSection):
     """Which images, and how many of them."""
 
+    unrecorded: ClassVar[dict[str, Any]] = {"unlabelled": None, "unlabelled_limit": None}
+
     source: str = Field(description="folder, split file, hub id or built-in data set")
-    shots: Shots = Field(16, description="training images per class, or all")
+    shots: Shots = Field(16, description="training images per class, or all; 0: unlabelled ones alone")
     seed: int | None = Field(None, le=LARGEST, description="of the few-shot draw; null: train.seed")
     templates: tuple[str, ...] | None = Field(
         None, description="sentences with {} for the class name; null: the data set's own"
@@ -32,6 +39,19 @@ class DataSettings(Section):
     columns: tuple[str, str] | None = Field(None, description="image and label column of a table; null: found out")
     skip_bad_images: bool = Field(False, description="continue without images that cannot be read, and count them")
     validation: int | None = Field(None, ge=1, description="validation images per class; null: min(shots, 4)")
+    unlabelled: str | None = Field(
+        None,
+        description="further training images whose labels, if any, are not used: a source, or rest: those that are no shots",
+    )
+    unlabelled_limit: int | None = Field(None, ge=1, description="at most so many unlabelled images, drawn by the seed")
+
+    @model_validator(mode="after")
+    def _has_images(self) -> DataSettings:
+        if self.shots == 0 and self.unlabelled is None:
+            raise ValueError("data.shots=0 leaves no images to train on: ask for 1 or more, or name data.unlabelled")
+        if self.unlabelled_limit is not None and self.unlabelled is None:
+            raise ValueError("data.unlabelled_limit has no effect without data.unlabelled; set both or neither")
+        return self
 
     def load(self, seed: int = 0) -> Dataset:
         """Read the data set; ``seed`` draws the shots if this section names no seed of its own.

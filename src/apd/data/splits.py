@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from apd.data.dataset import Dataset, ImageSet, Shots, fewer_than
-from apd.data.settings import DataSettings
+from apd.data.settings import REST, DataSettings
 from apd.errors import InputError
 from apd.util.progress import counted
 from apd.util.seeds import shuffled
@@ -116,14 +116,15 @@ def few_shot(pools: Pools, settings: DataSettings) -> Dataset:
         InputError: for shots or validation images that are not a count.
     """
     shots, seed, validation = settings.shots, settings.seed or 0, settings.validation
-    if shots != "all" and not _is_count(shots):
-        raise InputError(f"shots must be a number from 1 or all, got {shots!r}.")
+    if shots != "all" and not _is_count(shots) and (shots != 0 or settings.unlabelled is None):
+        raise InputError(f"shots must be a number from 1 (from 0 with unlabelled images) or all, got {shots!r}.")
     if validation is not None and not _is_count(validation):
         raise InputError(f"validation must be a number of images per class from 1, got {validation!r}.")
     if pools.test_only:
         train, val, counts = pools.train, pools.train, f"test {len(pools.test)} images, none for training"
     else:
         train, val, counts = _draw(pools, shots, seed, validation)
+    rest = _rest(pools, train, val, settings) if settings.unlabelled == REST else ImageSet.empty()
     return Dataset(
         name=pools.name,
         settings=settings.model_copy(update={"classes": "all"}),
@@ -133,8 +134,21 @@ def few_shot(pools: Pools, settings: DataSettings) -> Dataset:
         val=val,
         test=pools.test,
         mirror=pools.mirror,
+        unlabelled=rest,
         description=f"{len(pools.class_names)} classes; {counts}. {pools.note}".strip(),
     )
+
+
+def _rest(pools: Pools, train: ImageSet, val: ImageSet, settings: DataSettings) -> ImageSet:
+    """The training images that are neither shots nor validation images, or as many of them as were asked for."""
+    used = {*train.ids, *val.ids}
+    rest = pools.train.select([index for index, id_ in enumerate(pools.train.ids) if id_ not in used])
+    if not len(rest):
+        raise InputError(
+            f"unlabelled=rest, but all {len(train)} training images of {pools.source} that are not for validation are "
+            "shots; ask for fewer shots, or name other images."
+        )
+    return rest.sample(settings.unlabelled_limit, settings.seed or 0)
 
 
 def _is_count(value: object) -> bool:

@@ -39,6 +39,7 @@ from apd.methods.apd_settings import APDSettings
 from apd.methods.base import Method, MethodSettings, Preparation, prompted
 from apd.methods.clean import VLP
 from apd.methods.step import PerObject, Step
+from apd.methods.teachers import FROZEN, MEAN, TUNED, choose, logits_of, mean_logits
 from apd.models.classifier import BoundCLIP, PromptedCLIP
 from apd.models.shared import shared_clip
 
@@ -55,7 +56,9 @@ class APD(Method):
     source: ClassVar[str] = "Adversarial Prompt Distillation (arXiv 2411.15244), reconstructed"
     Settings: ClassVar[type[MethodSettings]] = APDSettings
     settings: APDSettings
+    pseudo_labels: ClassVar[bool] = False
     balance: Tensor
+    shares: Tensor
 
     def __init__(self, settings: APDSettings, zero_shot: PromptedCLIP, seed: int = 0) -> None:
         super().__init__(settings, zero_shot, seed)
@@ -64,6 +67,8 @@ class APD(Method):
         self.teacher = base if settings.teacher == "frozen" else prompted(base, settings.prompts, seed + 1)
         self.teacher.requires_grad_(settings.teacher == "online")
         self.teacher.encoder.requires_grad_(False)
+        if settings.teacher in ("auto", "mean"):
+            self.register_buffer("shares", torch.tensor(MEAN))
         self.robust = self._other(zero_shot, settings.robust_teacher) if settings.robust_teacher else None
         # Even until `prepare` has measured it.
         share = 0.5 if settings.balance == "auto" else settings.balance
@@ -73,6 +78,7 @@ class APD(Method):
         online = PerObject[Step, BoundCLIP](lambda step: teacher.bind())
         self._bound, self._online = bound, online
         self._online_features = PerObject[Step, Tensor](lambda step: online(step).features(step.x))
+        self._untouched_logits = PerObject[Batch, Tensor](lambda batch: bound(base).logits(batch.x))
         self._fixed_features = PerObject[Batch, Tensor](lambda batch: bound(teacher).features(batch.x))
         widths = self.teacher.encoder.info.embed_dim, zero_shot.encoder.info.embed_dim
         for name in ("image_features", "text_features"):
@@ -96,19 +102,29 @@ class APD(Method):
 
     def prepare(self, before: Preparation) -> None:
         """Measure what the untouched teacher knows, and tune its prompts on clean images if it is ``tuned``."""
-        if self.settings.balance == "auto":
+        if self.settings.balance == "auto" and self.settings.teacher != "auto":
             self.balance.fill_(self._accuracy(before.images))
-        if self.settings.teacher != "tuned":
+        if self.settings.teacher in ("frozen", "online"):
             return
         clean = VLP(MethodSettings(prompts=self.settings.prompts), self.untouched)
         assert clean.student.prompts is not None and self.teacher.prompts is not None
         clean.student.prompts.load_state_dict(self.teacher.prompts.state_dict())
         before.tune(clean)
         self.teacher.prompts.load_state_dict(clean.student.prompts.state_dict())
+        if self.settings.teacher == "auto":
+            answers = [logits_of(one, before.validation) for one in (self.untouched, self.teacher)]
+            shares, accuracy = choose(answers[0], answers[1], before.validation.labels)
+            self.shares.copy_(torch.tensor(shares))
+            if self.settings.balance == "auto":
+                self.balance.fill_(accuracy)
 
     def facts(self) -> dict[str, Any]:
-        """Return the share of the soft label that was used, if there is one: measured or set."""
-        return {} if self.settings.balance is None else {"balance": round(self.balance.item(), 6)}
+        """Return the share of the soft label and the teacher that were used, if there are any: measured or set."""
+        found: dict[str, Any] = {} if self.settings.balance is None else {"balance": round(self.balance.item(), 6)}
+        if self.settings.teacher == "auto":
+            names = {FROZEN: "frozen", TUNED: "tuned", MEAN: "mean"}
+            found |= {"teacher": names[tuple(self.shares.tolist())]}
+        return found
 
     def _accuracy(self, images: Decoded) -> Tensor:
         """Return the share of training images that the untouched teacher, which has not seen them, classifies right."""
@@ -130,7 +146,18 @@ class APD(Method):
             return self._fixed_features(step.batch)
 
     def _teacher_logits(self, step: Step) -> Tensor:
+        if self.settings.teacher in ("auto", "mean"):
+            return self._mean_logits(step)
         return self._teacher(step).logits_from_features(self._teacher_features(step))
+
+    def _mean_logits(self, step: Step) -> Tensor:
+        """The logits (B, C) of the teacher that was chosen, or of the mean of both, without a graph."""
+        with torch.no_grad():
+            shares = tuple(self.shares.tolist())
+            if shares == FROZEN:
+                return self._untouched_logits(step.batch)
+            tuned = self._bound(self.teacher).logits_from_features(self._fixed_features(step.batch))
+            return tuned if shares == TUNED else mean_logits(self._untouched_logits(step.batch), tuned, self.shares)
 
     def _on_adversarial(self, step: Step) -> BoundCLIP:
         return self._teacher(step).detach() if self.robust is None else self._bound(self.robust)
@@ -138,7 +165,7 @@ class APD(Method):
     def inner(self, step: Step, attacked: BoundCLIP) -> Objective:
         """The inner maximisation chosen by ``inner``."""
         if self.settings.inner == "ce":
-            return Objective(attacked.logits, cross_entropy, step.labels)
+            return Objective(attacked.logits, cross_entropy, self._hard_labels(step))
         if self.settings.inner == "kl":
             return Objective(attacked.logits, kl_to_logits, step.clean_logits().detach())
         if self.settings.inner == "teacher-kl":
@@ -153,11 +180,18 @@ class APD(Method):
         hard, soft = (1.0, 1.0) if self.settings.balance is None else (1 - self.balance, self.balance)
         return hard * self.settings.adv_ce, soft * self.settings.adv_kl
 
+    def _hard_labels(self, step: Step) -> Tensor:
+        """The labels (B,); of images without one, the teacher's most probable class."""
+        if step.labelled is None:
+            return step.labels
+        return torch.where(step.labelled, step.labels, self._teacher_logits(step).argmax(dim=-1))
+
     def _mixed_label(self, step: Step) -> Tensor:
         """The probabilities (B, C) towards which the loss draws p_S(x'); exactly so for ``tau = 1`` and soft labels on x."""
         hard, soft = self._weights()
         known = (self._teacher_logits(step).detach() / self.settings.tau).softmax(dim=-1)
-        return (hard * F.one_hot(step.labels, known.shape[-1]) + soft * known) / (hard + soft)
+        mixed = (hard * F.one_hot(step.labels.clamp(min=0), known.shape[-1]) + soft * known) / (hard + soft)
+        return mixed if step.labelled is None else torch.where(step.labelled[:, None], mixed, known)
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """The terms of L_S (and of L_T, where the teacher is online) whose weight is not 0."""
@@ -169,7 +203,10 @@ class APD(Method):
         if s.adv_ce:
             terms["adv_ce"] = hard * step.cross_entropy(z_adv)
         if s.adv_kl:
-            terms["adv_kl"] = soft * self._soft(step, x_adv, z_adv)
+            away = self._soft(step, x_adv, z_adv)
+            # All the weight of an image without a label is on the soft one.
+            shares = None if step.labelled is None else torch.where(step.labelled, soft, hard + soft)
+            terms["adv_kl"] = soft * away.mean() if shares is None else (shares * away).mean()
         if s.clean_ce:
             terms["clean_ce"] = s.clean_ce * step.cross_entropy(step.clean_logits())
         if s.clean_kl:
@@ -189,7 +226,7 @@ class APD(Method):
         return terms
 
     def _soft(self, step: Step, x_adv: Tensor, z_adv: Tensor) -> Tensor:
-        """``KL(p_T || p_S(x'))`` with the teacher's soft label on x or x', trusted or not."""
+        """``KL(p_T || p_S(x'))`` (B,) with the teacher's soft label on x or x', trusted or not."""
         adversarial = None
         if self.settings.soft_target == "adversarial" or self.settings.trust:
             # Bound outside of no_grad: an online teacher is bound once a step, and needs its graph for its own loss.
@@ -199,10 +236,12 @@ class APD(Method):
         target = adversarial if self.settings.soft_target == "adversarial" else self._teacher_logits(step).detach()
         assert target is not None
         if not self.settings.trust:
-            return kl(p=target, q=z_adv, tau=self.settings.tau).mean()
+            return kl(p=target, q=z_adv, tau=self.settings.tau)
         assert adversarial is not None
         # IAD (Zhu 2022): follow the teacher as far as it is right on x', the student's own clean prediction for the rest.
-        trust = adversarial.softmax(dim=-1).gather(1, step.labels[:, None]).squeeze(1) ** self.settings.trust
+        trust = (
+            adversarial.softmax(dim=-1).gather(1, self._hard_labels(step)[:, None]).squeeze(1) ** self.settings.trust
+        )
         follow = kl(p=target, q=z_adv, tau=self.settings.tau)
         introspect = kl(p=step.clean_logits().detach(), q=z_adv, tau=self.settings.tau)
-        return (trust * follow + (1 - trust) * introspect).mean()
+        return trust * follow + (1 - trust) * introspect

@@ -12,7 +12,7 @@ from apd.methods.base import MethodSettings
 if TYPE_CHECKING:
     from apd.settings.train import TrainSettings
 
-Teacher = Literal["frozen", "tuned", "online"]
+Teacher = Literal["frozen", "tuned", "online", "mean", "auto"]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     # Hard and soft labels, the soft ones as far as the untouched CLIP knows these classes, in loss and attack (this
@@ -42,7 +42,8 @@ class APDSettings(MethodSettings):
     )
     teacher: Teacher = Field(
         "frozen",
-        description="frozen: the hand-written prompt; tuned: on clean images first; online: along with the student",
+        description="frozen: the hand-written prompt; tuned: on clean images first; mean: of both; auto: the one of these "
+        "three that validation images speak for; online: along with the student",
     )
     teacher_model: str | None = Field(
         None, description="another CLIP as teacher (any model source); null: the student's own"

@@ -92,11 +92,12 @@ class Preparation:
     """What a method may use before its first step.
 
     Args:
-        images: training images as bytes, not augmented, on the encoder's device.
+        images: labelled training images as bytes, not augmented, on the encoder's device.
         attack: makes training images adversarial.
         threat: the attack's budget.
         seed: the run's seed.
         tune: trains another method (a teacher) on the same images.
+        validation: validation images, in the form of ``images``.
     """
 
     images: Decoded
@@ -104,13 +105,15 @@ class Preparation:
     threat: ThreatModel
     seed: int
     tune: Tune
+    validation: Decoded
 
 
 class Method(nn.Module):
     """A way of training prompts: which prompts, which inner objective, which outer loss.
 
     ``summary`` and ``source`` are for people; ``adversarial`` says whether the loop attacks the training images, ``learns``
-    whether there is anything to train.
+    whether there is anything to train, ``pseudo_labels`` whether images without a label get a clean teacher's most probable
+    class for one. Where they do not, their label is `UNKNOWN` and no cross-entropy is taken of them.
 
     Args:
         settings: an instance of the class's ``Settings``.
@@ -123,6 +126,7 @@ class Method(nn.Module):
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     adversarial: ClassVar[bool] = True
     learns: ClassVar[bool] = True
+    pseudo_labels: ClassVar[bool] = True
 
     def __init__(self, settings: MethodSettings, zero_shot: PromptedCLIP, seed: int = 0) -> None:
         super().__init__()

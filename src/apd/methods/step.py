@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apd.data.batch import Batch
+from apd.data.dataset import UNKNOWN
 from apd.models.classifier import BoundCLIP
 
 K = TypeVar("K")
@@ -65,6 +66,11 @@ class Step:
         """Positions (B,) int64 of the images among all training images."""
         return self.batch.index
 
+    @property
+    def labelled(self) -> Tensor | None:
+        """Which images (B,) bool have a label that was given; None for all of them."""
+        return self.batch.labelled
+
     def clean_features(self) -> Tensor:
         """Return the student's features of the clean images (B, D), with gradients; computed once per step."""
         if self._clean_features is None:
@@ -76,5 +82,11 @@ class Step:
         return self.student.logits_from_features(self.clean_features())
 
     def cross_entropy(self, z: Tensor) -> Tensor:
-        """Return the outer loss's ``CE(z, y)`` of logits (B, C), averaged over the batch, with smoothed labels if asked."""
-        return F.cross_entropy(z, self.labels, label_smoothing=self.smoothing)
+        """Return the outer loss's ``CE(z, y)`` of logits (B, C), averaged over the batch, with smoothed labels if asked.
+
+        Images of unknown label count with 0.
+        """
+        if self.labelled is None:
+            return F.cross_entropy(z, self.labels, label_smoothing=self.smoothing)
+        total = F.cross_entropy(z, self.labels, ignore_index=UNKNOWN, label_smoothing=self.smoothing, reduction="sum")
+        return total / len(self.labels)

@@ -17,6 +17,7 @@ from apd.data.unreadable import how_to_convert
 from apd.errors import InputError
 from apd.models import DualEncoder
 from apd.settings.train import TrainSettings
+from apd.training.pool import Pool
 from apd.util.seeds import sample_seeds, shuffled
 
 
@@ -28,10 +29,12 @@ class Images:
     val: Decoded
     size: int
     mirror: bool
+    unlabelled: Decoded | None = None
 
     def to(self, device: torch.device) -> Images:
         """Move the images to a device."""
-        return replace(self, train=self.train.to(device), val=self.val.to(device))
+        more = None if self.unlabelled is None else self.unlabelled.to(device)
+        return replace(self, train=self.train.to(device), val=self.val.to(device), unlabelled=more)
 
 
 def decode(encoder: DualEncoder, data: Dataset, skip_bad: bool, show: bool) -> Images:
@@ -42,12 +45,15 @@ def decode(encoder: DualEncoder, data: Dataset, skip_bad: bool, show: bool) -> I
             a class all of whose training images cannot be.
     """
     data.check_trainable()
-    train, val = (
+    train, val, unlabelled = (
         images.decode(encoder.info.preprocessing, skip_bad=skip_bad, progress=show).to(encoder.device)
-        for images in (data.train, data.val)
+        if len(images)
+        else None
+        for images in (data.train, data.val, data.unlabelled)
     )
+    assert train is not None and val is not None
     _check_classes(data, train)
-    return Images(train, val, encoder.info.image_size, data.mirror)
+    return Images(train, val, encoder.info.image_size, data.mirror, unlabelled)
 
 
 def _check_classes(data: Dataset, train: Decoded) -> None:
@@ -68,7 +74,7 @@ class Batches:
     """The batches of an epoch, as many as `len`.
 
     Args:
-        images: the training split is drawn from.
+        images: the training split, and the unlabelled images, are drawn from.
         settings: batch size, augmentation and seed.
         process: which of the processes this is.
         processes: how many share a batch.
@@ -76,7 +82,8 @@ class Batches:
 
     def __init__(self, images: Images, settings: TrainSettings, process: int = 0, processes: int = 1) -> None:
         self.images, self.settings, self.process, self.processes = images, settings, process, processes
-        n, size = len(images.train), settings.batch_size
+        self.pool = Pool(images.train, images.unlabelled)
+        n, size = len(self.pool), settings.batch_size
         ranges = [range(start, min(start + size, n)) for start in range(0, n, size)]
         # A batch smaller than the number of processes would leave one of them without images.
         self._ranges = [batch for batch in ranges if len(batch) >= processes]
@@ -85,7 +92,7 @@ class Batches:
                 f"train.batch_size={size} of {n} training images leaves no batch with an image for each of {processes} "
                 "processes; raise it, or start fewer processes."
             )
-        self._order = lru_cache(maxsize=1)(lambda epoch: shuffled(images.train.ids, settings.seed, "order", epoch))
+        self._order = lru_cache(maxsize=1)(lambda epoch: shuffled(self.pool.ids, settings.seed, "order", epoch))
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -94,14 +101,15 @@ class Batches:
     def draw(self, number: int, step: int) -> Batch:
         """Batch ``number``, counted from the start of training, with the crops and seeds of optimiser step ``step``."""
         epoch, index = divmod(number, len(self))
-        order, train = self._order(epoch), self.images.train
+        order, pool = self._order(epoch), self.pool
         chosen = [order[i] for i in self._ranges[index]]
         mine = chosen[self.process :: self.processes]
-        ids = [train.ids[i] for i in mine]
-        where = torch.tensor(mine, device=train.images.device)
+        ids = [pool.ids[i] for i in mine]
+        where = torch.tensor(mine, device=pool.device)
         crops, seeds = (sample_seeds(ids, self.settings.seed, purpose, step) for purpose in ("crop", "start"))
         weight = len(mine) * self.processes / len(chosen)
-        return Batch(where, crops, self.crop(train.pixels(where), crops), train.labels[where], seeds, weight)
+        labelled = None if pool.unlabelled is None else where < len(pool.labelled)
+        return Batch(where, crops, self.crop(pool.pixels(where), crops), pool.labels[where], seeds, weight, labelled)
 
     def crop(self, x: Tensor, seeds: Tensor) -> Tensor:
         """Images (B,3,S,S) in [0,1], cropped and flipped as ``seeds`` (B,) draw it; as they are where that is off."""
@@ -117,6 +125,11 @@ class Batches:
         Raises:
             InputError: for images that are kept by several processes, each of which would miss the others' steps.
         """
+        if self.images.unlabelled is not None and moving.keeps_images:
+            raise InputError(
+                f"train.attack.kind={self.settings.attack.kind} keeps all training images and takes no unlabelled ones; use "
+                "kind=pgd or free."
+            )
         if self.processes > 1 and moving.keeps_images:
             raise InputError(
                 f"train.attack.kind={self.settings.attack.kind} needs one process, got {self.processes}; use kind=free or pgd."

@@ -38,6 +38,7 @@ from apd.training.optim import (
     update_average,
     warmed_up,
 )
+from apd.training.pseudo_labels import pseudo_labels
 from apd.training.sharpness import awp, sam, shifted
 from apd.training.step import TrainStep, training_attack
 from apd.util.device import pick_device
@@ -151,11 +152,12 @@ class Loop:
     def preparation(self) -> Preparation:
         """What the method may use before its first step."""
         s = self.settings
-        return Preparation(self.images.train, training_attack(s.attack), s.threat, s.seed, self.tune)
+        return Preparation(self.images.train, training_attack(s.attack), s.threat, s.seed, self.tune, self.images.val)
 
     def tune(self, method: Method) -> None:
-        """Train another method (a teacher) on the same images, with the same settings, in place."""
-        Loop(method, self.images, self.settings, self.accelerator, None, self.show).run_through(lambda: None)
+        """Train another method (a teacher) on the labelled images, with the same settings, in place."""
+        images = replace(self.images, unlabelled=None)
+        Loop(method, images, self.settings, self.accelerator, None, self.show).run_through(lambda: None)
 
     def run_through(self, prepare: Any) -> dict[str, Any]:
         """All steps that are left; returns the last validation and what was warned of."""
@@ -166,6 +168,10 @@ class Loop:
         found = self._restore(optimizer)
         start = found or 0
         if found is None:
+            if self.images.unlabelled is not None and self.method.pseudo_labels:
+                self.batches.pool = self.batches.pool.with_labels(
+                    pseudo_labels(self.method, self.preparation(), self.images)
+                )
             prepare()
             if self.settings.ema or self.settings.swa:
                 self.average = {name: tensor.detach().clone() for name, tensor in self._student_state().items()}
@@ -301,6 +307,8 @@ class Loop:
             return
         tensors = {f"method.{name}": tensor for name, tensor in self.method.state().items()}
         tensors |= self.moving.state() if self.moving else {}
+        known = self.batches.pool.pseudo_labels
+        tensors |= {} if known is None else {"pseudo_labels": known}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         state = {"summary": self.summary, **self.monitor.state()}
         self.run.save_checkpoint(done, {**tensors, **optimizer_tensors(optimizer)}, state)
@@ -317,6 +325,8 @@ class Loop:
                 f"The checkpoint in {self.run.path if self.run else ''} is of another method; start again with --overwrite."
             )
         self.method.restore(own)
+        if "pseudo_labels" in tensors:
+            self.batches.pool = self.batches.pool.with_labels(tensors["pseudo_labels"])
         self.average = {
             name.removeprefix("average."): tensor.to(self.accelerator.device)
             for name, tensor in tensors.items()

@@ -168,7 +168,8 @@ def describe(
         config: settings.
         teachers: the other CLIPs of the method, by the setting that names them.
     """
-    ids = "\n".join([*images.train.ids, "", *images.val.ids])
+    more = () if images.unlabelled is None else ("", *images.unlabelled.ids)
+    ids = "\n".join([*images.train.ids, "", *images.val.ids, *more])
     return {
         "model": describe_encoder(clip.info),
         "teachers": {name: describe_encoder(teacher.info) for name, teacher in teachers.items()},
@@ -178,6 +179,7 @@ def describe(
             "description": data.description,
             "train_images": len(images.train),
             "validation_images": len(images.val),
+            **({} if images.unlabelled is None else {"unlabelled_images": len(images.unlabelled)}),
             "ids_sha256": hashlib.sha256(ids.encode(errors="surrogateescape")).hexdigest(),
         },
         "left_out": {

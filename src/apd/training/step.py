@@ -88,6 +88,8 @@ class TrainStep(nn.Module):
                 "set train.attack.loss=method."
             )
         target = step.clean_logits().detach() if name == "kl" else step.labels
+        if name != "kl" and step.labelled is not None and own.loss is kl_to_probabilities:
+            target = torch.where(step.labelled, target, own.target.argmax(dim=-1))
         return Objective(own.forward, LOSSES.find(name), target)
 
 

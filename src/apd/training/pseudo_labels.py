@@ -1,0 +1,35 @@
+"""Pseudo-labels: the class that a clean teacher gives to images without a label (UAT, Uesato 2019; RST, Carmon 2019).
+
+Methods whose loss needs a label learn from unlabelled images by these. The teacher is chosen by the rule of
+`apd.methods.teachers`, so that all methods are taught by the same one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from apd.methods import Method, MethodSettings, Preparation
+from apd.methods.clean import VLP
+from apd.methods.teachers import choose, logits_of, mean_logits
+from apd.training.batches import Images
+
+
+def pseudo_labels(method: Method, before: Preparation, images: Images) -> Tensor:
+    """Return the most probable class (U,) int64 of each unlabelled image.
+
+    Args:
+        method: whose CLIP, classes and templates the teacher has.
+        before: tunes the teacher, on the labelled images.
+        images: the unlabelled ones among them are labelled, not augmented.
+    """
+    assert images.unlabelled is not None
+    frozen = method.student.zero_shot()
+    if not len(images.train):
+        return logits_of(frozen, images.unlabelled).argmax(dim=-1)
+    clean = VLP(MethodSettings(), frozen, before.seed + 1).to(images.unlabelled.labels.device)
+    before.tune(clean)
+    tuned = clean.student
+    shares, _ = choose(logits_of(frozen, images.val), logits_of(tuned, images.val), images.val.labels)
+    first, second = (logits_of(one, images.unlabelled) for one in (frozen, tuned))
+    return mean_logits(first, second, torch.tensor(shares, device=first.device)).argmax(dim=-1)
