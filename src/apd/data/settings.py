@@ -41,7 +41,7 @@ class DataSettings(GrowingSection):
     validation: int | None = Field(None, ge=1, description="validation images per class; null: min(shots, 4)")
     unlabelled: str | None = Field(
         None,
-        description="further training images whose labels, if any, are not used: a source, or rest: those that are no shots",
+        description="further training images whose labels, if any, are not used: a source, or rest: those that are not shots",
     )
     unlabelled_limit: int | None = Field(None, ge=1, description="at most so many unlabelled images, drawn by the seed")
 
