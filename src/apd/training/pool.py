@@ -57,5 +57,5 @@ class Pool:
         return found
 
     def with_labels(self, pseudo_labels: Tensor) -> Pool:
-        """The same images, the unlabelled ones with these labels (U,)."""
+        """Return these images with the given labels (U,) for the unlabelled ones."""
         return replace(self, pseudo_labels=pseudo_labels)
