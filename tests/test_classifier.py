@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from apd.errors import InputError
 from apd.models import DualEncoder, EncoderInfo
-from apd.models.classifier import PromptedCLIP
+from apd.models.classifier import PromptedCLIP, closest_classes
 from apd.models.prompts import Prompts, PromptSpec
 
 CLASSES = ["cat", "dog", "grand piano"]
@@ -269,3 +273,33 @@ def test_deeper_text_tokens_behind_mapped_ones_start_from_their_own_block_s_word
     prompts = Prompts.initial(spec, clip, "a photo")
     states = clip.word_states("a photo", 2)
     assert [torch.equal(own, state) for own, state in zip(prompts.text_tokens, states[1:], strict=True)] == [True, True]
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that anything returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.numbers = max(self.numbers, out.numel() if isinstance(out, Tensor) else 0)
+        return out
+
+
+def test_closest_classes_of_many_are_found_in_little_memory() -> None:
+    n = 3000
+    features = F.normalize(torch.randn(n, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
+    features[2900] = features[17]
+    with Largest() as largest:
+        cosine, one, other = closest_classes(features)
+    assert largest.numbers < n * n / 8
+    assert cosine == pytest.approx(1.0, abs=1e-9) and {one, other} == {17, 2900}
+    features[2900] = -features[17]
+    whole = (features.double() @ features.double().T).fill_diagonal_(-2)
+    cosine, one, other = closest_classes(features)
+    assert cosine == pytest.approx(float(whole.max()), abs=1e-6)
+    assert float(whole[one, other]) == float(whole.max()) and one != other
+    features[2800] = torch.nan
+    assert 2800 in closest_classes(features)[1:] and math.isnan(closest_classes(features)[0])

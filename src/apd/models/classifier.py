@@ -18,6 +18,8 @@ _BEYOND = 0.5
 """How far pixels may be outside of [0,1]: more than any attack or rounding leaves them, less than normalised ones are."""
 COINCIDE = 1e-4
 """Class features coincide if their cosine is nearer to 1 than this."""
+_PAIRS = 2**20
+"""Pairs of class features that are compared at once, about: 8 MB each time they are written down."""
 
 
 def _full(features: Tensor) -> Tensor:
@@ -207,10 +209,17 @@ def closest_classes(features: Tensor) -> tuple[float, int, int]:
     Features of zeros, which nothing tells apart, count as alike.
     """
     features = features.double()
-    squares = features.square().sum(dim=1)
-    similarity = (1 - (squares + squares[:, None]) / 2 + features @ features.T).fill_diagonal_(-2.0)
-    flat = int(similarity.argmax())
-    return float(similarity.max()), flat // len(features), flat % len(features)
+    squares, rows = features.square().sum(dim=1), max(1, _PAIRS // len(features))
+    found: list[tuple[Tensor, int]] = []
+    for first in range(0, len(features), rows):
+        part = slice(first, first + rows)
+        similarity = 1 - (squares + squares[part, None]) / 2 + features[part] @ features.T
+        similarity.diagonal(first).fill_(-2.0)
+        flat = int(similarity.argmax())
+        found.append((similarity.flatten()[flat], first * len(features) + flat))
+    best = int(torch.stack([cosine for cosine, _ in found]).argmax())  # unlike max(), finds NaN
+    cosine, flat = found[best]
+    return float(cosine), flat // len(features), flat % len(features)
 
 
 def check_distinct(classifier: PromptedCLIP) -> None:
