@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -21,8 +22,11 @@ from apd.errors import InputError
 from apd.evaluation.checks import Checked, model_checks
 from apd.evaluation.frozen import Subject
 from apd.models import DualEncoder, load_clip
+from apd.models.checkpoint import WEIGHTS
 from apd.models.classifier import PromptedCLIP, closest_classes
 from apd.models.preprocessing import read_preprocessing
+from apd.runs.config import validate
+from apd.training.start import start_training
 from apd.util.tensors import read_tensors
 
 from .models import save_clip
@@ -148,6 +152,76 @@ def test_a_folder_that_would_answer_wrongly_is_refused(name: str, tmp_path: Path
     with pytest.raises(InputError, match=words) as error:
         load_clip(folder)
     assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
+
+
+def run_conversion(message: str) -> None:
+    """Run the Python command that an error suggests."""
+    command = shlex.split(message[message.index("python -c") :])
+    exec(command[2])
+
+
+def test_a_pickle_is_converted_as_the_error_says(tmp_path: Path) -> None:
+    folder = save_clip(tmp_path / "it's a clip")
+    plain = load_clip(folder).info
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"pytorch_model\.bin") as error:
+        load_clip(folder)
+    run_conversion(str(error.value))
+    assert load_clip(folder).info == plain
+
+
+COMMIT = "1" * 40
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Somebody's model in the hub's cache on this machine, which is offline; the folder of its files."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    model = tmp_path / "cache" / "models--somebody--clip"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text(COMMIT)
+    return save_clip(model / "snapshots" / COMMIT)
+
+
+def test_a_hub_model_loads_from_the_cache(hub: Path) -> None:
+    info = load_clip("somebody/clip").info
+    assert (info.source, info.revision) == ("somebody/clip", COMMIT)
+    assert load_clip("somebody/clip", revision=COMMIT).info == info
+
+
+@pytest.mark.parametrize("known", ["pickle held", "safetensors known to be missing"])
+def test_a_hub_model_of_pickles_is_refused_before_training(
+    known: str, hub: Path, tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hub / "model.safetensors").unlink()
+    if known == "pickle held":
+        (hub / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    else:  # as the hub's answer is kept
+        missing = hub.parents[1] / ".no_exist" / COMMIT
+        missing.mkdir(parents=True)
+        for name in WEIGHTS:
+            (missing / name).touch()
+        # The hub is reached, but what it has answered is not asked again; nor may its conversion service be.
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("transformers.modeling_utils.auto_conversion", lambda *_, **__: pytest.fail("converted"))
+    with pytest.raises(InputError, match="safetensors") as error:
+        load_clip("somebody/clip", revision=COMMIT)
+    message = str(error.value)
+    assert "\n" not in message and "use_safetensors" not in message
+    assert f"hf download somebody/clip --revision {COMMIT} --local-dir clip && python -c" in message
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = {"model": "somebody/clip", "data": {"source": str(colours), "shots": 1}, "train": {"epochs": 1}}
+    with pytest.raises(InputError, match="hf download somebody/clip --local-dir clip"):
+        start_training(validate(config), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_not_in_the_cache_are_not_called_pickles(hub: Path) -> None:
+    (hub / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
+        load_clip("somebody/clip")
 
 
 def test_files_that_are_not_read_may_be_anything(tmp_path: Path) -> None:

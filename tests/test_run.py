@@ -234,6 +234,8 @@ def test_resume_refuses_other_settings_model_and_data(
         Run.create(run.path, config, {**manifest, "class_names": NAMES[::-1]}, resume=True)
     with refused("model.weights_sha256", "--overwrite"):
         Run.create(run.path, config, {**manifest, "model": {**manifest["model"], "weights_sha256": "0"}}, resume=True)
+    later = {**manifest, "model": {**manifest["model"], "revision": "1" * 40}}  # another commit of the same weights
+    assert not Run.create(run.path, config, later, resume=True).finished
     elsewhere = load_config(run.path / "config.yaml", {"train.device": "cuda"})
     assert not Run.create(run.path, elsewhere, manifest, resume=True).finished
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from apd.errors import InputError
 from apd.util.files import is_lfs_pointer
-from apd.util.text import printable
+from apd.util.text import printable, quoted
 
 FAMILIES = ("clip", "siglip")
 """Values of ``model_type`` in config.json that are supported."""
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",), ("tokenizer.model",))
 """Files that make a tokenizer, any one group of which is enough."""
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+"""Files that hold weights, or say which files do; the first that exists is read."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -52,7 +53,7 @@ def _check_pulled(files: list[Path], source: str) -> None:
 
 def _weights(folder: Path, source: str) -> list[Path]:
     """List the files of weights that will be read: one, or the shards that an index names."""
-    single, index = (folder / name for name in _WEIGHTS)
+    single, index = (folder / name for name in WEIGHTS)
     if single.is_file():
         return [single]
     if index.is_file():
@@ -69,10 +70,21 @@ def _weights(folder: Path, source: str) -> list[Path]:
     if pickles:
         raise InputError(
             f"{source}: the weights are a pickle only ({printable(pickles[0])}), which can run code when it is opened and "
-            "is never opened here. Use a copy with model.safetensors, or convert it where you trust it "
-            "(transformers: save_pretrained)."
+            f"is never opened here. {how_to_convert(str(folder))}"
         )
     raise InputError(f"{source}: there are no weights; {single.name} is missing. Download the model again.")
+
+
+def how_to_convert(folder: str, first: str = "") -> str:
+    """Tell how a pickle of weights is turned into safetensors, with the commands at the end.
+
+    Args:
+        folder: of the model; the safetensors are written beside the pickle.
+        first: a command that comes before.
+    """
+    code = f"from transformers import AutoModel; AutoModel.from_pretrained({folder!r}).save_pretrained({folder!r})"
+    command = f"{first} && python" if first else "python"
+    return f"If you trust it, convert it and give the folder {quoted(folder)} as the model: {command} -c {quoted(code)}"
 
 
 def check_config(config: dict[str, Any], source: str) -> None:

@@ -19,6 +19,7 @@ from apd.models.fast.blocks import append_rows, run_blocks
 from apd.models.fast.chunks import in_chunks
 from apd.models.fast.kernels import PatchEmbedding, linear
 from apd.models.fast.prefix import Layout, end_states
+from apd.models.hub import find_commit, unreachable
 from apd.models.preprocessing import Preprocessing, read_preprocessing
 from apd.util.extras import import_extra
 
@@ -259,11 +260,12 @@ def load_huggingface(source: str, folder_or_id: str, revision: str | None, dtype
     try:
         config = AutoConfig.from_pretrained(folder_or_id, **where)
     except Exception as error:  # the libraries raise a dozen kinds for what is not a configuration
-        raise InputError(_offline(source, error) or f"No CLIP at {source!r}: {_first_line(error)}") from error
+        raise InputError(unreachable(source, error) or f"No CLIP at {source!r}: {_first_line(error)}") from error
     check_config(config.to_dict(), source)
     vision = config.vision_config
     vision.image_size = square(vision.image_size, "vision_config.image_size", source)
     try:
+        commit = None if Path(folder_or_id).is_dir() else find_commit(folder_or_id, source, revision)
         model, tokenizer, records = _read(folder_or_id, source, config, dtype, where)
     except InputError:
         raise
@@ -271,15 +273,14 @@ def load_huggingface(source: str, folder_or_id: str, revision: str | None, dtype
         if re.search("sentencepiece|protobuf|tiktoken", str(error), re.IGNORECASE):
             for module in ("sentencepiece", "google.protobuf"):
                 import_extra(module, "siglip", f"The tokenizer of {source}")
-        problem = _offline(source, error) or f"The CLIP at {source!r} cannot be read: {_first_line(error)}"
+        problem = unreachable(source, error) or f"The CLIP at {source!r} cannot be read: {_first_line(error)}"
         raise InputError(problem) from error
     if not records:
         raise InputError(
             f"The CLIP at {source!r} has no preprocessor_config.json; copy the one of the model it was made from."
         )
     preprocessing = read_preprocessing(records[0], vision.image_size, source)
-    commit = revision or getattr(config, "_commit_hash", None)
-    return HuggingFaceEncoder(model, tokenizer, preprocessing, source, commit)
+    return HuggingFaceEncoder(model, tokenizer, preprocessing, source, revision or commit)
 
 
 def _read(
@@ -341,23 +342,6 @@ def _check_weights(model: nn.Module, report: dict[str, Any], source: str) -> Non
     for name, weights in model.named_parameters():
         if not weights.isfinite().all():
             raise InputError(f"{about} has weights that are not finite numbers: {name}. Download it again.")
-
-
-def _offline(source: str, error: BaseException) -> str | None:
-    """The way out where a hub id is neither in the cache nor to be had; None for other errors."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, LocalEntryNotFoundError):
-        cause = cause.__cause__
-    if cause is None:
-        return None
-    why = "HF_HUB_OFFLINE is set: unset it" if constants.HF_HUB_OFFLINE else "the hub is not reached: connect"
-    return (
-        f"No CLIP at {source!r}: it is not in the cache, and {why} for the first download (about 600 MB for a ViT-B), "
-        "or give a local folder, or --model glyphs, which is embedded."
-    )
 
 
 def _first_line(error: Exception) -> str:
