@@ -55,7 +55,7 @@ def epoch(options: Options, geometry: str, batch: int, classes: int, switch: str
     accelerator = Accelerator(cpu=options.device.type == "cpu")
 
     def run() -> None:
-        Loop(method, images, settings, accelerator, None, show=False).run_through(lambda: None)
+        Loop(method, images, settings, accelerator, None).run_through(lambda: None)
         accelerator.free_memory()
 
     return run

@@ -38,12 +38,15 @@ from apd.models.huggingface import HuggingFaceEncoder
 from apd.runs.config import RunConfig, validate
 from apd.settings.train import TrainSettings
 from apd.training.batches import Batch, Batches, decode
-from apd.training.collapse import TrainingProgress
 from apd.training.optim import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
 from apd.training.step import training_attack
 from apd.util.device import pick_device
 from apd.util.files import check_writable, writing
+from apd.util.messages import get_logger, speaking
+from apd.util.progress import Count, Progress
 from apd.util.tensors import read_tensors, write_tensors
+
+log = get_logger("apd.recipes")
 
 TOWER = ("vision_model.", "visual_projection.")
 
@@ -110,13 +113,16 @@ class FineTuning:
             stop: leave, with a checkpoint, after so many steps.
         """
         start, end = self._restore(checkpoint, about), min(stop or self.steps, self.steps)
-        with TrainingProgress(self.steps, start, "fine-tuning", show) as progress:
+        with (
+            speaking(quiet=not show),
+            Progress("fine-tuning", Count(self.steps, "steps", start), keep=True) as progress,
+        ):
             for step in range(start, end):
                 loss, done = self.step(step), step + 1
-                progress.advance()
-                progress.show({"loss": loss})
+                progress.count.advance()
+                progress.status = f"loss {loss:.3f}"
                 if done % len(self.batches) == 0:
-                    progress.say(f"epoch {done // len(self.batches)} of {self.settings.epochs}: loss {loss:.3f}")
+                    log.info(f"epoch {done // len(self.batches)} of {self.settings.epochs}: loss {loss:.3f}")
                 if done % self.settings.checkpoint_every == 0 or done == end:
                     tensors = {**self.tower, **optimizer_tensors(self.optimizer)}
                     write_tensors(checkpoint, tensors, {"about": about, "done": str(done)})

@@ -20,6 +20,7 @@ class Answer:
 
 
 Cli = Callable[..., Answer]
+Said = Callable[[], list[str]]
 QUICK = (
     "--epochs",
     1,

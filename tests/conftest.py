@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -20,7 +21,7 @@ from apd.runs.folder import Run
 from apd.runs.load import describe_encoder
 from apd.util.versions import versions
 
-from .command_line import QUICK, Answer, Cli, in_process
+from .command_line import QUICK, Answer, Cli, Said, in_process
 from .models import save_clip, save_colours
 from .plugins import BROKEN_METHODS, WORDLESS
 from .runs import NAMES, TEMPLATES
@@ -75,6 +76,13 @@ def siglip(siglip_folder: Path) -> DualEncoder:
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of class folders with images in three colours."""
     return save_colours(tmp_path_factory.mktemp("images") / "colours")
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Said:
+    """What the library has said so far, as a program with logging of its own gets it."""
+    caplog.set_level(logging.INFO, "apd")
+    return lambda: caplog.messages
 
 
 @pytest.fixture

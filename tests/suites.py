@@ -44,10 +44,6 @@ def here() -> InProcess:
     return InProcess("local", 1, 1, 0)
 
 
-def silent(_: str) -> None:
-    """Says nothing."""
-
-
 def rights(folder: Path) -> dict[str, Any]:
     """Every outcome image by image, without times."""
     found = {}

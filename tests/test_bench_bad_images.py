@@ -12,7 +12,7 @@ from apd.bench.report.published import published_markdown
 from apd.data import load_data
 
 from .models import save_colours
-from .suites import Write, here, silent, table_rows
+from .suites import Write, here, table_rows
 
 
 @pytest.fixture
@@ -34,13 +34,13 @@ def suite_of(write: Write, source: Path, **entry: Any) -> Path:
 
 def test_a_suite_says_how_to_go_on_without_them_and_goes_on(write: Write, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    failures = bench(load_suite(suite_of(write, photos)), out, machine=here(), say=silent)
+    failures = bench(load_suite(suite_of(write, photos)), out, machine=here())
     assert len(failures) == 2 and all("skip_bad_images: true" in error for error in failures.values())
     published = "\n".join(published_markdown("few-shot"))
     assert published and published not in (out / "table.md").read_text(), "there is nothing beside which to put them"
 
     skipping = load_suite(suite_of(write, photos, skip_bad_images=True))
-    assert bench(skipping, out, machine=here(), say=silent) == {}
+    assert bench(skipping, out, machine=here()) == {}
     rows = table_rows(out)
     assert {row["method"] for row in rows} == {"zero-shot", "advvlp"}
     whole = len(load_data(photos, shots=2).test)

@@ -19,6 +19,7 @@ from apd.bench.progress import BenchProgress
 from apd.runs.config import RunConfig, validate
 from apd.settings.layers import merged
 
+from .command_line import Said
 from .refusals import contains
 from .suites import Write
 
@@ -95,10 +96,10 @@ def test_before_a_run_is_finished_the_estimate_alone_speaks(write: Write, wait: 
     plan = make_plan(load_suite(write()))
     # Sums of these depend on the order: 1e16 swallows what comes after it, one by one.
     expected = {"long": 1e16, **{f"short {i}": 1.0 for i in range(30)}}
-    progress = BenchProgress(plan, expected, 1, print)
+    progress = BenchProgress(plan, expected, 1)
     wait(30)
     assert progress.seconds_left() == pytest.approx(1e16)
-    progress = BenchProgress(plan, {"a": 10.0, "b": 30.0, "c": 20.0, "d": 30.0}, 2, print)
+    progress = BenchProgress(plan, {"a": 10.0, "b": 30.0, "c": 20.0, "d": 30.0}, 2)
     wait(15)  # a should be done, but is not: what it overruns is not taken off the others
     assert progress.seconds_left() == (15 + 20 + 30) / 2
 
@@ -106,7 +107,7 @@ def test_before_a_run_is_finished_the_estimate_alone_speaks(write: Write, wait: 
 def test_the_pace_is_that_of_finished_runs(write: Write, wait: Callable[[float], None]) -> None:
     plan, untrained, trained = jobs_of(write)
     others = [job for job in plan.jobs if job not in (untrained.id, trained.id)]
-    progress = BenchProgress(plan, {untrained.id: 10.0, trained.id: 20.0, **dict.fromkeys(others, 10.0)}, 2, print)
+    progress = BenchProgress(plan, {untrained.id: 10.0, trained.id: 20.0, **dict.fromkeys(others, 10.0)}, 2)
     wait(20)
     progress.finished(Report(untrained.id, outcome(untrained, 1.0)))
     # Twice as slow as expected: 20 s left of the run under way, 20 s of each other one, shared by two.
@@ -120,20 +121,19 @@ def test_the_pace_is_that_of_finished_runs(write: Write, wait: Callable[[float],
     assert progress.seconds_left() == 10, "one run cannot be shared"
 
 
-def test_every_run_is_a_line_in_a_pipe(write: Write) -> None:
+def test_every_run_is_a_line_in_a_pipe(write: Write, said: Said) -> None:
     plan, untrained, trained = jobs_of(write)
-    said: list[str] = []
-    progress = BenchProgress(plan, {untrained.id: 10.0, trained.id: 30.0}, 1, said.append)
-    assert progress.live is None and 39 < progress.seconds_left() <= 40
+    progress = BenchProgress(plan, {untrained.id: 10.0, trained.id: 30.0}, 1)
+    assert 39 < progress.seconds_left() <= 40
     progress.finished(Report(untrained.id, outcome(untrained, 1.0)))
     progress.finished(Report(trained.id, error="RuntimeError: it broke"))
-    assert said[0].startswith("[1/2] zero-shot on colours: ") and contains(said[0], "75.0", "25.0")
-    assert said[1].startswith(f"[2/2] {trained.label}: ") and said[1].endswith("RuntimeError: it broke")
+    assert said()[0].startswith("[1/2] zero-shot on colours: ") and contains(said()[0], "75.0", "25.0")
+    assert said()[1].startswith(f"[2/2] {trained.label}: ") and said()[1].endswith("RuntimeError: it broke")
 
 
 def test_the_live_table_counts_runs_by_protocol_and_data(write: Write) -> None:
     plan, untrained, trained = jobs_of(write)
-    progress = BenchProgress(plan, dict.fromkeys(plan.jobs, 60.0), 2, print)
+    progress = BenchProgress(plan, dict.fromkeys(plan.jobs, 60.0), 2)
     progress.finished(Report(untrained.id, outcome(untrained, 1.0)))
     progress.finished(Report(trained.id, error="broken"))
     console = Console(width=100)

@@ -17,7 +17,7 @@ from apd.bench.job import do
 from apd.util.extras import install_command
 
 from .refusals import refused
-from .suites import Write, rights, silent, table_rows
+from .suites import Write, rights, table_rows
 
 
 def test_without_ray_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,8 +54,8 @@ def test_a_suite_gives_the_same_on_a_cluster_as_by_the_local_engine(
 ) -> None:
     assert (cluster.workers, cluster.threads, cluster.gpus) == (2, 1, 0)
     suite = load_suite(write(final={"attacks": "pgd-3", "limit": 4, "best": 1}))
-    assert bench(suite, tmp_path / "ray", machine=cluster, say=silent) == {}
-    assert bench(suite, tmp_path / "local", machine=Machine("local", 2, 1, 0), say=silent) == {}
+    assert bench(suite, tmp_path / "ray", machine=cluster) == {}
+    assert bench(suite, tmp_path / "local", machine=Machine("local", 2, 1, 0)) == {}
     assert len(rights(tmp_path / "ray")) == 5
     assert rights(tmp_path / "ray") == rights(tmp_path / "local")
     one, other = ([{**row, "seconds": ""} for row in table_rows(tmp_path / name)] for name in ("ray", "local"))

@@ -20,21 +20,22 @@ from apd.bench.job import Report, attempt, do, outcome_file
 from apd.errors import InputError
 from apd.util.extras import install_command
 
+from .command_line import Said
 from .models import save_colours
 from .refusals import contains, meant, refused
-from .suites import Write, here, rights, silent, table_rows
+from .suites import Write, here, rights, table_rows
 
 
-def test_a_suite_leaves_results_tables_and_plots_and_is_done_once(write: Write, tmp_path: Path) -> None:
-    suite, said = load_suite(write(final={"attacks": "pgd-3", "limit": 4, "best": 2})), list[str]()
+def test_a_suite_leaves_results_tables_and_plots_and_is_done_once(write: Write, tmp_path: Path, said: Said) -> None:
+    suite = load_suite(write(final={"attacks": "pgd-3", "limit": 4, "best": 2}))
     machine = here()
-    assert bench(suite, tmp_path / "out", machine=machine, say=said.append) == {}
+    assert bench(suite, tmp_path / "out", machine=machine) == {}
     labels = ["zero-shot on colours"] + [
         f"{m} on colours, 2 shots, seed {s}" for m in ("advvlp", "vlp") for s in (0, 1)
     ]
     assert machine.__dict__["done"][:5] == labels
-    assert contains(said[0], "5", "0", "local", "cpu"), "runs to do and done, and by whom"
-    assert contains(said[-1], f"{tmp_path / 'out'}/results.csv", "results.parquet", "table.md", "table.tex", "plots")
+    assert contains(said()[0], "5", "0", "local", "cpu"), "runs to do and done, and by whom"
+    assert contains(said()[-1], f"{tmp_path / 'out'}/results.csv", "results.parquet", "table.md", "table.tex", "plots")
 
     rows = table_rows(tmp_path / "out")
     assert ",".join(rows[0]) == "data,method,shots,seed,protocol,split,attack,eps,accuracy,n,seconds,run"
@@ -61,25 +62,25 @@ def test_a_suite_leaves_results_tables_and_plots_and_is_done_once(write: Write, 
     assert pyarrow.parquet.read_table(tmp_path / "out" / "results.parquet").num_rows == len(rows)
 
     again = here()
-    assert bench(suite, tmp_path / "out", machine=again, say=said.append) == {}
+    assert bench(suite, tmp_path / "out", machine=again) == {}
     assert "done" not in again.__dict__
     assert (tmp_path / "out" / "table.md").read_text() == text
 
 
 def test_tables_are_made_again_without_runs_model_and_data(
-    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
-    bench(load_suite(write()), tmp_path / "out", machine=here(), say=silent)
+    bench(load_suite(write()), tmp_path / "out", machine=here())
     kept = tmp_path / "kept"
     kept.mkdir()
     (tmp_path / "out" / "outcomes").rename(kept / "outcomes")
     (tmp_path / "out" / "plan.json").rename(kept / "plan.json")
-    said = list[str]()
+    before = len(said())
     with monkeypatch.context() as patch:
         for module in ("rows", "plots"):
             patch.setattr(f"apd.bench.report.{module}.find_spec", lambda _: None)
-        table = write_tables(kept, said.append)
-    without_parquet, without_plots, written = said
+        table = write_tables(kept)
+    without_parquet, without_plots, written = said()[before:]
     assert contains(without_parquet, "results.parquet", install_command("parquet"))
     assert contains(without_plots, "plots", install_command("report"))
     assert contains(written, f"{kept}/results.csv", "table.md", "table.tex")
@@ -87,7 +88,7 @@ def test_tables_are_made_again_without_runs_model_and_data(
     assert table.read_text() == (tmp_path / "out" / "table.md").read_text()
     assert (kept / "results.csv").read_text() == (tmp_path / "out" / "results.csv").read_text()
     with refused(str(tmp_path / "elsewhere"), "plan.json", f"--output {tmp_path / 'elsewhere'}"):
-        write_tables(tmp_path / "elsewhere", silent)
+        write_tables(tmp_path / "elsewhere")
 
 
 def test_machines_are_shared_out(monkeypatch: Any) -> None:
@@ -149,12 +150,12 @@ def test_one_failure_is_tried_again_and_stops_no_other(write: Write, tmp_path: P
 
     monkeypatch.setattr(AdvVLP, "loss", broken)
     suite = load_suite(write())
-    failures = bench(suite, tmp_path / "out", machine=here(), say=silent)
+    failures = bench(suite, tmp_path / "out", machine=here())
     assert failures == {f"advvlp on colours, 2 shots, seed {seed}": "RuntimeError: it broke" for seed in (0, 1)}
     assert len(calls) == 6, "each: at first, going on, and afresh"
     assert {row["method"] for row in table_rows(tmp_path / "out")} == {"zero-shot", "vlp"}
     monkeypatch.undo()
-    assert bench(suite, tmp_path / "out", machine=here(), say=silent) == {}
+    assert bench(suite, tmp_path / "out", machine=here()) == {}
     assert {row["method"] for row in table_rows(tmp_path / "out")} == {"zero-shot", "vlp", "advvlp"}
 
 
@@ -193,7 +194,7 @@ def test_base_to_new_and_transfer_use_the_right_classes(write: Write, tmp_path: 
             {"protocol": "domain-shift", **common, "to": "same"},
         ],
     )
-    assert bench(load_suite(suite), tmp_path / "out", machine=here(), say=silent) == {}
+    assert bench(load_suite(suite), tmp_path / "out", machine=here()) == {}
     splits = {(row["protocol"], row["split"]) for row in table_rows(tmp_path / "out")}
     assert splits == {
         ("base-to-new", "base"),
@@ -216,7 +217,7 @@ def test_budgets_corruptions_and_teachers_end_to_end(write: Write, tmp_path: Pat
             {"protocol": "teacher-study", "data": "colours", "methods": ["zero-shot", "apd", "tuned"]},
         ],
     )
-    assert bench(load_suite(suite), tmp_path / "out", machine=here(), say=silent) == {}
+    assert bench(load_suite(suite), tmp_path / "out", machine=here()) == {}
     rows = table_rows(tmp_path / "out")
     assert len({row["run"] for row in rows}) == 3, "all protocols share the trainings"
     curve = {(row["method"], row["eps"]): float(row["accuracy"]) for row in rows if row["protocol"] == "eps-curve"}
@@ -296,7 +297,7 @@ def test_a_job_that_kills_every_worker_fails(write: Write, tmp_path: Path, monke
 @pytest.mark.slow
 def test_killed_and_started_again_ends_with_the_same_table(write: Write, tmp_path: Path) -> None:
     suite = write()
-    bench(load_suite(suite), tmp_path / "whole", machine=here(), say=silent)
+    bench(load_suite(suite), tmp_path / "whole", machine=here())
     folder = tmp_path / "out"
     command = [sys.executable, "-m", "apd", "bench", str(suite), "--workers", "1", "--output", str(folder)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -21,8 +21,9 @@ from apd.bench.job import EvalOutcome, Outcome, attempt, do, outcome_file, read_
 from apd.bench.plan import Job
 from apd.methods.adversarial import AdvVLP
 
+from .command_line import Said
 from .refusals import contains, refused
-from .suites import InProcess, Write, here, silent
+from .suites import InProcess, Write, here
 
 FEW = {"blocks": [{"protocol": "few-shot", "data": "colours", "methods": ["zero-shot", "advvlp"]}]}
 
@@ -115,21 +116,21 @@ def test_seconds_of_attacks_in_earlier_starts_count(write: Write, tmp_path: Path
     assert 50 <= spec.seconds < 100
 
 
-def test_outcomes_of_another_version_are_told(write: Write, tmp_path: Path) -> None:
-    suite, folder, said = load_suite(write(**FEW)), tmp_path / "out", list[str]()
+def test_outcomes_of_another_version_are_told(write: Write, tmp_path: Path, said: Said) -> None:
+    suite, folder = load_suite(write(**FEW)), tmp_path / "out"
     job = training(write)
-    bench(suite, folder, machine=here(), say=said.append)
-    assert apd.__version__ not in " ".join(said) + (folder / "table.md").read_text()
+    bench(suite, folder, machine=here())
+    assert apd.__version__ not in " ".join(said()) + (folder / "table.md").read_text()
 
     file = outcome_file(folder, job.id)
     record = json.loads(file.read_text())
     for spec in record["views"].values():
         assert spec.pop("apd") == apd.__version__  # as files were before evaluations named their version
     file.write_text(json.dumps({**record, "versions": {**record["versions"], "apd": "0.0.1"}}))
-    said.clear()
+    before = len(said())
     again = here()
-    assert bench(suite, folder, machine=again, say=said.append) == {} and "done" not in again.__dict__
-    assert contains(said[0], "tiny", "0.0.1", apd.__version__, job.label, "--output")
+    assert bench(suite, folder, machine=again) == {} and "done" not in again.__dict__
+    assert contains(said()[before], "tiny", "0.0.1", apd.__version__, job.label, "--output")
     footer = f"0.0.1 (advvlp), {apd.__version__} (zero-shot)"
     assert footer in (folder / "table.md").read_text() and footer in (folder / "table.tex").read_text()
 
@@ -154,11 +155,11 @@ def test_a_second_bench_in_the_same_folder_is_refused(write: Write, tmp_path: Pa
 
         def run(self, jobs: Any, place: Path) -> Any:
             with refused(str(folder), "--output"):
-                bench(suite, folder, machine=here(), say=silent)
+                bench(suite, folder, machine=here())
             yield from super().run(jobs, place)
 
-    assert bench(suite, folder, machine=Crowded("local", 1, 1, 0), say=silent) == {}
-    assert bench(suite, folder, machine=here(), say=silent) == {}
+    assert bench(suite, folder, machine=Crowded("local", 1, 1, 0)) == {}
+    assert bench(suite, folder, machine=here()) == {}
 
 
 @pytest.mark.parametrize("sent", [b"", struct.pack("!i", 1000) + b"half an answer"])

@@ -20,7 +20,7 @@ from apd.errors import InputError
 from apd.runs.folder import Run
 from apd.util.device import pick_device
 
-from .command_line import QUICK, Answer, Cli, in_process
+from .command_line import QUICK, Answer, Cli, Said, in_process
 from .models import save_colours
 from .refusals import check_error
 
@@ -280,24 +280,25 @@ def test_small_helpers() -> None:
     assert pick_device("auto") in ("cpu", "cuda", "mps")
 
 
-def test_demo_trains_evaluates_and_owns_its_folder(clip_folder: Path, colours: Path, tmp_path: Path) -> None:
+def test_demo_trains_evaluates_and_owns_its_folder(
+    clip_folder: Path, colours: Path, tmp_path: Path, said: Said
+) -> None:
     small = DemoSettings(
         model=str(clip_folder), data=str(colours), shots=1, epochs=1, limit=4, attacks=("pgd-1", "pgd-2")
     )
-    said: list[str] = []
-    summary = run_demo(tmp_path / "demo", small, said.append)
+    summary = run_demo(tmp_path / "demo", small)
     assert json.loads((tmp_path / "demo" / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert summary["eps"] == small.eps
     assert [row["method"] for row in summary["rows"]] == ["zero-shot", "control", "apd"]
     assert all({"clean", "pgd-1", "pgd-2"} <= row.keys() for row in summary["rows"])
     assert Run.open(tmp_path / "demo" / "control").config.method.name == "advvlp"
-    assert said
-    again = run_demo(tmp_path / "demo", replace(small, seed=1), said.append)
+    assert {"training control", "training apd"} <= set(said())
+    again = run_demo(tmp_path / "demo", replace(small, seed=1))
     assert again["settings"]["seed"] == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(InputError, match="holds other files"):
-        run_demo(tmp_path / "mine", small, said.append)
+        run_demo(tmp_path / "mine", small)
 
 
 def test_demo_command_prints_table_and_next_steps(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from apd.data import ImageSet
-from apd.data import decode as decode_module
 from apd.data.decode import find_bad, to_rgb
 from apd.errors import InputError
 from apd.models.preprocessing import Preprocessing
+from apd.util.messages import command_line
 
 PREPROCESSING = Preprocessing(8, 8, "crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -225,11 +225,13 @@ def test_progress_goes_to_standard_error_and_only_when_it_takes_long(
         return plain((value, value, value))
 
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("TERM", "xterm")
     images = ImageSet(tuple("abcd"), torch.arange(4), tuple(partial(slow, i) for i in range(4)))
-    assert images.decode(PREPROCESSING, progress=True).images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
-    quiet = capsys.readouterr()
-    monkeypatch.setattr(decode_module, "PATIENCE", 0.0)
-    images.decode(PREPROCESSING, progress=True)
+    with command_line():
+        assert images.decode(PREPROCESSING, progress=True).images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+        quiet = capsys.readouterr()
+        monkeypatch.setattr("apd.util.progress.PATIENCE", 0.0)
+        images.decode(PREPROCESSING, progress=True)
     shown = capsys.readouterr()
     assert (quiet.out, shown.out) == ("", "")
     assert "decoding images" not in quiet.err

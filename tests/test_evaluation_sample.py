@@ -18,7 +18,7 @@ from apd.evaluation.frozen import Subject
 from apd.evaluation.samples import Samples
 from apd.models.classifier import PromptedCLIP
 
-from .command_line import Cli
+from .command_line import Cli, Said
 from .test_evaluation import NAMES, data_of, settings
 from .toys import decoded, toy_clip, trained
 
@@ -46,13 +46,13 @@ def test_default_evaluation_is_bounded() -> None:
 
 @pytest.mark.parametrize(("share", "n"), [(0.4, 40), (0.9, 20), (50, 20)])
 def test_sample_is_what_is_foretold_to_take_minutes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], share: float, n: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said, share: float, n: int
 ) -> None:
     """``share`` of the time that may be taken goes to 20 images; there are 40."""
     paced(monkeypatch, share * sample.SECONDS / (20 * PASSES))
     result = toy_run(tmp_path)
     assert (result.n, result.n_available, result.limit) == (n, 40, "auto")
-    first = capfd.readouterr().err.splitlines()[0]
+    first = said()[0]
     assert first.startswith("all 40 test images" if n == 40 else "20 of 40 test images, a random sample")
     assert ("--limit all for all" in first) == (n < 40) and "--attack autoattack" in first
     assert ("20 of 40 images" in str(result)) == (n < 40)

@@ -19,7 +19,7 @@ from apd.models import DualEncoder
 from apd.models.fast import blocks, kernels
 from apd.training import loop
 
-from .suites import Write, silent
+from .suites import Write
 
 SOURCE = str(Path(apd.__file__).parent)
 
@@ -75,7 +75,7 @@ def test_from_bench_to_the_training_loop(write: Write, tmp_path: Path, monkeypat
     monkeypatch.setattr(engines, "_die_with_parent", lambda: None)
     monkeypatch.setattr(loop, "train", seen)
     suite = write(blocks=[{"protocol": "few-shot", "data": "colours", "methods": "advvlp"}])
-    assert bench(load_suite(suite), tmp_path / "out", machine=Machine("local", 1, 1, 0), say=silent) == {}
+    assert bench(load_suite(suite), tmp_path / "out", machine=Machine("local", 1, 1, 0)) == {}
     (parent,), (worker,) = handed_over, training
     assert (parent[0], worker[-1]) == ("bench", "train")
     assert len(parent) + len(worker) <= 7, [*parent, *worker]

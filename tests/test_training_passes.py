@@ -78,7 +78,7 @@ def test_passes_are_those_of_the_table(
     batch = Decoded((X * 255).to(torch.uint8), LABELS, tuple("abcd"))
     config = TrainSettings(epochs=4, batch_size=4, augment={"enabled": False}, **train)
     training = loop.Loop(
-        build(clip, name, **options), Images(batch, batch, 16, False), config, Accelerator(cpu=True), None, False
+        build(clip, name, **options), Images(batch, batch, 16, False), config, Accelerator(cpu=True), None
     )
     counter = Passes()
     with counter.of(clip):

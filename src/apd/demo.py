@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,9 @@ from apd.models.classifier import PromptedCLIP
 from apd.runs.load import load_run
 from apd.training.start import train
 from apd.util.files import check_writable, write_atomic
+from apd.util.messages import get_logger, speaking
+
+log = get_logger("apd.demo")
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,12 @@ METHODS: dict[str, dict[str, str]] = {"control": {"name": "advvlp"}, "apd": {"na
 _MARK = "demo.json"
 
 
-def run_demo(output: Path, settings: DemoSettings = DEMO, say: Callable[[str], None] = print) -> dict[str, Any]:
+def run_demo(output: Path, settings: DemoSettings = DEMO) -> dict[str, Any]:
     """Train and evaluate; leaves ``output/summary.json`` and a run folder a method.
 
     Args:
         output: new or empty folder, or that of an earlier demo, whose runs are replaced.
         settings: what to do.
-        say: takes lines on progress.
 
     Returns:
         ``{"eps": text, "rows": [{"method", "clean", attack: accuracy in percent, …}], …}``.
@@ -55,20 +56,27 @@ def run_demo(output: Path, settings: DemoSettings = DEMO, say: Callable[[str], N
         InputError: other files in ``output``, or a place that cannot be written.
     """
     _claim(output, settings)
-    clip = load_clip(settings.model)
-    data = load_data(settings.data, shots=settings.shots, seed=settings.seed)
-    say(
-        f"{clip.info.source} CLIP on {data.name}: {settings.shots} images for each of {len(data.class_names)} classes, "
-        f"eps {settings.eps} at {clip.info.image_size} px"
-    )
-    say("attacking zero-shot CLIP")
-    zero_shot = PromptedCLIP(clip, None, data.class_names, data.templates)
-    rows = [_measure("zero-shot", zero_shot, data, settings, output / "zero-shot")[0]]
-    for label in METHODS:
-        rows.append(_train_and_measure(label, clip, data, settings, output / label, say))
+    with speaking():
+        rows = _compare(output, settings)
     summary = {"eps": settings.eps, "rows": rows, "settings": asdict(settings)}
     write_atomic(output / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _compare(output: Path, settings: DemoSettings) -> list[dict[str, Any]]:
+    """The rows of the table, zero-shot CLIP first."""
+    clip = load_clip(settings.model)
+    data = load_data(settings.data, shots=settings.shots, seed=settings.seed)
+    log.info(
+        f"{clip.info.source} CLIP on {data.name}: {settings.shots} images for each of {len(data.class_names)} classes, "
+        f"eps {settings.eps} at {clip.info.image_size} px"
+    )
+    log.info("attacking zero-shot CLIP")
+    zero_shot = PromptedCLIP(clip, None, data.class_names, data.templates)
+    rows = [_measure("zero-shot", zero_shot, data, settings, output / "zero-shot")[0]]
+    for label in METHODS:
+        rows.append(_train_and_measure(label, clip, data, settings, output / label))
+    return rows
 
 
 def _claim(output: Path, settings: DemoSettings) -> None:
@@ -80,9 +88,9 @@ def _claim(output: Path, settings: DemoSettings) -> None:
 
 
 def _train_and_measure(
-    label: str, clip: DualEncoder, data: Dataset, settings: DemoSettings, folder: Path, say: Callable[[str], None]
+    label: str, clip: DualEncoder, data: Dataset, settings: DemoSettings, folder: Path
 ) -> dict[str, Any]:
-    say(f"training {label}")
+    log.info(f"training {label}")
     run = train(
         clip,
         data,
@@ -94,7 +102,7 @@ def _train_and_measure(
         seed=settings.seed,
         device="cpu",
     )
-    say(f"attacking {label}")
+    log.info(f"attacking {label}")
     row, result = _measure(label, load_run(run.path), data, settings, run.results)
     run.save_result(result.to_dict())
     return row

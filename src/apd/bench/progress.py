@@ -2,97 +2,86 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from apd.bench.job import Outcome, Report
 from apd.bench.plan import Plan
-from apd.util.progress import clock, counted, heartbeat, pretty_seconds
+from apd.util.messages import get_logger
+from apd.util.progress import Count, Progress, clock, counted, pretty_seconds
 from apd.util.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+log = get_logger("apd.bench")
 
-class BenchProgress:
+
+class BenchProgress(Count):
     """Count runs by protocol and data set, and predict the time left.
 
     Args:
         plan: all runs.
         expected: estimated seconds of each job to do, in the order in which jobs are begun.
         workers: number of jobs at a time.
-        say: takes lines for a person if no live table can be shown.
     """
 
-    def __init__(self, plan: Plan, expected: Mapping[str, float], workers: int, say: Callable[[str], None]) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        self.plan, self.expected, self.workers, self.say = plan, dict(expected), max(1, workers), say
+    def __init__(self, plan: Plan, expected: Mapping[str, float], workers: int) -> None:
+        super().__init__(len(expected), "runs", now=lambda: time.monotonic())
+        self.plan, self.expected, self.workers = plan, dict(expected), max(1, workers)
         self.open, self.failed = set(expected), set[str]()
-        self.started = time.monotonic()
         self.begun = dict.fromkeys(list(expected)[: self.workers], self.started)
-        self.done = self.took = 0.0
-        console = Console(file=sys.stderr)
-        self.live = (
-            Live(console=console, get_renderable=self._table, refresh_per_second=1) if console.is_terminal else None
-        )
-        self.shown = ExitStack()
+        self.foretold = self.took = 0.0
+        self.display = Progress("", self, keep=True, table=self._table)
 
     def __enter__(self) -> BenchProgress:
-        self.shown.enter_context(self.live or heartbeat(self._beat, self.say))
+        self.display.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.shown.close()
+        self.display.__exit__(kind, error, trace)
 
     def finished(self, report: Report) -> None:
         """Record a run that ended."""
-        now = time.monotonic()
+        now = self.now()
+        self.advance()
         self.open.discard(report.job)
         if report.outcome is None:
             self.failed.add(report.job)
         else:  # a failed run says nothing of the pace
-            self.done += self.expected[report.job]
+            self.foretold += self.expected[report.job]
             self.took += now - self.begun.get(report.job, self.started)
         waiting = next((job for job in self.expected if job not in self.begun), None)
         if waiting is not None:
             self.begun[waiting] = now
-        text = self._line(report)
-        if self.live:
-            self.live.console.print(text, highlight=False, markup=False)
-        else:
-            self.say(text)
+        log.info(self._line(report))
 
     def seconds_left(self) -> float:
         """Sum the estimates of open runs at the pace of finished ones, less the time that running ones have had.
 
         Until a run is finished, the estimates are not corrected.
         """
-        now, open_ = time.monotonic(), list(self.open)  # a copy: another thread may ask while a run ends
-        pace = self.took / self.done if self.done else 1.0
+        now, open_ = self.now(), list(self.open)  # a copy: another thread may ask while a run ends
+        pace = self.took / self.foretold if self.foretold else 1.0
         left = [max(0.0, pace * self.expected[job] - (now - self.begun.get(job, now))) for job in open_]
         return max(sum(left) / self.workers, *left, 0.0)  # a run is one worker's
+
+    def left(self) -> str:
+        """Say how long the rest may take."""
+        return f"; about {pretty_seconds(self.seconds_left())} left" if self.open else ""
+
+    def __str__(self) -> str:
+        """Say how many runs are done, after what time, and how long the others may take."""
+        return f"[{self.done}/{self.total}] at work for {clock(self.now() - self.started)}{self.left()}"
 
     def _line(self, report: Report) -> str:
         label = self.plan.jobs[report.job].label
         what = f"FAILED, {report.error}" if report.outcome is None else _summary(report.outcome)
-        return f"{self._done()} {label}: {what}{self._left()}"
-
-    def _beat(self) -> str:
-        return f"{self._done()} at work for {clock(time.monotonic() - self.started)}{self._left()}"
-
-    def _done(self) -> str:
-        return f"[{len(self.expected) - len(self.open)}/{len(self.expected)}]"
-
-    def _left(self) -> str:
-        return f"; about {pretty_seconds(self.seconds_left())} left" if self.open else ""
+        return f"[{self.done}/{self.total}] {label}: {what}{self.left()}"
 
     def _table(self) -> Table:
         from rich.table import Table

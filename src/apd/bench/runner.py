@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +24,13 @@ from apd.bench.report.tables import best_methods, latex, make_tables, markdown
 from apd.bench.suite import Suite
 from apd.errors import InputError, nearest
 from apd.util.files import check_writable, write_atomic, writing
+from apd.util.messages import get_logger, speaking
 from apd.util.progress import counted, pretty_seconds
 from apd.util.versions import __version__
 
+log = get_logger("apd.bench")
+
 ENGINES = ("local", "ray")
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,13 @@ def _most_threads() -> int:
     return int(allowed) if allowed.isdigit() else sys.maxsize
 
 
-def bench(suite: Suite, folder: str | Path, *, machine: Machine | None = None, say: Say = print) -> dict[str, str]:
+def bench(suite: Suite, folder: str | Path, *, machine: Machine | None = None) -> dict[str, str]:
     """Do every run of a suite that is not done yet, and write results, tables and plots.
 
     Args:
         suite: from `load_suite`.
         folder: for all output; an unfinished bench in it is resumed.
         machine: from `find_machine`; None: this machine, one worker.
-        say: takes lines for a person.
 
     Returns:
         The error of each run that failed, by the run's label.
@@ -121,19 +122,19 @@ def bench(suite: Suite, folder: str | Path, *, machine: Machine | None = None, s
     path, machine, failures = Path(folder).resolve(), machine or find_machine(), dict[str, str]()
     check_writable(path)
     plan = make_plan(suite, machine.device)
-    with _alone(path):
-        _tell_versions(plan, _outcomes(plan, path), say)
+    with _alone(path), speaking():
+        _tell_versions(plan, _outcomes(plan, path))
         for stage in _stages(plan, suite, path, failures):
-            expected = _expected(stage, path, machine, say)
+            expected = _expected(stage, path, machine)
             if not expected:
                 continue
             todo = [stage.jobs[job] for job in expected]
-            with BenchProgress(stage, expected, min(machine.workers, len(todo)), say) as progress:
+            with BenchProgress(stage, expected, min(machine.workers, len(todo))) as progress:
                 for report in machine.run(todo, path):
                     progress.finished(report)
                     if report.error is not None:
                         failures[stage.jobs[report.job].label] = report.error
-        write_tables(path, say)
+        write_tables(path)
     return failures
 
 
@@ -164,14 +165,14 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _tell_versions(plan: Plan, outcomes: Mapping[str, Outcome], say: Say) -> None:
+def _tell_versions(plan: Plan, outcomes: Mapping[str, Outcome]) -> None:
     """Say which outcomes that count as done were made by another version of apd: methods may have changed since."""
     made = {job: outcome.made_with(plan.jobs[job].evals) - {__version__} for job, outcome in outcomes.items()}
     other = [job for job, versions in made.items() if versions]
     if other:
         names = ", ".join(sorted(set.union(*(made[job] for job in other))))
         more = f" and {len(other) - 1} more" if len(other) > 1 else ""
-        say(
+        log.warning(
             f"{plan.suite}: taken as done, but made with apd {names} (this is {__version__}): "
             f"{plan.jobs[other[0]].label}{more}; to make them again, choose another --output."
         )
@@ -182,14 +183,14 @@ def _outcomes(plan: Plan, folder: Path) -> dict[str, Outcome]:
     return {job: outcome for job, outcome in found.items() if outcome is not None}
 
 
-def _expected(plan: Plan, folder: Path, machine: Machine, say: Say) -> dict[str, float]:
+def _expected(plan: Plan, folder: Path, machine: Machine) -> dict[str, float]:
     """Save the plan; estimate the seconds of each job that is not done yet, and say how long all of them take."""
     write_atomic(plan_file(folder), plan.to_json())
     known = _outcomes(plan, folder)
     todo = [job for job in plan.jobs.values() if job.id not in known or known[job.id].missing(job)]
     done = len(plan.jobs) - len(todo)
     if not todo:
-        say(f"{plan.suite}: nothing to do, {counted(done, 'run')} done.")
+        log.info(f"{plan.suite}: nothing to do, {counted(done, 'run')} done.")
         return {}
     pace = calibrate(todo[0].model, _own(machine.device), machine.threads)
     encoder.cache_clear()  # leaves the memory to the workers
@@ -197,7 +198,7 @@ def _expected(plan: Plan, folder: Path, machine: Machine, say: Say) -> dict[str,
     expected = {job.id: forecast.seconds(job, known.get(job.id)) for job in todo}
     workers = min(machine.workers, len(todo))
     origin = "from finished runs" if known else "an estimate on free cores, from a short calibration"
-    say(
+    log.info(
         f"{plan.suite}: {counted(len(todo), 'run')} to do, {done} done; "
         f"about {pretty_seconds(sum(expected.values()) / workers)} with {counted(workers, f'{machine.engine} worker')} "
         f"of {counted(machine.threads, 'thread')} on {machine.device} ({origin})"
@@ -210,7 +211,7 @@ def _own(device: str) -> str:
     return device if device != "cuda" or torch.cuda.is_available() else "cpu"
 
 
-def write_tables(folder: str | Path, say: Say = print) -> Path:
+def write_tables(folder: str | Path) -> Path:
     """Write results, tables and plots from what is in the folder, without any run.
 
     Returns:
@@ -221,11 +222,12 @@ def write_tables(folder: str | Path, say: Say = print) -> Path:
     """
     path = Path(folder)
     plan, outcomes = read_bench(path)
-    files = write_rows(path, plan, outcomes, say)
-    tables = make_tables(plan, outcomes)
-    write_atomic(path / "table.md", markdown(plan.suite, tables))
-    write_atomic(path / "table.tex", latex(tables))
-    plots = write_plots(path, plan, [table for table in tables if table.rows], say)
-    names = [*(file.name for file in files), "table.md", "table.tex", *(["plots/"] if plots else [])]
-    say(f"Written: {folder}/{', '.join(names)}.")
+    with speaking():
+        files = write_rows(path, plan, outcomes)
+        tables = make_tables(plan, outcomes)
+        write_atomic(path / "table.md", markdown(plan.suite, tables))
+        write_atomic(path / "table.tex", latex(tables))
+        plots = write_plots(path, plan, [table for table in tables if table.rows])
+        names = [*(file.name for file in files), "table.md", "table.tex", *(["plots/"] if plots else [])]
+        log.info(f"Written: {folder}/{', '.join(names)}.")
     return path / "table.md"

@@ -12,6 +12,7 @@ import typer
 from apd.cli import bench, demo, evaluate, listing, predict, train
 from apd.errors import ApdError
 from apd.util.files import storage_error
+from apd.util.messages import command_line
 from apd.util.text import one_line
 from apd.util.versions import __version__
 
@@ -55,7 +56,8 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         try:
-            app(args=arguments, prog_name="apd")
+            with command_line():
+                app(args=arguments, prog_name="apd")
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:

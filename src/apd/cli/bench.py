@@ -43,12 +43,12 @@ def bench(
     failures: dict[str, str] = {}
     with quiet_stdout():
         if table_only:
-            write_tables(folder, say)
+            write_tables(folder)
         else:
             wanted = load_suite(suite, root=root)  # before a cluster is started
             machine = find_machine(engine, workers, gpus)
             try:
-                failures = run_bench(wanted, folder, machine=machine, say=say)
+                failures = run_bench(wanted, folder, machine=machine)
             except KeyboardInterrupt:
                 say("\nStopped. Run the same command again to resume, or add --table-only to see the results so far.")
                 raise

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from apd.util.messages import get_logger
 from apd.util.text import printable
 
 if TYPE_CHECKING:
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, alone on standard output.")]
 
 
+log = get_logger("apd.cli")
+
+
 def say(text: str) -> None:
     """A line for a person; standard output is kept for results."""
-    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr)
+    log.info(text)
 
 
 def say_inputs(data: Dataset, model: str, more: str = "") -> None:

@@ -26,7 +26,7 @@ def demo(
     from apd.demo import DEMO, QUICK, run_demo
 
     with quiet_stdout():
-        summary = run_demo(output, QUICK if quick else DEMO, say)
+        summary = run_demo(output, QUICK if quick else DEMO)
     _table(summary)
     say(f"Written: {output}/summary.json; a run folder with a model card each in {output}/control and {output}/apd.")
     say("Next, with a folder of your own images (one folder a class), say photos/:")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import math
 import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -16,7 +15,7 @@ import typer
 
 from apd.cli.common import AsJson, quiet_stdout, say
 from apd.errors import InputError, nearest
-from apd.util.progress import counted, heartbeat
+from apd.util.progress import Count, Progress, counted
 from apd.util.text import printable, quoted, to_json
 
 if TYPE_CHECKING:
@@ -90,19 +89,16 @@ def _answers(run: Path, files: list[Path], top: int, model: str | None) -> Itera
     """The answers as they come, with progress on standard error where they do not show it themselves."""
     if not files:
         return
-    from apd.data.decode import watched
-    from apd.predict import BATCH, predict_files
+    from apd.predict import predict_files
 
-    done, hidden = 0, not sys.stdout.isatty()
-    batches = predict_files(run, files, top=top, model=model)
-    batches = watched(batches, math.ceil(len(files) / BATCH), "classifying images", hidden)
-    with heartbeat(lambda: f"{done} of {len(files)} images", say, hidden and not sys.stderr.isatty()):
+    count, batches = Count(len(files), "images"), predict_files(run, files, top=top, model=model)
+    with nullcontext() if sys.stdout.isatty() else Progress("classifying", count):
         while True:
             with quiet_stdout():
                 answers = next(batches, None)
             if answers is None:
                 return
-            done += len(answers.rows) + len(answers.bad)
+            count.advance(len(answers.rows) + len(answers.bad))
             yield answers
 
 

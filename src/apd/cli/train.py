@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import say, say_inputs
+from apd.cli.common import log, say, say_inputs
 from apd.errors import InputError
 from apd.util.progress import counted
 from apd.util.text import quoted
@@ -71,7 +71,11 @@ def train(
         "train.seed": seed,
         "train.device": device,
     }
-    _train(flags, config, set_ or [], output, resume, overwrite)
+    from apd.util.messages import speaking
+    from apd.util.processes import is_first_process
+
+    with speaking(quiet=not is_first_process()):
+        _train(flags, config, set_ or [], output, resume, overwrite)
 
 
 def _train(
@@ -84,8 +88,6 @@ def _train(
     from apd.training.start import start_training
     from apd.util.processes import is_first_process
 
-    first = is_first_process()
-    tell = say if first else _nothing
     if resume and file is None and output is not None and (output / "config.yaml").is_file():
         file = output / "config.yaml"
     config = load_config(file, flags, sets)
@@ -103,12 +105,12 @@ def _train(
 
     try:
         run = start_training(
-            config, output=output, resume=resume, overwrite=overwrite, on_data=on_data if first else None
+            config, output=output, resume=resume, overwrite=overwrite, on_data=on_data if is_first_process() else None
         )
     except KeyboardInterrupt:
-        tell(f"\nStopped. {_kept(output, config)}")
+        say(f"\nStopped. {_kept(output, config)}")
         raise
-    tell(f"Done: {run.path}. Next: apd evaluate {quoted(run.path)}{' --skip-bad-images' if stops else ''}")
+    say(f"Done: {run.path}. Next: apd evaluate {quoted(run.path)}{' --skip-bad-images' if stops else ''}")
 
 
 def _bad_test_images(data: Dataset) -> bool:
@@ -118,8 +120,8 @@ def _bad_test_images(data: Dataset) -> bool:
 
     bad, looked = find_bad(data.test.ids, data.test.sources, _LOOKING, progress=True)
     if bad:
-        say(
-            f"Warning: {next(iter(bad.values()))} Of {looked} test images looked at, {len(bad)} cannot be read. Training does "
+        log.warning(
+            f"{next(iter(bad.values()))} Of {looked} test images looked at, {len(bad)} cannot be read. Training does "
             "not need them, but apd evaluate stops there: replace or remove them, or leave them out with "
             f"--skip-bad-images.{how_to_convert(data.test.ids[index] for index in bad)}"
         )
@@ -141,7 +143,3 @@ def _kept(output: Path, config: RunConfig) -> str:
         done = counted(steps or 0, "optimiser step")
         return f"Kept: what {done} learned. Resume with: apd train --output {quoted(output)} --resume"
     return f"There was nothing to save yet. Start again with: {shlex.join(['apd', *sys.argv[1:]])}"
-
-
-def _nothing(_: str) -> None:
-    """What the other processes of a run say."""

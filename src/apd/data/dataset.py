@@ -116,7 +116,7 @@ class ImageSet:
         Args:
             preprocessing: of the encoder (``encoder.info.preprocessing``).
             skip_bad: leave out the images that cannot be read, and list them in ``Decoded.skipped``.
-            progress: show a bar on a terminal's standard error when it takes more than two seconds.
+            progress: show on standard error how far it is when it takes long.
 
         Raises:
             InputError: for an image that cannot be read (or, with ``skip_bad``, if none can), naming it.

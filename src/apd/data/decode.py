@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,10 +18,7 @@ from torch import Tensor
 from apd.data.unreadable import RAW_SUFFIXES, WAY_OUT, Source, complaint, how_to_convert
 from apd.errors import InputError
 from apd.models.preprocessing import Preprocessing
-
-T = TypeVar("T")
-PATIENCE = 2.0
-"""Seconds before a progress bar is worth its line."""
+from apd.util.progress import watched
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -112,7 +108,7 @@ def find_bad(
         ids: one per image.
         sources: where each image comes from, read in this order.
         seconds: after which the rest is left unseen.
-        progress: show a bar on a terminal's standard error when it takes long.
+        progress: show how far it is when it takes long.
 
     Returns:
         The images that cannot be read, index to a sentence, and how many were looked at.
@@ -150,30 +146,7 @@ def _tried(
 
     pool = ThreadPoolExecutor()
     try:
-        yield from enumerate(watched(pool.map(attempt, range(total)), total, what, progress))
+        tried = pool.map(attempt, range(total))
+        yield from enumerate(watched(tried, total, what) if progress else tried)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def watched(results: Iterable[T], total: int, what: str, show: bool) -> Iterator[T]:
-    """Pass the results on, with a bar on standard error (if that is a terminal) once it takes long."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not (show and console.is_terminal):
-        yield from results
-        return
-    bar = Progress(console=console, transient=True, redirect_stdout=False)
-    task = bar.add_task(what, total=total)
-    started = time.monotonic()
-    running = False
-    try:
-        for result in results:
-            yield result
-            bar.advance(task)
-            if not running and time.monotonic() - started > PATIENCE:
-                bar.start()
-                running = True
-    finally:
-        bar.stop()

@@ -137,7 +137,7 @@ class Evaluation:
         most = 1 if name == "clean" else sum(attacks.find(name).part_passes(self.n_classes))
         pace = Pace(name, len(wanted), len(wanted) - len(todo), size, most)
         try:
-            with shown(pace, f"{name}{self.on}", self.subject.model, self.settings.quiet):
+            with shown(pace, f"{name}{self.on}", self.subject.model):
                 for index, parts in self._batches(record, todo, size):
                     keys = {self.samples.decoded.ids[i]: self.samples.keys[i] for i in index}
                     keeper = Keeper(record, pace, keys, parts, size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +29,11 @@ from apd.evaluation.store import Record, Store
 from apd.models.classifier import PromptedCLIP
 from apd.models.preprocessing import Preprocessing
 from apd.settings.explain import explain, setting_names
+from apd.util.messages import get_logger, speaking
 from apd.util.seeds import shuffled
 from apd.util.versions import versions
+
+log = get_logger("apd.evaluation")
 
 ON = ("", " on zero-shot CLIP")
 """What stands after an attack's name while it runs, for the model and for the control."""
@@ -71,7 +73,18 @@ def evaluate(
         True
     """
     chosen = parse_settings(settings)
-    data = data.classes(chosen.classes)
+    with speaking(chosen.quiet):
+        return _evaluate(classifier, data.classes(chosen.classes), chosen, Store(store), undefended, image_size)
+
+
+def _evaluate(
+    classifier: nn.Module,
+    data: Dataset,
+    chosen: EvaluationSettings,
+    kept: Store,
+    undefended: PromptedCLIP | None,
+    image_size: int | None,
+) -> Result:
     if isinstance(classifier, PromptedCLIP) and classifier.class_names != data.class_names:
         raise InputError(
             f"The classifier knows {_some(classifier.class_names)}, but {data.name} has {_some(data.class_names)}; "
@@ -88,16 +101,14 @@ def evaluate(
 
     own = classifier.zero_shot() if isinstance(classifier, PromptedCLIP) else None
     control = (undefended or own) if chosen.control else None
-    if chosen.control and control is None and not chosen.quiet:
-        print("No zero-shot control: the classifier is not a PromptedCLIP; give one as undefended.", file=sys.stderr)
+    if chosen.control and control is None:
+        log.info("No zero-shot control: the classifier is not a PromptedCLIP; give one as undefended.")
     subjects = _subjects(classifier, control)
     if not isinstance(classifier, PromptedCLIP):
         few = Samples(decode(images.sample(2, chosen.seed)))
         subjects[0].check_outputs(few.batch(range(len(few)), subjects[0].device)[0], len(data.class_names))
-    kept = Store(store)
     sample, measured = choose_sample(images, decode, subjects, chosen, kept, len(data.class_names))
-    if not chosen.quiet:
-        print(sample.describe(chosen.split, chosen.adversarial), file=sys.stderr)
+    log.info(sample.describe(chosen.split, chosen.adversarial))
     samples = Samples(decode(images.sample(sample.n, chosen.seed)))
     evaluations = [
         Evaluation(subject, samples, chosen, kept, len(data.class_names), on, pace)
@@ -131,7 +142,7 @@ def _preprocessing(classifier: nn.Module, data: Dataset, image_size: int | None)
 
 def _decode(images: ImageSet, preprocessing: Preprocessing, settings: EvaluationSettings) -> Decoded:
     """Decode images as the classifier wants them, corrupted if that is asked for."""
-    decoded = images.decode(preprocessing, skip_bad=settings.skip_bad_images, progress=not settings.quiet)
+    decoded = images.decode(preprocessing, skip_bad=settings.skip_bad_images, progress=True)
     if settings.corruption is None:
         return decoded
     seeds = sample_seeds(decoded.ids, settings.seed, "corruption")
@@ -179,8 +190,9 @@ def evaluate_tensors(
         for subject, on in zip(_subjects(model, undefended), ON, strict=False)
     ]
     found = []
-    for evaluation in evaluations:
-        found.append((evaluation, evaluation.run()))
+    with speaking(settings.quiet):
+        for evaluation in evaluations:
+            found.append((evaluation, evaluation.run()))
     return _result(found, undefended is not None, class_names, name, len(decoded) + len(decoded.skipped))
 
 

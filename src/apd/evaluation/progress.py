@@ -1,4 +1,4 @@
-"""A bar with the time left, where somebody is watching and it takes long; in a log, a line now and then."""
+"""How far an attack is: counted in images, and within the first batch in passes of the model."""
 
 from __future__ import annotations
 
@@ -6,20 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from apd.util.progress import clock, heartbeat, pretty_seconds
-
-PATIENCE = 2.0
-"""Seconds before a bar is worth its line."""
+from apd.util.progress import Count, Progress, clock, pretty_seconds
 
 
-@dataclass
-class Pace:
+class Pace(Count):
     """How far an attack is, and what can be said of the time that is left.
 
     Args:
@@ -31,18 +25,18 @@ class Pace:
         now: seconds of a clock.
     """
 
-    name: str
-    total: int
-    done: int
-    batch_size: int
-    most: int
-    now: Callable[[], float] = time.monotonic
-    part: str = ""
-    passes: int = 0
-
-    def __post_init__(self) -> None:
-        self.known, self.started = self.done, self.now()
-        self.since = self.started
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        done: int,
+        batch_size: int,
+        most: int,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(total, "images", done, now)
+        self.name, self.batch_size, self.most = name, batch_size, most
+        self.part, self.passes = "", 0
 
     def begin(self, part: str) -> None:
         """A part of the attack begins."""
@@ -52,63 +46,35 @@ class Pace:
         """So many passes of the model were made on this batch."""
         self.passes += passes
 
-    def advance(self, images: int) -> None:
+    def advance(self, units: int = 1) -> None:
         """A batch is done."""
-        self.done += images
-        self.part, self.passes, self.since = "", 0, self.now()
+        super().advance(units)
+        self.part, self.passes = "", 0
+
+    def left(self) -> str:
+        """From the batches that are done; within the first one from its passes, as if no image fell."""
+        if self.done > self.known or not self.passes:
+            return super().left()
+        batches = math.ceil((self.total - self.done) / self.batch_size)
+        seconds = (self.now() - self.started) * (max(1.0, self.most / self.passes) * batches - 1)
+        return f", at most about {pretty_seconds(seconds)} left"
 
     def __str__(self) -> str:
         """Say how many images are done, in which part, after what time, and how long it may take."""
         part = f"in {self.part}, " if self.part else ""
-        return f"{self.done} of {self.total} images, {part}{clock(self.now() - self.started)}{self._left()}"
-
-    def _left(self) -> str:
-        """An estimate. From the batches that are done; within the first one from its passes, as if no image fell."""
-        now, left = self.now(), self.total - self.done
-        if self.done > self.known:
-            seconds = (self.since - self.started) / (self.done - self.known) * left - (now - self.since)
-            return f", about {pretty_seconds(seconds)} left" if seconds > 0 else ""
-        if not self.passes:
-            return ""
-        batches = math.ceil(left / self.batch_size)
-        seconds = (now - self.started) * (max(1.0, self.most / self.passes) * batches - 1)
-        return f", at most about {pretty_seconds(seconds)} left"
+        return f"{self.done} of {self.total} images, {part}{clock(self.now() - self.started)}{self.left()}"
 
 
 @contextmanager
-def shown(pace: Pace, title: str, model: nn.Module, quiet: bool) -> Iterator[None]:
-    """The pace on standard error, as a bar, or as lines if that is not a terminal; nothing when quiet.
-
-    Args:
-        pace: what is shown.
-        title: stands before it.
-        model: whose passes count.
-        quiet: show nothing.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[pace]}"))
-    progress = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
-    task = progress.add_task(title, total=pace.total, pace="")
-    running = False
+def shown(pace: Pace, title: str, model: nn.Module) -> Iterator[None]:
+    """Show the pace while an attack runs, and count the passes of the model."""
 
     def count(_: nn.Module, inputs: tuple[Tensor, ...], __: object) -> None:
-        nonlocal running
         pace.look(2 if torch.is_grad_enabled() and inputs[0].requires_grad else 1)
-        if progress.disable:
-            return
-        progress.update(task, completed=pace.done, pace=str(pace))
-        if not running and pace.now() - pace.started > PATIENCE:
-            progress.start()
-            running = True
 
     hook = model.register_forward_hook(count)
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     try:
-        with heartbeat(lambda: f"{title}: {pace}", say, progress.disable and not quiet):
+        with Progress(title, pace):
             yield
     finally:
         hook.remove()
-        progress.stop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,10 @@ from apd.evaluation.result import Result
 from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.util.device import pick_device
+from apd.util.messages import get_logger, speaking
 from apd.util.text import printable
+
+log = get_logger("apd.evaluation")
 
 
 def evaluate_run(
@@ -59,24 +61,17 @@ def evaluate_run(
     whole = config.data.model_copy(update={"classes": "all"})
     images = data if isinstance(data, Dataset) else _load(data) if data and other else whole.load(config.train.seed)
     wanted = images.classes(chosen.classes)
-    say = _silent if chosen.quiet else _say
-    say(f"{wanted.summary()}; CLIP model {printable(model or config.model)}")
-    classifier = load_run(path, device=pick_device(device), model=model)
-    if classifier.class_names != wanted.class_names:
-        classifier = classifier.with_classes(wanted.class_names, wanted.templates)
-        say(f"The run knows other classes; its prompts serve the {len(wanted.class_names)} classes of {images.name}.")
-    result = evaluate(classifier, images, store=run.results, **given)
+    with speaking(chosen.quiet):
+        log.info(f"{wanted.summary()}; CLIP model {printable(model or config.model)}")
+        classifier = load_run(path, device=pick_device(device), model=model)
+        if classifier.class_names != wanted.class_names:
+            classifier = classifier.with_classes(wanted.class_names, wanted.templates)
+            serves = f"its prompts serve the {len(wanted.class_names)} classes of {images.name}."
+            log.info(f"The run knows other classes; {serves}")
+        result = evaluate(classifier, images, store=run.results, **given)
     run.save_result(result.to_dict())
     return result
 
 
 def _load(source: str) -> Dataset:
     return load_data(source, shots="all")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _silent(_: str) -> None:
-    """Say nothing."""

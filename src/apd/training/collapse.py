@@ -1,21 +1,15 @@
-"""What a person sees of training while it runs, and what it is warned of."""
+"""Warnings of a training that collapses."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from apd.errors import ApdError
 from apd.settings.train import TrainSettings
-from apd.util.progress import clock, heartbeat
 
 VANISHED = 0.01
 """An adversarial term (nats) that is as good as 0."""
@@ -173,56 +167,3 @@ def _fell(right: int, images: int, before: float) -> bool:
         for k in range(right + 1)
     )  # fmt: skip
     return math.fsum(map(math.exp, terms)) < CHANCE
-
-
-class TrainingProgress:
-    """A bar with the time left on standard error; in a pipe, a line a validation and a sign of life between them.
-
-    Silent unless ``visible``.
-    """
-
-    def __init__(self, total: int, done: int, title: str, visible: bool = True) -> None:
-        self.console = Console(stderr=True, quiet=not visible, file=sys.stderr)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
-            console=self.console,
-            disable=not (visible and self.console.is_terminal),
-        )
-        self.task = self.progress.add_task(title, total=total, completed=done, status="")
-        self.alive = heartbeat(self._beat, self.say, visible and self.progress.disable)
-
-    def __enter__(self) -> TrainingProgress:
-        self.progress.start()
-        self.alive.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.alive.__exit__(None, None, None)
-        self.progress.stop()
-
-    def _beat(self) -> str:
-        task = self.progress.tasks[self.task]
-        return f"{task.description}: step {task.completed:.0f} of {task.total:.0f}, {clock(task.elapsed or 0)}"
-
-    def advance(self, steps: int = 1) -> None:
-        """So many more optimiser steps are done."""
-        self.progress.advance(self.task, steps)
-
-    def show(self, record: Mapping[str, Any]) -> None:
-        """Show the latest figures beside the bar."""
-        numbers = " ".join(
-            f"{k} {v:.3f}" for k, v in record.items() if isinstance(v, float) and k not in ("lr", "epoch")
-        )
-        self.progress.update(self.task, status=numbers)
-
-    def say(self, text: str, warning: bool = False) -> None:
-        """A line that stays."""
-        self.console.print(text, style="yellow" if warning else None, highlight=False)

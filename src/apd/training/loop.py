@@ -26,7 +26,7 @@ from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.settings.train import TrainSettings
 from apd.training.batches import Batches, Images
-from apd.training.collapse import CollapseMonitor, TrainingProgress, Validation
+from apd.training.collapse import CollapseMonitor, Validation
 from apd.training.log import Log
 from apd.training.optim import (
     build_optimizer,
@@ -43,12 +43,14 @@ from apd.training.sharpness import awp, sam, shifted
 from apd.training.step import TrainStep, training_attack
 from apd.util.device import pick_device
 from apd.util.extras import import_extra
+from apd.util.messages import get_logger
 from apd.util.processes import is_first_process
+from apd.util.progress import Count, Progress, watched
+
+log = get_logger("apd.training")
 
 
-def train(
-    encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig, run: Run, *, quiet: bool = False
-) -> Run:
+def train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig, run: Run) -> Run:
     """Train the method of ``config`` and leave its prompts in ``run``.
 
     Goes on from the run's checkpoint where there is one, and ends bit-identical to a run that was never stopped: every
@@ -60,7 +62,6 @@ def train(
         images: its training and validation images.
         config: settings.
         run: folder from `Run.create`.
-        quiet: show nothing.
 
     Returns:
         ``run``, finished.
@@ -80,8 +81,7 @@ def train(
     bare = PromptedCLIP(encoder, None, data.class_names, data.templates)
     check_distinct(bare)
     method = find_method(config.method.name)(config.method.settings, bare, settings.seed).to(accelerator.device)
-    show = accelerator.is_main_process and not quiet
-    loop = Loop(method, images.to(accelerator.device), settings, accelerator, run, show)
+    loop = Loop(method, images.to(accelerator.device), settings, accelerator, run)
     summary = loop.run_through(lambda: method.prepare(loop.preparation()))
     prompts = loop.deployed().prompts
     assert prompts is not None
@@ -115,7 +115,6 @@ class Loop:
         settings: the section ``train``.
         accelerator: device and processes.
         run: where metrics and checkpoints go; None: nowhere (a teacher's tuning, repeated if interrupted).
-        show: progress on standard error.
     """
 
     def __init__(
@@ -125,16 +124,8 @@ class Loop:
         settings: TrainSettings,
         accelerator: Accelerator,
         run: Run | None,
-        show: bool,
     ) -> None:
-        self.method, self.images, self.settings, self.accelerator, self.run, self.show = (
-            method,
-            images,
-            settings,
-            accelerator,
-            run,
-            show,
-        )
+        self.method, self.images, self.settings, self.accelerator, self.run = method, images, settings, accelerator, run
         self.batches = Batches(images, settings, accelerator.process_index, accelerator.num_processes)
         self.steps = len(self.batches) * settings.epochs
         self.trained = [p for p in method.parameters() if p.requires_grad]
@@ -157,13 +148,12 @@ class Loop:
     def tune(self, method: Method) -> None:
         """Train another method (a teacher) on the labelled images, with the same settings, in place."""
         images = replace(self.images, unlabelled=None)
-        Loop(method, images, self.settings, self.accelerator, None, self.show).run_through(lambda: None)
+        Loop(method, images, self.settings, self.accelerator, None).run_through(lambda: None)
 
     def run_through(self, prepare: Any) -> dict[str, Any]:
         """All steps that are left; returns the last validation and what was warned of."""
         if not self.trained:
-            with TrainingProgress(0, 0, "validation", self.show) as progress:
-                return {**self._validate(Log(self.run, len(self.batches), False), progress, 0), "steps": 0}
+            return {**self._validate(Log(self.run, len(self.batches), False), 0), "steps": 0}
         optimizer = build_optimizer(self.settings.optimizer, self.trained)
         found = self._restore(optimizer)
         start = found or 0
@@ -177,24 +167,24 @@ class Loop:
                 self.average = {name: tensor.detach().clone() for name, tensor in self._student_state().items()}
         module, optimizer = self.accelerator.prepare(TrainStep(self.method, self.settings), optimizer)
         title = "training" if self.run else "tuning the teacher"
-        with TrainingProgress(self.steps, start, title, self.show) as progress, _interrupts(self):
+        with Progress(title, Count(self.steps, "steps", start), keep=True) as progress, _interrupts(self):
             return self._epochs(module, optimizer, start, progress)
 
-    def _epochs(self, module: nn.Module, optimizer: Any, start: int, progress: TrainingProgress) -> dict[str, Any]:
+    def _epochs(self, module: nn.Module, optimizer: Any, start: int, progress: Progress) -> dict[str, Any]:
         board = self.settings.tensorboard and self.accelerator.is_main_process
-        log = Log(self.run, len(self.batches), board)
+        metrics = Log(self.run, len(self.batches), board)
         for step in range(start, self.steps, self.replays):
             done = min(step + self.replays, self.steps)
             terms = self.train_batch(module, optimizer, step, done)
-            progress.advance(done - step)
+            progress.count.advance(done - step)
             if step == 0:  # not to be learned of after `log_every` steps of nothing
                 self.monitor.check_loss({name: float(term.detach()) for name, term in terms.items()}, done)
             due = partial(self._due, step, done)
             if due(self.settings.log_every):
-                self.monitor.check_loss(log.terms(terms, done), done)
-                progress.show(log.last)
+                self.monitor.check_loss(metrics.terms(terms, done), done)
+                progress.status = " ".join(f"{name} {value:.3f}" for name, value in metrics.last.items())
             if self.run and due(self.settings.validate_every * len(self.batches)):
-                self.summary = {**self._validate(log, progress, done), "steps": done}
+                self.summary = {**self._validate(metrics, done), "steps": done}
             self._agree_to_stop()
             # Not before the first step: what that one refuses costs no finished work that would be overwritten.
             if step == 0 or due(self.settings.checkpoint_every) or self.stop:
@@ -254,18 +244,18 @@ class Loop:
         share = warmed_up(step, round(s.eps_warmup_epochs * len(self.batches)), s.eps_warmup_from)
         return replace(s.threat, eps=share * s.threat.eps)
 
-    def _validate(self, log: Log, progress: TrainingProgress, done: int) -> dict[str, Any]:
+    def _validate(self, metrics: Log, done: int) -> dict[str, Any]:
         found = self.validate()
-        record, warnings = found.record(), self.monitor.check_validation(log.last_terms, found)
-        log.write(
+        record, warnings = found.record(), self.monitor.check_validation(metrics.last_terms, found)
+        metrics.write(
             {"step": done, "epoch": done / len(self.batches), **record, **({"warnings": warnings} if warnings else {})}
         )
-        progress.say(
+        log.info(
             f"epoch {done // len(self.batches)}: validation {record['val_clean']:.1f} % clean, "
             f"{record['val_robust']:.1f} % under {self.settings.validation_attack}"
         )
         for warning in warnings:
-            progress.say(warning, warning=True)
+            log.warning(warning)
         return {**record, "warnings": self.summary["warnings"] + warnings}
 
     def validate(self) -> Validation:
@@ -273,7 +263,8 @@ class Loop:
         model, val, s = self.deployed().frozen(), self.images.val, self.settings
         attack, right, robust = find(s.validation_attack), 0, 0
         counts = torch.zeros(len(self.method.student.class_names), device=val.images.device)
-        for start in range(0, len(val), 256):
+        starts = range(0, len(val), 256)
+        for start in watched(starts, len(starts), "validating", "batches"):
             index = torch.arange(start, min(start + 256, len(val)), device=val.images.device)
             x, labels, ids = val.pixels(index), val.labels[index], [val.ids[i] for i in index.tolist()]
             with torch.no_grad():

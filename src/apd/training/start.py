@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,12 +18,14 @@ from apd.models.shared import shared_clip
 from apd.runs.config import RunConfig, validate
 from apd.runs.folder import Run, check_output
 from apd.runs.load import describe_encoder
+from apd.util.messages import get_logger, speaking
 from apd.util.processes import is_first_process
-from apd.util.text import printable
 from apd.util.versions import versions
 
 if TYPE_CHECKING:
     from apd.training.batches import Images
+
+log = get_logger("apd.training")
 
 
 def train(
@@ -38,6 +39,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     skip_bad_images: bool = False,
+    quiet: bool = False,
     **settings: Any,
 ) -> Run:
     """Learn prompts that make a CLIP model robust on this data.
@@ -54,6 +56,7 @@ def train(
         resume: continue an unfinished run in ``output``.
         overwrite: replace a run in ``output``.
         skip_bad_images: continue without images that cannot be read, and count them; no others are drawn in their place.
+        quiet: show nothing.
         settings: everything else of the section ``train``, such as ``epochs=20`` or ``optimizer={"lr": 0.01}``.
 
     Returns:
@@ -73,7 +76,7 @@ def train(
     training = {"eps": eps, **({} if attack is None else {"attack": attack_section(attack)}), **settings}
     raw = {"model": clip.info.source, "data": section, "method": _method_section(method), "train": training}
     config = validate(raw)
-    return start_training(config, clip=clip, data=data, output=output, resume=resume, overwrite=overwrite)
+    return start_training(config, clip=clip, data=data, output=output, resume=resume, overwrite=overwrite, quiet=quiet)
 
 
 def _method_section(method: str | Mapping[str, Any] | type[Method]) -> str | Mapping[str, Any]:
@@ -118,11 +121,25 @@ def start_training(
         InputError: an output that cannot be used, data without training images, an image that cannot be read, a CLIP
             that cannot be loaded.
     """
+    first = is_first_process()
+    with speaking(quiet or not first):
+        return _start(config, clip, data, output, resume, overwrite, on_data, first)
+
+
+def _start(
+    config: RunConfig,
+    clip: DualEncoder | None,
+    data: Dataset | None,
+    output: str | Path | None,
+    resume: bool,
+    overwrite: bool,
+    on_data: Callable[[Dataset], None] | None,
+    first: bool,
+) -> Run:
     # Not at the top: accelerate takes a second that bad settings need not wait for.
     from apd.training.batches import decode
     from apd.training.loop import train as train_loop
 
-    first = is_first_process()
     if first and output is not None:
         check_output(output, resume=resume, overwrite=overwrite)
     data = config.data.load(config.train.seed) if data is None else data
@@ -130,29 +147,26 @@ def start_training(
     if on_data is not None:
         on_data(data)
     clip = load_clip(config.model) if clip is None else clip
-    show = first and not quiet
-    if show and data.shortage():
-        print(printable(data.shortage()), file=sys.stderr)
-    images = decode(clip, data, config.data.skip_bad_images, show=show)
-    if show:
-        _tell_skipped(data, images)
+    if data.shortage():
+        log.warning(data.shortage())
+    images = decode(clip, data, config.data.skip_bad_images, show=True)
+    _tell_skipped(data, images)
     # Held until the end of training, so that a method that shares them loads none a second time.
     teachers = {name: shared_clip(source, device=clip.device) for name, source in config.method.other_models().items()}
     place = tempfile.mkdtemp(prefix="apd-") if output is None else output
     manifest = describe(clip, data, images, config, teachers)
     run = Run.create(place, config, manifest, resume=resume, overwrite=overwrite, writer=first)
-    return train_loop(clip, data, images, config, run, quiet=quiet)
+    return train_loop(clip, data, images, config, run)
 
 
 def _tell_skipped(data: Dataset, images: Images) -> None:
-    """Say on standard error how many images could not be read."""
+    """Say how many images could not be read."""
     train, val = len(images.train.skipped), len(images.val.skipped)
     if train or val:
-        print(
+        log.warning(
             f"Left out: {train} of {len(data.train)} training images and {val} of {len(data.val)} validation images, "
             "which cannot be read; no others are drawn in their place."
-            f"{how_to_convert([*images.train.skipped, *images.val.skipped])}",
-            file=sys.stderr,
+            f"{how_to_convert([*images.train.skipped, *images.val.skipped])}"
         )
 
 

@@ -1,39 +1,173 @@
-"""A sign of life for who reads a log instead of watching a terminal."""
+"""The progress display: a bar on a terminal or in a notebook, and in a log a line now and then."""
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
 
+from apd.util import messages
+from apd.util.messages import HANDLER, LOGGER
+from apd.util.text import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+T = TypeVar("T")
 EVERY = 30.0
-"""Seconds between two lines."""
+"""Seconds between two lines in a log."""
+PATIENCE = 2.0
+"""Seconds before a bar that will vanish again is worth its line."""
+
+log = messages.get_logger("apd.progress")
+_display = threading.Lock()
+"""Held by the display that is shown: one inside another would overwrite it."""
 
 
-@contextmanager
-def heartbeat(line: Callable[[], str], say: Callable[[str], None], wanted: bool = True) -> Iterator[None]:
-    """Say ``line()`` every `EVERY` seconds, from a thread: a single batch of an attack may take longer than that.
+class Count:
+    """How far a piece of work is, and how long the rest takes at the pace so far.
 
     Args:
-        line: what to say by then.
-        say: takes a line.
-        wanted: False for silence.
+        total: number of units.
+        unit: their name, in the plural; may be empty.
+        done: units known from an earlier start.
+        now: seconds of a clock.
     """
-    done = threading.Event()
 
-    def beat() -> None:
-        while not done.wait(EVERY):
-            say(line())
+    def __init__(self, total: int, unit: str = "", done: int = 0, now: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.unit, self.done, self.now = total, unit, done, now
+        self.known, self.started = done, now()
+        self.since = self.started
 
-    thread = threading.Thread(target=beat, daemon=True)
-    if wanted:
-        thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        if wanted:
-            thread.join()
+    def advance(self, units: int = 1) -> None:
+        """Record that more units are done."""
+        self.done += units
+        self.since = self.now()
+
+    def left(self) -> str:
+        """Say how long the rest may take; empty while that is unknown."""
+        if self.done <= self.known:
+            return ""
+        pace = (self.since - self.started) / (self.done - self.known)
+        seconds = pace * (self.total - self.done) - (self.now() - self.since)
+        return f", about {pretty_seconds(seconds)} left" if seconds > 0 else ""
+
+    def __str__(self) -> str:
+        """Say how many units are done, after what time, and how long it may take."""
+        return (
+            f"{self.done} of {self.total} {self.unit}".rstrip() + f", {clock(self.now() - self.started)}{self.left()}"
+        )
+
+
+class Progress:
+    """Shows on standard error how far a piece of work is, from a thread: one unit may take long.
+
+    A bar is drawn only if our own handler prints the messages (see `apd.util.messages`), or in a notebook; otherwise
+    the program's own log gets a line every `EVERY` seconds.
+
+    Args:
+        title: what is done; may be empty.
+        count: how far it is.
+        keep: show a bar at once, and leave it there; otherwise it comes after `PATIENCE` and vanishes.
+        table: what is shown in place of the bar.
+    """
+
+    def __init__(
+        self, title: str, count: Count, *, keep: bool = False, table: Callable[[], RenderableType] | None = None
+    ) -> None:
+        self.title, self.count, self.keep, self.render = title, count, keep, table or self._bar
+        self.status = ""
+        """Stands beside the bar."""
+        self._live: Live | None = None
+        self._thread: threading.Thread | None = None
+        self._end = threading.Event()
+
+    def __enter__(self) -> Progress:
+        if messages.is_quiet() or not _display.acquire(blocking=False):
+            return self
+        console = _canvas()
+        if console is not None:
+            self._prepare(console)
+            if self.keep or PATIENCE <= 0:
+                self._draw()
+        if console is None or not self.keep:
+            self._thread = threading.Thread(target=self._speak if console is None else self._wait, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._live is not None:
+            HANDLER.console = None
+            self._live.stop()
+        if self._thread is not None or self._live is not None:
+            self._thread = self._live = None
+            _display.release()
+
+    def _prepare(self, console: Console) -> None:
+        from rich.live import Live
+
+        # What others print on a terminal must not tear the display; in a file it stays what it is.
+        redirect = sys.stdout.isatty()
+        self._live = Live(
+            console=console, get_renderable=self._rendered, transient=not self.keep, redirect_stdout=redirect
+        )
+
+    def _rendered(self) -> RenderableType:
+        return self.render()
+
+    def _draw(self) -> None:
+        assert self._live is not None
+        HANDLER.console = self._live.console
+        self._live.start(refresh=True)
+
+    def _wait(self) -> None:
+        if not self._end.wait(PATIENCE):
+            self._draw()
+
+    def _speak(self) -> None:
+        while not self._end.wait(EVERY):
+            log.info(f"{self.title}: {self.count}" if self.title else str(self.count))
+
+    def _bar(self) -> RenderableType:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=max(1, self.count.total), completed=self.count.done, width=40)
+        grid.add_row(Text(printable(self.title)), bar, Text(printable(f"{self.count} {self.status}".rstrip())))
+        return grid
+
+
+def watched(items: Iterable[T], total: int, title: str, unit: str = "") -> Iterator[T]:
+    """Pass the items on, and show how many are done once it takes long."""
+    with Progress(title, Count(total, unit)) as progress:
+        for item in items:
+            yield item
+            progress.count.advance()
+
+
+def _canvas() -> Console | None:
+    """The console to draw on; None: progress is told in lines."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_jupyter:
+        # Its platform may have set up logging (Colab does), which says nothing about what the person wants to see.
+        wanted = LOGGER.level == logging.NOTSET or LOGGER.isEnabledFor(logging.INFO)
+        return console if wanted and find_spec("ipywidgets") else None
+    return console if messages.attached() and LOGGER.isEnabledFor(logging.INFO) and console.is_interactive else None
 
 
 def clock(seconds: float) -> str:

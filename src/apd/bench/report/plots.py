@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,18 +16,21 @@ from apd.bench.report.compare import MeanStd
 from apd.bench.report.tables import Table
 from apd.util.extras import install_command
 from apd.util.files import write_atomic
+from apd.util.messages import get_logger
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+log = get_logger("apd.bench")
 
 Points = Mapping[str, list[tuple[float, float]]]
 """The points of each method, by its label."""
 
 
-def write_plots(folder: Path, plan: Plan, tables: Sequence[Table], say: Callable[[str], None]) -> list[Path]:
+def write_plots(folder: Path, plan: Plan, tables: Sequence[Table]) -> list[Path]:
     """Write PNG files to ``plots/``; without matplotlib (the extra ``report``) only say so."""
     if find_spec("matplotlib") is None:
-        say(f"No plots: they need matplotlib ({install_command('report')}).")
+        log.info(f"No plots: they need matplotlib ({install_command('report')}).")
         return []
     written = []
     for table in tables:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from apd.bench.plan import Plan, TableRow
 from apd.errors import InputError
 from apd.util.extras import install_command
 from apd.util.files import write_atomic
+from apd.util.messages import get_logger
 from apd.util.text import quoted
+
+log = get_logger("apd.bench")
 
 COLUMNS = (
     "data",
@@ -93,7 +96,7 @@ def rows(plan: Plan, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]
                 }
 
 
-def write_rows(folder: Path, plan: Plan, outcomes: Mapping[str, Outcome], say: Callable[[str], None]) -> list[Path]:
+def write_rows(folder: Path, plan: Plan, outcomes: Mapping[str, Outcome]) -> list[Path]:
     """Write ``results.csv``, and ``results.parquet`` if pyarrow is installed; return what was written."""
     table = list(rows(plan, outcomes))
     text = io.StringIO()
@@ -103,7 +106,7 @@ def write_rows(folder: Path, plan: Plan, outcomes: Mapping[str, Outcome], say: C
     written = [folder / "results.csv"]
     write_atomic(written[0], text.getvalue())
     if find_spec("pyarrow") is None:
-        say(f"No results.parquet: it needs pyarrow ({install_command('parquet')}).")
+        log.info(f"No results.parquet: it needs pyarrow ({install_command('parquet')}).")
         return written
     import pyarrow
     import pyarrow.parquet
