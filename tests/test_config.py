@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from apd.methods import METHODS
 from apd.runs.config import FLAGS, RunConfig, load_config, validate
@@ -78,8 +79,9 @@ def test_a_bare_word_names_method_and_data() -> None:
 
 def test_sections_are_frozen() -> None:
     config = load_config(flags=DATA)
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(ValidationError) as told:
         config.train.epochs = 3
+    assert [error["type"] for error in told.value.errors()] == ["frozen_instance"]
 
 
 BAD = [
