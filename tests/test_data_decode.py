@@ -15,9 +15,10 @@ from PIL import Image
 
 from apd.data import ImageSet
 from apd.data.decode import find_bad, to_rgb
-from apd.errors import InputError
 from apd.models.preprocessing import Preprocessing
 from apd.util.messages import command_line
+
+from .refusals import refused
 
 PREPROCESSING = Preprocessing(8, 8, "crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -50,9 +51,9 @@ def test_16_bit_grey_is_scaled_not_clipped() -> None:
 
 
 def test_integers_beyond_16_bits_and_floats_are_refused() -> None:
-    with pytest.raises(ValueError, match="beyond 16 bits"):
+    with refused("integers", "8", "16", by=ValueError):
         to_rgb(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)))
-    with pytest.raises(ValueError, match="floats"):
+    with refused("floats", "8", "16", by=ValueError):
         to_rgb(Image.fromarray(np.array([[0.0, 1.0]], dtype=np.float32)))
 
 
@@ -131,14 +132,11 @@ def broken_set(folder: Path) -> ImageSet:
 
 def test_an_unreadable_image_is_named_with_the_way_out(tmp_path: Path) -> None:
     images = broken_set(tmp_path)
-    with pytest.raises(InputError, match=r"cut\.jpg .*--skip-bad-images") as caught:
+    with refused("cut.jpg", "--skip-bad-images", "skip_bad_images: true", "skip_bad_images=True"):
         images.decode(PREPROCESSING)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert "skip_bad_images: true" in message and "skip_bad_images=True" in message, "of a suite, and of Python"
-    with pytest.raises(InputError, match=r"text\.png"):
+    with refused("text.png"):
         images.select([0, 2]).decode(PREPROCESSING)
-    with pytest.raises(InputError, match=r"gone\.png"):
+    with refused("gone.png"):
         image_set(tmp_path / "gone.png").decode(PREPROCESSING)
 
 
@@ -148,7 +146,7 @@ def test_bad_images_can_be_skipped_and_are_listed(tmp_path: Path) -> None:
     assert decoded.ids == ("good.jpg", "last.png")
     assert decoded.labels.tolist() == [0, 3]
     assert decoded.images[:, 0, 4, 4].tolist() == [9, 7]
-    with pytest.raises(InputError, match="none of the 2 images"):
+    with refused("2", "cut.jpg"):
         broken_set(tmp_path).select([1, 2]).decode(PREPROCESSING, skip_bad=True)
 
 
@@ -169,7 +167,7 @@ def test_git_lfs_pointers_say_how_to_get_the_images(tmp_path: Path) -> None:
         (tmp_path / name).write_text(POINTER)
     images = image_set(tmp_path / "a.jpg", tmp_path / "b.png")
     for skip in (False, True):
-        with pytest.raises(InputError, match=r"a\.jpg .*git lfs pull"):
+        with refused("a.jpg", "git lfs pull"):
             images.decode(PREPROCESSING, skip_bad=skip)
 
 
@@ -177,7 +175,7 @@ def test_git_lfs_pointers_say_how_to_get_the_images(tmp_path: Path) -> None:
 def test_photos_that_cannot_be_read_are_told_by_name_or_content(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
     images = image_set(saved(tmp_path, "good.png", plain("red")), tmp_path / name)
-    with pytest.raises(InputError, match=f"{name} ") as told:
+    with refused(name) as told:
         images.decode(PREPROCESSING)
     assert ("HEIC" in str(told.value)) if name == "a.jpg" else (f"-format jpg *{Path(name).suffix}" in str(told.value))
     assert images.decode(PREPROCESSING, skip_bad=True).skipped == (name,)
@@ -185,7 +183,7 @@ def test_photos_that_cannot_be_read_are_told_by_name_or_content(tmp_path: Path, 
 
 def test_raw_files_are_not_read_as_their_preview(tmp_path: Path) -> None:
     plain("red", size=(16, 16)).save(tmp_path / "photo.dng", format="TIFF")
-    with pytest.raises(InputError, match=r"photo\.dng"):
+    with refused("photo.dng"):
         image_set(tmp_path / "photo.dng").decode(PREPROCESSING)
 
 
