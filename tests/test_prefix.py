@@ -47,18 +47,18 @@ def plain_image(encoder: DualEncoder, x: Tensor, tokens: Tokens) -> Tensor:
     tower, embeddings = encoder.model.vision_model, encoder.model.vision_model.embeddings
     weight, bias = embeddings.patch_embedding.weight, embeddings.patch_embedding.bias
     h = torch.nn.functional.conv2d((x - encoder.mean) / encoder.std, weight, bias, stride=8).flatten(2).transpose(1, 2)
-    if encoder.family == "clip":
+    if encoder.info.family == "clip":
         h = torch.cat([embeddings.class_embedding.expand(len(x), 1, -1), h], dim=1)
     h = h + embeddings.position_embedding.weight
     n = h.shape[1]
     h = torch.cat([h, tokens[0].expand(len(x), -1, -1)], dim=1)
-    h = tower.pre_layrnorm(h) if encoder.family == "clip" else h
+    h = tower.pre_layrnorm(h) if encoder.info.family == "clip" else h
     for depth, block in enumerate(tower.encoder.layers):
         if 0 < depth < len(tokens):
             h = torch.cat([h[:, :n], tokens[depth].expand(len(x), -1, -1)], dim=1)
         h = block(h, None)
     h = tower.post_layernorm(h)
-    return encoder.model.visual_projection(h[:, 0]) if encoder.family == "clip" else tower.head(h[:, :n])
+    return encoder.model.visual_projection(h[:, 0]) if encoder.info.family == "clip" else tower.head(h[:, :n])
 
 
 def assert_same(got: Callable[[], Tensor], wanted: Callable[[], Tensor], inputs: list[Tensor]) -> None:

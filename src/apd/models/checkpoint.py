@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from apd.errors import InputError
+from apd.models.families import FAMILIES
 from apd.util.files import is_lfs_pointer
 from apd.util.text import printable, quoted
 
-FAMILIES = ("clip", "siglip")
-"""Values of ``model_type`` in config.json that are supported."""
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",), ("tokenizer.model",))
 """Files that make a tokenizer, any one group of which is enough."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -95,8 +94,9 @@ def check_config(config: dict[str, Any], source: str) -> None:
     """
     check_no_code(config, "config.json", source)
     family = config.get("model_type")
-    if family not in FAMILIES:
-        raise InputError(f"{source!r} is a {printable(str(family))} model; supported families: {', '.join(FAMILIES)}.")
+    known = list(dict.fromkeys(each.model_type for each in FAMILIES))
+    if family not in known:
+        raise InputError(f"{source!r} is a {printable(str(family))} model; supported families: {', '.join(known)}.")
     vision = config.get("vision_config", {})
     for name, tower in (("text_config", config.get("text_config", {})), ("vision_config", vision)):
         if not isinstance(tower, dict):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from apd.errors import InputError
 from apd.models.checkpoint import check_config, check_no_code, square
 from apd.models.encoder import DualEncoder, EncoderInfo, Tokens, sha256_of_weights
+from apd.models.families import family_of
 from apd.models.fast.blocks import append_rows, run_blocks
 from apd.models.fast.chunks import in_chunks
 from apd.models.fast.kernels import PatchEmbedding, linear
@@ -55,38 +56,36 @@ class HuggingFaceEncoder(DualEncoder):
         self.model = cast(Any, model.eval().requires_grad_(False))
         embeddings = self.model.vision_model.embeddings
         embeddings.patch_embedding = PatchEmbedding(embeddings.patch_embedding)
-        self.tokenizer = tokenizer
-        self._lower_case = _wants_lower_case(tokenizer, str(self.model.config.model_type))
         config = self.model.config
-        self.family = str(config.model_type)
+        self.tokenizer, self.family = tokenizer, family_of(config.model_type, tokenizer)
+        self._lower_case = _wants_lower_case(tokenizer, self.family.lower_case)
+        # Text tokens start after the start token, if there is one.
+        self._first_row = self.family.start_tokens
         text, vision = config.text_config, config.vision_config
-        if text.hidden_act != vision.hidden_act and self.family == "clip":
+        if self.family.one_activation and text.hidden_act != vision.hidden_act:
             raise InputError(
                 f"{source}: towers disagree on the activation ({text.hidden_act}, {vision.hidden_act}); fix config.json."
             )
-        bias = float(self.model.logit_bias) if hasattr(self.model, "logit_bias") else 0.0
         self.info = EncoderInfo(
             source=source,
             revision=revision,
-            family=self.family,
+            family=self.family.model_type,
             image_size=vision.image_size,
             preprocessing=preprocessing,
             context_length=text.max_position_embeddings,
-            embed_dim=vision.hidden_size if self.family == "siglip" else config.projection_dim,
+            embed_dim=self.family.embed_dim(config),
             text_width=text.hidden_size,
             visual_width=vision.hidden_size,
             text_depth=text.num_hidden_layers,
             visual_depth=vision.num_hidden_layers,
-            causal_text=self.family == "clip",
+            causal_text=self.family.causal_text,
             logit_scale=float(self.model.logit_scale.exp()),
-            logit_bias=bias,
+            logit_bias=self.family.logit_bias(self.model),
             weights_sha256=sha256_of_weights(self.model),
             tokenizer_sha256=_tokenizer_hash(tokenizer),
         )
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
-        # CLIP's text tokens start after the start token; SigLIP has none.
-        self._first_row = 1 if self.family == "clip" else 0
 
     def encode_image(self, x: Tensor, tokens: Tokens = ()) -> Tensor:
         """See `DualEncoder.encode_image`."""
@@ -96,19 +95,16 @@ class HuggingFaceEncoder(DualEncoder):
         n_patches = h.shape[1]
         if tokens:
             h = append_rows(h, tokens[0])
-        if self.family == "clip":
-            h = tower.pre_layrnorm(h)
-        class_token = torch.zeros(len(h), dtype=torch.long, device=h.device) if self.family == "clip" else None
+        h = self.family.before_blocks(self.model, h)
+        class_token = torch.zeros(len(h), dtype=torch.long, device=h.device) if self.family.class_token else None
         h = run_blocks(tower.encoder.layers, h, tokens, n_patches, class_token)
-        if self.family == "siglip":
-            return cast(Tensor, tower.head(tower.post_layernorm(h)))
-        return linear(self.model.visual_projection, tower.post_layernorm(h[:, 0, :]))
+        return self.family.image_features(self.model, h)
 
     def encode_text(self, ids: Tensor, tokens: Tokens = ()) -> Tensor:
         """See `DualEncoder.encode_text`."""
         n_prefix = self._shared_rows(ids, tokens)
         if n_prefix:
-            rows = int((self._end_positions(ids) - n_prefix + 1).sum())
+            rows = int((self._pooled_positions(ids) - n_prefix + 1).sum())
             encode = self._encode_suffixes
         else:
             ids, rows, encode = ids.to(self.device), ids.numel(), self._encode_whole
@@ -120,15 +116,15 @@ class HuggingFaceEncoder(DualEncoder):
         if not tokens or not self.info.causal_text or any(rows.dim() != 2 for rows in tokens):
             return 0
         start, n_prefix = ids[:, : self._first_row], self._first_row + len(tokens[0])
-        same = bool((start == start[:1]).all()) and int(self._end_positions(ids).min()) >= n_prefix
+        same = bool((start == start[:1]).all()) and int(self._pooled_positions(ids).min()) >= n_prefix
         return n_prefix if same else 0
 
     def _encode_suffixes(self, ids: Tensor, tokens: Tokens) -> Tensor:
         ids, n_prefix = ids.cpu(), self._first_row + len(tokens[0])
-        layout = Layout.of(ids, self._end_positions(ids), n_prefix).to(self.device)
+        layout = Layout.of(ids, self._pooled_positions(ids), n_prefix).to(self.device)
         text = self.model.text_model
         ends = end_states(text, layout, tokens, self._first_row)
-        return linear(self.model.text_projection, text.final_layer_norm(ends))
+        return linear(self.family.text_head(self.model), text.final_layer_norm(ends))
 
     def _encode_whole(self, ids: Tensor, tokens: Tokens) -> Tensor:
         text = self.model.text_model
@@ -139,8 +135,7 @@ class HuggingFaceEncoder(DualEncoder):
             for block in text.encoder.layers:
                 h = self._text_block(block, h)
             pooled = h[torch.arange(len(h), device=h.device), pooled]
-        pooled = text.final_layer_norm(pooled)
-        return cast(Tensor, text.head(pooled) if self.family == "siglip" else self.model.text_projection(pooled))
+        return cast(Tensor, self.family.text_head(self.model)(text.final_layer_norm(pooled)))
 
     def _prompted_text(self, h: Tensor, tokens: Tokens, pooled: Tensor) -> Tensor:
         """The pooled rows (C, width) after the text blocks; attention does not mind that token rows are put last."""
@@ -163,15 +158,8 @@ class HuggingFaceEncoder(DualEncoder):
         return cast(Tensor, block(h, None))
 
     def _pooled_positions(self, ids: Tensor) -> Tensor:
-        """The row (C,) of each text that becomes its feature: the end token's in a causal tower, else the last."""
-        if self.info.causal_text:
-            return self._end_positions(ids)
-        return torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
-
-    def _end_positions(self, ids: Tensor) -> Tensor:
-        """Where transformers pools: at the first end token; for the historical ``eos_token_id`` 2 at the largest id."""
-        end = self.model.config.text_config.eos_token_id
-        return ids.argmax(dim=-1) if end == 2 else (ids == end).int().argmax(dim=-1)
+        """The row (C,) of each text that becomes its feature."""
+        return self.family.pooled_positions(ids, self.model.config.text_config.eos_token_id)
 
     def prompt_ids(self, texts: Sequence[str], n_tokens: int = 0) -> Tensor:
         """See `DualEncoder.prompt_ids`."""
@@ -201,11 +189,8 @@ class HuggingFaceEncoder(DualEncoder):
                 f"{self.info.source}: the tokenizer makes token {max(ids)} of {text!r}, but the text tower knows {known} tokens: "
                 "the tokenizer is that of another model. Restore its files."
             )
-        if not self.info.causal_text:
-            return
         end = self.model.config.text_config.eos_token_id
-        found = max(ids, default=None) if end == 2 else end if end in ids else None
-        if found is None or ids.index(found) != len(ids) - 1:
+        if not self.family.is_read_at_last(ids, end):
             raise InputError(
                 f"{self.info.source}: the text {text!r} does not end with the end token: text_config.eos_token_id is {end} in "
                 f"config.json, but texts end with {ids[-1] if ids else 'nothing'}. Correct it, or restore the tokenizer."
@@ -218,9 +203,7 @@ class HuggingFaceEncoder(DualEncoder):
 
     def trim(self, ids: Tensor) -> Tensor:
         """See `DualEncoder.trim`."""
-        if not self.info.causal_text:
-            return ids
-        return ids[:, : int(self._end_positions(ids).max()) + 1]
+        return ids[:, : int(self._pooled_positions(ids).max()) + 1]
 
     @torch.no_grad()
     def word_states(self, words: str, n_tokens: int) -> list[Tensor]:
@@ -236,13 +219,9 @@ class HuggingFaceEncoder(DualEncoder):
         return states
 
 
-def _wants_lower_case(tokenizer: Any, family: str) -> bool:
-    """Whether texts are to be lower-cased because the checkpoint says so and its tokenizer does not do it.
-
-    SigLIP 2 is published with Gemma's tokenizer, which keeps capitals, but was trained on lower-cased texts.
-    """
-    second = family == "siglip" and "gemma" in type(tokenizer).__name__.lower()
-    asked = getattr(tokenizer, "init_kwargs", {}).get("do_lower_case", second)
+def _wants_lower_case(tokenizer: Any, usual: bool) -> bool:
+    """Whether texts are to be lower-cased because the checkpoint says so, or the family does, and its tokenizer does not."""
+    asked = getattr(tokenizer, "init_kwargs", {}).get("do_lower_case", usual)
     return bool(asked) and tokenizer("A CAT")["input_ids"] != tokenizer("a cat")["input_ids"]
 
 
