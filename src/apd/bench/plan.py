@@ -17,8 +17,9 @@ from typing import Any, Literal
 from apd.bench.loaded import encoder_info, whole
 from apd.bench.protocols import PROTOCOLS, EvalSpec
 from apd.bench.suite import Block, Final, Suite
-from apd.data import Dataset
-from apd.data.settings import UNLABELLED, DataSettings
+from apd.data import ImageSet
+from apd.data.load import load_unlabelled
+from apd.data.settings import REST, UNLABELLED, DataSettings
 from apd.runs.config import RunConfig
 
 Shots = int | Literal["all"]
@@ -175,7 +176,9 @@ def _job(suite: Suite, block: Block, data: str, shots: Shots, method: str, seed:
     decides: dict[str, Any] = {"model": _model_identity(model), "data": data_identity(suite.section(data))}
     config = None
     if suite.methods[method] is not None:
-        section = sections[data].model_copy(update={"classes": protocol.train_classes, **suite.extra_data(method)})
+        extra = suite.extra_data(method)
+        update = {"classes": protocol.train_classes, **extra, **suite.located(extra)}
+        section = sections[data].model_copy(update=update)
         config = _located(suite, suite.run_config(data, method, drawn), model, section, device)
         decides |= _training_identity(config)
     if seed is not None:
@@ -198,6 +201,8 @@ def _training_identity(config: RunConfig) -> dict[str, Any]:
     others = {name: _model_identity(source) for name, source in config.method.other_models().items()}
     train = {key: value for key, value in found["train"].items() if key != "device"}
     extra = {name: value for name, value in found["data"].items() if name in UNLABELLED}
+    if config.data.unlabelled not in (None, REST):
+        extra["unlabelled"] = unlabelled_identity(config.data.unlabelled, config.data.columns)
     extra |= {"shots": 0} if config.data.shots == 0 else {}
     return {"method": found["method"] | others, "train": train, "classes": config.data.classes, **extra}
 
@@ -235,7 +240,8 @@ def data_identity(settings: DataSettings) -> str:
     Without unreadable images, or with another number of validation images, it is another data set; so it is with any
     other option that the content does not show.
     """
-    identity = _content(whole(settings.model_copy(update={"validation": None, "skip_bad_images": False})))
+    data = whole(settings.model_copy(update={"validation": None, "skip_bad_images": False}))
+    identity = _content((data.class_names, data.templates), data.train, data.val, data.test)
     if settings.validation is not None:
         # These words are part of the hash of every such run: they stay, whatever is said elsewhere.
         identity += f" with {settings.validation} validation " + "images a" + " class"
@@ -246,9 +252,15 @@ def data_identity(settings: DataSettings) -> str:
     return identity + "".join(f" {name}={value}" for name, value in rest.items())
 
 
-def _content(data: Dataset) -> str:
-    digest = hashlib.sha256(repr((data.class_names, data.templates)).encode())
-    for images in (data.train, data.val, data.test):
+@cache
+def unlabelled_identity(source: str, columns: tuple[str, str] | None) -> str:
+    """Hash the ids and file sizes of all unlabelled images of a source, wherever it is."""
+    return _content((), load_unlabelled(source, columns))
+
+
+def _content(about: object, *parts: ImageSet) -> str:
+    digest = hashlib.sha256(repr(about).encode())
+    for images in parts:
         for id_, label, source in zip(images.ids, images.labels.tolist(), images.sources, strict=True):
             size = source.stat().st_size if isinstance(source, Path) else 0
             digest.update(f"{id_}\0{label}\0{size}\n".encode(errors="surrogateescape"))

@@ -179,7 +179,17 @@ class Suite(Section):
         own = {name: getattr(entry, name) for name in DataSettings.model_fields}
         return DataSettings(
             **{**own, "source": self.resolve(entry.source), "shots": shots or entry.shots, "seed": seed}
+            | self.located(own)
         )
+
+    def located(self, section: Mapping[str, Any]) -> dict[str, Any]:
+        """Find the unlabelled images of a section ``data`` on this machine; empty where it names none.
+
+        Raises:
+            InputError: see `resolve`.
+        """
+        source = section.get("unlabelled")
+        return {} if source is None else {"unlabelled": self.resolve(source)}
 
     def extra_data(self, method: str) -> dict[str, Any]:
         """Settings of the section data that a method's row has for itself: its unlabelled images, and ``shots: 0``."""

@@ -8,16 +8,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from apd.data.dataset import IN_MEMORY, Dataset, Shots, Which
-from apd.data.settings import DataSettings
+from apd.data.dataset import IN_MEMORY, Dataset, ImageSet, Shots, Which
+from apd.data.settings import REST, DataSettings
 from apd.data.sources.class_names import BARE_WORDNET_ID, warn_of_nameless
 from apd.data.sources.coop import load_coop
 from apd.data.sources.digits import load_digits
 from apd.data.sources.folder import load_folder
-from apd.data.sources.hub import Columns, is_saved, load_hub, load_parquet, load_saved
+from apd.data.sources.hub import (
+    Columns,
+    Splits,
+    hub_splits,
+    is_saved,
+    load_hub,
+    load_parquet,
+    load_saved,
+    parquet_splits,
+    rows_without_labels,
+    saved_splits,
+)
 from apd.data.sources.layouts import ROOT, dressed, load_standard, parse_standard
 from apd.data.sources.split_names import subfolders
 from apd.data.sources.standard import STANDARD, Standard
+from apd.data.sources.unlabelled import anonymous, folder_images, with_unlabelled, without_known
 from apd.data.splits import Pools, few_shot
 from apd.errors import InputError, nearest
 from apd.util.plugins import Registry, is_spec
@@ -50,8 +62,8 @@ def load_data(
         classes: ``all``, ``base`` (the first half of the labels) or ``new`` (the rest), taken after the draw of shots.
         columns: names of the image and the label column, for tables in which they cannot be told.
         validation: validation images per class; by default min(shots, 4), or all of the data's own with ``all`` shots.
-        unlabelled: further training images, whose labels are not used: ``rest``, the training images that are neither
-            shots nor validation images.
+        unlabelled: further training images, whose labels, if any, are not used: ``rest``, the training images that are
+            neither shots nor validation images, or a source (see `load_unlabelled`).
         unlabelled_limit: at most so many of them, drawn by ``seed``.
 
     Raises:
@@ -70,7 +82,7 @@ def load_data(
         classes=classes,
         columns=columns,
         validation=validation,
-        unlabelled=None if unlabelled is None else str(unlabelled),
+        unlabelled=None if unlabelled is None else unlabelled if unlabelled == REST else _as_text(unlabelled),
         unlabelled_limit=unlabelled_limit,
     )
     return load_section(settings)
@@ -82,7 +94,42 @@ def load_section(settings: DataSettings) -> Dataset:
     warn_of_nameless(pools.class_names, settings.source, _naming_hint(settings.source, pools.class_names))
     if settings.templates is not None:
         pools = replace(pools, templates=_checked(settings.templates))
-    return few_shot(pools, settings).classes(settings.classes)
+    data = few_shot(pools, settings)
+    if settings.unlabelled not in (None, REST):
+        data = _with_source(data, pools, settings.unlabelled)
+    return data.classes(settings.classes)
+
+
+def load_unlabelled(source: str, columns: Columns | None = None) -> ImageSet:
+    """All images of a source of unlabelled ones, with ids that begin with ``unlabelled/``.
+
+    Args:
+        source: a folder with images in it or in folders below, whose names are ignored; parquet, a ``save_to_disk`` folder or
+            ``hf:owner/name``, whose labels need not exist; or anything else that `load_data` takes. Of a source with splits,
+            the training images.
+        columns: the first is the image column of tables that have it.
+
+    Raises:
+        InputError: for a source that is not there, cannot be read or has no training images.
+    """
+    path = Path(source).expanduser()
+    is_name = source in BUILT_IN or parse_standard(source) or is_spec(source) or DATA.knows(source)
+    splits = None if is_name else _splits(path, source)
+    if splits is not None:
+        return anonymous(rows_without_labels(splits, source, columns))
+    if path.is_dir() and not is_name:
+        return folder_images(path.resolve())
+    train = _pools(source, None).train
+    if not len(train):
+        raise InputError(f"data.unlabelled={source} is a test set without training images; name other images.")
+    return anonymous(train)
+
+
+def _with_source(data: Dataset, pools: Pools, source: str) -> Dataset:
+    """The data set with the unlabelled images of another source."""
+    found = load_unlabelled(source, data.settings.columns)
+    own = () if pools.val is None else (pools.val,)
+    return with_unlabelled(data, without_known(found, data, own, same_source(source, data.source)))
 
 
 def list_data() -> list[tuple[str, str]]:
@@ -206,6 +253,16 @@ def _table(path: Path, text: str, columns: Columns | None) -> Pools | None:
     if path.is_dir() and any(path.glob("*.parquet")):
         return load_parquet(path, text, columns)
     return None
+
+
+def _splits(path: Path, text: str) -> Splits | None:
+    """The tables of a source by split; None for anything else."""
+    if text.startswith("hf:"):
+        return hub_splits(text.removeprefix("hf:"))
+    if path.is_dir() and is_saved(path):
+        return saved_splits(path, text)
+    is_parquet = path.suffix == ".parquet" and path.is_file()
+    return parquet_splits(path, text) if is_parquet or (path.is_dir() and any(path.glob("*.parquet"))) else None
 
 
 def _hub(spec: str, columns: Columns | None) -> Pools:

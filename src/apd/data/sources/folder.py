@@ -147,7 +147,7 @@ def class_folders(top: Path, folders: Sequence[str], root: Path, seen: dict[str,
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(folders):
-        images = _images_below(top / name, seen)
+        images = images_below(top / name, seen)
         if not images:
             raise InputError(f"the class folder {top / name} holds no images: add some, or remove the folder.")
         paths += images
@@ -156,7 +156,7 @@ def class_folders(top: Path, folders: Sequence[str], root: Path, seen: dict[str,
     return ImageSet(ids, torch.tensor(labels, dtype=torch.int64), tuple(paths))
 
 
-def _images_below(folder: Path, seen: dict[str, str]) -> list[Path]:
+def images_below(folder: Path, seen: dict[str, str]) -> list[Path]:
     """The images below a class folder, through links; ``seen`` knows real folders by the path they were met at."""
 
     def refuse(error: OSError) -> None:

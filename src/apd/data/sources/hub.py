@@ -15,6 +15,7 @@ from PIL import Image
 from apd.data.dataset import ImageSet
 from apd.data.sources.class_names import readable_names
 from apd.data.splits import Pools, split_pool
+from apd.data.unreadable import Source
 from apd.errors import InputError
 from apd.util.extras import import_extra
 from apd.util.files import is_lfs_pointer
@@ -32,18 +33,23 @@ def load_hub(spec: str, columns: Columns | None = None) -> Pools:
     Raises:
         InputError: for an unknown or unreachable data set, and for columns that do not fit.
     """
+    return _pools(hub_splits(spec), spec.partition(":")[0], f"hf:{spec}", columns)
+
+
+def hub_splits(spec: str) -> Splits:
+    """The tables of a data set of the hub by split."""
     _need_datasets(f"hf:{spec}")
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     name, _, configuration = spec.partition(":")
     try:
-        splits = load_dataset(name, configuration or None)
+        splits: Splits = load_dataset(name, configuration or None)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise InputError(
             f"cannot load hf:{spec} ({_line(error)}): check the name and the network; offline, it must be in the cache."
         ) from error
-    return _pools(splits, name, f"hf:{spec}", columns)
+    return splits
 
 
 def load_parquet(path: Path, source: str, columns: Columns | None = None) -> Pools:
@@ -52,6 +58,11 @@ def load_parquet(path: Path, source: str, columns: Columns | None = None) -> Poo
     Raises:
         InputError: for files that cannot be read, and for columns that do not fit.
     """
+    return _pools(parquet_splits(path, source), path.stem, source, columns)
+
+
+def parquet_splits(path: Path, source: str) -> Splits:
+    """The tables of one parquet file, or of a folder of them, by split."""
     _need_datasets(source)
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -61,10 +72,10 @@ def load_parquet(path: Path, source: str, columns: Columns | None = None) -> Poo
         raise InputError(f"{pointer} is a Git LFS pointer instead of a table; to get the table: git lfs pull")
     files = {"data_dir": str(path)} if path.is_dir() else {"data_files": str(path)}
     try:
-        splits = load_dataset("parquet", **files)
+        splits: Splits = load_dataset("parquet", **files)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise InputError(f"cannot read {path} as parquet ({_line(error.__cause__ or error)}).") from error
-    return _pools(splits, path.stem, source, columns)
+    return splits
 
 
 def is_saved(path: Path) -> bool:
@@ -78,6 +89,11 @@ def load_saved(path: Path, source: str, columns: Columns | None = None) -> Pools
     Raises:
         InputError: for a folder that cannot be read, and for columns that do not fit.
     """
+    return _pools(saved_splits(path, source), path.name, source, columns)
+
+
+def saved_splits(path: Path, source: str) -> Splits:
+    """The tables of a folder written by ``save_to_disk``, by split; a table without splits is ``train``."""
     _need_datasets(source)
     from datasets import DatasetDict, load_from_disk
 
@@ -85,7 +101,47 @@ def load_saved(path: Path, source: str, columns: Columns | None = None) -> Pools
         saved = load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot read the saved data set {path} ({_line(error)}).") from error
-    return _pools(saved if isinstance(saved, DatasetDict) else {"train": saved}, path.name, source, columns)
+    return saved if isinstance(saved, DatasetDict) else {"train": saved}
+
+
+def rows_without_labels(splits: Splits, source: str, columns: Columns | None = None) -> ImageSet:
+    """The images of all splits that are neither for validation nor for testing; nothing but the image column is read.
+
+    Args:
+        splits: tables by split.
+        source: for messages.
+        columns: the first is the image column, if the tables have it.
+
+    Raises:
+        InputError: no such split, or no column that is clearly that of the images.
+    """
+    chosen = {name: rows for name, rows in splits.items() if name not in (*VALIDATION, "test", "testing")}
+    if not chosen:
+        raise InputError(f"{source} has the splits {', '.join(splits)} only, which are not for training.")
+    ids: list[str] = []
+    sources: list[Source] = []
+    for split, rows in chosen.items():
+        asked = columns[0] if columns and columns[0] in rows.column_names else None
+        image = asked or _image_column(rows.features, source)
+        sources += _openers(rows, image)
+        ids += [f"{split}/{row}" for row in range(len(rows))]
+    return ImageSet(tuple(ids), torch.zeros(len(ids), dtype=torch.int64), tuple(sources))
+
+
+def _image_column(features: Mapping[str, Any], source: str) -> str:
+    found = _image_columns(features)
+    if len(found) != 1:
+        raise InputError(
+            f"{source} needs one image column, but has {', '.join(found) or 'none'} among {', '.join(features)}; keep one."
+        )
+    return found[0]
+
+
+def _image_columns(features: Mapping[str, Any]) -> list[str]:
+    from datasets import Image as ImageFeature
+
+    own = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
+    return own or [name for name in ("image", "img") if name in features]
 
 
 def _need_datasets(source: str) -> None:
@@ -122,12 +178,11 @@ def _pools(splits: Splits, name: str, source: str, columns: Columns | None) -> P
 
 def _find_columns(features: Mapping[str, Any], source: str) -> Columns:
     from datasets import ClassLabel, Value
-    from datasets import Image as ImageFeature
 
     def of(*kinds: Any) -> list[str]:
         return [name for name, feature in features.items() if isinstance(feature, kinds)]
 
-    images = of(ImageFeature) or [name for name in ("image", "img") if name in features]
+    images = _image_columns(features)
     labels = of(ClassLabel) or [name for name in of(Value) if name in ("label", "labels", "class", "class_name")]
     if len(images) != 1 or len(labels) != 1:
         found = f"image: {', '.join(images) or 'none'}; label: {', '.join(labels) or 'none'}"
@@ -186,13 +241,17 @@ def _first_row(rows: list[int]) -> str:
 
 
 def _image_set(rows: Any, split: str, columns: Columns, names: list[str], source: str) -> ImageSet:
-    from datasets import Image as ImageFeature
-
     image, label = columns
     labels = _labels(rows, split, label, names, source)
+    return ImageSet(tuple(f"{split}/{row}" for row in range(len(rows))), labels, tuple(_openers(rows, image)))
+
+
+def _openers(rows: Any, image: str) -> list[Source]:
+    """A function for each row that opens its image."""
+    from datasets import Image as ImageFeature
+
     files = rows.select_columns([image]).cast_column(image, ImageFeature(decode=False))
-    sources = tuple(partial(_open, files, image, row) for row in range(len(rows)))
-    return ImageSet(tuple(f"{split}/{row}" for row in range(len(rows))), labels, sources)
+    return [partial(_open, files, image, row) for row in range(len(rows))]
 
 
 def _open(files: Any, column: str, row: int) -> Image.Image:

@@ -1,0 +1,179 @@
+"""Sources of unlabelled images: what is read, what is left out, and what a job's identity knows of them."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from apd.bench import load_suite, make_plan
+from apd.data import load_data
+from apd.data.dataset import UNKNOWN
+from apd.data.load import load_unlabelled
+from apd.data.sources import class_names
+from apd.models.preprocessing import Preprocessing
+from tests.command_line import Said
+from tests.models import save_colours
+from tests.refusals import contains, refused
+
+PREPROCESSING = Preprocessing(8, 8, "crop", "bicubic", (0.5,) * 3, (0.5,) * 3)
+
+
+def photo(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Images in the folder itself, in a folder, and in folders below it."""
+    for number, name in enumerate(("a.png", "x/b.png", "x/y/c.png", "z/d.jpg")):
+        photo(tmp_path / "photos" / name, number)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def warned(said: Said) -> Said:
+    """What is said, warnings that an earlier test has caused included."""
+    class_names.warn.cache_clear()
+    return said
+
+
+def test_a_folder_is_read_to_its_depths_and_its_names_mean_nothing(photos: Path) -> None:
+    images = load_unlabelled(str(photos))
+    assert images.ids == tuple(f"unlabelled/{name}" for name in ("a.png", "x/b.png", "x/y/c.png", "z/d.jpg"))
+    assert images.labels.tolist() == [UNKNOWN] * 4
+    assert len(images.decode(PREPROCESSING)) == 4
+
+
+def test_of_a_folder_with_splits_the_training_images_are_taken(tmp_path: Path) -> None:
+    for name in ("train/cat/1.png", "test/cat/2.png", "val/cat/3.png"):
+        photo(tmp_path / name)
+    assert load_unlabelled(str(tmp_path)).ids == ("unlabelled/train/cat/1.png",)
+
+
+def test_folders_that_are_no_pair_of_splits_are_ordinary_folders(tmp_path: Path) -> None:
+    for name in ("train/1.png", "bus/2.png", "plane/3.png"):
+        photo(tmp_path / name)
+    assert len(load_unlabelled(str(tmp_path))) == 3
+
+
+def test_a_table_needs_no_labels(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def encoded(seed: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.open(photo(tmp_path / "one.png", seed)).save(buffer, "png")
+        return buffer.getvalue()
+
+    rows = {"picture": [{"bytes": encoded(i), "path": None} for i in range(3)], "note": ["a", "b", "c"]}
+    table = datasets.Dataset.from_dict(rows).cast_column("picture", datasets.Image())
+    table.to_parquet(str(tmp_path / "rows.parquet"))
+    table.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict({"unsupervised": table, "test": table}).save_to_disk(str(tmp_path / "splits"))
+    for source, ids in (("rows.parquet", "train"), ("saved", "train"), ("splits", "unsupervised")):
+        images = load_unlabelled(str(tmp_path / source))
+        assert images.ids == tuple(f"unlabelled/{ids}/{row}" for row in range(3))
+        assert images.labels.tolist() == [UNKNOWN] * 3
+        assert torch.equal(
+            images.decode(PREPROCESSING).images[1],
+            load_unlabelled(str(tmp_path / "saved")).decode(PREPROCESSING).images[1],
+        )
+    datasets.DatasetDict({"test": table}).save_to_disk(str(tmp_path / "tested"))
+    with refused("tested", "test"):
+        load_unlabelled(str(tmp_path / "tested"))
+
+
+def test_a_split_file_and_a_built_in_set_give_their_training_images(tmp_path: Path) -> None:
+    rows = {split: [[f"{split}{i}.png", i, f"name{i}"] for i in range(2)] for split in ("train", "val", "test")}
+    for split in rows.values():
+        for name, _, _ in split:
+            photo(tmp_path / name)
+    (tmp_path / "split.json").write_text(json.dumps(rows))
+    assert load_unlabelled(str(tmp_path / "split.json")).ids == ("unlabelled/train0.png", "unlabelled/train1.png")
+    assert set(load_unlabelled("digits").ids) == {f"unlabelled/digits/{i:04d}" for i in range(700)}
+
+
+def test_a_source_that_is_not_there_is_refused(tmp_path: Path, colours: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for source in ("nowhere/at/all", str(tmp_path / "empty")):
+        with refused(source):
+            load_data(colours, shots=2, unlabelled=source)
+
+
+def test_unlabelled_images_stand_beside_the_shots(colours: Path, photos: Path) -> None:
+    data, plain = load_data(colours, shots=2, unlabelled=photos), load_data(colours, shots=2)
+    assert data.unlabelled.ids == load_unlabelled(str(photos)).ids
+    assert (data.train.ids, data.val.ids, data.test.ids) == (plain.train.ids, plain.val.ids, plain.test.ids)
+    assert data.classes("base").unlabelled.ids == data.unlabelled.ids
+    few = load_data(colours, shots=2, unlabelled=photos, unlabelled_limit=2, seed=1)
+    assert len(few.unlabelled) == 2 and few.settings.model_dump()["unlabelled"] == str(photos)
+
+
+def test_shots_validation_and_test_images_are_left_out_and_counted(tmp_path: Path, colours: Path, warned: Said) -> None:
+    """By the file, whatever links lead to it."""
+    data = load_data(colours, shots=2, validation=1)
+    folder = photo(tmp_path / "more" / "new.png").parent
+    for part, images in (("shot", data.train), ("validation", data.val), ("test", data.test)):
+        (folder / f"{part}.png").symlink_to(str(images.sources[0]))
+    (tmp_path / "whole").symlink_to(colours)
+    found = load_data(colours, shots=2, validation=1, unlabelled=folder)
+    assert found.unlabelled.ids == ("unlabelled/new.png",)
+    assert [contains(line, "3", "4", "more") for line in warned()] == [True]
+    everything = load_data(colours, shots=2, validation=1, unlabelled=tmp_path / "whole").unlabelled
+    rest = load_data(colours, shots=2, validation=1, unlabelled="rest").unlabelled
+    assert set(everything.ids) == {f"unlabelled/{id_}" for id_ in rest.ids}
+
+
+def test_rows_of_the_same_table_are_told_apart_by_their_number() -> None:
+    data = load_data("digits", shots=2, validation=1, unlabelled="digits")
+    used = {f"unlabelled/{id_}" for part in (data.train, data.val, data.test) for id_ in part.ids}
+    assert len(data.unlabelled) == 700 - 20 and not used & set(data.unlabelled.ids)
+
+
+def test_a_source_of_nothing_but_known_images_is_refused(tmp_path: Path, colours: Path) -> None:
+    test = load_data(colours, shots=2).test
+    for number, source in enumerate(test.sources):
+        (tmp_path / f"{number}.png").symlink_to(str(source))
+    with refused(str(len(test)), "rest"):
+        load_data(colours, shots=2, unlabelled=tmp_path)
+
+
+def test_a_suite_finds_them_below_its_root_and_knows_them_by_their_content(
+    tmp_path: Path, clip_folder: Path, photos: Path
+) -> None:
+    save_colours(tmp_path / "sets" / "colours")
+
+    def plan_of(root: Path, source: str, **extra: object) -> list[tuple[str, str | None]]:
+        section = {"unlabelled": source, **extra}
+        file = tmp_path / "suite.yaml"
+        file.write_text(
+            f"model: {clip_folder}\ndata: {{c: {{source: sets/colours, shots: 2}}}}\n"
+            f"methods: {{a: {{name: advvlp, data: {json.dumps(section)}}}}}\n"
+            "blocks: [{protocol: few-shot, data: c, methods: a}]\n"
+        )
+        plan = make_plan(load_suite(file, root=root))
+        return [(id_, job.config.data.unlabelled if job.config else None) for id_, job in plan.jobs.items()]
+
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "sets", other / "sets")
+    shutil.copytree(photos, other / "elsewhere" / "pictures")
+    (here,), (there,) = plan_of(tmp_path, "./photos"), plan_of(other, "elsewhere/pictures")
+    assert here[1] == str(photos) and there[1] == str(other / "elsewhere" / "pictures")
+    assert here[0] == there[0]
+    assert plan_of(tmp_path, "./photos", unlabelled_limit=2)[0][0] != here[0]
+    photo(photos / "one-more.png")
+    from apd.bench.plan import unlabelled_identity
+
+    unlabelled_identity.cache_clear()
+    assert plan_of(tmp_path, "./photos")[0][0] != here[0]
+    with refused("elsewhere/nowhere"):
+        plan_of(other, "elsewhere/nowhere")
