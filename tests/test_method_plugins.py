@@ -17,6 +17,7 @@ import pytest
 from apd.cli.listing import listing
 from apd.methods import METHODS, find_method
 from apd.runs.config import load_config
+from apd.util.messages import command_line
 
 from .refusals import meant, refused
 
@@ -86,7 +87,8 @@ def test_broken_methods_are_told_of_and_leave_the_rest_alone(capsys: pytest.Capt
     }.items():
         with refused(name, "others", reason):
             find_method(name)
-    listing("methods")
+    with command_line():
+        listing("methods")
     shown = capsys.readouterr()
     assert "a good one (package others)\n" in shown.out and "lost" not in shown.out
     assert shown.out.count("(package ") == 2, "those of this package are not marked"

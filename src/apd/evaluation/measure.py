@@ -74,50 +74,41 @@ def evaluate(
     """
     chosen = parse_settings(settings)
     with speaking(chosen.quiet):
-        return _evaluate(classifier, data.classes(chosen.classes), chosen, Store(store), undefended, image_size)
+        data = data.classes(chosen.classes)
+        if isinstance(classifier, PromptedCLIP) and classifier.class_names != data.class_names:
+            raise InputError(
+                f"The classifier knows {_some(classifier.class_names)}, but {data.name} has {_some(data.class_names)}; "
+                "use classifier.with_classes(data.class_names, data.templates), or other data."
+            )
+        images = data.split(chosen.split)
+        if len(images) == 0:
+            raise InputError(f"The {chosen.split} split of {data.name} has no images; choose another split.")
 
+        preprocessing = _preprocessing(classifier, data, image_size)
 
-def _evaluate(
-    classifier: nn.Module,
-    data: Dataset,
-    chosen: EvaluationSettings,
-    kept: Store,
-    undefended: PromptedCLIP | None,
-    image_size: int | None,
-) -> Result:
-    if isinstance(classifier, PromptedCLIP) and classifier.class_names != data.class_names:
-        raise InputError(
-            f"The classifier knows {_some(classifier.class_names)}, but {data.name} has {_some(data.class_names)}; "
-            "use classifier.with_classes(data.class_names, data.templates), or other data."
-        )
-    images = data.split(chosen.split)
-    if len(images) == 0:
-        raise InputError(f"The {chosen.split} split of {data.name} has no images; choose another split.")
+        def decode(some: ImageSet) -> Decoded:
+            return _decode(some, preprocessing, chosen)
 
-    preprocessing = _preprocessing(classifier, data, image_size)
-
-    def decode(some: ImageSet) -> Decoded:
-        return _decode(some, preprocessing, chosen)
-
-    own = classifier.zero_shot() if isinstance(classifier, PromptedCLIP) else None
-    control = (undefended or own) if chosen.control else None
-    if chosen.control and control is None:
-        log.info("No zero-shot control: the classifier is not a PromptedCLIP; give one as undefended.")
-    subjects = _subjects(classifier, control)
-    if not isinstance(classifier, PromptedCLIP):
-        few = Samples(decode(images.sample(2, chosen.seed)))
-        subjects[0].check_outputs(few.batch(range(len(few)), subjects[0].device)[0], len(data.class_names))
-    sample, measured = choose_sample(images, decode, subjects, chosen, kept, len(data.class_names))
-    log.info(sample.describe(chosen.split, chosen.adversarial))
-    samples = Samples(decode(images.sample(sample.n, chosen.seed)))
-    evaluations = [
-        Evaluation(subject, samples, chosen, kept, len(data.class_names), on, pace)
-        for subject, on, pace in zip(subjects, ON, measured, strict=False)
-    ]
-    found = []
-    for evaluation in evaluations:
-        found.append((evaluation, evaluation.run()))
-    return _result(found, control is not None, data.class_names, data.name, len(images))
+        own = classifier.zero_shot() if isinstance(classifier, PromptedCLIP) else None
+        control = (undefended or own) if chosen.control else None
+        if chosen.control and control is None:
+            log.info("No zero-shot control: the classifier is not a PromptedCLIP; give one as undefended.")
+        subjects = _subjects(classifier, control)
+        if not isinstance(classifier, PromptedCLIP):
+            few = Samples(decode(images.sample(2, chosen.seed)))
+            subjects[0].check_outputs(few.batch(range(len(few)), subjects[0].device)[0], len(data.class_names))
+        kept = Store(store)
+        sample, measured = choose_sample(images, decode, subjects, chosen, kept, len(data.class_names))
+        log.info(sample.describe(chosen.split, chosen.adversarial))
+        samples = Samples(decode(images.sample(sample.n, chosen.seed)))
+        evaluations = [
+            Evaluation(subject, samples, chosen, kept, len(data.class_names), on, pace)
+            for subject, on, pace in zip(subjects, ON, measured, strict=False)
+        ]
+        found = []
+        for evaluation in evaluations:
+            found.append((evaluation, evaluation.run()))
+        return _result(found, control is not None, data.class_names, data.name, len(images))
 
 
 def _preprocessing(classifier: nn.Module, data: Dataset, image_size: int | None) -> Preprocessing:
