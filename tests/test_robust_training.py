@@ -22,9 +22,10 @@ from apd.methods import find_method
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import PromptSpec
-from apd.settings.train import AttackSettings, TrainSettings
+from apd.settings.train import AttackSettings, OptimizerSettings, TrainSettings
 from apd.training.batches import Batches, Images
-from apd.training.optim import swa_share, update_average, warmed_up
+from apd.training.budget import shares_of
+from apd.training.optim import build_optimizer, swa_share, update_average, warmed_up
 from apd.training.sharpness import awp, sam, shifted
 from apd.training.step import TrainStep
 from apd.util.seeds import shuffled
@@ -183,9 +184,13 @@ def by_awp(values: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
             ("train.eps_warmup_epochs=2", "train.eps_warmup_from=0.25"),
             {"eps_at": lambda step: EPS * [0.4375, 0.625, 0.8125, 1, 1, 1][step]},
         ),
+        (
+            ("train.eps_warmup_wait=1", "train.eps_warmup_epochs=1"),
+            {"eps_at": lambda step: EPS * [0, 0, 0.5, 1, 1, 1][step]},
+        ),
         (("train.label_smoothing=0.3",), {"smoothing": 0.3}),
     ],
-    ids=["default", "free", "carried", "sam", "awp", "free-sam", "eps", "smoothing"],
+    ids=["default", "free", "carried", "sam", "awp", "free-sam", "eps", "eps-wait", "smoothing"],
 )
 def test_training_is_what_the_slow_loop_does(
     tmp_path: Path, clip: DualEncoder, colours: Path, switches: tuple[str, ...], reference: dict[str, object]
@@ -224,6 +229,94 @@ def test_before_the_mean_begins_the_average_is_the_prompts_themselves() -> None:
 def test_eps_grows_linearly() -> None:
     assert [warmed_up(step, 4, 0.0) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert [warmed_up(step, 0, 0.0) for step in range(2)] == [1.0, 1.0]
+    assert [warmed_up(step, 2, 0.5, wait=2) for step in range(5)] == [0.0, 0.0, 0.75, 1.0, 1.0]
+
+
+def test_no_pass_is_spent_on_an_attack_of_no_budget(clip: DualEncoder) -> None:
+    def attack(*_: object) -> Tensor:
+        pytest.fail("there is nothing to search")
+
+    images = TrainStep(build(clip), attack=attack)(Batch.of(X, LABELS), ThreatModel(0.0))[1]
+    assert torch.equal(images, X)
+
+
+# A budget for each image
+
+
+@pytest.mark.parametrize("slope", [[1.0, 2.0, 4.0, 5.0], [1.0, 1.0, 1.0, 90.0], [0.0, 0.0, 3.0], [0.0, 0.0], [7.0]])
+def test_shares_are_inverse_to_the_slope_within_limits_and_keep_the_mean(slope: list[float]) -> None:
+    shares = shares_of(torch.tensor(slope)).tolist()
+    assert sum(shares) / len(shares) == pytest.approx(1.0, abs=1e-5)
+    assert all(0.5 <= share <= 1.5 for share in shares)
+    inside = {round(s * g, 4) for s, g in zip(shares, slope, strict=True) if 0.501 < s < 1.499}
+    assert len(inside) <= 1, "inside the limits slope times share is the same for all"
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_each_image_is_attacked_within_its_own_budget(clip: DualEncoder, norm: str) -> None:
+    """Against an attack on one image at a time, with its share found by trying out constants."""
+    method, eps = build(clip), EPS if norm == "linf" else 0.5
+    own = AttackSettings(steps=2, step_size=0.75)
+    step = TrainStep(method, TrainSettings(eps=eps, norm=norm, eps_per_image=True, attack=own))
+    got = step(Batch.of(X, LABELS), ThreatModel(eps, norm))[1]
+
+    def gradient(x: Tensor, i: int) -> Tensor:
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(F.cross_entropy(method.student(x[None]), LABELS[i : i + 1]), x)[0]
+
+    slopes = [float(g.abs().sum() if norm == "linf" else g.norm()) for g in (gradient(x, i) for i, x in enumerate(X))]
+    constants = [min(slopes) * 0.5 * (1.001**k) for k in range(6000)]
+    shares = min(
+        ([min(1.5, max(0.5, c / slope)) for slope in slopes] for c in constants), key=lambda s: abs(sum(s) / 4 - 1)
+    )
+    assert max(shares) - min(shares) > 0.1
+    for i, (x, share) in enumerate(zip(X, shares, strict=True)):
+        threat = ThreatModel(share * eps, norm)
+        x_adv = threat.random_start(x[None], torch.tensor([i]))[0]
+        for _ in range(2):
+            g = gradient(x_adv, i)
+            way = g.sign() if norm == "linf" else g / g.norm()
+            x_adv = threat.project((x_adv + 0.75 * share * eps * way)[None], x[None])[0]
+        torch.testing.assert_close(got[i], x_adv, rtol=0, atol=2e-3 * eps)
+
+
+@pytest.mark.parametrize(
+    ("attack", "name"),
+    [({"loss": "kl"}, "advvlp"), ({"kind": "free"}, "advvlp"), ({"stop_margin": 1.0}, "advvlp"), ({}, "trades")],
+)
+def test_a_budget_for_each_image_needs_a_slope_and_whole_batches(attack: dict[str, object], name: str) -> None:
+    section = find_method(name).Settings()
+    section.check_training(TrainSettings(attack=attack))
+    with pytest.raises(ValueError, match=r"train\.eps_per_image"):
+        section.check_training(TrainSettings(eps_per_image=True, attack=attack))
+
+
+# The optimiser
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_radam_is_its_algorithm(decay: float) -> None:
+    """Liu 2020, algorithm 2, with decoupled weight decay, on one number."""
+    p, lr = nn.Parameter(torch.tensor([2.0], dtype=torch.float64)), 0.3
+    optimizer = build_optimizer(OptimizerSettings(name="radam", lr=lr, weight_decay=decay), [p])
+    value, m, v, rho_max = 2.0, 0.0, 0.0, 2 / (1 - 0.999) - 1
+    adapted = set()
+    for t in range(1, 12):
+        optimizer.zero_grad()
+        (p**2 * t).sum().backward()
+        optimizer.step()
+        g = 2 * value * t
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        rho = rho_max - 2 * t * 0.999**t / (1 - 0.999**t)
+        value -= lr * decay * value
+        if rho > 5:
+            r = math.sqrt((rho - 4) * (rho - 2) * rho_max / ((rho_max - 4) * (rho_max - 2) * rho))
+            value -= lr * r * m / (1 - 0.9**t) / math.sqrt(v / (1 - 0.999**t))
+        else:
+            value -= lr * m / (1 - 0.9**t)
+        adapted.add(rho > 5)
+        assert p.item() == pytest.approx(value, rel=1e-6)
+    assert adapted == {True, False}
 
 
 def test_free_training_makes_as_many_updates_and_fewer_visits(

@@ -64,15 +64,21 @@ class ThreatModel:
     Args:
         eps: radius in [0,1] pixel units (for L2: of the whole image's difference).
         norm: ``linf`` or ``l2``.
+        shares: (B,) factor of eps for each image of a batch, and of each step; None: 1 for all.
     """
 
     eps: float
     norm: Norm = "linf"
+    shares: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.norm not in ("linf", "l2"):
             raise InputError(f"norm must be linf or l2, got {self.norm!r}.")
         parse_eps(self.eps, self.norm)
+
+    def _each(self, length: float, like: Tensor) -> float | Tensor:
+        """``length`` times each image's share, to go with images ``like`` (B,...)."""
+        return length if self.shares is None else _per_sample(length * self.shares, like)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Into the ball around ``x`` (B,3,H,W), then into [0,1]; clipping towards ``x`` in [0,1] cannot leave the ball.
@@ -80,11 +86,12 @@ class ThreatModel:
         For Linf this is the nearest allowed image; for L2 the usual approximation of it.
         """
         delta = x_adv - x
+        eps = self._each(self.eps, x)
         if self.norm == "linf":
-            delta = delta.clamp(-self.eps, self.eps)
+            delta = torch.clamp(delta, -eps, eps)  # type: ignore[arg-type]  # both numbers or both tensors
         else:
             length = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
-            delta = delta * _per_sample((self.eps / length).clamp(max=1.0), x)
+            delta = delta * (eps / _per_sample(length, x)).clamp(max=1.0)
         return (x + delta).clamp(0.0, 1.0)
 
     def random_start(self, x: Tensor, seeds: Tensor) -> Tensor:
@@ -95,9 +102,10 @@ class ThreatModel:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
         if self.norm == "linf":
             draws = torch.stack([torch.rand(x.shape[1:], generator=generator) for generator in generators])
-            noise = (draws.to(x.device) * 2 - 1) * self.eps
+            noise = (draws.to(x.device) * 2 - 1) * self._each(self.eps, x)
         else:
-            noise = torch.stack([self._draw_l2(x.shape[1:], generator) for generator in generators])
+            draws = torch.stack([self._draw_l2(x.shape[1:], generator) for generator in generators])
+            noise = draws.to(x.device) * self._each(1.0, x)
         return self.project(x + noise.to(x), x)
 
     def _draw_l2(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -108,7 +116,8 @@ class ThreatModel:
 
     def ascend(self, x_adv: Tensor, gradient: Tensor, step: float) -> Tensor:
         """One step of steepest ascent of length ``step``: sign for Linf, unit gradient for L2; not projected."""
+        lengths = self._each(step, x_adv)
         if self.norm == "linf":
-            return x_adv + step * gradient.sign()
-        length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
-        return x_adv + step * gradient / _per_sample(length, gradient)
+            return x_adv + lengths * gradient.sign()
+        norm = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
+        return x_adv + lengths * gradient / _per_sample(norm, gradient)

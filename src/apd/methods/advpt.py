@@ -58,11 +58,12 @@ class AdvPTSettings(MethodSettings):
     def check_training(self, train: TrainSettings) -> None:
         """Check that these settings of training fit the method; see `MethodSettings.check_training`."""
         super().check_training(train)
-        if train.eps_warmup_epochs:
-            raise ValueError(
-                f"train.eps_warmup_epochs={train.eps_warmup_epochs:g} has no effect on advpt, whose images are attacked once, "
-                "before training, within the whole train.eps; set it to 0"
-            )
+        for name in ("eps_warmup_epochs", "eps_warmup_wait", "eps_per_image"):
+            if getattr(train, name):
+                raise ValueError(
+                    f"train.{name} has no effect on advpt, whose images are attacked once, before training, each within the "
+                    "whole train.eps; leave it out"
+                )
         if train.attack.attack_class.moves_with_prompts:
             raise ValueError(
                 f"train.attack.kind={train.attack.kind} has no effect on advpt, whose images are attacked once, before "

@@ -16,7 +16,7 @@ from apd.methods.step import Step
 from apd.models.classifier import BoundCLIP, PromptedCLIP
 from apd.models.encoder import DualEncoder
 from apd.models.prompts import Prompts, PromptSpec
-from apd.util.section import Section
+from apd.util.section import GrowingSection
 
 if TYPE_CHECKING:
     from apd.data.dataset import Decoded
@@ -26,7 +26,7 @@ Tune = Callable[["Method"], None]
 """Trains another method on the same data, in place; the loop hands it to `Method.prepare`."""
 
 
-class MethodSettings(Section):
+class MethodSettings(GrowingSection):
     """What can be set about a method; every method has at least prompts.
 
     A method says with class variables where its prompts differ from `PromptSpec`, and what its paper sets:
@@ -84,6 +84,18 @@ class MethodSettings(Section):
             raise ValueError(
                 "train.attack.random_start=false leaves this method's attack at the clean image, where what it climbs has no "
                 "gradient; set it to true"
+            )
+        if not train.eps_per_image:
+            return
+        if attack.attack_class.moves_with_prompts or attack.stop_margin is not None:
+            raise ValueError(
+                "train.eps_per_image needs an attack of its own on whole batches; set train.attack.kind to pgd, fgsm-rs or "
+                "n-fgsm, and train.attack.stop_margin to null"
+            )
+        if attack.loss == "kl" or (attack.loss == "method" and self.zero_gradient_at_clean(train)):
+            raise ValueError(
+                "train.eps_per_image reads the slope of what the attack climbs at the clean image, where here it has none; set "
+                "it to false"
             )
 
 

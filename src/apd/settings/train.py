@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from apd.attacks.settings import AttackSettings
 from apd.attacks.threat import Norm, ThreatModel, parse_eps
-from apd.util.section import Section
+from apd.util.section import GrowingSection, Section
 from apd.util.seed_range import Seed
 
 
 class OptimizerSettings(Section):
     """How prompts are updated."""
 
-    name: Literal["sgd", "adamw"] = Field("adamw", description="sgd (with momentum) or adamw")
+    name: Literal["sgd", "adamw", "radam"] = Field(
+        "adamw", description="sgd (with momentum), adamw or radam (Liu 2020)"
+    )
     lr: float = Field(0.003, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw and radam")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     clip: float | None = Field(
         1.0, gt=0, description="largest norm of the gradient over all prompts; null: no clipping"
@@ -49,8 +51,10 @@ class AugmentSettings(Section):
         return value
 
 
-class TrainSettings(Section):
+class TrainSettings(GrowingSection):
     """Everything about the loop that is not model, data or method."""
+
+    unrecorded: ClassVar[dict[str, Any]] = {"eps_warmup_wait": 0.0, "eps_per_image": False}
 
     eps: str = Field("1/255", description="training budget in [0,1] pixel units, as a fraction or a float")
     norm: Norm = Field("linf", description="linf or l2")
@@ -64,6 +68,10 @@ class TrainSettings(Section):
     batch_size: int = Field(32, ge=1, description="images an optimiser step, over all processes together")
     eps_warmup_epochs: float = Field(0.0, ge=0, description="epochs over which eps grows linearly; 0: eps throughout")
     eps_warmup_from: float = Field(0.0, ge=0, le=1, description="share of eps at which its growth starts")
+    eps_warmup_wait: float = Field(0.0, ge=0, description="epochs on clean images (eps 0) before its growth starts")
+    eps_per_image: bool = Field(
+        False, description="share the batch's eps out, more to images whose loss is flat: 0.5 to 1.5 times eps each"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="in the cross-entropy terms of the outer loss; 0: off")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the running average of prompts that is deployed; 0: off")
     swa: float = Field(0.0, ge=0, le=1, description="last share of the steps whose prompts' mean is deployed; 0: off")

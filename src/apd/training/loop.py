@@ -126,6 +126,10 @@ class Loop:
         run: Run | None,
     ) -> None:
         self.method, self.images, self.settings, self.accelerator, self.run = method, images, settings, accelerator, run
+        if settings.eps_per_image and accelerator.num_processes > 1:
+            raise InputError(
+                f"train.eps_per_image shares eps out within a batch and needs one process, got {accelerator.num_processes}."
+            )
         self.batches = Batches(images, settings, accelerator.process_index, accelerator.num_processes)
         self.steps = len(self.batches) * settings.epochs
         self.trained = [p for p in method.parameters() if p.requires_grad]
@@ -241,12 +245,15 @@ class Loop:
     def _threat(self, step: int) -> ThreatModel:
         """The budget of a step; the attack's step size is a share of it and grows along."""
         s = self.settings
-        share = warmed_up(step, round(s.eps_warmup_epochs * len(self.batches)), s.eps_warmup_from)
+        wait, warmup = (round(epochs * len(self.batches)) for epochs in (s.eps_warmup_wait, s.eps_warmup_epochs))
+        share = warmed_up(step, warmup, s.eps_warmup_from, wait)
         return replace(s.threat, eps=share * s.threat.eps)
 
     def _validate(self, metrics: Log, done: int) -> dict[str, Any]:
         found = self.validate()
-        record, warnings = found.record(), self.monitor.check_validation(metrics.last_terms, found)
+        attacked = self._threat(done - 1).eps > 0  # else an adversarial term of 0 says nothing
+        record = found.record()
+        warnings = self.monitor.check_validation(metrics.last_terms if attacked else {}, found)
         metrics.write(
             {"step": done, "epoch": done / len(self.batches), **record, **({"warnings": warnings} if warnings else {})}
         )

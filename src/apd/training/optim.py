@@ -17,6 +17,10 @@ def build_optimizer(settings: OptimizerSettings, parameters: Sequence[nn.Paramet
         return torch.optim.SGD(
             parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
+    if settings.name == "radam":
+        return torch.optim.RAdam(
+            parameters, lr=settings.lr, weight_decay=settings.weight_decay, decoupled_weight_decay=True
+        )
     return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
@@ -31,12 +35,15 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def warmed_up(step: int, warmup: int, start: float) -> float:
-    """Share of the full eps at a step: linear from ``start`` to 1 over ``warmup`` steps (step counts from 0), then 1.
+def warmed_up(step: int, warmup: int, start: float, wait: int = 0) -> float:
+    """Share of the full eps at a step: 0 for ``wait`` steps, linear from ``start`` to 1 over ``warmup`` steps, then 1.
 
-    >>> [warmed_up(s, 4, 0.2) for s in (1, 3, 9)]
-    [0.6, 1.0, 1.0]
+    >>> [warmed_up(s, 4, 0.2, wait=1) for s in (0, 2, 4, 10)]
+    [0.0, 0.6, 1.0, 1.0]
     """
+    if step < wait:
+        return 0.0
+    step -= wait
     return start + (1 - start) * min(1.0, (step + 1) / warmup) if warmup else 1.0
 
 

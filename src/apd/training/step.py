@@ -10,6 +10,7 @@ Image tower passes per optimiser step, for K attack steps (`train.attack.steps`)
     carried                  1        1       1
     clean methods            1        1       1
 
+    train.eps_per_image      +1       +1      -
     train.attack.loss=kl     +1       -                 (unless the method needs the clean pass anyway: then it is shared)
     optimizer.sam or .awp    +1       +1      -         (the attack is not repeated)
     train.attack.stop_margin at most that of pgd, less the samples that have left
@@ -33,6 +34,7 @@ from apd.errors import ApdError, InputError
 from apd.methods.base import Method
 from apd.methods.step import Step
 from apd.settings.train import TrainSettings
+from apd.training.budget import per_image
 
 
 def training_attack(settings: AttackSettings) -> Attack:
@@ -72,8 +74,12 @@ class TrainStep(nn.Module):
         bf16 = self.settings.precision == "bf16"
         with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=bf16):
             step = Step(batch, self.method.student.bind(), self.settings.label_smoothing)
-            if x_adv is None and self.method.adversarial:
-                x_adv = self.attack(self._objective(step), batch.x, threat, batch.seeds).detach()
+            # Where eps is 0, while it has not begun to grow, there is nothing to search.
+            if x_adv is None and self.method.adversarial and threat.eps > 0:
+                objective = self._objective(step)
+                if self.settings.eps_per_image:
+                    threat = per_image(objective, batch.x, threat)
+                x_adv = self.attack(objective, batch.x, threat, batch.seeds).detach()
             images = batch.x if x_adv is None else x_adv
             return _checked(self.method, self.method.loss(step, images)), images.detach()
 
