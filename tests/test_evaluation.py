@@ -18,11 +18,12 @@ from apd.attacks.threat import ThreatModel
 from apd.data.corruptions import corrupt
 from apd.data.dataset import Dataset, Decoded, ImageSet
 from apd.data.settings import DataSettings
-from apd.errors import ApdError, InputError
+from apd.errors import ApdError
 from apd.evaluation import EvaluationSettings, evaluate, evaluate_tensors, parse_settings
 from apd.evaluation.statistics import wilson
 from apd.models.classifier import PromptedCLIP
 
+from .refusals import meant, refused
 from .toys import SIDE, Counting, decoded, toy_clip, trained
 
 NAMES = ("class a", "class b", "class c", "class d", "class e")
@@ -114,7 +115,7 @@ def test_attacks_run_in_float32_even_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result = evaluate_tensors(Spy(trained(5)), decoded(10, 5), NAMES, settings())
     assert kinds == {(torch.float32, torch.float32)} and result.precision == "float32"
-    with pytest.raises(InputError, match="float32"):
+    with refused("torch.bfloat16", "float32"):
         evaluate_tensors(trained(5).bfloat16(), decoded(10, 5), NAMES, settings())
 
 
@@ -123,7 +124,7 @@ def test_logits_that_are_not_finite_are_no_result() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) / (x.flatten(1).mean(1, keepdim=True) < 0)
 
-    with pytest.raises(ApdError, match="not finite for 10 of 10"):
+    with refused("logits", "10", by=ApdError):
         evaluate_tensors(Broken(trained(5)), decoded(10, 5), NAMES, settings())
 
 
@@ -265,7 +266,7 @@ def test_images_are_corrupted_before_the_attack_and_kept_apart(tmp_path: Path) -
     assert again.attacks["pgd-5"].seconds == noisy.attacks["pgd-5"].seconds, "nothing was computed again"
     milder = evaluate(classifier, data, corruption="gaussian_noise:1", **options)
     assert len(set(tmp_path.iterdir())) > len(files) and milder.predictions != noisy.predictions
-    with pytest.raises(InputError, match="unknown corruption 'frog'"):
+    with refused("frog", meant("fog")):
         evaluate(classifier, data, corruption="frog:1", **options)
 
 
@@ -307,33 +308,32 @@ def test_base_and_new_classes() -> None:
     base = data.classes("base")
     classifier = PromptedCLIP(toy_clip(5), None, base.class_names, data.templates)
     assert evaluate(classifier, data, classes="base", attacks="clean").n == 24
-    with pytest.raises(InputError, match="with_classes"):
+    with refused("3", "5", "classifier.with_classes"):
         evaluate(classifier, data, attacks="clean")
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "names"),
     [
-        ({"attacks": ("clean", "apgd-cc")}, "Did you mean apgd-ce"),
-        ({"attacks": "pgd-0"}, "no steps"),
-        ({"eps": 4}, "Did you mean 4/255"),
-        ({"norm": "l1"}, "norm: .*got 'l1'"),
-        ({"limit": 0}, "limit: .*got 0"),
-        ({"epss": 1}, "no setting 'epss'. Did you mean eps"),
+        ({"attacks": ("clean", "apgd-cc")}, ["apgd-cc", meant("apgd-ce")]),
+        ({"attacks": "pgd-0"}, ["pgd-0", "pgd-1"]),
+        ({"eps": 4}, ["eps", "4", meant("4/255")]),
+        ({"norm": "l1"}, ["norm", "l1", "linf", "l2"]),
+        ({"limit": 0}, ["limit", "0", "all", "auto"]),
+        ({"epss": 1}, ["epss", meant("eps")]),
     ],
 )
-def test_wrong_settings_are_one_line(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message) as error:
+def test_wrong_settings_are_one_line(values: dict[str, Any], names: list[str]) -> None:
+    with refused(*names):
         parse_settings(values)
-    assert "\n" not in str(error.value)
 
 
 def test_no_images_and_ids_that_stand_twice_are_refused() -> None:
     images = decoded(4, 2)
-    with pytest.raises(InputError, match="id of its own"):
+    with refused("tensors", "'a'"):
         evaluate_tensors(trained(2), Decoded(images.images, images.labels, ("a", "a", "b", "c")), NAMES[:2], settings())
-    with pytest.raises(InputError, match="id of its own"):
+    with refused("tensors", "no images"):
         evaluate_tensors(trained(2), first(images, 0), NAMES[:2], settings())
     data = data_of(5)
-    with pytest.raises(InputError, match="val split of pictures has no images"):
+    with refused("val", "pictures"):
         evaluate(PromptedCLIP(toy_clip(5), None, data.class_names), data, split="val")

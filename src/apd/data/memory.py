@@ -26,7 +26,8 @@ def tensor_images(name: str, split: str, x: Tensor, y: Tensor) -> ImageSet:
     x, y = torch.as_tensor(x).cpu(), torch.as_tensor(y)
     if x.dim() != 4 or x.shape[1] != 3 or y.shape != (len(x),) or y.is_floating_point():
         raise InputError(
-            f"{name} {split}: images must be (N,3,H,W) with int labels (N,), got {tuple(x.shape)} and {tuple(y.shape)}."
+            f"{name} {split}: images must be (N,3,H,W) with int labels (N,), got {tuple(x.shape)} and "
+            f"{str(y.dtype).removeprefix('torch.')} labels {tuple(y.shape)}."
         )
     if x.is_floating_point():
         if len(x) and (float(x.min()) < 0 or float(x.max()) > 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -171,10 +172,10 @@ def evaluate_tensors(
     Raises:
         InputError: no images, an id twice, weights that are not float32, a record that cannot be read or written.
     """
-    if len(decoded) == 0 or len(set(decoded.ids)) < len(decoded):
-        raise InputError(
-            f"Each of the images must have an id of its own, and there must be one; got {len(decoded)} of {name}."
-        )
+    if len(decoded) == 0:
+        raise InputError(f"{name} has no images to evaluate on.")
+    if repeated := [id_ for id_, n in Counter(decoded.ids).items() if n > 1]:
+        raise InputError(f"{name} has more than one image with the id {repeated[0]!r}; ids must differ.")
     samples, kept = Samples(decoded), Store(store)
     evaluations = [
         Evaluation(subject, samples, settings, kept, len(class_names), on)

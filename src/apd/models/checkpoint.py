@@ -103,7 +103,7 @@ def check_config(config: dict[str, Any], source: str) -> None:
             raise InputError(f"{source}: {name} in config.json must be a JSON object; restore it.")
     if vision.get("num_channels", 3) != 3:
         raise InputError(
-            f"{source}: images of {str(vision['num_channels'])[:20]} channels are not supported, only of 3."
+            f"{source}: vision_config.num_channels is {str(vision['num_channels'])[:20]}; only 3 is supported."
         )
     size = vision.get("image_size")
     if size is not None:

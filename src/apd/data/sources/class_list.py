@@ -90,7 +90,8 @@ def _pairs(path: Path, lines: list[str], folders: Sequence[str]) -> dict[str, st
             f"{_quoted(unmatched)}{f'; no line names {_quoted(missing)}' if missing else ''}: {_WAY_OUT}."
         )
     if missing or len(found) != len(folders):
-        what = f"no line for the folder {missing[0]}" if missing else "two lines for one folder"
+        twice = [folder for folder, n in Counter(folder for folder, _ in found).items() if n > 1]
+        what = f"no line for the folder {missing[0]}" if missing else f"more than one line for the folder {twice[0]}"
         raise InputError(f"{path} has {what}: it needs one line for each of the {len(folders)} class folders.")
     blank = [folder for folder, name in found if not name]
     if blank:
