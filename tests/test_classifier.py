@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from apd.errors import InputError
 from apd.models import DualEncoder, EncoderInfo
 from apd.models.classifier import PromptedCLIP, closest_classes
 from apd.models.prompts import Prompts, PromptSpec
+
+from .refusals import refused
 
 CLASSES = ["cat", "dog", "grand piano"]
 X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -124,15 +125,15 @@ def test_class_specific_contexts_serve_their_classes_only(clip: DualEncoder) -> 
     assert moved.tolist() == [False, True, False], "a class's context is its own"
     assert model.with_classes(CLASSES).prompts is prompts
     for names in (["one", "two"], CLASSES[::-1]):
-        with pytest.raises(InputError, match="class-specific and serve only the 3 classes"):
+        with refused("3", "cat", "method.prompts.class_specific=false"):
             model.with_classes(names)
-    with pytest.raises(InputError, match="specific to 3 classes, got 2"):
+    with refused("3", "2"):
         PromptedCLIP(clip, prompts, ["one", "two"])
     saved = Prompts.from_tensors(spec, clip.info, prompts.state_dict())
     assert torch.equal(saved.text()[0], prompts.text()[0])
-    with pytest.raises(InputError, match="needs the number of classes"):
+    with refused("prompts.class_specific", "n_classes"):
         Prompts(spec, clip.info)
-    with pytest.raises(ValueError, match="coupling none"):
+    with refused("prompts.class_specific", "coupling none", by=ValueError):
         PromptSpec(text_tokens=2, visual_tokens=2, class_specific=True, coupling="text-to-vision")
 
 
@@ -175,7 +176,7 @@ def test_a_frame_of_zeros_leaves_the_image_and_others_are_attacked_through(clip:
     (through,) = torch.autograd.grad(F.cross_entropy(model.zero_shot().frozen()(y), torch.tensor([0, 1, 2, 0])), y)
     torch.testing.assert_close(gradient, through)
     assert gradient[:, :, 0].abs().sum() > 0, "the attack may change what is under the frame"
-    with pytest.raises(InputError, match="Images must have shape"):
+    with refused("(batch, 3, 16, 16)", "(3, 16, 16)"):
         model(X[0])
 
 
@@ -189,19 +190,19 @@ def test_features_of_templates_are_computed_once_and_in_full_precision(clip: Dua
 
 @pytest.mark.parametrize("prompts", [False, True])
 @pytest.mark.parametrize(
-    ("pixels", "message"),
+    ("pixels", "names"),
     [
-        ((X * 255).round(), r"got values from 0 to 25\d: divide pixels of 0 to 255 by 255"),
-        ((X - 0.48) / 0.27, r"got values from -1\.78 to 1\.9\d: .*leave out Normalize"),
-        ((X * 255).byte(), "Divide uint8 pixels by 255"),
-        (torch.rand(1, 3, 20, 20), r"classifier\.encoder\.info\.preprocessing\.apply"),
+        ((X * 255).round(), [f"{(X * 255).round().max():g}", "by 255"]),
+        ((X - 0.48) / 0.27, [f"{((X - 0.48) / 0.27).min():.3g}", "Normalize"]),
+        ((X * 255).byte(), ["torch.uint8", "by 255"]),
+        (torch.rand(1, 3, 20, 20), ["(1, 3, 20, 20)", "classifier.encoder.info.preprocessing.apply"]),
     ],
 )
 def test_pixels_that_are_not_the_encoder_s_are_refused(
-    clip: DualEncoder, prompts: bool, pixels: Tensor, message: str
+    clip: DualEncoder, prompts: bool, pixels: Tensor, names: list[str]
 ) -> None:
     model = PromptedCLIP(clip, Prompts.initial(PromptSpec(), clip) if prompts else None, CLASSES)
-    with pytest.raises(InputError, match=message):
+    with refused(*names):
         model(pixels)
     model(X), model(X * 1.3 - 0.1), model(X[:0])
 
@@ -212,27 +213,27 @@ def test_any_values_go_through_the_frozen_classifier(clip: DualEncoder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "templates", "message"),
+    ("names", "templates", "named"),
     [
-        (["cat"], ["a {}"], "at least two classes"),
-        (["cat", "dog", "cat"], ["a {}"], "'cat' stands twice"),
-        (["cat", "dog"], ["a photo"], "must have one {}"),
-        (["cat", "dog"], [], "At least one template"),
-        (["cat", "dog " * 20], ["a {}"], "Shorten the class name"),
+        (["cat"], ["a {}"], ["1", "['cat']"]),
+        (["cat", "dog", "cat"], ["a {}"], ["'cat'"]),
+        (["cat", "dog"], ["a photo"], ["'a photo'", "{}"]),
+        (["cat", "dog"], [], ["template", "{}"]),
+        (["cat", "dog " * 20], ["a {}"], ["dog dog", "23", "16"]),
     ],
 )
-def test_classes_that_cannot_be(clip: DualEncoder, names: list[str], templates: list[str], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_classes_that_cannot_be(clip: DualEncoder, names: list[str], templates: list[str], named: list[str]) -> None:
+    with refused(*named):
         PromptedCLIP(clip, None, names, templates)
 
 
 def test_prompts_that_cannot_be(clip: DualEncoder) -> None:
-    with pytest.raises(InputError, match="has 4 blocks"):
+    with refused("prompts.visual_depth", "5", "4", "all"):
         Prompts(PromptSpec(visual_depth=5), clip.info)
-    with pytest.raises(InputError, match="as many text as visual"):
+    with refused("prompts.coupling=text-to-vision", "2", "3"):
         Prompts(PromptSpec(text_tokens=2, visual_tokens=3, coupling="text-to-vision"), clip.info)
     tensors = Prompts(PromptSpec(visual_tokens=3), clip.info).state_dict()
-    with pytest.raises(InputError, match="do not fit"):
+    with refused("visual_tokens.0", "(3, 32)"):
         Prompts.from_tensors(PromptSpec(visual_tokens=4), clip.info, tensors)
 
 
@@ -262,7 +263,7 @@ class _Convolutional(DualEncoder):
 
 def test_an_encoder_without_visual_tokens_says_so_and_takes_text_prompts(clip: DualEncoder) -> None:
     encoder = _Convolutional(clip)
-    with pytest.raises(InputError, match="convolutional takes no visual tokens"):
+    with refused("convolutional", "prompts.visual_tokens=0"):
         Prompts.initial(PromptSpec(), encoder)
     model = PromptedCLIP(encoder, Prompts.initial(PromptSpec(visual_tokens=0), encoder), CLASSES)
     assert model(X).shape == (4, 3)
