@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import CLIPModel
 
-from apd.errors import InputError
 from apd.models import DualEncoder, load_clip
 
 from .models import save_clip
+from .refusals import meant, refused
 
 TEXTS = ["a photo of a cat.", "a photo of a grand piano.", "dog"]
 
@@ -137,35 +137,33 @@ def test_weights_and_tokenizer_have_fingerprints(clip: DualEncoder, clip_folder:
 
 
 def test_wrong_sources_are_clear_errors(clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="Did you mean glyphs"):
+    with refused("glyph", meant("glyphs")):
         load_clip("glyph")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no config\.json"):
+    with refused(str(tmp_path / "empty"), "config.json"):
         load_clip(tmp_path / "empty")
     broken = tmp_path / "broken"
     shutil.copytree(clip_folder, broken)
     (broken / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(InputError, match=r"model\.safetensors"):
+    with refused(str(broken), "model.safetensors"):
         load_clip(broken)
     other = tmp_path / "bert"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(InputError, match="is a bert model; supported families: clip, siglip"):
+    with refused(str(other), "bert", "clip", "siglip"):
         load_clip(other)
     bare = tmp_path / "bare"
     shutil.copytree(clip_folder, bare)
     (bare / "preprocessor_config.json").unlink()
-    with pytest.raises(InputError, match="no preprocessor_config"):
+    with refused(str(bare), "preprocessor_config.json"):
         load_clip(bare)
-    for text, words in (('{"size": ', "damaged"), ("[]", "JSON object"), ("{}", "does not say")):
+    for text, reason in (('{"size": ', "line 1 column 10"), ("[]", "JSON object"), ("{}", "image_mean")):
         (bare / "preprocessor_config.json").write_text(text)
-        with pytest.raises(InputError, match=words):
+        with refused("preprocessor_config.json", reason):
             load_clip(bare)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="No CLIP at 'nobody/no-such-clip'") as caught:
+    with refused("nobody/no-such-clip", "HF_HUB_OFFLINE", "--model glyphs"):
         load_clip("nobody/no-such-clip")
-    message = str(caught.value)
-    assert "HF_HUB_OFFLINE is set: unset it" in message and "local folder" in message and "--model glyphs" in message
 
 
 def test_missing_weights_are_an_error(clip_folder: Path, tmp_path: Path) -> None:
@@ -176,16 +174,16 @@ def test_missing_weights_are_an_error(clip_folder: Path, tmp_path: Path) -> None
     tensors = load_file(folder / "model.safetensors")
     del tensors["visual_projection.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"lacks weights: visual_projection\.weight"):
+    with refused(str(folder), "visual_projection.weight"):
         load_clip(folder)
 
 
 def test_wrong_pixels_and_long_texts_are_refused(clip: DualEncoder) -> None:
-    with pytest.raises(InputError, match=r"\(batch, 3, 16, 16\).*got \(1, 3, 32, 32\)"):
+    with refused("(batch, 3, 16, 16)", "(1, 3, 32, 32)"):
         clip.encode_image(torch.rand(1, 3, 32, 32))
-    with pytest.raises(InputError, match="Divide uint8"):
+    with refused("torch.uint8", "255"):
         clip.encode_image(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
-    with pytest.raises(InputError, match="Shorten the class name"):
+    with refused("cat cat", "22", "16"):
         clip.prompt_ids(["cat " * 20])
 
 
