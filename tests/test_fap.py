@@ -10,13 +10,14 @@ from torch import Tensor
 from apd.attacks import PGD
 from apd.attacks.threat import ThreatModel
 from apd.data.batch import Batch
-from apd.errors import InputError
 from apd.methods import Step
 from apd.methods.consistency import FAP, FAPSettings
 from apd.models import DualEncoder, load_clip
 from apd.models.classifier import PromptedCLIP
 from apd.runs.config import load_config
 from apd.training.step import TrainStep
+
+from .refusals import refused
 
 CLASSES = ["cat", "dog", "grand piano"]
 LABELS = torch.tensor([0, 2, 1, 1])
@@ -125,7 +126,7 @@ def test_the_published_settings(clip: DualEncoder) -> None:
     spec = settings.prompts
     assert (spec.text_tokens, spec.visual_tokens, spec.text_depth, spec.visual_depth) == (2, 2, 9, 9)
     assert spec.coupling == "vision-to-text"
-    with pytest.raises(InputError, match=r"9, but the text tower .* has 3 blocks; use 3 or all"):
+    with refused("prompts.text_depth", "9", "3", "all"):
         FAP(settings, PromptedCLIP(clip, None, CLASSES))
     with pytest.raises(ValidationError):
         FAPSettings(weight=-1)
