@@ -8,35 +8,35 @@ from typing import Any
 import pytest
 
 import apd
-from apd.errors import InputError
 from apd.methods import METHODS, find_method
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import PromptSpec
 from apd.runs.config import load_config
 
+from .refusals import refused
+
 CLASSES = ["cat", "dog", "grand piano"]
 
 
 @pytest.mark.parametrize(
-    ("name", "setting", "words"),
+    ("name", "setting", "names"),
     [
-        ("coop", "visual_tokens=2", "prompts.visual_tokens=0, got 2"),
-        ("advvp", "text_tokens=1", "prompts.text_tokens=0, got 1"),
-        ("maple", "coupling=none", "prompts.coupling=text-to-vision, got none"),
-        ("zero-shot", "text_tokens=1", "prompts.text_tokens=0, got 1"),
+        ("coop", "visual_tokens=2", ["prompts.visual_tokens=0"]),
+        ("advvp", "text_tokens=1", ["prompts.text_tokens=0"]),
+        ("maple", "coupling=none", ["prompts.coupling=text-to-vision"]),
+        ("zero-shot", "text_tokens=1", ["prompts.text_tokens=0"]),
         ("vlp", "class_specific=true", None),
-        ("advvlp", "frame=0.7", "less than 0.5"),
+        ("advvlp", "frame=0.7", ["0.5"]),
     ],
 )
-def test_prompts_of_another_method_are_refused(name: str, setting: str, words: str | None) -> None:
+def test_prompts_of_another_method_are_refused(name: str, setting: str, names: list[str] | None) -> None:
     flags = {"data.source": "digits", "method.name": name}
-    if words is None:
+    if names is None:
         assert load_config(flags=flags, sets=[f"method.prompts.{setting}"]).method.settings.prompts.class_specific
         return
-    with pytest.raises(InputError, match="method") as error:
+    with refused(f"--set method.prompts.{setting}", *names):
         load_config(flags=flags, sets=[f"method.prompts.{setting}"])
-    assert words in str(error.value)
 
 
 def test_a_method_without_anything_to_learn_is_refused_before_any_image_is_read(
@@ -44,7 +44,7 @@ def test_a_method_without_anything_to_learn_is_refused_before_any_image_is_read(
 ) -> None:
     monkeypatch.setattr("apd.training.batches.decode", lambda *_: pytest.fail("decoded"))
     nothing = {"name": "advvlp", "prompts": {"text_tokens": 0, "visual_tokens": 0}}
-    with pytest.raises(InputError, match="nothing to learn"):
+    with refused("advvlp", "method.prompts.text_tokens", "visual_tokens", "zero-shot"):
         apd.train(clip, apd.load_data(colours, shots=1), method=nothing, output=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
@@ -77,7 +77,7 @@ def test_a_published_preset_sets_what_it_says_and_explicit_settings_win(tmp_path
 def test_presets_for_deep_towers_are_refused_on_shallow_ones_and_all_wins(clip: DualEncoder) -> None:
     flags = {"data.source": "digits", "method.name": "maple"}
     deep = load_config(flags=flags, sets=["method.preset=published"]).method.settings
-    with pytest.raises(InputError, match=r"text_depth is 9, but .* has 3 blocks; use 3 or all"):
+    with refused("prompts.text_depth", "9", "3", "all"):
         find_method("maple")(deep, PromptedCLIP(clip, None, CLASSES))
     sets = ["method.preset=published", "method.prompts.text_depth=all", "method.prompts.visual_depth=all"]
     shallow = load_config(flags=flags, sets=sets).method.settings
@@ -86,7 +86,7 @@ def test_presets_for_deep_towers_are_refused_on_shallow_ones_and_all_wins(clip: 
 
 def test_a_method_without_published_prompts_has_no_preset() -> None:
     assert {"apd", "trades", "pmg", "fare", "zero-shot"}.isdisjoint(WITH_PRESET)
-    with pytest.raises(InputError, match="Method trades has no published settings"):
+    with refused("trades", "method.preset"):
         load_config(flags={"data.source": "digits", "method.name": "trades"}, sets=["method.preset=published"])
 
 
@@ -109,44 +109,55 @@ def test_a_preset_that_is_asked_for_wins_over_the_values_of_a_saved_run(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("name", "setting", "words"),
+    ("name", "setting", "names"),
     [
-        ("fap", "attack.random_start=false", "attack at the clean image"),
-        ("trades", "attack={kind: carried, random_start: false}", "attack at the clean image"),
+        ("fap", "attack.random_start=false", ["train.attack.random_start=false", "true"]),
+        ("trades", "attack={kind: carried, random_start: false}", ["train.attack.random_start=false", "true"]),
         ("trades", "attack={kind: fgsm-rs, random_start: false}", None),
-        ("advpt", "attack.random_start=false", "attack at the clean image"),
-        ("advpt", "attack.kind=free", "train.attack.kind=free has no effect on advpt"),
-        ("advpt", "attack.kind=carried", "use pgd, fgsm-rs or n-fgsm"),
-        ("advpt", "attack.loss=margin", "choose with method.inner"),
-        ("advpt", "eps_warmup_epochs=3", "train.eps_warmup_epochs has no effect on advpt"),
-        ("advpt", "eps_warmup_wait=3", "train.eps_warmup_wait has no effect on advpt"),
-        ("advpt", "eps_per_image=true", "train.eps_per_image"),
+        ("advpt", "attack.random_start=false", ["train.attack.random_start=false", "true"]),
+        ("advpt", "attack.kind=free", ["train.attack.kind=free", "advpt", "pgd", "fgsm-rs", "n-fgsm"]),
+        ("advpt", "attack.kind=carried", ["train.attack.kind=carried", "advpt", "pgd", "fgsm-rs", "n-fgsm"]),
+        ("advpt", "attack.loss=margin", ["train.attack.loss=margin", "advpt", "method.inner", "features", "ce"]),
+        ("advpt", "eps_warmup_epochs=3", ["train.eps_warmup_epochs", "advpt"]),
+        ("advpt", "eps_warmup_wait=3", ["train.eps_warmup_wait", "advpt"]),
+        ("advpt", "eps_per_image=true", ["train.eps_per_image", "false"]),
         ("advvlp", "eps_per_image=true", None),
         ("apd", "eps_per_image=true", None),
-        ("trades", "eps_per_image=true", "train.eps_per_image reads the slope"),
+        ("trades", "eps_per_image=true", ["train.eps_per_image", "false"]),
         ("advvlp", "eps_warmup_epochs=3", None),
-        ("advvlp", "attack={loss: kl, random_start: false}", "loss=kl has no gradient at the clean image"),
+        (
+            "advvlp",
+            "attack={loss: kl, random_start: false}",
+            ["train.attack.loss=kl", "train.attack.random_start=false"],
+        ),
         ("advvlp", "attack.random_start=false", None),
         ("apd", "attack={kind: free}", None),
-        ("apd", "attack={stop_margin: 1.0}", "method.inner=mixed is not; set it to null, or method.inner=ce"),
+        (
+            "apd",
+            "attack={stop_margin: 1.0}",
+            ["train.attack.stop_margin", "method.inner=mixed", "null", "method.inner=ce"],
+        ),
         ("apd", "attack={stop_margin: 1.0, loss: ce}", None),
-        ("adaad", "attack={kind: free}", "method.inner=teacher-pair has no effect with train.attack.kind=free"),
+        ("adaad", "attack={kind: free}", ["method.inner=teacher-pair", "train.attack.kind=free"]),
         ("adaad", "attack={kind: n-fgsm}", None),
-        ("fare", "label_smoothing=0.1", "has no effect on fare"),
+        ("fare", "label_smoothing=0.1", ["train.label_smoothing", "fare", "0"]),
         ("apd", "label_smoothing=0.1", None),
-        ("adaad", "label_smoothing=0.1", "cross-entropy terms, of which there is none"),
-        ("adaad", "attack={stop_margin: 1.0}", "needs an attack on labels"),
+        ("adaad", "label_smoothing=0.1", ["train.label_smoothing", "0", "method.clean_ce"]),
+        (
+            "adaad",
+            "attack={stop_margin: 1.0}",
+            ["train.attack.stop_margin", "method.inner=teacher-pair", "method.inner=ce"],
+        ),
     ],
 )
-def test_training_that_cannot_go_with_a_method_is_refused(name: str, setting: str, words: str | None) -> None:
+def test_training_that_cannot_go_with_a_method_is_refused(name: str, setting: str, names: list[str] | None) -> None:
     method = {"method.name": "apd", "method.variant": name} if name == "adaad" else {"method.name": name}
     flags, sets = {"data.source": "digits", **method}, [f"train.{setting}"]
-    if words is None:
+    if names is None:
         assert load_config(flags=flags, sets=sets)
         return
-    with pytest.raises(InputError) as error:
+    with refused(*names):
         load_config(flags=flags, sets=sets)
-    assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_another_method_s_kind_of_prompts_is_left_in_the_file(tmp_path: Path) -> None:
