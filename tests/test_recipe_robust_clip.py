@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from apd import PromptedCLIP
-from apd.errors import InputError
 from apd.models import load_clip
 from apd.models.huggingface import HuggingFaceEncoder
 from apd.runs.config import RunConfig
@@ -20,6 +19,8 @@ from apd.runs.config import RunConfig
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from recipes import robust_clip
+
+from .refusals import meant, refused
 
 CLASSES = ("blue", "green", "red")
 
@@ -165,11 +166,11 @@ def test_what_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     ran(clip_folder, colours, tmp_path / "checkpoint", stop=1)
-    with pytest.raises(InputError, match="another model, data or settings; remove it"):
+    with refused(str(tmp_path / "checkpoint"), "remove"):
         tuning(clip_folder, colours).run(tmp_path / "checkpoint", "other", show=False)
-    for more, message in [(("--eps", "8"), "Did you mean 8/255"), (("--output", str(colours)), "there already")]:
+    for more, named in [(("--eps", "8"), meant("8/255")), (("--output", str(colours)), str(colours))]:
         monkeypatch.setattr(sys, "argv", ["robust_clip", *options(clip_folder, colours, tmp_path / "new", *more)])
         with pytest.raises(SystemExit) as stop:
             robust_clip.main()
-        assert stop.value.code == 2 and message in capsys.readouterr().err
+        assert stop.value.code == 2 and named in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
