@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ import apd
 from apd.attacks import FGSMRS, NFGSM, PGD, ClimbingAttack, Objective, Replayed, ThreatModel, TrainingAttack
 from apd.attacks.training import attack_section
 from apd.data import Dataset
-from apd.errors import InputError
 from apd.models import DualEncoder, EncoderInfo, Preprocessing
 from apd.runs.config import load_config
 from apd.runs.load import describe_encoder
 
 from .command_line import Cli
+from .refusals import refused
 
 CODE = '''
 from dataclasses import dataclass
@@ -143,13 +142,13 @@ def test_an_attack_is_recorded_with_the_settings_it_runs_with(attack: Any, secti
         (PGD(2, leave=lambda z, y: y > 0), "stop_margin"),
         (Replayed(), "free"),
         (Shift(note=torch.ones(2)), "note=Tensor"),
-        (Shift(note=len), "note="),
+        (Shift(note=len), "note=builtin_function_or_method"),
         (3, "int"),
         ({"kind": Bare}, "Bare"),
     ],
 )
 def test_an_attack_that_cannot_be_recorded_is_refused(attack: Any, named: str) -> None:
-    with pytest.raises(InputError, match=named):
+    with refused(named):
         attack_section(attack)
 
 
@@ -165,7 +164,7 @@ def test_an_attack_that_cannot_be_recorded_is_refused(attack: Any, named: str) -
     ],
 )
 def test_missing_code_is_named_with_its_setting(name: str, value: Any, named: str) -> None:
-    with pytest.raises(InputError, match=re.escape(named)):
+    with refused(named):
         load_config(flags={"data.source": "digits", name: value})
 
 
@@ -182,13 +181,12 @@ def test_missing_code_is_named_with_its_setting(name: str, value: Any, named: st
         (lambda: apd.load_clip("gone:Model"), "gone:Model"),
         (lambda: apd.load_clip("elsewhere:fails"), "weights.pt"),
         (lambda: apd.load_clip("elsewhere:halves"), "DualEncoder"),
-        (lambda: apd.load_clip("__main__:Cell"), "script or notebook"),
+        (lambda: apd.load_clip("__main__:Cell"), "__main__:Cell"),
     ],
 )
 def test_code_that_cannot_be_used_is_wrong_input(call: Callable[[], object], named: str) -> None:
-    with pytest.raises(InputError, match=re.escape(named)) as stop:
+    with refused(named):
         call()
-    assert "\n" not in str(stop.value)
 
 
 def test_a_finished_run_is_evaluated_without_the_code_that_only_training_needs(elsewhere: Path, cli: Cli) -> None:
@@ -236,7 +234,7 @@ def test_a_stopped_run_of_foreign_code_is_resumed_and_other_images_are_refused(c
     with pytest.raises(KeyboardInterrupt):
         apd.train(clip, halves(), output="run", **settings)
     x, y = torch.zeros(12, 3, 8, 8, dtype=torch.uint8), torch.arange(12) % 2
-    with pytest.raises(InputError, match="ids_sha256"):
+    with refused("data.ids_sha256", "--overwrite"):
         apd.train(
             clip,
             Dataset.from_tensors("halves", ["dark", "bright"], (x, y), (x, y)),
@@ -244,7 +242,7 @@ def test_a_stopped_run_of_foreign_code_is_resumed_and_other_images_are_refused(c
             resume=True,
             **settings,
         )
-    with pytest.raises(InputError, match=r"train\.attack\.options\.share"):
+    with refused("train.attack.options.share=0.5", "0.25", "--overwrite"):
         apd.train(clip, halves(), output="run", resume=True, **{**settings, "attack": Shift(0.25)})
     resumed = apd.train(clip, halves(), output="run", resume=True, **settings)
     stops[0] = 0
@@ -269,7 +267,7 @@ def test_an_encoder_is_recorded_as_its_code_and_not_as_a_folder_of_that_name(
     assert not Bare().train().training
     needy = apd.load_clip(type("Needy", (Bare,), {"__init__": lambda self, one: Bare.__init__(self)})(1))
     apd.train(needy, halves(), **{**QUICK, "method": "zero-shot"}, output="needy")
-    with pytest.raises(InputError, match="Needy"):
+    with refused("Needy"):
         apd.load_run("needy")
     assert apd.load_run("needy", encoder=needy).encoder is needy
 
@@ -286,14 +284,14 @@ def test_outcomes_of_other_code_or_settings_are_not_taken_for_ones_own(tmp_path:
     assert all(score.seconds_earlier >= 0 for score in judged(Means(), *names).attacks.values())
     assert len(list(tmp_path.glob("*.jsonl"))) == 4
 
-    with pytest.raises(InputError, match="lambda"):
+    with refused("lambda"):
         judged(Means(), lambda o, x, t, s: x, lambda o, x, t, s: 1 - x)
     assert [len(judged(Means(), ClimbingAttack("mine", PGD(steps))).attacks) for steps in (1, 2)] == [1, 1]
 
 
 @pytest.mark.parametrize("model", [Means(3), torch.nn.Flatten(), torch.nn.AdaptiveAvgPool2d(1)])
 def test_a_module_without_one_logit_per_class_is_refused(model: torch.nn.Module) -> None:
-    with pytest.raises(InputError, match=r"\(2, 2\)"):
+    with refused("(2, 2)"):
         apd.evaluate(model, halves(), attacks="clean", quiet=True)
 
 
@@ -305,15 +303,15 @@ class Items(list[Any]):
     ("items", "named"),
     [
         ([(torch.randn(3, 4, 4), i % 2) for i in range(4)], "Normalize"),
-        ([(torch.rand(4, 4), i % 2) for i in range(4)], r"\(4, 4\)"),
-        ([torch.rand(3, 4, 4)] * 4, "pairs"),
+        ([(torch.rand(4, 4), i % 2) for i in range(4)], "(4, 4)"),
+        ([torch.rand(3, 4, 4)] * 4, "(4, 4)"),
         ([(torch.rand(3, 4, 4), "cat")] * 4, "cat"),
-        ([(torch.zeros(3, 4, 4, dtype=torch.int64), 0)] * 4, "int64"),
-        ([(torch.rand(3, 4, 4), 7 * (i % 2)) for i in range(4)], "2 class names"),
+        ([(torch.zeros(3, 4, 4, dtype=torch.int64), 0)] * 4, "torch.int64"),
+        ([(torch.rand(3, 4, 4), 7 * (i % 2)) for i in range(4)], "7"),
     ],
 )
 def test_torch_data_sets_of_other_items_are_refused(items: list[Any], named: str) -> None:
-    with pytest.raises(InputError, match=named):
+    with refused("it", named):
         Dataset.from_torch("it", ["a", "b"], items, items)
 
 
@@ -331,13 +329,26 @@ def test_labels_of_torch_data_sets_are_those_of_the_items_where_they_are_transfo
     assert images.shape == (4, 3, 4, 4) and torch.equal(images[:, 0], images[:, 2]), "grey images become RGB"
 
 
-@pytest.mark.parametrize("y", [torch.arange(4), torch.arange(4) % 2 - 1, torch.zeros(3).long(), torch.zeros(4)])
-def test_tensors_that_do_not_fit_are_refused(y: Tensor) -> None:
+@pytest.mark.parametrize(
+    ("y", "named"),
+    [
+        (torch.arange(4), "3"),
+        (torch.arange(4) % 2 - 1, "-1"),
+        (torch.zeros(3).long(), "(3,)"),
+        (torch.zeros(4), "float32"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(y: Tensor, named: str) -> None:
     x = torch.rand(4, 3, 4, 4)
-    with pytest.raises(InputError, match="it"):
+    with refused("it", named):
         Dataset.from_tensors("it", ["a", "b"], (x, y), (x, torch.arange(4) % 2))
-    for odd in (x * 255, x.double() - 1, x.long(), x[:, :1]):
-        with pytest.raises(InputError, match="it"):
+    for odd, named in (
+        (x * 255, f"{(x * 255).max():.3g}"),
+        (x.double() - 1, f"{(x - 1).min():.3g}"),
+        (x.long(), "torch.int64"),
+        (x[:, :1], "(4, 1, 4, 4)"),
+    ):
+        with refused("it", named):
             Dataset.from_tensors("it", ["a", "b"], (odd, torch.arange(4) % 2), (x, torch.arange(4) % 2))
 
 
