@@ -194,6 +194,6 @@ def test_kept_health_checks_of_an_earlier_revision_are_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for revision in ("1", "1", "2"):
-        monkeypatch.setattr("apd.evaluation.measure.REVISION", revision)
+        monkeypatch.setattr("apd.evaluation.summary.REVISION", revision)
         counting_run(tmp_path, n=8, checks=True)
     assert len(list(tmp_path.glob("checks-*"))) == 2

@@ -14,7 +14,6 @@ from apd import attacks
 from apd.evaluation.forecast import LARGEST, Measured, measure, measure_pace
 from apd.evaluation.frozen import Subject
 from apd.evaluation.progress import Pace, shown
-from apd.evaluation.result import Accuracy, AttackAccuracy, Scores
 from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
 from apd.evaluation.store import Key, Outcome, Record, Store
@@ -126,22 +125,27 @@ class Evaluation:
         with self.subject.fixed():
             records = {"clean": self._run("clean", range(len(self.samples)))}
             right = [i for i, key in enumerate(self.samples.keys) if records["clean"].outcomes[key].predicted == key[2]]
-            for name in self.settings.adversarial:
-                records[name] = self._run(name, right)
+            for name, attack in self.named_attacks.items():
+                records[name] = self._run(name, right, attack)
         return records
 
-    def _run(self, name: str, wanted: Sequence[int]) -> Record:
+    @cached_property
+    def named_attacks(self) -> dict[str, attacks.EvaluationAttack]:
+        """The attacks that change images, by name."""
+        return {name: attacks.find(name) for name in self.settings.adversarial}
+
+    def _run(self, name: str, wanted: Sequence[int], attack: attacks.EvaluationAttack | None = None) -> Record:
         record = self.store.record(self.circumstances(name))
         todo = [i for i in wanted if self.samples.keys[i] not in record.outcomes]
         size = self._batch_size(record, name, todo)
-        most = 1 if name == "clean" else sum(attacks.find(name).part_passes(self.n_classes))
+        most = 1 if attack is None else sum(attack.part_passes(self.n_classes))
         pace = Pace(name, len(wanted), len(wanted) - len(todo), size, most)
         try:
             with shown(pace, f"{name}{self.on}", self.subject.model):
                 for index, parts in self._batches(record, todo, size):
                     keys = {self.samples.decoded.ids[i]: self.samples.keys[i] for i in index}
                     keeper = Keeper(record, pace, keys, parts, size)
-                    keeper.finish(*self._attack(name, index, keeper))
+                    keeper.finish(*self._attack(attack, index, keeper))
         except KeyboardInterrupt as stop:
             known = (record.outcomes, record.withstood)
             finished, begun = (sum(self.samples.keys[i] in some for i in wanted) for some in known)
@@ -181,46 +185,17 @@ class Evaluation:
         for parts, index in sorted(groups.items(), key=lambda group: not group[0]):
             yield from ((index[first : first + size], parts) for first in range(0, len(index), size))
 
-    def _attack(self, name: str, index: Sequence[int], watch: attacks.Watch) -> tuple[list[Outcome], Counter[str]]:
+    def _attack(
+        self, attack: attacks.EvaluationAttack | None, index: Sequence[int], watch: attacks.Watch
+    ) -> tuple[list[Outcome], Counter[str]]:
         x, labels, ids = self.samples.batch(index, self.subject.device)
         by = [""] * len(index)
         flags: Counter[str] = Counter()
+        s = self.settings
         # A ball of radius 0 holds the clean image alone; the health check runs the attack's code on it.
-        if name != "clean" and self.settings.threat.eps > 0:
-            attack, s = attacks.find(name), self.settings
+        if attack is not None and s.threat.eps > 0:
             found = attack(self.subject.model, attacks.AttackBatch(x, labels, ids, s.seed), s.threat, watch)
             x, by, flags = found.images, found.by, found.flags
         predicted = self.subject.predict(x).tolist()
         rows = zip((self.samples.keys[i] for i in index), predicted, by, strict=True)
         return [Outcome(*key, guess, part if guess != key[2] else None) for key, guess, part in rows], flags
-
-    def predictions(self, records: dict[str, Record]) -> dict[str, list[int]]:
-        """Predicted class after each attack, one per sample; the clean one where it is wrong already."""
-        clean = records["clean"].outcomes
-        return {
-            name: [record.outcomes.get(key, clean[key]).predicted for key in self.samples.keys]
-            for name, record in records.items()
-        }
-
-    def scores(self, records: dict[str, Record]) -> Scores:
-        """Accuracies of these outcomes."""
-        labels = [label for *_, label in self.samples.keys]
-        right = {
-            name: [guess == label for guess, label in zip(guesses, labels, strict=True)]
-            for name, guesses in self.predictions(records).items()
-        }
-        clean = Accuracy.of(right["clean"])
-        under: dict[str, AttackAccuracy] = {}
-        for name in self.settings.adversarial:
-            known = (records[name].outcomes.get(key) for key in self.samples.keys)
-            under[name] = AttackAccuracy.of(
-                right[name],
-                seconds=round(records[name].seconds, 1),
-                seconds_earlier=round(records[name].earlier, 1),
-                runs=attacks.find(name).runs(self.n_classes),
-                fooled_by=dict(Counter(outcome.by for outcome in known if outcome is not None and outcome.by)),
-                flags=dict(records[name].flags),
-                batch_sizes=tuple(sorted(records[name].batch_sizes)),
-            )
-        worst = Accuracy.of([all(sample) for sample in zip(*right.values(), strict=True)])
-        return Scores(clean=clean.accuracy, clean_interval=clean.interval, attacks=under, worst=worst)

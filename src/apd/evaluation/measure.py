@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from torch import nn
 
 from apd.attacks import sample_seeds
-from apd.attacks.threat import format_eps
 from apd.data.corruptions import corrupt, parse_corruption
 from apd.data.dataset import IN_MEMORY, Dataset, Decoded, ImageSet
 from apd.errors import InputError, nearest
-from apd.evaluation.checks import CHECKED, REVISION, Checked, library_checks, model_checks, seeds_of
-from apd.evaluation.engine import PRECISION, Evaluation
-from apd.evaluation.forecast import LARGEST
+from apd.evaluation.engine import Evaluation
 from apd.evaluation.frozen import Subject
-from apd.evaluation.result import Check, ClassScores, Result, Scores
+from apd.evaluation.result import Result
 from apd.evaluation.sample import choose_sample
 from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
-from apd.evaluation.store import Record, Store
+from apd.evaluation.store import Store
+from apd.evaluation.summary import Finished, summarise
 from apd.models.classifier import PromptedCLIP
 from apd.models.preprocessing import Preprocessing
 from apd.settings.explain import explain, setting_names
 from apd.util.messages import get_logger, speaking
-from apd.util.seeds import shuffled
-from apd.util.versions import versions
 
 log = get_logger("apd.evaluation")
 
@@ -76,40 +70,64 @@ def evaluate(
     chosen = parse_settings(settings)
     with speaking(chosen.quiet):
         data = data.classes(chosen.classes)
-        if isinstance(classifier, PromptedCLIP) and classifier.class_names != data.class_names:
-            raise InputError(
-                f"The classifier knows {_some(classifier.class_names)}, but {data.name} has {_some(data.class_names)}; "
-                "use classifier.with_classes(data.class_names, data.templates), or other data."
-            )
-        images = data.split(chosen.split)
-        if len(images) == 0:
-            raise InputError(f"The {chosen.split} split of {data.name} has no images; choose another split.")
-
-        preprocessing = _preprocessing(classifier, data, image_size)
-
-        def decode(some: ImageSet) -> Decoded:
-            return _decode(some, preprocessing, chosen)
-
-        own = classifier.zero_shot() if isinstance(classifier, PromptedCLIP) else None
-        control = (undefended or own) if chosen.control else None
-        if chosen.control and control is None:
-            log.info("No zero-shot control: the classifier is not a PromptedCLIP; give one as undefended.")
-        subjects = _subjects(classifier, control)
-        if not isinstance(classifier, PromptedCLIP):
-            few = Samples(decode(images.sample(2, chosen.seed)))
-            subjects[0].check_outputs(few.batch(range(len(few)), subjects[0].device)[0], len(data.class_names))
-        kept = Store(store)
-        sample, measured = choose_sample(images, decode, subjects, chosen, kept, len(data.class_names))
-        log.info(sample.describe(chosen.split, chosen.adversarial))
-        samples = Samples(decode(images.sample(sample.n, chosen.seed)))
-        evaluations = [
-            Evaluation(subject, samples, chosen, kept, len(data.class_names), on, pace)
-            for subject, on, pace in zip(subjects, ON, measured, strict=False)
-        ]
+        _check_data(classifier, data, chosen.split)
+        control = _control(classifier, undefended, chosen)
         found = []
-        for evaluation in evaluations:
-            found.append((evaluation, evaluation.run()))
-        return _result(found, control is not None, data.class_names, data.name, len(images))
+        for evaluation in _evaluations(classifier, control, data, chosen, Store(store), image_size):
+            found.append(Finished(evaluation, evaluation.run()))
+        return summarise(found, control is not None, data.class_names, data.name, len(data.split(chosen.split)))
+
+
+def _check_data(classifier: nn.Module, data: Dataset, split: str) -> None:
+    """Refuse data of other classes than the classifier's, and a split without images."""
+    if isinstance(classifier, PromptedCLIP) and classifier.class_names != data.class_names:
+        raise InputError(
+            f"The classifier knows {_some(classifier.class_names)}, but {data.name} has {_some(data.class_names)}; "
+            "use classifier.with_classes(data.class_names, data.templates), or other data."
+        )
+    if len(data.split(split)) == 0:
+        raise InputError(f"The {split} split of {data.name} has no images; choose another split.")
+
+
+def _control(
+    classifier: nn.Module, undefended: PromptedCLIP | None, settings: EvaluationSettings
+) -> PromptedCLIP | None:
+    """Return the model that is attacked beside the classifier, if there is one."""
+    if not settings.control:
+        return None
+    own = classifier.zero_shot() if isinstance(classifier, PromptedCLIP) else None
+    control = undefended or own
+    if control is None:
+        log.info("No zero-shot control: the classifier is not a PromptedCLIP; give one as undefended.")
+    return control
+
+
+def _evaluations(
+    classifier: nn.Module,
+    control: PromptedCLIP | None,
+    data: Dataset,
+    settings: EvaluationSettings,
+    store: Store,
+    image_size: int | None,
+) -> list[Evaluation]:
+    """Choose the sample, and return what is to be done on it, for the model and for the control if that is another."""
+    images, n_classes = data.split(settings.split), len(data.class_names)
+    preprocessing = _preprocessing(classifier, data, image_size)
+
+    def decode(some: ImageSet) -> Decoded:
+        return _decode(some, preprocessing, settings)
+
+    subjects = _subjects(classifier, control)
+    if not isinstance(classifier, PromptedCLIP):
+        few = Samples(decode(images.sample(2, settings.seed)))
+        subjects[0].check_outputs(few.batch(range(len(few)), subjects[0].device)[0], n_classes)
+    sample, measured = choose_sample(images, decode, subjects, settings, store, n_classes)
+    log.info(sample.describe(settings.split, settings.adversarial))
+    samples = Samples(decode(images.sample(sample.n, settings.seed)))
+    return [
+        Evaluation(subject, samples, settings, store, n_classes, on, pace)
+        for subject, on, pace in zip(subjects, ON, measured, strict=False)
+    ]
 
 
 def _preprocessing(classifier: nn.Module, data: Dataset, image_size: int | None) -> Preprocessing:
@@ -184,39 +202,8 @@ def evaluate_tensors(
     found = []
     with speaking(settings.quiet):
         for evaluation in evaluations:
-            found.append((evaluation, evaluation.run()))
-    return _result(found, undefended is not None, class_names, name, len(decoded) + len(decoded.skipped))
-
-
-def _result(
-    found: Sequence[tuple[Evaluation, dict[str, Record]]],
-    controlled: bool,
-    class_names: Sequence[str],
-    name: str,
-    available: int,
-) -> Result:
-    """Put together what was found for the model, and for the control if that is another model."""
-    (evaluation, records), *others = found
-    decoded, settings = evaluation.samples.decoded, evaluation.settings
-    scores = evaluation.scores(records)
-    control = others[0][0].scores(others[0][1]) if others else scores if controlled else None
-    predictions, labels = evaluation.predictions(records), decoded.labels.tolist()
-    checks = _checks(evaluation, records, scores, control) if settings.checks else []
-    return Result(
-        **dict(scores),
-        **_circumstances(settings),
-        n=len(decoded),
-        n_available=available,
-        undefended=control,
-        checks=checks,
-        per_class=_per_class(labels, predictions, class_names),
-        data=name,
-        image_size=decoded.images.shape[-1],
-        skipped_images=decoded.skipped,
-        ids=decoded.ids,
-        labels=tuple(labels),
-        predictions={attack: tuple(guesses) for attack, guesses in predictions.items()},
-    )
+            found.append(Finished(evaluation, evaluation.run()))
+    return summarise(found, undefended is not None, class_names, name, len(decoded) + len(decoded.skipped))
 
 
 def parse_settings(
@@ -240,68 +227,6 @@ def parse_settings(
         return EvaluationSettings(**values)
     except ValidationError as error:
         raise InputError(explain(error, setting_names(EvaluationSettings))) from error
-
-
-def _circumstances(settings: EvaluationSettings) -> dict[str, Any]:
-    """What a result says of the evaluation, whatever the model and the images."""
-    eps = settings.threat.eps
-    return {
-        "eps": eps,
-        "eps_text": format_eps(eps),
-        "norm": settings.norm,
-        "seed": settings.seed,
-        "versions": versions(),
-        "split": settings.split,
-        "classes": settings.classes,
-        "corruption": settings.corruption,
-        "precision": PRECISION,
-        "batch_size": settings.batch_size or LARGEST,
-        "limit": settings.limit,
-    }
-
-
-def _checks(evaluation: Evaluation, records: dict[str, Record], scores: Scores, control: Scores | None) -> list[Check]:
-    """Health checks on some samples of all classes, kept in the store, and those that are read off the scores."""
-    samples, settings, subject = evaluation.samples, evaluation.settings, evaluation.subject
-    # Drawn, not the first ones: folders are sorted by class.
-    drawn = shuffled(samples.decoded.ids, settings.seed, "checks")
-    index = sorted(drawn[: min(CHECKED, settings.batch_size or CHECKED)])
-    right = {name: torch.tensor(guesses) for name, guesses in evaluation.predictions(records).items()}
-    labels = samples.decoded.labels
-    standing = torch.stack([guesses == labels for guesses in right.values()]).all(dim=0)
-    about = hashlib.sha256(repr([(samples.keys[i], bool(standing[i])) for i in index]).encode()).hexdigest()
-    asked = {"samples": about, "attacked": str(bool(settings.adversarial)), "revision": REVISION}
-    circumstances = evaluation.circumstances("checks") | asked
-    found = evaluation.store.load(circumstances)
-    if found is None:
-        x, y, ids = samples.batch(index, subject.device)
-        seeds = seeds_of(ids, settings.seed)
-        clean, known = right["clean"][index].to(y), standing[index].to(y.device)
-        checked = Checked(x, y, seeds, clean, known, bool(settings.adversarial))
-        with subject.fixed():
-            found = [check.model_dump() for check in model_checks(subject, checked, settings.threat)]
-        evaluation.store.save(circumstances, found)
-    checks = [Check(**check) for check in found] + library_checks(scores.attacks, len(samples))
-    if control is not None and settings.adversarial:
-        message = f"zero-shot CLIP keeps {control.worst.accuracy:.2f} % (near 0 at a sufficiently large eps)"
-        checks.append(Check(name="undefended", passed=None, value=control.worst.accuracy, message=message))
-    return checks
-
-
-def _per_class(
-    labels: list[int], predictions: dict[str, list[int]], class_names: Sequence[str]
-) -> dict[str, ClassScores]:
-    """Clean and worst-case accuracy of each class that has samples."""
-    found = {}
-    for label, name in enumerate(class_names):
-        index = [i for i, other in enumerate(labels) if other == label]
-        if index:
-            clean = sum(predictions["clean"][i] == label for i in index)
-            worst = sum(all(guesses[i] == label for guesses in predictions.values()) for i in index)
-            found[name] = ClassScores(
-                n=len(index), clean=round(100 * clean / len(index), 2), worst=round(100 * worst / len(index), 2)
-            )
-    return found
 
 
 def _some(names: Sequence[str]) -> str:
