@@ -66,40 +66,35 @@ def evaluate(
       apd evaluate runs/photos --corruption fog:3
       apd evaluate --model openai/clip-vit-base-patch32 --data photos --attack pgd-20 --eps 1/255
     """
-    options = {
-        "attacks": split_names(attack) if attack else None,
-        "eps": eps,
-        "norm": norm,
-        "seed": seed,
-        "split": split,
-        "classes": classes,
-        "corruption": corruption,
-        "limit": limit,
-        "batch_size": batch_size,
-        "skip_bad_images": skip_bad_images or None,
-    }
+    images = {"split": split, "classes": classes, "corruption": corruption, "limit": limit, "batch_size": batch_size}
+    threat = {"attacks": split_names(attack) if attack else None, "eps": eps, "norm": norm, "seed": seed}
+    options = {**images, **threat, "skip_bad_images": skip_bad_images or None}
     given = {name: value for name, value in options.items() if value is not None}
     if output is not None:
         check_writable(output.parent)
-    try:
-        with quiet_stdout():
-            if run is None:
-                result = _evaluate_model(model, data, given, device)
-            else:
-                from apd.runs.folder import Run
-
-                Run.open(run)  # before torch is imported, so that a wrong folder is told at once
-                from apd.evaluation import evaluate_run
-
-                result = evaluate_run(run, data=data, model=model, device=device, **given)
-    except KeyboardInterrupt as stop:
-        say(_stopped(run, str(stop)))
-        raise
+    result = _evaluate(run, model, data, given, device)
     _show(result, as_json, output)
     if run is not None:
         say(f"Next: apd predict {quoted(run)} IMAGES")
     elif data is not None and model is not None:
         say(f"Next: apd train {quoted(data)} --model {quoted(model)}")
+
+
+def _evaluate(run: Path | None, model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:
+    """Evaluate a run, or a model without one; ``given`` are settings of the evaluation."""
+    try:
+        with quiet_stdout():
+            if run is None:
+                return _evaluate_model(model, source, given, device)
+            from apd.runs.folder import Run
+
+            Run.open(run)  # before torch is imported, so that a wrong folder is told at once
+            from apd.evaluation import evaluate_run
+
+            return evaluate_run(run, data=source, model=model, device=device, **given)
+    except KeyboardInterrupt as stop:
+        say(_stopped(run, str(stop)))
+        raise
 
 
 def _evaluate_model(model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:

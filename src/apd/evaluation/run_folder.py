@@ -8,6 +8,8 @@ from typing import Any
 from apd.data import Dataset, load_data, same_source
 from apd.evaluation.measure import evaluate, parse_settings
 from apd.evaluation.result import Result
+from apd.models.classifier import PromptedCLIP
+from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.util.device import pick_device
@@ -57,21 +59,27 @@ def evaluate_run(
     own = {"eps": config.train.eps, "norm": config.train.norm, "skip_bad_images": config.data.skip_bad_images}
     given = {**own, **({} if other else {"classes": config.data.classes}), **settings}
     chosen = parse_settings(given, "evaluate_run", ("data", "model", "device"))
-    # All classes here: which of them are evaluated is the evaluation's own setting.
-    whole = config.data.model_copy(update={"classes": "all"})
-    images = data if isinstance(data, Dataset) else _load(data) if data and other else whole.load(config.train.seed)
+    images = data if isinstance(data, Dataset) else _load(config, data if other else None)
     wanted = images.classes(chosen.classes)
     with speaking(chosen.quiet):
         log.info(f"{wanted.summary()}; CLIP model {printable(model or config.model)}")
-        classifier = load_run(path, device=pick_device(device), model=model)
-        if classifier.class_names != wanted.class_names:
-            classifier = classifier.with_classes(wanted.class_names, wanted.templates)
-            serves = f"its prompts serve the {len(wanted.class_names)} classes of {images.name}."
-            log.info(f"The run knows other classes; {serves}")
+        classifier = _serving(wanted, load_run(path, device=pick_device(device), model=model))
         result = evaluate(classifier, images, store=run.results, **given)
     run.save_result(result.to_dict())
     return result
 
 
-def _load(source: str) -> Dataset:
-    return load_data(source, shots="all")
+def _load(config: RunConfig, other: str | None) -> Dataset:
+    """Load other data, or the run's own, with all classes: which are evaluated is the evaluation's own setting."""
+    if other:
+        return load_data(other, shots="all")
+    return config.data.model_copy(update={"classes": "all"}).load(config.train.seed)
+
+
+def _serving(data: Dataset, classifier: PromptedCLIP) -> PromptedCLIP:
+    """Return the classifier for the classes of ``data``; say so if it was trained for others."""
+    if classifier.class_names == data.class_names:
+        return classifier
+    n = len(data.class_names)
+    log.info(f"The run knows other classes; its prompts serve the {n} classes of {data.name}.")
+    return classifier.with_classes(data.class_names, data.templates)

@@ -77,20 +77,24 @@ def load_clip(
         if not isinstance(encoder, DualEncoder):
             raise InputError(f"The model {name!r} makes a {type(encoder).__name__}, not an apd.models.DualEncoder.")
         return _completed(encoder, name).to(device)
+    return load_huggingface(name, _folder_or_id(name), revision, dtype).to(device)
+
+
+def _folder_or_id(name: str) -> str:
+    """Return the checked folder, or the hub id, that a model's name stands for."""
     if name in BUILT_IN:
-        place = str(files("apd") / "assets" / name)
-    elif Path(name).is_dir():
-        place = str(Path(name).resolve())
-        if not (Path(place) / "config.json").is_file():
+        return str(files("apd") / "assets" / name)
+    if Path(name).is_dir():
+        folder = Path(name).resolve()
+        if not (folder / "config.json").is_file():
             raise InputError(
                 f"The folder {name!r} holds no config.json; a model folder of the Hugging Face format does."
             )
-        check_folder(Path(place), name)
-    elif name.count("/") == 1 and not name.startswith((".", "/")):
-        place = name
-    else:
-        raise InputError(f"No model {name!r}: neither a folder nor a hub id (owner/name). {nearest(name, BUILT_IN)}")
-    return load_huggingface(name, place, revision, dtype).to(device)
+        check_folder(folder, name)
+        return str(folder)
+    if name.count("/") == 1 and not name.startswith((".", "/")):
+        return name
+    raise InputError(f"No model {name!r}: neither a folder nor a hub id (owner/name). {nearest(name, BUILT_IN)}")
 
 
 def names_code(source: str) -> bool:
