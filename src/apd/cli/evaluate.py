@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,7 +75,8 @@ def evaluate(
     given = {name: value for name, value in options.items() if value is not None}
     if output is not None:
         check_writable(output.parent)
-    result = _evaluate(run, model, data, given, device)
+    with quiet_stdout(), _stop_explained(run):
+        result = _evaluation(run, model, data, given, device)()
     _show(result, as_json, output)
     if run is not None:
         say(f"Next: apd predict {quoted(run)} IMAGES")
@@ -80,24 +84,17 @@ def evaluate(
         say(f"Next: apd train {quoted(data)} --model {quoted(model)}")
 
 
-def _evaluate(run: Path | None, model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:
-    """Evaluate a run, or a model without one; ``given`` are settings of the evaluation."""
-    try:
-        with quiet_stdout():
-            if run is None:
-                return _evaluate_model(model, source, given, device)
-            from apd.runs.folder import Run
+def _evaluation(
+    run: Path | None, model: str | None, source: str | None, given: dict[str, Any], device: str
+) -> Callable[[], Result]:
+    """Load what is evaluated, and return the evaluation to be called; ``given`` are its settings."""
+    if run is not None:
+        from apd.runs.folder import Run
 
-            Run.open(run)  # before torch is imported, so that a wrong folder is told at once
-            from apd.evaluation import evaluate_run
+        Run.open(run)  # before torch is imported, so that a wrong folder is told at once
+        from apd.evaluation import evaluate_run
 
-            return evaluate_run(run, data=source, model=model, device=device, **given)
-    except KeyboardInterrupt as stop:
-        say(_stopped(run, str(stop)))
-        raise
-
-
-def _evaluate_model(model: str | None, source: str | None, given: dict[str, Any], device: str) -> Result:
+        return partial(evaluate_run, run, data=source, model=model, device=device, **given)
     from apd.data import load_data
     from apd.evaluation import evaluate, parse_settings
     from apd.models import load_clip
@@ -111,8 +108,17 @@ def _evaluate_model(model: str | None, source: str | None, given: dict[str, Any]
     wanted = data.classes(settings.classes)
     say_inputs(wanted, model)
     clip = load_clip(model, device=pick_device(device))
-    names = wanted.class_names
-    return evaluate(PromptedCLIP(clip, None, names, data.templates), data, **given)
+    return partial(evaluate, PromptedCLIP(clip, None, wanted.class_names, data.templates), data, **given)
+
+
+@contextmanager
+def _stop_explained(run: Path | None) -> Iterator[None]:
+    """On Ctrl-C, say what is kept and how to resume."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        say(_stopped(run, str(stop)))
+        raise
 
 
 def _stopped(run: Path | None, progress: str) -> str:

@@ -70,7 +70,7 @@ def evaluate(
     chosen = parse_settings(settings)
     with speaking(chosen.quiet):
         data = data.classes(chosen.classes)
-        _check_data(classifier, data, chosen.split)
+        _check_data(classifier, data, chosen)
         control = _control(classifier, undefended, chosen)
         found = []
         for evaluation in _evaluations(classifier, control, data, chosen, Store(store), image_size):
@@ -78,15 +78,15 @@ def evaluate(
         return summarise(found, control is not None, data.class_names, data.name, len(data.split(chosen.split)))
 
 
-def _check_data(classifier: nn.Module, data: Dataset, split: str) -> None:
+def _check_data(classifier: nn.Module, data: Dataset, settings: EvaluationSettings) -> None:
     """Refuse data of other classes than the classifier's, and a split without images."""
     if isinstance(classifier, PromptedCLIP) and classifier.class_names != data.class_names:
         raise InputError(
             f"The classifier knows {_some(classifier.class_names)}, but {data.name} has {_some(data.class_names)}; "
             "use classifier.with_classes(data.class_names, data.templates), or other data."
         )
-    if len(data.split(split)) == 0:
-        raise InputError(f"The {split} split of {data.name} has no images; choose another split.")
+    if len(data.split(settings.split)) == 0:
+        raise InputError(f"The {settings.split} split of {data.name} has no images; choose another split.")
 
 
 def _control(

@@ -122,30 +122,38 @@ def start_training(
             that cannot be loaded.
     """
     # Not at the top: accelerate takes a second that bad settings need not wait for.
-    from apd.training.batches import decode
     from apd.training.loop import train as train_loop
 
     first = is_first_process()
     with speaking(quiet or not first):
         if first and output is not None:
             check_output(output, resume=resume, overwrite=overwrite)
-        data = config.data.load(config.train.seed) if data is None else data
-        data.check_trainable()
-        if on_data is not None:
-            on_data(data)
-        clip = load_clip(config.model) if clip is None else clip
-        if data.shortage():
-            log.warning(data.shortage())
-        images = decode(clip, data, config.data.skip_bad_images, show=True)
-        _tell_skipped(data, images)
+        clip, data, images = _read(config, clip, data, on_data)
         # Held until the end of training, so that a method that shares them loads none a second time.
-        teachers = {
-            name: shared_clip(source, device=clip.device) for name, source in config.method.other_models().items()
-        }
+        others = config.method.other_models()
+        teachers = {name: shared_clip(source, device=clip.device) for name, source in others.items()}
         place = tempfile.mkdtemp(prefix="apd-") if output is None else output
         manifest = describe(clip, data, images, config, teachers)
         run = Run.create(place, config, manifest, resume=resume, overwrite=overwrite, writer=first)
         return train_loop(clip, data, images, config, run)
+
+
+def _read(
+    config: RunConfig, clip: DualEncoder | None, data: Dataset | None, on_data: Callable[[Dataset], None] | None
+) -> tuple[DualEncoder, Dataset, Images]:
+    """Load what is not loaded yet, the data first, and decode the images."""
+    from apd.training.batches import decode
+
+    data = config.data.load(config.train.seed) if data is None else data
+    data.check_trainable()
+    if on_data is not None:
+        on_data(data)
+    clip = load_clip(config.model) if clip is None else clip
+    if data.shortage():
+        log.warning(data.shortage())
+    images = decode(clip, data, config.data.skip_bad_images, show=True)
+    _tell_skipped(data, images)
+    return clip, data, images
 
 
 def _tell_skipped(data: Dataset, images: Images) -> None:
