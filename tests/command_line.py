@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+
+import pytest
+
+from apd.cli import main
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,18 @@ QUICK = (
 )
 
 
-def in_process(*arguments: object, **settings: Any) -> subprocess.CompletedProcess[str]:
-    """Run `apd` in a process of its own."""
+def call(*arguments: object) -> Answer:
+    """Run `apd` in this process, for fixtures that outlive a test; tests take the fixture `cli`, which reads descriptors too."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["apd", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    return Answer(int(stop.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def in_process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `apd` in a process of its own, which takes seconds to import torch."""
     command = [sys.executable, "-m", "apd", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **settings)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

@@ -21,7 +21,7 @@ from apd.runs.folder import Run
 from apd.runs.load import describe_encoder
 from apd.util.versions import versions
 
-from .command_line import QUICK, Answer, Cli, Said, in_process
+from .command_line import QUICK, Answer, Cli, Said, call
 from .models import save_clip, save_colours
 from .plugins import BROKEN_METHODS, WORDLESS
 from .runs import NAMES, TEMPLATES
@@ -89,7 +89,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Said:
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Run `apd` in this process, with the arguments as a shell would split them."""
 
-    def call(*arguments: object) -> Answer:
+    def run_here(*arguments: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["apd", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as stop:
@@ -97,17 +97,17 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
         out, err = capfd.readouterr()
         return Answer(int(stop.value.code or 0), out, err)
 
-    return call
+    return run_here
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path, colours: Path) -> Path:
     """A run made by the command line."""
     folder = tmp_path_factory.mktemp("runs") / "colours"
-    done = in_process("train", colours, "--model", clip_folder, *QUICK, "--output", folder)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
-    assert f"apd evaluate {folder}" in done.stderr
+    answer = call("train", colours, "--model", clip_folder, *QUICK, "--output", folder)
+    assert answer.code == 0, answer.err
+    assert answer.out == ""
+    assert f"apd evaluate {folder}" in answer.err
     return folder
 
 

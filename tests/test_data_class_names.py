@@ -13,7 +13,7 @@ from apd.data import load_data
 from apd.data.sources.class_list import read_class_names
 from apd.errors import InputError
 
-from .command_line import QUICK, in_process
+from .command_line import QUICK, Cli
 from .models import save_colours
 
 NUMBERS = sorted(str(number) for number in range(1, 13))
@@ -135,10 +135,10 @@ def numbered(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_command_line_warns_of_numbers_once(numbered: Path, clip_folder: Path, tmp_path: Path) -> None:
-    shown = in_process("train", numbered, "--model", "glyphs", *QUICK, "--output", tmp_path / "run")
-    warnings = [line for line in shown.stderr.splitlines() if "1, 2, 3 (3 classes)" in line and "classes.txt" in line]
-    assert shown.returncode == 0 and len(warnings) == 1
+def test_the_command_line_warns_of_numbers_once(cli: Cli, numbered: Path, tmp_path: Path) -> None:
+    shown = cli("train", numbered, "--model", "glyphs", *QUICK, "--output", tmp_path / "run")
+    warnings = [line for line in shown.err.splitlines() if "1, 2, 3 (3 classes)" in line and "classes.txt" in line]
+    assert shown.code == 0 and len(warnings) == 1
     assert str(numbered / "classes.txt") in warnings[0] and "FOLDER,name" in warnings[0]
 
 

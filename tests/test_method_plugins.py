@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -20,6 +19,8 @@ from apd.runs.config import load_config
 from apd.util.messages import command_line
 
 from .refusals import meant, refused
+
+from .command_line import Cli, in_process
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "method-plugin"
@@ -37,40 +38,38 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def run_apd(site: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "apd", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
 def test_an_installed_package_s_method_is_listed_trains_and_is_evaluated(
-    installed: Path, tmp_path: Path, clip_folder: Path, colours: Path
+    cli: Cli, installed: Path, tmp_path: Path, clip_folder: Path, colours: Path
 ) -> None:
-    listed = run_apd(installed, "list", "methods", "--json")
-    assert listed.returncode == 0, listed.stderr
-    rows = {row["name"]: row for row in json.loads(listed.stdout)}
-    assert rows.keys() == {*METHODS, "mart"}
-    assert rows["mart"]["module"] == "apd_mart"
-    assert rows["mart"]["settings"]["method.beta"] == {"default": 6.0, "description": "weight of the consistency term"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(installed)
+        listed = cli("list", "methods", "--json")
+        assert listed.code == 0, listed.err
+        rows = {row["name"]: row for row in json.loads(listed.out)}
+        assert rows.keys() == {*METHODS, "mart"}
+        assert rows["mart"]["module"] == "apd_mart"
+        beta = {"default": 6.0, "description": "weight of the consistency term"}
+        assert rows["mart"]["settings"]["method.beta"] == beta
 
-    options = ("--model", clip_folder, "--shots", 2, "--epochs", 1, "--device", "cpu", "--set", "method.beta=2")
-    trained = run_apd(installed, "train", colours, *options, "--method", "mart", "--output", tmp_path / "run")
-    assert trained.returncode == 0, trained.stderr
-    evaluated = run_apd(installed, "evaluate", tmp_path / "run", "--attack", "pgd-1", "--limit", 3, "--json")
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert json.loads(evaluated.stdout)["n"] == 3
+        options = ("--model", clip_folder, "--shots", 2, "--epochs", 1, "--device", "cpu", "--set", "method.beta=2")
+        trained = cli("train", colours, *options, "--method", "mart", "--output", tmp_path / "run")
+        assert trained.code == 0, trained.err
+        evaluated = cli("evaluate", tmp_path / "run", "--attack", "pgd-1", "--limit", 3, "--json")
+        assert evaluated.code == 0, evaluated.err
+        assert json.loads(evaluated.out)["n"] == 3
+    module = sys.modules.pop("apd_mart")
+    assert Path(str(module.__file__)).parent == installed
 
     card = (tmp_path / "run" / "README.md").read_text()
-    nowhere = tmp_path / "uninstalled"
-    assert "mart" not in run_apd(nowhere, "list", "methods").stdout
-    again = run_apd(nowhere, "evaluate", tmp_path / "run", "--attack", "pgd-1", "--limit", 3, "--json")
+    assert "mart" not in cli("list", "methods").out
+    again = in_process("evaluate", tmp_path / "run", "--attack", "pgd-1", "--limit", 3, "--json")
     assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["clean"] == json.loads(evaluated.stdout)["clean"]
+    assert json.loads(again.stdout)["clean"] == json.loads(evaluated.out)["clean"]
     assert "beta: 2.0" in card and (tmp_path / "run" / "README.md").read_text() == card, (
         "with the method's own settings"
     )
-    training = run_apd(nowhere, "train", "--config", tmp_path / "run" / "config.yaml", "--output", tmp_path / "other")
-    assert training.returncode == 2 and "No method 'mart'" in training.stderr
+    training = cli("train", "--config", tmp_path / "run" / "config.yaml", "--output", tmp_path / "other")
+    assert training.code == 2 and "No method 'mart'" in training.err
 
 
 @pytest.mark.usefixtures("broken_methods")
