@@ -10,20 +10,30 @@ import torch
 import apd
 from apd.evaluation import Result
 
-EPS, LIMIT = 8 / 255, 60
+from .models import save_colours
+
+EPS, LIMIT = 12 / 255, 60
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> apd.Run:
-    clip, data = apd.load_clip("glyphs"), apd.load_data("digits", shots=2)
+def many_colours(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Enough test images for a percent to count."""
+    return str(save_colours(tmp_path_factory.mktemp("images") / "many", per_class=110))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, clip: apd.DualEncoder, many_colours: str) -> apd.Run:
+    """Prompts that are robust to half of what the attacks try."""
+    settings = {"optimizer": {"lr": 0.1}, "augment": {"enabled": False}, "device": "cpu"}
     output = tmp_path_factory.mktemp("agreement") / "run"
-    return apd.train(clip, data, method="advvlp", eps="8/255", epochs=3, output=output, device="cpu")
+    data = apd.load_data(many_colours, shots=4)
+    return apd.train(clip, data, method="advvlp", eps="4/255", epochs=20, output=output, **settings)
 
 
-def evaluated(run: apd.Run, attack: str) -> tuple[apd.PromptedCLIP, torch.Tensor, torch.Tensor, Result]:
-    classifier, data = apd.load_run(run.path), apd.load_data("digits", shots=2)
+def evaluated(run: apd.Run, source: str, attack: str) -> tuple[apd.PromptedCLIP, torch.Tensor, torch.Tensor, Result]:
+    classifier, data = apd.load_run(run.path), apd.load_data(source, shots=4)
     options = {"limit": LIMIT, "batch_size": LIMIT, "control": False, "checks": False}
-    result = apd.evaluate(classifier, data, attacks=[attack], eps="8/255", **options)
+    result = apd.evaluate(classifier, data, attacks=[attack], eps="12/255", **options)
     decoded = data.test.sample(LIMIT, 0).decode(classifier.encoder.info.preprocessing)
     assert decoded.ids == result.ids
     return classifier, decoded.pixels(), decoded.labels, result
@@ -33,10 +43,10 @@ def disagreement(result: Result, attack: str, robust: torch.Tensor) -> float:
     return float((result.robust_mask(attack) != robust).float().mean())
 
 
-def test_pyautoattack_from_outside(run: apd.Run) -> None:
+def test_pyautoattack_from_outside(run: apd.Run, many_colours: str) -> None:
     from pyautoattack import AutoAttack
 
-    classifier, x, y, result = evaluated(run, "apgd-ce")
+    classifier, x, y, result = evaluated(run, many_colours, "apgd-ce")
     outside = AutoAttack(classifier, norm="Linf", eps=EPS, seed=0, version="custom", attacks=["apgd-ce"])
     outside.apgd.n_restarts = 1
     trace = sys.gettrace()  # the library's check for dynamic models removes it, and coverage would end here
@@ -48,9 +58,9 @@ def test_pyautoattack_from_outside(run: apd.Run) -> None:
     assert disagreement(result, "apgd-ce", robust) <= 0.02
 
 
-def test_foolbox_from_outside(run: apd.Run) -> None:
+def test_foolbox_from_outside(run: apd.Run, many_colours: str) -> None:
     foolbox = pytest.importorskip("foolbox")
-    classifier, x, y, result = evaluated(run, "pgd-20")
+    classifier, x, y, result = evaluated(run, many_colours, "pgd-20")
     model = foolbox.PyTorchModel(classifier.eval(), bounds=(0, 1), device="cpu")
     torch.manual_seed(0)
     attack = foolbox.attacks.LinfPGD(steps=20, abs_stepsize=EPS / 4, random_start=True)
