@@ -10,6 +10,7 @@ import pytest
 from torch import Tensor
 
 from apd import attacks
+from apd.attacks import autoattack
 from apd.evaluation import Result, evaluate_tensors
 from apd.evaluation.engine import Interrupted, Keeper
 
@@ -142,6 +143,22 @@ def test_store_continues_a_file_of_an_older_version(tmp_path: Path) -> None:
     assert (score.seconds_earlier, score.flags, score.batch_sizes) == (7.5, {"dynamic": 2}, (16,))
 
 
+@pytest.fixture
+def short_autoattack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AutoAttack with a tenth of its iterations and queries; what is kept of its parts does not depend on them."""
+    standard = autoattack._standard
+
+    def short(*arguments: Any) -> Any:
+        library = standard(*arguments)
+        for part in (library.apgd, library.apgd_targeted):
+            part.n_iter = part.n_iter_orig = 10
+        library.fab.n_iter, library.square.n_queries = 10, 500
+        return library
+
+    monkeypatch.setattr(autoattack, "_standard", short)
+
+
+@pytest.mark.usefixtures("short_autoattack")
 @pytest.mark.parametrize("attack", ["autoattack", "apgd-ce+dlr"])
 @pytest.mark.parametrize("part", [1, 2])
 def test_an_attack_is_resumed_after_its_last_finished_part(
