@@ -18,9 +18,8 @@ from apd.methods import METHODS, find_method
 from apd.runs.config import load_config
 from apd.util.messages import command_line
 
-from .refusals import meant, refused
-
 from .command_line import Cli, in_process
+from .refusals import meant, refused
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "method-plugin"

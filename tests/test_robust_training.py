@@ -30,7 +30,7 @@ from apd.training.step import TrainStep
 from apd.util.seeds import shuffled
 
 from .refusals import refused
-from .test_training import metrics, settings, start
+from .training import metrics, settings, start
 
 EPS = 4 / 255
 PLAIN = (

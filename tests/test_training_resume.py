@@ -1,0 +1,149 @@
+"""A training that was interrupted ends as if it had not been; two processes train as one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from apd.models import DualEncoder
+from apd.runs.folder import Run
+from apd.training import loop
+from apd.training.log import Log
+
+from .training import FORKED, keep_gradients, metrics, same, start, train_in_process
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("method.teacher=tuned", "train.ema=0.9"),
+        ("method.teacher=online", "train.ema=0.9", "train.optimizer.name=sgd"),
+        ("train.swa=0.7", "train.optimizer.sam=0.05", "train.eps_warmup_epochs=2"),
+        ("method.name=advvlp", "train.optimizer.awp=0.01", "train.attack.kind=n-fgsm", "train.label_smoothing=0.1"),
+        ("train.attack.loss=margin", "train.attack.stop_margin=0.5", "train.attack.steps=3"),
+        ("train.attack.kind=free", "train.attack.replays=3", "train.epochs=4"),
+        ("train.attack.kind=carried", "train.epochs=4"),
+    ],
+    ids=lambda extra: "-".join(part.split(".")[-1] for part in extra),
+)
+def test_an_interrupted_run_resumes_bit_identical(
+    tmp_path: Path, clip: DualEncoder, colours: Path, extra: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = start(tmp_path / "whole", clip, colours, *extra)
+
+    saves, log, save = [], Run.log, Run.save_checkpoint
+    monkeypatch.setattr(Run, "save_checkpoint", lambda self, step, *rest: (saves.append(step), save(self, step, *rest)))
+
+    def interrupt(self: Run, record: dict[str, float]) -> None:
+        log(self, record)
+        if record["step"] == 3 and "loss" in record:
+            os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C in the middle of a step: answered at its end
+
+    monkeypatch.setattr(Run, "log", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "broken", clip, colours, *extra)
+    assert saves == ([3] if "train.attack.kind=free" in extra else [1, 2, 3])
+    monkeypatch.undo()
+    resumed = start(tmp_path / "broken", clip, colours, *extra, resume=True)
+    assert same(whole.load_prompts(), resumed.load_prompts())
+    assert resumed.manifest["facts"] == whole.manifest["facts"], "a balance that is measured once"
+    without_time = [[{k: v for k, v in row.items() if k != "seconds"} for row in metrics(r)] for r in (whole, resumed)]
+    assert without_time[0] == without_time[1]
+
+
+def test_a_crash_after_the_first_step_does_not_tune_the_teacher_twice(
+    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = ("method.teacher=tuned", "train.checkpoint_every=100")
+    whole, log = start(tmp_path / "whole", clip, colours, *extra), Run.log
+
+    def crash(self: Run, record: dict[str, float]) -> None:
+        log(self, record)
+        if record["step"] == 2:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(Run, "log", crash)
+    with pytest.raises(RuntimeError):
+        start(tmp_path / "broken", clip, colours, *extra)
+    monkeypatch.undo()
+    monkeypatch.setattr(loop.Loop, "tune", lambda *_: pytest.fail("tuned twice"))
+    resumed = start(tmp_path / "broken", clip, colours, *extra, resume=True)
+    assert same(whole.load_prompts(), resumed.load_prompts())
+
+
+def test_ctrl_c_in_the_last_step_of_the_teacher_is_not_lost(
+    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = Log.terms
+
+    def interrupt(self: Log, values: dict[str, Tensor], done: int) -> dict[str, float]:
+        if self.run is None and done == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return terms(self, values, done)
+
+    monkeypatch.setattr(Log, "terms", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "run", clip, colours, "method.teacher=tuned")
+    assert not (tmp_path / "run").exists()
+
+
+def test_killed_five_times_at_random_steps_it_ends_bit_identical(
+    tmp_path: Path, clip: DualEncoder, clip_folder: Path, colours: Path
+) -> None:
+    extra = ["train.epochs=30", "train.checkpoint_every=1", "train.validate_every=10", "method.teacher=online"]
+    whole = start(tmp_path / "whole", clip, colours, *extra)
+    broken, rng = tmp_path / "broken", torch.Generator().manual_seed(0)
+    arguments = (broken, clip_folder, colours, extra)
+    steps, killed_at = 60, []
+    for number in range(5):
+        process = FORKED.Process(target=train_in_process, args=arguments)
+        process.start()
+        low = steps * number // 6
+        target = low + 1 + int(torch.randint(0, steps // 6 - 1, (), generator=rng))
+        while _logged(broken) < target and process.is_alive():
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
+        killed_at.append(_logged(broken))
+    assert killed_at == sorted(killed_at) and killed_at[-1] < steps
+    train_in_process(*arguments)
+    assert same(whole.load_prompts(), Run.open(broken).load_prompts())
+
+
+def _logged(path: Path) -> int:
+    file = path / "metrics.jsonl"
+    return file.read_bytes().count(b'"loss"') if file.exists() else 0
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path, clip_folder: Path, colours: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    both = {**address, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    launchers = {"one": [{}], "two": [{**both, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]}
+    processes = []
+    for name, ranks in launchers.items():
+        (tmp_path / name).mkdir()
+        for launcher in ranks:
+            arguments = (tmp_path / name, clip_folder, colours, launcher)
+            processes.append(FORKED.Process(target=keep_gradients, args=arguments, daemon=True))
+            processes[-1].start()
+    for process in processes:
+        process.join(timeout=300)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    one, left, right = (
+        torch.load(tmp_path / name, weights_only=True)
+        for name in ("one/gradients0.pt", "two/gradients0.pt", "two/gradients1.pt")
+    )
+    assert len(one) == len(left) == 6 + 6
+    for single, a, b in zip(one, left, right, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, single, rtol=1e-3, atol=1e-6)

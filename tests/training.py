@@ -1,0 +1,104 @@
+"""Short trainings of a small random CLIP on three colours, in this process or in others."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from apd.data import load_data
+from apd.models import DualEncoder, load_clip
+from apd.runs.config import RunConfig, load_config
+from apd.runs.folder import Run
+from apd.runs.load import describe_encoder
+from apd.training import loop
+from apd.training.batches import decode
+from apd.training.loop import train
+
+FAST = [
+    "train.epochs=3",
+    "train.batch_size=8",
+    "train.eps=4/255",
+    "train.validate_every=2",
+    "train.checkpoint_every=2",
+    "train.log_every=1",
+    "method.prompts.text_tokens=2",
+    "method.prompts.visual_tokens=2",
+]
+
+
+def settings(clip: DualEncoder, colours: Path, *sets: str) -> RunConfig:
+    flags = {"model": clip.info.source, "data.source": str(colours), "data.shots": 4}
+    return load_config(flags=flags, sets=[*FAST, *sets])
+
+
+def start(path: Path, clip: DualEncoder, colours: Path, *sets: str, resume: bool = False) -> Run:
+    config = settings(clip, colours, *sets)
+    data = load_data(colours, shots=4, seed=0)
+    manifest = {
+        "model": describe_encoder(clip.info),
+        "data": {"name": data.name},
+        "class_names": data.class_names,
+        "templates": data.templates,
+        "prompts": config.method.settings.prompts.model_dump(mode="json"),
+        "seeds": {"train": 0, "data": 0},
+        "versions": {},
+    }
+    run = Run.create(path, config, manifest, resume=resume)
+    return train(clip, data, decode(clip, data, skip_bad=False, show=False), config, run)
+
+
+def metrics(run: Run) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+FORKED = multiprocessing.get_context("forkserver")
+"""Makes processes by forking one that has imported everything: processes of their own, without seconds of imports each."""
+FORKED.set_forkserver_preload(["tests.training", "tests.models", "rich.progress"])
+
+
+def train_in_process(path: Path, clip_folder: Path, colours: Path, sets: Sequence[str]) -> None:
+    """Start or resume a run; for a process of its own."""
+    start(path, load_clip(clip_folder), colours, *sets, resume=True)
+
+
+def keep_gradients(folder: Path, clip_folder: Path, colours: Path, launcher: Mapping[str, str]) -> None:
+    """Train twice, and write each step's gradients to a file; for a process of its own.
+
+    The default, then free with AWP; batches of 7 and a last one of 5, so that the shares of two processes differ in size.
+
+    Args:
+        folder: where to write.
+        launcher: environment variables that a launcher of several processes sets for this one.
+    """
+    os.environ.update(launcher, ACCELERATE_USE_CPU="true")
+    gradients: list[Tensor] = []
+    loops: list[loop.Loop] = []
+    update, run_through = loop.update_average, loop.Loop.run_through
+
+    def keep(*arguments: Any) -> None:
+        update(*arguments)
+        gradients.append(torch.cat([p.grad.flatten() for p in loops[-1].trained if p.grad is not None]))
+
+    def remember(self: loop.Loop, *arguments: Any) -> Any:
+        loops.append(self)
+        return run_through(self, *arguments)
+
+    loop.update_average, loop.Loop.run_through = keep, remember  # type: ignore[method-assign]
+    rank, clip = PartialState(cpu=True).process_index, load_clip(clip_folder)
+    sets = ["train.ema=0.5", "method.teacher=frozen", "train.batch_size=7"]
+    start(folder / f"run{rank}", clip, colours, *sets)
+    sets += ["train.attack.kind=free", "train.attack.replays=2", "train.optimizer.awp=0.01"]
+    start(folder / f"free{rank}", clip, colours, *sets)
+    torch.save(gradients, folder / f"gradients{rank}.pt")
