@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 import apd
 from apd.attacks.threat import ThreatModel
-from apd.errors import InputError
 from apd.evaluation.checks import Checked, model_checks
 from apd.evaluation.frozen import Subject
 from apd.models import DualEncoder, load_clip
@@ -30,8 +29,10 @@ from apd.training.start import start_training
 from apd.util.tensors import read_tensors
 
 from .models import save_clip
+from .refusals import refused
 
 CODE = {"AutoModel": "evil.Model"}
+PROCESSOR = "preprocessor_config.json"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 
@@ -101,57 +102,66 @@ def pickled(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
 
 
-BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no tokenizer": (without("tokenizer.json"), r"tokenizer\.json"),
-    "pointer for weights": (written("model.safetensors", POINTER), r"model\.safetensors.*git lfs pull"),
-    "pointer for the tokenizer": (written("tokenizer.json", POINTER), r"tokenizer\.json.*git lfs pull"),
-    "pointer for the configuration": (written("config.json", POINTER), r"config\.json.*git lfs pull"),
-    "pickle alone": (pickled, r"pytorch_model\.bin"),
-    "pickle by another name": (written("model.safetensors", pickle.dumps(Bomb())), r"model\.safetensors.*pickle"),
-    "weights cut short": (written("model.safetensors", (10**15).to_bytes(8, "little") + b"{"), r"model\.safetensors"),
-    "no weights": (without("model.safetensors"), r"model\.safetensors"),
-    "shards of pickles": (sharded("pytorch_model.bin"), r"index\.json.*pytorch_model\.bin"),
-    "missing shard": (sharded("missing-1.safetensors"), r"index\.json.*missing-1\.safetensors"),
-    "not numbers": (tensor("text_projection.weight", lambda w: w * torch.nan), r"text_projection\.weight"),
-    "fewer blocks": (changed("config.json", vision_config__num_hidden_layers=2), "num_hidden_layers.*encoder.layers.2"),
-    "other shapes": (changed("config.json", text_config__vocab_size=7), r"token_embedding\.weight.*\(7, 24\)"),
-    "no tower": (changed("config.json", vision_config=[1]), "vision_config"),
-    "grey": (changed("config.json", vision_config__num_channels=1), "channels"),
-    "tokenizer with code": (changed("tokenizer_config.json", auto_map=CODE), r"tokenizer_config\.json.*auto_map"),
-    "processor with code": (changed("preprocessor_config.json", auto_map=CODE), r"preprocessor_config\.json.*auto_map"),
-    "code of its own": (changed("config.json", auto_map=CODE), "auto_map"),
-    "oblong": (changed("config.json", vision_config__image_size={"height": 16, "width": 24}), "16 x 24"),
-    "mapping": (changed("config.json", vision_config__image_size={"height": 16, "width": 16}), "image_size.*16"),
-    "no size": (changed("config.json", vision_config__image_size="large"), "image_size.*large"),
-    "no resize": (changed("preprocessor_config.json", do_resize=False), "do_resize"),
-    "no crop": (changed("preprocessor_config.json", do_center_crop=False), "do_center_crop"),
-    "no rescale": (changed("preprocessor_config.json", do_rescale=False), "do_rescale"),
-    "other pixels": (changed("preprocessor_config.json", rescale_factor=1 / 127.5), "rescale_factor"),
-    "another crop": (changed("preprocessor_config.json", crop_size={"height": 8, "width": 8}), "8 px.*crop_size"),
-    "resized to less": (changed("preprocessor_config.json", size={"shortest_edge": 8}), "8 px.*size"),
-    "squashed to more": (changed("preprocessor_config.json", size={"height": 20, "width": 20}), "20 px.*size"),
-    "longest edge": (
-        changed("preprocessor_config.json", size={"shortest_edge": 16, "longest_edge": 20}),
-        "shortest_edge",
+BROKEN: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "no tokenizer": (without("tokenizer.json"), ["tokenizer.json"]),
+    "pointer for weights": (written("model.safetensors", POINTER), ["model.safetensors", "git lfs pull"]),
+    "pointer for the tokenizer": (written("tokenizer.json", POINTER), ["tokenizer.json", "git lfs pull"]),
+    "pointer for the configuration": (written("config.json", POINTER), ["config.json", "git lfs pull"]),
+    "pickle alone": (pickled, ["pytorch_model.bin", "python -c"]),
+    "pickle by another name": (written("model.safetensors", pickle.dumps(Bomb())), ["model.safetensors", "pickle"]),
+    "weights cut short": (written("model.safetensors", (10**15).to_bytes(8, "little") + b"{"), ["model.safetensors"]),
+    "no weights": (without("model.safetensors"), ["model.safetensors"]),
+    "shards of pickles": (sharded("pytorch_model.bin"), ["model.safetensors.index.json", "pytorch_model.bin"]),
+    "missing shard": (sharded("missing-1.safetensors"), ["model.safetensors.index.json", "missing-1.safetensors"]),
+    "not numbers": (tensor("text_projection.weight", lambda w: w * torch.nan), ["text_projection.weight"]),
+    "fewer blocks": (
+        changed("config.json", vision_config__num_hidden_layers=2),
+        ["config.json", "num_hidden_layers", "encoder.layers.2"],
     ),
-    "padded": (changed("preprocessor_config.json", do_pad=True), "do_pad"),
-    "mean for 0 to 255": (changed("preprocessor_config.json", image_mean=[123.7, 116.3, 103.5]), r"image_mean.*123\.7"),
-    "mean that is no number": (changed("preprocessor_config.json", image_mean=[float("nan")] * 3), "image_mean"),
-    "negative deviation": (changed("preprocessor_config.json", image_std=[-0.2, 0.2, 0.2]), r"image_std.*-0\.2"),
-    "two means": (changed("preprocessor_config.json", image_mean=[0.1, 0.2]), "image_mean"),
-    "no deviation": (changed("preprocessor_config.json", image_std=[0.1, 0.0, 0.1]), "image_std"),
-    "unknown filter": (changed("preprocessor_config.json", resample="hamming"), "hamming"),
+    "other shapes": (
+        changed("config.json", text_config__vocab_size=7),
+        ["config.json", "token_embedding.weight", "(7, 24)"],
+    ),
+    "no tower": (changed("config.json", vision_config=[1]), ["config.json", "vision_config"]),
+    "grey": (changed("config.json", vision_config__num_channels=1), ["vision_config.num_channels", "1", "3"]),
+    "tokenizer with code": (changed("tokenizer_config.json", auto_map=CODE), ["tokenizer_config.json", "auto_map"]),
+    "processor with code": (changed(PROCESSOR, auto_map=CODE), [PROCESSOR, "auto_map"]),
+    "code of its own": (changed("config.json", auto_map=CODE), ["config.json", "auto_map"]),
+    "oblong": (
+        changed("config.json", vision_config__image_size={"height": 16, "width": 24}),
+        ["vision_config.image_size", "16 x 24"],
+    ),
+    "mapping": (
+        changed("config.json", vision_config__image_size={"height": 16, "width": 16}),
+        ["config.json", "vision_config.image_size", "16"],
+    ),
+    "no size": (changed("config.json", vision_config__image_size="large"), ["vision_config.image_size", "large"]),
+    "no resize": (changed(PROCESSOR, do_resize=False), [PROCESSOR, "do_resize"]),
+    "no crop": (changed(PROCESSOR, do_center_crop=False), [PROCESSOR, "do_center_crop"]),
+    "no rescale": (changed(PROCESSOR, do_rescale=False), [PROCESSOR, "do_rescale False"]),
+    "other pixels": (changed(PROCESSOR, rescale_factor=1 / 127.5), [PROCESSOR, f"rescale_factor {1 / 127.5}"]),
+    "another crop": (changed(PROCESSOR, crop_size={"height": 8, "width": 8}), ["8 px", "16 px", "crop_size"]),
+    "resized to less": (changed(PROCESSOR, size={"shortest_edge": 8}), ["8 px", "16 px", "size"]),
+    "squashed to more": (changed(PROCESSOR, size={"height": 20, "width": 20}), ["20 px", "16 px", "size"]),
+    "longest edge": (changed(PROCESSOR, size={"shortest_edge": 16, "longest_edge": 20}), ["size", "shortest_edge"]),
+    "padded": (changed(PROCESSOR, do_pad=True), [PROCESSOR, "do_pad"]),
+    "mean for 0 to 255": (changed(PROCESSOR, image_mean=[123.7, 116.3, 103.5]), ["image_mean", "123.7"]),
+    "mean that is not a number": (changed(PROCESSOR, image_mean=[float("nan")] * 3), ["image_mean", "nan"]),
+    "negative deviation": (changed(PROCESSOR, image_std=[-0.2, 0.2, 0.2]), ["image_std", "-0.2"]),
+    "two means": (changed(PROCESSOR, image_mean=[0.1, 0.2]), ["image_mean", "[0.1, 0.2]"]),
+    "no deviation": (changed(PROCESSOR, image_std=[0.1, 0.0, 0.1]), ["image_std", "[0.1, 0.0, 0.1]"]),
+    "unknown filter": (changed(PROCESSOR, resample="hamming"), ["resample", "hamming", "bicubic"]),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_folder_that_would_answer_wrongly_is_refused(name: str, tmp_path: Path) -> None:
     folder = save_clip(tmp_path / "clip")
-    spoil, words = BROKEN[name]
+    spoil, names = BROKEN[name]
     spoil(folder)
-    with pytest.raises(InputError, match=words) as error:
+    with refused(str(folder), *names) as error:
         load_clip(folder)
-    assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
+    assert "weights_only" not in str(error.value)
 
 
 def run_conversion(message: str) -> None:
@@ -165,7 +175,7 @@ def test_a_pickle_is_converted_as_the_error_says(tmp_path: Path) -> None:
     plain = load_clip(folder).info
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"pytorch_model\.bin") as error:
+    with refused("pytorch_model.bin") as error:
         load_clip(folder)
     run_conversion(str(error.value))
     assert load_clip(folder).info == plain
@@ -206,21 +216,21 @@ def test_a_hub_model_of_pickles_is_refused_before_training(
         # The hub is reached, but what it has answered is not asked again; nor may its conversion service be.
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("transformers.modeling_utils.auto_conversion", lambda *_, **__: pytest.fail("converted"))
-    with pytest.raises(InputError, match="safetensors") as error:
+    with refused(
+        "model.safetensors", f"hf download somebody/clip --revision {COMMIT} --local-dir clip && python -c"
+    ) as error:
         load_clip("somebody/clip", revision=COMMIT)
-    message = str(error.value)
-    assert "\n" not in message and "use_safetensors" not in message
-    assert f"hf download somebody/clip --revision {COMMIT} --local-dir clip && python -c" in message
+    assert "use_safetensors" not in str(error.value)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     config = {"model": "somebody/clip", "data": {"source": str(colours), "shots": 1}, "train": {"epochs": 1}}
-    with pytest.raises(InputError, match="hf download somebody/clip --local-dir clip"):
+    with refused("hf download somebody/clip --local-dir clip"):
         start_training(validate(config), output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_weights_that_are_not_in_the_cache_are_not_called_pickles(hub: Path) -> None:
     (hub / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
+    with refused("somebody/clip", "HF_HUB_OFFLINE"):
         load_clip("somebody/clip")
 
 
@@ -238,7 +248,7 @@ def test_files_that_are_not_read_may_be_anything(tmp_path: Path) -> None:
 
 def test_prompts_that_are_a_pointer_name_git_lfs(tmp_path: Path) -> None:
     (tmp_path / "prompts.safetensors").write_bytes(POINTER)
-    with pytest.raises(InputError, match=r"prompts\.safetensors.*git lfs pull"):
+    with refused("prompts.safetensors", "git lfs pull"):
         read_tensors(tmp_path / "prompts.safetensors", "train again")
 
 
@@ -248,15 +258,15 @@ def test_a_tokenizer_without_its_packages_names_the_extra(tmp_path: Path, monkey
     (folder / "spiece.model").write_bytes(b"not a model")
     changed("tokenizer_config.json", tokenizer_class="SiglipTokenizer")(folder)
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(InputError, match=r"sentencepiece.*'adversarial-prompt-distillation\[siglip\]'") as error:
+    with refused("sentencepiece", "'adversarial-prompt-distillation[siglip]'"):
         load_clip(folder)
-    assert "\n" not in str(error.value)
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     folder = save_clip(tmp_path / "clip")
     foreign_tokens(folder)
-    with pytest.raises(InputError, match=r"token 10\d\d .*knows 22"):
+    cat = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]["cat"]
+    with refused(str(folder), str(cat), "22"):
         PromptedCLIP(load_clip(folder), None, ["cat", "dog"])
 
 
@@ -289,7 +299,7 @@ def test_a_text_must_end_at_the_end_token(tmp_path: Path) -> None:
     good = PromptedCLIP(load_clip(folder), None, ["cat", "dog"])
     assert good.class_features().shape[0] == 2
     changed("config.json", text_config__eos_token_id=5)(folder)
-    with pytest.raises(InputError, match=r"eos_token_id.*5"):
+    with refused("config.json", "text_config.eos_token_id", "5"):
         PromptedCLIP(load_clip(folder), None, ["cat", "dog"])
 
 
@@ -338,6 +348,6 @@ def test_class_features_that_coincide_fail_training_and_evaluation(
     data = tmp_path / "data"
     for old, new in zip(("red", "green", "blue"), words, strict=True):
         shutil.copytree(colours / old, data / new)
-    with pytest.raises(InputError, match=r"'zebra' and 'yak'|'yak' and 'zebra'"):
+    with refused("'zebra'", "'yak'"):
         apd.train(clip, apd.load_data(data, shots=1), epochs=1, output=tmp_path / "run")
     assert not (tmp_path / "run" / "prompts.safetensors").exists()
