@@ -42,13 +42,15 @@ def _common(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; works before and after the command.")
+    ] = False,
 ) -> None:
     """Options before the command; `main` has taken ``--debug`` already."""
 
 
 def main() -> None:
-    """Run the command line; every error is one line, and its kind is the exit code.
+    """Run the command line; every error is one line, and the exit code says which kind it is.
 
     Exit codes: 0 done; 1 failed; 2 wrong usage or input; 130 stopped with Ctrl-C.
     """

@@ -14,20 +14,20 @@ from apd.util.progress import counted
 def bench(
     suite: Annotated[Path, typer.Argument(help="Suite file (YAML): data, methods, and blocks that combine them.")],
     output: Annotated[Path | None, typer.Option(help="Folder for all output. (default: runs/bench-SUITE)")] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray.")] = "local",
+    engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time. (default: one per GPU, or one)", show_default=False)
+        int | None, typer.Option(min=1, help="Parallel runs. (default: one per GPU, or one)", show_default=False)
     ] = None,
     gpus: Annotated[
         float | None,
-        typer.Option(min=0, help="GPUs for each run. (default: 1 if there are any)", show_default=False),
+        typer.Option(min=0, help="GPUs per run. (default: 1 if there are any)", show_default=False),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the suite's models and data.")] = None,
     table_only: Annotated[
-        bool, typer.Option("--table-only", help="Write tables and plots again from the outcomes in the output folder.")
+        bool, typer.Option("--table-only", help="Only rewrite tables and plots from the outcomes in the output folder.")
     ] = False,
 ) -> None:
-    r"""Run a suite of trainings and evaluations, and write the tables; finished runs are not repeated.
+    r"""Run a suite of trainings and evaluations, and write tables. Finished runs are skipped.
 
     \b
     Examples:

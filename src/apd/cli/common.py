@@ -22,24 +22,24 @@ log = get_logger("apd.cli")
 
 
 def say(text: str) -> None:
-    """A line for a person; standard output is kept for results."""
+    """Print a line for people on standard error; standard output is for results."""
     log.info(text)
 
 
 def say_inputs(data: Dataset, model: str, more: str = "") -> None:
-    """Begin a command with what it works on: the first class names, the images per split and the CLIP model."""
+    """Print what a command works on: the first class names, the images per split and the CLIP model."""
     say(f"{data.summary()}; CLIP model {printable(model)}{more}")
 
 
 @contextmanager
 def quiet_stdout() -> Iterator[None]:
-    """Send what libraries print to standard error, so that standard output holds the result alone."""
+    """Redirect what libraries print to standard error, so that standard output holds only the result."""
     with redirect_stdout(sys.stderr):
         yield
 
 
 def split_names(values: list[str]) -> list[str]:
-    """Names from options that may be repeated and may hold commas.
+    """Return the names in options that are repeated or separated by commas.
 
     >>> split_names(["clean,pgd-20", "autoattack"])
     ['clean', 'pgd-20', 'autoattack']

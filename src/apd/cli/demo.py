@@ -13,7 +13,7 @@ from apd.cli.common import quiet_stdout, say
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for its runs and summary.json.")] = Path("runs/demo"),
     quick: Annotated[
-        bool, typer.Option("--quick", help="Only see that everything works: few images, one epoch.")
+        bool, typer.Option("--quick", help="Only check that everything works: few images, one epoch.")
     ] = False,
 ) -> None:
     r"""Train on the built-in digits, attack, and compare with zero-shot CLIP: a few minutes on a CPU.

@@ -23,22 +23,20 @@ if TYPE_CHECKING:
 # Options whose declaration takes more than a line.
 Attacks = Annotated[
     list[str] | None,
-    typer.Option(help="May be repeated or hold commas; see: apd list attacks. (default: apgd-ce+dlr)"),
+    typer.Option(help="Attacks, repeated or separated by commas; see: apd list attacks. (default: apgd-ce+dlr)"),
 ]
 Eps = Annotated[str | None, typer.Option(help="Budget in [0,1] pixel units, such as 4/255. (default: the run's)")]
 Corruption = Annotated[
-    str | None, typer.Option(help="Corrupts the images before any attack, KIND:SEVERITY, such as fog:3.")
+    str | None, typer.Option(help="Corrupt the images before any attack: KIND:SEVERITY, such as fog:3.")
 ]
-Limit = Annotated[
-    str | None, typer.Option(help="Evaluate this many images, or all. (default: what takes about 4 minutes)")
-]
+Limit = Annotated[str | None, typer.Option(help="Number of images, or all. (default: as many as take about 4 minutes)")]
 SkipBadImages = Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out, and count them.")]
 
 
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="Run folder; without one: --model and --data.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="Run folder; without it, give --model and --data.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Evaluate this CLIP model zero-shot; with RUN: where its CLIP model is now.")
+        str | None, typer.Option(help="CLIP model to evaluate zero-shot; with RUN, where its CLIP model is now.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Images to evaluate on. (default: the run's)")] = None,
     split: Annotated[str | None, typer.Option(help="train, val or test. (default: test)")] = None,
@@ -47,18 +45,18 @@ def evaluate(
     eps: Eps = None,
     norm: Annotated[str | None, typer.Option(help="linf or l2. (default: the run's)")] = None,
     corruption: Corruption = None,
-    seed: Annotated[int | None, typer.Option(help="Of the attacks and of --limit. (default: 0)")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the attacks and of --limit. (default: 0)")] = None,
     limit: Limit = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images at a time. (default: by pace, up to 128)")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per batch. (default: by speed, up to 128)")] = None,
     skip_bad_images: SkipBadImages = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     as_json: AsJson = False,
     output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
 ) -> None:
-    r"""Measure accuracy, clean and under attack, with zero-shot CLIP attacked beside it.
+    r"""Measure clean and robust accuracy, and compare with zero-shot CLIP.
 
-    Without --limit it is of as many images as take about four minutes on this machine, a random sample.
-    Outcomes are kept in RUN/results image by image: a second call computes only what is new.
+    Without --limit, it evaluates a random sample that takes about four minutes on this machine.
+    Outcomes are saved in RUN/results image by image: a second call computes only what is new.
 
     \b
     Examples:
@@ -122,7 +120,7 @@ def _stop_explained(run: Path | None) -> Iterator[None]:
 
 
 def _stopped(run: Path | None, progress: str) -> str:
-    """What to tell who pressed Ctrl-C; ``progress`` says how far which attack was."""
+    """Return the message after Ctrl-C; ``progress`` says how far the attack had come."""
     again = shlex.join(["apd", *sys.argv[1:]])
     if run is None:
         return f"\nStopped. Outcomes are kept in run folders only; start again with: {again}"

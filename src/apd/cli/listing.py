@@ -20,10 +20,10 @@ KINDS = ("models", "methods", "attacks", "data")
 
 
 def listing(
-    kind: Annotated[str | None, typer.Argument(help="models, methods, attacks or data; all without it.")] = None,
+    kind: Annotated[str | None, typer.Argument(help="models, methods, attacks or data. (default: all)")] = None,
     as_json: AsJson = False,
 ) -> None:
-    r"""List models, methods, attacks or data; of methods, --json also tells sources, settings and published presets.
+    r"""List models, methods, attacks or data. For methods, --json adds sources, settings and published presets.
 
     \b
     Examples:
@@ -93,7 +93,7 @@ def _registry(kind: str) -> Registry[Any]:
 
 
 def _summary(entry: object) -> str:
-    """The first line of what another package says of an object."""
+    """The first line of an object's docstring."""
     return (inspect.getdoc(entry) or "").partition("\n")[0]
 
 
@@ -103,7 +103,7 @@ def _package(kind: str, name: str) -> str | None:
 
 
 def _details(kind: str, name: str) -> dict[str, Any]:
-    """What JSON tells of a method beyond its summary."""
+    """What JSON says about a method besides its summary."""
     if kind != "methods":
         return {}
     from apd.methods import find_method

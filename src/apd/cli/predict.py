@@ -32,8 +32,8 @@ def predict(
     images: Annotated[
         list[str], typer.Argument(metavar="IMAGES...", help="Image files, folders of them, or patterns: 'new/*.jpg'.")
     ],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
-    model: Annotated[str | None, typer.Option(help="Where the CLIP is now, if it has moved.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to print per image.")] = 3,
+    model: Annotated[str | None, typer.Option(help="Where the CLIP model is now, if it has moved.")] = None,
     skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out.")] = False,
     format_: Annotated[str | None, typer.Option("--format", help="table, json or csv. (default: table)")] = None,
     as_json: AsJson = False,
@@ -86,7 +86,7 @@ def _format(asked: str | None, as_json: bool) -> str:
 
 
 def _answers(run: Path, files: list[Path], top: int, model: str | None) -> Iterator[Answers]:
-    """The answers as they come, with progress on standard error where they do not show it themselves."""
+    """Yield answers as they come, with progress on standard error unless the answers show it themselves."""
     if not files:
         return
     from apd.predict import predict_files
@@ -104,7 +104,7 @@ def _answers(run: Path, files: list[Path], top: int, model: str | None) -> Itera
 
 @contextmanager
 def _writer(kind: str, top: int) -> Iterator[Write]:
-    """What prints a row; JSON is closed and so stays valid whatever happens."""
+    """Yield a function that prints a row; JSON is closed at the end even after an error, so it stays valid."""
     if kind == "table":
         yield _print_line
     elif kind == "json":

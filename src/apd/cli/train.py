@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from apd.runs.config import RunConfig
 
 _LOOKING = 10.0
-"""Seconds for a look at the test images before training."""
+"""Seconds to check the test images before training."""
 _FOR_PHOTOS = "openai/clip-vit-base-patch32"
 
 
@@ -28,24 +28,25 @@ def train(
         str | None, typer.Argument(help="Folder, split file, hub id (hf:owner/name) or a name; see: apd list data.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="CLIP to make robust: built-in name, hub id or folder. (default: glyphs)")
+        str | None, typer.Option(help="CLIP model: built-in name, hub id or folder. (default: glyphs)")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="See: apd list methods. (default: apd)")] = None,
+    method: Annotated[str | None, typer.Option(help="Training method; see: apd list methods. (default: apd)")] = None,
     shots: Annotated[str | None, typer.Option(help="Training images per class, or all. (default: 16)")] = None,
     eps: Annotated[
         str | None, typer.Option(help="Budget in [0,1] pixel units, such as 1/255. (default: 1/255)")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of shots, prompts, order and attacks. (default: 0)")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of shots, prompts, order and attacks. (default: 0)")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     output: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/DATA-METHOD-SEED)")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings; flags win over it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; wins over everything.")
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; overrides everything else."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")] = False,
     skip_bad_images: Annotated[
-        bool, typer.Option("--skip-bad-images", help="Go on without unreadable images, and count them.")
+        bool, typer.Option("--skip-bad-images", help="Leave out unreadable images, and count them.")
     ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. (default: auto)")] = None,
 ) -> None:
@@ -114,14 +115,14 @@ def _train(
 
 
 def _bad_test_images(data: Dataset) -> bool:
-    """Whether there are any. Training does not decode them: say now what would stop the evaluation later."""
+    """Warn about unreadable test images, which training ignores but evaluation does not; return whether there are any."""
     from apd.data.decode import find_bad
     from apd.data.unreadable import how_to_convert
 
     bad, looked = find_bad(data.test.ids, data.test.sources, _LOOKING, progress=True)
     if bad:
         log.warning(
-            f"{next(iter(bad.values()))} Of {looked} test images looked at, {len(bad)} cannot be read. Training does "
+            f"{next(iter(bad.values()))} Of {looked} test images checked, {len(bad)} cannot be read. Training does "
             "not need them, but apd evaluate stops there: replace or remove them, or leave them out with "
             f"--skip-bad-images.{how_to_convert(data.test.ids[index] for index in bad)}"
         )
@@ -129,7 +130,7 @@ def _bad_test_images(data: Dataset) -> bool:
 
 
 def _kept(output: Path, config: RunConfig) -> str:
-    """What is left of a training that was stopped, and the command that takes it up."""
+    """Return what a stopped training has saved, and the command that resumes it."""
     from apd.runs.folder import Run
 
     try:

@@ -61,7 +61,7 @@ class ImageSet:
     """Labelled images, not decoded yet: choosing among them costs nothing.
 
     Args:
-        ids: a stable id a sample, such as its relative path or ``digits/0017``.
+        ids: a stable id per sample, such as its relative path or ``digits/0017``.
         labels: int64 (N,), from 0.
         sources: where each image comes from: a file, or a function without arguments that opens it.
     """
@@ -123,7 +123,7 @@ class ImageSet:
         """
         images, skipped = decode_all(self.ids, self.sources, preprocessing, skip_bad, progress)
         if skipped and len(skipped) == len(self):
-            raise InputError(f"none of the {len(self)} images can be read; of the first: {skipped[0]}")
+            raise InputError(f"none of the {len(self)} images can be read; the first error: {skipped[0]}")
         kept = [i for i in range(len(self)) if i not in skipped]
         labels = self.labels[torch.tensor(kept, dtype=torch.int64)]
         return Decoded(images, labels, tuple(self.ids[i] for i in kept), tuple(self.ids[i] for i in skipped))

@@ -1,4 +1,4 @@
-"""The one door to all data: what ``load_data`` is given decides who reads it."""
+"""Load data from any source: ``load_data`` chooses the reader by what it is given."""
 
 from __future__ import annotations
 

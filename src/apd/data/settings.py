@@ -31,7 +31,7 @@ class DataSettings(GrowingSection):
 
     source: str = Field(description="folder, split file, hub id or built-in data set")
     shots: Shots = Field(16, description="training images per class, or all; 0: unlabelled ones alone")
-    seed: int | None = Field(None, le=LARGEST, description="of the few-shot draw; null: train.seed")
+    seed: int | None = Field(None, le=LARGEST, description="seed of the few-shot draw; null: train.seed")
     templates: tuple[str, ...] | None = Field(
         None, description="sentences with {} for the class name; null: the data set's own"
     )

@@ -70,7 +70,7 @@ class Pools:
 
 
 def split_pool(images: ImageSet, class_names: tuple[str, ...], source: str) -> tuple[ImageSet, ImageSet, ImageSet]:
-    """Split 60/20/20 into train, val and test, class by class, by the hash of the ids: the same whatever the seed.
+    """Split 60/20/20 into train, val and test, class by class, by the hash of the ids: the same for every seed.
 
     A class of two images has one for training and one for the test, and none for validation.
 

@@ -18,11 +18,11 @@ class EvaluationSettings(Section):
 
     attacks: tuple[str, ...] = Field(
         ("clean", "apgd-ce+dlr"),
-        description="clean (which always comes along), pgd-N, apgd-ce, apgd-dlr, apgd-ce+dlr, autoattack",
+        description="clean (always included), pgd-N, apgd-ce, apgd-dlr, apgd-ce+dlr, autoattack",
     )
     eps: str = Field("1/255", description="budget of the attacks in [0,1] pixel units, as a fraction or a float")
     norm: Norm = Field("linf", description="linf or l2")
-    seed: Seed = Field(0, description="of the attacks' random starts and of the images that a limit keeps")
+    seed: Seed = Field(0, description="seed of the attacks' random starts and of the images that a limit keeps")
     split: Literal["train", "val", "test"] = Field("test", description="the images; every choice is made on val")
     classes: Literal["all", "base", "new"] = Field("all", description="all classes, the first half or the second")
     corruption: str | None = Field(None, description="corrupts images before any attack, such as fog:3; null: none")

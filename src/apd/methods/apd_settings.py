@@ -138,7 +138,7 @@ class APDSettings(MethodSettings):
         super().check_training(train)
         if train.label_smoothing and not (self.adv_ce or self.clean_ce or self.teacher == "online"):
             raise ValueError(
-                "train.label_smoothing is of cross-entropy terms, of which there is none here; set it to 0 or method.clean_ce"
+                "train.label_smoothing needs a cross-entropy term, which this loss lacks; set it to 0, or method.clean_ce above 0"
             )
         if self.inner == "ce":
             return

@@ -65,7 +65,7 @@ class MethodSettings(GrowingSection):
             found = getattr(self.prompts, name)
             if found != value:
                 raise ValueError(
-                    f"this method has prompts.{name}={value}, got {found}; choose a method that prompts otherwise"
+                    f"this method has prompts.{name}={value}, got {found}; choose a method with other prompts"
                 )
         return self
 

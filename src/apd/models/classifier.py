@@ -259,7 +259,7 @@ def _check_names(class_names: tuple[str, ...], templates: tuple[str, ...]) -> No
         else []
     )
     if twice:
-        raise InputError(f"Class name {twice[0]!r} stands twice; CLIP tells classes apart by their names only.")
+        raise InputError(f"Class name {twice[0]!r} occurs twice; CLIP tells classes apart only by their names.")
     for template in templates:
         if template.count("{}") != 1:
             raise InputError(f"Template {template!r} must have one {{}} for the class name, as in 'a photo of a {{}}.'")

@@ -77,7 +77,7 @@ class MethodConfig(Section):
         if method.learns and not (read.prompts.text_tokens or read.prompts.visual_tokens or read.prompts.frame):
             raise ValueError(
                 f"method {name} has nothing to learn with these prompts: give it method.prompts.text_tokens, visual_tokens "
-                "or a frame; zero-shot is the method without any"
+                "or a frame, or choose the method zero-shot"
             )
         return {"name": name, "settings": read}
 

@@ -20,7 +20,7 @@ class OptimizerSettings(Section):
     )
     lr: float = Field(0.003, gt=0, description="peak learning rate")
     weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw and radam")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
     clip: float | None = Field(
         1.0, gt=0, description="largest norm of the gradient over all prompts; null: no clipping"
     )
@@ -32,7 +32,7 @@ class OptimizerSettings(Section):
     @model_validator(mode="after")
     def _one_ascent(self) -> OptimizerSettings:
         if self.sam and self.awp:
-            raise ValueError("train.optimizer.sam and awp are two ascents of the same prompts; set one of them to 0")
+            raise ValueError("train.optimizer.sam and awp cannot be combined; set one of them to 0")
         return self
 
 
@@ -65,7 +65,7 @@ class TrainSettings(GrowingSection):
         30, ge=1, description="passes over the training images; with attack.kind=free replays count as passes"
     )
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up; a cosine to zero follows")
-    batch_size: int = Field(32, ge=1, description="images an optimiser step, over all processes together")
+    batch_size: int = Field(32, ge=1, description="images per optimiser step, over all processes")
     eps_warmup_epochs: float = Field(0.0, ge=0, description="epochs over which eps grows linearly; 0: eps throughout")
     eps_warmup_from: float = Field(0.0, ge=0, le=1, description="share of eps at which its growth starts")
     eps_warmup_wait: float = Field(0.0, ge=0, description="epochs on clean images (eps 0) before its growth starts")
@@ -76,8 +76,8 @@ class TrainSettings(GrowingSection):
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the running average of prompts that is deployed; 0: off")
     swa: float = Field(0.0, ge=0, le=1, description="last share of the steps whose prompts' mean is deployed; 0: off")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast with float32 prompts and gradients")
-    seed: Seed = Field(0, description="of prompts, order, crops and attack starts")
-    validate_every: int = Field(5, ge=1, description="epochs between two looks at the validation split")
+    seed: Seed = Field(0, description="seed of prompts, order, crops and attack starts")
+    validate_every: int = Field(5, ge=1, description="epochs between two validations")
     validation_attack: Annotated[str, Field(pattern=r"^pgd-[1-9]\d*$")] = Field(
         "pgd-5", description="short attack on validation"
     )
@@ -106,7 +106,7 @@ class TrainSettings(GrowingSection):
     def _one_average(self) -> TrainSettings:
         if self.ema and self.swa:
             raise ValueError(
-                "train.ema and train.swa are two averages, of which one can be deployed; set the other to 0"
+                "train.ema and train.swa cannot be combined, as only one average is deployed; set one of them to 0"
             )
         return self
 

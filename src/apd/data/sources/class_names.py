@@ -44,7 +44,7 @@ def _words(name: str) -> str:
 
 
 def nameless(names: Sequence[str]) -> list[str]:
-    """The class names that say nothing to a text encoder: WordNet ids, bare numbers, ``class 3``.
+    """Return the class names that mean nothing to a text encoder: WordNet ids, bare numbers, ``class 3``.
 
     >>> nameless(["n01440764", "7", "class 3", "c0", "7 eleven", "cat"])
     ['n01440764', '7', 'class 3', 'c0']
@@ -53,7 +53,7 @@ def nameless(names: Sequence[str]) -> list[str]:
 
 
 def warn_of_nameless(names: Sequence[str], source: str, hint: str) -> None:
-    """Log a warning if some class names say nothing to a text encoder, with ``hint`` on how to name them."""
+    """Log a warning if some class names mean nothing to a text encoder, with ``hint`` on how to name them."""
     if found := nameless(names):
         warn(f"{source} has class names that say nothing to CLIP: {first_of(found, 'classes')}. {hint}")
 

@@ -115,7 +115,7 @@ def _folders_inside(folder: Path) -> list[str]:
 
 
 def refuse_broken_links(folder: Path) -> None:
-    """Refuse links to nowhere, whose images would vanish without a word.
+    """Raise an error for broken links, whose images would be missing without notice.
 
     Raises:
         InputError: naming the link.

@@ -53,7 +53,7 @@ def without_known(images: ImageSet, data: Dataset, own: Iterable[ImageSet], same
     """Leave out the images whose file also belongs to the data set, and warn of how many they are.
 
     Args:
-        images: of the source of unlabelled images.
+        images: the images of the unlabelled source.
         data: whose shots, validation and test images are left out.
         own: further images of the data set that are left out: its own whole validation split.
         same_source: the images are of the data set's own source, so that equal ids mean equal images: how tables, whose
