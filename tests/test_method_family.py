@@ -334,7 +334,9 @@ def test_a_run_of_one_epoch_loads_back(tmp_path: Path, clip: DualEncoder, colour
     plain = PromptedCLIP(clip, None, data.class_names, data.templates)
     assert torch.equal(classifier(x), plain(x)) == (name == "zero-shot")
     assert run.manifest["summary"]["steps"] == (0 if name == "zero-shot" else 3)
-    result = apd.evaluate(classifier, data, attacks="pgd-1", eps="4/255", limit=6, checks=False, quiet=True)
+    result = apd.evaluate(
+        classifier, data, attacks="pgd-1", eps="4/255", limit=6, batch_size=6, checks=False, quiet=True
+    )
     assert result.worst.accuracy <= result.clean
 
 

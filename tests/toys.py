@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +34,12 @@ def decoded(n: int, n_classes: int, seed: int = 0) -> Decoded:
 
 
 def trained(n_classes: int, kind: str = "conv") -> nn.Module:
-    """A linear or convolutional classifier that has learned the pictures."""
+    """A linear or convolutional classifier that has learned the pictures; a copy, which may be changed."""
+    return copy.deepcopy(_trained(n_classes, kind))
+
+
+@cache
+def _trained(n_classes: int, kind: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, n_classes))
