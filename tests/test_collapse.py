@@ -19,6 +19,7 @@ from apd.runs.folder import Run
 from apd.settings.train import TrainSettings
 from apd.training.collapse import CollapseMonitor, Validation
 
+from .refusals import refused
 from .training import start
 
 
@@ -71,30 +72,26 @@ def test_equal_class_features_are_not_blamed_on_the_learning_rate() -> None:
 @pytest.mark.parametrize(
     ("optimizer", "precision", "advice"),
     [
-        ({}, "fp32", "Lower train.optimizer.lr."),
-        ({"clip": 0.5}, "bf16", "Lower train.optimizer.lr, or set train.precision=fp32."),
-        ({"clip": None}, "fp32", "Lower train.optimizer.lr, or set train.optimizer.clip=1."),
-        (
-            {"clip": 5},
-            "bf16",
-            "Lower train.optimizer.lr, or set train.optimizer.clip=1, or set train.precision=fp32.",
-        ),
+        ({}, "fp32", {"train.optimizer.lr"}),
+        ({"clip": 0.5}, "bf16", {"train.optimizer.lr", "train.precision=fp32"}),
+        ({"clip": None}, "fp32", {"train.optimizer.lr", "train.optimizer.clip=1"}),
+        ({"clip": 5}, "bf16", {"train.optimizer.lr", "train.optimizer.clip=1", "train.precision=fp32"}),
     ],
 )
 def test_divergence_is_explained_without_advice_that_is_followed_already(
-    optimizer: dict[str, Any], precision: str, advice: str
+    optimizer: dict[str, Any], precision: str, advice: set[str]
 ) -> None:
     monitor = CollapseMonitor(TrainSettings.model_validate({"optimizer": optimizer, "precision": precision}))
     monitor.check_loss({"adv_ce": 2.0}, 7)
-    with pytest.raises(ApdError) as error:
+    every = ("train.optimizer.lr", "train.optimizer.clip", "train.precision")
+    followed = [name for name in every if not any(setting.startswith(name) for setting in advice)]
+    with refused("adv_ce", "nan", "7", *advice, by=ApdError) as error:
         monitor.check_loss({"clean_ce": 1.0, "adv_ce": math.nan}, 7)
-    assert str(error.value) == f"Training diverged: the term adv_ce is nan at step 7. {advice}"
-    with pytest.raises(ApdError) as error:
+    assert not any(name in str(error.value) for name in [*followed, "clean_ce"])
+    with refused("logits", *advice, by=ApdError) as error:
         monitor.check_logits(torch.tensor([1.0, math.inf]))
-    assert str(error.value) == f"Training diverged: the logits of validation images are not finite. {advice}"
-    with pytest.raises(
-        ApdError, match="The term adv_ce is inf in the first step, before anything was learned"
-    ) as error:
+    assert not any(name in str(error.value) for name in followed)
+    with refused("adv_ce", "inf", by=ApdError) as error:
         monitor.check_loss({"adv_ce": math.inf}, 1)
     assert ("bf16" in str(error.value)) == (precision == "bf16") and "lr" not in str(error.value)
 
@@ -109,7 +106,7 @@ def test_a_loss_that_is_not_finite_from_the_start_stops_after_one_step(
         return {"clean_ce": step.cross_entropy(step.clean_logits()) * math.nan}
 
     monkeypatch.setattr("apd.methods.clean.CleanTuning.loss", faulty)
-    with pytest.raises(ApdError, match="The term clean_ce is nan in the first step"):
+    with refused("clean_ce", "nan", by=ApdError):
         start(tmp_path / "run", clip, colours, "method=vlp", "train.log_every=10")
     assert len(steps) == 1
 
@@ -124,13 +121,13 @@ DIVERGING = (
 
 def test_a_run_whose_last_step_diverges_does_not_finish(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
     """One step only: its loss is finite, and so are the prompts, but what the tower makes of them is not."""
-    with pytest.raises(ApdError, match="Training diverged: the logits of validation images are not finite"):
+    with refused("logits", "train.optimizer.lr", by=ApdError):
         start(tmp_path / "run", clip, colours, *DIVERGING, "train.epochs=1", "train.batch_size=12")
     assert not Run.open(tmp_path / "run", finished=False).finished
     assert not (tmp_path / "run" / "prompts.safetensors").exists()
 
 
 def test_divergence_stops_training_and_keeps_the_checkpoint(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
-    with pytest.raises(ApdError, match="Training diverged: the term adv_ce is nan at step 2"):
+    with refused("adv_ce", "nan", "2", "train.optimizer.lr", by=ApdError):
         start(tmp_path / "run", clip, colours, *DIVERGING)
     assert Run.open(tmp_path / "run", finished=False).load_checkpoint() is not None
