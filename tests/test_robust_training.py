@@ -287,7 +287,7 @@ def test_each_image_is_attacked_within_its_own_budget(clip: DualEncoder, norm: s
 def test_a_budget_for_each_image_needs_a_slope_and_whole_batches(attack: dict[str, object], name: str) -> None:
     section = find_method(name).Settings()
     section.check_training(TrainSettings(attack=attack))
-    with pytest.raises(ValueError, match=r"train\.eps_per_image"):
+    with refused("train.eps_per_image", by=ValueError):
         section.check_training(TrainSettings(eps_per_image=True, attack=attack))
 
 
