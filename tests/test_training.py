@@ -15,7 +15,7 @@ import apd
 from apd.attacks import ThreatModel
 from apd.data import load_data
 from apd.data.batch import Batch
-from apd.errors import ApdError, InputError
+from apd.errors import ApdError
 from apd.methods import Step
 from apd.methods.clean import VLP
 from apd.models import DualEncoder
@@ -24,6 +24,7 @@ from apd.training import loop
 from apd.training.optim import ema_share, learning_rate, update_average
 from apd.training.step import TrainStep
 
+from .refusals import refused
 from .training import metrics, same, start
 
 
@@ -82,22 +83,19 @@ def test_the_average_follows_its_definition() -> None:
     assert float(average["a"]) == pytest.approx(expected)
 
 
-SCALARS = r"loss\(\) of Own must return named terms \(a dict of scalars\)"
-
-
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("wrong", "names"),
     [
-        (lambda ce: ce, f"{SCALARS}, got Tensor"),
-        (lambda ce: None, f"{SCALARS}, got NoneType"),
-        (lambda ce: {}, f"{SCALARS}, got an empty one"),
-        (lambda ce: {"ce": ce, "more": 0.5}, f"{SCALARS}, got float for 'more'"),
-        (lambda ce: {"ce": ce.expand(2)}, rf"{SCALARS}, got the shape \(2,\) for 'ce'; take its mean"),
-        (lambda ce: {"ce": ce.detach()}, f"{SCALARS} that depend on step.student, but no gradient of ce reaches"),
+        (lambda ce: ce, ["Tensor"]),
+        (lambda ce: None, ["NoneType"]),
+        (lambda ce: {}, ["empty"]),
+        (lambda ce: {"ce": ce, "more": 0.5}, ["'more'", "float"]),
+        (lambda ce: {"ce": ce.expand(2)}, ["'ce'", "(2,)"]),
+        (lambda ce: {"ce": ce.detach()}, ["ce", "step.student"]),
     ],
 )
 def test_what_a_loss_returns_is_checked_and_its_method_named(
-    clip: DualEncoder, wrong: Callable[[Tensor], Any], message: str
+    clip: DualEncoder, wrong: Callable[[Tensor], Any], names: list[str]
 ) -> None:
     class Own(VLP):
         def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
@@ -105,7 +103,7 @@ def test_what_a_loss_returns_is_checked_and_its_method_named(
             return terms
 
     method = Own(Own.Settings(), PromptedCLIP(clip, None, ["cat", "dog"]))
-    with pytest.raises(ApdError, match=message) as error:
+    with refused("loss()", "Own", *names, by=ApdError) as error:
         TrainStep(method)(Batch.of(torch.rand(2, 3, 16, 16), torch.tensor([0, 1])), ThreatModel(1 / 255))
     assert error.value.exit_code == 1
 
@@ -114,7 +112,7 @@ def test_what_the_first_step_refuses_costs_no_finished_run(tmp_path: Path, clip:
     start(tmp_path / "run", clip, colours)
     files = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
     data, method = load_data(colours, shots=4), {"name": "apd", "variant": "rslad", "prompts": {"text_tokens": 2}}
-    with pytest.raises(InputError, match="can replace a cross-entropy only"):
+    with refused("train.attack.loss=margin", "train.attack.loss=method"):
         apd.train(clip, data, method=method, output=tmp_path / "run", overwrite=True, attack={"loss": "margin"})
     assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == files
 
@@ -124,7 +122,7 @@ def test_a_process_that_trained_on_one_device_does_not_pretend_to_train_on_anoth
 ) -> None:
     start(tmp_path / "first", clip, colours, "train.epochs=1")
     monkeypatch.setattr(loop, "pick_device", lambda name: "cuda" if name == "cuda" else "cpu")
-    with pytest.raises(InputError, match="has trained on cpu and cannot switch to cuda"):
+    with refused("cpu", "train.device=cuda"):
         start(tmp_path / "second", clip, colours, "train.epochs=1", "train.device=cuda")
 
 
