@@ -96,13 +96,13 @@ class APDSettings(MethodSettings):
             raise ValueError(f"method.feedback needs method.teacher=online, got {self.teacher}")
         if self.robust_teacher is not None and not self._asks_on_adversarial:
             raise ValueError(
-                "method.robust_teacher answers on x', which nothing asks for here; set method.soft_target=adversarial "
+                "method.robust_teacher has no effect: no term uses an answer on x'; set method.soft_target=adversarial, "
                 "or leave it out"
             )
         if (self.teacher != "frozen" or self.teacher_model is not None) and not self._asks_teacher:
             name = "teacher_model" if self.teacher_model is not None else f"teacher={self.teacher}"
             raise ValueError(
-                f"method.{name} teaches nothing: no term asks it; give method.adv_kl a weight, or leave it out"
+                f"method.{name} has no effect: no term uses the teacher; set method.adv_kl above 0, or leave it out"
             )
         return self
 

@@ -94,7 +94,7 @@ class MethodSettings(GrowingSection):
             )
         if attack.loss == "kl" or (attack.loss == "method" and self.zero_gradient_at_clean(train)):
             raise ValueError(
-                "train.eps_per_image reads the slope of what the attack climbs at the clean image, where here it has none; set "
+                "train.eps_per_image needs an attack objective with a gradient at the clean image, and this one has none; set "
                 "it to false"
             )
 
