@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from apd.bench import estimate
 from apd.cli import main
 from apd.models import DualEncoder, load_clip
 from apd.models.prompts import Prompts
@@ -47,6 +49,14 @@ def pytest_collection_finish() -> None:
     """Keep the garbage collector off what lives to the end: all modules and tests."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_calibration() -> Iterator[None]:
+    """Estimates of a bench need a second of measuring to be good, and tests start dozens of benches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "_PATIENCE", 0.02)
+        yield
 
 
 @pytest.fixture(scope="session")

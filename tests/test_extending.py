@@ -16,6 +16,7 @@ import yaml
 import apd
 from apd.attacks import PGD
 from apd.methods import METHODS
+from apd.models import DualEncoder
 
 from .command_line import Cli
 from .refusals import refused
@@ -64,15 +65,21 @@ def test_data_sets_take_one_line_and_five() -> None:
 
 
 @pytest.mark.parametrize("name", ["my_method", "my_attack", "my_loss", "my_data"])
-def test_examples_run_as_scripts(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_run_as_scripts(
+    name: str, here: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a small CLIP and images of colours in the place of the built-in ones."""
+    small_data = apd.load_data(colours, shots=1)
+    monkeypatch.setattr(apd, "load_clip", lambda name: {"glyphs": clip}[name])
+    monkeypatch.setattr(apd, "load_data", lambda source, shots: {("digits", 1): small_data}[source, shots])
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     runpy.run_path(str(here / f"{name}.py"), run_name="__main__")
     assert list((here / "runs").glob("*/prompts.safetensors"))
 
 
-def test_a_method_is_found_by_name_and_missed_by_name(here: Path, cli: Cli) -> None:
-    run = ("--shots", "1", "--epochs", "1", "--output", "runs/smooth")
-    assert cli("train", "digits", "--method", "my_method:Smooth", "--set", "method.beta=2.0", *run).code == 0
+def test_a_method_is_found_by_name_and_missed_by_name(here: Path, cli: Cli, clip_folder: Path, colours: Path) -> None:
+    run = ("--model", clip_folder, "--shots", "1", "--epochs", "1", "--output", "runs/smooth")
+    assert cli("train", colours, "--method", "my_method:Smooth", "--set", "method.beta=2.0", *run).code == 0
     config = yaml.safe_load((here / "runs/smooth/config.yaml").read_text())
     assert config["method"]["name"] == "my_method:Smooth" and config["method"]["beta"] == 2.0
     assert cli("evaluate", "runs/smooth", "--attack", "pgd-2", "--limit", "8").code == 0
@@ -82,10 +89,12 @@ def test_a_method_is_found_by_name_and_missed_by_name(here: Path, cli: Cli) -> N
     assert answer.code == 2 and "my_method:Smooth" in answer.err
 
 
-def test_an_attack_is_found_by_name_for_training_and_evaluation(here: Path, cli: Cli) -> None:
+def test_an_attack_is_found_by_name_for_training_and_evaluation(
+    here: Path, cli: Cli, clip_folder: Path, colours: Path
+) -> None:
     kind = ("--set", "train.attack.kind=my_attack:Momentum", "--set", "train.attack.options={steps: 2}")
-    run = ("--shots", "1", "--epochs", "1", "--output", "runs/momentum")
-    assert cli("train", "digits", *kind, *run).code == 0
+    run = ("--model", clip_folder, "--shots", "1", "--epochs", "1", "--output", "runs/momentum")
+    assert cli("train", colours, *kind, *run).code == 0
     recorded = yaml.safe_load((here / "runs/momentum/config.yaml").read_text())["train"]["attack"]
     assert recorded["kind"] == "my_attack:Momentum" and recorded["options"] == {"steps": 2}
     answer = cli("evaluate", "runs/momentum", "--attack", "my_attack:Momentum,pgd-2", "--limit", "8", "--eps", "14/255")
