@@ -30,6 +30,7 @@ def paced(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """A machine of this pace."""
     for module in (engine, sample):
         monkeypatch.setattr(module, "measure", lambda *_: Measured(0.0, seconds, right=1.0, robust=0.5))
+    monkeypatch.setattr(engine, "measure_pace", lambda *_: Measured(0.0, seconds, right=1.0, robust=1.0))
 
 
 def toy_run(store: Path, **values: Any) -> Result:
