@@ -13,7 +13,8 @@ where adv_ce = 1 - w and adv_kl = w by default, w being the accuracy of the unto
 (``balance: auto``): its soft labels count as far as it knows these classes. The attack climbs KL to that
 mixed label, so that attack and loss are one min-max problem (``inner: mixed``); the paper's own inner objective, the
 cross-entropy to y, is ``inner: ce``. Here ``p = softmax(z / tau)``; ``p_T`` in
-``adv_kl`` is the teacher on x, or on x' (``soft_target: adversarial``, AdaAD).
+``adv_kl`` is the teacher on x, or on x' (``soft_target: adversarial``, AdaAD). Of an image without a label, y is the teacher's
+most probable class.
 """
 
 from __future__ import annotations
@@ -186,12 +187,16 @@ class APD(Method):
             return step.labels
         return torch.where(step.labelled, step.labels, self._teacher_logits(step).argmax(dim=-1))
 
+    def _cross_entropy(self, step: Step, z: Tensor) -> Tensor:
+        if step.labelled is None:
+            return step.cross_entropy(z)
+        return F.cross_entropy(z, self._hard_labels(step), label_smoothing=step.smoothing)
+
     def _mixed_label(self, step: Step) -> Tensor:
         """The probabilities (B, C) towards which the loss draws p_S(x'); exactly so for ``tau = 1`` and soft labels on x."""
         hard, soft = self._weights()
         known = (self._teacher_logits(step).detach() / self.settings.tau).softmax(dim=-1)
-        mixed = (hard * F.one_hot(step.labels.clamp(min=0), known.shape[-1]) + soft * known) / (hard + soft)
-        return mixed if step.labelled is None else torch.where(step.labelled[:, None], mixed, known)
+        return (hard * F.one_hot(self._hard_labels(step), known.shape[-1]) + soft * known) / (hard + soft)
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """The terms of L_S (and of L_T, where the teacher is online) whose weight is not 0."""
@@ -201,14 +206,11 @@ class APD(Method):
         hard, soft = self._weights()
         terms: dict[str, Tensor] = {}
         if s.adv_ce:
-            terms["adv_ce"] = hard * step.cross_entropy(z_adv)
+            terms["adv_ce"] = hard * self._cross_entropy(step, z_adv)
         if s.adv_kl:
-            away = self._soft(step, x_adv, z_adv)
-            # All the weight of an image without a label is on the soft one.
-            shares = None if step.labelled is None else torch.where(step.labelled, soft, hard + soft)
-            terms["adv_kl"] = soft * away.mean() if shares is None else (shares * away).mean()
+            terms["adv_kl"] = soft * self._soft(step, x_adv, z_adv)
         if s.clean_ce:
-            terms["clean_ce"] = s.clean_ce * step.cross_entropy(step.clean_logits())
+            terms["clean_ce"] = s.clean_ce * self._cross_entropy(step, step.clean_logits())
         if s.clean_kl:
             known = self._teacher_logits(step).detach()
             terms["clean_kl"] = s.clean_kl * kl(p=known, q=step.clean_logits(), tau=s.tau).mean()
@@ -226,7 +228,7 @@ class APD(Method):
         return terms
 
     def _soft(self, step: Step, x_adv: Tensor, z_adv: Tensor) -> Tensor:
-        """``KL(p_T || p_S(x'))`` (B,) with the teacher's soft label on x or x', trusted or not."""
+        """``KL(p_T || p_S(x'))`` with the teacher's soft label on x or x', trusted or not."""
         adversarial = None
         if self.settings.soft_target == "adversarial" or self.settings.trust:
             # Bound outside of no_grad: an online teacher is bound once a step, and needs its graph for its own loss.
@@ -236,7 +238,7 @@ class APD(Method):
         target = adversarial if self.settings.soft_target == "adversarial" else self._teacher_logits(step).detach()
         assert target is not None
         if not self.settings.trust:
-            return kl(p=target, q=z_adv, tau=self.settings.tau)
+            return kl(p=target, q=z_adv, tau=self.settings.tau).mean()
         assert adversarial is not None
         # IAD (Zhu 2022): follow the teacher as far as it is right on x', the student's own clean prediction for the rest.
         trust = (
@@ -244,4 +246,4 @@ class APD(Method):
         )
         follow = kl(p=target, q=z_adv, tau=self.settings.tau)
         introspect = kl(p=step.clean_logits().detach(), q=z_adv, tau=self.settings.tau)
-        return trust * follow + (1 - trust) * introspect
+        return (trust * follow + (1 - trust) * introspect).mean()

@@ -50,6 +50,11 @@ from apd.util.progress import Count, Progress, watched
 log = get_logger("apd.training")
 
 
+TEACHER_EPOCHS = 30
+"""Epochs, at least, that a teacher is tuned for where there are unlabelled images too: it sees the labelled ones alone,
+so its epochs are short."""
+
+
 def train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig, run: Run) -> Run:
     """Train the method of ``config`` and leave its prompts in ``run``.
 
@@ -151,8 +156,10 @@ class Loop:
 
     def tune(self, method: Method) -> None:
         """Train another method (a teacher) on the labelled images, with the same settings, in place."""
-        images = replace(self.images, unlabelled=None)
-        Loop(method, images, self.settings, self.accelerator, None).run_through(lambda: None)
+        images, settings = replace(self.images, unlabelled=None), self.settings
+        if self.images.unlabelled is not None and settings.epochs < TEACHER_EPOCHS:
+            settings = settings.model_copy(update={"epochs": TEACHER_EPOCHS})
+        Loop(method, images, settings, self.accelerator, None).run_through(lambda: None)
 
     def run_through(self, prepare: Any) -> dict[str, Any]:
         """All steps that are left; returns the last validation and what was warned of."""
