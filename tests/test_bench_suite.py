@@ -300,7 +300,11 @@ def test_the_demo_suite_has_the_settings_of_the_demo() -> None:
     assert (suite.model, digits["source"], digits["eps"]) == (DEMO.model, DEMO.data, DEMO.eps)
     assert (suite.attacks, suite.limit, digits["train"]) == (DEMO.attacks, DEMO.limit, {"epochs": DEMO.epochs})
     assert suite.data["digits"].shots == DEMO.shots
-    assert suite.methods == {"zero-shot": None, **METHODS}
+    rows = {
+        label: {**row.method, **({"data": row.data} if row.data else {}), **({"train": row.train} if row.train else {})}
+        for label, row in METHODS.items()
+    }
+    assert suite.methods == {"zero-shot": None, **rows}
 
 
 def test_without_an_attack_the_table_has_clean_accuracy_alone(write: Write) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import apd
 from apd.cli.common import split_names
@@ -283,12 +284,22 @@ def test_demo_trains_evaluates_and_owns_its_folder(
     clip_folder: Path, colours: Path, tmp_path: Path, said: Said
 ) -> None:
     small = DemoSettings(
-        model=str(clip_folder), data=str(colours), shots=1, epochs=1, limit=4, attacks=("pgd-1", "pgd-2")
+        model=str(clip_folder),
+        data=str(colours),
+        shots=1,
+        epochs=1,
+        limit=4,
+        attacks=("pgd-1",),
+        few=2,
+        strongest="pgd-2",
     )
     summary = run_demo(tmp_path / "demo", small)
     assert json.loads((tmp_path / "demo" / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert summary["eps"] == small.eps
-    assert [row["method"] for row in summary["rows"]] == ["zero-shot", "control", "apd"]
+    assert [row["method"] for row in summary["rows"]] == ["zero-shot", "control", "apd", "apd+unlabelled"]
+    assert summary["differences"]["apd"]["pgd-1"].keys() >= {"mean", "low", "high"}
+    with Image.open(tmp_path / "demo" / "report.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 200
     assert all({"clean", "pgd-1", "pgd-2"} <= row.keys() for row in summary["rows"])
     assert Run.open(tmp_path / "demo" / "control").config.method.name == "advvlp"
     assert {"training control", "training apd"} <= set(said())
@@ -301,10 +312,14 @@ def test_demo_trains_evaluates_and_owns_its_folder(
 
 
 def test_demo_command_prints_table_and_next_steps(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = {"clean": 90.0, "autoattack": 12.34, "n_clean": 4, "n_attacked": 4}
+    row = {"clean": 90.0, "pgd-20": 20.0, "autoattack": 12.34, "n_clean": 9, "n_attacked": 4, "n_strongest": 3}
     rows = [{"method": name, **row} for name in ("zero-shot", "control", "apd")]
-    monkeypatch.setattr("apd.demo.run_demo", lambda *_: {"eps": "1/255", "rows": rows})
+    more = {"apd": {"autoattack": {"mean": 7.25, "low": -1.5, "high": 9.0, "n": 3}}}
+    monkeypatch.setattr("apd.demo.run_demo", lambda *_: {"eps": "1/255", "rows": rows, "differences": more})
     answer = cli("demo", "--quick", "--output", tmp_path / "demo")
     assert answer.code == 0
-    assert all(word in answer.out for word in ("zero-shot", "control", "apd", "autoattack", "12.3", "1/255"))
+    assert all(
+        word in answer.out
+        for word in ("zero-shot", "control", "apd", "autoattack", "12.3", "1/255", "3 images", "+7.2")
+    )
     assert "apd train photos" in answer.err

@@ -28,7 +28,9 @@ def demo(
     with quiet_stdout():
         summary = run_demo(output, QUICK if quick else DEMO)
     _table(summary)
-    say(f"Written: {output}/summary.json; a run folder with a model card each in {output}/control and {output}/apd.")
+    say(
+        f"Written: {output}/report.png, a picture of the attacks; {output}/summary.json; a run folder with a model card for each row."
+    )
     say("Next, with a folder of your own images (one folder a class), say photos/:")
     say("  apd train photos --model openai/clip-vit-base-patch32 --output runs/photos")
     say("  apd evaluate runs/photos")
@@ -39,14 +41,17 @@ def _table(summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    rows = summary["rows"]
+    rows, differences = summary["rows"], summary["differences"]
     names = [name for name in rows[0] if name != "method" and not name.startswith("n_")]
-    clean, attacked = rows[0]["n_clean"], rows[0]["n_attacked"]
-    title = f"accuracy % on held-out images: {clean} clean, {attacked} attacked at eps {summary['eps']}"
-    table = Table(title=title, title_justify="left")
+    counts = dict(zip(names, (rows[0][n] for n in ("n_clean", "n_attacked", "n_strongest")), strict=True))
+    table = Table(title=f"accuracy % on held-out images, attacks at eps {summary['eps']}", title_justify="left")
     table.add_column("method")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(f"{name}\n{counts[name]} images", justify="right")
     for row in rows:
         table.add_row(row["method"], *(f"{row[name]:.1f}" for name in names))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for label, found in differences.items():
+        points = ", ".join(f"{name} {d['mean']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]" for name, d in found.items())
+        console.print(f"{label} above the control, in points: {points}", highlight=False, markup=False)
