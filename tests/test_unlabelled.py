@@ -120,7 +120,9 @@ def mixed_batch() -> Batch:
 def test_apd_s_loss_on_a_mixed_batch_is_the_mean_of_each_image_s_own(clip: DualEncoder) -> None:
     """(1 - w) CE + w KL, written out image by image in plain torch; y of an unlabelled image is the teacher's own."""
     bare = PromptedCLIP(clip, None, ("red", "green", "blue"))
-    method = APD(APDSettings(balance=0.3, adv_ce=1.0, inner="mixed", prompts=PromptSpec(**SMALL)), bare)
+    method = APD(
+        APDSettings(teacher="frozen", balance=0.3, adv_ce=1.0, inner="mixed", prompts=PromptSpec(**SMALL)), bare
+    )
     size = clip.info.image_size
     batch = mixed_batch()
     batch = replace(batch, x=F.interpolate(batch.x, size=size))
@@ -139,7 +141,9 @@ def test_apd_s_loss_on_a_mixed_batch_is_the_mean_of_each_image_s_own(clip: DualE
 
 def test_apd_s_attack_on_an_unlabelled_image_climbs_the_teacher_s_answer(clip: DualEncoder) -> None:
     bare = PromptedCLIP(clip, None, ("red", "green", "blue"))
-    method = APD(APDSettings(balance=0.3, adv_ce=1.0, inner="mixed", prompts=PromptSpec(**SMALL)), bare)
+    method = APD(
+        APDSettings(teacher="frozen", balance=0.3, adv_ce=1.0, inner="mixed", prompts=PromptSpec(**SMALL)), bare
+    )
     batch = mixed_batch()
     batch = replace(batch, x=F.interpolate(batch.x, size=clip.info.image_size))
     step = Step(batch, method.student.bind())

@@ -42,8 +42,8 @@ class Row:
 
 METHODS: dict[str, Row] = {
     CONTROL: Row({"name": "advvlp"}),
-    "apd": Row({"name": "apd", "teacher": "auto"}),
-    "apd+unlabelled": Row({"name": "apd", "teacher": "auto"}, {"unlabelled": "rest"}, {"epochs": 10}),
+    "apd": Row({"name": "apd"}),
+    "apd+unlabelled": Row({"name": "apd"}, {"unlabelled": "rest"}, {"epochs": 10}),
 }
 """Row labels and what is trained for them."""
 

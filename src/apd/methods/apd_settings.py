@@ -31,6 +31,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def _soft_label_alone(values: Mapping[str, Any]) -> bool:
+    """Whether the soft label on x is all that these settings ask of the teacher, which two teachers can give together."""
+    other = any(values.get(name) for name in ("image_features", "image_features_l2", "text_features", "trust"))
+    adversarial = values.get("soft_target") == "adversarial" or values.get("inner") in ("teacher-pair", "features")
+    asked = values.get("adv_kl", 1.0) and values.get("balance") != 0
+    return bool(values.get("variant", "apd") == "apd" and asked and not other and not adversarial)
+
+
 class APDSettings(MethodSettings):
     """Settings of APD; ``variant`` presets the ones that its source prescribes, and explicit values win over it."""
 
@@ -41,9 +49,10 @@ class APDSettings(MethodSettings):
         "apd", description="preset of weights and inner objective"
     )
     teacher: Teacher = Field(
-        "frozen",
+        "auto",
         description="frozen: the hand-written prompt; tuned: on clean images first; mean: of both; auto: the one of these "
-        "three that validation images speak for; online: along with the student",
+        "three whose soft labels fit the validation images best (frozen, where more than soft labels on x is asked of it); "
+        "online: along with the student",
     )
     teacher_model: str | None = Field(
         None, description="another CLIP as teacher (any model source); null: the student's own"
@@ -80,12 +89,18 @@ class APDSettings(MethodSettings):
         preset = VARIANTS.get(str(values.get("variant", "apd")), {})
         if "adv_ce" in values or "adv_kl" in values:
             preset = {name: value for name, value in preset.items() if name != "balance"}
-        return {**preset, **values}
+        found = {**preset, **values}
+        return found if _soft_label_alone(found) else {"teacher": "frozen", **found}
 
     @model_validator(mode="after")
     def _consistent(self) -> APDSettings:
         if self.variant == "mtard" and self.robust_teacher is None:
             raise ValueError("variant mtard needs method.robust_teacher, an adversarially trained CLIP")
+        if self.teacher in ("auto", "mean") and not _soft_label_alone(self.model_dump()):
+            raise ValueError(
+                f"method.teacher={self.teacher} gives soft labels on clean images and nothing else; set it to frozen, tuned or "
+                "online"
+            )
         labels = [bool(self.adv_ce), bool(self.adv_kl)]
         if self.inner == "mixed" and not (any(labels) if self.balance is None else all(labels)):
             raise ValueError(
