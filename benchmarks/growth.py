@@ -104,7 +104,7 @@ def measure(about: dict[str, Any]) -> Row:
         try:
             times = interleaved({"ours": step}, {"ours": about["rounds"]}, device)["ours"]
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, RuntimeError) and "alloc" not in str(error):
+            if not lacks_memory(error):
                 raise
             return {"out_of_memory": True, "memory_before_mb": memory.before}
     rounds = {"ours": len(times[1:]) or 1}
@@ -114,6 +114,11 @@ def measure(about: dict[str, Any]) -> Row:
         "peak_mb": memory.peak,
         "rounds": rounds,
     }
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error means that memory did not suffice; all that oneDNN then says is what it could not create."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in ("alloc", "create a primitive"))
 
 
 def memory_available() -> int:

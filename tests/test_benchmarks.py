@@ -29,6 +29,7 @@ from benchmarks.cases import Options
 from benchmarks.evaluation import Subject, attack_case, foolbox_pgd, pyautoattack, same_logits, twins
 from benchmarks.flops import counted, formulas
 from benchmarks.geometry import CONTEXT, GEOMETRIES, class_names, cut_length, save
+from benchmarks.growth import lacks_memory
 from benchmarks.profile import OPERATORS, PARTS, profile_ours, profile_published
 from benchmarks.startup import FIRST_STEP, photos
 from benchmarks.step import THREAT, Problem, floor, ours, problem, published
@@ -211,6 +212,19 @@ def test_images_may_come_in_parts(folder: Path) -> None:
     assert halves["rounds"] == {"ours": 2, "reference": 0, "floor": 2} and halves["reference_s"] is None
     assert one["rounds"]["reference"] == one["rounds"]["floor_default_kernels"] == 1
     assert halves["robust_ours"] == one["robust_ours"], "the same images from the same starts"
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_a_lack_of_memory_is_told_from_other_errors(error: Exception, memory: bool) -> None:
+    assert lacks_memory(error) == memory
 
 
 def test_a_point_of_growth_has_seconds_and_memory_or_says_that_it_does_not_fit(folder: Path) -> None:
