@@ -29,7 +29,8 @@ def demo(
         summary = run_demo(output, QUICK if quick else DEMO)
     _table(summary)
     say(
-        f"Written: {output}/report.png, a picture of the attacks; {output}/summary.json; a run folder with a model card for each row."
+        f"Written: {output}/report.png, a picture of the attacks; {output}/summary.json; "
+        "a run folder with a model card for each row."
     )
     say("Next, with a folder of your own images (one folder a class), say photos/:")
     say("  apd train photos --model openai/clip-vit-base-patch32 --output runs/photos")
