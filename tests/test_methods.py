@@ -61,6 +61,11 @@ def slow_cosine_distance(a: Tensor, b: Tensor) -> float:
     return mean([1 - float(u @ v / (u.norm() * v.norm())) for u, v in zip(a, b, strict=True)])
 
 
+def slow_squares(a: Tensor, b: Tensor) -> list[float]:
+    rows = zip(a.tolist(), b.tolist(), strict=True)
+    return [sum((u - v) ** 2 for u, v in zip(p, q, strict=True)) for p, q in rows]
+
+
 def test_losses_agree_with_the_formulas() -> None:
     z, target = torch.randn(4, 3), 2 * torch.randn(4, 3)
     assert cross_entropy(z, LABELS).mean().item() == pytest.approx(slow_ce(z, LABELS), rel=1e-5)
@@ -94,6 +99,7 @@ def test_apd_terms_agree_with_the_formula(clip: DualEncoder) -> None:
         "clean_kl": 0.6,
         "image_features": 0.9,
         "text_features": 1.1,
+        "image_features_l2": 0.3,
     }
     method = build(clip, teacher="frozen", tau=2.0, **weights)
     student, teacher = method.student, method.student.zero_shot()
@@ -101,6 +107,7 @@ def test_apd_terms_agree_with_the_formula(clip: DualEncoder) -> None:
     with torch.no_grad():
         image = slow_cosine_distance(student.bind().features(X_ADV), teacher.bind().features(X))
         text = slow_cosine_distance(student.class_features(), teacher.class_features())
+        square = mean(slow_squares(student.bind().embed(X_ADV), teacher.bind().embed(X)))
     assert terms(method) == pytest.approx(
         {
             "adv_ce": 0.7 * slow_ce(z_adv, LABELS),
@@ -109,6 +116,7 @@ def test_apd_terms_agree_with_the_formula(clip: DualEncoder) -> None:
             "clean_kl": 0.6 * mean(slow_kl_rows(z_t, z, 2.0)),
             "image_features": 0.9 * image,
             "text_features": 1.1 * text,
+            "image_features_l2": 0.3 * square,
         },
         rel=1e-4,
         abs=1e-6,
@@ -124,7 +132,7 @@ def test_iad_trusts_the_teacher_as_far_as_it_is_right(clip: DualEncoder) -> None
     assert terms(method)["adv_kl"] == pytest.approx(mean([w * a + (1 - w) * b for w, a, b in rows]), rel=1e-4)
 
 
-@pytest.mark.parametrize("inner", ["ce", "kl", "teacher-kl", "teacher-pair", "mixed"])
+@pytest.mark.parametrize("inner", ["ce", "kl", "teacher-kl", "teacher-pair", "mixed", "features"])
 def test_inner_objectives_agree_with_their_definitions(clip: DualEncoder, inner: str) -> None:
     method = build(clip, teacher="frozen", inner=inner)
     step = Step(Batch.of(X, LABELS), method.student.bind())
@@ -132,6 +140,9 @@ def test_inner_objectives_agree_with_their_definitions(clip: DualEncoder, inner:
     z, z_adv = logits(method.student, X), logits(method.student, X_ADV)
     if inner == "ce":
         wanted = [slow_ce(z_adv[i : i + 1], LABELS[i : i + 1]) for i in range(4)]
+    elif inner == "features":
+        with torch.no_grad():
+            wanted = slow_squares(method.student.bind().embed(X_ADV), method.teacher.bind().embed(X))
     elif inner == "mixed":  # half hard, half soft until the balance is measured
         rows = [slow_softmax(row, 1.0) for row in logits(method.teacher, X).tolist()]
         mixed = [[(p + (i == y)) / 2 for i, p in enumerate(row)] for row, y in zip(rows, LABELS.tolist(), strict=True)]
@@ -142,6 +153,12 @@ def test_inner_objectives_agree_with_their_definitions(clip: DualEncoder, inner:
         ]
         wanted = slow_kl_rows(target, z_adv, 1.0)
     assert got.tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
+def test_settings_added_later_are_recorded_only_where_they_are_set() -> None:
+    assert APDSettings().model_dump().keys().isdisjoint({"teacher_tau", "image_features_l2"})
+    changed = APDSettings(teacher_tau=2.0, image_features_l2=0.5)
+    assert APDSettings(**changed.model_dump()) == changed
 
 
 def test_the_attack_on_the_mixed_label_climbs_what_the_loss_descends(clip: DualEncoder) -> None:
@@ -211,7 +228,7 @@ def test_variants_have_the_terms_of_their_papers(clip: DualEncoder, variant: str
     ("name", "settings"),
     [
         *[(name, {}) for name, method in METHODS.items() if method.adversarial],
-        *[("apd", {"inner": inner}) for inner in ("kl", "teacher-kl", "teacher-pair", "mixed")],
+        *[("apd", {"inner": inner}) for inner in ("kl", "teacher-kl", "teacher-pair", "mixed", "features")],
     ],
 )
 def test_settings_know_whether_their_attack_is_flat_at_the_clean_image(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
 from apd.data.batch import Batch
 from apd.methods import Preparation, Step
@@ -20,8 +23,11 @@ from .test_methods import (
     mean,
     slow_ce,
     slow_kl_rows,
+    slow_softmax,
     terms,
 )
+
+FEATURES = ("image_features", "image_features_l2", "text_features")
 
 
 def test_online_teacher_learns_from_clean_labels_and_feedback(clip: DualEncoder) -> None:
@@ -34,15 +40,35 @@ def test_online_teacher_learns_from_clean_labels_and_feedback(clip: DualEncoder)
 
 def test_student_and_teacher_losses_do_not_leak_into_each_other(clip: DualEncoder) -> None:
     """The student's terms move only the student, the teacher's only the teacher (the stop-gradients of the formula)."""
-    method = build(
-        clip, teacher="online", adv_ce=1.0, feedback=0.5, clean_kl=1.0, image_features=1.0, text_features=1.0
-    )
-    for name in ("adv_ce", "adv_kl", "clean_kl", "image_features", "text_features", "teacher_ce", "feedback"):
+    method = build(clip, teacher="online", adv_ce=1.0, feedback=0.5, clean_kl=1.0, **dict.fromkeys(FEATURES, 1.0))
+    for name in ("adv_ce", "adv_kl", "clean_kl", *FEATURES, "teacher_ce", "feedback"):
         method.zero_grad()
         step = Step(Batch.of(X, LABELS), method.student.bind())
         method.loss(step, X_ADV)[name].backward()
         moved = {n.split(".")[0] for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         assert moved == ({"teacher"} if name in ("teacher_ce", "feedback") else {"student"}), name
+
+
+def test_teacher_and_student_may_have_temperatures_of_their_own(clip: DualEncoder) -> None:
+    """tau^2 KL(softmax(z_T / teacher_tau) || softmax(z_S / tau)), and the softer label in the attack's mixture."""
+    method = build(clip, teacher="online", tau=0.5, teacher_tau=1.6, clean_kl=1.0, adv_kl=1.0, adv_ce=1.0, feedback=1.0)
+    z, z_adv, z_t = (logits(*pair) for pair in ((method.student, X), (method.student, X_ADV), (method.teacher, X)))
+
+    def wanted(z_s: Tensor) -> float:
+        soft, student = ([slow_softmax(row, t) for row in a.tolist()] for a, t in ((z_t, 1.6), (z_s, 0.5)))
+        rows = zip(soft, student, strict=True)
+        return 0.25 * mean([sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) for p, q in rows])
+
+    got = terms(method)
+    assert got["clean_kl"] == pytest.approx(wanted(z), rel=1e-4)
+    assert [got["adv_kl"], got["feedback"]] == pytest.approx([wanted(z_adv)] * 2, rel=1e-4)
+    mixing = build(clip, teacher_tau=1.6, balance=1.0)
+    step = Step(Batch.of(X, LABELS), mixing.student.bind())
+    soft = torch.tensor([slow_softmax(row, 1.6) for row in logits(mixing.teacher, X).tolist()])
+    torch.testing.assert_close(mixing.inner(step, step.student.detach()).target, soft, rtol=1e-4, atol=1e-6)
+    assert terms(build(clip, tau=2.0, teacher_tau=2.0)) == terms(build(clip, tau=2.0))
+    with refused("method.teacher_tau", by=ValueError):
+        APDSettings(teacher_tau=2.0, adv_ce=1.0, adv_kl=0.0)
 
 
 def test_a_robust_teacher_labels_the_adversarial_image(
@@ -78,9 +104,9 @@ def test_features_of_different_width_cannot_be_compared(
     config.projection_dim = 28
     CLIPModel(config).save_pretrained(folder)
     assert terms(build(clip, teacher_model=str(folder), clean_kl=1.0))["clean_kl"] > 0
-    for name in ("image_features", "text_features"):
+    for name, value in {**dict.fromkeys(FEATURES, 1.0), "inner": "features"}.items():
         with refused(f"method.{name}", "28", "20"):
-            build(clip, teacher_model=str(folder), **{name: 1.0})
+            build(clip, teacher_model=str(folder), **{name: value})
 
 
 def test_a_robust_teacher_that_nothing_asks_is_refused() -> None:

@@ -7,14 +7,15 @@ formula below, its weights, temperature and variants are this project's reconstr
     student  L_S = adv_ce * CE(z_S(x'), y) + adv_kl * tau^2 KL(p_T || p_S(x'))
                  + clean_ce * CE(z_S(x), y) + clean_kl * tau^2 KL(p_T(x) || p_S(x))
                  + image_features * [1 - cos(f_S(x'), f_T(x))] + text_features * [1 - cos(t_S, t_T)]
+                 + image_features_l2 * ||f_S(x') - f_T(x)||^2
     teacher  L_T = CE(z_T(x), y) + feedback * tau^2 KL(p_T(x) || sg[p_S(x')])            (online only)
 
 where adv_ce = 1 - w and adv_kl = w by default, w being the accuracy of the untouched teacher on the few training images
 (``balance: auto``): its soft labels count as far as it knows these classes. The attack climbs KL to that
 mixed label, so that attack and loss are one min-max problem (``inner: mixed``); the paper's own inner objective, the
-cross-entropy to y, is ``inner: ce``. Here ``p = softmax(z / tau)``; ``p_T`` in
-``adv_kl`` is the teacher on x, or on x' (``soft_target: adversarial``, AdaAD). Of an image without a label, y is the teacher's
-most probable class.
+cross-entropy to y, is ``inner: ce``. Here ``p = softmax(z / tau)``, for the teacher with ``teacher_tau`` in place of tau
+if it is set (a softer teacher and a sharper student: AGFT, CVPR 2026); ``p_T`` in ``adv_kl`` is the teacher on x, or on x'
+(``soft_target: adversarial``, AdaAD). Of an image without a label, y is the teacher's most probable class.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from apd.attacks.objectives import (
     kl_of_pair,
     kl_to_logits,
     kl_to_probabilities,
+    squared_distance,
 )
 from apd.data.batch import Batch
 from apd.errors import InputError
@@ -78,16 +80,17 @@ class APD(Method):
         teacher, bound = self.teacher, PerObject[PromptedCLIP, BoundCLIP](PromptedCLIP.bind_detached)
         online = PerObject[Step, BoundCLIP](lambda step: teacher.bind())
         self._bound, self._online = bound, online
-        self._online_features = PerObject[Step, Tensor](lambda step: online(step).features(step.x))
+        self._online_embeds = PerObject[Step, Tensor](lambda step: online(step).embed(step.x))
         self._untouched_logits = PerObject[Batch, Tensor](lambda batch: bound(base).logits(batch.x))
-        self._fixed_features = PerObject[Batch, Tensor](lambda batch: bound(teacher).features(batch.x))
+        self._fixed_embeds = PerObject[Batch, Tensor](lambda batch: bound(teacher).embed(batch.x))
         widths = self.teacher.encoder.info.embed_dim, zero_shot.encoder.info.embed_dim
-        for name in ("image_features", "text_features"):
-            if getattr(settings, name) and widths[0] != widths[1]:
-                raise InputError(
-                    f"method.{name} needs teacher and student of equal embedding width, got {widths[0]} and {widths[1]}; "
-                    "set it to 0."
-                )
+        wanting = [name for name in ("image_features", "image_features_l2", "text_features") if getattr(settings, name)]
+        wanting += ["inner=features"] if settings.inner == "features" else []
+        if wanting and widths[0] != widths[1]:
+            raise InputError(
+                f"method.{wanting[0]} needs teacher and student of equal embedding width, got {widths[0]} and {widths[1]}; "
+                "leave it out."
+            )
 
     @staticmethod
     def _other(zero_shot: PromptedCLIP, source: str | None) -> PromptedCLIP:
@@ -139,12 +142,16 @@ class APD(Method):
     def _teacher(self, step: Step) -> BoundCLIP:
         return self._online(step) if self.settings.teacher == "online" else self._bound(self.teacher)
 
-    def _teacher_features(self, step: Step) -> Tensor:
+    def _teacher_embeds(self, step: Step) -> Tensor:
         """Return the teacher's features of x (B, D): once per step if it is online, else once per batch."""
         if self.settings.teacher == "online":
-            return self._online_features(step)
+            return self._online_embeds(step)
         with torch.no_grad():
-            return self._fixed_features(step.batch)
+            return self._fixed_embeds(step.batch)
+
+    def _teacher_features(self, step: Step) -> Tensor:
+        """Return the teacher's features of x (B, D) of unit length."""
+        return F.normalize(self._teacher_embeds(step), dim=-1)
 
     def _teacher_logits(self, step: Step) -> Tensor:
         if self.settings.teacher in ("auto", "mean"):
@@ -157,7 +164,7 @@ class APD(Method):
             shares = tuple(self.shares.tolist())
             if shares == FROZEN:
                 return self._untouched_logits(step.batch)
-            tuned = self._bound(self.teacher).logits_from_features(self._fixed_features(step.batch))
+            tuned = self._bound(self.teacher).logits_from_features(self._teacher_features(step))
             return tuned if shares == TUNED else mean_logits(self._untouched_logits(step.batch), tuned, self.shares)
 
     def _on_adversarial(self, step: Step) -> BoundCLIP:
@@ -171,6 +178,8 @@ class APD(Method):
             return Objective(attacked.logits, kl_to_logits, step.clean_logits().detach())
         if self.settings.inner == "teacher-kl":
             return Objective(attacked.logits, kl_to_logits, self._teacher_logits(step).detach())
+        if self.settings.inner == "features":
+            return Objective(attacked.embed, squared_distance, self._teacher_embeds(step).detach())
         if self.settings.inner == "mixed":
             return Objective(attacked.logits, kl_to_probabilities, self._mixed_label(step))
         teacher = self._on_adversarial(step)
@@ -180,6 +189,11 @@ class APD(Method):
         """Return the weights of the hard and of the soft label on x'."""
         hard, soft = (1.0, 1.0) if self.settings.balance is None else (1 - self.balance, self.balance)
         return hard * self.settings.adv_ce, soft * self.settings.adv_kl
+
+    def _softened(self, z: Tensor) -> Tensor:
+        """Scale the teacher's logits so that a division by tau leaves them divided by ``teacher_tau``."""
+        s = self.settings
+        return z if s.teacher_tau is None else z * (s.tau / s.teacher_tau)
 
     def _hard_labels(self, step: Step) -> Tensor:
         """The labels (B,); of images without one, the teacher's most probable class."""
@@ -195,13 +209,14 @@ class APD(Method):
     def _mixed_label(self, step: Step) -> Tensor:
         """The probabilities (B, C) towards which the loss draws p_S(x'); exactly so for ``tau = 1`` and soft labels on x."""
         hard, soft = self._weights()
-        known = (self._teacher_logits(step).detach() / self.settings.tau).softmax(dim=-1)
+        known = (self._softened(self._teacher_logits(step).detach()) / self.settings.tau).softmax(dim=-1)
         return (hard * F.one_hot(self._hard_labels(step), known.shape[-1]) + soft * known) / (hard + soft)
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """The terms of L_S (and of L_T, where the teacher is online) whose weight is not 0."""
         s = self.settings
-        features = step.student.features(x_adv)
+        embeds = step.student.embed(x_adv)
+        features = F.normalize(embeds, dim=-1)
         z_adv = step.student.logits_from_features(features)
         hard, soft = self._weights()
         terms: dict[str, Tensor] = {}
@@ -212,11 +227,14 @@ class APD(Method):
         if s.clean_ce:
             terms["clean_ce"] = s.clean_ce * self._cross_entropy(step, step.clean_logits())
         if s.clean_kl:
-            known = self._teacher_logits(step).detach()
+            known = self._softened(self._teacher_logits(step).detach())
             terms["clean_kl"] = s.clean_kl * kl(p=known, q=step.clean_logits(), tau=s.tau).mean()
         if s.image_features:
             away = cosine_distance(features, self._teacher_features(step).detach())
             terms["image_features"] = s.image_features * away.mean()
+        if s.image_features_l2:
+            distance = squared_distance(embeds, self._teacher_embeds(step).detach())
+            terms["image_features_l2"] = s.image_features_l2 * distance.mean()
         if s.text_features:
             classes = self._teacher(step).classes.detach()
             terms["text_features"] = s.text_features * cosine_distance(step.student.classes, classes).mean()
@@ -224,7 +242,7 @@ class APD(Method):
             z_teacher = self._teacher_logits(step)
             terms["teacher_ce"] = step.cross_entropy(z_teacher)
             if s.feedback:
-                terms["feedback"] = s.feedback * kl(p=z_teacher, q=z_adv.detach(), tau=s.tau).mean()
+                terms["feedback"] = s.feedback * kl(p=self._softened(z_teacher), q=z_adv.detach(), tau=s.tau).mean()
         return terms
 
     def _soft(self, step: Step, x_adv: Tensor, z_adv: Tensor) -> Tensor:
@@ -237,6 +255,7 @@ class APD(Method):
                 adversarial = teacher.logits(x_adv)
         target = adversarial if self.settings.soft_target == "adversarial" else self._teacher_logits(step).detach()
         assert target is not None
+        target = self._softened(target)
         if not self.settings.trust:
             return kl(p=target, q=z_adv, tau=self.settings.tau).mean()
         assert adversarial is not None

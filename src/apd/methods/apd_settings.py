@@ -44,6 +44,7 @@ class APDSettings(MethodSettings):
 
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = VARIANTS
     models: ClassVar[tuple[str, ...]] = ("teacher_model", "robust_teacher")
+    unrecorded: ClassVar[dict[str, Any]] = {"image_features_l2": 0.0, "teacher_tau": None}
 
     variant: Literal["apd", "ard", "rslad", "iad", "adaad", "mtard"] = Field(
         "apd", description="preset of weights and inner objective"
@@ -68,13 +69,20 @@ class APDSettings(MethodSettings):
     clean_ce: float = Field(0.0, ge=0, description="weight of CE(z_S(x), y)")
     clean_kl: float = Field(0.0, ge=0, description="weight of KL(p_T(x) || p_S(x))")
     image_features: float = Field(0.0, ge=0, description="weight of 1 - cos(f_S(x'), f_T(x))")
+    image_features_l2: float = Field(
+        0.0, ge=0, description="weight of ||f_S(x') - f_T(x)||^2 of features that are not of unit length"
+    )
     text_features: float = Field(0.0, ge=0, description="weight of 1 - cos(t_S, t_T)")
     feedback: float = Field(0.0, ge=0, description="online teacher: weight of KL(p_T(x) || p_S(x')); 0: no feedback")
     tau: float = Field(1.0, gt=0, description="temperature of the soft labels")
-    inner: Literal["ce", "kl", "teacher-kl", "teacher-pair", "mixed"] = Field(
+    teacher_tau: float | None = Field(
+        None, gt=0, description="the teacher's temperature where it is another than the student's; null: tau"
+    )
+    inner: Literal["ce", "kl", "teacher-kl", "teacher-pair", "features", "mixed"] = Field(
         "ce",
-        description="inner objective: CE, KL to the clean student, KL to the teacher on x, KL to the teacher on x', "
-        "KL to the mixture of the hard label and the teacher's on x, weighted as in the loss (mixed, variant apd's)",
+        description="inner objective: CE, KL to the clean student, KL to the teacher on x, KL to the teacher on x', squared "
+        "distance of features to the teacher's on x (features), KL to the mixture of the hard label and the teacher's on x, "
+        "weighted as in the loss (mixed, variant apd's)",
     )
     soft_target: Literal["clean", "adversarial"] = Field(
         "clean", description="image on which the teacher gives the soft label for x'"
@@ -107,6 +115,10 @@ class APDSettings(MethodSettings):
                 "method.inner=mixed needs a label on x': set method.adv_ce or method.adv_kl above 0 (both, with a balance), or "
                 "method.inner=ce"
             )
+        if self.teacher_tau is not None and not (self.soft_label or self.clean_kl or self.feedback):
+            raise ValueError(
+                "method.teacher_tau is the temperature of the teacher's soft label, which no term asks for; leave it out"
+            )
         if self.feedback and self.teacher != "online":
             raise ValueError(f"method.feedback needs method.teacher=online, got {self.teacher}")
         if self.robust_teacher is not None and not self._asks_on_adversarial:
@@ -136,10 +148,10 @@ class APDSettings(MethodSettings):
     def _asks_teacher(self) -> bool:
         """Whether the teacher that is not the robust one answers anything."""
         on_clean = self.soft_label and (self.soft_target == "clean" or self.inner == "mixed")
-        terms = self.clean_kl or self.image_features or self.text_features
+        terms = self.clean_kl or self.image_features or self.image_features_l2 or self.text_features
         return bool(
             on_clean
-            or self.inner == "teacher-kl"
+            or self.inner in ("teacher-kl", "features")
             or terms
             or (self._asks_on_adversarial and self.robust_teacher is None)
         )
