@@ -13,7 +13,7 @@ from torch import Tensor
 from apd.attacks import PGD
 from apd.attacks.threat import ThreatModel
 from apd.data.batch import Batch
-from apd.data.dataset import Decoded
+from apd.data.dataset import UNKNOWN, Decoded
 from apd.methods import METHODS, Method, Preparation, find_method
 from apd.models import DualEncoder, load_clip
 from apd.models.classifier import PromptedCLIP
@@ -42,6 +42,8 @@ class Slow:
         if self.prompts.spec.coupling == "text-to-vision":
             mapped = [text[d] @ self.prompts.maps[d].weight.T + self.prompts.maps[d].bias for d in range(3)]
             visual = mapped + visual
+        if self.prompts.spec.coupling == "vision-to-text":
+            text = [visual[d] @ self.prompts.maps[d].weight.T + self.prompts.maps[d].bias for d in range(3)]
         return text, visual
 
     def classes(self) -> Tensor:
@@ -118,6 +120,20 @@ def fare(m: Slow, o: Slow, x: Tensor, a: Tensor) -> Tensor:
     return squares(m.embed(a), o.embed(x).detach())
 
 
+def agft(m: Slow, o: Slow, x: Tensor, a: Tensor) -> Tensor:
+    scale = m.encoder.info.logit_scale
+    return kl((72 / scale) * o.logits(x).detach(), (180 / scale) * m.logits(a))
+
+
+def coapt(m: Slow, o: Slow, x: Tensor, a: Tensor) -> Tensor:
+    unit = [f / f.norm(dim=1, keepdim=True) for f in (m.embed(a), o.embed(x).detach())]
+    text = squares(m.classes(), o.classes().detach()).sum() / len(CLASSES)
+    anchor = 8 * (2 - torch.exp(-0.5 * (squares(*unit) + text)))
+    pairs = [(p.exp() / p.exp().sum(), q.exp() / q.exp().sum()) for p, q in zip(m.logits(x), m.logits(a), strict=True)]
+    renyi = [sum(p**2.5 / q**1.5 for p, q in zip(*pair, strict=True)).log() / 1.5 for pair in pairs]
+    return anchor + torch.stack(renyi) + ce(m.logits(a))
+
+
 BOTH, TEXT, VISUAL = (
     {"text_tokens": 2, "visual_tokens": 3, "text_depth": 2, "visual_depth": 3},
     {"text_tokens": 2},
@@ -144,6 +160,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], Formula | None, Formula]]
     ("trades", {"beta": 4.0}, BOTH, inner_kl, trades),
     ("pmg", {"alpha": 0.7, "beta": 1.3}, BOTH, inner_ce, pmg),
     ("fare", {}, VISUAL, fare, fare),
+    ("agft", {}, BOTH, agft, agft),
+    ("coapt", {"beta": 0.5}, COUPLED, inner_ce, coapt),
 ]
 
 
@@ -203,6 +221,28 @@ def test_a_step_s_loss_and_gradients_are_the_formula_s(
     for parameter, gradient in expected.items():
         assert gradient.abs().sum() > 0, parameter
         torch.testing.assert_close(got[parameter], gradient, rtol=1e-5, atol=1e-9)
+
+
+def test_promptkd_follows_tuned_prompts_on_images_without_labels(clip: DualEncoder) -> None:
+    method, x, tuned = build(clip, "promptkd", {"tau": 2.0}, BOTH), images(), []
+
+    def tune(other: Method) -> None:
+        assert not other.adversarial and other.student.encoder is method.student.encoder
+        tuned.append(other.student.prompts)
+        with torch.no_grad():
+            for parameter in other.student.prompts.parameters():
+                parameter.add_(0.1)
+
+    method.prepare(Preparation(None, None, None, 0, tune, None))  # type: ignore[arg-type]
+    unknown = replace(Batch.of(x, torch.full_like(LABELS, UNKNOWN)), labelled=torch.zeros(4, dtype=torch.bool))
+    terms, seen = TrainStep(method)(unknown, THREAT)
+    teacher, student = (Slow(method.student.encoder, prompts) for prompts in (tuned[0], method.student.prompts))
+    wanted = 4 * kl(teacher.logits(x).detach() / 2, student.logits(x) / 2).mean()
+    assert torch.equal(seen, x) and terms.keys() == {"clean_kl"}
+    got, expected = gradients(method, terms["clean_kl"]), gradients(method, wanted)
+    assert got.keys() == expected.keys() and len(got) == len(list(method.student.prompts.parameters()))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("inner", ["features", "ce"])
@@ -266,6 +306,9 @@ TRAINED = {
     "trades": {"text_tokens", "visual_tokens"},
     "pmg": {"text_tokens", "visual_tokens"},
     "fare": {"visual_tokens"},
+    "coapt": {"visual_tokens", "maps"},
+    "agft": {"text_tokens", "visual_tokens"},
+    "promptkd": {"text_tokens", "visual_tokens"},
     "vlp": {"text_tokens", "visual_tokens"},
     "maple": {"text_tokens", "maps", "visual_tokens"},
     "coop": {"text_tokens"},
@@ -292,6 +335,9 @@ PASSES = {
     "trades": 4,
     "pmg": 5,
     "fare": 4,
+    "coapt": 5,
+    "agft": 4,
+    "promptkd": 2,
 }
 
 

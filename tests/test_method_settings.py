@@ -85,7 +85,7 @@ def test_presets_for_deep_towers_are_refused_on_shallow_ones_and_all_wins(clip: 
 
 
 def test_a_method_without_published_prompts_has_no_preset() -> None:
-    assert {"apd", "trades", "pmg", "fare", "zero-shot"}.isdisjoint(WITH_PRESET)
+    assert {"apd", "trades", "pmg", "fare", "agft", "promptkd", "zero-shot"}.isdisjoint(WITH_PRESET)
     with refused("trades", "method.preset"):
         load_config(flags={"data.source": "digits", "method.name": "trades"}, sets=["method.preset=published"])
 
@@ -141,6 +141,7 @@ def test_a_preset_that_is_asked_for_wins_over_the_values_of_a_saved_run(tmp_path
         ("adaad", "attack={kind: free}", ["method.inner=teacher-pair", "train.attack.kind=free"]),
         ("adaad", "attack={kind: n-fgsm}", None),
         ("fare", "label_smoothing=0.1", ["train.label_smoothing", "fare", "0"]),
+        ("agft", "label_smoothing=0.1", ["train.label_smoothing", "agft", "0"]),
         ("apd", "label_smoothing=0.1", None),
         ("adaad", "label_smoothing=0.1", ["train.label_smoothing", "0", "method.clean_ce"]),
         (

@@ -76,7 +76,7 @@ def test_impossible_choices_are_refused(colours: Path, settings: dict[str, objec
         load_data(colours, **settings)
 
 
-@pytest.mark.parametrize("method", ["apd", "advvlp", "trades"])
+@pytest.mark.parametrize("method", ["apd", "advvlp", "trades", "agft", "coapt", "promptkd"])
 def test_no_label_of_an_unlabelled_image_is_used(tmp_path: Path, clip: DualEncoder, colours: Path, method: str) -> None:
     data = some(colours)
     other = replace(data, unlabelled=replace(data.unlabelled, labels=(data.unlabelled.labels + 1) % 3))

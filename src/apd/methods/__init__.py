@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from apd.methods.adversarial import APT, AdvMaPLe, AdvVLP, AdvVP, AdvVPPixels
 from apd.methods.advpt import AdvPT
+from apd.methods.agft import AGFT
 from apd.methods.apd import APD
 from apd.methods.base import Method, MethodSettings, Preparation
 from apd.methods.clean import VLP, VPT, CoOp, MaPLe
+from apd.methods.coapt import CoAPT
 from apd.methods.consistency import FAP, TRADES
 from apd.methods.fare import FARE
 from apd.methods.pmg import PMG
+from apd.methods.promptkd import PromptKD
 from apd.methods.step import PerObject, Step
 from apd.methods.zero_shot import ZeroShot
 from apd.util.plugins import Registry
@@ -40,8 +43,11 @@ METHODS: Registry[type[Method]] = Registry(
         "trades": TRADES,
         "pmg": PMG,
         "fare": FARE,
+        "coapt": CoAPT,
+        "agft": AGFT,
         "vlp": VLP,
         "maple": MaPLe,
+        "promptkd": PromptKD,
         "coop": CoOp,
         "vpt": VPT,
         "zero-shot": ZeroShot,

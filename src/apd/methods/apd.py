@@ -40,11 +40,9 @@ from apd.data.batch import Batch
 from apd.errors import InputError
 from apd.methods.apd_settings import APDSettings
 from apd.methods.base import Method, MethodSettings, Preparation, prompted
-from apd.methods.clean import VLP
 from apd.methods.step import PerObject, Step
-from apd.methods.teachers import FROZEN, MEAN, TUNED, choose, logits_of, mean_logits
+from apd.methods.teachers import FROZEN, MEAN, TUNED, choose, logits_of, mean_logits, other_clip, tune_prompts
 from apd.models.classifier import BoundCLIP, PromptedCLIP
-from apd.models.shared import shared_clip
 
 if TYPE_CHECKING:
     from apd.data.dataset import Decoded
@@ -65,14 +63,14 @@ class APD(Method):
 
     def __init__(self, settings: APDSettings, zero_shot: PromptedCLIP, seed: int = 0) -> None:
         super().__init__(settings, zero_shot, seed)
-        self.untouched = base = self._other(zero_shot, settings.teacher_model)
+        self.untouched = base = other_clip(zero_shot, settings.teacher_model)
         # A seed of its own: a teacher that starts as the student's copy would teach it nothing at first.
         self.teacher = base if settings.teacher == "frozen" else prompted(base, settings.prompts, seed + 1)
         self.teacher.requires_grad_(settings.teacher == "online")
         self.teacher.encoder.requires_grad_(False)
         if settings.teacher in ("auto", "mean"):
             self.register_buffer("shares", torch.tensor(MEAN))
-        self.robust = self._other(zero_shot, settings.robust_teacher) if settings.robust_teacher else None
+        self.robust = other_clip(zero_shot, settings.robust_teacher) if settings.robust_teacher else None
         # Even until `prepare` has measured it.
         share = 0.5 if settings.balance == "auto" else settings.balance
         self.register_buffer("balance", torch.tensor(0.5 if share is None else share))
@@ -92,29 +90,13 @@ class APD(Method):
                 "leave it out."
             )
 
-    @staticmethod
-    def _other(zero_shot: PromptedCLIP, source: str | None) -> PromptedCLIP:
-        if source is None:
-            return zero_shot
-        encoder = shared_clip(source, device=zero_shot.encoder.device)
-        sizes = encoder.info.image_size, zero_shot.encoder.info.image_size
-        if sizes[0] != sizes[1]:
-            raise InputError(
-                f"Teacher {source} takes {sizes[0]} px, the student {sizes[1]} px; teacher and student must see the same image."
-            )
-        return PromptedCLIP(encoder, None, zero_shot.class_names, zero_shot.templates)
-
     def prepare(self, before: Preparation) -> None:
         """Measure what the untouched teacher knows, and tune its prompts on clean images if it is ``tuned``."""
         if self.settings.balance == "auto" and self.settings.teacher != "auto":
             self.balance.fill_(self._accuracy(before.images))
         if self.settings.teacher in ("frozen", "online"):
             return
-        clean = VLP(MethodSettings(prompts=self.settings.prompts), self.untouched)
-        assert clean.student.prompts is not None and self.teacher.prompts is not None
-        clean.student.prompts.load_state_dict(self.teacher.prompts.state_dict())
-        before.tune(clean)
-        self.teacher.prompts.load_state_dict(clean.student.prompts.state_dict())
+        tune_prompts(self.teacher, before)
         if self.settings.teacher == "auto":
             answers = [logits_of(one, before.validation) for one in (self.untouched, self.teacher)]
             shares, accuracy = choose(answers[0], answers[1], before.validation.labels)

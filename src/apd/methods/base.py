@@ -174,6 +174,16 @@ class Method(nn.Module):
         self.load_state_dict(dict(state), strict=False)
 
 
+def refuse_smoothing(train: TrainSettings, name: str) -> None:
+    """Refuse label smoothing with the method ``name``, which looks at no labels.
+
+    Raises:
+        ValueError: where it is asked for.
+    """
+    if train.label_smoothing:
+        raise ValueError(f"train.label_smoothing has no effect on {name}, which looks at no labels; set it to 0")
+
+
 def prompted(classifier: PromptedCLIP, spec: PromptSpec, seed: int) -> PromptedCLIP:
     """Give a classifier fresh prompts, started from the words in front of its first template's class name."""
     head = classifier.templates[0].split("{}", 1)[0]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from apd.attacks.objectives import Objective, squared_distance
-from apd.methods.base import Method, MethodSettings
+from apd.methods.base import Method, MethodSettings, refuse_smoothing
 from apd.methods.prompt_kinds import VISUAL_ONLY
 from apd.methods.step import PerObject, Step
 from apd.models.classifier import BoundCLIP, PromptedCLIP
@@ -34,8 +34,7 @@ class FARESettings(MethodSettings):
     def check_training(self, train: TrainSettings) -> None:
         """Check that these settings of training fit the method; see `MethodSettings.check_training`."""
         super().check_training(train)
-        if train.label_smoothing:
-            raise ValueError("train.label_smoothing has no effect on fare, which looks at no labels; set it to 0")
+        refuse_smoothing(train, "fare")
 
 
 class FARE(Method):

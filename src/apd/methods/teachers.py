@@ -13,7 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apd.errors import InputError
+from apd.methods.base import MethodSettings, Preparation
+from apd.methods.clean import VLP
 from apd.models.classifier import PromptedCLIP
+from apd.models.shared import shared_clip
 
 if TYPE_CHECKING:
     from apd.data.dataset import Decoded
@@ -21,6 +25,33 @@ if TYPE_CHECKING:
 FROZEN, TUNED, MEAN = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
 """Shares of the frozen and of the tuned teacher's probabilities in the soft label."""
 _BATCH = 256
+
+
+def other_clip(zero_shot: PromptedCLIP, source: str | None) -> PromptedCLIP:
+    """Return the CLIP model that a setting names, with the student's classes and templates; its own for None.
+
+    Raises:
+        InputError: a model that cannot be loaded, or that takes images of another size.
+    """
+    if source is None:
+        return zero_shot
+    encoder = shared_clip(source, device=zero_shot.encoder.device)
+    sizes = encoder.info.image_size, zero_shot.encoder.info.image_size
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"Teacher {source} takes {sizes[0]} px, the student {sizes[1]} px; teacher and student must see the same image."
+        )
+    return PromptedCLIP(encoder, None, zero_shot.class_names, zero_shot.templates)
+
+
+def tune_prompts(teacher: PromptedCLIP, before: Preparation) -> None:
+    """Tune a teacher's prompts on clean labelled images, in place."""
+    assert teacher.prompts is not None
+    clean = VLP(MethodSettings(prompts=teacher.prompts.spec), teacher.zero_shot())
+    assert clean.student.prompts is not None
+    clean.student.prompts.load_state_dict(teacher.prompts.state_dict())
+    before.tune(clean)
+    teacher.prompts.load_state_dict(clean.student.prompts.state_dict())
 
 
 def mean_logits(frozen: Tensor, tuned: Tensor, shares: Tensor) -> Tensor:
