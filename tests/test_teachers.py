@@ -62,11 +62,13 @@ def test_teacher_and_student_may_have_temperatures_of_their_own(clip: DualEncode
     got = terms(method)
     assert got["clean_kl"] == pytest.approx(wanted(z), rel=1e-4)
     assert [got["adv_kl"], got["feedback"]] == pytest.approx([wanted(z_adv)] * 2, rel=1e-4)
-    mixing = build(clip, teacher_tau=1.6, balance=1.0)
+    mixing = build(clip, teacher="frozen", teacher_tau=1.6, balance=1.0)
     step = Step(Batch.of(X, LABELS), mixing.student.bind())
     soft = torch.tensor([slow_softmax(row, 1.6) for row in logits(mixing.teacher, X).tolist()])
     torch.testing.assert_close(mixing.inner(step, step.student.detach()).target, soft, rtol=1e-4, atol=1e-6)
-    assert terms(build(clip, tau=2.0, teacher_tau=2.0)) == terms(build(clip, tau=2.0))
+    assert terms(build(clip, teacher="frozen", tau=2.0, teacher_tau=2.0)) == terms(
+        build(clip, teacher="frozen", tau=2.0)
+    )
     with refused("method.teacher_tau", by=ValueError):
         APDSettings(teacher_tau=2.0, adv_ce=1.0, adv_kl=0.0)
 
