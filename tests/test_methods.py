@@ -156,7 +156,7 @@ def test_inner_objectives_agree_with_their_definitions(clip: DualEncoder, inner:
 
 
 def test_settings_added_later_are_recorded_only_where_they_are_set() -> None:
-    assert APDSettings().model_dump().keys().isdisjoint({"teacher_tau", "image_features_l2"})
+    assert APDSettings().model_dump().keys().isdisjoint({"teacher_tau", "image_features_l2", "second_teacher"})
     changed = APDSettings(teacher_tau=2.0, image_features_l2=0.5)
     assert APDSettings(**changed.model_dump()) == changed
 

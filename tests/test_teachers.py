@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import apd
 from apd.data.batch import Batch
 from apd.methods import Preparation, Step
 from apd.methods.apd import APDSettings
-from apd.models import DualEncoder
+from apd.models import DualEncoder, load_clip
+from apd.models.classifier import PromptedCLIP
+from apd.models.shared import share_classifier
 
 from .refusals import refused
 from .test_methods import (
+    CLASSES,
     LABELS,
     X_ADV,
     X,
@@ -71,6 +77,55 @@ def test_teacher_and_student_may_have_temperatures_of_their_own(clip: DualEncode
     )
     with refused("method.teacher_tau", by=ValueError):
         APDSettings(teacher_tau=2.0, adv_ce=1.0, adv_kl=0.0)
+
+
+def test_a_second_teacher_shares_in_the_soft_label(clip: DualEncoder, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The mean of the teacher's probabilities on x and of the second's on x', both at the teacher's temperature."""
+    from .models import save_clip
+
+    folder = save_clip(tmp_path_factory.mktemp("second") / "clip", seed=9)
+    method = build(clip, teacher="frozen", second_teacher=str(folder), tau=0.5, teacher_tau=1.6, adv_kl=1.0)
+    first, second = logits(method.teacher, X), logits(PromptedCLIP(load_clip(folder), None, CLASSES), X_ADV)
+    pairs = zip(first.tolist(), second.tolist(), logits(method.student, X_ADV).tolist(), strict=True)
+    rows = []
+    for one, other, student in pairs:
+        p = [(a + b) / 2 for a, b in zip(slow_softmax(one, 1.6), slow_softmax(other, 1.6), strict=True)]
+        rows.append(0.25 * sum(a * math.log(a / b) for a, b in zip(p, slow_softmax(student, 0.5), strict=True)))
+    assert terms(method)["adv_kl"] == pytest.approx(mean(rows), rel=1e-4)
+    with refused("method.second_teacher", by=ValueError):
+        APDSettings(second_teacher="other", adv_ce=1.0, adv_kl=0.0)
+
+
+def test_a_run_s_prompts_can_teach(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    data = apd.load_data(colours, shots=2)
+    quick: dict[str, Any] = {"epochs": 1, "device": "cpu", "quiet": True}
+    small = {"text_tokens": 2, "visual_tokens": 2}
+    clean = apd.train(clip, data, method={"name": "vlp", "prompts": small}, output=tmp_path / "clean", **quick)
+    section = {"name": "apd", "prompts": small, "teacher": "frozen", "teacher_model": str(clean.path), "balance": 1.0}
+    taught = apd.train(clip, data, method=section, output=tmp_path / "taught", **quick)
+    about = taught.manifest["teachers"]["teacher_model"]
+    assert about["prompts_sha256"] == clean.manifest["prompts_sha256"]
+    assert about["weights_sha256"] == clip.info.weights_sha256
+    plain = apd.train(clip, data, method={**section, "teacher_model": None}, output=tmp_path / "plain", **quick)
+    one, other = taught.load_prompts(), plain.load_prompts()
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    student = {"name": "promptkd", "prompts": small, "teacher_model": str(clean.path)}
+    assert apd.train(clip, data, method=student, **quick).manifest["teachers"].keys() == {"teacher_model"}
+    for teacher in ("tuned", "online"):
+        with refused("method.teacher_model", f"method.teacher={teacher}"):
+            apd.train(clip, data, method={**section, "teacher": teacher}, **quick)
+
+
+def test_what_a_run_teaches_is_what_it_answers(clip: DualEncoder) -> None:
+    learned = build(clip, "advvlp").student
+    held = share_classifier("some/run", learned)
+    method = build(clip, teacher="frozen", teacher_model="some/run", adv_kl=1.0)
+    z_t, z_adv = logits(learned, X), logits(method.student, X_ADV)
+    assert terms(method)["adv_kl"] == pytest.approx(mean(slow_kl_rows(z_t, z_adv, 1.0)), rel=1e-4)
+    assert {
+        name for name, p in method.named_parameters() if p.requires_grad and not name.startswith("student")
+    } == set()
+    assert held is learned
 
 
 def test_a_robust_teacher_labels_the_adversarial_image(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from apd.models import DualEncoder, load_clip
     from apd.models.classifier import PromptedCLIP
     from apd.models.prompts import PromptSpec
+    from apd.runs.average import average_runs
     from apd.runs.folder import Run
     from apd.runs.load import load_run
     from apd.training.start import train
@@ -36,6 +37,7 @@ __all__ = [
     "PromptedCLIP",
     "Run",
     "__version__",
+    "average_runs",
     "evaluate",
     "evaluate_run",
     "load_clip",
@@ -53,6 +55,7 @@ _HOMES = {
     "PromptSpec": "apd.models.prompts",
     "PromptedCLIP": "apd.models.classifier",
     "Run": "apd.runs.folder",
+    "average_runs": "apd.runs.average",
     "evaluate": "apd.evaluation",
     "evaluate_run": "apd.evaluation",
     "load_clip": "apd.models",

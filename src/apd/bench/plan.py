@@ -21,6 +21,8 @@ from apd.data import ImageSet
 from apd.data.load import load_unlabelled
 from apd.data.settings import REST, UNLABELLED, DataSettings
 from apd.runs.config import RunConfig
+from apd.runs.folder import Run
+from apd.runs.load import is_run
 
 Shots = int | Literal["all"]
 
@@ -229,6 +231,10 @@ def _digest(about: Mapping[str, Any]) -> str:
 
 
 def _model_identity(source: str) -> tuple[str, ...]:
+    if is_run(source):
+        run = Run.open(source).manifest
+        hashes = (run["model"]["weights_sha256"], run["model"]["tokenizer_sha256"], run["prompts_sha256"])
+        return (*hashes, repr(run["model"]["preprocessing"]), repr(run["templates"]))
     info = encoder_info(source)
     return info.weights_sha256, info.tokenizer_sha256, repr(info.preprocessing)
 

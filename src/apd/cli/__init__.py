@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from apd.cli import bench, demo, evaluate, listing, predict, train
+from apd.cli import average, bench, demo, evaluate, listing, predict, train
 from apd.errors import ApdError
 from apd.util.files import storage_error
 from apd.util.messages import command_line
@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo.demo, train.train, evaluate.evaluate, predict.predict, bench.bench):
+for command in (demo.demo, train.train, evaluate.evaluate, predict.predict, average.average, bench.bench):
     app.command()(command)
 app.command(name="list")(listing.listing)
 

@@ -15,7 +15,8 @@ where adv_ce = 1 - w and adv_kl = w by default, w being the accuracy of the unto
 mixed label, so that attack and loss are one min-max problem (``inner: mixed``); the paper's own inner objective, the
 cross-entropy to y, is ``inner: ce``. Here ``p = softmax(z / tau)``, for the teacher with ``teacher_tau`` in place of tau
 if it is set (a softer teacher and a sharper student: AGFT, CVPR 2026); ``p_T`` in ``adv_kl`` is the teacher on x, or on x'
-(``soft_target: adversarial``, AdaAD). Of an image without a label, y is the teacher's most probable class.
+(``soft_target: adversarial``, AdaAD), or the mean of it and of ``second_teacher`` on x', a clean CLIP of another architecture
+that x' does not fool (HPT-GPD). Of an image without a label, y is the teacher's most probable class.
 """
 
 from __future__ import annotations
@@ -70,6 +71,12 @@ class APD(Method):
         self.teacher.encoder.requires_grad_(False)
         if settings.teacher in ("auto", "mean"):
             self.register_buffer("shares", torch.tensor(MEAN))
+        if base.prompts is not None and settings.teacher in ("tuned", "online"):
+            raise InputError(
+                f"method.teacher_model={settings.teacher_model} has learned prompts, which method.teacher={settings.teacher} "
+                "would not use; choose frozen, mean or auto."
+            )
+        self.second = other_clip(zero_shot, settings.second_teacher) if settings.second_teacher else None
         self.robust = other_clip(zero_shot, settings.robust_teacher) if settings.robust_teacher else None
         # Even until `prepare` has measured it.
         share = 0.5 if settings.balance == "auto" else settings.balance
@@ -177,6 +184,14 @@ class APD(Method):
         s = self.settings
         return z if s.teacher_tau is None else z * (s.tau / s.teacher_tau)
 
+    def _with_second(self, target: Tensor, x_adv: Tensor) -> Tensor:
+        """Take the mean of the soft label of logits ``target`` (B, C) and of the second teacher's on x', as logits."""
+        assert self.second is not None
+        with torch.no_grad():
+            second = self._softened(self._bound(self.second).logits(x_adv))
+        tau = self.settings.tau
+        return tau * mean_logits(target / tau, second / tau, target.new_full((2,), 0.5))
+
     def _hard_labels(self, step: Step) -> Tensor:
         """The labels (B,); of images without one, the teacher's most probable class."""
         if step.labelled is None:
@@ -238,6 +253,8 @@ class APD(Method):
         target = adversarial if self.settings.soft_target == "adversarial" else self._teacher_logits(step).detach()
         assert target is not None
         target = self._softened(target)
+        if self.second is not None:
+            target = self._with_second(target, x_adv)
         if not self.settings.trust:
             return kl(p=target, q=z_adv, tau=self.settings.tau).mean()
         assert adversarial is not None

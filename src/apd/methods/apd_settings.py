@@ -43,8 +43,8 @@ class APDSettings(MethodSettings):
     """Settings of APD; ``variant`` presets the ones that its source prescribes, and explicit values win over it."""
 
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = VARIANTS
-    models: ClassVar[tuple[str, ...]] = ("teacher_model", "robust_teacher")
-    unrecorded: ClassVar[dict[str, Any]] = {"image_features_l2": 0.0, "teacher_tau": None}
+    models: ClassVar[tuple[str, ...]] = ("teacher_model", "robust_teacher", "second_teacher")
+    unrecorded: ClassVar[dict[str, Any]] = {"image_features_l2": 0.0, "teacher_tau": None, "second_teacher": None}
 
     variant: Literal["apd", "ard", "rslad", "iad", "adaad", "mtard"] = Field(
         "apd", description="preset of weights and inner objective"
@@ -56,9 +56,15 @@ class APDSettings(MethodSettings):
         "online: along with the student",
     )
     teacher_model: str | None = Field(
-        None, description="another CLIP as teacher (any model source); null: the student's own"
+        None,
+        description="another CLIP as teacher (any model source), or a run folder whose prompts teach; null: the student's own",
     )
     robust_teacher: str | None = Field(None, description="mtard: an adversarially trained CLIP, the teacher on x'")
+    second_teacher: str | None = Field(
+        None,
+        description="a clean CLIP of another architecture, or a run on one: the mean of its answer on x' and of the teacher's is "
+        "the soft label for x'",
+    )
     adv_ce: float = Field(0.0, ge=0, description="weight of CE(z_S(x'), y)")
     adv_kl: float = Field(1.0, ge=0, description="weight of KL(p_T || p_S(x'))")
     balance: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = Field(
@@ -118,6 +124,11 @@ class APDSettings(MethodSettings):
         if self.teacher_tau is not None and not (self.soft_label or self.clean_kl or self.feedback):
             raise ValueError(
                 "method.teacher_tau is the temperature of the teacher's soft label, which no term asks for; leave it out"
+            )
+        if self.second_teacher is not None and not self.soft_label:
+            raise ValueError(
+                "method.second_teacher shares in the soft label for x', which has no weight here; give method.adv_kl one, or "
+                "leave it out"
             )
         if self.feedback and self.teacher != "online":
             raise ValueError(f"method.feedback needs method.teacher=online, got {self.teacher}")

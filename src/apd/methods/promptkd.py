@@ -6,7 +6,8 @@
     student  tau^2 * KL( p_T(x) || p_S(x) ) on labelled and unlabelled images, with p = softmax(z / tau)
 
 The student never sees a label. The published student is a smaller CLIP that borrows the teacher's class features through a
-trained projection; here it has text tokens of its own, and its CLIP is the teacher's unless ``teacher_model`` names another.
+trained projection; here it has text tokens of its own, and its CLIP is the teacher's unless ``teacher_model`` names another,
+or a run whose prompts are the teacher as they are.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class PromptKDSettings(MethodSettings):
 
     tau: float = Field(1.0, gt=0, description="temperature of the soft labels")
     teacher_model: str | None = Field(
-        None, description="another CLIP whose prompts are the teacher; null: the student's own"
+        None,
+        description="another CLIP whose prompts are tuned, or a run folder whose prompts are; null: the student's own",
     )
 
 
@@ -48,15 +50,18 @@ class PromptKD(Method):
 
     def __init__(self, settings: PromptKDSettings, zero_shot: PromptedCLIP, seed: int = 0) -> None:
         super().__init__(settings, zero_shot, seed)
+        other = other_clip(zero_shot, settings.teacher_model)
+        self._learned = other.prompts is not None
         # A seed of its own: a teacher that starts as the student's copy would teach it little at first.
-        teacher = prompted(other_clip(zero_shot, settings.teacher_model), settings.prompts, seed + 1)
+        teacher = other if self._learned else prompted(other, settings.prompts, seed + 1)
         self.teacher = teacher.requires_grad_(False)
         bound = PerObject[PromptedCLIP, BoundCLIP](PromptedCLIP.bind_detached)
         self._known = PerObject[Batch, Tensor](lambda batch: bound(teacher).logits(batch.x))
 
     def prepare(self, before: Preparation) -> None:
-        """Tune the teacher on the labelled images."""
-        tune_prompts(self.teacher, before)
+        """Tune the teacher on the labelled images, unless a run has learned its prompts."""
+        if not self._learned:
+            tune_prompts(self.teacher, before)
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """Return the terms of the formula at the head of this page."""

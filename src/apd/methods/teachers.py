@@ -17,7 +17,7 @@ from apd.errors import InputError
 from apd.methods.base import MethodSettings, Preparation
 from apd.methods.clean import VLP
 from apd.models.classifier import PromptedCLIP
-from apd.models.shared import shared_clip
+from apd.models.shared import shared_classifier, shared_clip
 
 if TYPE_CHECKING:
     from apd.data.dataset import Decoded
@@ -30,17 +30,24 @@ _BATCH = 256
 def other_clip(zero_shot: PromptedCLIP, source: str | None) -> PromptedCLIP:
     """Return the CLIP model that a setting names, with the student's classes and templates; its own for None.
 
+    What names a run folder is the classifier that the run has learned, with its prompts and templates. Whoever starts the
+    training has loaded it (`apd.models.shared.share_classifier`).
+
     Raises:
-        InputError: a model that cannot be loaded, or that takes images of another size.
+        InputError: a model that cannot be loaded, or that takes images of another size; a run whose prompts are for other
+            classes only.
     """
     if source is None:
         return zero_shot
-    encoder = shared_clip(source, device=zero_shot.encoder.device)
+    learned = shared_classifier(source)
+    encoder = shared_clip(source, device=zero_shot.encoder.device) if learned is None else learned.encoder
     sizes = encoder.info.image_size, zero_shot.encoder.info.image_size
     if sizes[0] != sizes[1]:
         raise InputError(
             f"Teacher {source} takes {sizes[0]} px, the student {sizes[1]} px; teacher and student must see the same image."
         )
+    if learned is not None:
+        return learned.with_classes(zero_shot.class_names)
     return PromptedCLIP(encoder, None, zero_shot.class_names, zero_shot.templates)
 
 

@@ -1,4 +1,4 @@
-"""One copy in memory of a CLIP model that several users need at the same time."""
+"""One copy in memory of a CLIP model, or of a prompted one, that several users need at the same time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from weakref import WeakValueDictionary
 import torch
 
 from apd.models import DualEncoder, load_clip
+from apd.models.classifier import PromptedCLIP
 
 _HELD: WeakValueDictionary[str, DualEncoder] = WeakValueDictionary()
+_PROMPTED: WeakValueDictionary[str, PromptedCLIP] = WeakValueDictionary()
 
 
 def shared_clip(source: str, *, device: str | torch.device = "cpu") -> DualEncoder:
@@ -23,3 +25,14 @@ def shared_clip(source: str, *, device: str | torch.device = "cpu") -> DualEncod
     if encoder is None:
         encoder = _HELD[source] = load_clip(source)
     return encoder.to(device)
+
+
+def share_classifier(source: str, classifier: PromptedCLIP) -> PromptedCLIP:
+    """Let `shared_classifier` find a prompted CLIP by the name of its source, as long as somebody holds it; return it."""
+    _PROMPTED[source] = classifier
+    return classifier
+
+
+def shared_classifier(source: str) -> PromptedCLIP | None:
+    """Return the prompted CLIP that somebody in this process holds and has shared; None if there is none."""
+    return _PROMPTED.get(source)

@@ -64,10 +64,7 @@ def _circumstances(manifest: Mapping[str, Any], config: RunConfig) -> str:
         "model": _encoder(model),
         "weights sha256": model["weights_sha256"],
         "tokenizer sha256": model["tokenizer_sha256"],
-        **{
-            name.replace("_", " "): f"{_encoder(other)}, weights sha256 {other['weights_sha256']}"
-            for name, other in manifest.get("teachers", {}).items()
-        },
+        **{name.replace("_", " "): _teacher(other) for name, other in manifest.get("teachers", {}).items()},
         "prompts sha256": manifest["prompts_sha256"],
         "preprocessing": ", ".join(f"{key} {value}" for key, value in model["preprocessing"].items()),
         "data": f"{config.data.source}, {config.data.shots} shots, classes {config.data.classes}",
@@ -96,6 +93,11 @@ def _images(manifest: Mapping[str, Any]) -> dict[str, str]:
         note = f" of {used + left_out}; {left_out} unreadable left out, no others in their place" if left_out else ""
         rows[title] = f"{used}{note}"
     return rows
+
+
+def _teacher(record: Mapping[str, Any]) -> str:
+    about = f"{_encoder(record)}, weights sha256 {record['weights_sha256']}"
+    return f"{about}, prompts of {record['run']}, sha256 {record['prompts_sha256']}" if "run" in record else about
 
 
 def _encoder(record: Mapping[str, Any]) -> str:

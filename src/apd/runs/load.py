@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from apd.errors import InputError
 from apd.models import BUILT_IN, DualEncoder, EncoderInfo, load_clip, names_code
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import Prompts, PromptSpec
+from apd.models.shared import share_classifier, shared_clip
 from apd.runs.folder import Run
 
 
@@ -55,6 +57,35 @@ def load_run(
     prompts.requires_grad_(False)
     learned = prompts.to(encoder.device) if prompts.state_dict() else None
     return PromptedCLIP(encoder, learned, run.manifest["class_names"], run.manifest["templates"]).eval()
+
+
+def is_run(source: str | Path) -> bool:
+    """Whether a source is a run folder."""
+    return (Path(source) / "run.json").is_file()
+
+
+def hold_teacher(source: str, student: DualEncoder) -> tuple[nn.Module, dict[str, Any]]:
+    """Load what a method's setting names as teacher, a CLIP model or a finished run, where methods find it.
+
+    Args:
+        source: any source of a CLIP model, or a run folder.
+        student: the CLIP of the training; a run on the same one shares it.
+
+    Returns:
+        What must be held as long as methods need it, and what the manifest keeps.
+
+    Raises:
+        InputError: see `apd.load_clip` and `load_run`.
+    """
+    if not is_run(source):
+        encoder = shared_clip(source, device=student.device)
+        return encoder, describe_encoder(encoder.info)
+    run = Run.open(source)
+    recorded = run.manifest["model"]
+    same = recorded["weights_sha256"] == student.info.weights_sha256
+    encoder = student if same else shared_clip(recorded["source"], device=student.device)
+    about = {"run": str(Path(source).resolve()), "prompts_sha256": run.manifest["prompts_sha256"]}
+    return share_classifier(source, load_run(source, encoder=encoder)), {**describe_encoder(encoder.info), **about}
 
 
 def describe_encoder(info: EncoderInfo) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from apd.data import Dataset
 from apd.data.unreadable import how_to_convert
 from apd.methods import METHODS, Method
 from apd.models import DualEncoder, load_clip
-from apd.models.shared import shared_clip
 from apd.runs.config import RunConfig, validate
 from apd.runs.folder import Run, check_output
-from apd.runs.load import describe_encoder
+from apd.runs.load import describe_encoder, hold_teacher
 from apd.util.messages import get_logger, speaking
 from apd.util.processes import is_first_process
 from apd.util.versions import versions
@@ -131,7 +130,8 @@ def start_training(
         clip, data, images = _read(config, clip, data, on_data)
         # Held until the end of training, so that a method that shares them loads none a second time.
         others = config.method.other_models()
-        teachers = {name: shared_clip(source, device=clip.device) for name, source in others.items()}
+        held = {name: hold_teacher(source, clip) for name, source in others.items()}
+        teachers = {name: about for name, (_, about) in held.items()}
         place = tempfile.mkdtemp(prefix="apd-") if output is None else output
         manifest = describe(clip, data, images, config, teachers)
         run = Run.create(place, config, manifest, resume=resume, overwrite=overwrite, writer=first)
@@ -168,7 +168,7 @@ def _tell_skipped(data: Dataset, images: Images) -> None:
 
 
 def describe(
-    clip: DualEncoder, data: Dataset, images: Images, config: RunConfig, teachers: Mapping[str, DualEncoder]
+    clip: DualEncoder, data: Dataset, images: Images, config: RunConfig, teachers: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Describe the circumstances of a run for its manifest.
 
@@ -177,13 +177,13 @@ def describe(
         data: named classes.
         images: decoded; counts and hash are those of the images that could be read.
         config: settings.
-        teachers: the other CLIPs of the method, by the setting that names them.
+        teachers: what is kept of the other CLIPs of the method, by the setting that names them.
     """
     more = () if images.unlabelled is None else ("", *images.unlabelled.ids)
     ids = "\n".join([*images.train.ids, "", *images.val.ids, *more])
     return {
         "model": describe_encoder(clip.info),
-        "teachers": {name: describe_encoder(teacher.info) for name, teacher in teachers.items()},
+        "teachers": dict(teachers),
         "data": {
             "name": data.name,
             "source": data.source,

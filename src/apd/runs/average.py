@@ -1,0 +1,73 @@
+"""The mean of several runs' prompts, as a run of its own: seeds, or settings, that started from the same prompts' words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apd.errors import InputError
+from apd.runs.folder import Run
+
+_SAME = ("class_names", "templates", "prompts")
+_SAME_MODEL = ("weights_sha256", "tokenizer_sha256", "preprocessing")
+
+
+def average_runs(paths: Sequence[str | Path], output: str | Path, *, overwrite: bool = False) -> Run:
+    """Average the prompts of finished runs, tensor by tensor (model soups, Wortsman 2022, arXiv 2203.05482).
+
+    Settings and circumstances are those of the first; ``run.json`` lists under ``averaged`` which runs they were. Nothing is
+    validated: `apd.evaluate_run` says what the mean is worth. Prompts that started at random from different seeds may be
+    worth less in the mean than each alone.
+
+    Args:
+        paths: run folders, two at least, of the same CLIP model, classes, templates and kind of prompts.
+        output: new run folder.
+        overwrite: replace a run in ``output``.
+
+    Returns:
+        The new run.
+
+    Raises:
+        InputError: fewer than two runs, runs that do not go together, an output that cannot be used.
+
+    Example:
+        >>> import apd
+        >>> apd.average_runs(["runs/seed0", "runs/seed1"], "runs/mean")  # doctest: +SKIP
+    """
+    if len(paths) < 2:
+        raise InputError(f"An average needs two runs or more, got {len(paths)}.")
+    runs = [Run.open(path) for path in paths]
+    first, tensors = runs[0], [run.load_prompts() for run in runs]
+    if not tensors[0]:
+        raise InputError(f"{first.path} has no prompts to average: its method learns nothing.")
+    for run in runs[1:]:
+        _check_same(first, run)
+    mean = {name: torch.stack([each[name].double() for each in tensors]).mean(dim=0) for name in tensors[0]}
+    kept = {key: value for key, value in first.manifest.items() if key not in ("prompts_sha256", "seconds", "facts")}
+    averaged = [{"run": str(run.path.resolve()), "prompts_sha256": run.manifest["prompts_sha256"]} for run in runs]
+    new = Run.create(output, first.config, {**kept, "status": "running", "averaged": averaged}, overwrite=overwrite)
+    new.save_prompts({name: value.to(tensors[0][name].dtype) for name, value in mean.items()})
+    new.finish({"averaged_runs": len(runs)})
+    return new
+
+
+def _check_same(first: Run, other: Run) -> None:
+    """Refuse a run whose prompts mean something else.
+
+    Raises:
+        InputError: naming what differs.
+    """
+
+    def about(run: Run) -> dict[str, Any]:
+        model = {f"model.{key}": run.manifest["model"][key] for key in _SAME_MODEL}
+        return {**{key: run.manifest[key] for key in _SAME}, **model}
+
+    one, two = about(first), about(other)
+    differing = [key for key, value in one.items() if two[key] != value]
+    if differing:
+        raise InputError(
+            f"{other.path} has another {differing[0]} than {first.path}; only like prompts can be averaged."
+        )

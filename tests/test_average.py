@@ -1,0 +1,60 @@
+"""The mean of several runs' prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import apd
+from apd.models import DualEncoder
+from apd.runs.folder import Run
+
+from .command_line import Cli
+from .refusals import check_error, refused
+
+SMALL = {"text_tokens": 2, "visual_tokens": 2}
+QUICK: dict[str, Any] = {"epochs": 1, "device": "cpu", "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, clip: DualEncoder, colours: Path) -> list[Run]:
+    folder, data = tmp_path_factory.mktemp("runs"), apd.load_data(colours, shots=1)
+    method = {"name": "vlp", "prompts": SMALL}
+    return [apd.train(clip, data, method=method, output=folder / str(seed), seed=seed, **QUICK) for seed in range(3)]
+
+
+def test_the_mean_is_of_each_number(runs: list[Run], tmp_path: Path, clip: DualEncoder) -> None:
+    mean = apd.average_runs([run.path for run in runs], tmp_path / "mean")
+    tensors = [run.load_prompts() for run in runs]
+    for name, value in mean.load_prompts().items():
+        wanted = [sum(row) / 3 for row in zip(*(each[name].flatten().tolist() for each in tensors), strict=True)]
+        torch.testing.assert_close(value.flatten(), torch.tensor(wanted))
+    found = [about["prompts_sha256"] for about in Run.open(mean.path).manifest["averaged"]]
+    assert found == [run.manifest["prompts_sha256"] for run in runs]
+    classifier = apd.load_run(mean.path, encoder=clip)
+    assert torch.isfinite(classifier(torch.rand(2, 3, 16, 16))).all()
+
+
+def test_only_like_prompts_are_averaged(runs: list[Run], tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    one = runs[0].path
+    with refused("two", "1"):
+        apd.average_runs([one], tmp_path / "mean")
+    data, deeper = apd.load_data(colours, shots=1), {**SMALL, "text_tokens": 3}
+    other = apd.train(clip, data, method={"name": "vlp", "prompts": deeper}, output=tmp_path / "other", **QUICK)
+    with refused(str(other.path), "prompts", str(one)):
+        apd.average_runs([one, other.path], tmp_path / "mean")
+    empty = apd.train(clip, data, method="zero-shot", output=tmp_path / "zero", **QUICK)
+    with refused(str(empty.path)):
+        apd.average_runs([empty.path, empty.path], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
+
+
+def test_the_command_averages_and_refuses_an_output_that_is_there(runs: list[Run], tmp_path: Path, cli: Cli) -> None:
+    paths, output = [run.path for run in runs[:2]], tmp_path / "mean"
+    assert cli("average", *paths, "--output", output).code == 0
+    assert len(Run.open(output).manifest["averaged"]) == 2
+    check_error(cli("average", *paths, "--output", output), [str(output), "--overwrite"])
+    assert cli("average", *paths, "--output", output, "--overwrite").code == 0
