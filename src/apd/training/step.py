@@ -16,7 +16,7 @@ Image tower passes per optimiser step, for K attack steps (`train.attack.steps`)
     train.attack.stop_margin at most that of pgd, less the samples that have left
 
 A clean student pass (FAP, TRADES, ``clean_ce``, ``clean_kl``) adds one forward and one backward pass, an online teacher
-one forward and one backward pass, a teacher on x' one forward pass, whatever the kind.
+one forward and one backward pass, a teacher on x' (a second one too) one forward pass, whatever the kind.
 """
 
 from __future__ import annotations
