@@ -57,6 +57,7 @@ class Passes:
         ("advvlp", {}, {"attack": {"kind": "carried"}}, (1, 1)),
         ("advvlp", {}, {"attack": {"loss": "kl"}}, (4, 3)),
         ("advvlp", {}, {"optimizer": {"sam": 0.1}}, (4, 4)),
+        ("advvlp", {}, {"eps_per_image": True}, (4, 4)),
         ("vlp", {}, {}, (1, 1)),
         ("apd", {"teacher": "frozen"}, {}, (4, 3)),
         ("apd", {"teacher": "frozen"}, {"attack": {"kind": "free"}}, (1.25, 1)),
