@@ -38,8 +38,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_installed_package_s_method_is_listed_trains_and_is_evaluated(
-    cli: Cli, installed: Path, tmp_path: Path, clip_folder: Path, colours: Path
+    cli: Cli, installed: Path, tmp_path: Path, clip_folder: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delitem(sys.modules, "apd_mart", raising=False)  # that of the example's own test
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(installed)
         listed = cli("list", "methods", "--json")
