@@ -11,6 +11,7 @@ from PIL import Image
 
 from apd.data import load_data
 from apd.data.sources.class_list import read_class_names
+from apd.data.sources.class_names import nameless
 from apd.errors import InputError
 
 from .command_line import QUICK, Cli
@@ -91,6 +92,14 @@ def test_other_names_follow_the_text(tmp_path: Path) -> None:
         (["2012 Audi", "2012 BMW"], ["audi12", "bmw12"], ["2012 Audi", "2012 BMW"]),
         (["7 eleven", "cafe"], ["shop", "tea"], ["7 eleven", "cafe"]),
         (["airplane", "cat"], ["aeroplane", "cat"], ["airplane", "cat"]),
+        (["ship\t0", "cat\t1"], ["cat", "ship"], ["cat", "ship"]),
+        (['1,"tench, Tinca"', '0,"shark"'], ["0", "1"], ["shark", "tench, Tinca"]),
+        (['"tench"', '"shark"'], ["x", "y"], ["tench", "shark"]),
+        (["\uff11 airplane", "\uff12 cat"], ["1", "2"], ["airplane", "cat"]),
+        (["b\u00e9b\u00e9", "\u00e2ne"], ["a\u0302ne", "be\u0301be\u0301"], ["\u00e2ne", "b\u00e9b\u00e9"]),
+        (["coin_a,1 euro", "coin_b,2 euros"], ["coin_a", "coin_b"], ["1 euro", "2 euros"]),
+        (["cat,wild cat", "dog,hot dog"], ["cat", "dog"], ["wild cat", "hot dog"]),
+        (["wild cat", "hot dog"], ["cat", "dog"], ["wild cat", "hot dog"]),
     ],
 )
 def test_published_forms(tmp_path: Path, lines: list[str], folders: list[str], names: list[str]) -> None:
@@ -117,6 +126,18 @@ def test_published_forms(tmp_path: Path, lines: list[str], folders: list[str], n
         (["dog", "ants", "cat"], ["ant", "cat", "dog"], ["'ants'"]),
         (["ant,", "bear,Bear"], ["ant", "bear"], ["'ant'"]),
         (["oak tree", "cat"], ["cat", "oak"], ["'cat'"]),
+        (["n01440764 449 tench", "n01443537 450 goldfish"], ["n01440764", "n01443537"], ["'n01440764 449 tench'"]),
+        (["n01440764,449,tench", "n01443537,450,goldfish"], ["n01440764", "n01443537"], ["'n01440764,449,tench'"]),
+        (["airplane 0", "cat 1"], ["0", "1"], ["'airplane 0'"]),
+        (["cat,1", "airplane,0"], ["0", "1"], ["'cat,1'"]),
+        (["0 cat 1", "1 airplane 0"], ["0", "1"], ["'0 cat 1'"]),
+        (["tench n01440764", "goldfish n01443537"], ["n01440764", "n01443537"], ["'tench n01440764'"]),
+        (["five", "ten", "fifty"], ["10km", "50km", "5km"], ["10km, 50km, 5km", "5km, 10km, 50km"]),
+        (["a", "b", "c"], ["100-200", "20-30", "30-100"], ["20-30, 30-100, 100-200"]),
+        (["a", "b", "c"], ["11to15", "1to5", "6to10"], ["1to5, 6to10, 11to15"]),
+        (["a", "b", "c"], ["1.10.2020", "1.2.2020", "1.3.2020"], ["1.2.2020, 1.3.2020, 1.10.2020"]),
+        (["a", "b", "c"], ["1.10", "1.2", "1.9"], ["1.2, 1.9, 1.10"]),
+        (["a", "b"], ["Zebra", "ant"], ["ant, Zebra"]),
     ],
 )
 def test_a_file_that_fits_in_part_is_refused_by_its_lines(
@@ -124,6 +145,13 @@ def test_a_file_that_fits_in_part_is_refused_by_its_lines(
 ) -> None:
     message = refused(tmp_path, lines, folders)
     assert all(words in message for words in said)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(["s001", "s002"], True), (["4f2a9c", "77ab01"], True), (["b52", "cafe"], False)]
+)
+def test_names_that_say_nothing(names: list[str], said: bool) -> None:
+    assert nameless(names) == (names if said else [])
 
 
 @pytest.fixture

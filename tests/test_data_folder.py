@@ -202,6 +202,12 @@ def test_classes_txt_that_does_not_fit(tmp_path: Path, text: str, names: list[st
         (["001.Black_footed_Albatross", "002.Laysan_Albatross"], ("Black footed Albatross", "Laysan Albatross")),
         (["3_door", "5_door"], ("3 door", "5 door")),
         (["7_eleven", "cafe"], ("7 eleven", "cafe")),
+        (["2_of_hearts", "3_of_clubs"], ("2 of hearts", "3 of clubs")),
+        (["1_cat", "2_cats", "5_fingers"], ("1 cat", "2 cats", "5 fingers")),
+        (["2_door_car", "4_wheel_drive"], ("2 door car", "4 wheel drive")),
+        (["1_cat", "2_dog"], ("cat", "dog")),
+        (["007.Tern", "150.Owl"], ("Tern", "Owl")),
+        (["101.Tern", "15.Owl"], ("Tern", "Owl")),
         (["AnnualCrop", "SeaLake", "McLaren", "USA"], ("Annual Crop", "Sea Lake", "McLaren", "USA")),
         (["0", "1", "__"], ("0", "1", "__")),
     ],
@@ -217,6 +223,10 @@ def test_harmless_files_and_hidden_ones_are_ignored(tmp_path: Path) -> None:
     make(tmp_path / ".cache", x=2)
     data = load_data(tmp_path, shots="all")
     assert len(data.class_names) == 2 and len(data.train) + len(data.val) + len(data.test) == 10
+
+
+def test_names_that_differ_in_their_unicode_form_are_equal(tmp_path: Path) -> None:
+    assert "2 classes" in fails(make(tmp_path, **{"caf\u00e9": 5, "cafe\u0301": 5}))
 
 
 def test_train_may_be_a_class(tmp_path: Path) -> None:

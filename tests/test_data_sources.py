@@ -172,6 +172,13 @@ class TestCoop:
         assert "water_lilly/train0.png" in fails(lost)
 
 
+def test_a_split_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = split_file(tmp_path, toy_rows())
+    plain = load_data(file, shots=1)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_data(file, shots=1).train.ids == plain.train.ids
+
+
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A maker of tables: rows of images whose shade is 10 times the label."""
@@ -312,6 +319,45 @@ class TestHub:
         self.from_hub(monkeypatch, {"train": table(24), "test": swapped})
         message = fails("hf:owner/food")
         assert "'tea'" in message and "'hot_dog'" in message
+
+    def test_parquet_files_that_count_the_classes_differently(self, table: Any, tmp_path: Path) -> None:
+        import datasets
+
+        table(24).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+        swapped = table(6).cast_column("label", datasets.ClassLabel(names=["tea", "ice-cream", "hot_dog"]))
+        swapped.to_parquet(tmp_path / "test-00000-of-00001.parquet")
+        message = fails(tmp_path)
+        assert "'label'" in message and "'tea'" in message and "'hot_dog'" in message
+        assert "train-00000-of-00001.parquet" in message and "test-00000-of-00001.parquet" in message
+
+    def test_splits_in_a_column(self, table: Any, tmp_path: Path) -> None:
+        words = ["train"] * 24 + ["Val"] * 6 + ["test"] * 6
+        table(36).add_column("split", words).to_parquet(tmp_path / "food.parquet")
+        data = load_data(tmp_path / "food.parquet", shots="all")
+        self.check(data)
+        assert [len(images) for images in (data.train, data.val, data.test)] == [24, 6, 6]
+        table(36).add_column("split", [*words[:-1], "tset"]).to_parquet(tmp_path / "error.parquet")
+        assert "tset" in fails(tmp_path / "error.parquet")
+
+    def test_a_split_column_of_other_words_is_ignored_with_a_warning(
+        self, table: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        table(30).add_column("split", ["banana", "sundae"] * 15).to_parquet(tmp_path / "food.parquet")
+        assert len(load_data(tmp_path / "food.parquet", shots="all").train) == 18
+        assert "'split'" in caplog.text and "banana" in caplog.text
+
+    def test_two_columns_of_encoded_images(self, table: Any, tmp_path: Path) -> None:
+        import datasets
+
+        rows = table(12)
+        encoded = [{"bytes": b"x", "path": None}] * 12
+        plain = {"image": encoded, "image_2": encoded, "label": rows["label"][:]}
+        names = datasets.ClassLabel(names=["hot_dog", "ice-cream", "tea"])
+        column = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+        features = datasets.Features({"image": column, "image_2": column, "label": names})
+        datasets.Dataset.from_dict(plain, features=features).to_parquet(tmp_path / "two.parquet")
+        message = fails(tmp_path / "two.parquet")
+        assert "image, image_2" in message and "data.columns" in message
 
     def test_class_names_that_are_numbers_are_warned_of_once(
         self, table: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

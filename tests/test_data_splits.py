@@ -159,3 +159,52 @@ def test_links_to_nowhere_are_refused(tmp_path: Path, link: str) -> None:
     (data / link).unlink()
     (data / "notes.txt").symlink_to(tmp_path / "gone")
     assert load_data(data, shots=1).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("junk", ["@eaDir", "$RECYCLE.BIN", "lost+found", "_cache", "__background__", ".net"])
+def test_folders_that_are_left_out_are_named(tmp_path: Path, junk: str, caplog: pytest.LogCaptureFixture) -> None:
+    data = load_data(classes(tmp_path, "cat", "dog", junk), shots=1)
+    assert data.class_names == ("cat", "dog")
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and f"{junk}/" in caplog.text
+
+
+def test_hidden_folders_without_images_are_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    classes(tmp_path, "cat", "dog", "__MACOSX", count=0)
+    for name in ("cat", "dog"):
+        classes(tmp_path / name, "more")
+    (tmp_path / "__MACOSX" / "._0.png").write_bytes(b"x")
+    assert load_data(tmp_path, shots=1).class_names == ("cat", "dog") and not caplog.records
+
+
+@pytest.mark.parametrize("linked", ["train", "test"])
+def test_an_image_in_two_splits_by_a_link_is_refused(tmp_path: Path, linked: str) -> None:
+    for split in ("train", "test"):
+        classes(tmp_path / split, "cat", "dog")
+    other = "test" if linked == "train" else "train"
+    link = tmp_path / linked / "cat" / "link.png"
+    link.symlink_to(tmp_path / other / "cat" / "0.png")
+    message = refused(tmp_path)
+    assert str(link) in message and str(tmp_path / other / "cat" / "0.png") in message
+
+
+def test_links_to_images_elsewhere_are_followed_once(tmp_path: Path) -> None:
+    other = classes(tmp_path / "other", "cat")
+    data = classes(tmp_path / "data", "cat", "dog")
+    (data / "cat" / "link.png").symlink_to(other / "cat" / "0.png")
+    loaded = load_data(data, shots="all")
+    assert len(loaded.train) + len(loaded.val) + len(loaded.test) == 11
+    (data / "dog" / "link.png").symlink_to(other / "cat" / "0.png")
+    assert str(data / "dog" / "link.png") in refused(data)
+
+
+def test_masks_are_not_domains(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        classes(tmp_path / name, "images", "masks")
+    message = refused(tmp_path)
+    assert "masks/" in message and "apd train" not in message
+
+
+def test_splits_below_the_classes_are_refused(tmp_path: Path) -> None:
+    classes(tmp_path / "cat", "train", "test")
+    classes(tmp_path / "ship", "train")
+    assert "train/cat/" in refused(tmp_path)

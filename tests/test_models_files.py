@@ -74,6 +74,23 @@ def tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callabl
     return spoil
 
 
+def renamed(prefix: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        save_file({f"{prefix}{name}": value for name, value in load_file(file).items()}, file, {"format": "pt"})
+
+    return spoil
+
+
+def with_adapter(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    name = "text_model.encoder.layers.0.self_attn.q_proj"
+    weight = tensors.pop(f"{name}.weight")
+    adapter = {f"{name}.base_layer.weight": weight, f"{name}.lora_A.default.weight": torch.zeros(2, weight.shape[1])}
+    save_file(tensors | adapter, file, {"format": "pt"})
+
+
 def sharded(shard: str) -> Callable[[Path], None]:
     """Weights in a file that the index names."""
 
@@ -145,6 +162,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "squashed to more": (changed(PROCESSOR, size={"height": 20, "width": 20}), ["20 px", "16 px", "size"]),
     "longest edge": (changed(PROCESSOR, size={"shortest_edge": 16, "longest_edge": 20}), ["size", "shortest_edge"]),
     "padded": (changed(PROCESSOR, do_pad=True), [PROCESSOR, "do_pad"]),
+    "channels in another order": (changed(PROCESSOR, do_flip_channel_order=True), [PROCESSOR, "do_flip_channel_order"]),
+    "scale without its logarithm": (tensor("logit_scale", torch.exp), ["logit_scale", "5.3"]),
+    "prefix": (renamed("module."), ["'module.'"]),
+    "adapter": (with_adapter, ["LoRA", "lora_A"]),
     "mean for 0 to 255": (changed(PROCESSOR, image_mean=[123.7, 116.3, 103.5]), ["image_mean", "123.7"]),
     "mean that is not a number": (changed(PROCESSOR, image_mean=[float("nan")] * 3), ["image_mean", "nan"]),
     "negative deviation": (changed(PROCESSOR, image_std=[-0.2, 0.2, 0.2]), ["image_std", "-0.2"]),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from apd.data.dataset import Dataset, ImageSet, Shots, fewer_than
 from apd.data.settings import REST, DataSettings
+from apd.data.sources.class_names import composed
 from apd.errors import InputError
 from apd.util.progress import counted
 from apd.util.seeds import shuffled
@@ -55,9 +56,12 @@ class Pools:
                 raise InputError(
                     f"{self.source} has an empty name for the class of label {label}: every class needs a name."
                 )
-        name, times = Counter(name.casefold() for name in self.class_names).most_common(1)[0]
+        name, times = Counter(composed(name).casefold() for name in self.class_names).most_common(1)[0]
         if times > 1:
-            raise InputError(f"{self.source} has {times} classes named {name!r}: names must differ (see classes.txt).")
+            raise InputError(
+                f"{self.source} has {times} classes named {name!r} (capitals, hyphens, underscores and outer spaces do not "
+                "count): give them one label if they are one class, else different names."
+            )
         needed = [("test", self.test)] if self.test_only else [("training", self.train), ("test", self.test)]
         for split, images in needed:
             for class_name, group in zip(self.class_names, images.by_class(len(self.class_names)), strict=True):

@@ -25,6 +25,9 @@ from apd.models.preprocessing import Preprocessing, read_preprocessing
 from apd.util.extras import import_extra
 
 _FEWEST_TOKENS = 8
+_LARGEST_LOGIT_SCALE = (
+    5.3  # CLIP ends at ln 100 = 4.6, SigLIP near 4.8; a factor stored without its logarithm is far above
+)
 """The transformers library invents a tokenizer of special tokens alone where its files are missing."""
 _GRAPH_BYTES = 4 * 2**30
 """Largest graph of class features that is kept; beyond it classes go in chunks, computed again when gradients are."""
@@ -305,6 +308,7 @@ def _read(
 def _check_weights(model: nn.Module, report: dict[str, Any], source: str) -> None:
     """Refuse weights that are not all of the model's, more than the model's blocks, or not numbers."""
     about = f"The CLIP at {source!r}"
+    _refuse_renamed(about, sorted(report["missing_keys"]), sorted(report["unexpected_keys"]))
     if report["missing_keys"]:
         raise InputError(f"{about} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}. Download it again.")
     mismatched = sorted(report["mismatched_keys"])
@@ -318,9 +322,30 @@ def _check_weights(model: nn.Module, report: dict[str, Any], source: str) -> Non
         raise InputError(
             f"{about} has weights of more blocks than num_hidden_layers in config.json: {beyond[0]}; restore config.json."
         )
+    scale = float(cast(Any, model).logit_scale)
+    if scale > _LARGEST_LOGIT_SCALE:
+        raise InputError(
+            f"{about} has a logit_scale of {scale:g}, which means a factor of exp({scale:g}), beyond "
+            f"exp({_LARGEST_LOGIT_SCALE}): store its logarithm."
+        )
     for name, weights in model.named_parameters():
         if not weights.isfinite().all():
             raise InputError(f"{about} has weights that are not finite numbers: {name}. Download it again.")
+
+
+def _refuse_renamed(about: str, missing: list[str], others: list[str]) -> None:
+    """Refuse weights that are there under other names: with a prefix, or as a model and an adapter."""
+    adapters = [name for name in others if "lora_" in name]
+    if adapters:
+        raise InputError(
+            f"{about} has weights of a LoRA adapter ({adapters[0]}): merge it into the model (merge_and_unload)."
+        )
+    for name in others:
+        found = next((wanted for wanted in missing if name.endswith(f".{wanted}")), None)
+        if found:
+            raise InputError(
+                f"{about} has weights whose names begin with {name.removesuffix(found)!r} ({name}): save them without it."
+            )
 
 
 def _first_line(error: Exception) -> str:

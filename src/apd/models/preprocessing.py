@@ -108,8 +108,9 @@ def _check_steps(record: Mapping[str, Any], image_size: int, about: str) -> None
     """Refuse steps that `Preprocessing` would quietly leave out or add."""
     if record.get("do_resize", True) is False:
         raise InputError(f"{about} sets do_resize to false, which is not supported: set it to true, with the size.")
-    if record.get("do_pad", False):
-        raise InputError(f"{about} sets do_pad to true, which is not supported: set it to false.")
+    for step in ("do_pad", "do_flip_channel_order"):
+        if record.get(step, False):
+            raise InputError(f"{about} sets {step} to true, which is not supported: set it to false.")
     factor = record.get("rescale_factor", 1 / 255)
     if record.get("do_rescale", True) is False or abs(float(factor) * 255 - 1) > 1e-3:
         raise InputError(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from apd.data.sources.class_names import BARE_WORDNET_ID, nameless, readable_names, without_ids
+from apd.data.sources.class_names import BARE_WORDNET_ID, composed, nameless, readable_names, without_ids
 from apd.errors import InputError
 from apd.util.text import short
 
 _SEPARATOR = re.compile(r"[.)]?\s+|\s*[,;:=]\s*")
-_NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
-_ENDS_IN_NUMBER = re.compile(r"(.*?)(\d+)", re.ASCII)
+_TAIL = re.compile(r"(.*\S)(?:\s+|\s*[,;:=]\s*)(\S+)")
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+_CSV_QUOTES = re.compile(r'(^|[,;:=\t]\s*)"((?:[^"]|"")*)"(?=\s*(?:$|[,;:=\t]))')
 _WAY_OUT = "write FOLDER,name in every line"
 
 
@@ -25,9 +27,12 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     - a folder's name, in any order; capitals, hyphens and underscores may differ: the line names its folder
     - a folder's name, then its readable name: ``n01440764,tench``, ``n01440764 tench``, ``3: antelope``; of a list of
       WordNet ids, lines without a folder are skipped
+    - a folder's name, then a number, which is ignored: ``airplane 0``
     - a number or a WordNet id, then a folder's name: ``1 001.Black_footed_Albatross``
     - a readable name, after a number from 0 or 1 (``1<tab>antelope``) or without: named are the folders in text order,
-      or in number order if all of them are numbers
+      or in number order if all of them are numbers; refused where a person might list them in another order
+
+    Quotes as in CSV files are removed, and Unicode is compared in its composed form (NFC).
 
     Args:
         path: the file.
@@ -40,13 +45,16 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path} ({error}): it should be UTF-8 text, one class a line.") from error
-    named = _folder_names(lines, folders) or _pairs(path, lines, folders)
+    lines = [_CSV_QUOTES.sub(lambda match: match[1] + match[2].replace('""', '"'), composed(line)) for line in lines]
+    known = [composed(folder) for folder in folders]
+    named = _folder_names(lines, known) or _before_numbers(lines, known) or _pairs(path, lines, known)
     if named is None:
         heads, names = _heads(lines)
-        named = _folder_names(names, folders) if heads else None
+        named = _folder_names(names, known) if heads else None
         if named is None:
-            named = _in_order(path, _numbered(path, lines, heads, names), folders)
-    return tuple(named[folder] for folder in folders)
+            as_text = [composed(folder) for folder in sorted(folders)]
+            named = _in_order(path, _numbered(path, lines, heads, names), as_text)
+    return tuple(named[folder] for folder in known)
 
 
 def _folders_of(lines: Sequence[str], folders: Sequence[str]) -> list[str | None]:
@@ -69,6 +77,14 @@ def _folder_names(lines: Sequence[str], folders: Sequence[str]) -> dict[str, str
         for folder, bare in zip(found, without_ids(lines), strict=True)
         if folder is not None
     }
+
+
+def _before_numbers(lines: Sequence[str], folders: Sequence[str]) -> dict[str, str] | None:
+    """Names by folder, where every line is a folder's name and a number; else None."""
+    tails = [_TAIL.fullmatch(line) for line in lines]
+    if any(map(_NUMBER.fullmatch, folders)) or not all(tail and _NUMBER.fullmatch(tail[2]) for tail in tails):
+        return None
+    return _folder_names([tail[1] for tail in tails if tail], folders)
 
 
 def _pairs(path: Path, lines: list[str], folders: Sequence[str]) -> dict[str, str] | None:
@@ -96,7 +112,34 @@ def _pairs(path: Path, lines: list[str], folders: Sequence[str]) -> dict[str, st
     blank = [folder for folder, name in found if not name]
     if blank:
         raise InputError(f"{path} has no name after the folder {_quoted(blank)}: {_WAY_OUT}.")
+    counted = [name for name in named.values() if re.match(r"\d+\s*[,;:=\t]", name)]
+    if len(counted) == len(named) or not all(f"{folder},{name}" in lines for folder, name in found):
+        _refuse_numbered(path, lines, named)
+        _refuse_tails(path, [line for line, pair in zip(lines, pairs, strict=True) if pair], list(named), folders)
     return named
+
+
+def _refuse_numbered(path: Path, lines: list[str], named: dict[str, str]) -> None:
+    """Refuse names that all begin with another number, which may count the classes: ``n01440764 449 tench``."""
+    heads, _ = _heads(list(named.values()))
+    if len(set(heads)) == len(named):
+        raise InputError(
+            f"{path} has a number after every folder ({_quoted(lines)}), so it is unclear whether it belongs to the name: "
+            f"{_WAY_OUT}."
+        )
+
+
+def _refuse_tails(path: Path, lines: list[str], meant: Sequence[str], folders: Sequence[str]) -> None:
+    """Refuse lines that mostly end in a folder's name: of another folder, or a number or an id, as ``airplane 0``."""
+    numbers = _by_number(folders)
+    odd = []
+    for line, folder in zip(lines, meant, strict=True):
+        tail = _TAIL.fullmatch(line)
+        end = tail and (numbers.get(float(tail[2])) if _NUMBER.fullmatch(tail[2]) and numbers else tail[2])
+        if end in folders and (end != folder or nameless([end])):
+            odd.append(line)
+    if 2 * len(odd) > len(lines):
+        raise InputError(f"{path} has lines that end in the name of a class folder ({_quoted(odd)}): {_WAY_OUT}.")
 
 
 def _pair(line: str, folders: Sequence[str], numbers: dict[float, str]) -> tuple[str, str] | None:
@@ -153,11 +196,12 @@ def _numbered(path: Path, lines: list[str], heads: list[str], names: list[str]) 
     return lines
 
 
-def _in_order(path: Path, names: list[str], folders: Sequence[str]) -> dict[str, str]:
-    """Names by folder, where they are in the folders' order: by number if all are numbers, else as text."""
+def _in_order(path: Path, names: list[str], folders: list[str]) -> dict[str, str]:
+    """Names by folder, where they are in the folders' order: by number if all are numbers, else as given."""
     if len(names) != len(folders):
         raise InputError(f"{path} has {len(names)} lines for {len(folders)} class folders: it needs one for each.")
     order = _order(path, folders)
+    _refuse_tails(path, names, order, folders)
     matched = _folders_of(names, order)
     readable = dict(zip(order, readable_names(order), strict=True))
     elsewhere = any(match not in (None, folder) for match, folder in zip(matched, order, strict=True))
@@ -172,21 +216,26 @@ def _in_order(path: Path, names: list[str], folders: Sequence[str]) -> dict[str,
     return dict(zip(order, names, strict=True))
 
 
-def _order(path: Path, folders: Sequence[str]) -> list[str]:
-    """The folders in the order in which a person would list them."""
-    if numbers := _by_number(folders):
-        return [numbers[number] for number in sorted(numbers)]
-    as_text = sorted(folders)
-    parts = {folder: _ENDS_IN_NUMBER.fullmatch(folder) for folder in as_text}
-    if len({match and match[1] for match in parts.values()}) > 1:
-        return as_text
-    by_number = sorted(as_text, key=lambda folder: int(match[2]) if (match := parts[folder]) else 0)
-    if by_number != as_text:
-        raise InputError(
-            f"{path} names no folders, and may follow the order {', '.join(as_text[:3])}, … "
-            f"or {', '.join(by_number[:3])}, …: {_WAY_OUT}."
+def _order(path: Path, as_text: list[str]) -> list[str]:
+    """The folders in the order in which a person would list them, if there is only one such order."""
+    numbers = _by_number(as_text)
+    order = [numbers[number] for number in sorted(numbers)] or as_text
+    natural = sorted(order, key=_natural)
+    if natural != order and not any(number < 0 for number in numbers):
+        start = max(
+            0, next(place for place, pair in enumerate(zip(order, natural, strict=True)) if len(set(pair)) > 1) - 1
         )
-    return as_text
+        raise InputError(
+            f"{path} names no folders, and may follow the order {', '.join(order[start : start + 3])}, … "
+            f"or {', '.join(natural[start : start + 3])}, …: {_WAY_OUT}."
+        )
+    return order
+
+
+def _natural(folder: str) -> list[str | int]:
+    """A key that sorts numbers in a name by value (also ``1.9`` before ``1.10``), and ignores capitals and accents."""
+    letters = "".join(char for char in unicodedata.normalize("NFD", folder) if not unicodedata.combining(char))
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", letters.casefold())]
 
 
 def _quoted(lines: Sequence[str]) -> str:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 
 from apd.util.text import first_of
 
 WORDNET_ID = re.compile(r"^n\d{8}[-_. ]+(?=\S)")
-NUMBER = re.compile(r"^\d+[-_. ]+(?=\S)")
+NUMBER = re.compile(r"^(\d+)([-_. ]+)(?=\S)")
 CAMEL = re.compile(r"(?<=[a-z]{2})(?=[A-Z])")
 BARE_WORDNET_ID = re.compile(r"n\d{8}")
 # c0, c1, ... are the class folders of public driver-distraction data; the others are what labelling tools write.
-_NAMELESS = re.compile(r"n\d{8}|-?\d+|(c|cls|class|category|id|label) ?\d+", re.IGNORECASE)
+_NAMELESS = re.compile(
+    r"n\d{8}|-?\d+|(c|cls|class|category|id|label) ?\d+|[a-z]{1,3}0\d+|(?=[a-f]*\d)[\da-f]{6,}", re.IGNORECASE
+)
 
 
 def readable_names(folders: Sequence[str]) -> tuple[str, ...]:
     """Readable names for folder names: ids off, underscores, hyphens and camelCase to spaces.
 
-    A leading number goes only where every folder has one and the names stay different without.
+    A leading number goes only where it counts the folders (``1_``, ``2_``, … without a gap, from 0 or 1; ``007_``, of the
+    same width in all; ``7.``), and the names stay different without. Otherwise it is a word: ``4_wheel_drive``.
 
     >>> readable_names(["n01440764-tench", "great_white_shark", "AnnualCrop"])
     ('tench', 'great white shark', 'Annual Crop')
@@ -33,10 +37,29 @@ def readable_names(folders: Sequence[str]) -> tuple[str, ...]:
 def without_ids(names: Sequence[str]) -> list[str]:
     """The names without a leading WordNet id and, under the rule of `readable_names`, without a leading number."""
     bare = [WORDNET_ID.sub("", name) for name in names]
-    if all(NUMBER.match(name) for name in bare):
+    if _are_counted(bare):
         without = [NUMBER.sub("", name) for name in bare]
         bare = without if len(set(without)) == len(bare) else bare
     return bare
+
+
+def _are_counted(names: Sequence[str]) -> bool:
+    """Whether all names begin with a number that counts them, and is no word of theirs."""
+    heads = [head for head in map(NUMBER.match, names) if head]
+    if len(heads) < len(names) or not heads:
+        return False
+    numbers = sorted(int(head[1]) for head in heads)
+    consecutive = numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    padded = len({len(head[1]) for head in heads}) == 1 and any(head[1].startswith("0") for head in heads)
+    dotted = all(
+        head[2].startswith(".") and not name[head.end()].isdigit() for head, name in zip(heads, names, strict=True)
+    )
+    return consecutive or padded or dotted
+
+
+def composed(name: str) -> str:
+    """The name in Unicode's composed form (NFC); file systems of macOS give the decomposed one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _words(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import posixpath
 import re
 from pathlib import Path
@@ -39,7 +40,7 @@ def _read(path: Path) -> dict[str, list[Row]]:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        rows = TypeAdapter(dict[str, list[Row]]).validate_json(path.read_bytes())
+        rows = TypeAdapter(dict[str, list[Row]]).validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror}).") from error
     except ValidationError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ IMAGE_SUFFIXES = frozenset(
     | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
     | CAMERA_SUFFIXES  # counted among the images, though most cannot be read
 )
+_NO_PHOTOS = re.compile(r"(gt_?|ground_?truth_?)?(masks?|labels?|annotations?|segmentations?|depths?)?", re.IGNORECASE)
 HARMLESS_SUFFIXES = frozenset({".csv", ".html", ".json", ".md", ".txt", ".xml", ".yaml", ".yml"})
 HARMLESS_NAMES = frozenset({"thumbs.db", "desktop.ini", "license", "readme"})
 
@@ -47,6 +48,7 @@ def load_folder(path: Path, source: str) -> Pools:
     if len(folders) == 1:
         raise InputError(_one_class(top, top / folders[0]))
     check_depth(top, folders)
+    _warn_of_left_out({path, *splits.values()})
     listing = path / "classes.txt"
     names = read_class_names(listing, folders) if listing.is_file() else readable_names(folders)
     if splits:
@@ -56,6 +58,22 @@ def load_folder(path: Path, source: str) -> Pools:
     train, val, test = split_pool(class_folders(path, folders, path), names, source)
     note = "The folder has no splits: each class is split 60/20/20 by a hash of the file names."
     return Pools(path.name, source, names, train, val, test, note=note, divided=True)
+
+
+def _warn_of_left_out(tops: Iterable[Path]) -> None:
+    """Log a warning that names the folders with images beside the class folders that are not read as classes."""
+    for top in sorted(tops):
+        folders = [entry.name for entry in top.iterdir() if entry.is_dir() and hidden(entry.name)]
+        if left_out := [f"{name}/" for name in sorted(folders) if _holds_images(top / name)]:
+            warn(
+                f"Not read as classes, because of their names: {first_of(left_out, 'folders')} of {top}, which hold images. "
+                "If they are classes, rename them."
+            )
+
+
+def _holds_images(folder: Path) -> bool:
+    names = (name for _, _, names in os.walk(folder) for name in names)
+    return any(Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".") for name in names)
 
 
 def _one_class(top: Path, only: Path) -> str:
@@ -74,6 +92,11 @@ def check_depth(top: Path, folders: Sequence[str]) -> None:
     inside = {folder: _folders_inside(top / folder) for folder in folders}
     for folder, inner in inside.items():
         if len(splits := [name for name in inner if name.casefold() in WORDS]) > 1:
+            if not _folders_inside(top / folder / splits[0]):
+                raise InputError(
+                    f"{top / folder} holds {splits[0]}/ and {splits[1]}/ with images: splits lie above the classes, as in "
+                    f"{splits[0]}/{folder}/ and {splits[1]}/{folder}/; move them."
+                )
             raise InputError(f"{top / folder} holds {splits[0]}/ and {splits[1]}/, so it is a data set: name that one.")
     if not all(inside.values()):
         return
@@ -87,6 +110,12 @@ def check_depth(top: Path, folders: Sequence[str]) -> None:
             "level; SUN397 itself is read by its split file (apd train sun397@ROOT, see apd list data)."
         )
     shared = sorted(set.intersection(*map(set, inside.values())))
+    masks = [name for name in shared if _NO_PHOTOS.fullmatch(name)]
+    if masks and len(shared) > 1:
+        raise InputError(
+            f"every class folder of {top} holds {masks[0]}/, and all images below a class folder are read as photos of the "
+            f"class ({first}): move {masks[0]}/ elsewhere."
+        )
     if len(shared) > 1:
         photo = next((name for name in folders if re.search("photo|real", name, re.IGNORECASE)), folders[0])
         other = next(name for name in folders if name != photo)
@@ -157,7 +186,7 @@ def class_folders(top: Path, folders: Sequence[str], root: Path, seen: dict[str,
 
 
 def images_below(folder: Path, seen: dict[str, str]) -> list[Path]:
-    """The images below a class folder, through links; ``seen`` knows real folders by the path they were met at."""
+    """The images below a class folder, through links; ``seen`` knows real folders and files by the path they were met at."""
 
     def refuse(error: OSError) -> None:
         raise InputError(f"cannot list {error.filename} ({error.strerror}).") from error
@@ -171,13 +200,30 @@ def images_below(folder: Path, seen: dict[str, str]) -> list[Path]:
         if (first := seen.setdefault(real, parent)) != parent:
             raise InputError(f"{parent} and {first} are one folder by a link: an image must have one class, once.")
         below[:] = sorted(name for name in below if not hidden(name))
+        with os.scandir(parent) as entries:
+            links = {entry.name for entry in entries if entry.is_symlink()}
         for name in sorted(files):
             suffix = Path(name).suffix.lower()
             if suffix in IMAGE_SUFFIXES and not name.startswith("."):
                 images.append(Path(parent, name))
+                _refuse_second(images[-1], os.path.join(real, name), name in links, seen)
             elif not _is_harmless(name):
                 raise InputError(f"{Path(parent, name)} is not an image: convert it or move it elsewhere.")
     return images
+
+
+def _refuse_second(path: Path, real: str, is_link: bool, seen: dict[str, str]) -> None:
+    """Refuse an image that was met before, where this path or that one is a link."""
+    first = seen.get(real)
+    if is_link:
+        real = os.path.realpath(path)
+        folder, name = os.path.split(real)
+        first = seen.get(real) or (os.path.join(seen[folder], name) if folder in seen else None)
+        seen[real] = str(path)
+    if first:
+        raise InputError(
+            f"{path} and {first} are one image by a link: an image may be in one class and one split, once."
+        )
 
 
 def _is_harmless(name: str) -> bool:

@@ -14,6 +14,8 @@ from PIL import Image
 
 from apd.data.dataset import ImageSet
 from apd.data.sources.class_names import readable_names
+from apd.data.sources.split_column import split_by_column
+from apd.data.sources.table_files import refuse_other_orders
 from apd.data.splits import Pools, split_pool
 from apd.data.unreadable import Source
 from apd.errors import InputError
@@ -24,6 +26,7 @@ from apd.util.progress import counted
 Columns = tuple[str, str]
 Splits = Mapping[str, Any]
 SAVED = ("dataset_dict.json", "state.json")
+_COLUMNS = "name them: --set data.columns=[IMAGE,LABEL], in Python columns=(image, label)"
 VALIDATION = ("validation", "val", "valid", "dev")
 
 
@@ -49,7 +52,7 @@ def hub_splits(spec: str) -> Splits:
         raise InputError(
             f"cannot load hf:{spec} ({_line(error)}): check the name and the network; offline, it must be in the cache."
         ) from error
-    return splits
+    return split_by_column(splits, f"hf:{spec}")
 
 
 def load_parquet(path: Path, source: str, columns: Columns | None = None) -> Pools:
@@ -70,12 +73,14 @@ def parquet_splits(path: Path, source: str) -> Splits:
     pointer = next(filter(is_lfs_pointer, sorted(path.glob("*.parquet")) if path.is_dir() else [path]), None)
     if pointer is not None:
         raise InputError(f"{pointer} is a Git LFS pointer instead of a table; to get the table: git lfs pull")
+    if path.is_dir():
+        refuse_other_orders(sorted(path.rglob("*.parquet")))
     files = {"data_dir": str(path)} if path.is_dir() else {"data_files": str(path)}
     try:
         splits: Splits = load_dataset("parquet", **files)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise InputError(f"cannot read {path} as parquet ({_line(error.__cause__ or error)}).") from error
-    return splits
+    return split_by_column(splits, source)
 
 
 def is_saved(path: Path) -> bool:
@@ -101,7 +106,7 @@ def saved_splits(path: Path, source: str) -> Splits:
         saved = load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot read the saved data set {path} ({_line(error)}).") from error
-    return saved if isinstance(saved, DatasetDict) else {"train": saved}
+    return split_by_column(saved if isinstance(saved, DatasetDict) else {"train": saved}, source)
 
 
 def rows_without_labels(splits: Splits, source: str, columns: Columns | None = None) -> ImageSet:
@@ -141,7 +146,16 @@ def _image_columns(features: Mapping[str, Any]) -> list[str]:
     from datasets import Image as ImageFeature
 
     own = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
-    return own or [name for name in ("image", "img") if name in features]
+    encoded = [name for name, feature in features.items() if _holds_bytes(feature)]
+    return own or ([name for name in ("image", "img") if name in features] if len(encoded) < 2 else encoded)
+
+
+def _holds_bytes(feature: Any) -> bool:
+    """Whether a column may hold encoded images, though it is not marked as one."""
+    return (isinstance(feature, dict) and "bytes" in feature) or getattr(feature, "dtype", "") in (
+        "binary",
+        "large_binary",
+    )
 
 
 def _need_datasets(source: str) -> None:
@@ -186,7 +200,7 @@ def _find_columns(features: Mapping[str, Any], source: str) -> Columns:
     labels = of(ClassLabel) or [name for name in of(Value) if name in ("label", "labels", "class", "class_name")]
     if len(images) != 1 or len(labels) != 1:
         found = f"image: {', '.join(images) or 'none'}; label: {', '.join(labels) or 'none'}"
-        raise InputError(f"{source} needs one image and one label column ({found}): name them, columns=(image, label).")
+        raise InputError(f"{source} needs one image and one label column ({found}): {_COLUMNS}.")
     return images[0], labels[0]
 
 
@@ -198,7 +212,10 @@ def _class_names(rows: Any, label: str, source: str) -> list[str]:
         return list(feature.names)
     names = [name for name in rows.unique(label) if name is not None]  # a row without a label is told with its number
     if not all(isinstance(name, str) for name in names):
-        raise InputError(f"the label column {label!r} of {source} has no class names: it must be a ClassLabel or text.")
+        raise InputError(
+            f"the label column {label!r} of {source} has no class names: "
+            f"it must be a ClassLabel or text. To use other columns, {_COLUMNS}."
+        )
     return sorted(names)
 
 

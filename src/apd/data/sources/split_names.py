@@ -12,6 +12,8 @@ WORDS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+# Folders that storage systems and tools put beside or into people's own.
+_OF_SYSTEMS = {"@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information", "_cache"}
 _LONGEST_FIRST = "|".join(sorted(WORDS, key=len, reverse=True))
 _DECORATED = re.compile(rf"(.*?)({_LONGEST_FIRST})(.*)", re.DOTALL)
 _WHOLE_WORD = re.compile(rf"(?<![a-z])({_LONGEST_FIRST})(?![a-z])")
@@ -25,7 +27,7 @@ def subfolders(path: Path) -> list[Path]:
 
 def hidden(name: str) -> bool:
     """Whether a folder of this name is left out."""
-    return name.startswith((".", "__"))
+    return name.startswith((".", "__")) or name.casefold() in _OF_SYSTEMS
 
 
 def split_folders(path: Path) -> dict[str, Path]:
