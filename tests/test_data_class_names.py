@@ -16,6 +16,7 @@ from apd.errors import InputError
 
 from .command_line import QUICK, Cli
 from .models import save_colours
+from .refusals import check_error
 
 NUMBERS = sorted(str(number) for number in range(1, 13))
 ANIMALS = ("ant", "bear", "cat", "dog", "elk", "fox", "gnu", "hen", "ibex", "jay", "kiwi", "lynx")
@@ -168,6 +169,13 @@ def test_the_command_line_warns_of_numbers_once(cli: Cli, numbered: Path, tmp_pa
     warnings = [line for line in shown.err.splitlines() if "1, 2, 3 (3 classes)" in line and "classes.txt" in line]
     assert shown.code == 0 and len(warnings) == 1
     assert str(numbered / "classes.txt") in warnings[0] and "FOLDER,name" in warnings[0]
+
+
+def test_a_run_inside_the_data_is_refused(cli: Cli, numbered: Path) -> None:
+    check_error(
+        cli("train", numbered, "--model", "glyphs", *QUICK, "--output", numbered / "run"), [str(numbered / "run")]
+    )
+    assert not (numbered / "run").exists()
 
 
 def test_no_warning_with_names(numbered: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -18,6 +18,8 @@ from apd.runs.load import load_run
 
 BATCH = 16
 """Images between two answers."""
+_SUFFIXES = IMAGE_SUFFIXES | {".dib", ".icns", ".ico", ".mpo", ".pcx", ".psd", ".sgi", ".tga"}
+"""Also formats in which nobody keeps training images, but which are read."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _below(folder: Path, closed: list[str]) -> Iterator[Path]:
             if not name.startswith((".", "__")) and os.path.realpath(os.path.join(parent, name)) not in seen
         )
         for name in sorted(names):
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+            if Path(name).suffix.lower() in _SUFFIXES and not name.startswith("."):
                 yield Path(parent, name)
 
 

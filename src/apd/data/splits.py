@@ -60,7 +60,7 @@ class Pools:
         if times > 1:
             raise InputError(
                 f"{self.source} has {times} classes named {name!r} (capitals, hyphens, underscores and outer spaces do not "
-                "count): give them one label if they are one class, else different names."
+                "count): give them one label if they are one class, else different names (those of folders in classes.txt)."
             )
         needed = [("test", self.test)] if self.test_only else [("training", self.train), ("test", self.test)]
         for split, images in needed:

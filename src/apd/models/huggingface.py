@@ -322,7 +322,7 @@ def _check_weights(model: nn.Module, report: dict[str, Any], source: str) -> Non
         raise InputError(
             f"{about} has weights of more blocks than num_hidden_layers in config.json: {beyond[0]}; restore config.json."
         )
-    scale = float(cast(Any, model).logit_scale)
+    scale = float(cast(Any, model).logit_scale.detach())
     if scale > _LARGEST_LOGIT_SCALE:
         raise InputError(
             f"{about} has a logit_scale of {scale:g}, which means a factor of exp({scale:g}), beyond "

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from apd.attacks import TrainingAttack
 from apd.attacks.training import attack_section
 from apd.data import Dataset
+from apd.data.load import BUILT_IN
 from apd.data.unreadable import how_to_convert
+from apd.errors import InputError
 from apd.methods import METHODS, Method
 from apd.models import DualEncoder, load_clip
 from apd.runs.config import RunConfig, validate
@@ -127,6 +129,8 @@ def start_training(
     with speaking(quiet or not first):
         if first and output is not None:
             check_output(output, resume=resume, overwrite=overwrite)
+            if not resume:
+                _refuse_inside(Path(output), config.data.source)
         clip, data, images = _read(config, clip, data, on_data)
         # Held until the end of training, so that a method that shares them loads none a second time.
         others = config.method.other_models()
@@ -136,6 +140,13 @@ def start_training(
         manifest = describe(clip, data, images, config, teachers)
         run = Run.create(place, config, manifest, resume=resume, overwrite=overwrite, writer=first)
         return train_loop(clip, data, images, config, run)
+
+
+def _refuse_inside(output: Path, source: str) -> None:
+    """Refuse a run folder inside the folder of images, where its files would be read as classes and images."""
+    data = Path(source).expanduser()
+    if source not in BUILT_IN and data.is_dir() and output.resolve().is_relative_to(data.resolve()):
+        raise InputError(f"--output {output} lies in the data folder {data}: choose a folder outside of it.")
 
 
 def _read(
