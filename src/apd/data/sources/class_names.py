@@ -44,7 +44,7 @@ def without_ids(names: Sequence[str]) -> list[str]:
 
 
 def _are_counted(names: Sequence[str]) -> bool:
-    """Whether all names begin with a number that counts them, and is no word of theirs."""
+    """Whether all names begin with a number that counts them instead of being one of their words."""
     heads = [head for head in map(NUMBER.match, names) if head]
     if len(heads) < len(names) or not heads:
         return False
