@@ -38,7 +38,7 @@ def card(run: Run) -> str:
 def test_the_teacher_and_the_measured_balance_are_in_manifest_and_card(
     tmp_path: Path, clip: DualEncoder, colours: Path, teacher: Path
 ) -> None:
-    run = train(clip, colours, tmp_path / "run", teacher_model=str(teacher))
+    run = train(clip, colours, tmp_path / "run", teacher="frozen", teacher_model=str(teacher))
     other = load_clip(teacher)
     images = load_data(colours, shots=4, seed=0).train.decode(other.info.preprocessing)
     x = torch.stack([images.pixels(torch.tensor([i]))[0] for i in range(len(images))])
@@ -57,7 +57,7 @@ def test_the_teacher_and_the_measured_balance_are_in_manifest_and_card(
 
 
 def test_who_had_no_other_teacher_and_no_balance_says_so(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
-    run = train(clip, colours, tmp_path / "run", adv_kl=1.0)
+    run = train(clip, colours, tmp_path / "run", teacher="frozen", adv_kl=1.0)
     assert (run.manifest["teachers"], run.manifest["facts"]) == ({}, {})
     assert "| teacher model |" not in card(run) and "| balance |" not in card(run)
 
