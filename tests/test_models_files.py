@@ -165,6 +165,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "channels in another order": (changed(PROCESSOR, do_flip_channel_order=True), [PROCESSOR, "do_flip_channel_order"]),
     "scale without its logarithm": (tensor("logit_scale", torch.exp), ["logit_scale", "5.3"]),
     "prefix": (renamed("module."), ["'module.'"]),
+    "adapter beside": (written("adapter_config.json", b"{}"), ["adapter_config.json"]),
     "adapter": (with_adapter, ["LoRA", "base_layer"]),
     "mean for 0 to 255": (changed(PROCESSOR, image_mean=[123.7, 116.3, 103.5]), ["image_mean", "123.7"]),
     "mean that is not a number": (changed(PROCESSOR, image_mean=[float("nan")] * 3), ["image_mean", "nan"]),
