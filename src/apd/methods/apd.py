@@ -1,4 +1,4 @@
-"""Adversarial Prompt Distillation (arXiv 2411.15244): a clean teacher makes prompts in both branches robust.
+"""Adversarial Prompt Distillation (ICASSP 2026, arXiv 2411.15244): a clean teacher makes prompts in both branches robust.
 
 Documented in the paper: prompts in both branches at several layers; adversarial images from the student's cross-entropy;
 a cleanly pre-trained, non-robust CLIP as teacher; a teacher tuned on clean images along with the student ("online"). The
@@ -55,7 +55,7 @@ class APD(Method):
     """Adversarial Prompt Distillation with a frozen, a clean-tuned or an online teacher."""
 
     summary: ClassVar[str] = "adversarial tuning of visual and text tokens, taught by a clean CLIP"
-    source: ClassVar[str] = "Adversarial Prompt Distillation (arXiv 2411.15244), reconstructed"
+    source: ClassVar[str] = "Adversarial Prompt Distillation (ICASSP 2026, arXiv 2411.15244), reconstructed"
     Settings: ClassVar[type[MethodSettings]] = APDSettings
     settings: APDSettings
     pseudo_labels: ClassVar[bool] = False

@@ -104,16 +104,17 @@ class APDSettings(MethodSettings):
         if "adv_ce" in values or "adv_kl" in values:
             preset = {name: value for name, value in preset.items() if name != "balance"}
         found = {**preset, **values}
-        return found if _soft_label_alone(found) else {"teacher": "frozen", **found}
+        # What `auto` comes to there; so a saved configuration can be given another variant.
+        frozen = found.get("teacher", "auto") == "auto" and not _soft_label_alone(found)
+        return {**found, "teacher": "frozen"} if frozen else found
 
     @model_validator(mode="after")
     def _consistent(self) -> APDSettings:
         if self.variant == "mtard" and self.robust_teacher is None:
             raise ValueError("variant mtard needs method.robust_teacher, an adversarially trained CLIP")
-        if self.teacher in ("auto", "mean") and not _soft_label_alone(self.model_dump()):
+        if self.teacher == "mean" and not _soft_label_alone(self.model_dump()):
             raise ValueError(
-                f"method.teacher={self.teacher} gives soft labels on clean images and nothing else; set it to frozen, tuned or "
-                "online"
+                "method.teacher=mean gives soft labels on clean images and nothing else; set it to frozen, tuned or online"
             )
         labels = [bool(self.adv_ce), bool(self.adv_kl)]
         if self.inner == "mixed" and not (any(labels) if self.balance is None else all(labels)):
