@@ -69,7 +69,7 @@ class FineTuning:
     def __init__(self, encoder: HuggingFaceEncoder, data: Dataset, settings: TrainSettings, fare: float) -> None:
         self.settings, self.fare = settings, fare
         self.original = copy.deepcopy(encoder) if fare else None
-        self.batches = Batches(decode(encoder, data, False), settings)
+        self.batches = Batches(decode(encoder, data, False, True), settings)
         self.steps = len(self.batches) * settings.epochs
         self.attack = training_attack(settings.attack)
         self.model = PromptedCLIP(encoder, None, data.class_names, data.templates).bind_detached()
@@ -226,8 +226,7 @@ def main() -> None:
     options = parser()
     arguments = options.parse_args()
     try:
-        with speaking():
-            make(config_of(arguments), arguments.fare, arguments.output)
+        make(config_of(arguments), arguments.fare, arguments.output)
     except InputError as error:
         options.exit(2, f"{error}\n")
     print(f"Next: apd evaluate --model {arguments.output} --data {arguments.data} --eps {arguments.eps}")

@@ -11,9 +11,8 @@ from PIL import Image
 
 from apd.data import load_data
 from apd.data.sources.class_list import read_class_names
-from apd.data.sources.class_names import nameless, warn_of_nameless
+from apd.data.sources.class_names import nameless
 from apd.errors import InputError
-from apd.util.messages import speaking
 
 from .command_line import QUICK, Cli
 from .models import save_colours
@@ -202,12 +201,3 @@ def test_imagenet_s_names_are_offered_for_wordnet_ids(
     assert str(listing) in caplog.text and str(folder / "classes.txt") in caplog.text
     shutil.copy(listing, folder / "classes.txt")
     assert load_data(folder, shots=1).class_names == ("tench", "goldfish")
-
-
-def test_a_warning_comes_once_and_a_quiet_call_does_not_use_it_up(caplog: pytest.LogCaptureFixture) -> None:
-    with speaking(quiet=True):
-        warn_of_nameless(["7"], "quiet-folder", "")
-    assert not caplog.records
-    for _ in range(2):
-        warn_of_nameless(["7"], "quiet-folder", "")
-    assert [(record.name, record.levelname) for record in caplog.records] == [("apd.data", "WARNING")]

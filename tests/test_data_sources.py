@@ -368,7 +368,7 @@ class TestHub:
         self.from_hub(monkeypatch, {"train": rows})
         for _ in range(2):
             load_data("hf:owner/numbers", shots=1)
-        assert [record.levelname for record in caplog.records if record.name == "apd.data"] == ["WARNING"]
+        assert [record.levelname for record in caplog.records if record.name == "apd"] == ["WARNING"]
         assert "hf:owner/numbers" in caplog.text and "0, 1, n01440764 (3 classes)" in caplog.text
 
     def test_a_broken_parquet_file(self, table: Any, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def warned(said: Said) -> Said:
     """What is said, warnings that an earlier test has caused included."""
-    class_names._warned.clear()
+    class_names.warn.cache_clear()
     return said
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="Only check that everything works: few images, one epoch.")
     ] = False,
+    autoattack: Annotated[int, typer.Option(min=0, help="Attack so many images by AutoAttack too: slow.")] = 0,
 ) -> None:
     r"""Train on the built-in digits, attack, and compare with zero-shot CLIP: a few minutes on a CPU.
 
@@ -22,11 +24,12 @@ def demo(
     Examples:
       apd demo
       apd demo --quick --output /tmp/demo
+      apd demo --autoattack 100
     """
     from apd.demo import DEMO, QUICK, run_demo
 
     with quiet_stdout():
-        summary = run_demo(output, QUICK if quick else DEMO)
+        summary = run_demo(output, replace(QUICK if quick else DEMO, few=autoattack))
     _table(summary)
     say(
         f"Written: {output}/report.png, a picture of the attacks; {output}/summary.json; "
@@ -44,7 +47,10 @@ def _table(summary: dict[str, Any]) -> None:
 
     rows, differences = summary["rows"], summary["differences"]
     names = [name for name in rows[0] if name != "method" and not name.startswith("n_")]
-    counts = dict(zip(names, (rows[0][n] for n in ("n_clean", "n_attacked", "n_strongest")), strict=True))
+    # The clean column, those of the attacks, and the last one where AutoAttack was asked for.
+    last = [rows[0]["n_strongest"]] if "n_strongest" in rows[0] else []
+    attacked = [rows[0]["n_attacked"]] * (len(names) - 1 - len(last))
+    counts = dict(zip(names, [rows[0]["n_clean"], *attacked, *last], strict=True))
     table = Table(title=f"accuracy % on held-out images, attacks at eps {summary['eps']}", title_justify="left")
     table.add_column("method")
     for name in names:

@@ -61,7 +61,7 @@ class DemoSettings:
         epochs: passes over the training images.
         limit: attacked images under ``attacks``.
         attacks: these see ``limit`` images.
-        few: attacked images under ``strongest``.
+        few: attacked images under ``strongest``; 0: leave it out.
         strongest: an attack that costs more than all others.
     """
 
@@ -73,12 +73,12 @@ class DemoSettings:
     epochs: int = 20
     limit: int = 300
     attacks: tuple[str, ...] = ("apgd-ce+dlr",)
-    few: int = 24
+    few: int = 0
     strongest: str = "autoattack"
 
 
 DEMO = DemoSettings()
-QUICK = replace(DEMO, shots=1, epochs=1, limit=16, few=4, strongest="apgd-ce")
+QUICK = replace(DEMO, shots=1, epochs=1, limit=16)
 _MARK = "demo.json"
 
 
@@ -150,7 +150,8 @@ def _claim(output: Path, settings: DemoSettings) -> None:
 
 def _measure(classifier: PromptedCLIP, data: Dataset, settings: DemoSettings, store: Path) -> list[Result]:
     """Clean accuracy on all held-out images, attacks on ``limit`` of them, the strongest on ``few`` of those."""
-    plan = ("clean", "all"), (settings.attacks, settings.limit), (settings.strongest, settings.few)
+    plan: list[tuple[Any, Any]] = [("clean", "all"), (settings.attacks, settings.limit)]
+    plan += [(settings.strongest, settings.few)] if settings.few else []
     return [
         evaluate(
             classifier,
@@ -169,9 +170,11 @@ def _measure(classifier: PromptedCLIP, data: Dataset, settings: DemoSettings, st
 
 
 def _row(label: str, results: list[Result]) -> dict[str, Any]:
-    clean, attacked, strongest = results
-    accuracies = {name: score.accuracy for found in (attacked, strongest) for name, score in found.attacks.items()}
-    counts = {"n_clean": clean.n, "n_attacked": attacked.n, "n_strongest": strongest.n}
+    clean, attacked, *strongest = results
+    accuracies = {name: score.accuracy for found in (attacked, *strongest) for name, score in found.attacks.items()}
+    counts = {"n_clean": clean.n, "n_attacked": attacked.n}
+    if strongest:
+        counts["n_strongest"] = strongest[0].n
     return {"method": label, "clean": clean.clean, **accuracies, **counts}
 
 
@@ -216,5 +219,5 @@ def _picture(output: Path, clip: DualEncoder, data: Dataset, settings: DemoSetti
         attacked(name, classifier, x, few.labels, few.ids, threat, settings.seed)
         for name, classifier in ((ZERO_SHOT, zero_shot), (list(METHODS)[-1], robust))
     ]
-    title = f"PGD-20 at eps {settings.eps}: what is added (amplified), and what each classifier then says"
+    title = f"PGD-20 at eps {settings.eps}: what is added (amplified),\nand what each classifier then says"
     return draw(x, few.labels, data.class_names, results, title)

@@ -69,11 +69,11 @@ def draw(x: Tensor, labels: Tensor, class_names: Sequence[str], results: Sequenc
         labels: (N,).
         class_names: in label order.
         results: what happened under each classifier.
-        title: the line on top.
+        title: one or two lines on top.
     """
     font, small = ImageFont.load_default(16), ImageFont.load_default(13)
     width = GAP + (SIDE + GAP) + len(results) * 2 * (SIDE + GAP)
-    top = 3 * GAP + 40
+    top = 4 * GAP + 52
     page = Image.new("RGB", (max(width, 520), top + len(x) * (SIDE + TEXT)), "white")
     pen = ImageDraw.Draw(page)
     pen.text((GAP, GAP), title, INK, font)

@@ -28,11 +28,6 @@ def check_folder(folder: Path, source: str) -> None:
     # Weights for other libraries often stay pointers, which does not matter.
     _check_pulled([path for pattern in ("*.json", "*.txt", "*.model") for path in folder.glob(pattern)], source)
     check_config(read_json(folder / "config.json", source), source)
-    if (folder / "adapter_config.json").is_file():
-        raise InputError(
-            f"{source}: an adapter lies beside the model (adapter_config.json) and would not be applied: merge it into the "
-            "model (merge_and_unload), or move it elsewhere."
-        )
     weights = _weights(folder, source)
     _check_pulled(weights, source)
     for path in weights:

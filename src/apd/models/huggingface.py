@@ -335,7 +335,7 @@ def _check_weights(model: nn.Module, report: dict[str, Any], source: str) -> Non
 
 def _refuse_renamed(about: str, missing: list[str], others: list[str]) -> None:
     """Refuse weights that are there under other names: with a prefix, or as a model and an adapter."""
-    adapters = [name for name in others if "lora_" in name or ".base_layer." in name]
+    adapters = [name for name in others if "lora_" in name]
     if adapters:
         raise InputError(
             f"{about} has weights of a LoRA adapter ({adapters[0]}): merge it into the model (merge_and_unload)."

@@ -37,7 +37,7 @@ class Images:
         return replace(self, train=self.train.to(device), val=self.val.to(device), unlabelled=more)
 
 
-def decode(encoder: DualEncoder, data: Dataset, skip_bad: bool) -> Images:
+def decode(encoder: DualEncoder, data: Dataset, skip_bad: bool, show: bool) -> Images:
     """The images of both splits, as the encoder wants them, on its device.
 
     Raises:
@@ -46,7 +46,7 @@ def decode(encoder: DualEncoder, data: Dataset, skip_bad: bool) -> Images:
     """
     data.check_trainable()
     train, val, unlabelled = (
-        images.decode(encoder.info.preprocessing, skip_bad=skip_bad, progress=True).to(encoder.device)
+        images.decode(encoder.info.preprocessing, skip_bad=skip_bad, progress=show).to(encoder.device)
         if len(images)
         else None
         for images in (data.train, data.val, data.unlabelled)

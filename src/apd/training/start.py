@@ -162,7 +162,7 @@ def _read(
     clip = load_clip(config.model) if clip is None else clip
     if data.shortage():
         log.warning(data.shortage())
-    images = decode(clip, data, config.data.skip_bad_images)
+    images = decode(clip, data, config.data.skip_bad_images, show=True)
     _tell_skipped(data, images)
     return clip, data, images
 

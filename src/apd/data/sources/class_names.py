@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 
-from apd.util.messages import get_logger, is_quiet
 from apd.util.text import first_of
-
-log = get_logger("apd.data")
-_warned: set[str] = set()
 
 WORDNET_ID = re.compile(r"^n\d{8}[-_. ]+(?=\S)")
 NUMBER = re.compile(r"^(\d+)([-_. ]+)(?=\S)")
@@ -83,8 +81,7 @@ def warn_of_nameless(names: Sequence[str], source: str, hint: str) -> None:
         warn(f"{source} has class names that say nothing to CLIP: {first_of(found, 'classes')}. {hint}")
 
 
+@cache
 def warn(message: str) -> None:
     """Log a warning on data, once per process however often the data are loaded."""
-    if message not in _warned and not is_quiet():
-        _warned.add(message)
-        log.warning(message)
+    logging.getLogger("apd").warning(message)
