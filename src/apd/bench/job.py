@@ -142,7 +142,7 @@ def do(job: Job, folder: Path, *, fresh: bool = False) -> Outcome:
 
 def _with_training(outcome: Outcome, manifest: Mapping[str, Any]) -> Outcome:
     """The outcome with what the run folder says of the training."""
-    validation = {name: manifest["summary"][name] for name in ("val_clean", "val_robust")}
+    validation = {name: value for name, value in manifest["summary"].items() if name in ("val_clean", "val_robust")}
     # Runs made before the seconds were recorded keep what the outcome knew.
     seconds = manifest.get("seconds", outcome.seconds)
     return replace(outcome, seconds=seconds, validation=validation, versions=manifest["versions"])

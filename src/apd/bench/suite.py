@@ -37,7 +37,11 @@ _TAKEN = r"test|val|base|new|.*[ -]final"
 """Names that `apd.bench.protocols.EvalSpec` gives to a part of a data set, or to a part in the second stage."""
 _ELSEWHERE = {
     "train": {"seed": "a block has seeds", "device": "apd bench computes on GPUs where there are any, unless --gpus 0"},
-    "data": {"seed": "a block has seeds", "classes": "the protocol of a block chooses them"},
+    "data": {
+        "seed": "a block has seeds",
+        "classes": "the protocol of a block chooses them",
+        "class_names": "a suite evaluates on labelled images; name their data set, and the others as unlabelled",
+    },
 }
 """Settings of a run that a suite sets itself, by section, and how."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
@@ -203,6 +207,10 @@ class Suite(Section):
                     f"{row}: data.{name}={short(value)} is for all methods of a data set; a method of its own has "
                     f"{', '.join(UNLABELLED)} and shots: 0."
                 )
+        if extra.get("shots") == 0 and self.split == "val":
+            raise InputError(
+                f"{row}: with shots: 0 the labelled validation images would be among the unlabelled ones; leave out split: val."
+            )
         return dict(extra)
 
     def _rows(self, data: str | None, method: str) -> dict[str, dict[str, Any]]:

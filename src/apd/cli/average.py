@@ -21,6 +21,7 @@ def average(
     \b
     Example:
       apd average runs/seed0 runs/seed1 --output runs/mean
+      apd average runs/seed0 runs/seed1 runs/seed2 --output runs/mean-of-three
     """
     from apd.runs.average import average_runs
 

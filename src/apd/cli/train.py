@@ -32,6 +32,18 @@ def train(
     ] = None,
     method: Annotated[str | None, typer.Option(help="Training method; see: apd list methods. (default: apd)")] = None,
     shots: Annotated[str | None, typer.Option(help="Training images per class, or all. (default: 16)")] = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(
+            help="More images, whose labels are not used: a folder, a table, or rest (those that are not shots)."
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="With --shots 0: one class name per line, if DATA are images without labels."
+        ),
+    ] = None,
     eps: Annotated[
         str | None, typer.Option(help="Budget in [0,1] pixel units, such as 1/255. (default: 1/255)")
     ] = None,
@@ -58,6 +70,8 @@ def train(
       apd train photos --model openai/clip-vit-base-patch32 --eps 1/255 --output runs/photos
       apd train photos --model ./my-clip --shots 4 --set method.teacher=online --set train.optimizer.lr=0.01
       apd train photos --model ./my-clip --method maple --set method.preset=published
+      apd train photos --model ./my-clip --unlabelled more-photos
+      apd train more-photos --model ./my-clip --shots 0 --classes classes.txt
       apd train --config runs/photos/config.yaml --seed 1 --output runs/photos-1
       apd train --output runs/photos --resume
     """
@@ -65,6 +79,8 @@ def train(
         "model": model,
         "data.source": data,
         "data.shots": shots,
+        "data.unlabelled": unlabelled,
+        "data.class_names": classes,
         "data.skip_bad_images": skip_bad_images or None,
         "method.name": method,
         "train.eps": eps,
@@ -111,7 +127,8 @@ def _train(
     except KeyboardInterrupt:
         say(f"\nStopped. {_kept(output, config)}")
         raise
-    say(f"Done: {run.path}. Next: apd evaluate {quoted(run.path)}{' --skip-bad-images' if stops else ''}")
+    more = f"{' --skip-bad-images' if stops else ''}{' --data LABELLED_IMAGES' if config.data.class_names else ''}"
+    say(f"Done: {run.path}. Next: apd evaluate {quoted(run.path)}{more}")
 
 
 def _bad_test_images(data: Dataset) -> bool:

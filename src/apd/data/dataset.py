@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -25,6 +25,24 @@ UNKNOWN = -1
 """The label of an image that has none."""
 IN_MEMORY = "memory:"
 """Stands before the name of a data set that was made in Python, where others have their source."""
+
+
+class Images(Protocol):
+    """What training reads of images, wherever their pixels are kept."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """One per image."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64, on the device that pixels are given on."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def pixels(self, index: Tensor) -> Tensor:
+        """The images at ``index`` (B,) as float32 (B,3,S,S) in [0,1]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +157,7 @@ class Dataset:
         class_names: readable, in label order.
         templates: sentences with ``{}`` for the class name.
         train, val, test: the splits; no image is in two of them. Of a test set for domain shift, the first two are empty.
+            Without shots, ``val`` are images whose labels are not used: training takes a teacher's answers in their place.
         unlabelled: further training images. The labels that some of them have choose classes only; training sees none.
         mirror: whether training may flip images left to right.
         description: one line on where each split comes from.
@@ -240,7 +259,7 @@ class Dataset:
         Raises:
             InputError: a test set for domain shift; no class has an image left for validation.
         """
-        if not len(self.train):
+        if not len(self.train) and not len(self.unlabelled):
             raise InputError(
                 f"{self.name} is a test set without training images: train on other data, then evaluate on it "
                 f"(apd evaluate RUN --data {quoted(self.source)})."
@@ -283,7 +302,7 @@ class Dataset:
             self,
             class_names=self.class_names[first:last],
             train=_of_labels(self.train, first, last),
-            val=_of_labels(self.val, first, last),
+            val=_of_labels(self.val, first, last, also=UNKNOWN),
             test=_of_labels(self.test, first, last),
             unlabelled=_of_labels(self.unlabelled, first, last, also=UNKNOWN),
             settings=self.settings.model_copy(update={"classes": which}),

@@ -29,7 +29,14 @@ from apd.data.sources.hub import (
 from apd.data.sources.layouts import ROOT, dressed, load_standard, parse_standard
 from apd.data.sources.split_names import subfolders
 from apd.data.sources.standard import STANDARD, Standard
-from apd.data.sources.unlabelled import anonymous, folder_images, with_unlabelled, without_known
+from apd.data.sources.unlabelled import (
+    anonymous,
+    folder_images,
+    named_by_list,
+    with_unlabelled,
+    with_validation,
+    without_known,
+)
 from apd.data.splits import Pools, few_shot
 from apd.errors import InputError, nearest
 from apd.util.plugins import Registry, is_spec
@@ -49,6 +56,7 @@ def load_data(
     validation: int | None = None,
     unlabelled: str | Path | None = None,
     unlabelled_limit: int | None = None,
+    class_names: str | Path | Sequence[str] | None = None,
 ) -> Dataset:
     """Named classes and images, with ``shots`` training images per class and a validation split.
 
@@ -65,6 +73,8 @@ def load_data(
         unlabelled: further training images, whose labels, if any, are not used: ``rest``, the training images that are
             neither shots nor validation images, or a source (see `load_unlabelled`).
         unlabelled_limit: at most so many of them, drawn by ``seed``.
+        class_names: with ``shots=0``: a file with one class name per line, or the names. ``source`` is then whatever
+            `load_unlabelled` reads, and there are no test images.
 
     Raises:
         InputError: for anything in the source that does not fit; see the page of each kind of source.
@@ -84,19 +94,34 @@ def load_data(
         validation=validation,
         unlabelled=None if unlabelled is None else unlabelled if unlabelled == REST else _as_text(unlabelled),
         unlabelled_limit=unlabelled_limit,
+        class_names=str(class_names) if isinstance(class_names, Path) else _listed(class_names),
     )
+    try:
+        settings.check_unlabelled()
+    except ValueError as error:
+        raise InputError(f"{error}.") from error
     return load_section(settings)
 
 
 def load_section(settings: DataSettings) -> Dataset:
     """Read the data set of a section whose seed is set; see `load_data`."""
+    if settings.templates is not None:
+        _checked(settings.templates)
+    if settings.class_names is not None:
+        images = load_unlabelled(settings.source, settings.columns)
+        data = named_by_list(settings, short_name(settings.source), images)
+        hint = "Write readable names into data.class_names."
+        warn_of_nameless(data.class_names, settings.source, hint)
+        return with_validation(data).classes(settings.classes)
     pools = _pools(settings.source, settings.columns)
     warn_of_nameless(pools.class_names, settings.source, _naming_hint(settings.source, pools.class_names))
     if settings.templates is not None:
-        pools = replace(pools, templates=_checked(settings.templates))
+        pools = replace(pools, templates=settings.templates)
     data = few_shot(pools, settings)
     if settings.unlabelled not in (None, REST):
         data = _with_source(data, pools, settings.unlabelled)
+    if settings.shots == 0 and settings.unlabelled is not None:
+        data = with_validation(data)
     return data.classes(settings.classes)
 
 
@@ -130,6 +155,10 @@ def _with_source(data: Dataset, pools: Pools, source: str) -> Dataset:
     found = load_unlabelled(source, data.settings.columns)
     own = () if pools.val is None else (pools.val,)
     return with_unlabelled(data, without_known(found, data, own, same_source(source, data.source)))
+
+
+def _listed(names: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
+    return names if names is None or isinstance(names, str) else tuple(names)
 
 
 def list_data() -> list[tuple[str, str]]:

@@ -27,7 +27,7 @@ UNLABELLED = ("unlabelled", "unlabelled_limit")
 class DataSettings(GrowingSection):
     """Which images, and how many of them."""
 
-    unrecorded: ClassVar[dict[str, Any]] = {"unlabelled": None, "unlabelled_limit": None}
+    unrecorded: ClassVar[dict[str, Any]] = {"unlabelled": None, "unlabelled_limit": None, "class_names": None}
 
     source: str = Field(description="folder, split file, hub id or built-in data set")
     shots: Shots = Field(16, description="training images per class, or all; 0: unlabelled ones alone")
@@ -44,14 +44,43 @@ class DataSettings(GrowingSection):
         description="further training images whose labels, if any, are not used: a source, or rest: those that are not shots",
     )
     unlabelled_limit: int | None = Field(None, ge=1, description="at most so many unlabelled images, drawn by the seed")
+    class_names: str | tuple[str, ...] | None = Field(
+        None,
+        description="with shots 0: a file with one class name per line, or a list of names; the source then needs no labels, "
+        "and all its images are the unlabelled ones",
+    )
 
     @model_validator(mode="after")
     def _has_images(self) -> DataSettings:
-        if self.shots == 0 and self.unlabelled is None:
-            raise ValueError("data.shots=0 leaves no images to train on: ask for 1 or more, or name data.unlabelled")
-        if self.unlabelled_limit is not None and self.unlabelled is None:
+        self.check_unlabelled()
+        if self.unlabelled_limit is not None and self.unlabelled is None and self.class_names is None:
             raise ValueError("data.unlabelled_limit has no effect without data.unlabelled; set both or neither")
         return self
+
+    def check_unlabelled(self) -> None:
+        """Check that there are images to train on.
+
+        Raises:
+            ValueError: no images, or classes and unlabelled images named twice.
+        """
+        if self.shots == 0 and self.unlabelled is None and self.class_names is None:
+            raise ValueError(
+                "data.shots=0 leaves no images to train on: ask for 1 or more, or name data.unlabelled or data.class_names"
+            )
+        if self.class_names is not None and self.shots != 0:
+            raise ValueError(
+                f"data.class_names names the classes of images without labels, of which no shots can be drawn: set "
+                f"data.shots=0, got {self.shots}, or leave out data.class_names"
+            )
+        if self.class_names is not None and self.unlabelled is not None:
+            raise ValueError(
+                f"with data.class_names the unlabelled images are those of data.source={self.source}: leave out "
+                f"data.unlabelled={self.unlabelled}"
+            )
+
+    def for_evaluation(self) -> DataSettings:
+        """Return the section to evaluate with: all classes, and without the unlabelled images, which may be gone."""
+        return self.model_copy(update={"classes": "all", **dict.fromkeys(UNLABELLED)})
 
     def load(self, seed: int = 0) -> Dataset:
         """Read the data set; ``seed`` draws the shots if this section names no seed of its own.

@@ -46,22 +46,7 @@ class Pools:
     divided: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.class_names) < 2:
-            found = f"one class only ({self.class_names[0]})" if self.class_names else "no classes"
-            raise InputError(f"{self.source} has {found}: two are needed.")
-        for label, name in enumerate(self.class_names):
-            if any("\ud800" <= char <= "\udfff" for char in name):  # how Python keeps bytes that are not text
-                raise InputError(f"the class name {name!r} of {self.source} is not UTF-8: rename its folder.")
-            if not any(char.isprintable() and not char.isspace() for char in name):
-                raise InputError(
-                    f"{self.source} has an empty name for the class of label {label}: every class needs a name."
-                )
-        name, times = Counter(composed(name).casefold() for name in self.class_names).most_common(1)[0]
-        if times > 1:
-            raise InputError(
-                f"{self.source} has {times} classes named {name!r} (capitals, hyphens, underscores and outer spaces do not "
-                "count): give them one label if they are one class, else different names (those of folders in classes.txt)."
-            )
+        check_names(self.class_names, self.source)
         needed = [("test", self.test)] if self.test_only else [("training", self.train), ("test", self.test)]
         for split, images in needed:
             for class_name, group in zip(self.class_names, images.by_class(len(self.class_names)), strict=True):
@@ -71,6 +56,28 @@ class Pools:
         id_, times = Counter(ids).most_common(1)[0]
         if times > 1:
             raise InputError(f"{self.source} lists {id_} {times} times: an image may be in one split only, once.")
+
+
+def check_names(names: tuple[str, ...], source: str) -> None:
+    """Check that there are at least two class names, all different, which a text encoder can read.
+
+    Raises:
+        InputError: naming ``source``, where they come from.
+    """
+    if len(names) < 2:
+        found = f"one class only ({names[0]})" if names else "no classes"
+        raise InputError(f"{source} has {found}: two are needed.")
+    for label, name in enumerate(names):
+        if any("\ud800" <= char <= "\udfff" for char in name):  # how Python keeps bytes that are not text
+            raise InputError(f"the class name {name!r} of {source} is not UTF-8: rename its folder.")
+        if not any(char.isprintable() and not char.isspace() for char in name):
+            raise InputError(f"{source} has an empty name for the class of label {label}: every class needs a name.")
+    name, times = Counter(composed(name).casefold() for name in names).most_common(1)[0]
+    if times > 1:
+        raise InputError(
+            f"{source} has {times} classes named {name!r} (capitals, hyphens, underscores and outer spaces do not "
+            "count): give them one label if they are one class, else different names (those of folders in classes.txt)."
+        )
 
 
 def split_pool(images: ImageSet, class_names: tuple[str, ...], source: str) -> tuple[ImageSet, ImageSet, ImageSet]:
@@ -108,7 +115,8 @@ def few_shot(pools: Pools, settings: DataSettings) -> Dataset:
     among the shots (with ``all``: a tenth of each class, at least one, is held out). Of a test set both are empty.
 
     A class with fewer images than asked for gives what it has; without validation images of the data's own, one of them
-    is kept for validation unless it is the only one. `Dataset.shortage` tells of them.
+    is kept for validation unless it is the only one. `Dataset.shortage` tells of them. Without shots there are neither
+    training nor validation images.
 
     Args:
         pools: all images.
@@ -120,12 +128,13 @@ def few_shot(pools: Pools, settings: DataSettings) -> Dataset:
         InputError: for shots or validation images that are not a count.
     """
     shots, seed, validation = settings.shots, settings.seed or 0, settings.validation
-    if shots != "all" and not _is_count(shots) and (shots != 0 or settings.unlabelled is None):
+    if shots not in ("all", 0) and not _is_count(shots):
         raise InputError(f"shots must be a number from 1 (from 0 with unlabelled images) or all, got {shots!r}.")
     if validation is not None and not _is_count(validation):
         raise InputError(f"validation must be a number of images per class from 1, got {validation!r}.")
-    if pools.test_only:
-        train, val, counts = pools.train, pools.train, f"test {len(pools.test)} images, none for training"
+    if pools.test_only or shots == 0:
+        train = val = ImageSet.empty()
+        counts = f"test {len(pools.test)} images, none {'with a label ' if shots == 0 else ''}for training"
     else:
         train, val, counts = _draw(pools, shots, seed, validation)
     rest = _rest(pools, train, val, settings) if settings.unlabelled == REST else ImageSet.empty()

@@ -85,8 +85,11 @@ def _check_data(classifier: nn.Module, data: Dataset, settings: EvaluationSettin
             f"The classifier knows {_some(classifier.class_names)}, but {data.name} has {_some(data.class_names)}; "
             "use classifier.with_classes(data.class_names, data.templates), or other data."
         )
-    if len(data.split(settings.split)) == 0:
-        raise InputError(f"The {settings.split} split of {data.name} has no images; choose another split.")
+    if len(data.split(settings.split)) == 0 or (data.settings.shots == 0 and settings.split == "val"):
+        raise InputError(
+            f"The {settings.split} split of {data.name} has no images with labels; choose another split, or evaluate on other "
+            "data: --data DATA (Python: data=)."
+        )
 
 
 def _control(

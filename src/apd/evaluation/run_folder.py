@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from apd.data import Dataset, load_data, same_source
+from apd.errors import InputError
 from apd.evaluation.measure import evaluate, parse_settings
 from apd.evaluation.result import Result
 from apd.models.classifier import PromptedCLIP
@@ -59,6 +60,11 @@ def evaluate_run(
     own = {"eps": config.train.eps, "norm": config.train.norm, "skip_bad_images": config.data.skip_bad_images}
     given = {**own, **({} if other else {"classes": config.data.classes}), **settings}
     chosen = parse_settings(given, "evaluate_run", ("data", "model", "device"))
+    if config.data.class_names is not None and not other:
+        raise InputError(
+            f"{path} was trained on images without labels ({config.data.source}), which cannot be evaluated on; give it "
+            "labelled images: --data DATA (Python: data=)."
+        )
     images = data if isinstance(data, Dataset) else _load(config, data if other else None)
     wanted = images.classes(chosen.classes)
     with speaking(chosen.quiet):
@@ -73,7 +79,7 @@ def _load(config: RunConfig, other: str | None) -> Dataset:
     """Load other data, or the run's own, with all classes: which are evaluated is the evaluation's own setting."""
     if other:
         return load_data(other, shots="all")
-    return config.data.model_copy(update={"classes": "all"}).load(config.train.seed)
+    return config.data.for_evaluation().load(config.train.seed)
 
 
 def _serving(data: Dataset, classifier: PromptedCLIP) -> PromptedCLIP:

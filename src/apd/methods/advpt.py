@@ -92,14 +92,14 @@ class AdvPT(Method):
 
     def prepare(self, before: Preparation) -> None:
         """Fill the bank: adversarial features (N, D) of the training images, of unit length."""
-        plain, features = self.original.bind_detached(), []
-        for index in torch.split(torch.arange(len(before.images), device=before.images.images.device), _BATCH):
-            x = before.images.pixels(index)
+        plain, images, features = self.original.bind_detached(), before.everything, []
+        for index in torch.split(torch.arange(len(images), device=images.labels.device), _BATCH):
+            x = images.pixels(index)
             if self.settings.inner == "ce":
-                objective = Objective(plain.logits, cross_entropy, before.images.labels[index])
+                objective = Objective(plain.logits, cross_entropy, images.labels[index])
             else:
                 objective = Objective(plain.embed, kl_to_logits, plain.embed(x))
-            seeds = sample_seeds([before.images.ids[i] for i in index.tolist()], before.seed, "bank")
+            seeds = sample_seeds([images.ids[i] for i in index.tolist()], before.seed, "bank")
             features.append(plain.features(before.attack(objective, x, before.threat, seeds)).detach())
         self.bank = torch.cat(features)
 

@@ -98,7 +98,16 @@ class APD(Method):
             )
 
     def prepare(self, before: Preparation) -> None:
-        """Measure what the untouched teacher knows, and tune its prompts on clean images if it is ``tuned``."""
+        """Measure what the untouched teacher knows, and tune its prompts on clean images if it is ``tuned``.
+
+        Without any label nothing can be measured or tuned: ``auto`` is then the frozen teacher, and its soft labels all there is.
+        """
+        if "auto" in (self.settings.balance, self.settings.teacher) and not len(before.images):
+            if self.settings.balance == "auto":
+                self.balance.fill_(1.0)
+            if self.settings.teacher == "auto":
+                self.shares.copy_(torch.tensor(FROZEN))
+            return
         if self.settings.balance == "auto" and self.settings.teacher != "auto":
             self.balance.fill_(self._accuracy(before.images))
         if self.settings.teacher in ("frozen", "online"):
@@ -110,6 +119,10 @@ class APD(Method):
             self.shares.copy_(torch.tensor(shares))
             if self.settings.balance == "auto":
                 self.balance.fill_(accuracy)
+
+    def labeller(self) -> PromptedCLIP:
+        """Return the untouched teacher."""
+        return self.untouched
 
     def facts(self) -> dict[str, Any]:
         """Return the share of the soft label and the teacher that were used, if there are any: measured or set."""

@@ -168,6 +168,18 @@ class APDSettings(MethodSettings):
             or (self._asks_on_adversarial and self.robust_teacher is None)
         )
 
+    def check_without_labels(self) -> None:
+        """Check that a teacher teaches which needs no labels; see `MethodSettings.check_without_labels`."""
+        if self.teacher in ("tuned", "mean", "online"):
+            raise ValueError(
+                f"method.teacher={self.teacher} is tuned on labels, of which there are none with data.shots=0; set it to frozen"
+            )
+        if not (self.soft_label or self.clean_kl or self.image_features or self.text_features):
+            raise ValueError(
+                "data.shots=0 leaves the teacher's answers alone to learn from, but no term asks for them; give method.adv_kl a "
+                "weight"
+            )
+
     def zero_gradient_at_clean(self, train: TrainSettings) -> bool:
         """Whether what the training attack climbs has no gradient at the clean image itself."""
         return not train.attack.attack_class.moves_with_prompts and self.inner == "kl"

@@ -19,7 +19,7 @@ from apd.models.prompts import Prompts, PromptSpec
 from apd.util.section import GrowingSection
 
 if TYPE_CHECKING:
-    from apd.data.dataset import Decoded
+    from apd.data.dataset import Decoded, Images
     from apd.settings.train import TrainSettings
 
 Tune = Callable[["Method"], None]
@@ -98,18 +98,26 @@ class MethodSettings(GrowingSection):
                 "it to false"
             )
 
+    def check_without_labels(self) -> None:
+        """Check that the method can learn from images none of which has a label. By default it learns by pseudo-labels.
+
+        Raises:
+            ValueError: for what needs labels; in one line with the way out.
+        """
+
 
 @dataclass(frozen=True)
 class Preparation:
     """What a method may use before its first step.
 
     Args:
-        images: labelled training images as bytes, not augmented, on the encoder's device.
+        images: labelled training images as bytes, not augmented, on the encoder's device; there may be none.
         attack: makes training images adversarial.
         threat: the attack's budget.
         seed: the run's seed.
         tune: trains another method (a teacher) on the same images.
         validation: validation images, in the form of ``images``.
+        unlabelled: all training images, in the order of `Step.index`, where some have a pseudo-label or none.
     """
 
     images: Decoded
@@ -118,6 +126,12 @@ class Preparation:
     seed: int
     tune: Tune
     validation: Decoded
+    unlabelled: Images | None = None
+
+    @property
+    def everything(self) -> Images:
+        """All training images, in the order of `Step.index`."""
+        return self.images if self.unlabelled is None else self.unlabelled
 
 
 class Method(nn.Module):
@@ -158,6 +172,10 @@ class Method(nn.Module):
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """Return weighted, named terms; the loop minimises their sum."""
         raise TypeError(f"{type(self).__name__} must define loss()")
+
+    def labeller(self) -> PromptedCLIP:
+        """Return the classifier whose most probable class stands for a missing label: by default zero-shot CLIP."""
+        return self.student.zero_shot()
 
     def facts(self) -> dict[str, Any]:
         """Return what training has measured and no setting says, as JSON for ``run.json``. By default nothing."""

@@ -31,6 +31,8 @@ FLAGS = {
     "model": "--model",
     "data.source": "DATA",
     "data.shots": "--shots",
+    "data.unlabelled": "--unlabelled",
+    "data.class_names": "--classes",
     "data.skip_bad_images": "--skip-bad-images",
     "method.name": "--method",
     "train.eps": "--eps",
@@ -103,6 +105,8 @@ class RunConfig(Section):
     def _training_goes_with_method(self, info: ValidationInfo) -> RunConfig:
         if info.context != RECORDED:
             self.method.settings.check_training(self.train)
+            if self.data.shots == 0:
+                self.method.settings.check_without_labels()
         return self
 
     def to_yaml(self) -> str:

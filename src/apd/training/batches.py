@@ -47,13 +47,10 @@ def decode(encoder: DualEncoder, data: Dataset, skip_bad: bool, show: bool) -> I
     data.check_trainable()
     train, val, unlabelled = (
         images.decode(encoder.info.preprocessing, skip_bad=skip_bad, progress=show).to(encoder.device)
-        if len(images)
-        else None
         for images in (data.train, data.val, data.unlabelled)
     )
-    assert train is not None and val is not None
     _check_classes(data, train)
-    return Images(train, val, encoder.info.image_size, data.mirror, unlabelled)
+    return Images(train, val, encoder.info.image_size, data.mirror, unlabelled if len(unlabelled) else None)
 
 
 def _check_classes(data: Dataset, train: Decoded) -> None:

@@ -34,6 +34,7 @@ class Validation:
         largest: images given to the class that is predicted most often.
         classes: number of classes.
         alike: smallest cosine of two class features.
+        agreement: right is what the teacher says, as the images have no labels.
     """
 
     images: int
@@ -42,14 +43,16 @@ class Validation:
     largest: int
     classes: int
     alike: float
+    agreement: bool = False
 
     def percent(self, right: int) -> float:
         """A number of images in percent."""
         return 100 * right / max(1, self.images)
 
     def record(self) -> dict[str, float]:
-        """Accuracies in percent, as they are logged."""
-        return {"val_clean": self.percent(self.clean), "val_robust": self.percent(self.robust)}
+        """Accuracies in percent, or agreement with the teacher, as they are logged: clean, then robust."""
+        name = "agreement_with_teacher" if self.agreement else "val"
+        return {f"{name}_clean": self.percent(self.clean), f"{name}_robust": self.percent(self.robust)}
 
 
 class CollapseMonitor:

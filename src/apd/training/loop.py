@@ -38,7 +38,7 @@ from apd.training.optim import (
     update_average,
     warmed_up,
 )
-from apd.training.pseudo_labels import pseudo_labels
+from apd.training.pseudo_labels import judged_by_teacher, pseudo_labels
 from apd.training.sharpness import awp, sam, shifted
 from apd.training.step import TrainStep, training_attack
 from apd.util.device import pick_device
@@ -86,7 +86,10 @@ def train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig
     bare = PromptedCLIP(encoder, None, data.class_names, data.templates)
     check_distinct(bare)
     method = find_method(config.method.name)(config.method.settings, bare, settings.seed).to(accelerator.device)
-    loop = Loop(method, images.to(accelerator.device), settings, accelerator, run)
+    images = images.to(accelerator.device)
+    if not len(images.train):
+        images = judged_by_teacher(method, images)
+    loop = Loop(method, images, settings, accelerator, run)
     summary = loop.run_through(lambda: method.prepare(loop.preparation()))
     prompts = loop.deployed().prompts
     assert prompts is not None
@@ -151,8 +154,8 @@ class Loop:
 
     def preparation(self) -> Preparation:
         """What the method may use before its first step."""
-        s = self.settings
-        return Preparation(self.images.train, training_attack(s.attack), s.threat, s.seed, self.tune, self.images.val)
+        s, images, attack = self.settings, self.images, training_attack(self.settings.attack)
+        return Preparation(images.train, attack, s.threat, s.seed, self.tune, images.val, self.batches.pool)
 
     def tune(self, method: Method) -> None:
         """Train another method (a teacher) on the labelled images, with the same settings, in place."""
@@ -264,9 +267,10 @@ class Loop:
         metrics.write(
             {"step": done, "epoch": done / len(self.batches), **record, **({"warnings": warnings} if warnings else {})}
         )
+        clean, robust = record.values()
         log.info(
-            f"epoch {done // len(self.batches)}: validation {record['val_clean']:.1f} % clean, "
-            f"{record['val_robust']:.1f} % under {self.settings.validation_attack}"
+            f"epoch {done // len(self.batches)}: {'agreement with the teacher' if found.agreement else 'validation'} "
+            f"{clean:.1f} % clean, {robust:.1f} % under {self.settings.validation_attack}"
         )
         for warning in warnings:
             log.warning(warning)
@@ -293,7 +297,9 @@ class Loop:
                 with torch.no_grad():
                     robust += int((model(found.images).argmax(dim=1) == labels[keep]).sum())
         alike = float((model.bound.classes @ model.bound.classes.T).min())
-        return Validation(len(val), right, robust, int(counts.max()), len(counts), alike)
+        return Validation(
+            len(val), right, robust, int(counts.max()), len(counts), alike, agreement=not len(self.images.train)
+        )
 
     def deployed(self) -> PromptedCLIP:
         """The student that is saved and validated: the running average's where one is kept."""

@@ -6,6 +6,8 @@ Methods whose loss needs a label learn from unlabelled images by these. The teac
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def pseudo_labels(method: Method, before: Preparation, images: Images) -> Tensor
         images: the unlabelled ones among them are labelled, not augmented.
     """
     assert images.unlabelled is not None
-    frozen = method.student.zero_shot()
+    frozen = method.labeller()
     if not len(images.train):
         return logits_of(frozen, images.unlabelled).argmax(dim=-1)
     clean = VLP(MethodSettings(), frozen, before.seed + 1).to(images.unlabelled.labels.device)
@@ -33,3 +35,8 @@ def pseudo_labels(method: Method, before: Preparation, images: Images) -> Tensor
     shares, _ = choose(logits_of(frozen, images.val), logits_of(tuned, images.val), images.val.labels)
     first, second = (logits_of(one, images.unlabelled) for one in (frozen, tuned))
     return mean_logits(first, second, torch.tensor(shares, device=first.device)).argmax(dim=-1)
+
+
+def judged_by_teacher(method: Method, images: Images) -> Images:
+    """Return the images with the frozen teacher's most probable classes as labels of those for validation."""
+    return replace(images, val=replace(images.val, labels=logits_of(method.labeller(), images.val).argmax(dim=-1)))

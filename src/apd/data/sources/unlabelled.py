@@ -14,11 +14,14 @@ from pathlib import Path
 import torch
 
 from apd.data.dataset import UNKNOWN, Dataset, ImageSet
-from apd.data.sources.class_names import warn
+from apd.data.settings import DataSettings
+from apd.data.sources.class_names import warn, without_ids
 from apd.data.sources.folder import images_below, refuse_broken_links
 from apd.data.sources.split_names import split_folders
+from apd.data.splits import DEFAULT_TEMPLATES, VALIDATION_SHOTS, check_names
 from apd.errors import InputError
-from apd.util.text import first_of
+from apd.util.seeds import shuffled
+from apd.util.text import first_of, quoted
 
 PREFIX = "unlabelled/"
 """Stands before the ids of unlabelled images of another source, which would clash with those of the data set."""
@@ -88,6 +91,63 @@ def without_known(images: ImageSet, data: Dataset, own: Iterable[ImageSet], same
 def with_unlabelled(data: Dataset, images: ImageSet) -> Dataset:
     """Give a data set unlabelled images, or as many of them as its settings ask for, drawn by the seed."""
     return replace(data, unlabelled=images.sample(data.settings.unlabelled_limit, data.settings.seed or 0))
+
+
+def named_by_list(settings: DataSettings, name: str, images: ImageSet) -> Dataset:
+    """Make a data set of images without labels, whose classes ``data.class_names`` lists; it has no test images.
+
+    Raises:
+        InputError: for a list that cannot be read or has fewer than two names.
+    """
+    names = read_list(settings.class_names) if isinstance(settings.class_names, str) else settings.class_names
+    assert names is not None
+    check_names(
+        names,
+        f"data.class_names={settings.class_names}" if isinstance(settings.class_names, str) else "data.class_names",
+    )
+    nothing = ImageSet.empty()
+    description = f"{len(names)} classes; {len(images)} images without labels, none for the test."
+    templates = settings.templates or DEFAULT_TEMPLATES
+    return with_unlabelled(
+        Dataset(name, settings, names, templates, nothing, nothing, nothing, description=description), images
+    )
+
+
+def read_list(file: str) -> tuple[str, ...]:
+    """Class names from a file with one per line; a WordNet id, or a number before every name, is left out.
+
+    Raises:
+        InputError: for a file that cannot be read.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        hint = f" (base-to-new is --set data.classes={file})" if file in ("base", "new", "all") else ""
+        raise InputError(f"data.class_names={file}: there is no such file with one class name per line{hint}.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"data.class_names={file}: cannot read it ({error}); it should be UTF-8 text.") from error
+    return tuple(without_ids([line.strip() for line in text.splitlines() if line.strip()]))
+
+
+def with_validation(data: Dataset) -> Dataset:
+    """Hold out validation images where there are no shots: some of the unlabelled ones, drawn by the seed.
+
+    As many as ``data.validation`` (4) per class would be, but at most a fifth.
+
+    Raises:
+        InputError: for fewer than 5 unlabelled images.
+    """
+    images, wanted = data.unlabelled, data.settings.validation or VALIDATION_SHOTS
+    count = min(wanted * len(data.class_names), len(images) // 5)
+    if not count:
+        raise InputError(
+            f"{len(images)} unlabelled images are too few to train on without any label: 5 are needed, one of them for "
+            f"validation. Add images, or train on labelled ones (apd train {quoted(data.source)})."
+        )
+    order = shuffled(images.ids, data.settings.seed or 0, "validation")
+    val, rest = (images.select(sorted(part)) for part in (order[:count], order[count:]))
+    return replace(data, val=val, unlabelled=rest)
 
 
 def _real(path: Path) -> str:
