@@ -15,7 +15,7 @@ from apd.data.sources.class_names import readable_names
 from apd.errors import InputError
 from apd.models.preprocessing import Preprocessing
 
-from .refusals import meant, refused
+from .refusals import contains, meant, refused
 
 PREPROCESSING = Preprocessing(8, 8, "crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -282,7 +282,11 @@ def test_a_class_too_small_to_divide_says_how_many_and_the_way_out(tmp_path: Pat
         data.check_trainable()
 
 
-@pytest.mark.parametrize("shots", [0, -1, True, "some", 1.5])
+def test_no_shots_need_unlabelled_images(tmp_path: Path) -> None:
+    assert contains(fails(make(tmp_path, a=5, b=5), shots=0), "data.shots=0", "data.unlabelled")
+
+
+@pytest.mark.parametrize("shots", [-1, True, "some", 1.5])
 def test_shots_must_be_a_count(tmp_path: Path, shots: object) -> None:
     assert f"got {shots!r}" in fails(make(tmp_path, a=5, b=5), shots=shots)
 
