@@ -297,6 +297,8 @@ def test_demo_trains_evaluates_and_owns_its_folder(
     assert json.loads((tmp_path / "demo" / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert summary["eps"] == small.eps
     assert [row["method"] for row in summary["rows"]] == ["zero-shot", "control", "apd", "apd+unlabelled"]
+    steps = Run.open(tmp_path / "demo" / "apd+unlabelled").manifest["summary"]["steps"]
+    assert steps == 1, "one epoch of few images is one step, whatever the row's own epochs"
     assert summary["differences"]["apd"]["pgd-1"].keys() >= {"mean", "low", "high"}
     with Image.open(tmp_path / "demo" / "report.png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 200

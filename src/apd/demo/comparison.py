@@ -132,12 +132,17 @@ def _compare(
             overwrite=True,
             seed=settings.seed,
             device="cpu",
-            **{"epochs": settings.epochs, **row.train},
+            **{**row.train, "epochs": _epochs(row, settings)},
         )
         log.info(f"attacking {label}")
         results[label] = _measure(load_run(run.path), data, settings, run.results)
         run.save_result(results[label][1].to_dict())
     return [_row(label, found) for label, found in results.items()], results
+
+
+def _epochs(row: Row, settings: DemoSettings) -> int:
+    """Epochs of a row: its own, unless the demo has fewer."""
+    return min(settings.epochs, int(row.train.get("epochs", settings.epochs)))
 
 
 def _claim(output: Path, settings: DemoSettings) -> None:
@@ -201,7 +206,7 @@ def _expected_seconds(clip: DualEncoder, data: Dataset, settings: DemoSettings) 
         took.append(time.perf_counter() - started)
     per_image = 2 * min(took) / len(x)  # prompts double the rows of an image
     more = len(load_data(settings.data, shots="all").train)
-    own = int(list(METHODS.values())[-1].train.get("epochs", settings.epochs))
+    own = _epochs(list(METHODS.values())[-1], settings)
     images = settings.epochs * 2 * len(data.train) + own * more
     training = images * 12  # two steps of the attack and the loss with their gradients, and the teacher
     standing = 0.3 + 0.3 + 0.6
