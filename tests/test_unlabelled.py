@@ -111,6 +111,15 @@ def test_a_training_stopped_in_between_ends_with_the_same_prompts(
     assert same(whole, train(tmp_path / "stopped", clip, data, method, resume=True))
 
 
+@pytest.mark.parametrize("inner", ["ce", "mixed"])
+def test_an_attack_loss_on_labels_takes_the_teacher_s_class_of_unlabelled_images(
+    tmp_path: Path, clip: DualEncoder, colours: Path, inner: str
+) -> None:
+    section = {"name": "apd", "prompts": SMALL, "inner": inner}
+    quick = {**QUICK, "epochs": 1, "attack": {"loss": "margin"}}
+    assert apd.train(clip, some(colours), method=section, output=tmp_path / "run", **quick).finished
+
+
 def mixed_batch() -> Batch:
     images = decoded(4, 3)
     labels = torch.tensor([0, 1, UNKNOWN, UNKNOWN])

@@ -141,6 +141,12 @@ def test_teachers_that_need_labels_are_refused(
         train(tmp_path / "run", clip, data, adv_ce=1.0, adv_kl=0.0, inner="ce")
 
 
+def test_promptkd_needs_labels_for_its_teacher(tmp_path: Path, clip: DualEncoder, photos: Path) -> None:
+    data = load_data(photos, shots=0, class_names=NAMES)
+    with refused("promptkd", "data.shots=0", "teacher_model"):
+        train(tmp_path / "run", clip, data, "promptkd")
+
+
 def test_the_command_line_trains_and_says_what_evaluation_needs(
     tmp_path: Path, cli: Cli, clip_folder: Path, photos: Path, colours: Path
 ) -> None:

@@ -10,8 +10,9 @@ formula below, its weights, temperature and variants are this project's reconstr
                  + image_features_l2 * ||f_S(x') - f_T(x)||^2
     teacher  L_T = CE(z_T(x), y) + feedback * tau^2 KL(p_T(x) || sg[p_S(x')])            (online only)
 
-where adv_ce = 1 - w and adv_kl = w by default, w being the accuracy of the untouched teacher on the few training images
-(``balance: auto``): its soft labels count as far as it knows these classes. The attack climbs KL to that
+where adv_ce = 1 - w and adv_kl = w by default, w being the teacher's accuracy (``balance: auto``): its soft labels count as far
+as it knows these classes. That is measured on the validation images for the default teacher, which they choose
+(`apd.methods.teachers`), and for another one as zero-shot CLIP's on the few training images. The attack climbs KL to that
 mixed label, so that attack and loss are one min-max problem (``inner: mixed``); the paper's own inner objective, the
 cross-entropy to y, is ``inner: ce``. Here ``p = softmax(z / tau)``, for the teacher with ``teacher_tau`` in place of tau
 if it is set (a softer teacher and a sharper student: AGFT, CVPR 2026); ``p_T`` in ``adv_kl`` is the teacher on x, or on x'
@@ -21,7 +22,7 @@ that x' does not fool (HPT-GPD). Of an image without a label, y is the teacher's
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,11 +45,6 @@ from apd.methods.base import Method, MethodSettings, Preparation, prompted
 from apd.methods.step import PerObject, Step
 from apd.methods.teachers import FROZEN, MEAN, TUNED, choose, logits_of, mean_logits, other_clip, tune_prompts
 from apd.models.classifier import BoundCLIP, PromptedCLIP
-
-if TYPE_CHECKING:
-    from apd.data.dataset import Decoded
-
-_BATCH = 256
 
 
 class APD(Method):
@@ -109,7 +105,9 @@ class APD(Method):
                 self.shares.copy_(torch.tensor(FROZEN))
             return
         if self.settings.balance == "auto" and self.settings.teacher != "auto":
-            self.balance.fill_(self._accuracy(before.images))
+            # Of the untouched teacher, which has not seen them.
+            known = logits_of(self.untouched, before.images).argmax(dim=-1)
+            self.balance.fill_((known == before.images.labels).float().mean())
         if self.settings.teacher in ("frozen", "online"):
             return
         tune_prompts(self.teacher, before)
@@ -131,15 +129,6 @@ class APD(Method):
             names = {FROZEN: "frozen", TUNED: "tuned", MEAN: "mean"}
             found |= {"teacher": names[tuple(self.shares.tolist())]}
         return found
-
-    def _accuracy(self, images: Decoded) -> Tensor:
-        """Return the share of training images that the untouched teacher, which has not seen them, classifies right."""
-        known = self._bound(self.untouched)
-        right = torch.zeros((), device=images.images.device)
-        with torch.no_grad():
-            for index in torch.split(torch.arange(len(images), device=images.images.device), _BATCH):
-                right += (known.logits(images.pixels(index)).argmax(dim=-1) == images.labels[index]).sum()
-        return right / len(images)
 
     def _teacher(self, step: Step) -> BoundCLIP:
         return self._online(step) if self.settings.teacher == "online" else self._bound(self.teacher)

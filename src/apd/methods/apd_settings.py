@@ -69,8 +69,9 @@ class APDSettings(MethodSettings):
     adv_kl: float = Field(1.0, ge=0, description="weight of KL(p_T || p_S(x'))")
     balance: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = Field(
         None,
-        description="share w of the soft label: adv_ce is taken times 1 - w, adv_kl times w; auto: the accuracy of the "
-        "untouched teacher on the training images; null: the weights alone, also if one of them is set",
+        description="share w of the soft label: adv_ce is taken times 1 - w, adv_kl times w; auto: the teacher's accuracy "
+        "(of teacher auto on the validation images, else of zero-shot CLIP on the training images); null: the weights "
+        "alone, also if one of them is set",
     )
     clean_ce: float = Field(0.0, ge=0, description="weight of CE(z_S(x), y)")
     clean_kl: float = Field(0.0, ge=0, description="weight of KL(p_T(x) || p_S(x))")
@@ -174,7 +175,9 @@ class APDSettings(MethodSettings):
             raise ValueError(
                 f"method.teacher={self.teacher} is tuned on labels, of which there are none with data.shots=0; set it to frozen"
             )
-        if not (self.soft_label or self.clean_kl or self.image_features or self.text_features):
+        if not (
+            self.soft_label or self.clean_kl or self.image_features or self.image_features_l2 or self.text_features
+        ):
             raise ValueError(
                 "data.shots=0 leaves the teacher's answers alone to learn from, but no term asks for them; give method.adv_kl a "
                 "weight"

@@ -117,7 +117,7 @@ class Preparation:
         seed: the run's seed.
         tune: trains another method (a teacher) on the same images.
         validation: validation images, in the form of ``images``.
-        unlabelled: all training images, in the order of `Step.index`, where some have a pseudo-label or none.
+        pool: all training images, in the order of `Step.index`; some may have a pseudo-label or none. None: ``images``.
     """
 
     images: Decoded
@@ -126,12 +126,12 @@ class Preparation:
     seed: int
     tune: Tune
     validation: Decoded
-    unlabelled: Images | None = None
+    pool: Images | None = None
 
     @property
     def everything(self) -> Images:
         """All training images, in the order of `Step.index`."""
-        return self.images if self.unlabelled is None else self.unlabelled
+        return self.images if self.pool is None else self.pool
 
 
 class Method(nn.Module):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from apd.attacks.objectives import kl
 from apd.data.batch import Batch
+from apd.errors import InputError
 from apd.methods.base import Method, MethodSettings, Preparation, prompted
 from apd.methods.step import PerObject, Step
 from apd.methods.teachers import other_clip, tune_prompts
@@ -59,9 +60,19 @@ class PromptKD(Method):
         self._known = PerObject[Batch, Tensor](lambda batch: bound(teacher).logits(batch.x))
 
     def prepare(self, before: Preparation) -> None:
-        """Tune the teacher on the labelled images, unless a run has learned its prompts."""
-        if not self._learned:
-            tune_prompts(self.teacher, before)
+        """Tune the teacher on the labelled images, unless a run has learned its prompts.
+
+        Raises:
+            InputError: no labelled images to tune it on.
+        """
+        if self._learned:
+            return
+        if not len(before.images):
+            raise InputError(
+                "promptkd tunes its teacher on labels, of which there are none with data.shots=0; set method.teacher_model to a "
+                "run folder, or ask for shots."
+            )
+        tune_prompts(self.teacher, before)
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """Return the terms of the formula at the head of this page."""

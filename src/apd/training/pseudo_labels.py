@@ -11,9 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from apd.methods import Method, MethodSettings, Preparation
-from apd.methods.clean import VLP
-from apd.methods.teachers import choose, logits_of, mean_logits
+from apd.methods import Method, Preparation
+from apd.methods.base import prompted
+from apd.methods.teachers import choose, logits_of, mean_logits, tune_prompts
+from apd.models.prompts import PromptSpec
 from apd.training.batches import Images
 
 
@@ -29,9 +30,8 @@ def pseudo_labels(method: Method, before: Preparation, images: Images) -> Tensor
     frozen = method.labeller()
     if not len(images.train):
         return logits_of(frozen, images.unlabelled).argmax(dim=-1)
-    clean = VLP(MethodSettings(), frozen, before.seed + 1).to(images.unlabelled.labels.device)
-    before.tune(clean)
-    tuned = clean.student
+    tuned = prompted(frozen, PromptSpec(), before.seed + 1).to(images.unlabelled.labels.device)
+    tune_prompts(tuned, before)
     shares, _ = choose(logits_of(frozen, images.val), logits_of(tuned, images.val), images.val.labels)
     first, second = (logits_of(one, images.unlabelled) for one in (frozen, tuned))
     return mean_logits(first, second, torch.tensor(shares, device=first.device)).argmax(dim=-1)

@@ -93,10 +93,16 @@ class TrainStep(nn.Module):
                 f"train.attack.loss={name} can replace a cross-entropy only, but this method's inner objective is another; "
                 "set train.attack.loss=method."
             )
-        target = step.clean_logits().detach() if name == "kl" else step.labels
-        if name != "kl" and step.labelled is not None and own.loss is kl_to_probabilities:
-            target = torch.where(step.labelled, target, own.target.argmax(dim=-1))
+        target = step.clean_logits().detach() if name == "kl" else _labels(step, own)
         return Objective(own.forward, LOSSES.find(name), target)
+
+
+def _labels(step: Step, own: Objective) -> Tensor:
+    """Return the labels (B,); of images without one, those that the method's own objective is about."""
+    if step.labelled is None:
+        return step.labels
+    known = own.target if own.loss is cross_entropy else own.target.argmax(dim=-1)
+    return torch.where(step.labelled, step.labels, known)
 
 
 def _checked(method: Method, terms: object) -> dict[str, Tensor]:
