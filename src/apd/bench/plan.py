@@ -253,7 +253,17 @@ def data_identity(settings: DataSettings) -> str:
         identity += f" with {settings.validation} validation " + "images a" + " class"
     if settings.skip_bad_images:
         identity += " without unreadable images"
-    told = {"source", "shots", "seed", "classes", "templates", "validation", "skip_bad_images", *UNLABELLED}
+    told = {
+        "source",
+        "shots",
+        "seed",
+        "classes",
+        "templates",
+        "validation",
+        "skip_bad_images",
+        *UNLABELLED,
+        "memory_gb",
+    }
     rest = settings.model_dump(exclude=told, exclude_defaults=True)
     return identity + "".join(f" {name}={value}" for name, value in rest.items())
 

@@ -44,6 +44,9 @@ class Images(Protocol):
     def pixels(self, index: Tensor) -> Tensor:
         """The images at ``index`` (B,) as float32 (B,3,S,S) in [0,1]."""
 
+    def expect(self, index: Sequence[int]) -> None:
+        """Take note that the images at ``index`` will be asked for soon."""
+
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
@@ -72,6 +75,9 @@ class Decoded:
     def pixels(self, index: Tensor | slice | int = slice(None)) -> Tensor:
         """The images at ``index`` as float32 in [0,1], on the device of ``images``."""
         return self.images[index].float() / 255
+
+    def expect(self, index: Sequence[int]) -> None:
+        """Do nothing: the images are here."""
 
 
 @dataclass(frozen=True, eq=False)

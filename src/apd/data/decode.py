@@ -117,7 +117,7 @@ def find_bad(
     def load(index: int) -> None:
         with _opened(sources[index]) as image:
             image.draft("RGB", (1, 1))
-            image.load()
+            to_rgb(image)
 
     found: dict[int, str] = {}
     looked, started = 0, time.monotonic()

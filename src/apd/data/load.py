@@ -57,6 +57,7 @@ def load_data(
     unlabelled: str | Path | None = None,
     unlabelled_limit: int | None = None,
     class_names: str | Path | Sequence[str] | None = None,
+    memory_gb: float = 4.0,
 ) -> Dataset:
     """Named classes and images, with ``shots`` training images per class and a validation split.
 
@@ -75,6 +76,8 @@ def load_data(
         unlabelled_limit: at most so many of them, drawn by ``seed``.
         class_names: with ``shots=0``: a file with one class name per line, or the names. ``source`` is then whatever
             `load_unlabelled` reads, and there are no test images.
+        memory_gb: room for decoded unlabelled images (2^30 bytes each); if they need more, training decodes them again in
+            every epoch, with the same result.
 
     Raises:
         InputError: for anything in the source that does not fit; see the page of each kind of source.
@@ -95,6 +98,7 @@ def load_data(
         unlabelled=None if unlabelled is None else unlabelled if unlabelled == REST else _as_text(unlabelled),
         unlabelled_limit=unlabelled_limit,
         class_names=str(class_names) if isinstance(class_names, Path) else _listed(class_names),
+        memory_gb=memory_gb,
     )
     try:
         settings.check_unlabelled()

@@ -27,7 +27,12 @@ UNLABELLED = ("unlabelled", "unlabelled_limit")
 class DataSettings(GrowingSection):
     """Which images, and how many of them."""
 
-    unrecorded: ClassVar[dict[str, Any]] = {"unlabelled": None, "unlabelled_limit": None, "class_names": None}
+    unrecorded: ClassVar[dict[str, Any]] = {
+        "unlabelled": None,
+        "unlabelled_limit": None,
+        "class_names": None,
+        "memory_gb": 4.0,
+    }
 
     source: str = Field(description="folder, split file, hub id or built-in data set")
     shots: Shots = Field(16, description="training images per class, or all; 0: unlabelled ones alone")
@@ -48,6 +53,12 @@ class DataSettings(GrowingSection):
         None,
         description="with shots 0: a file with one class name per line, or a list of names; the source then needs no labels, "
         "and all its images are the unlabelled ones",
+    )
+    memory_gb: float = Field(
+        4.0,
+        ge=0,
+        description="room for decoded unlabelled images; if they need more they are decoded again in every epoch, with the "
+        "same result",
     )
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from apd.attacks.objectives import Objective, cross_entropy, kl_to_logits
+from apd.data.streamed import in_parts
 from apd.methods.base import Method, MethodSettings, Preparation
 from apd.methods.presets import dassl, pgd, tokens
 from apd.methods.prompt_kinds import TEXT_ONLY
@@ -93,7 +94,7 @@ class AdvPT(Method):
     def prepare(self, before: Preparation) -> None:
         """Fill the bank: adversarial features (N, D) of the training images, of unit length."""
         plain, images, features = self.original.bind_detached(), before.everything, []
-        for index in torch.split(torch.arange(len(images), device=images.labels.device), _BATCH):
+        for index in in_parts(images, _BATCH):
             x = images.pixels(index)
             if self.settings.inner == "ce":
                 objective = Objective(plain.logits, cross_entropy, images.labels[index])

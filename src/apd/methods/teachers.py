@@ -7,12 +7,14 @@ one. Cross-entropy, not accuracy: it judges the soft labels, which are what is t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apd.data.streamed import in_parts
 from apd.errors import InputError
 from apd.methods.base import MethodSettings, Preparation
 from apd.methods.clean import VLP
@@ -20,7 +22,7 @@ from apd.models.classifier import PromptedCLIP
 from apd.models.shared import shared_classifier, shared_clip
 
 if TYPE_CHECKING:
-    from apd.data.dataset import Decoded
+    from apd.data.dataset import Images
 
 FROZEN, TUNED, MEAN = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
 """Shares of the frozen and of the tuned teacher's probabilities in the soft label."""
@@ -67,12 +69,24 @@ def mean_logits(frozen: Tensor, tuned: Tensor, shares: Tensor) -> Tensor:
     return torch.logsumexp(both + shares.log()[:, None, None], dim=0)
 
 
-def logits_of(classifier: PromptedCLIP, images: Decoded) -> Tensor:
+def logits_of(classifier: PromptedCLIP, images: Images) -> Tensor:
     """Return the logits (N, C) of images that are not augmented."""
-    bound, device = classifier.bind_detached(), images.labels.device
+    bound = classifier.bind_detached()
     with torch.no_grad():
-        parts = torch.split(torch.arange(len(images), device=device), _BATCH)
-        return torch.cat([bound.logits(images.pixels(index)) for index in parts])
+        return torch.cat([bound.logits(images.pixels(index)) for index in in_parts(images, _BATCH)])
+
+
+def predictions(logits: Callable[[Tensor], Tensor], images: Images) -> Tensor:
+    """Return the most probable class (N,) int64 of each image.
+
+    Part by part: the logits of all images, which may be many, are never there at once.
+
+    Args:
+        logits: images (B,3,S,S) to logits (B, C).
+        images: not augmented.
+    """
+    with torch.no_grad():
+        return torch.cat([logits(images.pixels(index)).argmax(dim=-1) for index in in_parts(images, _BATCH)])
 
 
 def choose(frozen: Tensor, tuned: Tensor, labels: Tensor) -> tuple[tuple[float, float], float]:

@@ -331,7 +331,7 @@ class Run:
 
     def _check_same(self, config: RunConfig, manifest: Mapping[str, Any]) -> None:
         before, now = _flat(self.config.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
-        for key in sorted((before.keys() | now.keys()) - {"train.device"}):
+        for key in sorted((before.keys() | now.keys()) - {"train.device", "data.memory_gb"}):
             if before.get(key) != now.get(key):
                 raise InputError(
                     f"{self.path} was started with {key}={before.get(key)}, now {now.get(key)}; "

@@ -13,6 +13,7 @@ from apd.data import Dataset
 from apd.data.augment import random_resized_crop_flip
 from apd.data.batch import Batch
 from apd.data.dataset import Decoded
+from apd.data.streamed import Streamed, keep_or_stream
 from apd.data.unreadable import how_to_convert
 from apd.errors import InputError
 from apd.models import DualEncoder
@@ -20,16 +21,19 @@ from apd.settings.train import TrainSettings
 from apd.training.pool import Pool
 from apd.util.seeds import sample_seeds, shuffled
 
+AHEAD = 2
+"""Batches whose images are decoded while another is trained on, if they are streamed."""
+
 
 @dataclass(frozen=True)
 class Images:
-    """Training and validation images, decoded once and kept as bytes on the device."""
+    """Training and validation images as bytes on the device; unlabelled ones that do not fit are streamed from their files."""
 
     train: Decoded
     val: Decoded
     size: int
     mirror: bool
-    unlabelled: Decoded | None = None
+    unlabelled: Decoded | Streamed | None = None
 
     def to(self, device: torch.device) -> Images:
         """Move the images to a device."""
@@ -45,10 +49,13 @@ def decode(encoder: DualEncoder, data: Dataset, skip_bad: bool, show: bool) -> I
             a class all of whose training images cannot be.
     """
     data.check_trainable()
-    train, val, unlabelled = (
-        images.decode(encoder.info.preprocessing, skip_bad=skip_bad, progress=show).to(encoder.device)
-        for images in (data.train, data.val, data.unlabelled)
+    preprocessing, room = encoder.info.preprocessing, data.settings.memory_gb
+    train, val = (
+        images.decode(preprocessing, skip_bad=skip_bad, progress=show).to(encoder.device)
+        for images in (data.train, data.val)
     )
+    more = keep_or_stream(data.unlabelled, preprocessing, room, skip_bad=skip_bad, progress=show)
+    unlabelled = more.to(encoder.device)
     _check_classes(data, train)
     return Images(train, val, encoder.info.image_size, data.mirror, unlabelled if len(unlabelled) else None)
 
@@ -89,7 +96,8 @@ class Batches:
                 f"train.batch_size={size} of {n} training images leaves no batch with an image for each of {processes} "
                 "processes; raise it, or start fewer processes."
             )
-        self._order = lru_cache(maxsize=1)(lambda epoch: shuffled(self.pool.ids, settings.seed, "order", epoch))
+        # Two epochs, as the first batches of the next one are decoded during the last of this one.
+        self._order = lru_cache(maxsize=2)(lambda epoch: shuffled(self.pool.ids, settings.seed, "order", epoch))
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -97,16 +105,22 @@ class Batches:
 
     def draw(self, number: int, step: int) -> Batch:
         """Batch ``number``, counted from the start of training, with the crops and seeds of optimiser step ``step``."""
-        epoch, index = divmod(number, len(self))
-        order, pool = self._order(epoch), self.pool
-        chosen = [order[i] for i in self._ranges[index]]
+        pool, chosen = self.pool, self._chosen(number)
         mine = chosen[self.process :: self.processes]
+        for later in range(number, min(number + AHEAD + 1, len(self) * self.settings.epochs)):
+            pool.expect(self._chosen(later)[self.process :: self.processes])
         ids = [pool.ids[i] for i in mine]
         where = torch.tensor(mine, device=pool.device)
         crops, seeds = (sample_seeds(ids, self.settings.seed, purpose, step) for purpose in ("crop", "start"))
         weight = len(mine) * self.processes / len(chosen)
         labelled = None if pool.unlabelled is None else where < len(pool.labelled)
         return Batch(where, crops, self.crop(pool.pixels(where), crops), pool.labels[where], seeds, weight, labelled)
+
+    def _chosen(self, number: int) -> list[int]:
+        """The positions of a batch's images, over all processes."""
+        epoch, index = divmod(number, len(self))
+        order = self._order(epoch)
+        return [order[i] for i in self._ranges[index]]
 
     def crop(self, x: Tensor, seeds: Tensor) -> Tensor:
         """Images (B,3,S,S) in [0,1], cropped and flipped as ``seeds`` (B,) draw it; as they are where that is off."""

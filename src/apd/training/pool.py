@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from apd.data.dataset import UNKNOWN, Decoded
+from apd.data.streamed import Streamed
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +23,7 @@ class Pool:
     """
 
     labelled: Decoded
-    unlabelled: Decoded | None = None
+    unlabelled: Decoded | Streamed | None = None
     pseudo_labels: Tensor | None = None
     ids: tuple[str, ...] = field(init=False)
     labels: Tensor = field(init=False)
@@ -55,6 +57,12 @@ class Pool:
         found[own] = self.labelled.pixels(index[own])
         found[~own] = self.unlabelled.pixels(index[~own] - n)
         return found
+
+    def expect(self, index: Sequence[int]) -> None:
+        """Let the images at ``index``, which will be asked for soon, be decoded meanwhile if they are streamed."""
+        if self.unlabelled is not None:
+            n = len(self.labelled)
+            self.unlabelled.expect([i - n for i in index if i >= n])
 
     def with_labels(self, pseudo_labels: Tensor) -> Pool:
         """Return these images with the given labels (U,) for the unlabelled ones."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from apd.methods import Method, Preparation
 from apd.methods.base import prompted
-from apd.methods.teachers import choose, logits_of, mean_logits, tune_prompts
+from apd.methods.teachers import choose, logits_of, mean_logits, predictions, tune_prompts
 from apd.models.prompts import PromptSpec
 from apd.training.batches import Images
 
@@ -29,12 +29,13 @@ def pseudo_labels(method: Method, before: Preparation, images: Images) -> Tensor
     assert images.unlabelled is not None
     frozen = method.labeller()
     if not len(images.train):
-        return logits_of(frozen, images.unlabelled).argmax(dim=-1)
-    tuned = prompted(frozen, PromptSpec(), before.seed + 1).to(images.unlabelled.labels.device)
+        return predictions(frozen.bind_detached().logits, images.unlabelled)
+    device = images.unlabelled.labels.device
+    tuned = prompted(frozen, PromptSpec(), before.seed + 1).to(device)
     tune_prompts(tuned, before)
     shares, _ = choose(logits_of(frozen, images.val), logits_of(tuned, images.val), images.val.labels)
-    first, second = (logits_of(one, images.unlabelled) for one in (frozen, tuned))
-    return mean_logits(first, second, torch.tensor(shares, device=first.device)).argmax(dim=-1)
+    first, second, by = frozen.bind_detached(), tuned.bind_detached(), torch.tensor(shares, device=device)
+    return predictions(lambda x: mean_logits(first.logits(x), second.logits(x), by), images.unlabelled)
 
 
 def judged_by_teacher(method: Method, images: Images) -> Images:
