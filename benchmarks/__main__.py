@@ -27,6 +27,7 @@ SUITES = {
     "startup": "benchmarks.startup",
     "growth": "benchmarks.growth",
     "throughput": "benchmarks.throughput",
+    "unlabelled": "benchmarks.unlabelled",
 }
 
 
