@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
+import apd
 from apd.bench import load_suite, make_plan
 from apd.data import load_data
 from apd.data.dataset import UNKNOWN
 from apd.data.load import load_unlabelled
 from apd.data.sources import class_names
+from apd.models import DualEncoder
 from apd.models.preprocessing import Preprocessing
-from tests.command_line import Said
+from tests.command_line import Cli, Said
 from tests.models import save_colours
-from tests.refusals import contains, refused
+from tests.refusals import check_error, contains, refused
 
 PREPROCESSING = Preprocessing(8, 8, "crop", "bicubic", (0.5,) * 3, (0.5,) * 3)
 
@@ -177,3 +180,32 @@ def test_a_suite_finds_them_below_its_root_and_knows_them_by_their_content(
     assert plan_of(tmp_path, "./photos")[0][0] != here[0]
     with refused("elsewhere/nowhere"):
         plan_of(other, "elsewhere/nowhere")
+
+
+@pytest.mark.parametrize("memory_gb", [4, 0])
+def test_manifest_and_card_say_how_many_there_are_of_which_source(
+    tmp_path: Path, clip: DualEncoder, colours: Path, photos: Path, memory_gb: float
+) -> None:
+    (photos / "broken.png").write_bytes(b"no image")
+    data = load_data(colours, shots=2, unlabelled=photos, memory_gb=memory_gb)
+    train = partial(apd.train, clip, data, method="trades", epochs=1, device="cpu")
+    with refused("broken.png"):
+        train(output=tmp_path / "run")
+    run = train(output=tmp_path / "run", skip_bad_images=True)
+    assert run.manifest["data"]["unlabelled_images"] == 4
+    assert run.manifest["data"]["unlabelled_source"] == str(photos)
+    left_out = run.manifest["left_out"]
+    assert (left_out["unlabelled_images"], left_out["ids"]) == (1, ["unlabelled/broken.png"])
+    (row,) = [line for line in (run.path / "README.md").read_text().splitlines() if "unlabelled images" in line]
+    assert contains(row, "4", "5", "1", str(photos))
+
+
+def test_a_run_without_unlabelled_images_does_not_mention_them(trained: Path) -> None:
+    manifest = json.loads((trained / "run.json").read_text())
+    assert not any("unlabelled" in key for part in ("data", "left_out") for key in manifest[part])
+    assert "unlabelled" not in (trained / "README.md").read_text()
+
+
+def test_a_run_folder_among_the_unlabelled_images_is_refused(cli: Cli, colours: Path, photos: Path) -> None:
+    answer = cli("train", colours, "--unlabelled", photos, "--output", photos / "run")
+    check_error(answer, ["--output", str(photos)])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from apd.data.settings import REST
 from apd.util.text import code_block, code_span, markdown
 
 if TYPE_CHECKING:
@@ -83,15 +84,27 @@ def _circumstances(manifest: Mapping[str, Any], config: RunConfig) -> str:
     return "\n".join(["| what | value |\n|---|---|", *lines])
 
 
+_SPLITS = {
+    "train_images": "training images",
+    "validation_images": "validation images",
+    "unlabelled_images": "unlabelled images",
+}
+_SOURCES = {REST: "the training images that are not shots"}
+
+
 def _images(manifest: Mapping[str, Any]) -> dict[str, str]:
     """How many images of each split were used, and of how many."""
     if "left_out" not in manifest:  # an older run: what could not be read is counted among its images
         return {}
     rows = {}
-    for key, title in (("train_images", "training images"), ("validation_images", "validation images")):
-        used, left_out = manifest["data"][key], manifest["left_out"][key]
+    for key, title in _SPLITS.items():
+        if key not in manifest["data"]:
+            continue
+        # Older runs with unlabelled images did not keep how many of them were left out, nor their source.
+        used, left_out = manifest["data"][key], manifest["left_out"].get(key, 0)
         note = f" of {used + left_out}; {left_out} unreadable left out, no others in their place" if left_out else ""
-        rows[title] = f"{used}{note}"
+        source = manifest["data"].get("unlabelled_source") if key == "unlabelled_images" else None
+        rows[title] = f"{used}{note}" + (f" (from {_SOURCES.get(source, source)})" if source else "")
     return rows
 
 

@@ -35,6 +35,12 @@ class Images:
     mirror: bool
     unlabelled: Decoded | Streamed | None = None
 
+    @property
+    def skipped(self) -> dict[str, tuple[str, ...]]:
+        """Ids of the images that could not be read, by what they were for."""
+        more = () if self.unlabelled is None else self.unlabelled.skipped
+        return {"training": self.train.skipped, "validation": self.val.skipped, "unlabelled": more}
+
     def to(self, device: torch.device) -> Images:
         """Move the images to a device."""
         more = None if self.unlabelled is None else self.unlabelled.to(device)

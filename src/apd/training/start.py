@@ -12,6 +12,7 @@ from apd.attacks import TrainingAttack
 from apd.attacks.training import attack_section
 from apd.data import Dataset
 from apd.data.load import BUILT_IN
+from apd.data.settings import REST
 from apd.data.unreadable import how_to_convert
 from apd.errors import InputError
 from apd.methods import METHODS, Method
@@ -130,7 +131,8 @@ def start_training(
         if first and output is not None:
             check_output(output, resume=resume, overwrite=overwrite)
             if not resume:
-                _refuse_inside(Path(output), config.data.source)
+                for source in (config.data.source, config.data.unlabelled):
+                    _refuse_inside(Path(output), source)
         clip, data, images = _read(config, clip, data, on_data)
         # Held until the end of training, so that a method that shares them loads none a second time.
         others = config.method.other_models()
@@ -142,8 +144,10 @@ def start_training(
         return train_loop(clip, data, images, config, run)
 
 
-def _refuse_inside(output: Path, source: str) -> None:
+def _refuse_inside(output: Path, source: str | None) -> None:
     """Refuse a run folder inside the folder of images, where its files would be read as classes and images."""
+    if source is None or source == REST:
+        return
     data = Path(source).expanduser()
     if source not in BUILT_IN and data.is_dir() and output.resolve().is_relative_to(data.resolve()):
         raise InputError(f"--output {output} lies in the data folder {data}: choose a folder outside of it.")
@@ -169,12 +173,13 @@ def _read(
 
 def _tell_skipped(data: Dataset, images: Images) -> None:
     """Say how many images could not be read."""
-    train, val = len(images.train.skipped), len(images.val.skipped)
-    if train or val:
+    skipped = images.skipped
+    if any(skipped.values()):
+        splits = {"training": data.train, "validation": data.val, "unlabelled": data.unlabelled}
+        counts = [f"{len(skipped[name])} of {len(split)} {name} images" for name, split in splits.items() if len(split)]
         log.warning(
-            f"Left out: {train} of {len(data.train)} training images and {val} of {len(data.val)} validation images, "
-            "which cannot be read; no others are drawn in their place."
-            f"{how_to_convert([*images.train.skipped, *images.val.skipped])}"
+            f"Left out: {' and '.join(counts)}, which cannot be read; no others are drawn in their place."
+            f"{how_to_convert(id_ for ids in skipped.values() for id_ in ids)}"
         )
 
 
@@ -201,18 +206,29 @@ def describe(
             "description": data.description,
             "train_images": len(images.train),
             "validation_images": len(images.val),
-            **({} if images.unlabelled is None else {"unlabelled_images": len(images.unlabelled)}),
+            **_about_unlabelled(data, images),
             "ids_sha256": hashlib.sha256(ids.encode(errors="surrogateescape")).hexdigest(),
         },
         "left_out": {
             "train_images": len(images.train.skipped),
             "validation_images": len(images.val.skipped),
+            **({"unlabelled_images": len(images.skipped["unlabelled"])} if len(data.unlabelled) else {}),
             "replaced": False,
-            "ids": [*images.train.skipped, *images.val.skipped],
+            "ids": [id_ for ids in images.skipped.values() for id_ in ids],
         },
         "class_names": list(data.class_names),
         "templates": list(data.templates),
         "prompts": config.method.settings.prompts.model_dump(mode="json"),
         "seeds": {"train": config.train.seed, "shots": data.settings.seed},
         "versions": versions(),
+    }
+
+
+def _about_unlabelled(data: Dataset, images: Images) -> dict[str, Any]:
+    """How many unlabelled images there are and where they come from; empty where there are none."""
+    if images.unlabelled is None:
+        return {}
+    return {
+        "unlabelled_images": len(images.unlabelled),
+        "unlabelled_source": data.settings.unlabelled or data.source,
     }
