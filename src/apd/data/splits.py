@@ -30,6 +30,7 @@ class Pools:
         coop_draw: draw the shots as CoOp's code does, for results comparable image by image with published ones.
         test_only: there are no training images and never were: a test set of another domain.
         divided: the data has no splits of its own and went through `split_pool`.
+        train_only: there is no test split: what is trained on is all there is.
     """
 
     name: str
@@ -44,10 +45,12 @@ class Pools:
     coop_draw: bool = False
     test_only: bool = False
     divided: bool = False
+    train_only: bool = False
 
     def __post_init__(self) -> None:
         check_names(self.class_names, self.source)
-        needed = [("test", self.test)] if self.test_only else [("training", self.train), ("test", self.test)]
+        needed = [] if self.test_only else [("training", self.train)]
+        needed += [] if self.train_only else [("test", self.test)]
         for split, images in needed:
             for class_name, group in zip(self.class_names, images.by_class(len(self.class_names)), strict=True):
                 if not group:

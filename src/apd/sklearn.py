@@ -1,0 +1,268 @@
+"""`RobustCLIPClassifier`: training and prediction by the conventions of scikit-learn.
+
+Labelled images go in, labels and probabilities come out; it can be cloned, searched over with ``GridSearchCV`` and put at
+the end of a pipeline. Images are not tables of numbers, so what scikit-learn says about features does not apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d
+
+from apd.data.dataset import IN_MEMORY, Dataset, ImageSet
+from apd.data.decode import decode_all
+from apd.data.load import load_unlabelled
+from apd.data.settings import DataSettings
+from apd.data.sources.class_names import readable_names
+from apd.data.sources.unlabelled import anonymous
+from apd.data.splits import DEFAULT_TEMPLATES, Pools, few_shot
+from apd.data.unreadable import Source
+from apd.errors import InputError, nearest
+from apd.evaluation import evaluate
+from apd.evaluation.result import Result
+from apd.models import DualEncoder
+from apd.models.shared import shared_clip
+from apd.runs.load import load_run
+from apd.settings.train import TrainSettings
+from apd.training.start import train
+from apd.util.text import short
+
+if TYPE_CHECKING:
+    from apd.methods import Method
+
+BATCH = 64
+"""Images that are decoded and classified at a time."""
+NAME = "sklearn"
+"""Name of the data that `RobustCLIPClassifier.fit` makes."""
+
+OWN = {"eps": "eps", "epochs": "epochs", "seed": "random_state"}
+"""Settings of the section ``train`` that are parameters of the classifier."""
+
+Pixels = str | Path | Image.Image | NDArray[np.uint8]
+Pictures = Sequence[Pixels] | NDArray[np.uint8]
+"""Images: paths of files, PIL images or arrays (H,W,3) in any order, or one array (N,H,W,3); arrays are uint8."""
+
+
+class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """An image classifier that learns robust prompts for a CLIP model.
+
+    Args:
+        model: what `apd.load_clip` takes.
+        method: what `apd.train` takes: a name, or a mapping with the method's own settings.
+        eps: training budget in [0,1] pixel units.
+        epochs: passes over the training images.
+        class_names: label to the words that the text encoder reads, for labels that are no such words; None: the labels,
+            with spaces for underscores.
+        templates: sentences with ``{}`` for the class name.
+        unlabelled: further training images, in the form of ``X``, or a source that `apd.load_data` takes as ``unlabelled``.
+        settings: further settings of the section ``train``, such as ``{"batch_size": 16, "device": "cpu"}``.
+        random_state: seed of the training and of the choice of validation images; a tenth of each class, at least one
+            image, is held out.
+        verbose: show messages and progress.
+
+    Attributes:
+        classes_: the labels, sorted; the columns of `predict_proba`.
+        classifier_: the `apd.PromptedCLIP`; ``classifier_.frozen()`` is what attack libraries take.
+        run_: the `apd.Run`, in a temporary folder.
+
+    Example:
+        >>> from apd.sklearn import RobustCLIPClassifier
+        >>> model = RobustCLIPClassifier(epochs=5).fit(["cat/1.jpg", "dog/1.jpg"], ["cat", "dog"])  # doctest: +SKIP
+        >>> model.predict_proba(["new.jpg"])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: str | Path | DualEncoder = "glyphs",
+        method: str | Mapping[str, Any] | type[Method] = "apd",
+        *,
+        eps: str | float = "1/255",
+        epochs: int = 30,
+        class_names: Mapping[Any, str] | None = None,
+        templates: Sequence[str] | None = None,
+        unlabelled: Pictures | str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.model = model
+        self.method = method
+        self.eps = eps
+        self.epochs = epochs
+        self.class_names = class_names
+        self.templates = templates
+        self.unlabelled = unlabelled
+        self.settings = settings
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Pictures, y: ArrayLike) -> Self:
+        """Learn the prompts.
+
+        Args:
+            X: images.
+            y: their labels (N,): class names, or numbers with ``class_names``.
+
+        Raises:
+            InputError: images and labels that do not fit together, fewer than two classes, an unknown setting.
+        """
+        labels = self._labels(y)
+        self._check_settings()
+        classes, codes = np.unique(labels, return_inverse=True)
+        seed = self._seed()
+        data = self._training_data(_images(X, codes, "train"), self._names(classes), seed)
+        clip = self.model if isinstance(self.model, DualEncoder) else shared_clip(str(self.model))
+        run = train(
+            clip,
+            data,
+            method=self.method,
+            eps=self.eps,
+            quiet=not self.verbose,
+            **{**(self.settings or {}), "epochs": self.epochs, "seed": seed},
+        )
+        self.classes_, self.run_ = classes, run
+        self.classifier_ = load_run(run.path, encoder=clip)
+        return self
+
+    def predict(self, X: Pictures) -> NDArray[Any]:
+        """Return the most probable label of each image (N,)."""
+        chosen: NDArray[Any] = self._scores(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[chosen]
+        return labels
+
+    def predict_proba(self, X: Pictures) -> NDArray[np.float32]:
+        """Return the probabilities (N, C) of the classes in the order of ``classes_``."""
+        return self._scores(X)
+
+    def evaluate(self, X: Pictures, y: ArrayLike, **settings: Any) -> Result:
+        """Measure accuracy clean and under attack, beside zero-shot CLIP; `score` is the clean one alone.
+
+        Args:
+            X: images that were not trained on.
+            y: their labels.
+            settings: what `apd.evaluate` takes, such as ``attacks="pgd-20"``; eps is the one of the training unless given.
+
+        Raises:
+            InputError: labels that were not there in training, unknown settings.
+        """
+        check_is_fitted(self)
+        labels = self._labels(y)
+        unknown = sorted(set(labels.tolist()) - set(self.classes_.tolist()), key=str)
+        if unknown:
+            raise InputError(f"The label {unknown[0]!r} was not there in training. {_known(self.classes_, unknown[0])}")
+        images = _images(X, np.searchsorted(self.classes_, labels), "test")
+        classifier, nothing = self.classifier_, ImageSet.empty()
+        section = DataSettings(source=f"{IN_MEMORY}{NAME}", shots="all")
+        data = Dataset(NAME, section, classifier.class_names, classifier.templates, nothing, nothing, images)
+        return evaluate(classifier, data, **{"eps": self.eps, "quiet": not self.verbose, **settings})
+
+    def _scores(self, X: Pictures) -> NDArray[np.float32]:
+        check_is_fitted(self)
+        sources, names = _sources(X)
+        encoder, rows = self.classifier_.encoder, [np.zeros((0, len(self.classes_)), np.float32)]
+        for first in range(0, len(sources), BATCH):
+            part = slice(first, first + BATCH)
+            pixels, _ = decode_all(names[part], sources[part], encoder.info.preprocessing, False, False)
+            with torch.no_grad():
+                logits = self.classifier_(pixels.to(encoder.device).float() / 255)
+            rows.append(logits.softmax(dim=-1).cpu().numpy())
+        return np.concatenate(rows)
+
+    def _labels(self, y: ArrayLike) -> NDArray[Any]:
+        if y is None:
+            raise InputError("RobustCLIPClassifier requires y to be passed, but the target y is None.")
+        labels: NDArray[Any] = column_or_1d(y, warn=True)
+        check_classification_targets(labels)
+        return labels
+
+    def _check_settings(self) -> None:
+        """Refuse unknown settings, and those that are parameters, before images are read."""
+        for name in self.settings or {}:
+            if name in OWN:
+                raise InputError(f"settings has an entry {name!r}, which is the parameter {OWN[name]}: set it there.")
+            if name not in TrainSettings.model_fields:
+                raise InputError(f"settings has no entry {name!r}. {nearest(name, TrainSettings.model_fields)}")
+
+    def _seed(self) -> int:
+        if isinstance(self.random_state, int | np.integer):
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _names(self, classes: NDArray[Any]) -> tuple[str, ...]:
+        if self.class_names is None:
+            return readable_names([str(label) for label in classes.tolist()])
+        missing = [label for label in classes.tolist() if label not in self.class_names]
+        if missing:
+            raise InputError(f"class_names has no words for the label {missing[0]!r}.")
+        return tuple(self.class_names[label] for label in classes.tolist())
+
+    def _training_data(self, images: ImageSet, names: tuple[str, ...], seed: int) -> Dataset:
+        source, templates = f"{IN_MEMORY}{NAME}", tuple(self.templates or DEFAULT_TEMPLATES)
+        pools = Pools(NAME, source, names, images, None, ImageSet.empty(), templates, train_only=True)
+        data = few_shot(pools, DataSettings(source=source, shots="all", seed=seed))
+        if not len(data.val):
+            raise InputError("y has each label once: some class needs two images, one of them for validation.")
+        if self.unlabelled is None:
+            return data
+        if isinstance(self.unlabelled, str):
+            return replace(data, unlabelled=load_unlabelled(self.unlabelled))
+        count = len(self.unlabelled)
+        return replace(data, unlabelled=anonymous(_images(self.unlabelled, np.zeros(count, np.int64), "unlabelled")))
+
+    def __sklearn_tags__(self) -> Any:
+        """Say that images go in, not tables, and that scikit-learn's checks of tables do not apply."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        tags.no_validation = True
+        return tags
+
+
+def _known(classes: NDArray[Any], label: object) -> str:
+    return nearest(str(label), [str(known) for known in classes.tolist()])
+
+
+def _images(X: Pictures, codes: NDArray[Any], split: str) -> ImageSet:
+    """Put images and label numbers together, with ids by place: an image may be there twice, as in a bootstrap."""
+    sources, _ = _sources(X)
+    if len(sources) != len(codes):
+        raise InputError(f"X has {len(sources)} images, but y has {len(codes)} labels.")
+    if not sources:
+        raise InputError("X has no images.")
+    ids = tuple(f"{NAME}/{split}/{index:06d}" for index in range(len(sources)))
+    return ImageSet(ids, torch.from_numpy(codes.astype(np.int64)), sources)
+
+
+def _sources(X: Pictures) -> tuple[tuple[Source, ...], list[str]]:
+    """Where each image comes from, and what messages call it."""
+    if isinstance(X, str | Path | Image.Image):
+        raise InputError(f"X must be a list of images, got a single {type(X).__name__}: write [X].")
+    found = tuple(_source(image, index) for index, image in enumerate(X))
+    names = [str(image) if isinstance(image, str | Path) else f"X[{index}]" for index, image in enumerate(X)]
+    return found, names
+
+
+def _source(image: object, index: int) -> Source:
+    """Return how to open an image."""
+    if isinstance(image, str | Path):
+        return Path(image).expanduser()
+    if isinstance(image, Image.Image):
+        return image.copy
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return partial(Image.fromarray, image)
+    about = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else short(image)
+    raise InputError(
+        f"X[{index}] must be the path of an image, a PIL image or a uint8 array (height, width, 3), got {about}."
+    )

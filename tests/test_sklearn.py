@@ -1,0 +1,233 @@
+"""`apd.sklearn.RobustCLIPClassifier` keeps the conventions of scikit-learn, and gives what `apd.train` gives."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.base import clone, is_classifier
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
+from sklearn.utils import estimator_checks as checks
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from apd.errors import InputError
+from apd.models import load_clip
+from apd.sklearn import RobustCLIPClassifier
+
+SETTINGS = {"batch_size": 8, "device": "cpu", "attack": {"steps": 1}, "checkpoint_every": 1000}
+METHOD = {"name": "apd", "teacher": "frozen", "prompts": {"text_tokens": 2, "visual_tokens": 2}}
+
+
+def small(model: object, **more: Any) -> RobustCLIPClassifier:
+    return RobustCLIPClassifier(model, METHOD, **{"epochs": 2, "settings": SETTINGS, **more})
+
+
+@pytest.fixture(scope="module")
+def photos(colours: Path) -> tuple[list[str], list[str]]:
+    """Paths and class names of 18 images."""
+    files = [file for file in sorted(colours.glob("*/*.png")) if int(file.stem) < 6]
+    return [str(file) for file in files], [file.parent.name for file in files]
+
+
+@pytest.fixture(scope="module")
+def fitted(clip_folder: Path, photos: tuple[list[str], list[str]]) -> RobustCLIPClassifier:
+    return small(str(clip_folder), epochs=8).fit(*photos)
+
+
+def test_probabilities_are_those_of_the_classifier(
+    fitted: RobustCLIPClassifier, photos: tuple[list[str], list[str]]
+) -> None:
+    files, labels = photos
+    assert fitted.classes_.tolist() == ["blue", "green", "red"] and is_classifier(fitted)
+    found = fitted.predict_proba(files)
+    preprocessing = fitted.classifier_.encoder.info.preprocessing
+    squares = [np.asarray(preprocessing.apply(Image.open(file))) for file in files]
+    x = torch.tensor(np.stack(squares)).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        wanted = fitted.classifier_(x).softmax(-1)
+    assert found.shape == (18, 3) and found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-6)
+    predicted = fitted.predict(files)
+    assert predicted.tolist() == fitted.classes_[found.argmax(1)].tolist()
+    assert fitted.score(files, labels) == np.mean(predicted == np.array(labels)) > 0.6
+
+
+def test_paths_pictures_and_arrays_are_the_same_images(
+    fitted: RobustCLIPClassifier, photos: tuple[list[str], list[str]]
+) -> None:
+    files = photos[0][:4]
+    pictures = [Image.open(file).convert("RGB") for file in files]
+    arrays = np.stack([np.asarray(picture) for picture in pictures])
+    wanted = fitted.predict_proba(files)
+    for images in ([Path(file) for file in files], pictures, arrays, list(arrays)):
+        np.testing.assert_array_equal(fitted.predict_proba(images), wanted)
+    np.testing.assert_array_equal(fitted.predict_proba(pictures), wanted, "pictures are left open")
+    assert fitted.predict_proba([]).shape == (0, 3) and fitted.predict([]).shape == (0,)
+
+
+def test_accuracy_under_attack_is_measured_beside_zero_shot(
+    fitted: RobustCLIPClassifier, photos: tuple[list[str], list[str]]
+) -> None:
+    files, labels = photos
+    result = fitted.evaluate(files, labels, attacks="pgd-2", eps="8/255", checks=False)
+    assert result.n == 18 and result.clean == round(100 * fitted.score(files, labels), 2)
+    assert result.undefended is not None and result.eps_text == "8/255" and "pgd-2" in result.attacks
+    with pytest.raises(InputError, match="grene"):
+        fitted.evaluate(files[:1], ["grene"])
+
+
+def test_numbers_as_labels_get_words(clip_folder: Path, photos: tuple[list[str], list[str]]) -> None:
+    files, names = photos
+    numbers = np.array([{"red": 7, "green": -1, "blue": 3}[name] for name in names])
+    words = {7: "red", -1: "green", 3: "blue"}
+    model = small(str(clip_folder), class_names=words, epochs=1).fit(files, numbers)
+    assert model.classes_.tolist() == [-1, 3, 7] and model.classifier_.class_names == ("green", "blue", "red")
+    assert set(model.predict(files)) <= {-1, 3, 7}
+    with pytest.raises(InputError, match="-1"):
+        small(str(clip_folder), class_names={7: "red", 3: "blue"}).fit(files, numbers)
+
+
+def test_unlabelled_images_take_part_in_the_training(
+    clip_folder: Path, colours: Path, photos: tuple[list[str], list[str]]
+) -> None:
+    files, labels = photos
+    more = [str(file) for file in sorted(colours.glob("*/*.png")) if int(file.stem) >= 6]
+    for unlabelled, count in ((more, 18), (str(colours), 36)):
+        model = small(str(clip_folder), unlabelled=unlabelled, epochs=1).fit(files, labels)
+        assert model.run_.manifest["data"]["unlabelled_images"] == count
+    alone = small(str(clip_folder), epochs=1).fit(files, labels)
+    assert "unlabelled_images" not in alone.run_.manifest["data"] and alone.run_.manifest["data"]["train_images"] == 15
+    assert not np.array_equal(model.predict_proba(files), alone.predict_proba(files))
+
+
+def test_search_cross_validation_and_splits(clip_folder: Path, photos: tuple[list[str], list[str]]) -> None:
+    search = GridSearchCV(small(str(clip_folder), epochs=1), {"eps": ["1/255", "8/255"]}, cv=2)
+    train, test, y_train, y_test = train_test_split(*photos, stratify=photos[1], random_state=0, test_size=6)
+    search.fit(train, y_train)
+    assert search.best_params_["eps"] in ("1/255", "8/255") and 0 <= search.score(test, y_test) <= 1
+    assert search.best_estimator_.run_.config.train.eps == search.best_params_["eps"]
+    arrays = np.stack([np.asarray(Image.open(file)) for file in photos[0]])
+    assert len(cross_val_score(small(str(clip_folder), epochs=1), arrays, photos[1], cv=2)) == 2
+
+
+def test_the_seed_decides_and_a_pickled_classifier_answers_alike(
+    clip_folder: Path, photos: tuple[list[str], list[str]]
+) -> None:
+    files, labels = photos
+    one, same, other, drawn = (
+        small(str(clip_folder), epochs=1, random_state=seed).fit(files, labels).predict_proba(files)
+        for seed in (1, np.int64(1), 2, np.random.RandomState(0))
+    )
+    assert np.array_equal(one, same) and not np.array_equal(one, other) and not np.array_equal(one, drawn)
+    model = small(load_clip(clip_folder), epochs=1).fit(files, labels)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict_proba(files), model.predict_proba(files))
+    assert clone(model).epochs == 1 and not hasattr(clone(model), "classes_")
+
+
+@pytest.mark.parametrize(
+    ("change", "X", "y", "told"),
+    [
+        ({}, "cat.png", ["red"], "str"),
+        ({}, ["a.png"], ["red", "blue"], "2 labels"),
+        ({}, [], [], "no images"),
+        ({}, ["a.png", "b.png"], ["red", "red"], "red"),
+        ({}, [np.zeros((4, 4, 3)), np.zeros((4, 4, 3))], ["red", "blue"], "float64"),
+        ({"settings": {"epss": 1}}, ["a.png", "b.png"], ["red", "blue"], "eps"),
+        ({"settings": {"seed": 1}}, ["a.png", "b.png"], ["red", "blue"], "random_state"),
+        ({}, ["a.png", "b.png"], ["red", "blue"], "validation"),
+        ({}, ["missing.png", "b.png", "c.png"], ["red", "blue", "blue"], "missing.png"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line(
+    clip_folder: Path, change: dict[str, Any], X: Any, y: Any, told: str
+) -> None:
+    with pytest.raises(InputError, match=told) as error:
+        small(str(clip_folder), **change).fit(X, y)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_is_predicted_before_fit() -> None:
+    model = RobustCLIPClassifier()
+    with pytest.raises(NotFittedError):
+        check_is_fitted(model)
+    for call in (model.predict, model.predict_proba):
+        with pytest.raises(NotFittedError):
+            call(["a.png"])
+
+
+class Tables(RobustCLIPClassifier):
+    """Takes scikit-learn's tables of numbers for pictures, so that its checks can fit something."""
+
+    def fit(self, X: Any, y: Any) -> Any:
+        X = validate_data(self, X, reset=True)
+        return super().fit(self.pictures(X), y)
+
+    def predict(self, X: Any) -> Any:
+        check_is_fitted(self)
+        return super().predict(self.pictures(validate_data(self, X, reset=False)))
+
+    def predict_proba(self, X: Any) -> Any:
+        check_is_fitted(self)
+        return super().predict_proba(self.pictures(validate_data(self, X, reset=False)))
+
+    def pictures(self, X: Any) -> Any:
+        rows = np.clip(np.asarray(X, dtype=float) * 20 + 128, 0, 255).astype(np.uint8)
+        return np.repeat(np.resize(rows, (len(rows), 1, rows.shape[1], 1)), 8, axis=1).repeat(3, axis=3)
+
+    def _names(self, classes: Any) -> tuple[str, ...]:
+        return ("red", "green", "blue", "cat", "dog")[: len(classes)]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.no_validation = True, False
+        return tags
+
+
+# scikit-learn yields no checks for what takes no tables. Of those it has, these say something about any classifier. Left
+# out are checks of tables (dtypes, sparse, NaN, feature names and counts, memory order, array namespaces), of sample weights
+# and multi-output (neither is there), of a single class (a CLIP model needs two to choose from), and of accuracy on blobs
+# of points (`test_probabilities_are_those_of_the_classifier` has images).
+APPLICABLE: list[Callable[..., None]] = [
+    checks.check_estimator_cloneable,
+    checks.check_parameters_default_constructible,
+    checks.check_estimator_tags_renamed,
+    checks.check_valid_tag_types,
+    checks.check_estimator_repr,
+    checks.check_no_attributes_set_in_init,
+    checks.check_do_not_raise_errors_in_init_or_set_params,
+    checks.check_mixin_order,
+    checks.check_get_params_invariance,
+    checks.check_set_params,
+    checks.check_fit_score_takes_y,
+    checks.check_estimators_overwrite_params,
+    checks.check_dont_overwrite_parameters,
+    checks.check_estimators_fit_returns_self,
+    checks.check_estimators_unfitted,
+    checks.check_fit_check_is_fitted,
+    checks.check_estimators_pickle,
+    checks.check_dict_unchanged,
+    checks.check_fit_idempotent,
+    checks.check_methods_subset_invariance,
+    checks.check_methods_sample_order_invariance,
+    checks.check_requires_y_none,
+    checks.check_supervised_y_2d,
+    checks.check_supervised_y_no_nan,
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("check", APPLICABLE, ids=lambda check: check.__name__)
+def test_the_checks_of_scikit_learn_that_apply(check: Callable[..., None], clip_folder: Path) -> None:
+    if check is checks.check_parameters_default_constructible:
+        check("RobustCLIPClassifier", RobustCLIPClassifier())
+        return
+    settings = {**SETTINGS, "batch_size": 64}
+    check("Tables", Tables(str(clip_folder), METHOD, epochs=1, settings=settings))
