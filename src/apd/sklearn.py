@@ -63,7 +63,7 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         method: what `apd.train` takes: a name, or a mapping with the method's own settings.
         eps: training budget in [0,1] pixel units.
         epochs: passes over the training images.
-        class_names: label to the words that the text encoder reads, for labels that are no such words; None: the labels,
+        class_names: label to the words that the text encoder reads, where labels are numbers or codes; None: the labels,
             with spaces for underscores.
         templates: sentences with ``{}`` for the class name.
         unlabelled: further training images, in the form of ``X``, or a source that `apd.load_data` takes as ``unlabelled``.
