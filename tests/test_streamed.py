@@ -98,7 +98,9 @@ def test_batches_have_the_next_ones_decoded_across_epochs_and_none_after_the_las
     assert isinstance(streamed, Streamed)
     for number in range(8):
         here = batches.draw(number, number).index.tolist()
-        later = {i for next_one in range(number + 1, min(number + AHEAD + 1, 8)) for i in batches._chosen(next_one)}
+        later = {
+            i for next_one in range(number + 1, min(number + AHEAD + 1, 8)) for i in batches._order.chosen(next_one)
+        }
         assert {i + 3 for i in streamed._ahead} == {i for i in later if i >= 3} - set(here)
         seen += here
     assert sorted(seen) == sorted([*range(11)] * 2) and len(calls) == 16

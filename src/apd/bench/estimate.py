@@ -11,7 +11,7 @@ import torch
 
 from apd.attacks import find
 from apd.bench.job import Outcome
-from apd.bench.loaded import encoder, whole
+from apd.bench.loaded import dataset, encoder, whole
 from apd.bench.plan import Job
 from apd.bench.protocols import EvalSpec
 from apd.methods import find_method
@@ -74,6 +74,7 @@ def training_seconds(job: Job, pace: Pace) -> float:
     classes = len(data.class_names) if section.classes == "all" else math.ceil(len(data.class_names) / 2)
     share = classes / len(data.class_names)
     images = len(data.train) * share if section.shots == "all" else min(section.shots * classes, len(data.train))
+    images += len(dataset(section).unlabelled) if section.unlabelled else 0
     attack = train.attack.attack_class.from_settings(train.attack)
     passes = attack.passes + 2 if method.adversarial else 1
     batches = math.ceil(images / train.batch_size)

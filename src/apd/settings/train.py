@@ -54,7 +54,7 @@ class AugmentSettings(Section):
 class TrainSettings(GrowingSection):
     """Everything about the loop that is not model, data or method."""
 
-    unrecorded: ClassVar[dict[str, Any]] = {"eps_warmup_wait": 0.0, "eps_per_image": False}
+    unrecorded: ClassVar[dict[str, Any]] = {"eps_warmup_wait": 0.0, "eps_per_image": False, "labelled_share": None}
 
     eps: str = Field("1/255", description="training budget in [0,1] pixel units, as a fraction or a float")
     norm: Norm = Field("linf", description="linf or l2")
@@ -66,6 +66,12 @@ class TrainSettings(GrowingSection):
     )
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up; a cosine to zero follows")
     batch_size: int = Field(32, ge=1, description="images per optimiser step, over all processes")
+    labelled_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of labelled images in every batch, an epoch being a pass over the unlabelled ones; null: as they come",
+    )
     eps_warmup_epochs: float = Field(0.0, ge=0, description="epochs over which eps grows linearly; 0: eps throughout")
     eps_warmup_from: float = Field(0.0, ge=0, le=1, description="share of eps at which its growth starts")
     eps_warmup_wait: float = Field(0.0, ge=0, description="epochs on clean images (eps 0) before its growth starts")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,8 +17,9 @@ from apd.data.unreadable import how_to_convert
 from apd.errors import InputError
 from apd.models import DualEncoder
 from apd.settings.train import TrainSettings
+from apd.training.order import Order
 from apd.training.pool import Pool
-from apd.util.seeds import sample_seeds, shuffled
+from apd.util.seeds import sample_seeds
 
 AHEAD = 2
 """Batches whose images are decoded while another is trained on, if they are streamed."""
@@ -80,6 +80,22 @@ def _check_classes(data: Dataset, train: Decoded) -> None:
         )
 
 
+def _check_share(settings: TrainSettings, pool: Pool) -> None:
+    """Refuse a share of labelled images where there is nothing to share."""
+    share = settings.labelled_share
+    if share is None:
+        return
+    if pool.unlabelled is None or not len(pool.labelled):
+        raise InputError(
+            f"train.labelled_share={share:g} mixes labelled and unlabelled images, but there are {len(pool.labelled)} labelled "
+            f"and {0 if pool.unlabelled is None else len(pool.unlabelled)} unlabelled ones; remove it."
+        )
+    if settings.batch_size < 2:
+        raise InputError(
+            f"train.labelled_share={share:g} needs batches of two images or more; raise train.batch_size=1."
+        )
+
+
 class Batches:
     """The batches of an epoch, as many as `len`.
 
@@ -93,40 +109,31 @@ class Batches:
     def __init__(self, images: Images, settings: TrainSettings, process: int = 0, processes: int = 1) -> None:
         self.images, self.settings, self.process, self.processes = images, settings, process, processes
         self.pool = Pool(images.train, images.unlabelled)
-        n, size = len(self.pool), settings.batch_size
-        ranges = [range(start, min(start + size, n)) for start in range(0, n, size)]
+        _check_share(settings, self.pool)
         # A batch smaller than the number of processes would leave one of them without images.
-        self._ranges = [batch for batch in ranges if len(batch) >= processes]
-        if not self._ranges:
+        self._order = Order(self.pool, settings, at_least=processes)
+        if not len(self._order):
             raise InputError(
-                f"train.batch_size={size} of {n} training images leaves no batch with an image for each of {processes} "
-                "processes; raise it, or start fewer processes."
+                f"train.batch_size={settings.batch_size} of {len(self.pool)} training images leaves no batch with an image for "
+                f"each of {processes} processes; raise it, or start fewer processes."
             )
-        # Two epochs, as the first batches of the next one are decoded during the last of this one.
-        self._order = lru_cache(maxsize=2)(lambda epoch: shuffled(self.pool.ids, settings.seed, "order", epoch))
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return len(self._ranges)
+        return len(self._order)
 
     def draw(self, number: int, step: int) -> Batch:
         """Batch ``number``, counted from the start of training, with the crops and seeds of optimiser step ``step``."""
-        pool, chosen = self.pool, self._chosen(number)
+        pool, chosen = self.pool, self._order.chosen(number)
         mine = chosen[self.process :: self.processes]
         for later in range(number, min(number + AHEAD + 1, len(self) * self.settings.epochs)):
-            pool.expect(self._chosen(later)[self.process :: self.processes])
+            pool.expect(self._order.chosen(later)[self.process :: self.processes])
         ids = [pool.ids[i] for i in mine]
         where = torch.tensor(mine, device=pool.device)
         crops, seeds = (sample_seeds(ids, self.settings.seed, purpose, step) for purpose in ("crop", "start"))
         weight = len(mine) * self.processes / len(chosen)
         labelled = None if pool.unlabelled is None else where < len(pool.labelled)
         return Batch(where, crops, self.crop(pool.pixels(where), crops), pool.labels[where], seeds, weight, labelled)
-
-    def _chosen(self, number: int) -> list[int]:
-        """The positions of a batch's images, over all processes."""
-        epoch, index = divmod(number, len(self))
-        order = self._order(epoch)
-        return [order[i] for i in self._ranges[index]]
 
     def crop(self, x: Tensor, seeds: Tensor) -> Tensor:
         """Images (B,3,S,S) in [0,1], cropped and flipped as ``seeds`` (B,) draw it; as they are where that is off."""

@@ -159,7 +159,8 @@ class Loop:
 
     def tune(self, method: Method) -> None:
         """Train another method (a teacher) on the labelled images, with the same settings, in place."""
-        images, settings = replace(self.images, unlabelled=None), self.settings
+        images = replace(self.images, unlabelled=None)
+        settings = self.settings.model_copy(update={"labelled_share": None})
         if self.images.unlabelled is not None and settings.epochs < TEACHER_EPOCHS:
             settings = settings.model_copy(update={"epochs": TEACHER_EPOCHS})
         Loop(method, images, settings, self.accelerator, None).run_through(lambda: None)

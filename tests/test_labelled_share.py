@@ -1,0 +1,87 @@
+"""Batches with a fixed share of labelled images: what is in them, and where a share is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import apd
+from apd.data import load_data
+from apd.models import DualEncoder
+from apd.settings.train import TrainSettings
+from apd.training.batches import Batches, Images
+from apd.training.order import Order
+from apd.training.pool import Pool
+from tests.refusals import refused
+from tests.toys import decoded
+
+QUICK = {"epochs": 2, "eps": "4/255", "validate_every": 2, "checkpoint_every": 1, "device": "cpu"}
+METHOD = {"name": "apd", "prompts": {"text_tokens": 2, "visual_tokens": 2}}
+
+
+def order(own: int, others: int, share: float | None, size: int, at_least: int = 1) -> Order:
+    named = TrainSettings(batch_size=size, labelled_share=share)
+    more = decoded(others, 2)
+    more = replace(more, ids=tuple(f"more/{id_}" for id_ in more.ids))
+    return Order(Pool(decoded(own, 2), more), named, at_least)
+
+
+@pytest.mark.parametrize(
+    ("own", "share", "size", "count"), [(6, 0.25, 8, 2), (6, 0.5, 8, 4), (2, 0.75, 8, 2), (6, 0.01, 8, 1)]
+)
+def test_every_full_batch_has_the_share_and_an_epoch_passes_over_the_unlabelled(
+    own: int, share: float, size: int, count: int
+) -> None:
+    batches = order(own, 24, share, size)
+    for epoch in range(3):
+        drawn = [batches.chosen(epoch * len(batches) + i) for i in range(len(batches))]
+        for batch in drawn[:-1]:
+            assert len(batch) == size and sum(i < own for i in batch) == count
+        assert sorted(i for batch in drawn for i in batch if i >= own) == list(range(own, own + 24))
+
+
+def test_labelled_images_come_round_equally_often_without_a_break_between_epochs() -> None:
+    batches = order(5, 12, 0.5, 8)
+    drawn = Counter(i for number in range(10 * len(batches)) for i in batches.chosen(number) if i < 5)
+    assert max(drawn.values()) - min(drawn.values()) <= 1
+
+
+def test_without_a_share_all_images_come_once_per_epoch() -> None:
+    batches = order(5, 12, None, 4)
+    assert sorted(i for number in range(len(batches)) for i in batches.chosen(number)) == list(range(17))
+
+
+def test_a_small_last_batch_keeps_the_share_and_is_left_out_for_many_processes() -> None:
+    last = order(6, 14, 0.25, 8).chosen(2)
+    assert (sum(i < 6 for i in last), len(last)) == (1, 3)
+    assert len(order(6, 14, 0.25, 8, at_least=4)) == 2
+
+
+def test_a_share_without_unlabelled_images_is_refused() -> None:
+    images = decoded(4, 2)
+    with refused("labelled_share", "0 unlabelled"):
+        Batches(Images(images, images, 8, False), TrainSettings(labelled_share=0.5))
+
+
+def test_a_share_of_batches_of_one_is_refused() -> None:
+    images = decoded(4, 2)
+    with refused("labelled_share", "batch_size"):
+        Batches(Images(images, images, 8, False, decoded(3, 2)), TrainSettings(labelled_share=0.5, batch_size=1))
+
+
+@pytest.mark.parametrize("method", ["apd", "advvlp"])
+def test_a_training_with_a_share_tunes_its_teacher_and_learns_something_else(
+    tmp_path: Path, clip: DualEncoder, colours: Path, method: str
+) -> None:
+    data = load_data(colours, shots=2, validation=1, unlabelled="rest")
+    section = {**METHOD, "name": method}
+    plain, mixed = (
+        apd.train(clip, data, method=section, output=tmp_path / name, batch_size=4, **QUICK, **more)
+        for name, more in (("plain", {}), ("mixed", {"labelled_share": 0.5}))
+    )
+    one, other = plain.load_prompts(), mixed.load_prompts()
+    assert any(not torch.equal(one[name], other[name]) for name in one)
