@@ -3,13 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test lint docs bench clean
 
 help:
 	@echo "make demo     install, train on the built-in digits, attack, print the table"
 	@echo "make install  everything for development, in $(VENV)"
 	@echo "make test     install, then the tests with coverage"
-	@echo "make lint     ruff, mypy and the layer contract"
+	@echo "make lint     ruff, mypy, the layer contract and the links of the documentation"
+	@echo "make docs     the documentation as a website, in build/site"
 	@echo "make bench    the benchmark suites and their page: hours, resumable; python -m benchmarks --quick for minutes"
 	@echo "make clean    remove $(VENV) and what tools left behind; runs/ stays"
 
@@ -40,6 +41,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open build/site/index.html, or run $(BIN)/mkdocs serve to have search too."
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

@@ -162,8 +162,10 @@ class Dataset:
         settings: the section it was loaded by, with the seed that drew the shots.
         class_names: readable, in label order.
         templates: sentences with ``{}`` for the class name.
-        train, val, test: the splits; no image is in two of them. Of a test set for domain shift, the first two are empty.
-            Without shots, ``val`` are images whose labels are not used: training takes a teacher's answers in their place.
+        train: the images to train on; no image is in two splits. Empty for a test set for domain shift.
+        val: the images to choose by. Empty for a test set for domain shift; without shots, images whose labels are not used:
+            training takes a teacher's answers in their place.
+        test: the images to measure on.
         unlabelled: further training images. The labels that some of them have choose classes only; training sees none.
         mirror: whether training may flip images left to right.
         description: one line on where each split comes from.
