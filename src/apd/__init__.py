@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from apd.data import Dataset, load_data
     from apd.errors import ApdError, InputError
     from apd.evaluation import evaluate, evaluate_run
+    from apd.evaluation.compare import compare_runs
     from apd.models import DualEncoder, load_clip
     from apd.models.classifier import PromptedCLIP
     from apd.models.prompts import PromptSpec
@@ -38,6 +39,7 @@ __all__ = [
     "Run",
     "__version__",
     "average_runs",
+    "compare_runs",
     "evaluate",
     "evaluate_run",
     "load_clip",
@@ -56,6 +58,7 @@ _HOMES = {
     "PromptedCLIP": "apd.models.classifier",
     "Run": "apd.runs.folder",
     "average_runs": "apd.runs.average",
+    "compare_runs": "apd.evaluation.compare",
     "evaluate": "apd.evaluation",
     "evaluate_run": "apd.evaluation",
     "load_clip": "apd.models",

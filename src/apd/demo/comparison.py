@@ -17,6 +17,7 @@ from apd.demo.picture import attacked, draw
 from apd.errors import InputError
 from apd.evaluation import Result, evaluate
 from apd.evaluation.statistics import paired_bootstrap
+from apd.evaluation.stored import save
 from apd.models import DualEncoder, load_clip
 from apd.models.classifier import PromptedCLIP
 from apd.runs.load import load_run
@@ -136,7 +137,7 @@ def _compare(
         )
         log.info(f"attacking {label}")
         results[label] = _measure(load_run(run.path), data, settings, run.results)
-        run.save_result(results[label][1].to_dict())
+        save(run, results[label][1])
     return [_row(label, found) for label, found in results.items()], results
 
 

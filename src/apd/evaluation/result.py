@@ -105,6 +105,9 @@ class Result(Scores):
     ids: tuple[str, ...] = Field(exclude=True, repr=False)
     labels: tuple[int, ...] = Field(exclude=True, repr=False)
     predictions: dict[str, tuple[int, ...]] = Field(exclude=True, repr=False)
+    pixels: tuple[str, ...] = Field((), exclude=True, repr=False)
+    class_names: tuple[str, ...] = Field((), exclude=True, repr=False)
+    undefended_predictions: dict[str, tuple[int, ...]] | None = Field(None, exclude=True, repr=False)
 
     @property
     def sound(self) -> bool:

@@ -9,6 +9,7 @@ from apd.data import Dataset, load_data, same_source
 from apd.errors import InputError
 from apd.evaluation.measure import evaluate, parse_settings
 from apd.evaluation.result import Result
+from apd.evaluation.stored import save
 from apd.models.classifier import PromptedCLIP
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
@@ -71,7 +72,7 @@ def evaluate_run(
         log.info(f"{wanted.summary()}; CLIP model {printable(model or config.model)}")
         classifier = _serving(wanted, load_run(path, device=pick_device(device), model=model))
         result = evaluate(classifier, images, store=run.results, **given)
-    run.save_result(result.to_dict())
+    save(run, result)
     return result
 
 

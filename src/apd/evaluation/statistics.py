@@ -100,6 +100,33 @@ def paired_bootstrap(
     return Difference(float(np.mean([group.mean() for group in groups])), float(low), float(high))
 
 
+def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
+    """Exact two-sided p-value of McNemar's test (1947): are ``a`` and ``b`` equally often right on the same images?
+
+    Only images that exactly one of the two gets right count; under the hypothesis each is as likely to be ``a``'s.
+
+    Args:
+        a: outcomes (N,), 1 for right and 0 for wrong.
+        b: outcomes of the other classifier on the same images.
+
+    Raises:
+        InputError: shapes that differ.
+
+    >>> mcnemar([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1])
+    0.21875
+    """
+    right, wrong = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    if right.shape != wrong.shape:
+        raise InputError(f"A paired test needs the same images, got shapes {right.shape} and {wrong.shape}.")
+    only_a, only_b = int((right & ~wrong).sum()), int((wrong & ~right).sum())
+    n = only_a + only_b
+    term, tail = 1, 0
+    for k in range(min(only_a, only_b) + 1):
+        tail += term
+        term = term * (n - k) // (k + 1)
+    return min(1.0, float(2 * tail / 2**n))
+
+
 def _resampled_means(values: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
     """Means (samples,) of many draws with replacement.
 

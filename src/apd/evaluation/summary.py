@@ -112,11 +112,18 @@ def summarise(
         skipped_images=decoded.skipped,
         ids=decoded.ids,
         labels=tuple(labels),
-        predictions={attack: tuple(guesses) for attack, guesses in own.predictions.items()},
+        predictions=_fixed(own.predictions),
+        pixels=tuple(pixels for _, pixels, _ in own.evaluation.samples.keys),
+        class_names=tuple(class_names),
+        undefended_predictions=_fixed((others or found)[0].predictions) if controlled else None,
         # By which programs.
         precision=PRECISION,
         versions=versions(),
     )
+
+
+def _fixed(predictions: dict[str, list[int]]) -> dict[str, tuple[int, ...]]:
+    return {attack: tuple(guesses) for attack, guesses in predictions.items()}
 
 
 def _checks(own: Finished, control: Scores | None) -> list[Check]:

@@ -1,0 +1,62 @@
+"""`apd compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from apd.cli.common import AsJson, say
+from apd.util.text import printable, quoted, to_json
+
+if TYPE_CHECKING:
+    from apd.evaluation.compare import Comparison
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Evaluated run folders.")],
+    as_json: AsJson = False,
+) -> None:
+    r"""Compare runs image by image, each with the first: difference, 95 % interval, p-value.
+
+    Reads what apd evaluate kept in the run folders: no model is loaded, no attack is run.
+
+    \b
+    Examples:
+      apd compare runs/control runs/apd
+      apd compare runs/control runs/apd --json
+    """
+    from apd.evaluation.compare import compare_runs
+
+    found = compare_runs(runs)
+    if as_json:
+        print(to_json({"comparisons": [comparison.to_dict() for comparison in found]}))
+        return
+    for comparison in found:
+        _show(comparison)
+    say(f"Next: apd report {' '.join(map(quoted, runs))} --output report.html")
+
+
+def _show(comparison: Comparison) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    console.print(Text(f"A {printable(comparison.a)}\nB {printable(comparison.b)}"))
+    table = Table(
+        "images under", caption="B - A in points with 95 % interval; p: McNemar's test", caption_justify="left"
+    )
+    for name in ("n", "A %", "B %", "B - A", "p"):
+        table.add_column(name, justify="right", no_wrap=name != "B - A")
+    many = len({(row.data, row.corruption) for row in comparison.rows}) > 1
+    for row in comparison.rows:
+        parts = [f"{row.data}:" if many else "", row.corruption or "", row.attack]
+        parts += [f"{row.norm} {row.eps}" if row.eps else ""]
+        low, high = row.interval
+        points = f"{row.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+        chance = f"{row.p:.3f}" if row.p >= 0.001 else "<0.001"
+        about = Text(printable(" ".join(filter(None, parts))))
+        table.add_row(about, str(row.n), f"{row.a:.1f}", f"{row.b:.1f}", Text(points), chance)
+    console.print(table)

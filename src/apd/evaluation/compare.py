@@ -1,0 +1,162 @@
+"""Runs beside each other: paired differences on the images that both were evaluated on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apd.errors import InputError
+from apd.evaluation.statistics import mcnemar, paired_bootstrap
+from apd.evaluation.stored import Stored, load_stored
+from apd.runs.folder import Run
+from apd.util.text import quoted
+
+
+@dataclass(frozen=True)
+class Row:
+    """Two runs under one attack, on the images that both were evaluated on.
+
+    Args:
+        attack: ``clean``, an attack's name, or ``worst`` of all attacks.
+        data: the data set's name.
+        corruption: of the images before any attack.
+        norm, eps: the threat model, eps as text; None for ``clean``.
+        n: images in common.
+        a, b: accuracies on these in percent.
+        difference: ``b - a`` in percentage points.
+        interval: its paired 95 % bootstrap interval.
+        only_a, only_b: images that only one of the two gets right.
+        p: exact p-value of McNemar's test.
+    """
+
+    attack: str
+    data: str
+    corruption: str | None
+    norm: str | None
+    eps: str | None
+    n: int
+    a: float
+    b: float
+    difference: float
+    interval: tuple[float, float]
+    only_a: int
+    only_b: int
+    p: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs, by their folders, and the rows of their table."""
+
+    a: str
+    b: str
+    rows: tuple[Row, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return asdict(self)
+
+
+def compare_runs(runs: Sequence[str | Path]) -> list[Comparison]:
+    """Compare each run with the first, from what their folders keep: no model is loaded and no attack is run.
+
+    Images are the same if id, pixels and label are. Attacks are compared at the same eps and norm only.
+
+    Args:
+        runs: two or more run folders that were evaluated.
+
+    Returns:
+        One comparison per run after the first.
+
+    Raises:
+        InputError: fewer than two runs, the same twice, a folder without kept outcomes, runs without images in common.
+
+    Example:
+        >>> import apd
+        >>> apd.compare_runs(["runs/control", "runs/apd"])[0].rows[0].difference  # doctest: +SKIP
+    """
+    if len(runs) < 2:
+        raise InputError("A comparison needs at least two run folders.")
+    places = [Path(run).resolve() for run in runs]
+    if len(set(places)) < len(places):
+        twice = next(str(run) for run, place in zip(runs, places, strict=True) if places.count(place) > 1)
+        raise InputError(f"{twice} is given twice; give each run once.")
+    kept = [_kept(run) for run in runs]
+    return [
+        Comparison(str(runs[0]), str(other), _rows(runs[0], kept[0], other, found))
+        for other, found in zip(runs[1:], kept[1:], strict=True)
+    ]
+
+
+def _kept(path: str | Path) -> list[Stored]:
+    found = [stored for stored in load_stored(Run.open(path)) if stored.outcomes is not None]
+    if not found:
+        raise InputError(
+            f"{path} keeps no outcomes image by image to compare; evaluate it: apd evaluate {quoted(path)} "
+            "(images that were attacked before are not attacked again)."
+        )
+    return found
+
+
+def _rows(a: str | Path, left: Sequence[Stored], b: str | Path, right: Sequence[Stored]) -> tuple[Row, ...]:
+    """Rows of all attacks that two runs share, each on the evaluations with most images in common."""
+    best: dict[tuple[str, ...], Row] = {}
+    for row in (row for one, other in product(left, right) for row in _shared(one, other)):
+        key = (row.data, row.corruption or "", row.norm or "", row.eps or "", row.attack)
+        if key not in best or row.n > best[key].n:
+            best[key] = row
+    if not best:
+        raise InputError(
+            f"{a} and {b} have no images in common: {a} was evaluated on {_data(left)}, {b} on {_data(right)}. "
+            "Evaluate one on the other's data (apd evaluate RUN --data DATA), with the same --split and --classes."
+        )
+    return tuple(best[key] for key in sorted(best, key=lambda key: (*key[:2], key[4] != "clean", *key[2:])))
+
+
+def _data(found: Sequence[Stored]) -> str:
+    about = (stored.summary for stored in found)
+    return ", ".join(
+        dict.fromkeys(f"{s['data']} {s['split']} (classes {s['classes']}, {s['n']} images)" for s in about)
+    )
+
+
+def _shared(one: Stored, other: Stored) -> Iterator[Row]:
+    """Compare two evaluations, attack by attack; nothing if they have no images in common."""
+    a, b = one.outcomes, other.outcomes
+    assert a is not None and b is not None
+    first, second = one.summary, other.summary
+    if first.get("corruption") != second.get("corruption"):
+        return
+    places = {key: i for i, key in enumerate(b.keys)}
+    pairs = [(i, places[key]) for i, key in enumerate(a.keys) if key in places]
+    if not pairs:
+        return
+    same_threat = (first["norm"], first["eps"]) == (second["norm"], second["eps"])
+    attacks = [name for name in first["attacks"] if name in second["attacks"]] if same_threat else []
+    if len(attacks) > 1 and set(first["attacks"]) == set(second["attacks"]):
+        attacks.append("worst")
+    i, j = (np.array(index) for index in zip(*pairs, strict=True))
+    for attack in ["clean", *attacks]:
+        x, y = np.array(a.right(attack))[i], np.array(b.right(attack))[j]
+        attacked = attack != "clean"
+        found = paired_bootstrap(y, x)
+        yield Row(
+            attack=attack,
+            data=str(first["data"]),
+            corruption=first.get("corruption"),
+            norm=first["norm"] if attacked else None,
+            eps=first["eps_text"] if attacked else None,
+            n=len(pairs),
+            a=round(100 * float(x.mean()), 2),
+            b=round(100 * float(y.mean()), 2),
+            difference=round(found.mean, 2),
+            interval=(round(found.low, 2), round(found.high, 2)),
+            only_a=int((x & ~y).sum()),
+            only_b=int((y & ~x).sum()),
+            p=mcnemar(x, y),
+        )

@@ -1,0 +1,156 @@
+"""Evaluations as a run folder keeps them: the summary, and beside it what became of each image.
+
+``RUN/results/summary-NAME.json`` is `Result.to_dict`; ``outcomes-NAME.json`` holds ids, fingerprints of pixels, labels and
+predicted classes of the same images, so that two runs can be compared image by image without the model or the data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from apd.errors import InputError
+from apd.evaluation.result import Accuracy, Result
+from apd.evaluation.store import Key
+from apd.runs.folder import Run
+from apd.util.files import write_atomic
+from apd.util.text import to_json
+
+_SUMMARY, _OUTCOMES = "summary-", "outcomes-"
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What became of each image of an evaluation.
+
+    Args:
+        ids: one per image.
+        pixels: fingerprints of the images as the model saw them.
+        labels: right classes.
+        class_names: what labels and predictions stand for.
+        predictions: predicted classes under ``clean`` and each attack; the clean one where that is wrong already.
+        undefended: predictions of the zero-shot control; None where there was none.
+    """
+
+    ids: tuple[str, ...]
+    pixels: tuple[str, ...]
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+    predictions: Mapping[str, tuple[int, ...]]
+    undefended: Mapping[str, tuple[int, ...]] | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def keys(self) -> list[Key]:
+        """Id, pixels and label: what makes an image the same image."""
+        return list(zip(self.ids, self.pixels, self.labels, strict=True))
+
+    def right(self, attack: str, *, undefended: bool = False) -> list[bool]:
+        """Which images are right under ``clean``, one attack, or the ``worst`` of all (clean included).
+
+        Args:
+            attack: its name.
+            undefended: of the zero-shot control.
+        """
+        predictions = self.undefended if undefended else self.predictions
+        assert predictions is not None
+        names = list(predictions) if attack == "worst" else [attack]
+        guesses = zip(*(predictions[name] for name in names), strict=True)
+        return [all(guess == label for guess in each) for each, label in zip(guesses, self.labels, strict=True)]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An evaluation that a run folder keeps.
+
+    Args:
+        file: the summary.
+        summary: `Result.to_dict`.
+        outcomes: None where they were not kept, or are not those of the summary.
+    """
+
+    file: Path
+    summary: Mapping[str, Any]
+    outcomes: Outcomes | None
+
+
+def save(run: Run, result: Result) -> Path:
+    """Keep a result in the run: summary, outcomes of its images, model card.
+
+    Returns:
+        The summary's file.
+    """
+    kept = Outcomes(
+        result.ids,
+        result.pixels,
+        result.labels,
+        result.class_names,
+        result.predictions,
+        result.undefended_predictions,
+    )
+    file = run.save_result(result.to_dict())
+    write_atomic(_beside(file), to_json(asdict(kept), indent=None) + "\n")
+    return file
+
+
+def load_stored(run: Run) -> list[Stored]:
+    """Read all evaluations of a run, in the order of their files' names.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    found = []
+    for file in sorted(run.results.glob(f"{_SUMMARY}*.json")):
+        summary = _read(file)
+        outcomes = None
+        if _beside(file).is_file():
+            record = _read(_beside(file))
+            try:
+                outcomes = _outcomes(record)
+                outcomes = outcomes if _agrees(outcomes, summary) else None
+            except (KeyError, TypeError, ValueError) as error:
+                raise _damaged(_beside(file), error) from error
+        found.append(Stored(file, summary, outcomes))
+    return found
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(_OUTCOMES + file.name.removeprefix(_SUMMARY))
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> InputError:
+    return InputError(f"{file} is damaged ({error}); remove it and evaluate again: apd evaluate RUN.")
+
+
+def _outcomes(record: Mapping[str, Any]) -> Outcomes:
+    lists = {key: tuple(record[key]) for key in ("ids", "pixels", "labels", "class_names")}
+    if len({len(lists[key]) for key in ("ids", "pixels", "labels")}) != 1:
+        raise ValueError("ids, pixels and labels differ in number")
+    own, other = record["predictions"], record["undefended"]
+    return Outcomes(**lists, predictions=_fixed(own), undefended=None if other is None else _fixed(other))
+
+
+def _fixed(predictions: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {attack: tuple(guesses) for attack, guesses in predictions.items()}
+
+
+def _agrees(outcomes: Outcomes, summary: Mapping[str, Any]) -> bool:
+    """Whether the accuracies are those of these outcomes: a summary may be newer, or written by hand."""
+    expected = {name: score["accuracy"] for name, score in summary["attacks"].items()}
+    expected |= {"clean": summary["clean"], "worst": summary["worst"]["accuracy"]}
+    names = {*outcomes.predictions, "worst"}
+    return names == set(expected) and all(
+        Accuracy.of(outcomes.right(name)).accuracy == expected[name] for name in names
+    )

@@ -1,0 +1,143 @@
+"""`apd compare`: paired differences of what run folders keep, against scipy and counting by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+import apd
+from apd.evaluation.compare import Row, compare_runs
+from apd.evaluation.statistics import mcnemar
+from apd.evaluation.stored import load_stored
+from apd.runs.folder import Run
+
+from .command_line import Cli
+from .models import save_colours
+from .refusals import check_error, refused
+
+QUICK: dict[str, Any] = {"attacks": "pgd-1", "checks": False, "quiet": True, "device": "cpu"}
+
+
+def outcomes_file(run: Path) -> Path:
+    (file,) = (run / "results").glob("outcomes-*.json")
+    return file
+
+
+@pytest.fixture
+def pair(run: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two evaluated runs; the second is right where the first is wrong for two images without an attack."""
+    apd.evaluate_run(run, **QUICK)
+    other = shutil.copytree(run, tmp_path / "other")
+    record = json.loads(outcomes_file(other).read_text())
+    wrong = [i for i, label in enumerate(record["labels"]) if record["predictions"]["clean"][i] != label][:2]
+    for i in wrong:
+        record["predictions"]["clean"][i] = record["labels"][i]
+    outcomes_file(other).write_text(json.dumps(record))
+    (summary,) = (other / "results").glob("summary-*.json")
+    about = json.loads(summary.read_text())
+    right = sum(a == b for a, b in zip(record["predictions"]["clean"], record["labels"], strict=True))
+    about["clean"] = round(100 * right / len(record["labels"]), 2)
+    summary.write_text(json.dumps(about))
+    return run, other
+
+
+def test_what_is_kept_is_the_result(run: Path) -> None:
+    result = apd.evaluate_run(run, **QUICK)
+    (kept,) = load_stored(Run.open(run))
+    assert kept.summary == result.to_dict() and kept.outcomes is not None
+    assert (kept.outcomes.ids, kept.outcomes.labels) == (result.ids, result.labels)
+    assert kept.outcomes.class_names == ("blue", "green", "red")
+    assert kept.outcomes.predictions == result.predictions
+    assert result.undefended is not None
+    assert sum(kept.outcomes.right("pgd-1", undefended=True)) * 100 / result.n == pytest.approx(
+        result.undefended.attacks["pgd-1"].accuracy, abs=0.006
+    )
+    assert kept.outcomes.right("worst") == result.robust_mask().tolist()
+
+
+def test_outcomes_that_are_not_the_summary_s_do_not_count(pair: tuple[Path, Path]) -> None:
+    run, _ = pair
+    (summary,) = (run / "results").glob("summary-*.json")
+    summary.write_text(json.dumps({**json.loads(summary.read_text()), "clean": 101.0}))
+    assert load_stored(Run.open(run))[0].outcomes is None
+
+
+def test_differences_are_paired(pair: tuple[Path, Path], cli: Cli) -> None:
+    (found,) = compare_runs(pair)
+    clean, attacked = found.rows
+    assert (clean.attack, clean.eps, attacked.attack, attacked.eps) == ("clean", None, "pgd-1", "1/255")
+    n = clean.n
+    assert (clean.only_a, clean.only_b, attacked.only_a, attacked.only_b) == (0, 2, 0, 0)
+    assert clean.difference == round(200 / n, 2) and clean.interval[0] <= clean.difference <= clean.interval[1]
+    assert (clean.p, attacked.p, attacked.difference) == (0.5, 1.0, 0.0)
+    printed = cli("compare", *pair, "--json")
+    assert printed.code == 0, printed.err
+    (record,) = json.loads(printed.out)["comparisons"]
+    assert [Row(**{**row, "interval": tuple(row["interval"])}) for row in record["rows"]] == list(found.rows)
+
+
+def test_the_table_fits_80_columns(pair: tuple[Path, Path], cli: Cli) -> None:
+    answer = cli("compare", *pair)
+    table = [line for line in answer.out.splitlines() if "│" in line or "┃" in line]
+    assert table and max(map(len, table)) <= 80
+    assert "pgd-1" in answer.out and "apd report" in answer.err
+
+
+def test_only_images_in_common_count(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    apd.evaluate_run(run, limit=3, **QUICK)
+    apd.evaluate_run(other, **QUICK)
+    assert {row.n for row in compare_runs([run, other])[0].rows} == {3}
+
+
+def test_another_eps_is_compared_without_an_attack_only(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    apd.evaluate_run(run, **QUICK)
+    apd.evaluate_run(other, eps="3/255", **QUICK)
+    assert [row.attack for row in compare_runs([run, other])[0].rows] == ["clean"]
+
+
+def test_the_worst_of_several_attacks_has_a_row(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    for each in (run, other):
+        apd.evaluate_run(each, **{**QUICK, "attacks": ("pgd-1", "pgd-2")})
+    assert [row.attack for row in compare_runs([run, other])[0].rows] == ["clean", "pgd-1", "pgd-2", "worst"]
+
+
+def test_runs_without_images_in_common_are_refused(run: Path, tmp_path: Path, cli: Cli) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    apd.evaluate_run(run, **QUICK)
+    apd.evaluate_run(
+        other, data=str(save_colours(tmp_path / "elsewhere", per_class=4, classes=("dark", "bright"))), **QUICK
+    )
+    check_error(cli("compare", run, other, "--json"), [str(run), str(other), "elsewhere"])
+
+
+def test_runs_that_cannot_be_compared_are_refused(run: Path, tmp_path: Path) -> None:
+    with refused("two"):
+        compare_runs([run])
+    with refused(str(run), "twice"):
+        compare_runs([run, run.parent / "." / run.name])
+    with refused(str(run), "apd evaluate"):
+        compare_runs([run, shutil.copytree(run, tmp_path / "other")])
+    apd.evaluate_run(run, **QUICK)
+    outcomes_file(run).write_text("{")
+    with refused("outcomes-", "damaged"):
+        load_stored(Run.open(run))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mcnemar_agrees_with_scipy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.random(80) < 0.7, rng.random(80) < 0.5
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    assert mcnemar(a, b) == pytest.approx(binomtest(only_a, only_a + only_b).pvalue, abs=1e-12)
+    assert mcnemar(a, a) == 1.0
+    with refused("shapes"):
+        mcnemar(a, b[:3])
