@@ -24,7 +24,7 @@ class Row:
     Args:
         attack: ``clean``, an attack's name, or ``worst`` of all attacks.
         data: the data set's name.
-        corruption: of the images before any attack.
+        corruption: what was done to the images before any attack.
         norm, eps: the threat model, eps as text; None for ``clean``.
         n: images in common.
         a, b: accuracies on these in percent.

@@ -55,7 +55,7 @@ class Outcomes:
 
         Args:
             attack: its name.
-            undefended: of the zero-shot control.
+            undefended: take the zero-shot control instead.
         """
         predictions = self.undefended if undefended else self.predictions
         assert predictions is not None
