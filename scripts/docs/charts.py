@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 HIGHLIGHTED = {"zero-shot": "#d95f02", "apd": "#1b9e77", "apd+unlabelled": "#7570b3"}
 OTHER = "#8f97a8"
+THIN = {"thickness": 1, "width": 3, "color": OTHER}
 CLEAN, ATTACKED = "clean", "apgd-ce+dlr"
 Row = dict[str, str]
 Means = dict[str, dict[str, tuple[float, float, int]]]
@@ -111,9 +112,10 @@ def scatter(name: str, found: Means, title: str, source: str) -> str:
     figure.add_scatter(
         x=[each[CLEAN][0] for each in shown.values()],
         y=[each[ATTACKED][0] for each in shown.values()],
-        error_x={"type": "data", "array": [each[CLEAN][1] for each in shown.values()], "thickness": 1},
-        error_y={"type": "data", "array": [each[ATTACKED][1] for each in shown.values()], "thickness": 1},
-        text=[method if len(shown) < 25 or method in HIGHLIGHTED else "" for method in shown],
+        error_x={"type": "data", "array": [each[CLEAN][1] for each in shown.values()], **THIN},
+        error_y={"type": "data", "array": [each[ATTACKED][1] for each in shown.values()], **THIN},
+        # With every name the names would cover each other; the others are told when one points at a mark.
+        text=[method if method in HIGHLIGHTED or each[CLEAN][2] > 1 else "" for method, each in shown.items()],
         customdata=[[method, each[CLEAN][2]] for method, each in shown.items()],
         mode="markers+text",
         textposition="top center",
@@ -142,6 +144,7 @@ def embedded(name: str, figure: go.Figure, title: str, source: str, words: str) 
         plot_bgcolor="rgba(0,0,0,0)",
         margin={"l": 60, "r": 20, "t": 50, "b": 50},
         height=420,
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": OTHER, "activecolor": HIGHLIGHTED["apd"]},
     )
     chart = figure.to_html(
         full_html=False,
