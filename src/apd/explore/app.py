@@ -1,0 +1,170 @@
+"""The page's layout in Gradio: controls on the left, both models on the right."""
+
+from __future__ import annotations
+
+import logging
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from apd.errors import ApdError
+from apd.explore.examples import Examples
+from apd.explore.explorer import LARGEST_SEED, MOST_STEPS, ROBUST, ZERO_SHOT, Explorer
+from apd.explore.page import TITLES, hint, message, render
+from apd.explore.uploads import read_class_names, read_number, read_upload
+from apd.util.extras import import_extra
+from apd.util.text import printable
+
+log = logging.getLogger("apd.explore")
+
+_WELCOME = "Drop an image on the left, or choose an example."
+# The image's own value holds an address that Gradio would fetch; only the path of the upload goes to the server.
+_PATH = "image => image ? image.path : ''"
+_ATTACKS = [
+    ("Each model, by its own gradients (white-box)", "each"),
+    (f"{TITLES[ZERO_SHOT]}; the other model sees the same image", ZERO_SHOT),
+    ("The robust prompts; zero-shot CLIP sees the same image", ROBUST),
+]
+
+
+def build(explorer: Explorer, examples: Examples, uploads: Path) -> Any:
+    """Build the page.
+
+    Args:
+        explorer: answers the questions.
+        examples: images to try.
+        uploads: the folder where Gradio keeps uploads.
+
+    Returns:
+        ``gradio.Blocks``.
+
+    Raises:
+        InputError: gradio is not installed.
+    """
+    gr = import_extra("gradio", "explore", "apd explore")
+    budgets = explorer.budgets
+
+    def answer(path: str, names: str, eps: object, steps: object, gradients: Any, seed: object) -> str:
+        try:
+            return _answer(explorer, uploads, path, names, eps, steps, gradients, seed)
+        except ApdError as error:
+            return message(str(error))
+        except Exception as error:
+            log.exception("the explorer failed")
+            return message(f"This failed ({type(error).__name__}); the terminal shows why.")
+
+    with gr.Blocks(title=f"apd explore: {explorer.title}", analytics_enabled=False, fill_width=True) as page:
+        gr.HTML(_head(explorer), js_on_load=None)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=300):
+                image = gr.Image(
+                    label="Image",
+                    sources=["upload", "clipboard"],
+                    type="filepath",
+                    height=240,
+                    buttons=[],
+                    elem_id="image",
+                )
+                _gallery(gr, examples, image)
+                eps = gr.Slider(
+                    0,
+                    budgets.most,
+                    value=budgets.trained,
+                    step=budgets.step,
+                    label="eps of the attack" + (" (n/255)" if budgets.norm == "linf" else " (L2)"),
+                    info=f"Trained at {budgets.text(budgets.trained)}; 0: no attack.",
+                    elem_id="eps",
+                )
+                steps = gr.Slider(1, MOST_STEPS, value=10, step=1, label="Attack steps (PGD)", elem_id="steps")
+            with gr.Column(scale=3, min_width=320):
+                answers = gr.HTML(hint(_WELCOME), elem_id="answers", js_on_load=None)
+                with gr.Row():
+                    with gr.Column(min_width=300):
+                        names = gr.Textbox(
+                            "\n".join(explorer.class_names),
+                            label="Class names, one per line",
+                            lines=min(6, len(explorer.class_names)),
+                            max_lines=12,
+                            elem_id="classes",
+                        )
+                        use = gr.Button("Use these class names", size="sm")
+                    with gr.Column(min_width=300):
+                        gradients = gr.Radio(_ATTACKS, value="each", label="What is attacked", elem_id="gradients")
+                        seed = gr.Number(
+                            0, label="Seed of the random start", precision=0, minimum=0, maximum=LARGEST_SEED
+                        )
+        path = gr.Textbox(visible="hidden", elem_id="path")
+        image.change(None, image, path, js=_PATH)
+        gr.on(
+            [path.change, eps.change, steps.change, names.blur, use.click, gradients.change, seed.change],
+            answer,
+            [path, names, eps, steps, gradients, seed],
+            answers,
+            show_progress="hidden",
+            trigger_mode="always_last",
+            concurrency_limit=1,
+            api_visibility="private",
+        )
+    return page
+
+
+def _head(explorer: Explorer) -> str:
+    """The page's first lines: what it shows, and of which run."""
+    info, budgets = explorer.robust.encoder.info, explorer.budgets
+    model = f"CLIP model {info.source}, {info.image_size} px"
+    about = f"{explorer.title}: {model}, trained at eps {budgets.text(budgets.trained)}"
+    return (
+        '<header class="apd-head"><h1>What an attack does to your image</h1><p>Zero-shot CLIP and the robust prompts of '
+        "this run see the same image, clean and attacked. Each is attacked by its own gradients, away from its own "
+        f'clean answer, unless you choose otherwise.</p><p class="apd-about">{escape(printable(about))}</p></header>'
+    )
+
+
+def _gallery(gr: Any, examples: Examples, image: Any) -> None:
+    """Show the examples; a click puts one into ``image``."""
+    if not examples.files:
+        gr.HTML(hint(examples.why_none), js_on_load=None)
+        return
+    gr.HTML('<p class="apd-about">Or an example from the run\'s data:</p>', js_on_load=None)
+    gallery = gr.Gallery(
+        [(str(file), printable(name)) for file, name in examples.files],
+        label="Examples from the run's data",
+        show_label=False,
+        columns=4,
+        height="auto",
+        object_fit="cover",
+        allow_preview=False,
+        buttons=[],
+        elem_id="examples",
+    )
+
+    def chosen(event: gr.SelectData) -> str:
+        return str(examples.files[event.index][0])
+
+    # Gradio reads the annotation, which is text here.
+    chosen.__annotations__["event"] = gr.SelectData
+    gallery.select(chosen, None, image, show_progress="hidden", api_visibility="private")
+
+
+def _answer(
+    explorer: Explorer,
+    uploads: Path,
+    path: str,
+    names: str,
+    eps: object,
+    steps: object,
+    gradients: Any,
+    seed: object,
+) -> str:
+    """The right-hand side of the page as HTML, for values as a browser sends them."""
+    if not path:
+        return hint(_WELCOME)
+    classes = read_class_names(names)
+    budget = read_number(eps, "eps", 0, explorer.budgets.most)
+    count = int(read_number(steps, "The number of attack steps", 1, MOST_STEPS))
+    start = int(read_number(seed, "The seed", 0, LARGEST_SEED))
+    preprocessing = explorer.robust.encoder.info.preprocessing
+    x = read_upload(path, uploads, preprocessing)
+    views = explorer.look(x, classes, eps=budget, steps=count, gradients=gradients, seed=start)
+    text, gain = explorer.budgets.text(budget), explorer.budgets.gain(preprocessing.size)
+    return render(x, views, classes, eps=text, steps=count, gain=gain)

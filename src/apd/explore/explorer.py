@@ -1,0 +1,203 @@
+"""What zero-shot CLIP and a run's classifier say of one image, clean and under attack."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from apd.attacks import PGD, Objective, ThreatModel
+from apd.attacks.objectives import margin
+from apd.attacks.threat import Norm, format_eps, parse_eps
+from apd.errors import InputError, nearest
+from apd.models.classifier import FrozenClassifier, PromptedCLIP, check_distinct
+from apd.runs.folder import Run
+from apd.runs.load import load_run
+
+ZERO_SHOT, ROBUST = "zero-shot", "robust"
+Gradients = Literal["each", "zero-shot", "robust"]
+"""By whose gradients images are attacked: each model's own, or one model's for both."""
+MOST_STEPS = 50
+LARGEST_SEED = 2**31 - 1
+_KEPT = 8
+"""Lists of classes whose features are kept."""
+_PEAK = 10.0
+"""How far above its mean a pixel's L2 perturbation is drawn at full contrast."""
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """The budgets a slider offers, in the unit people write: n/255 for Linf, [0,1] pixel units for L2.
+
+    Args:
+        norm: ``linf`` or ``l2``.
+        trained: the run's own budget, in the slider's unit.
+        most: the slider's end.
+        step: the slider's step.
+    """
+
+    norm: Norm
+    trained: float
+    most: float
+    step: float
+
+    @classmethod
+    def around(cls, eps: float, norm: Norm) -> Budgets:
+        """Return budgets up to twice the run's ``eps`` ([0,1] pixel units), and to 8/255 at least."""
+        if norm == "linf":
+            levels = round(eps * 255, 4)
+            most = min(255.0, max(8.0, float(math.ceil(2 * levels))))
+            return cls(norm, levels, most, 0.25 if most <= 8 else 0.5)
+        return cls(norm, eps, max(2 * eps, 0.1), max(2 * eps, 0.1) / 40)
+
+    @property
+    def unit(self) -> float:
+        """[0,1] pixel units per unit of the slider."""
+        return 1 / 255 if self.norm == "linf" else 1.0
+
+    def text(self, value: float) -> str:
+        """A slider's value as a budget is written: ``4/255``."""
+        return format_eps(value * self.unit)
+
+    def gain(self, size: int) -> float:
+        """How much perturbations of images (3, size, size) are amplified: the same at every budget, so that they grow."""
+        peak = self.most * self.unit
+        if self.norm == "l2":
+            peak = min(1.0, _PEAK * peak / math.sqrt(3 * size * size))
+        return max(1.0, math.floor(0.5 / peak))
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What one model says of an image.
+
+    Args:
+        name: the model, ``zero-shot`` or ``robust``.
+        clean: probabilities (C,) of the clean image.
+        attacked: probabilities (C,) of the adversarial image.
+        x_adv: the adversarial image (3,S,S) in [0,1].
+        by: the model whose gradients made it.
+    """
+
+    name: str
+    clean: Tensor
+    attacked: Tensor
+    x_adv: Tensor
+    by: str
+
+    @property
+    def fooled(self) -> bool:
+        """Whether the attack changes the answer."""
+        return bool(self.clean.argmax() != self.attacked.argmax())
+
+
+class Explorer:
+    """Answers for any image, class names and budget, with zero-shot CLIP beside a trained classifier.
+
+    Args:
+        robust: the run's classifier.
+        budgets: which budgets are offered.
+        title: the run's name, for people.
+    """
+
+    def __init__(self, robust: PromptedCLIP, budgets: Budgets, title: str = "") -> None:
+        self.robust, self.budgets, self.title = robust, budgets, title
+        self._models: OrderedDict[tuple[str, ...], dict[str, FrozenClassifier]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: str | Path, *, model: str | None = None, device: str = "cpu") -> Explorer:
+        """Open a finished run.
+
+        Args:
+            path: the run folder.
+            model: where the CLIP model is now, if it has moved.
+            device: where to compute.
+
+        Raises:
+            InputError: not a finished run, or another CLIP model than the run's.
+        """
+        train = Run.open(path).config.train
+        budgets = Budgets.around(parse_eps(train.eps, train.norm), train.norm)
+        return cls(load_run(path, device=device, model=model), budgets, Path(path).resolve().name)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes the run was trained for."""
+        return self.robust.class_names
+
+    def look(
+        self,
+        x: Tensor,
+        class_names: Sequence[str],
+        *,
+        eps: float,
+        steps: int,
+        gradients: Gradients = "each",
+        seed: int = 0,
+    ) -> dict[str, View]:
+        """Classify an image by both models, clean and attacked by PGD away from the attacked model's clean answer.
+
+        PGD maximises the margin (`apd.attacks.objectives.margin`) from a random start drawn by ``seed``, in steps of eps/4
+        (of eps/steps if there are fewer than four); the last image counts. The same arguments give the same answer.
+
+        Args:
+            x: the image (3,S,S) in [0,1].
+            class_names: at least two.
+            eps: budget in the slider's unit, see `Budgets`.
+            steps: of PGD.
+            gradients: ``each``: each model is attacked by its own gradients (white-box); a model's name: by that model's,
+                and both models see the same image.
+            seed: draws the random start.
+
+        Returns:
+            ``{"zero-shot": View, "robust": View}``.
+
+        Raises:
+            InputError: class names that the models cannot tell apart or were not made for, numbers out of range.
+        """
+        if gradients not in get_args(Gradients):
+            raise InputError(f"unknown gradients {gradients!r}. {nearest(str(gradients), get_args(Gradients))}")
+        models = self._bound(tuple(class_names))
+        x = x[None].to(self.robust.encoder.device)
+        with torch.no_grad():
+            clean = {name: model(x).softmax(dim=-1) for name, model in models.items()}
+        found: dict[str, Tensor] = {}
+        views = {}
+        for name, model in models.items():
+            by = name if gradients == "each" else gradients
+            if by not in found:
+                found[by] = self._attack(models[by], x, clean[by].argmax(dim=-1), eps, steps, seed)
+            with torch.no_grad():
+                attacked = model(found[by]).softmax(dim=-1)
+            views[name] = View(name, clean[name][0].cpu(), attacked[0].cpu(), found[by][0].cpu(), by)
+        return views
+
+    def _attack(self, model: FrozenClassifier, x: Tensor, answer: Tensor, eps: float, steps: int, seed: int) -> Tensor:
+        if eps == 0:
+            return x.clone()
+        threat = ThreatModel(eps * self.budgets.unit, self.budgets.norm)
+        attack = PGD(steps, step_size=max(0.25, 1 / steps))
+        return attack(Objective(model, margin, answer), x, threat, torch.tensor([seed]))
+
+    def _bound(self, class_names: tuple[str, ...]) -> dict[str, FrozenClassifier]:
+        """Both classifiers for some classes; class features are computed once as long as few lists are in use."""
+        with self._lock:
+            if class_names in self._models:
+                self._models.move_to_end(class_names)
+                return self._models[class_names]
+            robust = self.robust.with_classes(class_names)
+            pair = {ZERO_SHOT: robust.zero_shot(), ROBUST: robust}
+            for classifier in pair.values():
+                check_distinct(classifier)
+            self._models[class_names] = {name: classifier.frozen() for name, classifier in pair.items()}
+            while len(self._models) > _KEPT:
+                self._models.popitem(last=False)
+            return self._models[class_names]

@@ -1,0 +1,147 @@
+"""The explorer's page as a browser sees it: headless Chromium where there is one, plain requests otherwise."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apd.explore.explorer import Explorer
+from apd.explore.uploads import MOST_BYTES
+
+from .uploads import bomb, large, photo, svg, text
+
+pytest.importorskip("gradio", reason="needs the extra explore")
+httpx = pytest.importorskip("httpx", reason="needs httpx")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def address(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page of the run on three colours, served in this process."""
+    import uvicorn
+
+    from apd.explore.server import make_app
+
+    with pytest.MonkeyPatch.context() as patch, socket.socket() as listener:
+        patch.setenv("GRADIO_TEMP_DIR", "")  # restored afterwards: the application sets it
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        app = make_app(Explorer.open(trained), trained, tmp_path_factory.mktemp("explore"))
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+def test_uploads_are_bounded_and_headers_forbid_other_sites(address: str, tmp_path: Path) -> None:
+    page = httpx.get(address)
+    assert page.status_code == 200 and "default-src 'self'" in page.headers["content-security-policy"]
+    with open(large(tmp_path / "large.png"), "rb") as stream:
+        answer = httpx.post(f"{address}/gradio_api/upload", files={"files": stream}, timeout=60)
+    assert answer.status_code == 413 and str(MOST_BYTES) in answer.text
+    assert httpx.get(address, headers={"Host": "elsewhere.example"}).status_code == 400
+
+
+@dataclass
+class Watched:
+    """A page, and what it must not do."""
+
+    page: Any
+    errors: list[str] = field(default_factory=list)
+    external: list[str] = field(default_factory=list)
+
+    def answers(self) -> list[str]:
+        """What both cards say, as one text each."""
+        return [str(card) for card in self.page.locator(".apd-card").all_inner_texts()]
+
+    def changed(self, before: list[str]) -> list[str]:
+        """Wait until both cards differ from ``before``."""
+        for _ in range(200):
+            now = self.answers()
+            if len(now) == 2 and (not before or all(new != old for new, old in zip(now, before, strict=True))):
+                return now
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"the answers stay {before}")
+
+    def choose(self, file: Path) -> None:
+        """Upload a file in place of the one that is there."""
+        clear = self.page.locator("#image button[aria-label='Clear'], #image button[title='Clear']")
+        if clear.count():
+            clear.first.click()
+        self.page.locator("#image input[type=file]").first.set_input_files(file)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    with playwright.sync_playwright() as play:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        yield play.chromium.launch(executable_path=CHROMIUM, args=flags)
+
+
+@pytest.fixture
+def watched(browser: Any, address: str) -> Iterator[Watched]:
+    """The page, opened; console errors and requests to other places fail the test."""
+    found = Watched(browser.new_page(viewport={"width": 1400, "height": 900}))
+    page = found.page
+    page.on("console", lambda line: found.errors.append(line.text) if line.type == "error" else None)
+    page.on("pageerror", lambda error: found.errors.append(str(error)))
+    local = (address, "data:", "blob:")
+    page.on("request", lambda request: None if request.url.startswith(local) else found.external.append(request.url))
+    page.goto(address)
+    page.wait_for_selector("#image input[type=file]", state="attached")
+    yield found
+    page.close()
+    assert found.external == []
+
+
+@pytest.mark.slow
+def test_upload_classes_and_eps_change_both_answers(watched: Watched, tmp_path: Path) -> None:
+    page = watched.page
+    watched.choose(photo(tmp_path / "a.png"))
+    first = watched.changed([])
+    page.locator("#eps input[type=number]").fill("0.25")
+    page.locator("#eps input[type=number]").press("Tab")
+    weaker = watched.changed(first)
+    page.locator("#classes textarea").fill("cat\ndog\n${alert(1)}<img src=x onerror=alert(2)> piano")
+    page.locator("#classes textarea").press("Tab")
+    renamed = watched.changed(weaker)
+    assert all("piano" in card and "dog" in card for card in renamed)
+    assert page.locator(".apd-card img").count() == 6, "a class name is text"
+    page.locator("#examples button").first.click()
+    watched.changed(renamed)
+    assert watched.errors == []
+
+
+@pytest.mark.slow
+def test_hostile_uploads_are_refused_with_a_sentence(watched: Watched, tmp_path: Path) -> None:
+    page = watched.page
+    for file in (
+        bomb(tmp_path / "b.png"),
+        text(tmp_path / "t.png"),
+        svg(tmp_path / "s.svg"),
+        large(tmp_path / "l.png"),
+    ):
+        watched.choose(file)
+        page.locator(".apd-message, [data-testid=toast-body]").first.wait_for()
+        assert page.locator(".apd-card").count() == 0
+        page.reload()
+        page.wait_for_selector("#image input[type=file]", state="attached")
+    assert page.evaluate("window.hacked") is None
+    watched.choose(photo(tmp_path / "a.png"))
+    watched.changed([])
