@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from apd.cli import average, bench, compare, demo, evaluate, explore, listing, predict, train
+from apd.cli import average, bench, compare, demo, doctor, evaluate, explore, listing, predict, train
 from apd.errors import ApdError
 from apd.util.files import storage_error
 from apd.util.messages import command_line
@@ -21,7 +21,6 @@ app = typer.Typer(
     help="Make a CLIP classifier robust by learning a few prompt vectors, and say honestly how robust it is.",
     epilog="Start with: apd demo",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -30,6 +29,7 @@ for command in (demo.demo, train.train, evaluate.evaluate, predict.predict, aver
     app.command()(command)
 app.command()(compare.compare)
 app.command()(explore.explore)
+app.command()(doctor.doctor)
 app.command(name="list")(listing.listing)
 
 

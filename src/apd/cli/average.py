@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from apd.cli.common import say
-from apd.util.text import quoted
+from apd.cli.common import AsJson, quiet_stdout, say
+from apd.util.text import quoted, to_json
 
 
 def average(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders of apd train.")],
     output: Annotated[Path, typer.Option(help="New run folder.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run in the output folder.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     r"""Average the prompts of runs with different seeds, of the same CLIP model, classes and kind of prompts.
 
@@ -25,5 +26,8 @@ def average(
     """
     from apd.runs.average import average_runs
 
-    run = average_runs(runs, output, overwrite=overwrite)
+    with quiet_stdout():
+        run = average_runs(runs, output, overwrite=overwrite)
+    if as_json:
+        print(to_json({"run": str(run.path), "averaged": run.manifest["averaged"]}))
     say(f"Averaged {len(runs)} runs. Next: apd evaluate {quoted(run.path)}")

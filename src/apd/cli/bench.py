@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from apd.cli.common import quiet_stdout, say
+from apd.cli.common import AsJson, quiet_stdout, say
 from apd.util.progress import counted
+from apd.util.text import to_json
 
 
 def bench(
@@ -26,6 +27,7 @@ def bench(
     table_only: Annotated[
         bool, typer.Option("--table-only", help="Only rewrite tables and plots from the outcomes in the output folder.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     r"""Run a suite of trainings and evaluations, and write tables. Finished runs are skipped.
 
@@ -52,11 +54,20 @@ def bench(
             except KeyboardInterrupt:
                 say("\nStopped. Run the same command again to resume, or add --table-only to see the results so far.")
                 raise
-    print((folder / "table.md").read_text(encoding="utf-8"))
+    print(_json(folder, failures) if as_json else (folder / "table.md").read_text(encoding="utf-8"))
     if failures:
         say(_listed(failures))
         raise typer.Exit(1)
     say(f"Next: look at {folder}/table.md; single runs are in {folder}/runs, for apd predict and apd evaluate.")
+
+
+def _json(folder: Path, failures: dict[str, str]) -> str:
+    """The rows of results.csv, and the error of each run that failed."""
+    from apd.bench.report.rows import read_bench, rows
+
+    plan, outcomes = read_bench(folder)
+    found = {"suite": plan.suite, "output": str(folder), "rows": list(rows(plan, outcomes)), "failures": failures}
+    return to_json(found)
 
 
 def _listed(failures: dict[str, str]) -> str:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from apd.cli.common import quiet_stdout, say
+from apd.cli.common import AsJson, quiet_stdout, say
+from apd.util.text import to_json
 
 
 def demo(
@@ -17,6 +18,7 @@ def demo(
         bool, typer.Option("--quick", help="Only check that everything works: few images, one epoch.")
     ] = False,
     autoattack: Annotated[int, typer.Option(min=0, help="Attack so many images by AutoAttack too: slow.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     r"""Train on the built-in digits, attack, and compare with zero-shot CLIP: a few minutes on a CPU.
 
@@ -30,7 +32,10 @@ def demo(
 
     with quiet_stdout():
         summary = run_demo(output, replace(QUICK if quick else DEMO, few=autoattack))
-    _table(summary)
+    if as_json:
+        print(to_json(summary))
+    else:
+        _table(summary)
     say(
         f"Written: {output}/report.png, a picture of the attacks; {output}/summary.json; "
         "a run folder with a model card for each row."

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import log, say, say_inputs
+from apd.cli.common import AsJson, log, quiet_stdout, say, say_inputs
 from apd.errors import InputError
 from apd.util.progress import counted
-from apd.util.text import quoted
+from apd.util.text import quoted, to_json
 
 if TYPE_CHECKING:
     from apd.data import Dataset
     from apd.runs.config import RunConfig
+    from apd.runs.folder import Run
 
 _LOOKING = 10.0
 """Seconds to check the test images before training."""
@@ -61,6 +62,7 @@ def train(
         bool, typer.Option("--skip-bad-images", help="Leave out unreadable images, and count them.")
     ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. (default: auto)")] = None,
+    as_json: AsJson = False,
 ) -> None:
     r"""Make a CLIP model robust on your images.
 
@@ -91,13 +93,16 @@ def train(
     from apd.util.messages import speaking
     from apd.util.processes import is_first_process
 
-    with speaking(quiet=not is_first_process()):
-        _train(flags, config, set_ or [], output, resume, overwrite)
+    with speaking(quiet=not is_first_process()), quiet_stdout():
+        run = _train(flags, config, set_ or [], output, resume, overwrite)
+    if as_json and is_first_process():
+        kept = {key: run.manifest.get(key) for key in ("status", "seconds", "summary", "prompts_sha256", "class_names")}
+        print(to_json({"run": str(run.path), **kept}))
 
 
 def _train(
     flags: dict[str, Any], file: Path | None, sets: list[str], output: Path | None, resume: bool, overwrite: bool
-) -> None:
+) -> Run:
     from apd.data import short_name
     from apd.data.load import BUILT_IN
     from apd.models import BUILT_IN as EMBEDDED
@@ -129,6 +134,7 @@ def _train(
         raise
     more = f"{' --skip-bad-images' if stops else ''}{' --data LABELLED_IMAGES' if config.data.class_names else ''}"
     say(f"Done: {run.path}. Next: apd evaluate {quoted(run.path)}{more}")
+    return run
 
 
 def _bad_test_images(data: Dataset) -> bool:
