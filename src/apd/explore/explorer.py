@@ -152,7 +152,7 @@ class Explorer:
             x: the image (3,S,S) in [0,1].
             class_names: at least two.
             eps: budget in the slider's unit, see `Budgets`.
-            steps: of PGD.
+            steps: how many steps PGD takes.
             gradients: ``each``: each model is attacked by its own gradients (white-box); a model's name: by that model's,
                 and both models see the same image.
             seed: draws the random start.

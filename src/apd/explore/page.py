@@ -66,7 +66,7 @@ def render(
         views: `Explorer.look`'s.
         class_names: what the probabilities stand for; not trusted.
         eps: the budget as text.
-        steps: of the attack.
+        steps: how many steps the attack takes.
         gain: amplification of the perturbation.
     """
     names = [escape(printable(name)) for name in class_names]
