@@ -23,7 +23,7 @@ from apd.models.classifier import PromptedCLIP
 GAIN = 8
 STYLE = (
     ".card{fill:#fff}.ink{fill:#1f2430}.soft{fill:#5b6270}.wrong{fill:#b3261e}.right{fill:#1b6e37}"
-    "@media (prefers-color-scheme:dark){.card{fill:#20242e}.ink{fill:#eceff5}.soft{fill:#aab2c2}.wrong{fill:#ff9a92}"
+    "@media (prefers-color-scheme:dark){.card{fill:#20242e}.ink{fill:#eceff5}.soft{fill:#c8cfdb}.wrong{fill:#ff9a92}"
     ".right{fill:#7fdc9e}}"
 )
 

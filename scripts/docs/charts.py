@@ -139,11 +139,11 @@ def spoken(found: Means) -> str:
 def embedded(name: str, figure: go.Figure, title: str, source: str, words: str) -> str:
     """A chart for the page, with its title, its words for those who do not see it, and its source."""
     figure.update_layout(
-        title=title,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 60, "r": 20, "t": 50, "b": 50},
-        height=420,
+        margin={"l": 60, "r": 20, "t": 20, "b": 50},
+        height=400,
+        legend={"orientation": "h", "y": 1.1},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": OTHER, "activecolor": HIGHLIGHTED["apd"]},
     )
     chart = figure.to_html(
@@ -154,4 +154,4 @@ def embedded(name: str, figure: go.Figure, title: str, source: str, words: str) 
     )
     label = words.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     drawn = f'<div class="chart" role="img" aria-label="{title}. {label}">{chart}</div>'
-    return f"{drawn}\n\nFrom `docs/results/{source}/results.csv`."
+    return f"**{title}**\n\n{drawn}\n\nFrom `docs/results/{source}/results.csv`."
