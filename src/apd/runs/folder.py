@@ -54,6 +54,10 @@ _OWN = (
 )
 
 
+_FREE = ("train.device", "data.memory_gb", "train.tracker")
+"""Settings, by how their names begin, that may change when a run is resumed: the prompts are the same."""
+
+
 class Run:
     """One training and what came of it.
 
@@ -74,6 +78,18 @@ class Run:
     ) -> None:
         self.path, self.manifest, self.writer, self._starting = path, manifest, writer, starting
         self._began = time.monotonic()
+
+    def __repr__(self) -> str:
+        names = [
+            str(self.manifest.get(key, {}).get(name, "?")) for key, name in (("model", "source"), ("data", "name"))
+        ]
+        return f"Run({str(self.path)!r}: {' on '.join(names)}{'' if self.finished else ', unfinished'})"
+
+    def _repr_html_(self) -> str:
+        """Return tables of the run and its evaluations for notebooks."""
+        from apd.runs.shown import run_html
+
+        return run_html(self, self._summaries())
 
     @classmethod
     def create(
@@ -278,8 +294,11 @@ class Run:
     def _save_card(self) -> None:
         from apd.runs.card import render_card
 
-        results = [json.loads(file.read_text()) for file in sorted(self.results.glob(f"{_SUMMARY}*.json"))]
+        results = [json.loads(file.read_text()) for file in self._summaries()]
         write_atomic(self._file("README.md"), render_card(self.path, self.manifest, self.config, results))
+
+    def _summaries(self) -> list[Path]:
+        return sorted(self.results.glob(f"{_SUMMARY}*.json"))
 
     @property
     def _checkpoint(self) -> Path:
@@ -331,7 +350,9 @@ class Run:
 
     def _check_same(self, config: RunConfig, manifest: Mapping[str, Any]) -> None:
         before, now = _flat(self.config.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
-        for key in sorted((before.keys() | now.keys()) - {"train.device", "data.memory_gb"}):
+        for key in sorted(before.keys() | now.keys()):
+            if key.startswith(_FREE):
+                continue
             if before.get(key) != now.get(key):
                 raise InputError(
                     f"{self.path} was started with {key}={before.get(key)}, now {now.get(key)}; "

@@ -54,7 +54,13 @@ class AugmentSettings(Section):
 class TrainSettings(GrowingSection):
     """Everything about the loop that is not model, data or method."""
 
-    unrecorded: ClassVar[dict[str, Any]] = {"eps_warmup_wait": 0.0, "eps_per_image": False, "labelled_share": None}
+    unrecorded: ClassVar[dict[str, Any]] = {
+        "eps_warmup_wait": 0.0,
+        "eps_per_image": False,
+        "labelled_share": None,
+        "trackers": [],
+        "tracker_options": {},
+    }
 
     eps: str = Field("1/255", description="training budget in [0,1] pixel units, as a fraction or a float")
     norm: Norm = Field("linf", description="linf or l2")
@@ -90,12 +96,23 @@ class TrainSettings(GrowingSection):
     checkpoint_every: int = Field(50, ge=1, description="optimiser steps between two checkpoints")
     log_every: int = Field(10, ge=1, description="optimiser steps between two lines of metrics")
     tensorboard: bool = Field(False, description="also write TensorBoard events")
+    trackers: list[str] = Field(
+        [], description="trackers of accelerate that get the metrics too: wandb, mlflow, tensorboard, …"
+    )
+    tracker_options: dict[str, dict[str, Any]] = Field(
+        {}, description="what a tracker's constructor takes, such as {wandb: {project: mine, tags: [a]}}"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
 
     @field_validator("eps", mode="before")
     @classmethod
     def _eps_text(cls, value: object) -> str:
         return value if isinstance(value, str) else repr(value)
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _eps_fits_norm(self) -> TrainSettings:

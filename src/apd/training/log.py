@@ -1,7 +1,8 @@
-"""Lines of ``metrics.jsonl``, and of TensorBoard if asked."""
+"""Lines of ``metrics.jsonl``, and the same for trackers of experiments if asked."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -15,15 +16,14 @@ class Log:
     Args:
         run: whose metrics are written; None: nothing is.
         batches: optimiser steps in an epoch.
-        tensorboard: also write TensorBoard events.
+        start: starts the trackers that get the metrics too.
     """
 
-    def __init__(self, run: Run | None, batches: int, tensorboard: bool) -> None:
-        self.run, self.batches = run, batches
+    def __init__(self, run: Run | None, batches: int, start: Callable[[], list[Any]] = list) -> None:
+        self.run, self.batches, self.start = run, batches, start
         self.last: dict[str, float] = {}
         self.last_terms: dict[str, float] = {}
-        self.tensorboard = tensorboard
-        self._board: Any = None
+        self._trackers: list[Any] | None = None
 
     def terms(self, terms: dict[str, Tensor], done: int) -> dict[str, float]:
         """Write a line with the loss terms (this process's share of the batch)."""
@@ -38,17 +38,14 @@ class Log:
         if not self.run:
             return
         self.run.log(record)
-        if self.tensorboard:
-            board = self._events(self.run)
-            for name, value in record.items():
-                if isinstance(value, float):
-                    board.add_scalar(name, value, record["step"])
-            board.flush()
+        # Started after the first line of metrics, which makes the folder of a new run.
+        if self._trackers is None:
+            self._trackers = self.start()
+        values = {name: value for name, value in record.items() if isinstance(value, float)}
+        for tracker in self._trackers:
+            tracker.log(values, step=record["step"])
 
-    def _events(self, run: Run) -> Any:
-        """Opened after the first line of metrics, which makes the folder of a new run."""
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(run.path / "tensorboard"))
-        return self._board
+    def close(self) -> None:
+        """End the trackers' own runs."""
+        for tracker in self._trackers or ():
+            tracker.finish()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -41,6 +41,7 @@ from apd.training.optim import (
 from apd.training.pseudo_labels import judged_by_teacher, pseudo_labels
 from apd.training.sharpness import awp, sam, shifted
 from apd.training.step import TrainStep, training_attack
+from apd.training.trackers import TENSORBOARD, check_trackers, start_trackers
 from apd.util.device import pick_device
 from apd.util.extras import import_extra
 from apd.util.messages import get_logger
@@ -81,6 +82,7 @@ def train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig
     settings = config.train
     if settings.tensorboard:
         import_extra("tensorboard", "tensorboard", "train.tensorboard")
+    check_trackers(settings.trackers, settings.tracker_options)
     accelerator = _accelerator(settings.device)
     encoder = encoder.to(accelerator.device)
     bare = PromptedCLIP(encoder, None, data.class_names, data.templates)
@@ -168,7 +170,7 @@ class Loop:
     def run_through(self, prepare: Any) -> dict[str, Any]:
         """All steps that are left; returns the last validation and what was warned of."""
         if not self.trained:
-            return {**self._validate(Log(self.run, len(self.batches), False), 0), "steps": 0}
+            return {**self._validate(Log(self.run, len(self.batches)), 0), "steps": 0}
         optimizer = build_optimizer(self.settings.optimizer, self.trained)
         found = self._restore(optimizer)
         start = found or 0
@@ -182,12 +184,25 @@ class Loop:
                 self.average = {name: tensor.detach().clone() for name, tensor in self._student_state().items()}
         module, optimizer = self.accelerator.prepare(TrainStep(self.method, self.settings), optimizer)
         title = "training" if self.run else "tuning the teacher"
-        with Progress(title, Count(self.steps, "steps", start), keep=True) as progress, _interrupts(self):
-            return self._epochs(module, optimizer, start, progress)
+        metrics = Log(self.run, len(self.batches), self._trackers)
+        with (
+            Progress(title, Count(self.steps, "steps", start), keep=True) as progress,
+            _interrupts(self),
+            closing(metrics),
+        ):
+            return self._epochs(module, optimizer, start, progress, metrics)
 
-    def _epochs(self, module: nn.Module, optimizer: Any, start: int, progress: Progress) -> dict[str, Any]:
-        board = self.settings.tensorboard and self.accelerator.is_main_process
-        metrics = Log(self.run, len(self.batches), board)
+    def _trackers(self) -> list[Any]:
+        """Start the trackers that the settings name, in one process only; none for a teacher's tuning."""
+        s = self.settings
+        if self.run is None or not self.accelerator.is_main_process:
+            return []
+        names = dict.fromkeys([*([TENSORBOARD] if s.tensorboard else []), *s.trackers])
+        return start_trackers(list(names), s.tracker_options, self.run)
+
+    def _epochs(
+        self, module: nn.Module, optimizer: Any, start: int, progress: Progress, metrics: Log
+    ) -> dict[str, Any]:
         for step in range(start, self.steps, self.replays):
             done = min(step + self.replays, self.steps)
             terms = self.train_batch(module, optimizer, step, done)
