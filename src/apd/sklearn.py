@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from apd.data.splits import DEFAULT_TEMPLATES, Pools, few_shot
 from apd.data.unreadable import Source
 from apd.errors import InputError, nearest
 from apd.evaluation import evaluate
+from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
 from apd.models import DualEncoder
 from apd.models.shared import shared_clip
@@ -146,7 +147,7 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         """Return the probabilities (N, C) of the classes in the order of ``classes_``."""
         return self._scores(X)
 
-    def evaluate(self, X: Pictures, y: ArrayLike, **settings: Any) -> Result:
+    def evaluate(self, X: Pictures, y: ArrayLike, **settings: Unpack[EvaluationOptions]) -> Result:
         """Measure accuracy clean and under attack, beside zero-shot CLIP; `score` is the clean one alone.
 
         Args:
@@ -166,7 +167,8 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         classifier, nothing = self.classifier_, ImageSet.empty()
         section = DataSettings(source=f"{IN_MEMORY}{NAME}", shots="all")
         data = Dataset(NAME, section, classifier.class_names, classifier.templates, nothing, nothing, images)
-        return evaluate(classifier, data, **{"eps": self.eps, "quiet": not self.verbose, **settings})
+        given: dict[str, Any] = {"eps": self.eps, "quiet": not self.verbose, **settings}
+        return evaluate(classifier, data, **given)
 
     def _scores(self, X: Pictures) -> NDArray[np.float32]:
         check_is_fitted(self)

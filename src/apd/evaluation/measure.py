@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from pydantic import ValidationError
 from torch import nn
@@ -17,6 +17,7 @@ from apd.data.dataset import IN_MEMORY, Dataset, Decoded, ImageSet
 from apd.errors import InputError, nearest
 from apd.evaluation.engine import Evaluation
 from apd.evaluation.frozen import Subject
+from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
 from apd.evaluation.sample import choose_sample
 from apd.evaluation.samples import Samples
@@ -41,7 +42,7 @@ def evaluate(
     store: Path | None = None,
     undefended: PromptedCLIP | None = None,
     image_size: int | None = None,
-    **settings: Any,
+    **settings: Unpack[EvaluationOptions],
 ) -> Result:
     """Accuracy of the whole classifier, prompts included, clean and under white-box attack, in float32.
 

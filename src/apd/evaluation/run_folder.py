@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from apd.data import Dataset, load_data, same_source
 from apd.errors import InputError
 from apd.evaluation.measure import evaluate, parse_settings
+from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
 from apd.evaluation.stored import save
 from apd.models.classifier import PromptedCLIP
@@ -27,7 +28,7 @@ def evaluate_run(
     data: str | Dataset | None = None,
     model: str | None = None,
     device: str = "auto",
-    **settings: Any,
+    **settings: Unpack[EvaluationOptions],
 ) -> Result:
     """Evaluate a finished run as `apd evaluate RUN` does, and keep the result in the run and its model card.
 
@@ -59,7 +60,7 @@ def evaluate_run(
     source = data.source if isinstance(data, Dataset) else data
     other = source is not None and not same_source(source, config.data.source)
     own = {"eps": config.train.eps, "norm": config.train.norm, "skip_bad_images": config.data.skip_bad_images}
-    given = {**own, **({} if other else {"classes": config.data.classes}), **settings}
+    given: dict[str, Any] = {**own, **({} if other else {"classes": config.data.classes}), **settings}
     chosen = parse_settings(given, "evaluate_run", ("data", "model", "device"))
     if config.data.class_names is not None and not other:
         raise InputError(

@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from apd.attacks import TrainingAttack
 from apd.attacks.training import attack_section
@@ -20,6 +20,7 @@ from apd.models import DualEncoder, load_clip
 from apd.runs.config import RunConfig, validate
 from apd.runs.folder import Run, check_output
 from apd.runs.load import describe_encoder, hold_teacher
+from apd.settings.options import TrainOptions
 from apd.util.messages import get_logger, speaking
 from apd.util.processes import is_first_process
 from apd.util.versions import versions
@@ -42,7 +43,7 @@ def train(
     overwrite: bool = False,
     skip_bad_images: bool = False,
     quiet: bool = False,
-    **settings: Any,
+    **settings: Unpack[TrainOptions],
 ) -> Run:
     """Learn prompts that make a CLIP model robust on this data.
 
