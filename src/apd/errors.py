@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+from typing import Any
 
 
 class ApdError(Exception):
     """Something failed that is not the caller's doing (exit code 1)."""
 
     exit_code = 1
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows, in notebooks too: the message on one line; after ``%xmode Verbose`` the traceback."""
+        shown: Any = sys.modules["IPython"].get_ipython().InteractiveTB
+        if shown.mode == "Verbose":
+            lines: list[str] = shown.structured_traceback(type(self), self, self.__traceback__)
+            return lines
+        text = " ".join(str(self).split())
+        return [f"{type(self).__name__}: {''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)}"]
 
 
 class InputError(ApdError, ValueError):

@@ -15,6 +15,7 @@ from apd.data.settings import DataSettings
 from apd.data.unreadable import Source
 from apd.errors import InputError, nearest
 from apd.models.preprocessing import Preprocessing
+from apd.util.notebook import html_facts
 from apd.util.seeds import shuffled
 from apd.util.text import first_of, printable, quoted
 
@@ -68,6 +69,9 @@ class Decoded:
         """Number of images."""
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        return f"Decoded({first_of(self.ids, 'images')} of {tuple(self.images.shape[1:])})"
+
     def to(self, device: torch.device) -> Decoded:
         """Move images and labels to a device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
@@ -101,6 +105,14 @@ class ImageSet:
     def __len__(self) -> int:
         """Number of images."""
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"ImageSet({first_of(self.ids, 'images')})"
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+        labels = {*self.labels.tolist()} - {UNKNOWN}
+        return html_facts("ImageSet", {"images": first_of(self.ids, "images"), "labels": len(labels)})
 
     def select(self, indices: Sequence[int] | Tensor) -> ImageSet:
         """The samples at ``indices``, in that order."""
@@ -181,6 +193,26 @@ class Dataset:
     mirror: bool = True
     description: str = ""
     unlabelled: ImageSet = field(default_factory=ImageSet.empty)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.summary()})"
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+        splits = {
+            "training images": self.train,
+            "unlabelled": self.unlabelled,
+            "validation": self.val,
+            "test": self.test,
+        }
+        facts = {
+            "classes": first_of(self.class_names, "classes", shown=10),
+            **{name: len(images) for name, images in splits.items() if len(images) or name != "unlabelled"},
+            "templates": first_of(self.templates, "templates"),
+            "source": self.source,
+            "about": self.description,
+        }
+        return html_facts(f"Dataset {self.name}", facts)
 
     @property
     def source(self) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from apd.errors import ApdError, InputError
 from apd.models.classifier import PromptedCLIP
 from apd.models.encoder import sha256_of_weights
+from apd.models.shown import structure
 from apd.util.plugins import code_hash
 
 
@@ -60,7 +61,9 @@ class Subject:
                     "in float32. Small gradients vanish in half precision, and a model that has none looks robust."
                 )
         device = tensors[0].device if tensors else torch.device("cpu")
-        digest = hashlib.sha256(f"{classifier!r} {sha256_of_weights(classifier)}{_foreign_code(classifier)}".encode())
+        digest = hashlib.sha256(
+            f"{structure(classifier)} {sha256_of_weights(classifier)}{_foreign_code(classifier)}".encode()
+        )
         if isinstance(classifier, PromptedCLIP):
             info = classifier.encoder.info
             about = (

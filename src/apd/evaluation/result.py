@@ -128,6 +128,17 @@ class Result(Scores):
         """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
 
+    def __repr__(self) -> str:
+        worst = f", {self.worst.accuracy:.2f} % under attack" if self.attacks else ""
+        where = f"{printable(self.data)} {self.split}, {counted(self.n, 'image')}, {self.norm} eps {self.eps_text}"
+        return f"Result({where}: {self.clean:.2f} % clean{worst}{'' if self.sound else '; health checks FAILED'})"
+
+    def _repr_html_(self) -> str:
+        """The table and the health checks for notebooks."""
+        from apd.evaluation.shown import result_html
+
+        return result_html(self, [line for line, _ in self._notes()])
+
     def __str__(self) -> str:
         """The table as plain text."""
         from rich.console import Console

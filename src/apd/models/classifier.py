@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from apd.errors import InputError
 from apd.models.encoder import DualEncoder
 from apd.models.prompts import Prompts
+from apd.models.shown import ShownInShort
+from apd.util.text import first_of
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _BEYOND = 0.5
@@ -84,7 +86,7 @@ class FrozenClassifier(nn.Module):
         return self.bound.logits_from_features(F.normalize(self.bound.embed(x), dim=-1))
 
 
-class PromptedCLIP(nn.Module):
+class PromptedCLIP(ShownInShort):
     """A CLIP classifier with or without learned prompts.
 
     Takes encoder-sized images in [0,1] and normalises inside, so that any attack library can be pointed at it. Class
@@ -127,6 +129,16 @@ class PromptedCLIP(nn.Module):
         self._ids = [encoder.trim(encoder.prompt_ids(texts, n_tokens)).cpu() for texts in self._texts(n_tokens)]
         self._fixed: tuple[tuple[int, ...], BoundCLIP] | None = None
         self._written: tuple[torch.device, Tensor] | None = None
+
+    def shown(self) -> dict[str, str]:
+        """Return which CLIP model tells which classes apart, by which prompts."""
+        learned = "hand-written templates" if self.prompts is None else str(self.prompts.spec)
+        return {
+            "CLIP model": self.encoder.info.source,
+            "prompts": learned,
+            "templates": first_of(self.templates, "templates"),
+            "classes": first_of(self.class_names, "classes"),
+        }
 
     def _texts(self, n_tokens: int) -> list[list[str]]:
         if n_tokens:

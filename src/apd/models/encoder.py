@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from apd.errors import InputError
 from apd.models.preprocessing import Preprocessing
+from apd.models.shown import ShownInShort
 
 Tokens = Sequence[Tensor]
 """Prompt tokens of one branch: one (n, width) tensor per block, block 0 first; empty for no prompts."""
@@ -45,7 +46,7 @@ class EncoderInfo:
     tokenizer_sha256: str = ""
 
 
-class DualEncoder(nn.Module, ABC):
+class DualEncoder(ShownInShort, ABC):
     """An image tower and a text tower into one space; frozen, stateless, in evaluation mode.
 
     Prompt tokens are arguments, never state: student, teacher and zero-shot share one encoder in memory.
@@ -54,6 +55,18 @@ class DualEncoder(nn.Module, ABC):
     info: EncoderInfo
     found_by_source: ClassVar[bool] = False
     """Whether `apd.load_clip` reads it from ``info.source`` as a name, a hub id or a folder, rather than calling its class."""
+
+    def shown(self) -> dict[str, str]:
+        """Return what sets this CLIP model apart from others."""
+        info = self.info
+        return {
+            "source": info.source or "in memory",
+            "family": info.family,
+            "images": f"{info.image_size} px",
+            "image tower": f"{info.visual_depth} blocks of {info.visual_width}",
+            "text tower": f"{info.text_depth} blocks of {info.text_width}, {info.context_length} tokens",
+            "on": str(self.device),
+        }
 
     @abstractmethod
     def encode_image(self, x: Tensor, tokens: Tokens = ()) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from apd.errors import InputError
 from apd.models.encoder import DualEncoder, EncoderInfo
+from apd.models.shown import ShownInShort
 
 Depth = Annotated[int, Field(ge=1)] | Literal["all"]
 Coupling = Literal["none", "text-to-vision", "vision-to-text"]
@@ -106,7 +107,7 @@ class PromptSpec(BaseModel):
         return depths[0], depths[1]
 
 
-class Prompts(nn.Module):
+class Prompts(ShownInShort):
     """The only trainable and the only saved module: text and visual tokens, block by block, and a frame of pixels.
 
     Uncoupled, both branches are parameters of shape (n, width) per block. Coupled (MaPLe, Khattak 2023), the leading branch
@@ -153,6 +154,10 @@ class Prompts(nn.Module):
         if width:
             shapes = [(width, side)] * 2 + [(side - 2 * width, width)] * 2
             self.strips = nn.ParameterList(nn.Parameter(torch.zeros(3, *shape)) for shape in shapes)
+
+    def shown(self) -> dict[str, str]:
+        """Return what is learned, and how many numbers that are."""
+        return {"learned": str(self.spec), "numbers": f"{sum(p.numel() for p in self.parameters()):,}"}
 
     @classmethod
     def initial(

@@ -7,12 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from apd.util import messages
 from apd.util.messages import HANDLER, LOGGER
+from apd.util.notebook import NotebookDisplay
 from apd.util.text import printable
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Progress:
         self.title, self.count, self.keep, self.render = title, count, keep, table or self._bar
         self.status = ""
         """Stands beside the bar."""
-        self._live: Live | None = None
+        self._live: Live | NotebookDisplay | None = None
         self._thread: threading.Thread | None = None
         self._end = threading.Event()
 
@@ -115,6 +115,9 @@ class Progress:
             _display.release()
 
     def _prepare(self, console: Console) -> None:
+        if console.is_jupyter:
+            self._live = NotebookDisplay(self._rendered, not self.keep)
+            return
         from rich.live import Live
 
         # What others print on a terminal must not tear the display; in a file it stays what it is.
@@ -166,7 +169,7 @@ def _canvas() -> Console | None:
     if console.is_jupyter:
         # Its platform may have set up logging (Colab does), which says nothing about what the person wants to see.
         wanted = LOGGER.level == logging.NOTSET or LOGGER.isEnabledFor(logging.INFO)
-        return console if wanted and find_spec("ipywidgets") else None
+        return console if wanted else None
     return console if messages.attached() and LOGGER.isEnabledFor(logging.INFO) and console.is_interactive else None
 
 
