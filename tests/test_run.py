@@ -124,7 +124,7 @@ def test_seconds_are_of_all_starts_up_to_their_checkpoints(
     run = Run.create(tmp_path / "run", config, manifest, resume=True)
     now += 5
     run.save_checkpoint(2, tensors, {})
-    Log(run, 1, False).terms({"adv_ce": torch.tensor(1.0)}, 2)
+    Log(run, 1).terms({"adv_ce": torch.tensor(1.0)}, 2)
     assert json.loads((run.path / "metrics.jsonl").read_text())["seconds"] == 10 + 5
     now += 500
     run = Run.create(tmp_path / "run", config, manifest, resume=True)
