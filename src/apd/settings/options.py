@@ -40,6 +40,7 @@ class TrainOptions(TypedDict, total=False):
     epochs: int
     warmup_epochs: float
     batch_size: int
+    labelled_share: float | None
     eps_warmup_epochs: float
     eps_warmup_from: float
     eps_warmup_wait: float
