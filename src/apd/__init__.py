@@ -67,8 +67,13 @@ _HOMES = {
     "train": "apd.training.start",
 }
 
+_ROOMS = ("export",)
+"""Parts that are used under their own name, as in ``apd.export.onnx``."""
+
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"apd.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'apd' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from apd.cli import average, bench, compare, demo, doctor, evaluate, explore, listing, predict, train
+from apd.cli import average, bench, compare, demo, doctor, evaluate, explore, export, listing, predict, train
 from apd.errors import ApdError
 from apd.util.files import storage_error
 from apd.util.messages import command_line
@@ -28,6 +28,7 @@ app = typer.Typer(
 for command in (demo.demo, train.train, evaluate.evaluate, predict.predict, average.average, bench.bench):
     app.command()(command)
 app.command()(compare.compare)
+app.command()(export.export)
 app.command()(explore.explore)
 app.command()(doctor.doctor)
 app.command(name="list")(listing.listing)

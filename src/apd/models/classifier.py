@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from apd.errors import InputError
 from apd.models.encoder import DualEncoder
+from apd.models.fast.kernels import without_autocast
 from apd.models.prompts import Prompts
 from apd.models.shown import ShownInShort
 from apd.util.text import first_of
@@ -60,7 +61,7 @@ class BoundCLIP:
         """Logits (B, C) of image features (B, D) of unit length."""
         info = self.encoder.info
         # In bfloat16 a cosine has 8 bits: at a logit scale of 100 the logits would be off by 0.4.
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device.type):
             return info.logit_scale * _full(features) @ _full(self.classes).T + info.logit_bias
 
     def logits(self, x: Tensor) -> Tensor:
@@ -149,7 +150,8 @@ class PromptedCLIP(ShownInShort):
     def class_features(self) -> Tensor:
         """Class features (C, D) of unit length, with gradients to the prompts; without text tokens computed once."""
         tokens = self.prompts.text() if self.prompts is not None else []
-        if tokens or any(p.requires_grad for p in self.encoder.parameters()):
+        traced = torch.compiler.is_exporting()  # nothing is kept then: it would hold no numbers
+        if tokens or traced or any(p.requires_grad for p in self.encoder.parameters()):
             return self._class_features(tokens)
         device = self.encoder.device
         if self._written is None or self._written[0] != device:
@@ -184,6 +186,8 @@ class PromptedCLIP(ShownInShort):
             InputError: wrong shape, integer pixels, or a range far from [0,1]; on other devices than the CPU the range is
                 looked at only when class features are computed, because a look waits for the device.
         """
+        if torch.compiler.is_exporting():
+            return self.bind_detached().logits(x)
         if x.device.type == "cpu":
             _check_range(x)
         parameters = list(self.prompts.parameters()) if self.prompts is not None else []

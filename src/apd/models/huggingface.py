@@ -61,7 +61,7 @@ class HuggingFaceEncoder(DualEncoder):
         embeddings.patch_embedding = PatchEmbedding(embeddings.patch_embedding)
         config = self.model.config
         self.tokenizer, self.family = tokenizer, family_of(config.model_type, tokenizer)
-        self._lower_case = _wants_lower_case(tokenizer, self.family.lower_case)
+        self.lower_case = _wants_lower_case(tokenizer, self.family.lower_case)
         # Text tokens start after the start token, if there is one.
         self._first_row = self.family.start_tokens
         text, vision = config.text_config, config.vision_config
@@ -99,12 +99,14 @@ class HuggingFaceEncoder(DualEncoder):
         if tokens:
             h = append_rows(h, tokens[0])
         h = self.family.before_blocks(self.model, h)
-        class_token = torch.zeros(len(h), dtype=torch.long, device=h.device) if self.family.class_token else None
+        class_token = torch.zeros(h.shape[0], dtype=torch.long, device=h.device) if self.family.class_token else None
         h = run_blocks(tower.encoder.layers, h, tokens, n_patches, class_token)
         return self.family.image_features(self.model, h)
 
     def encode_text(self, ids: Tensor, tokens: Tokens = ()) -> Tensor:
         """See `DualEncoder.encode_text`."""
+        if torch.compiler.is_exporting():  # where the ends of texts are not known yet, so that rows cannot be shared
+            return self._encode_whole(ids.to(self.device), tokens)
         n_prefix = self._shared_rows(ids, tokens)
         if n_prefix:
             rows = int((self._pooled_positions(ids) - n_prefix + 1).sum())
@@ -137,7 +139,7 @@ class HuggingFaceEncoder(DualEncoder):
         else:
             for block in text.encoder.layers:
                 h = self._text_block(block, h)
-            pooled = h[torch.arange(len(h), device=h.device), pooled]
+            pooled = h[torch.arange(h.shape[0], device=h.device), pooled]
         return cast(Tensor, self.family.text_head(self.model)(text.final_layer_norm(pooled)))
 
     def _prompted_text(self, h: Tensor, tokens: Tokens, pooled: Tensor) -> Tensor:
@@ -182,7 +184,7 @@ class HuggingFaceEncoder(DualEncoder):
         return torch.tensor(rows, dtype=torch.long, device=self.device)
 
     def _tokens(self, text: str) -> list[int]:
-        return list(self.tokenizer(text.lower() if self._lower_case else text)["input_ids"])
+        return list(self.tokenizer(text.lower() if self.lower_case else text)["input_ids"])
 
     def _check_ids(self, text: str, ids: list[int]) -> None:
         """Refuse tokens of another model, and a text whose feature would not be read at its end token."""

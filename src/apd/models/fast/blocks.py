@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.activations import QuickGELUActivation
 
 from apd.models.encoder import Tokens
-from apd.models.fast.kernels import linear, quick_gelu
+from apd.models.fast.kernels import linear, quick_gelu, without_autocast
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From projected queries, keys and values (..., width) to what each query has gathered, of the queries' shape."""
@@ -47,7 +47,7 @@ def attend_all(heads: int, mask: Tensor | None = None, is_causal: bool = False) 
             # The CPU's fused attention goes backward four times slower in bfloat16 than in float32.
             q, k, v = (t.float() if t.dtype is torch.bfloat16 else t for t in (q, k, v))
         q, k, v = (torch.unflatten(t, -1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device.type):
             gathered = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
         return gathered.transpose(1, 2).flatten(2).to(dtype)
 
@@ -78,7 +78,7 @@ def run_blocks(
     Returns:
         (B, 1, width) or (B, n_own, width).
     """
-    heads, batch = blocks[0].self_attn.num_heads, torch.arange(len(h), device=h.device)
+    heads, batch = blocks[0].self_attn.num_heads, torch.arange(h.shape[0], device=h.device)
     for depth, block in enumerate(blocks):
         if 0 < depth < len(tokens):
             h = append_rows(h, tokens[depth])

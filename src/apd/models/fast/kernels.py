@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -34,7 +35,8 @@ def _trains(layer: nn.Module) -> bool:
 
 
 def _onednn(x: Tensor) -> bool:
-    if x.dtype is not torch.float32 or x.device.type != "cpu":
+    # A graph for other runtimes gets the plain product: oneDNN's operator is known to this build of torch alone.
+    if x.dtype is not torch.float32 or x.device.type != "cpu" or torch.compiler.is_exporting():
         return False
     backend = cast(Any, torch.backends.mkldnn)
     return bool(backend.is_available() and backend.enabled) and torch.backends.cpu.get_cpu_capability().startswith(
@@ -59,6 +61,11 @@ def _lower(layer: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]
         with torch.inference_mode(False):  # what is kept must serve training too
             _lowered[layer] = (state, weight.to(dtype), None if bias is None else bias.to(dtype))
     return _lowered[layer][1:]
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[None]:
+    """Compute in the tensors' own types; an exported graph, which knows no autocast, gets no region for it."""
+    return nullcontext() if torch.compiler.is_exporting() else torch.autocast(device_type, enabled=False)
 
 
 class _OneDNNLinear(torch.autograd.Function):
@@ -94,6 +101,8 @@ class _QuickGELU(torch.autograd.Function):
 
 def quick_gelu(x: Tensor) -> Tensor:
     """CLIP's activation, ``x sigmoid(1.702 x)``."""
+    if torch.compiler.is_exporting():
+        return x * torch.sigmoid(1.702 * x)
     return cast(Tensor, cast(Any, _QuickGELU).apply(x))
 
 

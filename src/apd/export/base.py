@@ -1,0 +1,78 @@
+"""What every form of export is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from apd.errors import InputError
+from apd.export.settings import ExportSettings, Precision
+from apd.models.classifier import PromptedCLIP
+from apd.runs.folder import Run
+
+Runner = Callable[[Tensor], Tensor]
+"""From pixels (B,3,S,S) in [0,1], float32 on the CPU, to logits (B,C)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported.
+
+    Args:
+        run: the finished run.
+        classifier: its classifier, on the CPU.
+        settings: how it is exported.
+    """
+
+    run: Run
+    classifier: PromptedCLIP
+    settings: ExportSettings
+
+
+class Form(ABC):
+    """A form of export: writes its files, and runs the model from them alone."""
+
+    name: ClassVar[str]
+    suffix: ClassVar[str] = ""
+    """Of the one file that an export is; empty for a folder."""
+    precisions: ClassVar[tuple[Precision, ...]] = ("float32",)
+
+    def is_folder(self, settings: ExportSettings) -> bool:
+        """Whether the export is a folder rather than a file."""
+        return not self.suffix or settings.open_vocabulary
+
+    def check(self, source: Source) -> None:
+        """Refuse what this form cannot represent, before any work.
+
+        Raises:
+            InputError: with the way out.
+        """
+        settings = source.settings
+        if settings.precision not in self.precisions:
+            raise InputError(
+                f"--precision {settings.precision} is not there for --to {self.name}, only {', '.join(self.precisions)}; "
+                "use --to onnx."
+            )
+        prompts = source.classifier.prompts
+        if settings.open_vocabulary and prompts is not None and prompts.n_classes:
+            raise InputError(
+                f"The prompts of {source.run.path} are class-specific, so they serve no other classes: leave out "
+                "--open-vocabulary, or train with method.prompts.class_specific=false."
+            )
+
+    @abstractmethod
+    def write(self, source: Source, place: Path) -> dict[str, Any]:
+        """Write the model to ``place``, a file or a folder that does not exist yet.
+
+        Returns:
+            What the description beside it must say more.
+        """
+
+    @abstractmethod
+    def load(self, source: Source, place: Path) -> list[Runner]:
+        """Load what was written, and nothing else, as functions for the run's classes: each way in which it can be loaded."""

@@ -1,0 +1,48 @@
+"""What a program must know of an export: how images are made ready, and what the logits stand for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from apd.export.base import Source
+from apd.util.versions import __version__
+
+TEMPERATURE = 1.0
+"""Logits are divided by it before the softmax; a run is exported uncalibrated."""
+
+
+def describe(source: Source, form: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write down, as JSON values, all that is needed to use an exported model.
+
+    Args:
+        source: what was exported.
+        form: its form.
+        facts: what the form and the check add.
+    """
+    classifier, settings, manifest = source.classifier, source.settings, source.run.manifest
+    info = classifier.encoder.info
+    how = info.preprocessing
+    return {
+        "form": form,
+        "precision": settings.precision,
+        "open_vocabulary": settings.open_vocabulary,
+        "class_names": list(classifier.class_names),
+        "input": {"name": "images", "shape": ["batch", 3, how.size, how.size], "type": "float32", "range": [0.0, 1.0]},
+        "preprocessing": {
+            "resize": how.resize,
+            "size": how.size,
+            "mode": how.mode,
+            "interpolation": how.interpolation,
+            "mean": list(how.mean),
+            "std": list(how.std),
+            "normalised_inside": True,
+        },
+        "output": {"name": "logits", "shape": ["batch", len(classifier.class_names)]},
+        "logit_scale": info.logit_scale,
+        "logit_bias": info.logit_bias,
+        "temperature": TEMPERATURE,
+        "model": {"source": manifest["model"]["source"], "weights_sha256": manifest["model"]["weights_sha256"]},
+        "prompts_sha256": manifest["prompts_sha256"],
+        "apd": __version__,
+        **facts,
+    }

@@ -1,0 +1,192 @@
+"""Programs: a classifier traced by `torch.export`, kept as such or translated to ONNX."""
+
+from __future__ import annotations
+
+import copy
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from apd.errors import InputError
+from apd.export.base import Form, Runner, Source
+from apd.export.settings import Precision
+from apd.models.classifier import BoundCLIP, FrozenClassifier
+from apd.models.huggingface import HuggingFaceEncoder
+from apd.util.extras import import_extra
+
+_MOST = 65_536
+"""Images or class names at a time."""
+
+
+class ImageFeatures(nn.Module):
+    """From pixels (B,3,S,S) in [0,1] to image features (B,D) of unit length."""
+
+    def __init__(self, bound: BoundCLIP) -> None:
+        super().__init__()
+        self.bound = bound
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Image features."""
+        return self.bound.features(images)
+
+
+class TextFeatures(nn.Module):
+    """From texts (C,L), tokenised without room for prompts, to text features (C,D) of unit length, prompts included."""
+
+    def __init__(self, encoder: HuggingFaceEncoder, tokens: list[Tensor]) -> None:
+        super().__init__()
+        self.held = (encoder, [rows.detach() for rows in tokens])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Text features."""
+        encoder, tokens = self.held
+        if tokens:
+            first, n = encoder.family.start_tokens, len(tokens[0])
+            # What is under a prompt token is replaced: see `HuggingFaceEncoder.prompt_ids`.
+            room = ids[:, first : first + 1].expand(-1, n)
+            ids = torch.cat([ids[:, :first], room, ids[:, first : ids.shape[1] - n]], dim=1)
+        return F.normalize(encoder.encode_text(ids, tokens).float(), dim=-1)
+
+
+def trace(module: nn.Module, example: Tensor, name: str) -> ExportedProgram:
+    """Trace a module of one input whose first dimension stays free."""
+    batch = Dim(name, min=1, max=_MOST)
+    with torch.no_grad():
+        return torch.export.export(module.eval(), (example,), dynamic_shapes=({0: batch},))
+
+
+class ProgramForm(Form):
+    """A traced classifier in one file; for an open vocabulary a folder with a program for each tower and the tokenizer."""
+
+    def check(self, source: Source) -> None:
+        """See `Form.check`."""
+        super().check(source)
+        encoder = source.classifier.encoder
+        if source.settings.open_vocabulary and not isinstance(encoder, HuggingFaceEncoder):
+            raise InputError(
+                f"{encoder.info.source} is an encoder of your own, whose tokenizer cannot be exported; leave out "
+                "--open-vocabulary."
+            )
+
+    def write(self, source: Source, place: Path) -> dict[str, Any]:
+        """See `Form.write`."""
+        classifier = source.classifier
+        side = classifier.encoder.info.image_size
+        bound, example = classifier.bind_detached(), torch.rand(3, 3, side, side)
+        if source.settings.precision == "float16":
+            bound = _halved(bound)
+        if not source.settings.open_vocabulary:
+            self.save(trace(FrozenClassifier(bound), example, "batch"), place, source, ("images", "logits"))
+            return {}
+        encoder = classifier.encoder
+        assert isinstance(encoder, HuggingFaceEncoder)
+        place.mkdir()
+        images = trace(ImageFeatures(bound), example, "batch")
+        self.save(images, place / f"image{self.suffix}", source, ("images", "features"))
+        tokens = classifier.prompts.text() if classifier.prompts is not None else []
+        ids = torch.cat([encoder.prompt_ids(classifier.class_names[:2])] * 2)[:3]
+        text = trace(TextFeatures(encoder, tokens), ids, "classes")
+        self.save(text, place / f"text{self.suffix}", source, ("ids", "features"))
+        encoder.tokenizer.save_pretrained(place / "tokenizer")
+        return {"text": _describe_text(source, len(tokens) > 0)}
+
+    def load(self, source: Source, place: Path) -> list[Runner]:
+        """See `Form.load`."""
+        if place.is_file():
+            return [self.open(place)]
+        image, text = (self.open(place / f"{tower}{self.suffix}") for tower in ("image", "text"))
+        about = _describe_text(source, source.classifier.prompts is not None and bool(source.classifier.prompts.text()))
+        with torch.no_grad():
+            features = [text(_tokenise(place / "tokenizer", about, t, source)) for t in about["templates"]]
+        classes = F.normalize(torch.stack(features).mean(dim=0), dim=-1)
+        info = source.classifier.encoder.info
+        return [lambda x: info.logit_scale * image(x) @ classes.T + info.logit_bias]
+
+    @abstractmethod
+    def save(self, program: ExportedProgram, file: Path, source: Source, names: tuple[str, str]) -> None:
+        """Write a program whose input and output have ``names``."""
+
+    @abstractmethod
+    def open(self, file: Path) -> Runner:
+        """Load a program."""
+
+
+class TorchForm(ProgramForm):
+    """A program of `torch.export`, which torch runs without this package."""
+
+    name: ClassVar[str] = "torch"
+    suffix: ClassVar[str] = ".pt2"
+
+    def save(self, program: ExportedProgram, file: Path, source: Source, names: tuple[str, str]) -> None:
+        """See `ProgramForm.save`."""
+        torch.export.save(program, file)
+
+    def open(self, file: Path) -> Runner:
+        """See `ProgramForm.open`."""
+        return torch.export.load(file).module()
+
+
+class OnnxForm(ProgramForm):
+    """An ONNX graph."""
+
+    name: ClassVar[str] = "onnx"
+    suffix: ClassVar[str] = ".onnx"
+    precisions: ClassVar[tuple[Precision, ...]] = ("float32", "float16", "int8")
+
+    def check(self, source: Source) -> None:
+        """See `Form.check`."""
+        for module in ("onnx", "onnxscript", "onnxruntime"):
+            import_extra(module, "onnx", "--to onnx")
+        super().check(source)
+
+    def save(self, program: ExportedProgram, file: Path, source: Source, names: tuple[str, str]) -> None:
+        """See `ProgramForm.save`."""
+        from apd.export.onnx_files import quantise, to_onnx
+
+        to_onnx(program, file, names)
+        if source.settings.precision == "int8":
+            quantise(file)
+
+    def open(self, file: Path) -> Runner:
+        """See `ProgramForm.open`."""
+        from apd.export.onnx_files import open_onnx
+
+        return open_onnx(file)
+
+
+def _halved(bound: BoundCLIP) -> BoundCLIP:
+    """Copy a classifier with the weights of the image tower in float16; normalisation and logits stay in float32."""
+    encoder = copy.deepcopy(bound.encoder)
+    buffers = {name: buffer for name, buffer in bound.encoder.named_buffers() if "." not in name}
+    encoder.half()
+    for name, buffer in buffers.items():
+        setattr(encoder, name, buffer)
+    return BoundCLIP(encoder, bound.classes, bound.visual, bound.frame)
+
+
+def _describe_text(source: Source, prompted: bool) -> dict[str, Any]:
+    """Say how a class name becomes the text program's input."""
+    encoder, templates = source.classifier.encoder, source.classifier.templates
+    assert isinstance(encoder, HuggingFaceEncoder)
+    return {
+        "input": {"name": "ids", "shape": ["classes", encoder.info.context_length], "type": "int64"},
+        # Learned words stand before the name; the first template's tail ends the text.
+        "templates": ["{}" + templates[0].split("{}", 1)[1]] if prompted else list(templates),
+        "context_length": encoder.info.context_length,
+        "lower_case": encoder.lower_case,
+    }
+
+
+def _tokenise(folder: Path, about: dict[str, Any], template: str, source: Source) -> Tensor:
+    from transformers import AutoTokenizer
+
+    texts = [template.replace("{}", name) for name in source.classifier.class_names]
+    texts = [text.lower() for text in texts] if about["lower_case"] else texts
+    padded = AutoTokenizer.from_pretrained(folder)(texts, padding="max_length", max_length=about["context_length"])
+    return torch.tensor(json.loads(json.dumps(padded["input_ids"])))

@@ -1,0 +1,102 @@
+"""`RobustCLIP`: a prompted CLIP in one self-contained folder, at home on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from PIL import Image
+from torch import Tensor, nn
+
+from apd.data.decode import read_image
+from apd.errors import InputError
+from apd.models import load_clip
+from apd.models.checkpoint import read_json
+from apd.models.classifier import PromptedCLIP
+from apd.models.prompts import Prompts, PromptSpec
+from apd.util.tensors import read_tensors
+
+CONFIG = "config.json"
+PROMPTS = "prompts.safetensors"
+TAGS = ("clip", "prompt-tuning", "adversarial-robustness")
+
+
+class RobustCLIP(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="apd",
+    pipeline_tag="zero-shot-image-classification",
+    tags=list(TAGS),
+):
+    """A classifier from pixels (B,3,S,S) in [0,1] to logits (B,C), loaded from an export.
+
+    Args:
+        folder: what ``apd export --to huggingface`` wrote.
+
+    Example:
+        >>> from apd.export import RobustCLIP
+        >>> model = RobustCLIP.from_pretrained("photos")  # doctest: +SKIP
+        >>> model.classify([Image.open("cat.jpg")])  # doctest: +SKIP
+        >>> model.push_to_hub("me/photos")  # doctest: +SKIP
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        record = read_json(folder / CONFIG, str(folder)).get("apd")
+        if not isinstance(record, dict):
+            raise InputError(
+                f"{str(folder)!r} is not an export of this package; apd export --to huggingface writes one."
+            )
+        self.folder, self.record = folder, record
+        encoder = load_clip(folder / record["clip"])
+        prompts = None
+        if record["prompts"] is not None:
+            tensors, _ = read_tensors(folder / PROMPTS, "export again")
+            prompts = Prompts.from_tensors(PromptSpec(**record["prompts"]), encoder.info, tensors).requires_grad_(False)
+        self.classifier = PromptedCLIP(encoder, prompts, record["class_names"], record["templates"]).eval()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the logits stand for, in order."""
+        return self.classifier.class_names
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits (B,C) of pixels (B,3,S,S) in [0,1]; the normalisation happens inside."""
+        logits: Tensor = self.classifier(pixels)
+        return logits
+
+    @torch.no_grad()
+    def classify(self, images: Sequence[Image.Image]) -> list[dict[str, float]]:
+        """Return the probability of each class, the most probable first, for images of any size."""
+        how = self.classifier.encoder.info.preprocessing
+        pixels = torch.stack([torch.from_numpy(read_image(image.copy, how).copy()) for image in images])
+        odds = self(pixels.float().to(self.classifier.encoder.device) / 255).softmax(dim=-1)
+        named = [dict(zip(self.class_names, row, strict=True)) for row in odds.tolist()]
+        return [dict(sorted(row.items(), key=lambda entry: -entry[1])) for row in named]
+
+    def with_classes(self, class_names: Sequence[str]) -> PromptedCLIP:
+        """Return a classifier for other class names.
+
+        Raises:
+            InputError: an export without an open vocabulary.
+        """
+        if not self.record["open_vocabulary"]:
+            raise InputError(
+                f"{str(self.folder)!r} was exported for its own classes only; export again with --open-vocabulary."
+            )
+        return self.classifier.with_classes(class_names)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Copy the files: nothing in them has been changed."""
+        shutil.copytree(self.folder, save_directory, dirs_exist_ok=True)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
+        """Load from a folder, or from the hub."""
+        names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        found = {name: options[name] for name in names if name in options}
+        return cls(Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id, **found)))

@@ -1,0 +1,241 @@
+"""Exports for transformers, the hub and open_clip: the same logits where prompts can be held, and refusals where not."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import apd
+from apd.export import RobustCLIP
+from apd.export.baked import PIPELINE_TEMPLATE
+from apd.models import DualEncoder
+from apd.models.prompts import Prompts
+from apd.predict import predict_files
+from apd.runs.config import load_config
+from apd.runs.folder import Run
+from apd.runs.load import describe_encoder
+from apd.util.versions import versions
+
+from .command_line import Cli
+from .refusals import check_error, contains, refused
+from .runs import NAMES, TEMPLATES
+
+TEXT = {"text_tokens": 2, "visual_tokens": 0}
+FRAME = {**TEXT, "frame": 0.2}
+VISUAL = {"text_tokens": 2, "visual_tokens": 3, "visual_depth": 2}
+QUICK = {"check_images": 64}
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path, clip: DualEncoder, siglip: DualEncoder) -> Make:
+    """Makes a finished run with random prompts."""
+
+    def run(prompts: dict[str, Any], family: str = "clip") -> Path:
+        encoder = {"clip": clip, "siglip": siglip}[family]
+        flags = {"model": encoder.info.source, "data.source": "colours", "method.name": "advvlp"}
+        config = load_config(flags={**flags, **{f"method.prompts.{name}": value for name, value in prompts.items()}})
+        spec = config.method.settings.prompts
+        manifest = {
+            "model": describe_encoder(encoder.info),
+            "data": {"name": "colours"},
+            "class_names": NAMES,
+            "templates": TEMPLATES,
+            "prompts": spec.model_dump(mode="json"),
+            "seeds": {"train": 0},
+            "versions": versions(),
+        }
+        learned = Prompts.initial(spec, encoder, seed=3)
+        for strip in getattr(learned, "strips", []):
+            nn.init.uniform_(strip, -0.2, 0.2)
+        made = Run.create(tmp_path / "runs" / family, config, manifest)
+        made.save_prompts(learned.state_dict())
+        made.finish({"val_clean": 90.0})
+        return made.path
+
+    return run
+
+
+def pixels(n: int = 5) -> Tensor:
+    return torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("prompts", [TEXT, FRAME], ids=["text", "frame"])
+def test_text_prompts_and_frames_are_baked_into_a_plain_model(
+    make: Make, tmp_path: Path, prompts: dict[str, Any]
+) -> None:
+    from transformers import AutoTokenizer, CLIPModel
+
+    run, folder = make(prompts), tmp_path / "plain"
+    exported = apd.export.huggingface(run, folder, **QUICK)
+    assert exported.max_difference <= 1e-4 and exported.notes == ()
+    original = apd.load_run(run)
+    model, tokenizer = CLIPModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    how = original.encoder.info.preprocessing
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (how.mean, how.std))
+    for template in ("{}", PIPELINE_TEMPLATE, TEMPLATES[0]):
+        texts = tokenizer([template.format(name) for name in NAMES], return_tensors="pt", padding=True)
+        found = model(**texts, pixel_values=(pixels() - mean) / std).logits_per_image
+        torch.testing.assert_close(found, original(pixels()), rtol=0, atol=1e-4)
+    with pytest.raises(Exception, match="UNK"):
+        tokenizer(["purple"])
+    assert not torch.allclose(found, original.zero_shot()(pixels()), atol=1e-3), "the prompts make no difference"
+
+
+def test_the_pipeline_of_transformers_gives_the_same_classes(make: Make, tmp_path: Path, colours: Path) -> None:
+    from transformers import pipeline
+
+    run, folder = make(FRAME), tmp_path / "plain"
+    apd.export.huggingface(run, folder, **QUICK)
+    classify = pipeline("zero-shot-image-classification", model=str(folder))
+    files = [colours / name / "004.png" for name in NAMES]
+    rows = [row for answers in predict_files(run, files) for row in answers.rows]
+    for file, row in zip(files, rows, strict=True):
+        answer = classify(str(file), candidate_labels=NAMES)
+        assert [entry["label"] for entry in answer] == [entry["class"] for entry in row["classes"]]
+        for one, other in zip(answer, row["classes"], strict=True):
+            assert one["score"] == pytest.approx(other["probability"], abs=0.01)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_visual_tokens_load_as_robust_clip_and_never_as_a_plain_model(make: Make, tmp_path: Path, family: str) -> None:
+    from transformers import AutoModel
+
+    run, folder = make(VISUAL, family), tmp_path / "prompted"
+    exported = apd.export.huggingface(run, folder, **QUICK)
+    assert contains(exported.notes[0], "3", "visual", "tokens")
+    original, model = apd.load_run(run), RobustCLIP.from_pretrained(str(folder))
+    torch.testing.assert_close(model(pixels()), original(pixels()), rtol=0, atol=1e-4)
+    assert model.class_names == original.class_names
+    weights = load_file(folder / "clip" / "model.safetensors")
+    assert not any("text_model.encoder" in name for name in weights), "the text tower is left out"
+    with pytest.raises(ValueError, match="apd_prompted_clip"):
+        AutoModel.from_pretrained(folder)
+    with refused("--open-vocabulary"):
+        model.with_classes(["cat", "dog"])
+
+
+def test_an_open_vocabulary_keeps_the_text_tower_and_its_prompts(make: Make, tmp_path: Path) -> None:
+    run, folder = make(VISUAL), tmp_path / "open"
+    apd.export.huggingface(run, folder, open_vocabulary=True, **QUICK)
+    names = ["cat", "dog", "grand piano"]
+    found = RobustCLIP.from_pretrained(str(folder)).with_classes(names)(pixels())
+    torch.testing.assert_close(found, apd.load_run(run).with_classes(names)(pixels()), rtol=0, atol=1e-4)
+
+
+def test_images_of_any_size_are_classified(make: Make, tmp_path: Path, colours: Path) -> None:
+    run, file = make(VISUAL), colours / "green" / "002.png"
+    apd.export.huggingface(run, tmp_path / "x", **QUICK)
+    (answer,) = RobustCLIP.from_pretrained(str(tmp_path / "x")).classify([Image.open(file)])
+    (row,) = next(predict_files(run, [file])).rows
+    assert list(answer) == [entry["class"] for entry in row["classes"]]
+    assert list(answer.values()) == pytest.approx([entry["probability"] for entry in row["classes"]], abs=1e-5)
+
+
+def test_the_card_carries_the_result_and_goes_to_the_hub(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = apd.evaluate_run(run, attacks=("pgd-2",), eps="2/255", limit=6, checks=False)
+    apd.export.huggingface(run, tmp_path / "x", license="mit", **QUICK)
+    card = (tmp_path / "x" / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert (header["library_name"], header["license"]) == ("apd", "mit") and "adversarial-robustness" in header["tags"]
+    metrics = header["model-index"][0]["results"][0]["metrics"]
+    assert [metric["value"] for metric in metrics] == [result.clean, result.attacks["pgd-2"].accuracy]
+    assert f"| {result.clean:.1f} |" in card and "2/255" in card
+
+    uploads: list[dict[str, bytes]] = []
+
+    class Api:
+        def __init__(self, **_: Any) -> None: ...
+
+        def create_repo(self, repo_id: str, **_: Any) -> Any:
+            return type("Repository", (), {"repo_id": repo_id})
+
+        def upload_folder(self, folder_path: Path, **_: Any) -> str:
+            files = [file for file in Path(folder_path).rglob("*") if file.is_file()]
+            uploads.append({file.relative_to(folder_path).as_posix(): file.read_bytes() for file in files})
+            return "done"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    RobustCLIP.from_pretrained(str(tmp_path / "x")).push_to_hub("me/colours")
+    wanted = {file.relative_to(tmp_path / "x").as_posix() for file in (tmp_path / "x").rglob("*") if file.is_file()}
+    assert set(uploads[0]) == wanted and uploads[0]["README.md"].decode() == card
+
+
+class Block(nn.Module):
+    """A block under open_clip's names, from torch's own modules."""
+
+    def __init__(self, width: int, heads: int, hidden: int, quick: bool) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = nn.Sequential(OrderedDict(c_fc=nn.Linear(width, hidden), c_proj=nn.Linear(hidden, width)))
+        self.quick = quick
+
+    def forward(self, h: Tensor) -> Tensor:
+        x = self.ln_1(h)
+        h = h + self.attn(x, x, x, need_weights=False)[0]
+        x = self.mlp.c_fc(self.ln_2(h))
+        return h + self.mlp.c_proj(x * torch.sigmoid(1.702 * x) if self.quick else F.gelu(x))
+
+
+@pytest.mark.parametrize("prompts", [TEXT, FRAME, {"text_tokens": 0, "visual_tokens": 0, "frame": 0.2}])
+def test_open_clip_weights_give_the_logits_of_torchs_own_modules(
+    make: Make, tmp_path: Path, prompts: dict[str, Any]
+) -> None:
+    run, folder = make(prompts), tmp_path / "oc"
+    exported = apd.export.open_clip(run, folder, **QUICK)
+    assert exported.max_difference <= 1e-4
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    state, seen = load_file(folder / "open_clip_model.safetensors"), config["model_cfg"]["vision_cfg"]
+    width, heads = seen["width"], seen["width"] // seen["head_width"]
+    hidden, quick = int(seen["mlp_ratio"] * width), config["model_cfg"]["quick_gelu"]
+    blocks = nn.Sequential(*(Block(width, heads, hidden, quick) for _ in range(seen["layers"])))
+    start = "visual.transformer.resblocks."
+    blocks.load_state_dict({name.removeprefix(start): t for name, t in state.items() if name.startswith(start)})
+    how = config["preprocess_cfg"]
+    mean, std = (torch.tensor(how[name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        h = F.conv2d((pixels() - mean) / std, state["visual.conv1.weight"], stride=seen["patch_size"])
+        first = state["visual.class_embedding"].expand(len(h), 1, width)
+        h = torch.cat([first, h.flatten(2).mT], dim=1) + state["visual.positional_embedding"]
+        h = F.layer_norm(h, (width,), state["visual.ln_pre.weight"], state["visual.ln_pre.bias"])
+        h = F.layer_norm(blocks(h)[:, 0], (width,), state["visual.ln_post.weight"], state["visual.ln_post.bias"])
+        features = F.normalize(h @ state["visual.proj"], dim=-1)
+        classes = load_file(folder / "class_features.safetensors")["class_features"]
+        logits = state["logit_scale"].exp() * features @ classes.T
+    torch.testing.assert_close(logits, apd.load_run(run)(pixels()), rtol=0, atol=1e-4)
+    assert (len(exported.notes) == 2) == (prompts["text_tokens"] > 0), exported.notes
+
+
+@pytest.mark.parametrize(("prompts", "family"), [(VISUAL, "clip"), (TEXT, "siglip")])
+def test_open_clip_refuses_what_it_cannot_hold(
+    make: Make, tmp_path: Path, cli: Cli, prompts: dict[str, Any], family: str
+) -> None:
+    answer = cli("export", make(prompts, family), "--to", "open_clip", "--output", tmp_path / "oc")
+    check_error(answer, ["open_clip", "--to onnx"])
+    assert not (tmp_path / "oc").exists()
+
+
+def test_the_price_is_measured_on_the_runs_test_images(trained: Path, tmp_path: Path, cli: Cli) -> None:
+    options = ("--measure", 6, "--attack", "pgd-3", "--eps", "8/255")
+    answer = cli("export", trained, "--to", "torch", "--output", tmp_path / "x.pt2", *options, "--json")
+    assert answer.code == 0, answer.err
+    price = json.loads(answer.out)["price"]
+    wanted = apd.evaluate_run(trained, attacks=("pgd-3",), eps="8/255", limit=6, checks=False, control=False)
+    assert (price["images"], price["attack"], price["eps"]) == (6, "pgd-3", "8/255")
+    assert price["clean"] == [wanted.clean] * 2
+    assert price["adversarial"] == [wanted.attacks["pgd-3"].accuracy] * 2 and price["same_class"] == 100.0
+    assert json.loads((tmp_path / "x.pt2.json").read_text())["price"] == price
