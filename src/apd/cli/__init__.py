@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from apd.cli import average, bench, compare, demo, doctor, evaluate, explore, export, listing, predict, train
+from apd.cli import average, bench, compare, demo, doctor, evaluate, explore, export, listing, predict, report, train
 from apd.errors import ApdError
 from apd.util.files import storage_error
 from apd.util.messages import command_line
@@ -31,6 +31,7 @@ app.command()(compare.compare)
 app.command()(export.export)
 app.command()(explore.explore)
 app.command()(doctor.doctor)
+app.command()(report.report)
 app.command(name="list")(listing.listing)
 
 

@@ -13,9 +13,10 @@ import torch
 from apd.attacks import ThreatModel
 from apd.attacks.threat import parse_eps
 from apd.data import Dataset, load_data
-from apd.demo.picture import attacked, draw
+from apd.demo.picture import draw
 from apd.errors import InputError
 from apd.evaluation import Result, evaluate
+from apd.evaluation.examples import attacked
 from apd.evaluation.statistics import paired_bootstrap
 from apd.evaluation.stored import save
 from apd.models import DualEncoder, load_clip

@@ -4,59 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from apd.attacks import AttackBatch, ThreatModel, find
-from apd.models.classifier import PromptedCLIP
+from apd.evaluation.examples import Attacked, amplified
 
 SIDE, GAP, TEXT = 96, 12, 44
 """Pixels of an image on the page, between images, and of the text below them."""
 GOOD, BAD, INK = "#1a7f37", "#cf222e", "#1f2328"
-
-
-@dataclass(frozen=True, eq=False)
-class Attacked:
-    """What an attack did to some images under one classifier.
-
-    Args:
-        title: the classifier's name.
-        images: (N,3,S,S) in [0,1], adversarial.
-        before: (N,) classes predicted of the clean images.
-        after: (N,) classes predicted of the adversarial ones.
-    """
-
-    title: str
-    images: Tensor
-    before: Tensor
-    after: Tensor
-
-
-def attacked(
-    title: str,
-    classifier: PromptedCLIP,
-    x: Tensor,
-    labels: Tensor,
-    ids: Sequence[str],
-    threat: ThreatModel,
-    seed: int = 0,
-) -> Attacked:
-    """Attack some images with PGD-20 on the margin's cross-entropy, each classifier by its own gradients.
-
-    Images that are misclassified without an attack stay as they are.
-    """
-    model = classifier.frozen()
-    with torch.no_grad():
-        before = model(x).argmax(dim=-1)
-    found = x.clone()
-    right = (before == labels).nonzero().flatten()
-    if len(right):
-        found[right] = find("pgd-20")(model, AttackBatch(x, labels, ids, seed).select(right), threat).images
-    with torch.no_grad():
-        return Attacked(title, found, before, model(found).argmax(dim=-1))
 
 
 def draw(x: Tensor, labels: Tensor, class_names: Sequence[str], results: Sequence[Attacked], title: str) -> bytes:
@@ -86,11 +43,10 @@ def draw(x: Tensor, labels: Tensor, class_names: Sequence[str], results: Sequenc
             left = 2 * GAP + SIDE + place * 2 * (SIDE + GAP)
             if row == 0:
                 pen.text((left, top - 20), f"{result.title}: added, attacked", INK, small)
-            change = result.images[row] - image
-            page.paste(_picture(0.5 + change / (2 * change.abs().max().clamp(min=1e-6))), (left, y))
+            page.paste(_picture(amplified(result.images[row] - image)[0]), (left, y))
             page.paste(_picture(result.images[row]), (left + SIDE + GAP, y))
-            said, attacked = (class_names[int(answer[row])] for answer in (result.before, result.after))
-            colour = GOOD if int(result.after[row]) == label else BAD
+            said, attacked = (class_names[int(answer[row].argmax())] for answer in (result.before, result.after))
+            colour = GOOD if int(result.after[row].argmax()) == label else BAD
             pen.text((left, y + SIDE + 4), f"before: {said}", INK, small)
             pen.text((left + SIDE + GAP, y + SIDE + 4), f"says: {attacked}", colour, small)
     buffer = io.BytesIO()

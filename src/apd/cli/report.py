@@ -1,0 +1,39 @@
+"""`apd report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apd.cli.common import quiet_stdout, say
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN...]", help="Evaluated run folders.")],
+    output: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Also compute accuracy against eps: PGD-20 on up to 100 images.")
+    ] = False,
+    images: Annotated[bool, typer.Option("--images/--no-images", help="Show images; needs model and data.")] = True,
+    attack: Annotated[str, typer.Option(help="Attack that makes the images that are shown.")] = "pgd-20",
+    data: Annotated[str | None, typer.Option(help="Where the evaluated images are. (default: the run's)")] = None,
+    model: Annotated[str | None, typer.Option(help="Where the run's CLIP model is now.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    r"""Write one HTML page on evaluated runs: results, images under attack, settings. Needs no network.
+
+    Several runs are compared with the first, image by image.
+
+    \b
+    Examples:
+      apd report runs/photos
+      apd report runs/photos --curve --output photos.html
+      apd report runs/control runs/apd --output both.html
+    """
+    from apd.report import report as write
+
+    with quiet_stdout():
+        file = write(runs, output, curve=curve, images=images, attack=attack, data=data, model=model, device=device)
+    say(f"Written: {file} ({file.stat().st_size / 1e6:.1f} MB); open it in a browser.")

@@ -1,0 +1,260 @@
+"""What a report says of a run, read from its folder; no model is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from apd.errors import InputError
+from apd.evaluation.statistics import mcnemar, paired_bootstrap, wilson
+from apd.evaluation.stored import Outcomes, Stored, load_stored
+from apd.runs.config import RunConfig
+from apd.runs.folder import Run
+from apd.util.text import printable, quoted
+
+POINTS = 300
+"""Points of a training curve that are shown, at most."""
+CONFUSIONS = 15
+"""Pairs of classes that are confused most often and listed."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run, its evaluations and the one that the report opens with.
+
+    Args:
+        name: what it is called on the page.
+        run: the folder.
+        evaluations: all that the folder keeps.
+        headline: the evaluation that the page is about.
+    """
+
+    name: str
+    run: Run
+    evaluations: Sequence[Stored]
+    headline: Stored
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The settings of its training."""
+        return self.run.config
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """The headline's numbers."""
+        return self.headline.summary
+
+    @property
+    def outcomes(self) -> Outcomes | None:
+        """What became of each image of the headline."""
+        return self.headline.outcomes
+
+    @cached_property
+    def attack(self) -> str | None:
+        """The headline's strongest attack: the one under which fewest images are right; None without any."""
+        scores = self.summary["attacks"]
+        return min(scores, key=lambda name: (scores[name]["accuracy"], name)) if scores else None
+
+    @property
+    def own_data(self) -> bool:
+        """Whether the headline is about the data that the run was trained on."""
+        return bool(self.summary["data"] == self.run.manifest["data"]["name"])
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[RunFacts]:
+    """Read finished runs with evaluations.
+
+    Raises:
+        InputError: no run, the same twice, an unfinished run, a run without an evaluation.
+    """
+    if not paths:
+        raise InputError("A report needs at least one run folder.")
+    places = [Path(path).resolve() for path in paths]
+    for place, path in zip(places, paths, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"{path} is given twice; give each run once.")
+    found = []
+    for path, name in zip(paths, names_of(places), strict=True):
+        run = Run.open(path)
+        evaluations = load_stored(run)
+        if not evaluations:
+            raise InputError(f"{path} has no evaluation to report; run: apd evaluate {quoted(path)}")
+        found.append(RunFacts(name, run, evaluations, choose_headline(run, evaluations)))
+    return found
+
+
+def names_of(places: Sequence[Path]) -> list[str]:
+    """Name folders by their last part, or by as many as tell them apart.
+
+    >>> names_of([Path("/runs/a/apd"), Path("/runs/b/apd")])
+    ['a/apd', 'b/apd']
+    """
+    for depth in range(1, max(len(place.parts) for place in places) + 1):
+        names = [printable("/".join(place.parts[-depth:])) for place in places]
+        if len(set(names)) == len(names):
+            return names
+    return [printable(str(place)) for place in places]
+
+
+def choose_headline(run: Run, evaluations: Sequence[Stored]) -> Stored:
+    """Choose the evaluation that a report opens with.
+
+    Attacked before clean, the run's own data, uncorrupted test images and eps before others; of these the one on most
+    images, and of as many the lowest accuracy.
+    """
+    train = run.config.train
+
+    def rank(stored: Stored) -> tuple[Any, ...]:
+        about = stored.summary
+        return (
+            bool(about["attacks"]),
+            about["data"] == run.manifest["data"]["name"],
+            about.get("corruption") is None,
+            about["split"] == "test",
+            (about["norm"], about["eps_text"]) == (train.norm, train.eps),
+            about["n"],
+            -about["worst"]["accuracy"],
+        )
+
+    return max(evaluations, key=rank)
+
+
+def versus_zero_shot(outcomes: Outcomes | None) -> list[dict[str, Any]]:
+    """Paired differences to zero-shot CLIP on the same images: clean, and under the worst of the attacks."""
+    if outcomes is None or outcomes.undefended is None:
+        return []
+    rows = []
+    for attack in ["clean", "worst"] if len(outcomes.predictions) > 1 else ["clean"]:
+        own, other = outcomes.right(attack), outcomes.right(attack, undefended=True)
+        found = paired_bootstrap(own, other)
+        interval = [round(found.low, 2), round(found.high, 2)]
+        row = {"attack": attack, "difference": round(found.mean, 2), "interval": interval, "p": mcnemar(own, other)}
+        rows.append({**row, "n": len(outcomes)})
+    return rows
+
+
+def eps_curve(evaluations: Sequence[Stored], about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Accuracy against eps, from the evaluations that differ from ``about`` in eps and number of images only.
+
+    Returns:
+        Points in the order of eps, 0 (no attack) first; of evaluations at the same eps the one on most images counts.
+    """
+    keys = ("data", "split", "classes", "norm", "seed", "corruption")
+    same = [
+        one.summary
+        for one in evaluations
+        if all(one.summary.get(key) == about.get(key) for key in keys)
+        and set(one.summary["attacks"]) == set(about["attacks"])
+    ]
+    best: dict[float, Mapping[str, Any]] = {}
+    for one in same:
+        if one["eps"] not in best or one["n"] > best[one["eps"]]["n"]:
+            best[one["eps"]] = one
+    points = [curve_point(best[eps]) for eps in sorted(best)]
+    return [curve_point(about, clean=True), *points] if points and about["attacks"] else []
+
+
+def curve_point(summary: Mapping[str, Any], clean: bool = False) -> dict[str, Any]:
+    """A point of the curve: the worst case at the summary's eps, or no attack at all."""
+    worst, other = summary["worst"], summary["undefended"]
+    own = {"accuracy": summary["clean"], "interval": summary["clean_interval"]} if clean else worst
+    control = None
+    if other is not None:
+        control = {"accuracy": other["clean"], "interval": other["clean_interval"]} if clean else other["worst"]
+    return {
+        "eps": 0.0 if clean else summary["eps"],
+        "eps_text": "0" if clean else summary["eps_text"],
+        "n": summary["n"],
+        "accuracy": own["accuracy"],
+        "interval": list(own["interval"]),
+        "undefended": None
+        if control is None
+        else {"accuracy": control["accuracy"], "interval": list(control["interval"])},
+    }
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often each class was taken for which.
+
+    Args:
+        class_names: in label order.
+        counts: rows by right class, columns by predicted class.
+    """
+
+    class_names: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...] = field(repr=False)
+
+    @classmethod
+    def of(cls, outcomes: Outcomes, attack: str) -> Confusion:
+        """Count the predictions under ``clean`` or an attack."""
+        size = len(outcomes.class_names)
+        pairs = Counter(zip(outcomes.labels, outcomes.predictions[attack], strict=True))
+        counts = tuple(tuple(pairs[row, column] for column in range(size)) for row in range(size))
+        return cls(outcomes.class_names, counts)
+
+    def most(self) -> list[dict[str, Any]]:
+        """The pairs that are confused most often."""
+        names = [printable(name) for name in self.class_names]
+        wrong = [
+            {"class": names[i], "taken_for": names[j], "times": count, "of": sum(row)}
+            for i, row in enumerate(self.counts)
+            for j, count in enumerate(row)
+            if count and i != j
+        ]
+        return sorted(
+            wrong, key=lambda entry: (-int(str(entry["times"])), str(entry["class"]), str(entry["taken_for"]))
+        )[:CONFUSIONS]
+
+    def taken_for(self, name: str) -> str | None:
+        """The class that a class is most often mistaken for; None if it never is."""
+        label = self.class_names.index(name)
+        row = list(self.counts[label])
+        row[label] = 0
+        return printable(self.class_names[row.index(max(row))]) if max(row) else None
+
+
+def per_class(summary: Mapping[str, Any], attacked: Confusion | None) -> list[dict[str, Any]]:
+    """Accuracy of each class, clean and under the worst attack, with intervals, and what it is taken for."""
+    rows = []
+    for name, score in summary["per_class"].items():
+        n = score["n"]
+        low, high = wilson(round(score["worst"] * n / 100), n)
+        rows.append(
+            {
+                "class": printable(name),
+                "n": n,
+                "clean": score["clean"],
+                "worst": score["worst"],
+                "interval": [round(100 * low, 2), round(100 * high, 2)],
+                "taken_for": attacked.taken_for(name) if attacked else None,
+            }
+        )
+    return rows
+
+
+def training_log(run: Run) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    file = run.path / "metrics.jsonl"
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}).") from error
+
+
+def series(log: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """Epoch and value of one number of the log; of many points every k-th, and always the last."""
+    found = [
+        (float(line["epoch"]), float(line[name])) for line in log if line.get(name) is not None and "epoch" in line
+    ]
+    step = -(-len(found) // POINTS) if found else 1
+    return found if step == 1 else [*found[::step][: POINTS - 1], found[-1]]

@@ -1,0 +1,89 @@
+"""The page's HTML, from a template with escaping on: class and file names come from anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from apd.report.wall import ZERO_SHOT
+from apd.util.versions import __version__
+
+FORMAT = 1
+"""Version of the data that the page carries."""
+_CONTENT = (
+    "summary",
+    "attack",
+    "versus",
+    "evaluations",
+    "curve",
+    "computed",
+    "classes",
+    "confusions",
+    "wall",
+    "cost",
+    "about",
+)
+
+
+def render(
+    views: Sequence[Mapping[str, Any]],
+    comparisons: Sequence[Mapping[str, Any]],
+    no_comparison: str,
+    images: Mapping[str, str],
+) -> str:
+    """Fill the template.
+
+    Args:
+        views: runs, as `apd.report.views.run_view` lays them out.
+        comparisons: paired differences to the first run.
+        no_comparison: why there are none.
+        images: ``data:`` addresses by name.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    folder = files("apd") / "assets" / "report"
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": _number, "points": _points, "p": _p}
+    template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
+    return template.render(
+        style=(folder / "page.css").read_text(encoding="utf-8"),
+        title=_title(views),
+        runs=views,
+        comparisons=comparisons,
+        no_comparison=no_comparison,
+        images=images,
+        zero_shot=ZERO_SHOT,
+        version=__version__,
+        data=_data(views, comparisons),
+    )
+
+
+def _title(views: Sequence[Mapping[str, Any]]) -> str:
+    return f"How robust is {views[0]['name']}?" if len(views) == 1 else f"{len(views)} runs side by side"
+
+
+def _data(views: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """The page's numbers as JSON that ends no script element, whatever names it holds."""
+    record = {
+        "format": FORMAT,
+        "apd": __version__,
+        "runs": [{"name": view["name"], **{key: view[key] for key in _CONTENT}} for view in views],
+        "comparisons": comparisons,
+    }
+    text = json.dumps(record, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _number(value: float) -> str:
+    """A percentage as the page writes it; the exact value stands beside it."""
+    return f"{value:.1f}"
+
+
+def _points(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

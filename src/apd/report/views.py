@@ -1,0 +1,171 @@
+"""What the page shows of a run: numbers of its folder, laid out for the template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from apd.report import words
+from apd.report.charts import Chart, Line, line_chart
+from apd.report.facts import Confusion, RunFacts, eps_curve, per_class, series, training_log, versus_zero_shot
+from apd.util.progress import pretty_seconds
+from apd.util.tensors import read_tensors
+from apd.util.text import printable, quoted
+
+FRAGILE = 5
+"""Classes that are named as the most fragile."""
+GRID = 20
+"""Classes of which the whole table of confusions is shown; of more, only the most frequent ones."""
+
+
+def run_view(facts: RunFacts, place: int, curve: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """All that the page says of a run but for its images.
+
+    Args:
+        facts: the run.
+        place: its number on the page, from 1.
+        curve: points of accuracy against eps that were computed for the report.
+    """
+    summary, outcomes = facts.summary, facts.outcomes
+    attack = facts.attack
+    confusion = {"clean": Confusion.of(outcomes, "clean")} if outcomes else {}
+    if outcomes and attack:
+        confusion["attacked"] = Confusion.of(outcomes, attack)
+    classes = per_class(summary, confusion.get("attacked"))
+    points = eps_curve(facts.evaluations, summary)
+    return {
+        "id": f"run{place}",
+        "name": facts.name,
+        "about": _about(facts),
+        "summary": summary,
+        "attack": attack,
+        "versus": {row["attack"]: row for row in versus_zero_shot(outcomes)},
+        "verdict": words.verdict(summary),
+        "checks": words.check_rows(summary),
+        "threat": words.threat_words(summary),
+        "strength": words.strength(summary),
+        "attacks": words.attack_words(summary) if attack else "",
+        "swatches": words.swatches(summary),
+        "evaluations": [one.summary for one in facts.evaluations],
+        "curve": points,
+        "curve_chart": _curve_chart(points),
+        "computed": list(curve),
+        "computed_chart": _curve_chart(curve),
+        "training": _training(facts),
+        "classes": classes,
+        "fragile": sorted(classes, key=lambda row: (row["worst"], row["clean"], row["class"]))[:FRAGILE],
+        "confusions": {name: found.most() for name, found in confusion.items()},
+        "grids": {name: _grid(found) for name, found in confusion.items() if len(found.class_names) <= GRID},
+        "cost": _cost(facts),
+        "settings": facts.config.to_yaml(),
+        "commands": _commands(facts),
+    }
+
+
+def _about(facts: RunFacts) -> dict[str, Any]:
+    manifest, config = facts.run.manifest, facts.config
+    rows = {
+        "method": config.method.name,
+        "CLIP model": manifest["model"]["source"],
+        "data": manifest["data"].get("description") or manifest["data"]["name"],
+        "shots": str(config.data.shots),
+        "trained against": f"{config.train.norm} eps {config.train.eps}",
+        "seed": str(config.train.seed),
+        "apd": manifest["versions"]["apd"],
+    }
+    return {name: printable(value) for name, value in rows.items()}
+
+
+def _percent(point: Mapping[str, Any], who: str) -> str:
+    low, high = point["interval"]
+    return f"{who}: {point['accuracy']:.1f} % ({low:.1f} to {high:.1f})"
+
+
+def _curve_chart(points: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """Accuracy against eps; None where there is nothing but one point besides no attack."""
+    if len(points) < 2:
+        return None
+
+    def line(name: str, style: str, found: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Line:
+        return Line(
+            name,
+            style,
+            [(point["eps"], own["accuracy"]) for point, own in found],
+            [f"eps {point['eps_text']}, {_percent(own, name)}, {point['n']} images" for point, own in found],
+            [tuple(own["interval"]) for _, own in found],
+        )
+
+    others = [(point, point["undefended"]) for point in points if point["undefended"] is not None]
+    lines = [line("robust prompts", "own", [(point, point) for point in points])]
+    lines += [line("zero-shot CLIP", "other", others)] if others else []
+    first, last = points[0], points[-1]
+    summary = f"From {first['accuracy']:.1f} % without an attack to {last['accuracy']:.1f} % at eps {last['eps_text']}."
+    ticks = [(float(point["eps"]), str(point["eps_text"])) for point in points]
+    return line_chart("Accuracy against eps", summary, lines, ("eps", "accuracy in %"), percent=True, x_ticks=ticks)
+
+
+def _training(facts: RunFacts) -> dict[str, Any]:
+    """Curves of loss and of validation accuracy, and what was noticed while training."""
+    log = training_log(facts.run)
+    loss, charts = series(log, "loss"), []
+    if len(loss) > 1:
+        line = Line("loss", "own", loss, [f"epoch {x:g}: loss {y:.4g}" for x, y in loss])
+        summary = f"From {loss[0][1]:.3g} at epoch {loss[0][0]:g} to {loss[-1][1]:.3g} at epoch {loss[-1][0]:g}."
+        charts.append(line_chart("Training loss", summary, [line], ("epoch", "loss")))
+    lines = []
+    for key, name, style in (("val_clean", "without an attack", "third"), ("val_robust", "under attack", "own")):
+        found = series(log, key)
+        labels = [f"epoch {x:g}, {name}: {y:.1f} %" for x, y in found]
+        lines += [Line(name, style, found, labels)] if found else []
+    if lines:
+        summary = ", ".join(f"{line.name} {line.points[-1][1]:.1f} %" for line in lines) + " at the last validation."
+        axes = ("epoch", "accuracy in %")
+        charts.append(line_chart("Accuracy on validation images", summary, lines, axes, percent=True))
+    rows = [line for line in log if "val_clean" in line or "val_robust" in line]
+    warnings = [printable(str(text)) for text in facts.run.manifest["summary"].get("warnings") or []]
+    return {
+        "charts": charts,
+        "rows": rows,
+        "warnings": warnings,
+        "attack": printable(facts.config.train.validation_attack),
+    }
+
+
+def _grid(found: Confusion) -> dict[str, Any]:
+    """The whole table of confusions, each count with its share of the row."""
+    rows = []
+    for name, counts in zip(found.class_names, found.counts, strict=True):
+        total = sum(counts) or 1
+        rows.append({"class": printable(name), "cells": [{"n": n, "share": round(n / total, 3)} for n in counts]})
+    return {"names": [printable(name) for name in found.class_names], "rows": rows}
+
+
+def _cost(facts: RunFacts) -> dict[str, Any]:
+    """What training and the headline's evaluation took, and how small the result is."""
+    manifest, summary = facts.run.manifest, facts.summary
+    file = facts.run.path / "prompts.safetensors"
+    tensors, _ = read_tensors(file, "train again with --overwrite")
+    data = manifest["data"]
+    rows = {
+        "training": pretty_seconds(manifest["seconds"]) if "seconds" in manifest else "not recorded",
+        "training images": str(data.get("train_images", "not recorded")),
+        "unlabelled images": str(data["unlabelled_images"]) if data.get("unlabelled_images") else "",
+        "optimiser steps": str(manifest["summary"].get("steps", "not recorded")),
+        "learned numbers": f"{sum(tensor.numel() for tensor in tensors.values()):,}",
+        "size of what is learned": f"{file.stat().st_size / 1000:,.1f} kB",
+    }
+    for name, score in summary["attacks"].items():
+        rows[f"attack {printable(name)} on {summary['n']} images"] = pretty_seconds(score["seconds"])
+    return {name: value for name, value in rows.items() if value}
+
+
+def _commands(facts: RunFacts) -> list[str]:
+    """The commands that repeat training and evaluation, with the settings saved as config.yaml."""
+    summary = facts.summary
+    evaluate = ["apd evaluate runs/again", f"--attack {','.join(summary['attacks']) or 'clean'}"]
+    evaluate += [f"--{name} {summary[key]}" for name, key in (("eps", "eps_text"), ("norm", "norm"), ("seed", "seed"))]
+    evaluate += [f"--{name} {summary[name]}" for name in ("split", "classes")]
+    evaluate += [f"--limit {summary['n'] + len(summary['skipped_images'])}"]
+    evaluate += [f"--corruption {summary['corruption']}"] if summary.get("corruption") else []
+    evaluate += [] if facts.own_data else [f"--data {quoted(summary['data'])}"]
+    return ["apd train --config config.yaml --output runs/again", printable(" ".join(evaluate))]

@@ -1,0 +1,212 @@
+"""A wall of images: clean, changed by an attack, the change amplified, and what two classifiers say."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from apd.attacks import ThreatModel, sample_seeds
+from apd.data import Dataset, load_data
+from apd.data.corruptions import corrupt, parse_corruption
+from apd.data.dataset import Decoded
+from apd.errors import InputError
+from apd.evaluation.examples import Attacked, amplified, attacked
+from apd.evaluation.samples import Samples
+from apd.evaluation.stored import Outcomes
+from apd.models.classifier import PromptedCLIP
+from apd.report.facts import RunFacts
+from apd.util.text import printable
+
+BUDGET = 2_500_000
+"""Bytes that all images of a page may take, about."""
+_SIZES = ((224, 90), (224, 75), (160, 75), (112, 70), (64, 70))
+"""Longest side and JPEG quality, tried in turn until the budget holds."""
+_LOSSLESS = 64
+"""Images up to this side are PNG, and shown pixel by pixel."""
+ZERO_SHOT = "zero-shot CLIP"
+
+
+@dataclass
+class Gallery:
+    """Collects images, and gives each a name under which `encode` returns it."""
+
+    images: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, image: Tensor) -> str:
+        """Take an image (3,S,S) in [0,1]."""
+        name = f"image{len(self.images)}"
+        self.images[name] = image
+        return name
+
+    def encode(self, budget: int = BUDGET) -> dict[str, str]:
+        """All images as ``data:`` addresses, as good as the budget allows."""
+        for side, quality in _SIZES:
+            found = {name: _address(image, side, quality) for name, image in self.images.items()}
+            if sum(map(len, found.values())) <= budget:
+                break
+        return found if self.images else {}
+
+
+def _address(image: Tensor, side: int, quality: int) -> str:
+    array = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    picture, small = Image.fromarray(array), max(image.shape[1:]) <= _LOSSLESS
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    if small:
+        picture.save(buffer, "PNG", optimize=True)
+    else:
+        picture.save(buffer, "JPEG", quality=quality)
+    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def choose(outcomes: Outcomes, attack: str, each: int) -> list[tuple[int, bool]]:
+    """Choose images by a rule that does not look at them: in the order of their ids, as many successes as failures.
+
+    Args:
+        outcomes: of the evaluation.
+        attack: its name.
+        each: the first so many that stay right under the attack, and the first so many that fall to it.
+
+    Returns:
+        Index and whether it stays right; images that are wrong without an attack are left out.
+    """
+    clean, held = outcomes.right("clean"), outcomes.right(attack)
+    order = [i for i in sorted(range(len(outcomes)), key=lambda i: outcomes.ids[i]) if clean[i]]
+    kept = [(i, True) for i in order if held[i]][:each]
+    return kept + [(i, False) for i in order if not held[i]][:each]
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A run's classifier, and the images it was evaluated on, as both are now.
+
+    Args:
+        classifier: for the classes of ``data``.
+        data: the evaluated classes.
+    """
+
+    classifier: PromptedCLIP
+    data: Dataset
+
+
+def see(facts: RunFacts, classifier: PromptedCLIP, source: str | None) -> Seen:
+    """Load the images of a run's headline.
+
+    Raises:
+        InputError: images that cannot be read, or other data than the run's whose place nobody told.
+    """
+    config, summary = facts.config, facts.summary
+    if source is None and not facts.own_data:
+        raise InputError(
+            f"{facts.run.path} was evaluated on {summary['data']}, which is not its own data; give the images with --data."
+        )
+    data = load_data(source, shots="all") if source else config.data.for_evaluation().load(config.train.seed)
+    wanted = data.classes(summary["classes"])
+    if classifier.class_names != wanted.class_names:
+        classifier = classifier.with_classes(wanted.class_names, wanted.templates)
+    return Seen(classifier, wanted)
+
+
+def build_wall(facts: RunFacts, seen: Seen, attack: str, each: int, gallery: Gallery) -> dict[str, Any]:
+    """Attack the chosen images anew, and say what happens.
+
+    Args:
+        facts: the run.
+        seen: its model and data.
+        attack: that makes the images on the page.
+        each: images of each kind.
+        gallery: takes the images.
+
+    Returns:
+        ``entries``, one per image, and ``example``, the first image with noise and attack for the section on the threat model.
+
+    Raises:
+        InputError: the images are not those that were evaluated.
+    """
+    outcomes, summary = facts.outcomes, facts.summary
+    assert outcomes is not None and facts.attack is not None
+    chosen = choose(outcomes, facts.attack, each)
+    if not chosen:
+        return {"entries": [], "example": None, "attack": attack}
+    decoded = _decode(seen, outcomes, [i for i, _ in chosen], summary)
+    x, labels, _ = Samples(decoded).batch(range(len(decoded)), seen.classifier.encoder.device)
+    threat = ThreatModel(summary["eps"], summary["norm"])
+    classifiers = ((ZERO_SHOT, seen.classifier.zero_shot()), (facts.name, seen.classifier))
+    lanes = [
+        attacked(name, model, x, labels, decoded.ids, threat, summary["seed"], attack) for name, model in classifiers
+    ]
+    names = [printable(name) for name in seen.data.class_names]
+    entries = []
+    for row, (_, held) in enumerate(chosen):
+        entry = {"id": printable(decoded.ids[row]), "class": names[int(labels[row])], "held": held}
+        shown = [_lane(lane, x[row], row, int(labels[row]), names, gallery) for lane in lanes]
+        entries.append({**entry, "clean": gallery.add(x[row]), "lanes": shown})
+    fallen = next((row for row, (_, held) in enumerate(chosen) if not held), 0)
+    example = _example(
+        entries[fallen], x[fallen], decoded.ids[fallen], threat, summary["seed"], classifiers[0][1], names
+    )
+    return {"entries": entries, "example": {**example, "noise": gallery.add(example["noise"])}, "attack": attack}
+
+
+def _decode(seen: Seen, outcomes: Outcomes, index: Sequence[int], summary: Mapping[str, Any]) -> Decoded:
+    """Decode the images of an evaluation, and make sure that they are the same."""
+    images = seen.data.split(summary["split"])
+    places = {id_: i for i, id_ in enumerate(images.ids)}
+    wanted = [outcomes.ids[i] for i in index]
+    lost = [id_ for id_ in wanted if id_ not in places]
+    if lost:
+        raise InputError(f"The image {lost[0]} that was evaluated is no longer in {seen.data.source}; evaluate again.")
+    decoded = images.select([places[id_] for id_ in wanted]).decode(seen.classifier.encoder.info.preprocessing)
+    if summary.get("corruption"):
+        seeds = sample_seeds(decoded.ids, summary["seed"], "corruption")
+        pixels = corrupt(decoded.images, *parse_corruption(summary["corruption"]), seeds)
+        decoded = Decoded(pixels, decoded.labels, decoded.ids)
+    known = outcomes.keys
+    changed = [key[0] for key, i in zip(Samples(decoded).keys, index, strict=True) if key != known[i]]
+    if changed:
+        raise InputError(f"The image {changed[0]} is not the one that was evaluated; evaluate again.")
+    return decoded
+
+
+def _lane(
+    lane: Attacked, clean: Tensor, row: int, label: int, names: Sequence[str], gallery: Gallery
+) -> dict[str, Any]:
+    change, factor = amplified(lane.images[row] - clean)
+    touched = bool((lane.images[row] != clean).any())
+    return {
+        "classifier": lane.title,
+        "before": _answer(lane.before[row], label, names),
+        "after": _answer(lane.after[row], label, names),
+        "attacked": touched,
+        "factor": round(factor, 1) if touched else None,
+        "image": gallery.add(lane.images[row]),
+        "change": gallery.add(change),
+    }
+
+
+def _answer(probabilities: Tensor, label: int, names: Sequence[str]) -> dict[str, Any]:
+    best = int(probabilities.argmax())
+    return {"class": names[best], "probability": round(float(probabilities[best]), 4), "right": best == label}
+
+
+def _example(
+    entry: Mapping[str, Any],
+    clean: Tensor,
+    id_: str,
+    threat: ThreatModel,
+    seed: int,
+    zero_shot: PromptedCLIP,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """An image with random noise of the same size, beside what an attack on zero-shot CLIP makes of it."""
+    noisy = threat.random_start(clean[None], sample_seeds([id_], seed, "noise"))
+    with torch.no_grad():
+        answer = _answer(zero_shot.frozen()(noisy).softmax(dim=-1)[0], names.index(entry["class"]), names)
+    return {"entry": entry, "noise": noisy[0], "noise_answer": answer}

@@ -1,0 +1,86 @@
+"""Plain words for what an evaluation measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from apd.util.text import printable
+
+_CHECKS = {
+    "class features": "The model can tell all class names apart.",
+    "eps 0": "An attack that may change nothing changes no prediction.",
+    "batch size": "An image gets the same answer alone and among others.",
+    "zero gradients": "The attack finds a slope to follow on (nearly) every image.",
+    "huge eps": "When an attack may change an image into any other, (nearly) nothing is right any more, as it must be.",
+    "random noise": "Random noise of the same size does less harm than the attack.",
+    "stronger attack": "A longer attack with another aim finds (nearly) nothing more.",
+    "undefended": "How much zero-shot CLIP keeps under the same attack; near 0 says that the attack is strong.",
+}
+
+
+def check_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Health checks with what each means, in words, and whether it holds."""
+    rows = []
+    for check in summary["checks"]:
+        verdict = {True: "holds", False: "FAILED", None: "for information"}[check["passed"]]
+        rows.append(
+            {**check, "words": _check_words(check["name"]), "verdict": verdict, "message": printable(check["message"])}
+        )
+    return rows
+
+
+def _check_words(name: str) -> str:
+    if name.endswith(": black-box"):
+        return "An attack that sees only answers, no gradients, finds (nearly) nothing that the others missed."
+    return _CHECKS.get(name, f"A warning of the attack's own library ({printable(name)}).")
+
+
+def threat_words(summary: Mapping[str, Any]) -> str:
+    """What the attacker may do, in a sentence or two."""
+    size, eps = summary["image_size"], summary["eps"]
+    values = f"{3 * size * size:,}"
+    if summary["norm"] == "linf":
+        return (
+            f"The attacker may change each of the {values} colour values of an image ({size} by {size} pixels, red, green and "
+            f"blue) by at most {summary['eps_text']}, which is {100 * eps:.1f} % of the way from black to white."
+        )
+    return (
+        f"The attacker may change the {values} colour values of an image ({size} by {size} pixels, red, green and blue) as "
+        f"long as the change as a whole has a Euclidean length of at most {summary['eps_text']}, where a single value goes "
+        "from 0 to 1."
+    )
+
+
+def strength(summary: Mapping[str, Any]) -> str:
+    """What the attacker may do, to go after "may"."""
+    if summary["norm"] == "linf":
+        return f"change every colour value by up to {summary['eps_text']}"
+    return f"change an image by a Euclidean length of up to {summary['eps_text']}"
+
+
+def attack_words(summary: Mapping[str, Any]) -> str:
+    """Which attacks ran, of what they are made, and that the attacker knows all."""
+    parts = [
+        f"{printable(name)} ({', '.join(score['runs'])})" if tuple(score["runs"]) != (name,) else printable(name)
+        for name, score in summary["attacks"].items()
+    ]
+    return (
+        f"Attacks: {', '.join(parts)}. They know everything about the classifier, the learned prompts included (white-box), and "
+        "an image counts as right only if it is right under all of them."
+    )
+
+
+def swatches(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Mid-grey, and the darkest and lightest that an Linf attacker may make of it, as 8-bit levels."""
+    if summary["norm"] != "linf":
+        return []
+    step = 255 * summary["eps"]
+    levels = [("darkest allowed", 128 - step), ("original", 128.0), ("lightest allowed", 128 + step)]
+    return [{"name": name, "level": round(max(0.0, min(255.0, level)), 1)} for name, level in levels]
+
+
+def verdict(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """How many health checks failed, of how many that can."""
+    judged = [check for check in summary["checks"] if check["passed"] is not None]
+    return {"judged": len(judged), "failed": sum(not check["passed"] for check in judged)}

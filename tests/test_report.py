@@ -1,0 +1,370 @@
+"""`apd report`: the page's numbers are the run's, names do no harm, and the images are what they are called."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import apd
+from apd.evaluation.compare import compare_runs
+from apd.evaluation.stored import Outcomes, load_stored
+from apd.report import report
+from apd.report.charts import Line, line_chart, round_ticks
+from apd.report.facts import choose_headline, names_of
+from apd.report.wall import Gallery, choose
+from apd.runs.folder import Run
+
+from .command_line import Cli
+from .refusals import check_error, refused
+
+CHROMIUM = Path("/usr/bin/chromium")
+HOSTILE = '</script><img src=x onerror="alert(1)">&\u202e'
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, the numbers beside them, and the text of each table row."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[tuple[str, list[list[str]]]] = []
+        self.json, self._script = "", False
+        self._row: list[str] | None = None
+        self.feed(file.read_text(encoding="utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        about = dict(attrs)
+        self.elements.append((tag, about))
+        if tag == "script":
+            self._script = about.get("id") == "apd-data"
+        elif tag == "table":
+            self.tables.append((about.get("class") or "", []))
+        elif tag == "tr":
+            self._row = []
+            self.tables[-1][1].append(self._row)
+        elif tag in ("td", "th") and self._row is not None:
+            self._row.append("")
+        elif tag == "data" and self._row:
+            self._row[-1] += f"[{about['value']}]"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._script = self._script and tag != "script"
+        self._row = None if tag == "tr" else self._row
+
+    def handle_data(self, data: str) -> None:
+        if self._script:
+            self.json += data
+        elif self._row:
+            self._row[-1] += data
+
+    @property
+    def data(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.json)
+        return found
+
+    def rows(self, kind: str) -> list[list[str]]:
+        """The body of the tables of a class."""
+        return [row for name, rows in self.tables if kind in name.split() for row in rows[1:]]
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with an evaluation; tests copy it to change it."""
+    run = shutil.copytree(trained, tmp_path_factory.mktemp("evaluated") / "colours run")
+    apd.evaluate_run(run, attacks=("pgd-1", "pgd-2"), eps="8/255", quiet=True, device="cpu")
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report(evaluated, tmp_path_factory.mktemp("page") / "report.html", quiet=True)
+
+
+def numbers(cell: str) -> list[float]:
+    return [float(text) for text in re.findall(r"\[([\d.]+)\]", cell)]
+
+
+def test_every_number_is_the_run_s(page: Path, evaluated: Path) -> None:
+    (kept,) = load_stored(Run.open(evaluated))
+    summary, found = kept.summary, Page(page)
+    other = summary["undefended"]
+    expected = [["clean", summary["clean"], *summary["clean_interval"], other["clean"]]]
+    for name, score in summary["attacks"].items():
+        expected.append([name, score["accuracy"], *score["interval"], other["attacks"][name]["accuracy"]])
+    rows = [[row[3], *(number for cell in row[4:] for number in numbers(cell))] for row in found.rows("evaluations")]
+    assert rows == expected
+    bars = [[number for cell in row for number in numbers(cell)] for row in found.rows("wide")]
+    own = [
+        [summary["clean"], *summary["clean_interval"]],
+        [summary["worst"]["accuracy"], *summary["worst"]["interval"]],
+    ]
+    control = [[other["clean"], *other["clean_interval"]], [other["worst"]["accuracy"], *other["worst"]["interval"]]]
+    assert bars == [control[0], own[0], control[1], own[1], []]
+    classes = {row[0].split(" (")[0]: [*numbers(row[2]), *numbers(row[3])] for row in found.rows("narrow")}
+    assert classes == {name: [score["clean"], score["worst"]] for name, score in summary["per_class"].items()}
+    lead = [about["value"] for tag, about in found.elements if tag == "data"][:4]
+    assert [float(str(value)) for value in lead] == [
+        summary["worst"]["accuracy"],
+        other["worst"]["accuracy"],
+        summary["clean"],
+        other["clean"],
+    ]
+    (run,) = found.data["runs"]
+    assert run["summary"] == json.loads(kept.file.read_text()) and run["evaluations"] == [run["summary"]]
+
+
+def test_what_is_written_is_what_is_measured(page: Path) -> None:
+    """The visible text beside each exact value is that value, rounded."""
+    for value, text in re.findall(r'<data value="([-\d.]+)">(?:<strong>)?([^<]+)<', page.read_text(encoding="utf-8")):
+        assert abs(float(text.replace("\N{MINUS SIGN}", "-")) - float(value)) <= 0.0501, (value, text)
+
+
+def test_confusions_count_each_image_once(page: Path, evaluated: Path) -> None:
+    (kept,) = load_stored(Run.open(evaluated))
+    assert kept.outcomes is not None
+    grids = [rows for name, rows in Page(page).tables if name == "grid"]
+    assert len(grids) == 2
+    for rows, attack in zip(grids, ("clean", Page(page).data["runs"][0]["attack"]), strict=True):
+        counts = np.array([[0 if cell == "·" else int(cell) for cell in row[1:]] for row in rows[1:]])
+        expected = np.zeros((3, 3), dtype=int)
+        for label, guess in zip(kept.outcomes.labels, kept.outcomes.predictions[attack], strict=True):
+            expected[label, guess] += 1
+        assert counts.tolist() == expected.tolist()
+
+
+def test_the_page_is_complete_in_itself(page: Path) -> None:
+    elements = Page(page).elements
+    for tag, about in elements:
+        assert not {name for name in about if name.startswith("on")}, about
+        for name in ("src", "href"):
+            assert (about.get(name) or "#").startswith(("#", "data:")), about
+        assert tag != "script" or about["type"] == "application/json"
+        assert tag != "img" or about["alt"]
+    assert not re.search(r"url\((?!data:)|@import", page.read_text(encoding="utf-8"))
+    assert page.stat().st_size < 5_000_000
+    targets = {about["href"] for tag, about in elements if tag == "a"}
+    assert targets <= {f"#{about.get('id')}" for _, about in elements}
+
+
+def pictures(file: Path) -> list[Image.Image]:
+    addresses = [str(about["src"]) for tag, about in Page(file).elements if tag == "img"]
+    return [Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) for address in addresses]
+
+
+def test_images_are_what_they_are_called(page: Path, evaluated: Path, colours: Path) -> None:
+    """Clean images are the evaluated ones, attacked ones stay inside the ball, answers are the classifier's."""
+    classifier = apd.load_run(evaluated)
+    eps, wall = 8 / 255, Page(page).data["runs"][0]["wall"]
+    shown = [np.asarray(image) / 255 for image in pictures(page)][4:]  # after those of the threat model
+    assert wall["entries"] and len(shown) == 5 * len(wall["entries"])
+    for place, entry in enumerate(wall["entries"]):
+        clean, *others = (torch.tensor(x).permute(2, 0, 1) for x in shown[5 * place : 5 * place + 5])
+        source = Image.open(colours / entry["id"]).convert("RGB")
+        expected = np.asarray(classifier.encoder.info.preprocessing.apply(source)) / 255
+        assert np.abs(clean.permute(1, 2, 0).numpy() - expected).max() < 1e-6
+        for image in others[1::2]:
+            assert float((image - clean).abs().max()) <= eps + 0.5 / 255 + 1e-6
+        said = entry["lanes"][1]["before"]
+        probabilities = classifier(clean[None].float()).softmax(-1)[0]
+        assert said["class"] == classifier.class_names[int(probabilities.argmax())]
+        assert said["probability"] == pytest.approx(float(probabilities.max()), abs=1e-3)
+
+
+def outcomes(right: dict[str, str]) -> Outcomes:
+    """Outcomes in which a 1 is a right answer, for ids that are not in order."""
+    n = len(right["clean"])
+    predictions = {name: tuple(0 if mark == "1" else 1 for mark in marks) for name, marks in right.items()}
+    return Outcomes(
+        tuple(f"{9 - i}" for i in range(n)), ("p",) * n, (0,) * n, ("good", "bad"), predictions, undefended=None
+    )
+
+
+def test_images_are_chosen_in_the_order_of_their_ids() -> None:
+    found = choose(outcomes({"clean": "111110", "pgd-1": "101100"}), "pgd-1", each=2)
+    assert found == [(3, True), (2, True), (4, False), (1, False)]
+
+
+@pytest.fixture
+def hostile(evaluated: Path, tmp_path: Path) -> Path:
+    """A run one of whose classes is called like an attack on the page."""
+    run = shutil.copytree(evaluated, tmp_path / "<b>bold")
+    for name in ("summary-*.json", "outcomes-*.json"):
+        (file,) = (run / "results").glob(name)
+        record = json.loads(file.read_text())
+        if "per_class" in record:
+            record["per_class"] = {
+                HOSTILE if key == "red" else key: score for key, score in record["per_class"].items()
+            }
+        else:
+            record["class_names"] = [HOSTILE if key == "red" else key for key in record["class_names"]]
+        file.write_text(json.dumps(record))
+    return run
+
+
+def test_names_are_text_and_nothing_else(hostile: Path, tmp_path: Path) -> None:
+    file = report(hostile, tmp_path / "report.html", images=False, quiet=True)
+    found = Page(file)
+    assert not [tag for tag, _ in found.elements if tag in ("img", "b")]
+    assert [about.get("type") for tag, about in found.elements if tag == "script"] == ["application/json"]
+    assert HOSTILE in found.data["runs"][0]["summary"]["per_class"], "as it is in the run"
+    text = file.read_text(encoding="utf-8")
+    assert "onerror=&#34;alert" in text and "\u202e" not in text, "escaped, and no text direction turned"
+
+
+def test_several_runs_are_compared(evaluated: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(evaluated, tmp_path / "other")
+    file = report([evaluated, other], tmp_path / "both.html", images=False, quiet=True)
+    (expected,) = compare_runs([evaluated, other])
+    (comparison,) = Page(file).data["comparisons"]
+    assert (comparison["a"], comparison["b"]) == ("colours run", "other")
+    assert comparison["rows"] == json.loads(json.dumps(expected.to_dict()))["rows"]
+    assert len(Page(file).data["runs"]) == 2
+
+
+def test_a_curve_is_computed_on_request_and_kept(evaluated: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    before = {file.name for file in (run / "results").glob("summary-*")}
+    file = report(run, tmp_path / "report.html", curve=True, images=False, quiet=True)
+    points = Page(file).data["runs"][0]["computed"]
+    assert [round(point["eps"] * 255, 3) for point in points] == [0, 2, 4, 8, 12, 16]
+    accuracies = [point["accuracy"] for point in points]
+    assert accuracies[0] >= max(accuracies[1:])
+    again = apd.evaluate_run(
+        shutil.copytree(run, tmp_path / "again"), attacks="pgd-20", eps="16/255", checks=False, quiet=True, device="cpu"
+    )
+    assert again.worst.accuracy == accuracies[-1]
+    assert {each.name for each in (run / "results").glob("summary-*")} == before, "a curve is not a result"
+
+
+def test_evaluations_at_several_eps_are_a_curve(evaluated: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    for eps in ("1/255", "3/255"):
+        apd.evaluate_run(run, attacks=("pgd-2", "pgd-1"), eps=eps, checks=False, quiet=True, device="cpu")
+    file = report(run, tmp_path / "report.html", images=False, quiet=True)
+    (found,) = Page(file).data["runs"]
+    kept = {one.summary["eps"]: one.summary for one in load_stored(Run.open(run))}
+    assert [point["eps"] for point in found["curve"]] == [0.0, *sorted(kept)]
+    assert [point["accuracy"] for point in found["curve"][1:]] == [
+        kept[eps]["worst"]["accuracy"] for eps in sorted(kept)
+    ]
+    assert found["summary"]["eps_text"] == "1/255", "the run's own eps comes first"
+
+
+def test_the_headline_is_the_run_s_own_data_on_most_images(evaluated: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    for settings in (
+        {"attacks": "pgd-1", "limit": 3},
+        {"attacks": "clean"},
+        {"attacks": "pgd-1", "corruption": "fog:1"},
+    ):
+        apd.evaluate_run(run, eps="8/255", checks=False, quiet=True, device="cpu", **settings)
+    folder = Run.open(run)
+    assert choose_headline(folder, load_stored(folder)).summary["attacks"].keys() == {"pgd-1", "pgd-2"}
+
+
+def test_a_run_evaluated_without_outcomes_says_so(evaluated: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    for file in (run / "results").glob("outcomes-*"):
+        file.unlink()
+    found = Page(report(run, tmp_path / "report.html", quiet=True))
+    assert found.data["runs"][0]["wall"] is None and found.data["runs"][0]["confusions"] == {}
+    assert found.rows("evaluations")
+
+
+def test_images_fit_the_page() -> None:
+    gallery = Gallery()
+    names = [gallery.add(torch.rand(3, 224, 224, generator=torch.Generator().manual_seed(i))) for i in range(30)]
+    found = gallery.encode(300_000)
+    assert list(found) == names and sum(map(len, found.values())) <= 300_000
+    assert max(map(len, gallery.encode().values())) > max(map(len, found.values()))
+
+
+def test_runs_that_cannot_be_reported_are_refused(run: Path, evaluated: Path, tmp_path: Path, cli: Cli) -> None:
+    check_error(cli("report", run, "--output", tmp_path / "x.html"), [str(run), "apd evaluate"])
+    check_error(cli("report", evaluated, "--output", tmp_path), [str(tmp_path)])
+    moved = shutil.copytree(evaluated, tmp_path / "moved")
+    check_error(cli("report", moved, "--model", tmp_path / "nowhere", "--output", tmp_path / "x.html"), ["--no-images"])
+    with refused("twice"):
+        report([evaluated, evaluated], tmp_path / "x.html")
+    with refused("at least one"):
+        report([], tmp_path / "x.html")
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_images_that_have_changed_are_refused(evaluated: Path, colours: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(colours, tmp_path / colours.name)
+    for file in changed.rglob("*.png"):
+        Image.new("RGB", (20, 20), (1, 2, 3)).save(file)
+    with refused("evaluate again"):
+        report(evaluated, tmp_path / "x.html", data=str(changed), quiet=True)
+
+
+def test_the_command_writes_the_page(evaluated: Path, tmp_path: Path, cli: Cli) -> None:
+    answer = cli("report", evaluated, "--no-images", "--output", tmp_path / "page.html")
+    assert (answer.code, answer.out) == (0, "")
+    assert str(tmp_path / "page.html") in answer.err and Page(tmp_path / "page.html").data["runs"]
+
+
+def test_folders_are_named_by_what_tells_them_apart() -> None:
+    assert names_of([Path("/r/apd")]) == ["apd"]
+    assert names_of([Path("/r/a/apd"), Path("/r/b/apd")]) == ["a/apd", "b/apd"]
+
+
+def test_points_are_drawn_in_proportion() -> None:
+    line = Line("x", "own", [(0, 100.0), (1, 50.0), (4, 0.0)], ["a", "b", "c"])
+    drawn = line_chart("t", "s", [line], ("x", "y"), percent=True)
+    first, second, last = drawn.lines[0].marks
+    assert (first.x, first.y, last.x, last.y) == (drawn.left, drawn.top, drawn.right, drawn.bottom)
+    assert second.x - first.x == pytest.approx((last.x - first.x) / 4, abs=0.1)
+    assert second.y == pytest.approx((first.y + last.y) / 2, abs=0.1)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 3.79), (0, 20), (-0.3, 0.2), (0, 1e-4), (0, 0)])
+def test_ticks_cover_the_range(low: float, high: float) -> None:
+    ticks = round_ticks(low, high)
+    assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 8
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if not CHROMIUM.exists():
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("width", [390, 900, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_it_without_network_or_complaint(browser: Any, page: Path, width: int, scheme: Any) -> None:
+    view = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    said: list[str] = []
+    asked: list[str] = []
+    view.on("console", lambda message: said.append(message.text))
+    view.on("pageerror", lambda error: said.append(str(error)))
+    view.on("request", lambda request: asked.append(request.url))
+    view.goto(page.as_uri())
+    overflow = view.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    background = view.evaluate("getComputedStyle(document.body).backgroundColor")
+    broken = view.evaluate("[...document.images].filter(image => !image.naturalWidth).length")
+    view.close()
+    assert not said and not [url for url in asked if not url.startswith(("file:", "data:"))]
+    assert overflow == 0 and broken == 0
+    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
