@@ -246,6 +246,14 @@ def test_a_curve_is_computed_on_request_and_kept(evaluated: Path, tmp_path: Path
         shutil.copytree(run, tmp_path / "again"), attacks="pgd-20", eps="16/255", checks=False, quiet=True, device="cpu"
     )
     assert again.worst.accuracy == accuracies[-1]
+    confidence = Page(file).data["runs"][0]["confidence"]
+    first, *others = confidence["points"]
+    assert (first["clean"]["answered"], first["attacked"]["answered"]) == (100, 100)
+    assert first["clean"]["wrong"] == pytest.approx(100 - accuracies[0], abs=0.02)
+    assert first["attacked"]["wrong"] >= first["clean"]["wrong"]
+    for kind in ("clean", "attacked"):
+        shares = [point[kind]["answered"] for point in (first, *others)]
+        assert shares == sorted(shares, reverse=True) and all(p[kind]["wrong"] <= p[kind]["answered"] for p in others)
     assert {each.name for each in (run / "results").glob("summary-*")} == before, "a curve is not a result"
 
 

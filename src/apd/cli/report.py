@@ -14,7 +14,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN...]", help="Evaluated run folders.")],
     output: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
     curve: Annotated[
-        bool, typer.Option("--curve", help="Also compute accuracy against eps: PGD-20 on up to 100 images.")
+        bool, typer.Option("--curve", help="Also attack up to 100 images at five eps, and measure confidences.")
     ] = False,
     images: Annotated[bool, typer.Option("--images/--no-images", help="Show images; needs model and data.")] = True,
     attack: Annotated[str, typer.Option(help="Attack that makes the images that are shown.")] = "pgd-20",

@@ -19,8 +19,8 @@ class Attacked:
     Args:
         title: the classifier's name.
         images: (N,3,S,S) in [0,1], adversarial.
-        before: (N,C) probabilities of the clean images' classes.
-        after: (N,C) probabilities of the adversarial ones' classes.
+        before: (N,C) logits of the clean images.
+        after: (N,C) logits of the adversarial ones.
     """
 
     title: str
@@ -55,13 +55,13 @@ def attacked(
     """
     model = classifier.frozen()
     with torch.no_grad():
-        before = model(x).softmax(dim=-1)
+        before = model(x)
     found = x.clone()
     right = (before.argmax(dim=-1) == labels).nonzero().flatten()
     if len(right):
         found[right] = find(attack)(model, AttackBatch(x, labels, ids, seed).select(right), threat).images
     with torch.no_grad():
-        return Attacked(title, found, before, model(found).softmax(dim=-1))
+        return Attacked(title, found, before, model(found))
 
 
 def amplified(change: Tensor) -> tuple[Tensor, float]:

@@ -11,6 +11,7 @@ from apd.errors import InputError
 from apd.evaluation.compare import compare_runs
 from apd.evaluation.measure import evaluate
 from apd.models import DualEncoder
+from apd.report.confidence import confidence_chart, measure_confidence
 from apd.report.facts import RunFacts, curve_point, read_runs
 from apd.report.page import render
 from apd.report.views import run_view
@@ -37,7 +38,7 @@ class ReportSettings:
 
     Args:
         images: attack a few images and show them; needs the CLIP model and the evaluated images.
-        curve: compute accuracy against eps.
+        curve: compute accuracy against eps, and what abstaining below a confidence is worth.
         attack: makes the images that are shown.
         data: where the evaluated images are, if they are not the run's own or have moved.
         model: where the CLIP model is now, if it has moved.
@@ -98,8 +99,8 @@ def _page(found: Sequence[RunFacts], settings: ReportSettings) -> str:
     for place, facts in enumerate(found, 1):
         log.info(f"reading {facts.name}")
         seen = _see(facts, settings, encoders) if _needs_model(facts, settings) else None
-        curve = _curve(facts, seen) if seen and settings.curve and facts.attack else []
-        view = run_view(facts, place, curve)
+        view = run_view(facts, place, _curve(facts, seen) if seen and settings.curve and facts.attack else [])
+        view["confidence"] = _confidence(facts, seen) if seen and settings.curve else None
         view["wall"], view["no_wall"] = None, _why_no_wall(facts, settings)
         if seen and not view["no_wall"]:
             log.info(f"attacking images of {facts.name} with {settings.attack}")
@@ -147,6 +148,15 @@ def _curve(facts: RunFacts, seen: Seen) -> list[dict[str, Any]]:
         points += [] if points else [curve_point(result.to_dict(), clean=True)]
         points.append(curve_point(result.to_dict()))
     return points
+
+
+def _confidence(facts: RunFacts, seen: Seen) -> dict[str, Any] | None:
+    """Measure what abstaining is worth; None without an attack or without outcomes of each image."""
+    if facts.attack is None or facts.outcomes is None:
+        return None
+    log.info(f"measuring confidences of {facts.name}")
+    found = measure_confidence(facts, seen, CURVE_IMAGES)
+    return {**found, "chart": confidence_chart(found["points"])}
 
 
 def _compared(found: Sequence[RunFacts]) -> tuple[list[Mapping[str, Any]], str]:

@@ -61,6 +61,11 @@ class RunFacts:
         return min(scores, key=lambda name: (scores[name]["accuracy"], name)) if scores else None
 
     @property
+    def temperature(self) -> float:
+        """What logits are divided by before the softmax; 1 where the run's probabilities are not calibrated."""
+        return float(self.run.manifest.get("calibration", {}).get("temperature", 1.0))
+
+    @property
     def own_data(self) -> bool:
         """Whether the headline is about the data that the run was trained on."""
         return bool(self.summary["data"] == self.run.manifest["data"]["name"])

@@ -69,11 +69,17 @@ def _data(views: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str,
     record = {
         "format": FORMAT,
         "apd": __version__,
-        "runs": [{"name": view["name"], **{key: view[key] for key in _CONTENT}} for view in views],
+        "runs": [_run_data(view) for view in views],
         "comparisons": comparisons,
     }
     text = json.dumps(record, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _run_data(view: Mapping[str, Any]) -> dict[str, Any]:
+    confidence = view["confidence"]
+    shown = None if confidence is None else {key: value for key, value in confidence.items() if key != "chart"}
+    return {"name": view["name"], **{key: view[key] for key in _CONTENT}, "confidence": shown}
 
 
 def _number(value: float) -> str:

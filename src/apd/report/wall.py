@@ -70,7 +70,7 @@ def choose(outcomes: Outcomes, attack: str, each: int) -> list[tuple[int, bool]]
     """Choose images by a rule that does not look at them: in the order of their ids, as many successes as failures.
 
     Args:
-        outcomes: of the evaluation.
+        outcomes: what became of each image of the evaluation.
         attack: its name.
         each: the first so many that stay right under the attack, and the first so many that fall to it.
 
@@ -135,28 +135,33 @@ def build_wall(facts: RunFacts, seen: Seen, attack: str, each: int, gallery: Gal
     chosen = choose(outcomes, facts.attack, each)
     if not chosen:
         return {"entries": [], "example": None, "attack": attack}
-    decoded = _decode(seen, outcomes, [i for i, _ in chosen], summary)
-    x, labels, _ = Samples(decoded).batch(range(len(decoded)), seen.classifier.encoder.device)
+    x, labels, ids = evaluated_images(seen, outcomes, [i for i, _ in chosen], summary)
     threat = ThreatModel(summary["eps"], summary["norm"])
     classifiers = ((ZERO_SHOT, seen.classifier.zero_shot()), (facts.name, seen.classifier))
-    lanes = [
-        attacked(name, model, x, labels, decoded.ids, threat, summary["seed"], attack) for name, model in classifiers
-    ]
+    temperatures = (1.0, facts.temperature)
+    lanes = [attacked(name, model, x, labels, ids, threat, summary["seed"], attack) for name, model in classifiers]
     names = [printable(name) for name in seen.data.class_names]
     entries = []
     for row, (_, held) in enumerate(chosen):
-        entry = {"id": printable(decoded.ids[row]), "class": names[int(labels[row])], "held": held}
-        shown = [_lane(lane, x[row], row, int(labels[row]), names, gallery) for lane in lanes]
+        entry = {"id": printable(ids[row]), "class": names[int(labels[row])], "held": held}
+        shown = [
+            _lane(lane, x[row], row, int(labels[row]), names, gallery, temperature)
+            for lane, temperature in zip(lanes, temperatures, strict=True)
+        ]
         entries.append({**entry, "clean": gallery.add(x[row]), "lanes": shown})
     fallen = next((row for row, (_, held) in enumerate(chosen) if not held), 0)
-    example = _example(
-        entries[fallen], x[fallen], decoded.ids[fallen], threat, summary["seed"], classifiers[0][1], names
-    )
+    example = _example(entries[fallen], x[fallen], ids[fallen], threat, summary["seed"], classifiers[0][1], names)
     return {"entries": entries, "example": {**example, "noise": gallery.add(example["noise"])}, "attack": attack}
 
 
-def _decode(seen: Seen, outcomes: Outcomes, index: Sequence[int], summary: Mapping[str, Any]) -> Decoded:
-    """Decode the images of an evaluation, and make sure that they are the same."""
+def evaluated_images(
+    seen: Seen, outcomes: Outcomes, index: Sequence[int], summary: Mapping[str, Any]
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Images (N,3,S,S) in [0,1], labels (N,) and ids of an evaluation.
+
+    Raises:
+        InputError: images that are gone, or not those that were evaluated.
+    """
     images = seen.data.split(summary["split"])
     places = {id_: i for i, id_ in enumerate(images.ids)}
     wanted = [outcomes.ids[i] for i in index]
@@ -172,18 +177,24 @@ def _decode(seen: Seen, outcomes: Outcomes, index: Sequence[int], summary: Mappi
     changed = [key[0] for key, i in zip(Samples(decoded).keys, index, strict=True) if key != known[i]]
     if changed:
         raise InputError(f"The image {changed[0]} is not the one that was evaluated; evaluate again.")
-    return decoded
+    return Samples(decoded).batch(range(len(decoded)), seen.classifier.encoder.device)
 
 
 def _lane(
-    lane: Attacked, clean: Tensor, row: int, label: int, names: Sequence[str], gallery: Gallery
+    lane: Attacked,
+    clean: Tensor,
+    row: int,
+    label: int,
+    names: Sequence[str],
+    gallery: Gallery,
+    temperature: float,
 ) -> dict[str, Any]:
     change, factor = amplified(lane.images[row] - clean)
     touched = bool((lane.images[row] != clean).any())
     return {
         "classifier": lane.title,
-        "before": _answer(lane.before[row], label, names),
-        "after": _answer(lane.after[row], label, names),
+        "before": _answer(lane.before[row] / temperature, label, names),
+        "after": _answer(lane.after[row] / temperature, label, names),
         "attacked": touched,
         "factor": round(factor, 1) if touched else None,
         "image": gallery.add(lane.images[row]),
@@ -191,8 +202,8 @@ def _lane(
     }
 
 
-def _answer(probabilities: Tensor, label: int, names: Sequence[str]) -> dict[str, Any]:
-    best = int(probabilities.argmax())
+def _answer(logits: Tensor, label: int, names: Sequence[str]) -> dict[str, Any]:
+    probabilities, best = logits.softmax(dim=-1), int(logits.argmax())
     return {"class": names[best], "probability": round(float(probabilities[best]), 4), "right": best == label}
 
 
@@ -208,5 +219,5 @@ def _example(
     """An image with random noise of the same size, beside what an attack on zero-shot CLIP makes of it."""
     noisy = threat.random_start(clean[None], sample_seeds([id_], seed, "noise"))
     with torch.no_grad():
-        answer = _answer(zero_shot.frozen()(noisy).softmax(dim=-1)[0], names.index(entry["class"]), names)
+        answer = _answer(zero_shot.frozen()(noisy)[0], names.index(entry["class"]), names)
     return {"entry": entry, "noise": noisy[0], "noise_answer": answer}
