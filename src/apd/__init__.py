@@ -19,7 +19,7 @@ from apd.util.versions import __version__
 if TYPE_CHECKING:
     from apd.data import Dataset, load_data
     from apd.errors import ApdError, InputError
-    from apd.evaluation import evaluate, evaluate_run
+    from apd.evaluation import calibrate_run, evaluate, evaluate_run
     from apd.evaluation.compare import compare_runs
     from apd.models import DualEncoder, load_clip
     from apd.models.classifier import PromptedCLIP
@@ -39,6 +39,7 @@ __all__ = [
     "Run",
     "__version__",
     "average_runs",
+    "calibrate_run",
     "compare_runs",
     "evaluate",
     "evaluate_run",
@@ -58,6 +59,7 @@ _HOMES = {
     "PromptedCLIP": "apd.models.classifier",
     "Run": "apd.runs.folder",
     "average_runs": "apd.runs.average",
+    "calibrate_run": "apd.evaluation",
     "compare_runs": "apd.evaluation.compare",
     "evaluate": "apd.evaluation",
     "evaluate_run": "apd.evaluation",

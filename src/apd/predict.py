@@ -13,7 +13,9 @@ import torch
 
 from apd.data.decode import decode_all
 from apd.data.sources.folder import IMAGE_SUFFIXES
+from apd.models.calibration import Calibration, probabilities
 from apd.models.classifier import PromptedCLIP
+from apd.runs.folder import Run
 from apd.runs.load import load_run
 
 BATCH = 16
@@ -27,7 +29,8 @@ class Answers:
     """What became of a few image files.
 
     Args:
-        rows: ``{"image": path, "classes": [{"class": name, "probability": p}, …]}`` a file, most probable class first.
+        rows: ``{"image": path, "classes": [{"class": name, "probability": p}, …]}`` a file, most probable class first;
+            where it was asked for, ``"abstained"`` says whether that class is too improbable to be an answer.
         bad: file to a sentence on why it cannot be read.
     """
 
@@ -88,17 +91,23 @@ def _below(folder: Path, closed: list[str]) -> Iterator[Path]:
 
 
 def predict_files(
-    run: str | Path, images: Sequence[Path], *, top: int = 3, model: str | None = None
+    run: str | Path,
+    images: Sequence[Path],
+    *,
+    top: int = 3,
+    model: str | None = None,
+    abstain_below: float | None = None,
 ) -> Iterator[Answers]:
     """The most probable classes of image files, batch by batch: the first answers come before the last file is read.
 
-    Images are turned and resized as in training.
+    Images are turned and resized as in training. Probabilities are calibrated if the run's are (`Run.calibration`).
 
     Args:
         run: run folder.
         images: image files.
         top: how many classes.
         model: where the CLIP is now, if it has moved.
+        abstain_below: probability that the first class must have; None: every answer stands.
 
     Yields:
         The answers for the next `BATCH` files.
@@ -106,12 +115,16 @@ def predict_files(
     Raises:
         InputError: no run, or a CLIP model that is not the one it was trained on.
     """
-    classifier = load_run(run, model=model)
+    classifier, calibration = load_run(run, model=model), Run.open(run).calibration
     for first in range(0, len(images), BATCH):
-        yield _classify(classifier, images[first : first + BATCH], top)
+        answers = _classify(classifier, calibration, images[first : first + BATCH], top)
+        if abstain_below is not None:
+            for row in answers.rows:
+                row["abstained"] = row["classes"][0]["probability"] < abstain_below
+        yield answers
 
 
-def _classify(classifier: PromptedCLIP, files: Sequence[Path], top: int) -> Answers:
+def _classify(classifier: PromptedCLIP, calibration: Calibration | None, files: Sequence[Path], top: int) -> Answers:
     names = [str(path) for path in files]
     preprocessing = classifier.encoder.info.preprocessing
     pixels, skipped = decode_all(names, files, preprocessing, skip_bad=True, progress=False)
@@ -119,7 +132,8 @@ def _classify(classifier: PromptedCLIP, files: Sequence[Path], top: int) -> Answ
     if not len(pixels):
         return Answers([], bad)
     with torch.no_grad():
-        best = classifier(pixels.float() / 255).softmax(dim=-1).topk(min(top, len(classifier.class_names)))
+        shown = probabilities(classifier(pixels.float() / 255), calibration)
+    best = shown.topk(min(top, len(classifier.class_names)))
     rows = []
     read = [name for name in names if name not in bad]
     for name, values, indices in zip(read, best.values.tolist(), best.indices.tolist(), strict=True):

@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from apd.util.messages import get_logger
-from apd.util.text import printable
+from apd.util.text import printable, quoted
 
 if TYPE_CHECKING:
     from apd.data import Dataset
+    from apd.runs.folder import Run
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, alone on standard output.")]
-
+AbstainBelow = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0, max=1.0, help="Give no answer where the first class is less probable than this, from 0 to 1."
+    ),
+]
 
 log = get_logger("apd.cli")
 
@@ -29,6 +35,15 @@ def say(text: str) -> None:
 def say_inputs(data: Dataset, model: str, more: str = "") -> None:
     """Print what a command works on: the first class names, the images per split and the CLIP model."""
     say(f"{data.summary()}; CLIP model {printable(model)}{more}")
+
+
+def say_calibration(run: Run) -> None:
+    """Print whether the probabilities of a run are calibrated, and how to have them so."""
+    known = run.calibration
+    if known is None:
+        say(f"Probabilities are not calibrated. To calibrate them: apd calibrate {quoted(run.path)}")
+    else:
+        say(f"Probabilities are {known.describe()}.")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from apd.cli.common import AsJson, quiet_stdout, say
+from apd.cli.common import AbstainBelow, AsJson, quiet_stdout, say, say_calibration
 from apd.errors import InputError, nearest
 from apd.util.progress import Count, Progress, counted
 from apd.util.text import printable, quoted, to_json
@@ -34,30 +34,34 @@ def predict(
     ],
     top: Annotated[int, typer.Option(min=1, help="Number of classes to print per image.")] = 3,
     model: Annotated[str | None, typer.Option(help="Where the CLIP model is now, if it has moved.")] = None,
+    abstain_below: AbstainBelow = None,
     skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out.")] = False,
     format_: Annotated[str | None, typer.Option("--format", help="table, json or csv. (default: table)")] = None,
     as_json: AsJson = False,
 ) -> None:
-    r"""Classify image files: class and probability. Files that cannot be read are named at the end (exit code 2).
+    r"""Classify image files: class and probability, calibrated if the run is.
+
+    Files that cannot be read are named at the end (exit code 2).
 
     \b
     Examples:
       apd predict runs/photos cat.jpg
       apd predict runs/photos new --format csv > new.csv
+      apd predict runs/photos new --abstain-below 0.8
       apd predict runs/photos *.jpg --top 1 --json
     """
     kind = _format(format_, as_json)
     from apd.runs.folder import Run
 
-    names = Run.open(run).manifest["class_names"]  # before torch is imported, so that a wrong folder is told at once
+    opened = Run.open(run)  # before torch is imported, so that a wrong folder is told at once
     from apd.predict import find_images
 
     files, complaints = find_images(images)
     unreadable: list[str] = []
     count = 0
     try:
-        with _writer(kind, min(top, len(names))) as write:
-            for answers in _answers(run, files, top, model):
+        with _writer(kind, min(top, len(opened.manifest["class_names"])), abstain_below is not None) as write:
+            for answers in _answers(run, files, {"top": top, "model": model, "abstain_below": abstain_below}):
                 for row in answers.rows:
                     write(row)
                     count += 1
@@ -72,6 +76,8 @@ def predict(
         _refuse(complaints, unreadable)
     if complaints:
         _say_left_out(complaints, unreadable)
+    if count:
+        say_calibration(opened)
     if kind == "table":
         say(f"Next: apd evaluate {quoted(run)} says how far this holds under attack.")
 
@@ -85,13 +91,13 @@ def _format(asked: str | None, as_json: bool) -> str:
     return kind
 
 
-def _answers(run: Path, files: list[Path], top: int, model: str | None) -> Iterator[Answers]:
+def _answers(run: Path, files: list[Path], options: dict[str, Any]) -> Iterator[Answers]:
     """Yield answers as they come, with progress on standard error unless the answers show it themselves."""
     if not files:
         return
     from apd.predict import predict_files
 
-    count, batches = Count(len(files), "images"), predict_files(run, files, top=top, model=model)
+    count, batches = Count(len(files), "images"), predict_files(run, files, **options)
     with nullcontext() if sys.stdout.isatty() else Progress("classifying", count):
         while True:
             with quiet_stdout():
@@ -103,7 +109,7 @@ def _answers(run: Path, files: list[Path], top: int, model: str | None) -> Itera
 
 
 @contextmanager
-def _writer(kind: str, top: int) -> Iterator[Write]:
+def _writer(kind: str, top: int, abstains: bool) -> Iterator[Write]:
     """Yield a function that prints a row; JSON is closed at the end even after an error, so it stays valid."""
     if kind == "table":
         yield _print_line
@@ -121,17 +127,20 @@ def _writer(kind: str, top: int) -> Iterator[Write]:
             print("\n]" if entries else "[]")
     else:
         table = csv.writer(sys.stdout, lineterminator="\n")
-        table.writerow(
-            ["image", *(f"{what}_{rank}" for rank in range(1, top + 1) for what in ("class", "probability"))]
-        )
-        yield lambda row: table.writerow(
-            [_encodable(row["image"]), *(value for entry in row["classes"] for value in entry.values())]
-        )
+        ranked = (f"{what}_{rank}" for rank in range(1, top + 1) for what in ("class", "probability"))
+        table.writerow(["image", *ranked, *(["abstained"] if abstains else [])])
+        yield lambda row: table.writerow(_cells(row))
 
 
 def _print_line(row: dict[str, Any]) -> None:
     named = ", ".join(f"{entry['class']} {100 * entry['probability']:.1f} %" for entry in row["classes"])
-    print(printable(f"{row['image']}: {named}"))
+    unsure = "abstained; nearest: " if row.get("abstained") else ""
+    print(printable(f"{row['image']}: {unsure}{named}"))
+
+
+def _cells(row: dict[str, Any]) -> list[Any]:
+    more = [str(row["abstained"]).lower()] if "abstained" in row else []
+    return [_encodable(row["image"]), *(value for entry in row["classes"] for value in entry.values()), *more]
 
 
 def _encodable(name: str) -> str:

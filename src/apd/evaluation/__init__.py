@@ -1,5 +1,6 @@
 """Evaluation: accuracy under attack, with intervals, kept outcomes and health checks that can fail it."""
 
+from apd.evaluation.calibrate import calibrate_run
 from apd.evaluation.measure import evaluate, evaluate_tensors, parse_settings
 from apd.evaluation.result import Accuracy, AttackAccuracy, Check, ClassScores, Result, Scores
 from apd.evaluation.run_folder import evaluate_run
@@ -13,6 +14,7 @@ __all__ = [
     "EvaluationSettings",
     "Result",
     "Scores",
+    "calibrate_run",
     "evaluate",
     "evaluate_run",
     "evaluate_tensors",

@@ -12,6 +12,7 @@ from apd.errors import InputError
 from apd.runs.folder import Run
 
 _SAME = ("class_names", "templates", "prompts")
+_NOT_OF_THE_MEAN = ("prompts_sha256", "seconds", "facts", "calibration")
 _SAME_MODEL = ("weights_sha256", "tokenizer_sha256", "preprocessing")
 
 
@@ -46,7 +47,7 @@ def average_runs(paths: Sequence[str | Path], output: str | Path, *, overwrite: 
     for run in runs[1:]:
         _check_same(first, run)
     mean = {name: torch.stack([each[name].double() for each in tensors]).mean(dim=0) for name in tensors[0]}
-    kept = {key: value for key, value in first.manifest.items() if key not in ("prompts_sha256", "seconds", "facts")}
+    kept = {key: value for key, value in first.manifest.items() if key not in _NOT_OF_THE_MEAN}
     averaged = [{"run": str(run.path.resolve()), "prompts_sha256": run.manifest["prompts_sha256"]} for run in runs]
     new = Run.create(output, first.config, {**kept, "status": "running", "averaged": averaged}, overwrite=overwrite)
     new.save_prompts({name: value.to(tensors[0][name].dtype) for name, value in mean.items()})

@@ -77,11 +77,23 @@ def _circumstances(manifest: Mapping[str, Any], config: RunConfig) -> str:
         "training": f"{config.train.epochs} epochs, batch {config.train.batch_size}, {config.train.precision}",
         "seeds": ", ".join(f"{key} {value}" for key, value in manifest["seeds"].items()),
         "versions": ", ".join(f"{key} {value}" for key, value in manifest["versions"].items()),
+        "probabilities": _calibrated(manifest),
         **{key.replace("_", " "): value for key, value in manifest.get("facts", {}).items()},
         **{key.replace("_", " "): value or "none" for key, value in manifest["summary"].items()},
     }
     lines = [f"| {markdown(key)} | {markdown(str(value))} |" for key, value in rows.items()]
     return "\n".join(["| what | value |\n|---|---|", *lines])
+
+
+def _calibrated(manifest: Mapping[str, Any]) -> str:
+    if "calibration" not in manifest:
+        return "not calibrated (apd calibrate RUN)"
+    known = manifest["calibration"]
+    before, after = (100 * known[key] for key in ("ece_before", "ece_after"))
+    return (
+        f"temperature {known['temperature']:.3g}, fitted on {known['images']} validation images; calibration error "
+        f"{before:.1f} % before, {after:.1f} % after"
+    )
 
 
 _SPLITS = {

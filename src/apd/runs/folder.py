@@ -5,7 +5,7 @@
     RUN/config.yaml                    settings; `apd train --config` takes it again
     RUN/run.json                       manifest: model and other CLIPs that taught, with hashes, images used and left out,
                                        classes, templates, prompts, seeds, versions, status, seconds of training, what the
-                                       method found out (facts)
+                                       method found out (facts), temperature of the probabilities (calibration)
     RUN/prompts.safetensors            what was learned (kilobytes)
     RUN/metrics.jsonl                  one line per log entry
     RUN/checkpoint/state.safetensors   one file, so that it is there whole or not at all; gone when training is finished
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apd.errors import InputError
+from apd.runs.differences import first_difference, flat
 from apd.util.files import check_writable, write_atomic, writing
 from apd.util.tensors import read_tensors, sha256_of_file, write_tensors
 from apd.util.text import quoted, to_json
@@ -34,6 +35,7 @@ from apd.util.text import quoted, to_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from apd.models.calibration import Calibration
     from apd.runs.config import RunConfig
 
 FORMAT = 1
@@ -191,6 +193,14 @@ class Run:
         return None if found is None else int(found[1]["step"])
 
     @property
+    def calibration(self) -> Calibration | None:
+        """How its probabilities are calibrated; None where nobody has measured it, as in older runs."""
+        from apd.models.calibration import Calibration
+
+        record = self.manifest.get("calibration")
+        return None if record is None else Calibration.read(record)
+
+    @property
     def results(self) -> Path:
         """The folder of its evaluations."""
         return self.path / "results"
@@ -258,21 +268,35 @@ class Run:
             )
         return tensors
 
-    def finish(self, summary: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> None:
+    def finish(
+        self,
+        summary: Mapping[str, Any],
+        facts: Mapping[str, Any] | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
         """Mark the run as done: the model card, then the manifest. The checkpoint goes: a finished run never reads it.
 
         Args:
             summary: the last validation.
             facts: `Method.facts`.
+            calibration: how probable its answers are, where that could be measured.
         """
         if not self._ready():
             return
         digest = sha256_of_file(self._file("prompts.safetensors"))
         done = {"status": "done", "prompts_sha256": digest, "seconds": self.seconds, "summary": dict(summary)}
         self.manifest = {**self.manifest, **done, "facts": dict(facts or {})}
+        if calibration is not None:
+            self.manifest["calibration"] = calibration.record()
         self._save_card()
         self._save_manifest()
         shutil.rmtree(self._checkpoint.parent, ignore_errors=True)
+
+    def save_calibration(self, calibration: Calibration) -> None:
+        """Keep how the probabilities of a finished run are calibrated, in the manifest and the model card."""
+        self.manifest["calibration"] = calibration.record()
+        self._save_card()
+        self._save_manifest()
 
     def save_result(self, result: Mapping[str, Any]) -> Path:
         """Keep what an evaluation found (`Result.to_dict`) in ``results/``, and in the model card.
@@ -349,7 +373,7 @@ class Run:
                     place.unlink(missing_ok=True)
 
     def _check_same(self, config: RunConfig, manifest: Mapping[str, Any]) -> None:
-        before, now = _flat(self.config.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+        before, now = flat(self.config.model_dump(mode="json")), flat(config.model_dump(mode="json"))
         for key in sorted(before.keys() | now.keys()):
             if key.startswith(_FREE):
                 continue
@@ -361,7 +385,7 @@ class Run:
         for key in ("model", "teachers", "data", "class_names", "templates"):
             if key not in self.manifest:  # a run of before it was kept
                 continue
-            differing = _first_difference(self.manifest[key], json.loads(json.dumps(manifest.get(key))), key)
+            differing = first_difference(self.manifest[key], json.loads(json.dumps(manifest.get(key))), key)
             if differing:
                 raise InputError(f"{self.path} was started with another {differing}; start again with --overwrite.")
 
@@ -395,26 +419,3 @@ def check_output(path: str | Path, *, resume: bool = False, overwrite: bool = Fa
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _flat(record: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted keys."""
-    if not isinstance(record, Mapping):
-        return {prefix: record}
-    return {
-        name: value
-        for key in record
-        for name, value in _flat(record[key], f"{prefix}.{key}" if prefix else key).items()
-    }
-
-
-def _first_difference(before: Any, now: Any, name: str) -> str | None:
-    old, new = _flat(before, name), _flat(now, name)
-    return next(
-        (
-            f"{key} ({old.get(key)}, now {new.get(key)})"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not key.endswith(".revision")  # the hash tells whether weights differ
-        ),
-        None,
-    )

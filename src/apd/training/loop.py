@@ -21,6 +21,7 @@ from apd.data.batch import Batch
 from apd.errors import InputError
 from apd.methods import Method, Preparation, find_method
 from apd.models import DualEncoder
+from apd.models.calibration import Calibration
 from apd.models.classifier import PromptedCLIP, check_distinct
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
@@ -54,6 +55,8 @@ log = get_logger("apd.training")
 TEACHER_EPOCHS = 30
 """Epochs, at least, that a teacher is tuned for where there are unlabelled images too: it sees the labelled ones alone,
 so its epochs are short."""
+VALIDATED = 256
+"""Validation images at a time."""
 
 
 def train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig, run: Run) -> Run:
@@ -96,7 +99,7 @@ def train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig
     prompts = loop.deployed().prompts
     assert prompts is not None
     run.save_prompts({name: tensor.detach().cpu() for name, tensor in prompts.state_dict().items()})
-    run.finish(summary, method.facts())
+    run.finish(summary, method.facts(), loop.calibration())
     accelerator.wait_for_everyone()
     return run
 
@@ -297,9 +300,9 @@ class Loop:
         model, val, s = self.deployed().frozen(), self.images.val, self.settings
         attack, right, robust = find(s.validation_attack), 0, 0
         counts = torch.zeros(len(self.method.student.class_names), device=val.images.device)
-        starts = range(0, len(val), 256)
+        starts = range(0, len(val), VALIDATED)
         for start in watched(starts, len(starts), "validating", "batches"):
-            index = torch.arange(start, min(start + 256, len(val)), device=val.images.device)
+            index = torch.arange(start, min(start + VALIDATED, len(val)), device=val.images.device)
             x, labels, ids = val.pixels(index), val.labels[index], [val.ids[i] for i in index.tolist()]
             with torch.no_grad():
                 z = model(x)
@@ -316,6 +319,16 @@ class Loop:
         return Validation(
             len(val), right, robust, int(counts.max()), len(counts), alike, agreement=not len(self.images.train)
         )
+
+    def calibration(self) -> Calibration | None:
+        """Calibrate the probabilities of what is deployed on the validation images; None where those have no labels."""
+        val = self.images.val
+        if not len(self.images.train) or not len(val):
+            return None
+        model = self.deployed().frozen()
+        with torch.no_grad():
+            logits = [model(val.pixels(slice(at, at + VALIDATED))) for at in range(0, len(val), VALIDATED)]
+        return Calibration.fit(torch.cat(logits), val.labels)
 
     def deployed(self) -> PromptedCLIP:
         """The student that is saved and validated: the running average's where one is kept."""

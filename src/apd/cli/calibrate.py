@@ -1,0 +1,47 @@
+"""`apd calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from apd.cli.common import AsJson, quiet_stdout, say
+from apd.util.text import quoted, to_json
+
+if TYPE_CHECKING:
+    from apd.data.dataset import Split
+
+
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="Run folder of apd train.")],
+    data: Annotated[str | None, typer.Option(help="Labelled images of the run's classes. (default: the run's)")] = None,
+    split: Annotated[str, typer.Option(help="val or test.")] = "val",
+    model: Annotated[str | None, typer.Option(help="Where the CLIP model is now, if it has moved.")] = None,
+    skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    r"""Calibrate a run's probabilities by temperature scaling, and keep the temperature in the run.
+
+    apd train does so at its end; this is for older runs, averages, and other images. Predicted classes do not change.
+
+    \b
+    Examples:
+      apd calibrate runs/photos
+      apd calibrate runs/photos --data photos-of-today --split test --json
+    """
+    from apd.runs.folder import Run
+
+    Run.open(run)  # before torch is imported, so that a wrong folder is told at once
+    from apd.evaluation import calibrate_run
+
+    where = cast("Split", split)
+    with quiet_stdout():
+        found = calibrate_run(run, data=data, split=where, model=model, device=device, skip_bad_images=skip_bad_images)
+    if as_json:
+        print(to_json(found.record()))
+    else:
+        print(f"Probabilities are now {found.describe()}.")
+        say(f"Next: apd predict {quoted(run)} IMAGES")

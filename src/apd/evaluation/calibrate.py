@@ -1,0 +1,99 @@
+"""`calibrate_run`: measure how the probabilities of a finished run are calibrated, and keep it in the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from apd.data import Dataset, load_data, same_source
+from apd.data.dataset import Split
+from apd.data.settings import UNLABELLED
+from apd.errors import InputError
+from apd.models.calibration import Calibration
+from apd.runs.folder import Run
+from apd.runs.load import load_run
+from apd.util.device import pick_device
+from apd.util.messages import speaking
+from apd.util.progress import watched
+
+BATCH = 64
+"""Images at a time."""
+
+
+def calibrate_run(
+    path: str | Path,
+    *,
+    data: str | Dataset | None = None,
+    split: Split = "val",
+    model: str | None = None,
+    device: str = "auto",
+    skip_bad_images: bool = False,
+    quiet: bool = False,
+) -> Calibration:
+    """Fit the temperature of a finished run's probabilities, and keep it in its ``run.json`` and model card.
+
+    Trainings do so at their end; this is for runs made before, for runs trained without labels and averages, and for images
+    that are more like those that will come. Prompts and results stay as they are.
+
+    Args:
+        path: the run folder.
+        data: labelled images of the run's classes; None for the run's own.
+        split: which of them; never those it was trained on.
+        model: where the run's CLIP model is now, if it has moved since.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        skip_bad_images: leave unreadable images out.
+        quiet: show nothing.
+
+    Raises:
+        InputError: not a finished run, no labelled images in the split, other classes than the run's, an image that cannot
+            be read.
+
+    Example:
+        >>> import apd
+        >>> apd.calibrate_run("runs/digits").temperature  # doctest: +SKIP
+    """
+    run = Run.open(path)
+    images = _images(run, data, split)
+    skip = skip_bad_images or run.config.data.skip_bad_images
+    with speaking(quiet):
+        classifier = load_run(path, device=pick_device(device), model=model)
+        if images.class_names != classifier.class_names:
+            raise InputError(f"{images.name} has other classes than the run {path}; its probabilities are for its own.")
+        decoded = images.split(split).decode(classifier.encoder.info.preprocessing, skip_bad=skip, progress=True)
+        frozen, starts = classifier.frozen(), range(0, len(decoded), BATCH)
+        with torch.no_grad():
+            logits = [
+                frozen(decoded.pixels(slice(at, at + BATCH)).to(classifier.encoder.device)).cpu()
+                for at in watched(starts, len(starts), "calibrating", "batches")
+            ]
+        found = Calibration.fit(torch.cat(logits), decoded.labels)
+    run.save_calibration(found)
+    return found
+
+
+def _images(run: Run, data: str | Dataset | None, split: Split) -> Dataset:
+    """Return the data set whose split is calibrated on.
+
+    Raises:
+        InputError: the split of training images, images without labels, an empty split.
+    """
+    own = run.config.data
+    source = data.source if isinstance(data, Dataset) else data
+    other = source is not None and not same_source(source, own.source)
+    if split == "train" and not other:
+        raise InputError(f"--split train holds the images that {run.path} was trained on; use val or test.")
+    if isinstance(data, Dataset):
+        images = data
+    elif other:
+        images = load_data(source or "", shots="all")
+    elif own.class_names is not None or (own.shots == 0 and split == "val"):
+        raise InputError(
+            f"{run.path} was trained on images without labels, which cannot be calibrated on; give it labelled images: "
+            "--data DATA (Python: data=)."
+        )
+    else:
+        images = own.model_copy(update=dict.fromkeys(UNLABELLED)).load(run.config.train.seed)
+    if not len(images.split(split)):
+        raise InputError(f"The {split} split of {images.name} has no images; choose another with --split.")
+    return images

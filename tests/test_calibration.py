@@ -1,0 +1,159 @@
+"""Temperature scaling against slow references, its record in a run, and where it is used."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import apd
+from apd.data.decode import read_image
+from apd.models.calibration import BINS, Calibration, expected_calibration_error, probabilities
+from apd.runs.folder import Run
+
+from .command_line import Cli
+from .refusals import check_error, refused
+
+
+def problem(scale: float, n: int = 400, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits ``scale`` times too sharp, and labels drawn from the probabilities that are right."""
+    generator = torch.Generator().manual_seed(seed)
+    true = 2 * torch.randn(n, 5, generator=generator)
+    labels = torch.multinomial(true.softmax(dim=1), 1, generator=generator).flatten()
+    return scale * true, labels
+
+
+def loss_at(temperature: float, logits: Tensor, labels: Tensor) -> float:
+    """Cross entropy of the images and of one more whose class is unknown, image by image."""
+    total, spread = 0.0, 0.0
+    for z, y in zip(logits.double().tolist(), labels.tolist(), strict=True):
+        scaled = [value / temperature for value in z]
+        norm = max(scaled) + math.log(sum(math.exp(value - max(scaled)) for value in scaled))
+        total += norm - scaled[y]
+        spread += sum(norm - value for value in scaled) / len(z)
+    return total + spread / len(logits)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_the_temperature_is_that_of_a_fine_grid(scale: float) -> None:
+    logits, labels = problem(scale)
+    found = Calibration.fit(logits.float(), labels)
+    grid = np.exp(np.linspace(math.log(0.2 * scale), math.log(5 * scale), 81))
+    best = min(grid, key=lambda t: loss_at(t, logits, labels))
+    assert found.temperature == pytest.approx(best, rel=0.05)
+    assert loss_at(found.temperature, logits, labels) <= loss_at(best, logits, labels)
+    assert found.temperature == pytest.approx(scale, rel=0.2)
+    assert found.images == 400
+
+
+@pytest.mark.parametrize("scale", [0.3, 4.0])
+def test_the_error_falls_on_other_images_too(scale: float) -> None:
+    found = Calibration.fit(*problem(scale, seed=1))
+    assert found.ece_after < found.ece_before / 2
+    logits, labels = problem(scale, n=4000, seed=2)
+    before, after = (expected_calibration_error(probabilities(logits, c), labels) for c in (None, found))
+    assert after < before / 2
+
+
+def test_the_error_is_that_of_a_loop_over_bins() -> None:
+    logits, labels = problem(1.7)
+    shown = logits.softmax(dim=1)
+    expected = 0.0
+    for m in range(BINS):
+        inside = [
+            (max(p), p.index(max(p)) == y)
+            for p, y in zip(shown.double().tolist(), labels.tolist(), strict=True)
+            if m / BINS < max(p) <= (m + 1) / BINS
+        ]
+        if inside:
+            confidence, accuracy = (sum(float(pair[i]) for pair in inside) / len(inside) for i in (0, 1))
+            expected += len(inside) / len(labels) * abs(accuracy - confidence)
+    assert expected_calibration_error(shown, labels) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_perfect_or_useless_classifier_gets_a_finite_temperature() -> None:
+    labels = torch.arange(20) % 4
+    right = 3 * torch.nn.functional.one_hot(labels, 4).float()
+    perfect, useless = Calibration.fit(right, labels), Calibration.fit(-right, labels)
+    assert 0.01 < perfect.temperature < 1
+    shown = probabilities(right, perfect).max(dim=1).values.mean()
+    assert 0.9 < shown < 1
+    assert useless.temperature == 100.0
+
+
+def test_what_cannot_be_calibrated_is_refused() -> None:
+    with refused("0 labels"):
+        Calibration.fit(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+    with refused("labels"):
+        Calibration.fit(torch.zeros(2, 3), torch.tensor([0, 3]))
+    with refused("finite"):
+        Calibration.fit(torch.full((2, 3), float("nan")), torch.tensor([0, 1]))
+
+
+def test_a_record_is_read_again() -> None:
+    found = Calibration.fit(*problem(2.0))
+    assert Calibration.read(found.record()) == found
+
+
+def test_training_records_a_calibration_that_calibrate_finds_again(cli: Cli, run: Path) -> None:
+    kept = Run.open(run)
+    before = {
+        file.name: file.read_bytes() for file in run.iterdir() if file.suffix not in (".json", ".md") and file.is_file()
+    }
+    assert kept.calibration is not None
+    assert kept.calibration.images == kept.manifest["data"]["validation_images"]
+    del kept.manifest["calibration"]
+    (run / "run.json").write_text(json.dumps(kept.manifest))
+    assert Run.open(run).calibration is None
+    answer = cli("calibrate", run, "--json")
+    assert answer.code == 0, answer.err
+    again = Run.open(run).calibration
+    assert again is not None and json.loads(answer.out) == again.record()
+    assert again.temperature == pytest.approx(Run.open(run).manifest["calibration"]["temperature"])
+    assert again.record() == pytest.approx(Run.open(run).manifest["calibration"], rel=1e-4)
+    assert {file.name: file.read_bytes() for file in run.iterdir() if file.name in before} == before
+
+
+def test_calibrate_refuses_what_it_cannot_use(cli: Cli, run: Path, tmp_path: Path) -> None:
+    check_error(cli("calibrate", run, "--split", "train"), ["train", str(run)])
+    check_error(cli("calibrate", run, "--split", "tets"), ["tets", "test"])
+    check_error(cli("calibrate", run, "--data", "digits"), ["digits", str(run)])
+    check_error(cli("calibrate", tmp_path / "none"), ["none"])
+
+
+def test_predict_shows_calibrated_probabilities(cli: Cli, run: Path, colours: Path) -> None:
+    image, kept = colours / "red" / "000.png", Run.open(run)
+    shown = {}
+    for temperature in (0.5, 2.0):
+        kept.save_calibration(Calibration(temperature, 3, 0.2, 0.1))
+        answer = cli("predict", run, image, "--json")
+        shown[temperature] = {entry["class"]: entry["probability"] for entry in json.loads(answer.out)[0]["classes"]}
+        assert "temperature" in answer.err
+    classifier = apd.load_run(run)
+    pixels = torch.tensor(read_image(image, classifier.encoder.info.preprocessing))[None].float() / 255
+    with torch.no_grad():
+        logits = classifier(pixels)[0]
+    for temperature, found in shown.items():
+        expected = dict(zip(classifier.class_names, (logits / temperature).softmax(0).tolist(), strict=True))
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("below", "abstained"), [(0.0, False), (1.0, True)])
+def test_predict_abstains(cli: Cli, run: Path, colours: Path, below: float, abstained: bool) -> None:
+    options = ("predict", run, colours / "red" / "000.png", "--abstain-below", below)
+    row = json.loads(cli(*options, "--json").out)[0]
+    assert row["abstained"] is abstained
+    (table,) = csv.DictReader(io.StringIO(cli(*options, "--format", "csv").out))
+    assert table["abstained"] == str(abstained).lower()
+    assert ("abstained" in cli(*options).out) is abstained
+
+
+def test_the_mean_of_runs_is_not_calibrated(run: Path, tmp_path: Path) -> None:
+    assert apd.average_runs([run, run], tmp_path / "mean").calibration is None
