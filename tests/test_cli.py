@@ -29,7 +29,19 @@ def test_help_names_the_commands_and_loads_nothing_heavy() -> None:
     """What makes it answer at once; how soon is measured in ``benchmarks/startup.py``."""
     shown = in_process("--help")
     assert shown.returncode == 0
-    for command in ("train", "evaluate", "predict", "average", "demo", "bench", "list", "explore", "doctor"):
+    for command in (
+        "train",
+        "evaluate",
+        "predict",
+        "serve",
+        "calibrate",
+        "average",
+        "demo",
+        "bench",
+        "list",
+        "explore",
+        "doctor",
+    ):
         assert command in shown.stdout
     code = (
         "import sys, apd.cli; sys.argv = ['apd', '--help']\n"
@@ -41,7 +53,8 @@ def test_help_names_the_commands_and_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "predict", "average", "demo", "bench", "list", "explore", "doctor"]
+    "command",
+    ["train", "evaluate", "predict", "serve", "calibrate", "average", "demo", "bench", "list", "explore", "doctor"],
 )
 def test_help_shows_examples(cli: Cli, command: str) -> None:
     shown = cli(command, "--help")

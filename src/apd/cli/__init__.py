@@ -9,7 +9,22 @@ from typing import Annotated
 
 import typer
 
-from apd.cli import average, bench, compare, demo, doctor, evaluate, explore, export, listing, predict, report, train
+from apd.cli import (
+    average,
+    bench,
+    calibrate,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    explore,
+    export,
+    listing,
+    predict,
+    report,
+    serve,
+    train,
+)
 from apd.errors import ApdError
 from apd.util.files import storage_error
 from apd.util.messages import command_line
@@ -27,6 +42,8 @@ app = typer.Typer(
 )
 for command in (demo.demo, train.train, evaluate.evaluate, predict.predict, average.average, bench.bench):
     app.command()(command)
+app.command()(calibrate.calibrate)
+app.command()(serve.serve)
 app.command()(compare.compare)
 app.command()(export.export)
 app.command()(explore.explore)

@@ -1,0 +1,16 @@
+"""What is wrong with a request, for whoever sent it."""
+
+from __future__ import annotations
+
+
+class Refused(Exception):
+    """A request that is not answered.
+
+    Args:
+        status: of HTTP.
+        detail: a sentence with the way out.
+    """
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status, self.detail = status, detail

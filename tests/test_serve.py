@@ -1,0 +1,373 @@
+"""`apd.serve`: answers, limits on hostile input, batches, metrics, and the process from start to end."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from apd.models.calibration import Calibration
+from apd.predict import predict_files
+from apd.runs.folder import Run
+from apd.serve import ServeSettings, create_app
+
+from .command_line import Cli
+from .refusals import check_error, refused
+
+pytest.importorskip("fastapi")
+
+import uvicorn
+from fastapi.testclient import TestClient
+
+from apd.serve import server
+from apd.serve.batching import Batcher
+from apd.serve.metrics import Metrics
+from apd.serve.model import Pixels
+from apd.serve.refused import Refused
+
+SETTINGS = ServeSettings(max_image_mb=0.1, max_images=100, max_megapixels=0.1, timeout=1.0, max_batch=8)
+Client = TestClient
+
+
+def png(side: int = 8, colour: str = "red", kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), colour).save(file, kind)
+    return file.getvalue()
+
+
+def parts(*files: bytes, field: str = "images") -> list[tuple[str, tuple[str, bytes]]]:
+    return [(field, (f"{i}.png", file)) for i, file in enumerate(files)]
+
+
+@pytest.fixture(scope="module")
+def client(trained: Path) -> Iterator[Client]:
+    with TestClient(create_app(trained, SETTINGS)) as found:
+        yield found
+
+
+def detail(answer: Any, status: int) -> str:
+    """The sentence of a refusal, which is all there is in it."""
+    assert answer.status_code == status, answer.text
+    body = answer.json()
+    assert list(body) == ["detail"] and body["detail"].endswith((".", "…"))
+    return str(body["detail"])
+
+
+def test_answers_are_those_of_predict(client: Client, trained: Path, colours: Path) -> None:
+    files = sorted(colours.rglob("*.png"))[::3][:12]
+    assert len(files) > 2
+    answer = client.post("/v1/classify", files=parts(*(file.read_bytes() for file in files)))
+    assert answer.status_code == 200
+    rows = [row for answers in predict_files(trained, files, top=3) for row in answers.rows]
+    for result, row in zip(answer.json()["results"], rows, strict=True):
+        expected = {entry["class"]: entry["probability"] for entry in row["classes"]}
+        assert result["probabilities"] == pytest.approx(expected, abs=1e-5)
+        assert (result["class"], result["probability"]) == (row["classes"][0]["class"], max(expected.values())) or (
+            result["probability"] == pytest.approx(row["classes"][0]["probability"], abs=1e-5)
+        )
+        assert set(result) == {"class", "probability", "probabilities"}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_kinds_of_images(client: Client, kind: str) -> None:
+    assert client.post("/v1/classify", files=parts(png(kind=kind))).status_code == 200
+
+
+def test_a_hundred_images_and_not_one_more(client: Client) -> None:
+    answer = client.post("/v1/classify", files=parts(*[png()] * 100))
+    assert len(answer.json()["results"]) == 100
+    assert "100" in detail(client.post("/v1/classify", files=parts(*[png()] * 101)), 422)
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+BOMB = png(side=2000)
+assert len(BOMB) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("file", "status", "words"),
+    [
+        (SVG, 422, ["Image 2", "1.png"]),
+        (png(64)[:-40], 422, ["Image 2"]),
+        (b"", 422, ["Image 2"]),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 422, ["Image 2"]),
+        (BOMB, 413, ["Image 2", "0.1"]),
+        (os.urandom(200_000), 413, ["Image 2", "0.1"]),
+    ],
+    ids=["svg", "truncated", "empty", "eps", "bomb", "large"],
+)
+def test_images_that_are_none(client: Client, file: bytes, status: int, words: list[str]) -> None:
+    sentence = detail(client.post("/v1/classify", files=parts(png(), file)), status)
+    assert all(word in sentence for word in words)
+
+
+def multipart(*pieces: bytes) -> dict[str, Any]:
+    return {"content": b"".join(pieces), "headers": {"content-type": "multipart/form-data; boundary=x"}}
+
+
+HEAD = b'--x\r\ncontent-disposition: form-data; name="images"; filename="a"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "word"),
+    [
+        ({"content": png(), "headers": {"content-type": "image/png"}}, 415, "multipart/form-data"),
+        ({"content": b"", "headers": {}}, 415, "multipart/form-data"),
+        ({"json": {"images": []}}, 415, "multipart/form-data"),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
+        ({"content": b"x", "headers": {"content-type": f"multipart/form-data; boundary={'x' * 300}"}}, 400, "boundary"),
+        (multipart(b"nothing of that kind"), 400, "multipart/form-data"),
+        (multipart(HEAD, png()), 400, "boundary"),
+        (multipart(HEAD, png(), b"\r\n--x\r\n"), 400, "boundary"),
+        (multipart(b"--x--\r\n"), 422, "images"),
+        ({"files": parts(png(), field="image")}, 422, "'image'"),
+        (multipart(b"--x\r\n\r\n", png(), b"\r\n--x--\r\n"), 422, "images"),
+    ],
+)
+def test_bodies_that_are_none(client: Client, request_: dict[str, Any], status: int, word: str) -> None:
+    assert word in detail(client.post("/v1/classify", **request_), status)
+
+
+def test_other_places(client: Client) -> None:
+    assert "/v1/classify" in detail(client.get("/nowhere"), 404)
+    answer = client.get("/v1/classify")
+    detail(answer, 405)
+    assert answer.headers["allow"] == "POST"
+    assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
+    assert client.get("/docs").status_code == 200
+
+
+def test_the_description_says_what_is_served(client: Client, trained: Path) -> None:
+    about, run = client.get("/v1/model").json(), Run.open(trained)
+    assert about["classes"] == run.manifest["class_names"]
+    assert about["calibration"] == run.manifest["calibration"]
+    assert about["limits"] == {"images": 100, "image_mb": 0.1, "image_megapixels": 0.1, "seconds": 1.0}
+    assert about["abstain_below"] is None
+
+
+@pytest.mark.parametrize(("below", "abstained"), [(0.0, False), (1.0, True)])
+def test_abstaining_and_no_calibration(run: Path, below: float, abstained: bool) -> None:
+    manifest = json.loads((run / "run.json").read_text())
+    del manifest["calibration"]
+    (run / "run.json").write_text(json.dumps(manifest))
+    with TestClient(create_app(run, ServeSettings(abstain_below=below))) as client:
+        (result,) = client.post("/v1/classify", files=parts(png())).json()["results"]
+        assert result["abstained"] is abstained
+        assert (result["class"] is None) is abstained
+        assert client.get("/v1/model").json()["calibration"] is None
+        assert f"apd_abstained_total {float(abstained)}" in client.get("/metrics").text
+
+
+def test_the_temperature_reaches_the_answers(run: Path) -> None:
+    shown = []
+    for temperature in (0.5, 2.0):
+        Run.open(run).save_calibration(Calibration(temperature, 3, 0.2, 0.1))
+        with TestClient(create_app(run)) as client:
+            shown.append(client.post("/v1/classify", files=parts(png())).json()["results"][0]["probabilities"])
+            assert f"apd_temperature {temperature}" in client.get("/metrics").text
+    log_odds = [np.log(p["red"] / p["blue"]) for p in shown]
+    assert log_odds[0] == pytest.approx(4 * log_odds[1], rel=1e-3)
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for name in ("max_image_mb", "max_images", "max_batch", "timeout", "max_megapixels"):
+        with refused(name, "0"):
+            ServeSettings(**{name: 0})
+    with refused("abstain_below", "2"):
+        ServeSettings(abstain_below=2)
+    with refused("max_wait_ms"):
+        ServeSettings(max_wait_ms=-1)
+
+
+class Slow:
+    """A model that answers each image with its first byte, when it is let."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.go = threading.Event()
+
+    def __call__(self, images: Any) -> list[list[float]]:
+        self.go.wait(5)
+        self.sizes.append(len(images))
+        return [[float(image.flat[0])] for image in images]
+
+
+def pixels(value: int) -> Pixels:
+    return np.full((3, 2, 2), value, np.uint8)
+
+
+def test_images_of_different_requests_share_batches_and_keep_their_order() -> None:
+    model, metrics = Slow(), Metrics()
+    batcher = Batcher(model, 4, 0.0, 100, metrics)
+
+    async def ask() -> list[Any]:
+        requests = [batcher.classify([pixels(3 * i + j) for j in range(3)]) for i in range(4)]
+        tasks = [asyncio.ensure_future(request) for request in requests]
+        await asyncio.sleep(0.05)
+        model.go.set()
+        return await asyncio.gather(*tasks)
+
+    assert asyncio.run(ask()) == [[[3.0 * i + j] for j in range(3)] for i in range(4)]
+    assert sum(model.sizes) == 12 and max(model.sizes) == 4 and len(model.sizes) <= 4
+    assert f"apd_batch_size_mean {12 / len(model.sizes)}" in metrics.text()
+    batcher.close()
+    assert not batcher.alive
+
+
+def test_a_full_queue_and_a_closed_one_refuse_and_an_abandoned_request_costs_nothing() -> None:
+    model = Slow()
+    batcher = Batcher(model, 1, 0.0, 3, Metrics())
+
+    async def ask() -> None:
+        first = asyncio.ensure_future(batcher.classify([pixels(1)]))
+        await asyncio.sleep(0.05)
+        given_up = asyncio.ensure_future(batcher.classify([pixels(2)] * 3))
+        await asyncio.sleep(0)
+        with pytest.raises(Refused):
+            await batcher.classify([pixels(3)])
+        given_up.cancel()
+        await asyncio.sleep(0)
+        model.go.set()
+        await first
+
+    asyncio.run(ask())
+    batcher.close()
+    assert model.sizes == [1]
+    with pytest.raises(Refused):
+        asyncio.run(batcher.classify([pixels(1)]))
+
+
+def test_a_failure_of_the_model_is_told_and_the_next_batch_is_answered(trained: Path) -> None:
+    app = create_app(trained, SETTINGS)
+    served = app.state.service.served
+    with TestClient(app, raise_server_exceptions=False) as client:
+        frozen, served._frozen = served._frozen, lambda x: torch.full((len(x), 3), float("nan"))
+        detail(client.post("/v1/classify", files=parts(png())), 500)
+        served._frozen = frozen
+        assert client.post("/v1/classify", files=parts(png())).status_code == 200
+        text = client.get("/metrics").text
+        assert 'apd_requests_total{status="500"} 1.0' in text and 'apd_requests_total{status="200"} 1.0' in text
+
+
+@pytest.fixture(scope="module")
+def live(trained: Path) -> Iterator[int]:
+    """A server in a thread; its port."""
+    at = server.listen("127.0.0.1", 0)
+    running = uvicorn.Server(uvicorn.Config(create_app(trained, replace(SETTINGS, max_image_mb=1)), log_level="error"))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [at]})
+    thread.start()
+    yield at.getsockname()[1]
+    running.should_exit = True
+    thread.join()
+
+
+def request_head(length: int) -> bytes:
+    kind = "Content-Type: multipart/form-data; boundary=x\r\n"
+    return f"POST /v1/classify HTTP/1.1\r\nHost: x\r\n{kind}Content-Length: {length}\r\n\r\n".encode()
+
+
+def read_answer(connection: socket.socket) -> tuple[int, Any]:
+    data = b""
+    while b"\r\n\r\n" not in data or len(data.split(b"\r\n\r\n", 1)[1]) < int(
+        (re.search(rb"content-length: (\d+)", data) or [b"", b"1"])[1]
+    ):
+        more = connection.recv(65536)
+        if not more:
+            break
+        data += more
+    head, _, body = data.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
+
+
+def test_a_slow_body_gets_an_answer(live: int) -> None:
+    with socket.create_connection(("127.0.0.1", live)) as connection:
+        connection.sendall(request_head(1000) + HEAD)
+        status, body = read_answer(connection)
+    assert status == 408 and "1 seconds" in body["detail"]
+
+
+def test_whoever_sends_too_much_gets_to_see_why(live: int) -> None:
+    body = HEAD + bytes(20_000_000)
+    for length in (len(body), 10**12):
+        with socket.create_connection(("127.0.0.1", live)) as connection:
+            connection.sendall(request_head(length) + body)
+            status, answer = read_answer(connection)
+        assert status == 413 and "1 MB" in answer["detail"]
+
+
+def test_a_client_that_leaves_does_no_harm(live: int) -> None:
+    with socket.create_connection(("127.0.0.1", live)) as connection:
+        connection.sendall(request_head(1000) + HEAD)
+    with socket.create_connection(("127.0.0.1", live)) as connection:
+        body = HEAD + png() + b"\r\n--x--\r\n"
+        connection.sendall(request_head(len(body)) + body)
+        assert read_answer(connection)[0] == 200
+
+
+def start(run: Path, port: int, *options: object) -> tuple[subprocess.Popen[str], int]:
+    command = [sys.executable, "-m", "apd", "serve", str(run), "--port", str(port), *map(str, options)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
+            return process, int(found[1])
+    raise AssertionError("the server did not start")
+
+
+def test_killed_and_restarted_and_asked_to_stop_while_a_request_is_in_flight(trained: Path) -> None:
+    process, port = start(trained, 0)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process, again = start(trained, port)
+    assert again == port
+    body = HEAD + png() + b"\r\n--x--\r\n"
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(request_head(len(body)) + body[:50])
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        connection.sendall(body[50:])
+        status, answer = read_answer(connection)
+    assert status == 200 and len(answer["results"]) == 1
+    assert process.wait(10) == 0
+
+
+def test_serve_refuses_what_it_cannot_use(cli: Cli, trained: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    check_error(cli("serve", tmp_path / "none"), ["none"])
+    check_error(cli("serve", trained, "--max-images", 0), ["max_images", "0"])
+    with server.listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        check_error(cli("serve", trained, "--port", port), [str(port), "--port"])
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    check_error(cli("serve", trained), ["uvicorn", "adversarial-prompt-distillation[serve]"])
+
+
+def test_many_clients_at_once(live: int) -> None:
+    body = HEAD + png() + b"\r\n--x--\r\n"
+
+    def ask(_: int) -> int:
+        with socket.create_connection(("127.0.0.1", live)) as connection:
+            connection.sendall(request_head(len(body)) + body)
+            return read_answer(connection)[0]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(ask, range(40))) == {200}
