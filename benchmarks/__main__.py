@@ -28,6 +28,7 @@ SUITES = {
     "growth": "benchmarks.growth",
     "throughput": "benchmarks.throughput",
     "unlabelled": "benchmarks.unlabelled",
+    "serve": "benchmarks.serve",
 }
 
 

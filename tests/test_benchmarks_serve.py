@@ -1,0 +1,20 @@
+"""The rows of the server measure what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import serve
+from benchmarks.cases import Options
+
+
+def test_throughput_is_compared_with_the_best_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "BATCHES", (1, 4))
+    about = {"geometry": "mini", "images": 8, "per_request": 2, "rounds": 2}
+    row = serve.throughput(Options(results=tmp_path), about)
+    assert row["best_batch"] in (1, 4) and 1 <= row["images_per_call"] <= row["best_batch"]
+    assert row["images_per_s"] == pytest.approx(8 / row["ours_s"]) and row["ratio_reference"] > 0
+    load = serve.under_load(Options(results=tmp_path), {"geometry": "mini", "minutes": 0.01, "per_request": 1})
+    assert load["requests"] >= 20 and load["memory_late_mb"] > 10
