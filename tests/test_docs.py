@@ -61,7 +61,7 @@ def test_every_command_and_option_is_in_the_reference(reference: ModuleType) -> 
     assert set(parts) == set(COMMANDS.commands)
     for name, command in COMMANDS.commands.items():
         for param in command.params:
-            shown = param.opts if param.param_type_name == "option" else [param.name.upper()]
+            shown = param.opts if param.param_type_name == "option" else [param.metavar or param.name.upper()]
             assert param.name == "help" or all(f"{each}" in parts[name] for each in shown), (name, param.name)
 
 

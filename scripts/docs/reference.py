@@ -46,7 +46,7 @@ def _command(name: str, command: Any) -> str:
 
 
 def _argument(param: Any) -> str:
-    name = f"{param.name.upper()}{'' if param.nargs == 1 else ' ...'}"
+    name = param.metavar or f"{param.name.upper()}{'' if param.nargs == 1 else ' ...'}"
     return name if param.required else f"[{name}]"
 
 
