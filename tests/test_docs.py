@@ -16,7 +16,10 @@ import typer
 import yaml
 from pydantic import BaseModel
 
+import apd
 from apd.cli import app
+from apd.models import DualEncoder
+from apd.models.classifier import PromptedCLIP
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -86,3 +89,15 @@ def test_commands_on_a_page_exist_with_these_options(page: Path) -> None:
         _, name, *arguments = shlex.split(line.partition(">")[0].partition(" | ")[0], comments=True)
         assert name in COMMANDS.commands, line
         COMMANDS.commands[name].make_context(name, [each for each in arguments if each != "..."])
+
+
+def test_attacks_from_elsewhere_run(
+    clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("foolbox")
+    data = apd.load_data(colours, shots=1)
+    monkeypatch.setattr(apd, "load_run", lambda run: PromptedCLIP(clip, None, data.class_names))
+    monkeypatch.setattr(apd, "load_data", lambda name: data)
+    code = re.findall(r"```python\n(.*?)```", (DOCS / "other-attacks.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec("\n".join(code), {})
+    assert len(re.findall(r": \d+%$", capsys.readouterr().out, re.MULTILINE)) == 2
