@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from apd.data.decode import read_image
+from apd.explore.chart import draw_curves
 from apd.explore.examples import find_examples
-from apd.explore.explorer import Budgets, Explorer
+from apd.explore.explorer import Budgets, Curve, Explorer, Gradients
 from apd.explore.page import amplified, png, render, shown_classes
 from apd.explore.uploads import LONGEST_NAME, MOST_CLASSES, read_class_names, read_number, read_upload
 from apd.models import DualEncoder
@@ -260,3 +261,28 @@ def test_a_port_in_use_is_told(cli: Cli, trained: Path) -> None:
 def test_without_gradio_the_extra_is_named(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     check_error(cli("explore", trained, "--port", 0), ["gradio", install_command("explore")])
+
+
+@pytest.mark.parametrize("gradients", ["each", "zero-shot"])
+def test_a_curve_holds_what_single_attacks_find(explorer: Explorer, x: Tensor, gradients: Gradients) -> None:
+    curves = explorer.sweep(x, CLASSES, steps=2, gradients=gradients, seed=3)
+    for name, curve in curves.items():
+        assert curve.eps[0] == 0 and curve.eps[-1] == explorer.budgets.most
+        for place in (0, 5, len(curve.eps) - 1):
+            view = explorer.look(x, CLASSES, eps=curve.eps[place], steps=2, gradients=gradients, seed=3)[name]
+            assert curve.kept[place] == pytest.approx(float(view.attacked[view.clean.argmax()]), abs=1e-4)
+            assert curve.holds[place] == (not view.fooled)
+        fooled = [eps for eps, holds in zip(curve.eps, curve.holds, strict=True) if not holds]
+        assert curve.first_fooled == (fooled[0] if fooled else None)
+
+
+def test_the_chart_places_points_by_budget_and_probability() -> None:
+    curve = Curve("robust", (0.0, 4.0, 8.0), (1.0, 0.5, 0.25), (True, True, False))
+    svg = draw_curves({"robust": curve}, Budgets("linf", 1.75, 8, 0.25))
+    points = [
+        (float(x), float(y), kind) for x, y, kind in re.findall(r'cx="(.*?)" cy="(.*?)" r="4" class="apd-(\w+)', svg)
+    ]
+    (x0, y0, _), (x1, y1, _), (x2, y2, _) = points
+    assert [kind for *_, kind in points] == ["held", "held", "fooled"]
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2) and (y1 - y0) == pytest.approx(2 * (y2 - y1), abs=0.2)
+    assert "8/255" in svg

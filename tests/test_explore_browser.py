@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -52,6 +57,24 @@ def test_uploads_are_bounded_and_headers_forbid_other_sites(address: str, tmp_pa
         answer = httpx.post(f"{address}/gradio_api/upload", files={"files": stream}, timeout=60)
     assert answer.status_code == 413 and str(MOST_BYTES) in answer.text
     assert httpx.get(address, headers={"Host": "elsewhere.example"}).status_code == 400
+
+
+@pytest.mark.slow
+def test_the_command_serves_this_machine_and_leaves_nothing(trained: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "apd", "explore", str(trained), "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stderr is not None and process.stdout is not None
+        address = next(found for line in process.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))[0]
+        page = httpx.get(address, timeout=60)
+        assert page.status_code == 200 and list(tmp_path.glob("apd-explore-*"))
+        process.terminate()
+        process.stderr.read()
+        assert process.stdout.read() == ""
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.glob("apd-explore-*")) == []
 
 
 @dataclass
@@ -118,13 +141,18 @@ def test_upload_classes_and_eps_change_both_answers(watched: Watched, tmp_path: 
     page.locator("#eps input[type=number]").fill("0.25")
     page.locator("#eps input[type=number]").press("Tab")
     weaker = watched.changed(first)
+    page.locator("#eps input[type=range]").press("End")
+    stronger = watched.changed(weaker)
     page.locator("#classes textarea").fill("cat\ndog\n<img src=x> piano")
     page.locator("#classes textarea").press("Tab")
-    renamed = watched.changed(weaker)
+    renamed = watched.changed(stronger)
     assert all("piano" in card and "dog" in card for card in renamed)
     assert page.locator(".apd-card img").count() == 6, "a class name is text"
+    page.locator("#sweep").click()
+    page.locator("#curve circle").first.wait_for()
     page.locator("#examples button").first.click()
     watched.changed(renamed)
+    page.locator("#curve circle").first.wait_for(state="detached")
     assert watched.errors == []
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from apd.errors import ApdError
+from apd.explore.chart import draw_curves
 from apd.explore.examples import Examples
-from apd.explore.explorer import LARGEST_SEED, MOST_STEPS, ROBUST, ZERO_SHOT, Explorer
+from apd.explore.explorer import LARGEST_SEED, MOST_STEPS, ROBUST, ZERO_SHOT, Explorer, Gradients
 from apd.explore.page import TITLES, hint, message, render
 from apd.explore.uploads import read_class_names, read_number, read_upload
 from apd.util.extras import import_extra
@@ -44,19 +50,26 @@ def build(explorer: Explorer, examples: Examples, uploads: Path) -> Any:
     gr = import_extra("gradio", "explore", "apd explore")
     budgets = explorer.budgets
 
-    def answer(path: str, names: str, eps: object, steps: object, gradients: Any, seed: object) -> str:
-        try:
-            return _answer(explorer, uploads, path, names, eps, steps, gradients, seed)
-        except ApdError as error:
-            return message(str(error))
-        except Exception as error:
-            log.exception("the explorer failed")
-            return message(f"This failed ({type(error).__name__}); the terminal shows why.")
+    def guarded(show: Callable[[_Question], str]) -> Callable[..., str]:
+        """A function of the page's values, as a browser sends them, that ends with HTML whatever happens."""
+
+        def answer(path: str, names: str, steps: object, gradients: Any, seed: object, eps: object = 0.0) -> str:
+            try:
+                if not path:
+                    return hint(_WELCOME)
+                return show(_read(explorer, uploads, path, names, steps, gradients, seed, eps))
+            except ApdError as error:
+                return message(str(error))
+            except Exception as error:
+                log.exception("the explorer failed")
+                return message(f"This failed ({type(error).__name__}); the terminal shows why.")
+
+        return answer
 
     with gr.Blocks(title=f"apd explore: {explorer.title}", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_head(explorer), js_on_load=None)
         with gr.Row():
-            with gr.Column(scale=1, min_width=300):
+            with gr.Column(scale=1, min_width=300, elem_classes="apd-left"):
                 image = gr.Image(
                     label="Image",
                     sources=["upload", "clipboard"],
@@ -78,6 +91,8 @@ def build(explorer: Explorer, examples: Examples, uploads: Path) -> Any:
                 steps = gr.Slider(1, MOST_STEPS, value=10, step=1, label="Attack steps (PGD)", elem_id="steps")
             with gr.Column(scale=3, min_width=320):
                 answers = gr.HTML(hint(_WELCOME), elem_id="answers", js_on_load=None)
+                sweep = gr.Button("Draw the curve over eps", size="sm", elem_id="sweep")
+                curve = gr.HTML("", elem_id="curve", js_on_load=None)
                 with gr.Row():
                     with gr.Column(min_width=300):
                         names = gr.Textbox(
@@ -95,16 +110,19 @@ def build(explorer: Explorer, examples: Examples, uploads: Path) -> Any:
                         )
         path = gr.Textbox(visible="hidden", elem_id="path")
         image.change(None, image, path, js=_PATH)
+        asked = [path, names, steps, gradients, seed]
+        other = [path.change, names.change, steps.change, gradients.change, seed.change]
+        events: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": 1, "api_visibility": "private"}
         gr.on(
             [path.change, eps.change, steps.change, names.blur, use.click, gradients.change, seed.change],
-            answer,
-            [path, names, eps, steps, gradients, seed],
+            guarded(partial(_cards, explorer)),
+            [*asked, eps],
             answers,
             show_progress="hidden",
-            trigger_mode="always_last",
-            concurrency_limit=1,
-            api_visibility="private",
+            **events,
         )
+        sweep.click(guarded(partial(_curves, explorer)), asked, curve, concurrency_id="curve", **events)
+        gr.on(other, lambda: "", None, curve, show_progress="hidden", api_visibility="private")  # of another question
     return page
 
 
@@ -112,7 +130,7 @@ def _head(explorer: Explorer) -> str:
     """The page's first lines: what it shows, and of which run."""
     info, budgets = explorer.robust.encoder.info, explorer.budgets
     model = f"CLIP model {info.source}, {info.image_size} px"
-    about = f"{explorer.title}: {model}, trained at eps {budgets.text(budgets.trained)}"
+    about = f"{explorer.title}, {model}, trained at eps {budgets.text(budgets.trained)}"
     return (
         '<header class="apd-head"><h1>What an attack does to your image</h1><p>Zero-shot CLIP and the robust prompts of '
         "this run see the same image, clean and attacked. Each is attacked by its own gradients, away from its own "
@@ -146,25 +164,46 @@ def _gallery(gr: Any, examples: Examples, image: Any) -> None:
     gallery.select(chosen, None, image, show_progress="hidden", api_visibility="private")
 
 
-def _answer(
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """What the page asks, checked."""
+
+    x: Tensor
+    classes: tuple[str, ...]
+    eps: float
+    steps: int
+    gradients: Gradients
+    seed: int
+
+
+def _read(
     explorer: Explorer,
     uploads: Path,
     path: str,
     names: str,
-    eps: object,
     steps: object,
     gradients: Any,
     seed: object,
-) -> str:
-    """The right-hand side of the page as HTML, for values as a browser sends them."""
-    if not path:
-        return hint(_WELCOME)
-    classes = read_class_names(names)
-    budget = read_number(eps, "eps", 0, explorer.budgets.most)
-    count = int(read_number(steps, "The number of attack steps", 1, MOST_STEPS))
-    start = int(read_number(seed, "The seed", 0, LARGEST_SEED))
-    preprocessing = explorer.robust.encoder.info.preprocessing
-    x = read_upload(path, uploads, preprocessing)
-    views = explorer.look(x, classes, eps=budget, steps=count, gradients=gradients, seed=start)
-    text, gain = explorer.budgets.text(budget), explorer.budgets.gain(preprocessing.size)
-    return render(x, views, classes, eps=text, steps=count, gain=gain)
+    eps: object,
+) -> _Question:
+    return _Question(
+        x=read_upload(path, uploads, explorer.robust.encoder.info.preprocessing),
+        classes=read_class_names(names),
+        eps=read_number(eps, "eps", 0, explorer.budgets.most),
+        steps=int(read_number(steps, "The number of attack steps", 1, MOST_STEPS)),
+        gradients=gradients,
+        seed=int(read_number(seed, "The seed", 0, LARGEST_SEED)),
+    )
+
+
+def _cards(explorer: Explorer, asked: _Question) -> str:
+    views = explorer.look(
+        asked.x, asked.classes, eps=asked.eps, steps=asked.steps, gradients=asked.gradients, seed=asked.seed
+    )
+    text, gain = explorer.budgets.text(asked.eps), explorer.budgets.gain(asked.x.shape[-1])
+    return render(asked.x, views, asked.classes, eps=text, steps=asked.steps, gain=gain)
+
+
+def _curves(explorer: Explorer, asked: _Question) -> str:
+    curves = explorer.sweep(asked.x, asked.classes, steps=asked.steps, gradients=asked.gradients, seed=asked.seed)
+    return draw_curves(curves, explorer.budgets)

@@ -26,6 +26,8 @@ Gradients = Literal["each", "zero-shot", "robust"]
 """By whose gradients images are attacked: each model's own, or one model's for both."""
 MOST_STEPS = 50
 LARGEST_SEED = 2**31 - 1
+_POINTS = 17
+"""Budgets of a curve."""
 _KEPT = 8
 """Lists of classes whose features are kept."""
 _PEAK = 10.0
@@ -98,13 +100,35 @@ class View:
         return bool(self.clean.argmax() != self.attacked.argmax())
 
 
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """How one model's answer holds as the budget grows.
+
+    Args:
+        name: the model, ``zero-shot`` or ``robust``.
+        eps: budgets in the slider's unit, from 0.
+        kept: at each budget, the probability that is left of the model's clean answer.
+        holds: at each budget, whether the clean answer is still the answer.
+    """
+
+    name: str
+    eps: tuple[float, ...]
+    kept: tuple[float, ...]
+    holds: tuple[bool, ...]
+
+    @property
+    def first_fooled(self) -> float | None:
+        """The smallest of these budgets that fools the model; None if none does."""
+        return next((eps for eps, holds in zip(self.eps, self.holds, strict=True) if not holds), None)
+
+
 class Explorer:
     """Answers for any image, class names and budget, with zero-shot CLIP beside a trained classifier.
 
     Args:
         robust: the run's classifier.
         budgets: which budgets are offered.
-        title: the run's name, for people.
+        title: the run's name, method and data, for people.
     """
 
     def __init__(self, robust: PromptedCLIP, budgets: Budgets, title: str = "") -> None:
@@ -124,9 +148,11 @@ class Explorer:
         Raises:
             InputError: not a finished run, or another CLIP model than the run's.
         """
-        train = Run.open(path).config.train
+        run = Run.open(path)
+        train = run.config.train
         budgets = Budgets.around(parse_eps(train.eps, train.norm), train.norm)
-        return cls(load_run(path, device=device, model=model), budgets, Path(path).resolve().name)
+        title = f"{Path(path).resolve().name}: {run.config.method.name} on {run.manifest['data']['name']}"
+        return cls(load_run(path, device=device, model=model), budgets, title)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -174,18 +200,45 @@ class Explorer:
         for name, model in models.items():
             by = name if gradients == "each" else gradients
             if by not in found:
-                found[by] = self._attack(models[by], x, clean[by].argmax(dim=-1), eps, steps, seed)
+                threat = ThreatModel(eps * self.budgets.unit, self.budgets.norm)
+                found[by] = x if eps == 0 else _pgd(models[by], x, threat, steps, seed)
             with torch.no_grad():
                 attacked = model(found[by]).softmax(dim=-1)
             views[name] = View(name, clean[name][0].cpu(), attacked[0].cpu(), found[by][0].cpu(), by)
         return views
 
-    def _attack(self, model: FrozenClassifier, x: Tensor, answer: Tensor, eps: float, steps: int, seed: int) -> Tensor:
-        if eps == 0:
-            return x.clone()
-        threat = ThreatModel(eps * self.budgets.unit, self.budgets.norm)
-        attack = PGD(steps, step_size=max(0.25, 1 / steps))
-        return attack(Objective(model, margin, answer), x, threat, torch.tensor([seed]))
+    def sweep(
+        self, x: Tensor, class_names: Sequence[str], *, steps: int, gradients: Gradients = "each", seed: int = 0
+    ) -> dict[str, Curve]:
+        """Attack an image as `look` does at budgets from 0 to the slider's end, all in one batch.
+
+        Args:
+            x: the image (3,S,S) in [0,1].
+            class_names: at least two.
+            steps: how many steps PGD takes.
+            gradients: see `look`.
+            seed: draws the random start.
+
+        Returns:
+            ``{"zero-shot": Curve, "robust": Curve}``.
+        """
+        shares = torch.linspace(0, 1, _POINTS)
+        budgets = tuple(round(float(share) * self.budgets.most, 6) for share in shares)
+        models = self._bound(tuple(class_names))
+        batch = x[None].to(self.robust.encoder.device).expand(_POINTS, -1, -1, -1)
+        threat = ThreatModel(self.budgets.most * self.budgets.unit, self.budgets.norm, shares.to(batch.device))
+        found: dict[str, Tensor] = {}
+        curves = {}
+        for name, model in models.items():
+            by = name if gradients == "each" else gradients
+            if by not in found:
+                found[by] = _pgd(models[by], batch, threat, steps, seed)
+            with torch.no_grad():
+                answer = model(batch[:1]).argmax(dim=-1)
+                attacked = model(found[by]).softmax(dim=-1)
+            kept, holds = attacked[:, int(answer)], attacked.argmax(dim=-1) == answer
+            curves[name] = Curve(name, budgets, tuple(kept.tolist()), tuple(holds.tolist()))
+        return curves
 
     def _bound(self, class_names: tuple[str, ...]) -> dict[str, FrozenClassifier]:
         """Both classifiers for some classes; class features are computed once as long as few lists are in use."""
@@ -201,3 +254,11 @@ class Explorer:
             while len(self._models) > _KEPT:
                 self._models.popitem(last=False)
             return self._models[class_names]
+
+
+def _pgd(model: FrozenClassifier, x: Tensor, threat: ThreatModel, steps: int, seed: int) -> Tensor:
+    """Adversarial images (B,3,S,S), away from what ``model`` says of the clean ones, all from the same random draw."""
+    with torch.no_grad():
+        answer = model(x).argmax(dim=-1)
+    attack = PGD(steps, step_size=max(0.25, 1 / steps))
+    return attack(Objective(model, margin, answer), x, threat, torch.full((len(x),), seed))

@@ -91,26 +91,28 @@ def _card(x: Tensor, view: View, names: Sequence[str], rows: Sequence[int], eps:
         (view.x_adv, "adversarial", f"The same image, attacked within eps {eps}."),
         (
             amplified(x, view.x_adv, gain),
-            f"difference, {gain:g}-fold",
+            f"difference x{gain:g}",
             "What the attack adds, amplified; grey is unchanged.",
         ),
     )
     figures = "".join(_figure(png(image), caption, alt) for image, caption, alt in pictures)
     whose = "its own" if view.by == view.name else f"{TITLES[view.by]}'s"
+    attacked = not torch.equal(x, view.x_adv)
+    note = f"Attacked by PGD-{steps} with {whose} gradients, eps {eps}." if attacked else "Not attacked: eps is 0."
     return (
         f'<section class="apd-card" data-model="{view.name}" aria-label="{TITLES[view.name]}">'
-        f"<h3>{TITLES[view.name]}</h3>{_verdict(view, names)}"
+        f"<h3>{TITLES[view.name]}</h3>{_verdict(view, names, attacked)}"
         f'<div class="apd-pictures">{figures}</div>{_bars(view, names, rows)}'
-        f'<p class="apd-note">Attacked by PGD-{steps} with {whose} gradients, eps {eps}.</p></section>'
+        f'<p class="apd-note">{note}</p></section>'
     )
 
 
-def _verdict(view: View, names: Sequence[str]) -> str:
-    state, word = ("fooled", "fooled") if view.fooled else ("held", "holds")
+def _verdict(view: View, names: Sequence[str], attacked: bool) -> str:
+    state, word = ("fooled", "fooled") if view.fooled else ("held", "holds") if attacked else ("idle", "not attacked")
 
     def said(what: str, probabilities: Tensor) -> str:
         best = int(probabilities.argmax())
-        return f"<dt>{what}</dt><dd><b>{names[best]}</b> {percent(float(probabilities[best]))}</dd>"
+        return f"<dt>{what}</dt><dd><b>{names[best]}</b> <span>{percent(float(probabilities[best]))}</span></dd>"
 
     return (
         f'<div class="apd-verdict"><span class="apd-badge apd-{state}" data-state="{state}">{word}</span>'

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -58,6 +61,9 @@ def explore(
         app = make_app(explorer, run, Path(folder), host)
         name, number = host if host not in ("0.0.0.0", "::") else LOCAL, listener.getsockname()[1]
         on_ready(f"http://{f'[{name}]' if ':' in name else name}:{number}")
+        # uvicorn hands a signal on when it has stopped; without a handler SIGTERM would leave the uploads behind.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listener])
 
