@@ -86,8 +86,9 @@ class Watched:
     external: list[str] = field(default_factory=list)
 
     def answers(self) -> list[str]:
-        """What both cards say, as one text each."""
-        return [str(card) for card in self.page.locator(".apd-card").all_inner_texts()]
+        """The bars of both cards, as one text each: all probabilities, to the hundredth of a percent."""
+        cards = "cards => cards.map(c => Array.from(c.querySelectorAll('tr'), r => r.outerHTML).join())"
+        return [str(card) for card in self.page.locator("#answers .apd-card").evaluate_all(cards)]
 
     def changed(self, before: list[str]) -> list[str]:
         """Wait until both cards differ from ``before``."""
