@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import apd
+from apd import evaluation
 
 from .command_line import Cli
 from .models import save_colours
@@ -102,6 +103,42 @@ def test_evaluate_a_model_as_it_is(cli: Cli, clip_folder: Path, colours: Path) -
     assert result["eps"] == pytest.approx(2 / 255)
     assert result["undefended"]["clean"] == result["clean"]
     assert "apd train" in answer.err
+
+
+def test_strong_is_autoattack_and_excludes_other_attacks(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def record(path: Path, **given: object) -> apd.Result:
+        asked.append(given)
+        return evaluate_run(path, **{**given, "attacks": "clean"})  # type: ignore[arg-type]
+
+    evaluate_run = evaluation.evaluate_run
+    monkeypatch.setattr(evaluation, "evaluate_run", record)
+    assert cli("evaluate", run, "--strong", "--limit", 2).code == 0
+    assert asked[0]["attacks"] == ["autoattack"] and asked[0]["save_images"] is False
+    check_error(cli("evaluate", run, "--strong", "--attack", "pgd-1"), ["--strong"])
+
+
+def test_the_next_commands_are_suggested(cli: Cli, run: Path) -> None:
+    moved = run.rename(run.with_name("my run"))
+    answer = cli("evaluate", moved, "--attack", "clean", "--limit", 3)
+    said = [line.strip() for line in answer.err[answer.err.index("Next:") :].splitlines()[1:]]
+    assert said[0] == f"apd evaluate '{moved}' --strong --limit 3"
+    assert f"apd predict '{moved}' IMAGES" in said
+    for command in said:
+        assert cli(command.split()[1], "--help").code == 0, "only commands that there are"
+
+
+def test_accuracy_at_chance_level_is_told(cli: Cli, run: Path, tmp_path: Path) -> None:
+    other = save_colours(tmp_path / "other", per_class=12, classes=("dark", "bright"))
+    for number in range(0, 12, 2):
+        dark, bright = (other / name / f"{number:03d}.png" for name in ("dark", "bright"))
+        dark.rename(other / "kept.png")
+        bright.rename(dark)
+        (other / "kept.png").rename(bright)
+    poor = cli("evaluate", run, "--data", other, "--attack", "clean")
+    assert poor.code == 0 and "chance" in poor.out and "50.0 %" in poor.out
+    assert "chance" in (run / "README.md").read_text()
 
 
 def test_predict_agrees_with_the_classifier(cli: Cli, run: Path, colours: Path, tmp_path: Path) -> None:

@@ -7,12 +7,17 @@ import io
 import json
 import os
 import shutil
+import threading
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import apd
 from apd.data import decode
-from apd.predict import find_images, predict_files
+from apd.predict import classify_files, find_images, predict_files
 
 from .command_line import Cli
 
@@ -114,9 +119,11 @@ def test_the_first_answers_come_before_the_last_file_is_read(
     run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("apd.predict.BATCH", 1)
-    answers = predict_files(run, [photos / "a.png", photos / "later.png"])
+    second = photos / "deep" / "b.PNG"
+    answers = predict_files(run, [photos / "a.png", second, photos / "later.png"])
     assert [row["image"] for row in next(answers).rows] == [str(photos / "a.png")]
-    shutil.copy(photos / "a.png", photos / "later.png")
+    shutil.copy(photos / "a.png", photos / "later.png")  # one batch is read ahead, not two
+    assert [row["image"] for row in next(answers).rows] == [str(second)]
     assert [row["image"] for row in next(answers).rows] == [str(photos / "later.png")]
 
 
@@ -151,3 +158,41 @@ def test_file_names_that_are_not_utf_8(cli: Cli, run: Path, photos: Path) -> Non
         answer = cli("predict", run, photos, "--format", form)
         assert answer.code == 0, answer.err
         assert "xff.png" in answer.out or "udcff.png" in answer.out
+
+
+def test_the_next_images_are_decoded_while_the_model_computes(
+    run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apd.predict.BATCH", 1)
+    begun: list[threading.Event] = [threading.Event(), threading.Event()]
+    decoded = iter(begun)
+
+    def noticed(*arguments: Any, **options: Any) -> Any:
+        next(decoded).set()
+        return decode.decode_all(*arguments, **options)
+
+    class Waiting(torch.nn.Module):
+        """A classifier whose first answer comes after the second file has begun to be decoded."""
+
+        def __init__(self, own: apd.PromptedCLIP) -> None:
+            super().__init__()
+            self.own, self.encoder, self.class_names = own, own.encoder, own.class_names
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert begun[1].wait(10), "nobody reads ahead"
+            return self.own(x)
+
+    monkeypatch.setattr("apd.predict.decode_all", noticed)
+    classifier: Any = Waiting(apd.load_run(run))
+    assert len(list(classify_files(classifier, [photos / "a.png", photos / "a.png"]))) == 2
+
+
+def test_files_of_other_kinds_are_counted(cli: Cli, run: Path, photos: Path) -> None:
+    for name in ("notes.txt", "more.TXT", "film.mov", "Makefile", ".hidden"):
+        (photos / name).write_text("")
+    unknown = Counter[str]()
+    find_images([photos], unknown)
+    assert unknown == {".txt": 2, ".mov": 1, "": 1}
+    answer = cli("predict", run, photos)
+    assert answer.code == 0 and "4 files" in answer.err and "2 .txt" in answer.err and "1 .mov" in answer.err
+    assert "other kinds" not in cli("predict", run, photos / "a.png").err

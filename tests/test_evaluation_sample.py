@@ -11,7 +11,16 @@ import pytest
 from apd import attacks
 from apd.attacks import PGD, Objective, cross_entropy, misclassified, sample_seeds
 from apd.attacks.threat import ThreatModel
-from apd.evaluation import EvaluationSettings, Result, engine, evaluate, evaluate_tensors, parse_settings, sample
+from apd.evaluation import (
+    EvaluationSettings,
+    Result,
+    engine,
+    evaluate,
+    evaluate_tensors,
+    parse_settings,
+    progress,
+    sample,
+)
 from apd.evaluation.engine import Keeper
 from apd.evaluation.forecast import Measured, measure
 from apd.evaluation.frozen import Subject
@@ -55,7 +64,8 @@ def test_sample_is_what_is_foretold_to_take_minutes(
     assert (result.n, result.n_available, result.limit) == (n, 40, "auto")
     first = said()[0]
     assert first.startswith("all 40 test images" if n == 40 else "20 of 40 test images, a random sample")
-    assert ("--limit all for all" in first) == (n < 40) and "--attack autoattack" in first
+    assert "pgd-5" in first and ("--limit all" in first) == (n < 40) and f"--strong --limit {n}" in first
+    assert max(map(len, first.splitlines())) <= 80
     assert ("20 of 40 images" in str(result)) == (n < 40)
 
 
@@ -132,6 +142,49 @@ def test_default_attack_with_few_classes(n_classes: int, last: str) -> None:
     score = result.attacks["apgd-ce+dlr"]
     assert score.runs == ("pgd-10", "apgd-ce", last) and score.accuracy < result.clean
     assert f"pgd-10, apgd-ce, {last}" in str(result)
+
+
+def test_a_choice_that_an_earlier_version_kept_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paced(monkeypatch, 1e-6)
+    toy_run(tmp_path)
+    (kept,) = tmp_path.glob("sample-*.json")
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "n": 20, "strongest_seconds": 1.0}))
+    assert toy_run(tmp_path).n == 20
+
+
+def test_clean_accuracy_is_told_before_the_attack_and_the_attack_s_so_far(
+    monkeypatch: pytest.MonkeyPatch, said: Said
+) -> None:
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    chosen = parse_settings({"attacks": "apgd-ce+dlr", "eps": 0.02, "checks": False, "batch_size": 16})
+    result = evaluate_tensors(trained(5), decoded(30, 5), NAMES, chosen)
+    lines = said()
+    assert f"{result.clean:.1f} % of 30 images" in lines[0]
+    told = [line for line in lines if "so far" in line]
+    parts = [part for part in ("pgd-10", "apgd-ce") if any(part in line for line in told)]
+    assert parts == ["pgd-10", "apgd-ce"] and lines.index(told[0]) == 1
+    assert max(map(len, lines)) <= 80
+
+
+def test_accuracy_so_far_is_of_all_images() -> None:
+    seconds, lines = 0.0, []
+    so_far = progress.SoFar(images=200, total=150, done=50, standing=20, now=lambda: seconds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress.log, "info", lines.append)
+        so_far.part("pgd-10", 50, 20)
+        assert lines == [], "too early"
+        seconds = 10.0
+        so_far.part("pgd-10", 50, 20)
+        assert "30.0 %" in lines[0] and "100 of 150" in lines[0]  # 3/4 are right, 40 of 100 stand
+        so_far.batch(50, 10)
+        assert len(lines) == 1, "too soon after the first"
+        seconds = 100.0
+        so_far.batch(25, 5)
+        assert "21.0 %" in lines[1] and "125 of 150" in lines[1]
+        seconds = 200.0
+        so_far.batch(25, 5)
+        assert len(lines) == 2, "the table says the rest"
 
 
 def test_ctrl_c_says_what_is_kept_and_how_to_resume(

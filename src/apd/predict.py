@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from apd.data.decode import decode_all
 from apd.data.sources.folder import IMAGE_SUFFIXES
@@ -38,17 +41,19 @@ class Answers:
     bad: dict[str, str]
 
 
-def find_images(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
+def find_images(paths: Iterable[str | Path], unknown: Counter[str] | None = None) -> tuple[list[Path], list[str]]:
     """Image files by their own paths, by folders (all images below them) and by patterns such as ``new/*.jpg``.
 
     Args:
         paths: in the order of the answers; a file that exists is not a pattern, whatever its name.
+        unknown: counts the visible files in folders that are not images, by suffix.
 
     Returns:
         The files, and a sentence on each path that leads to none.
     """
     files: list[Path] = []
     bad: list[str] = []
+    skipped = Counter[str]() if unknown is None else unknown
     for given in paths:
         path = Path(given)
         if os.path.exists(path):
@@ -58,7 +63,7 @@ def find_images(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
             is_pattern = glob.escape(str(given)) != str(given)
             why = f"nothing matches the pattern {given}." if is_pattern else f"there is no file {given}."
         closed: list[str] = []
-        images = [image for entry in found for image in (_below(entry, closed) if entry.is_dir() else [entry])]
+        images = [image for entry in found for image in (_below(entry, closed, skipped) if entry.is_dir() else [entry])]
         files += images
         bad += closed
         if not images and not closed:
@@ -66,12 +71,13 @@ def find_images(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     return files, bad
 
 
-def _below(folder: Path, closed: list[str]) -> Iterator[Path]:
+def _below(folder: Path, closed: list[str], unknown: Counter[str]) -> Iterator[Path]:
     """The visible image files below a folder, sorted; linked folders are followed, each once.
 
     Args:
         folder: where to begin.
         closed: takes a sentence on each folder that cannot be listed.
+        unknown: counts the visible files that are not images, by suffix.
     """
 
     def note(error: OSError) -> None:
@@ -86,8 +92,12 @@ def _below(folder: Path, closed: list[str]) -> Iterator[Path]:
             if not name.startswith((".", "__")) and os.path.realpath(os.path.join(parent, name)) not in seen
         )
         for name in sorted(names):
-            if Path(name).suffix.lower() in _SUFFIXES and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            if (suffix := Path(name).suffix.lower()) in _SUFFIXES:
                 yield Path(parent, name)
+            else:
+                unknown[suffix] += 1
 
 
 def predict_files(
@@ -116,23 +126,57 @@ def predict_files(
         InputError: no run, or a CLIP model that is not the one it was trained on.
     """
     classifier, calibration = load_run(run, model=model), Run.open(run).calibration
-    for first in range(0, len(images), BATCH):
-        answers = _classify(classifier, calibration, images[first : first + BATCH], top)
+    for answers in classify_files(classifier, images, top=top, calibration=calibration):
         if abstain_below is not None:
             for row in answers.rows:
                 row["abstained"] = row["classes"][0]["probability"] < abstain_below
         yield answers
 
 
-def _classify(classifier: PromptedCLIP, calibration: Calibration | None, files: Sequence[Path], top: int) -> Answers:
+def classify_files(
+    classifier: PromptedCLIP, images: Sequence[Path], *, top: int = 3, calibration: Calibration | None = None
+) -> Iterator[Answers]:
+    """Classify files as `predict_files` does; the next files are decoded in threads while the model computes.
+
+    Args:
+        classifier: on any device.
+        images: image files.
+        top: how many classes.
+        calibration: the run's, which the probabilities follow.
+
+    Yields:
+        The answers for the next `BATCH` files.
+    """
+    parts = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as ahead:
+        following = [ahead.submit(_decode, classifier, part) for part in parts[:1]]
+        for number, part in enumerate(parts):
+            pixels, skipped = following.pop().result()
+            following += [ahead.submit(_decode, classifier, later) for later in parts[number + 1 : number + 2]]
+            yield _classify(classifier, calibration, part, pixels, skipped, top)
+
+
+def _decode(classifier: PromptedCLIP, files: Sequence[Path]) -> tuple[Tensor, dict[int, str]]:
+    """The files that can be read, as bytes (M,3,S,S), and a sentence on each of the others by its index."""
+    names, preprocessing = [str(path) for path in files], classifier.encoder.info.preprocessing
+    return decode_all(names, files, preprocessing, skip_bad=True, progress=False)
+
+
+def _classify(
+    classifier: PromptedCLIP,
+    calibration: Calibration | None,
+    files: Sequence[Path],
+    pixels: Tensor,
+    skipped: dict[int, str],
+    top: int,
+) -> Answers:
     names = [str(path) for path in files]
-    preprocessing = classifier.encoder.info.preprocessing
-    pixels, skipped = decode_all(names, files, preprocessing, skip_bad=True, progress=False)
     bad = {names[index]: sentence for index, sentence in skipped.items()}
     if not len(pixels):
         return Answers([], bad)
+    x = pixels.to(classifier.encoder.device).float() / 255
     with torch.no_grad():
-        shown = probabilities(classifier(pixels.float() / 255), calibration)
+        shown = probabilities(classifier(x), calibration)
     best = shown.topk(min(top, len(classifier.class_names)))
     rows = []
     read = [name for name in names if name not in bad]

@@ -21,69 +21,115 @@ if TYPE_CHECKING:
     from apd.evaluation import Result
 
 # Options whose declaration takes more than a line.
+RunFolder = Annotated[Path | None, typer.Argument(help="Run folder; without it, give --model and --data.")]
+Model = Annotated[
+    str | None, typer.Option(help="CLIP model to evaluate zero-shot; with RUN, where its CLIP model is now.")
+]
+Data = Annotated[str | None, typer.Option(help="Images to evaluate on. (default: the run's)")]
+Split = Annotated[str | None, typer.Option(help="train, val or test. (default: test)")]
+Classes = Annotated[str | None, typer.Option(help="all, base or new. (default: the run's)")]
 Attacks = Annotated[
     list[str] | None,
     typer.Option(help="Attacks, repeated or separated by commas; see: apd list attacks. (default: apgd-ce+dlr)"),
 ]
+Strong = Annotated[
+    bool,
+    typer.Option(
+        "--strong", help="AutoAttack, the standard for published numbers, not the quick default attack: slow."
+    ),
+]
 Eps = Annotated[str | None, typer.Option(help="Budget in [0,1] pixel units, such as 4/255. (default: the run's)")]
+Norm = Annotated[str | None, typer.Option(help="linf or l2. (default: the run's)")]
 Corruption = Annotated[
     str | None, typer.Option(help="Corrupt the images before any attack: KIND:SEVERITY, such as fog:3.")
 ]
+Seed = Annotated[int | None, typer.Option(help="Seed of the attacks and of --limit. (default: 0)")]
 Limit = Annotated[str | None, typer.Option(help="Number of images, or all. (default: as many as take about 4 minutes)")]
+BatchSize = Annotated[int | None, typer.Option(help="Images per batch. (default: by speed, up to 128)")]
+SaveImages = Annotated[
+    bool,
+    typer.Option("--save-images", help="Keep the adversarial images in RUN/images: 16-bit PNG files, and an index."),
+]
 SkipBadImages = Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out, and count them.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Output = Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")]
 
 
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="Run folder; without it, give --model and --data.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="CLIP model to evaluate zero-shot; with RUN, where its CLIP model is now.")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="Images to evaluate on. (default: the run's)")] = None,
-    split: Annotated[str | None, typer.Option(help="train, val or test. (default: test)")] = None,
-    classes: Annotated[str | None, typer.Option(help="all, base or new. (default: the run's)")] = None,
+    context: typer.Context,
+    run: RunFolder = None,
+    model: Model = None,
+    data: Data = None,
+    split: Split = None,
+    classes: Classes = None,
     attack: Attacks = None,
+    strong: Strong = False,
     eps: Eps = None,
-    norm: Annotated[str | None, typer.Option(help="linf or l2. (default: the run's)")] = None,
+    norm: Norm = None,
     corruption: Corruption = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the attacks and of --limit. (default: 0)")] = None,
+    seed: Seed = None,
     limit: Limit = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per batch. (default: by speed, up to 128)")] = None,
+    batch_size: BatchSize = None,
+    save_images: SaveImages = False,
     skip_bad_images: SkipBadImages = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
-    output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
+    output: Output = None,
 ) -> None:
     r"""Measure clean and robust accuracy, and compare with zero-shot CLIP.
 
-    Without --limit, it evaluates a random sample that takes about four minutes on this machine.
-    Outcomes are saved in RUN/results image by image: a second call computes only what is new.
+    By default a quick standard attack (apgd-ce+dlr) on a random sample that takes about four minutes on this machine;
+    --strong and --limit all are stronger and slower. Outcomes are saved in RUN/results image by image: a second call
+    computes only what is new, and an interrupted one is resumed by the same command.
 
     \b
     Examples:
       apd evaluate runs/photos
-      apd evaluate runs/photos --attack autoattack --limit all
+      apd evaluate runs/photos --strong --limit all
       apd evaluate runs/photos --attack apgd-ce,apgd-dlr --eps 2/255 --limit 500 --json
+      apd evaluate runs/photos --save-images
       apd evaluate runs/base --classes new
       apd evaluate runs/photos --corruption fog:3
       apd evaluate --model openai/clip-vit-base-patch32 --data photos --attack pgd-20 --eps 1/255
     """
     images = {"split": split, "classes": classes, "corruption": corruption, "limit": limit, "batch_size": batch_size}
-    threat = {"attacks": split_names(attack) if attack else None, "eps": eps, "norm": norm, "seed": seed}
+    threat = {"attacks": _attacks(attack, strong), "eps": eps, "norm": norm, "seed": seed}
     options = {**images, **threat, "skip_bad_images": skip_bad_images or None}
     given = {name: value for name, value in options.items() if value is not None}
     if output is not None:
         check_writable(output.parent)
     with quiet_stdout(), _stop_explained(run):
-        result = _evaluation(run, model, data, given, device)()
+        result = _evaluation(run, model, data, given, device, save_images)()
     _show(result, as_json, output)
-    if run is not None:
-        say(f"Next: apd predict {quoted(run)} IMAGES")
-    elif data is not None and model is not None:
-        say(f"Next: apd train {quoted(data)} --model {quoted(model)}")
+    _suggest(context, run, model, data, result)
+
+
+def _attacks(names: list[str] | None, strong: bool) -> list[str] | None:
+    """The attacks that are asked for; None for the default."""
+    if strong and names:
+        raise InputError("--strong is --attack autoattack: give one of them, or --attack autoattack,OTHERS.")
+    return ["autoattack"] if strong else split_names(names) if names else None
+
+
+def _suggest(context: typer.Context, run: Path | None, model: str | None, data: str | None, result: Result) -> None:
+    """Say which commands may come next."""
+    if run is None:
+        if data is not None and model is not None:
+            say(f"Next: apd train {quoted(data)} --model {quoted(model)}")
+        return
+    names = getattr(context.find_root().command, "commands", {})
+    found = [f"apd {name} {quoted(run)}{more}" for name, more in _NEXT.items() if name in names]
+    if "autoattack" not in result.attacks:
+        found.insert(0, f"apd evaluate {quoted(run)} --strong --limit {result.n}")
+    say("Next:" + "".join(f"\n  {command}" for command in found))
+
+
+_NEXT = {"report": "", "predict": " IMAGES", "explore": "", "export": " --to onnx"}
+"""Commands that may come after an evaluation, and what follows the run folder."""
 
 
 def _evaluation(
-    run: Path | None, model: str | None, source: str | None, given: dict[str, Any], device: str
+    run: Path | None, model: str | None, source: str | None, given: dict[str, Any], device: str, save_images: bool
 ) -> Callable[[], Result]:
     """Load what is evaluated, and return the evaluation to be called; ``given`` are its settings."""
     if run is not None:
@@ -92,13 +138,17 @@ def _evaluation(
         Run.open(run)  # before torch is imported, so that a wrong folder is told at once
         from apd.evaluation import evaluate_run
 
-        return partial(evaluate_run, run, data=source, model=model, device=device, **given)
+        return partial(evaluate_run, run, data=source, model=model, device=device, save_images=save_images, **given)
     from apd.data import load_data
     from apd.evaluation import evaluate, parse_settings
     from apd.models import load_clip
     from apd.models.classifier import PromptedCLIP
     from apd.util.device import pick_device
 
+    if save_images:
+        raise InputError(
+            "--save-images keeps the images in a run folder: give one (Python: apd.evaluate(..., save_images=FOLDER))."
+        )
     if model is None or source is None:
         raise InputError("Give a run folder, or both --model and --data.")
     settings = parse_settings(given)

@@ -6,6 +6,7 @@ import csv
 import shlex
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -56,7 +57,8 @@ def predict(
     opened = Run.open(run)  # before torch is imported, so that a wrong folder is told at once
     from apd.predict import find_images
 
-    files, complaints = find_images(images)
+    unknown = Counter[str]()
+    files, complaints = find_images(images, unknown)
     unreadable: list[str] = []
     count = 0
     try:
@@ -72,6 +74,8 @@ def predict(
         say(f"\nStopped: answers for {count} of {counted(len(files), 'image')} are printed, nothing else is kept.")
         say(f"For all of them: {shlex.join(['apd', *sys.argv[1:]])}")
         raise
+    if unknown:
+        say(_of_other_kinds(unknown))
     if complaints and not (skip_bad_images and count):
         _refuse(complaints, unreadable)
     if complaints:
@@ -141,6 +145,13 @@ def _print_line(row: dict[str, Any]) -> None:
 def _cells(row: dict[str, Any]) -> list[Any]:
     more = [str(row["abstained"]).lower()] if "abstained" in row else []
     return [_encodable(row["image"]), *(value for entry in row["classes"] for value in entry.values()), *more]
+
+
+def _of_other_kinds(unknown: Counter[str]) -> str:
+    """Say how many files in the folders are not images, and of which kinds."""
+    kinds = [f"{count} {suffix or 'without a suffix'}" for suffix, count in unknown.most_common(5)]
+    more = ", ..." if len(unknown) > 5 else ""
+    return f"Skipped {counted(unknown.total(), 'file')} of other kinds than images ({', '.join(kinds)}{more})."
 
 
 def _encodable(name: str) -> str:

@@ -1,6 +1,7 @@
 """Evaluation: accuracy under attack, with intervals, kept outcomes and health checks that can fail it."""
 
 from apd.evaluation.calibrate import calibrate_run
+from apd.evaluation.images import read_image
 from apd.evaluation.measure import evaluate, evaluate_tensors, parse_settings
 from apd.evaluation.result import Accuracy, AttackAccuracy, Check, ClassScores, Result, Scores
 from apd.evaluation.run_folder import evaluate_run
@@ -19,4 +20,5 @@ __all__ = [
     "evaluate_run",
     "evaluate_tensors",
     "parse_settings",
+    "read_image",
 ]

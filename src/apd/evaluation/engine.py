@@ -7,17 +7,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from torch import Tensor
 
 from apd import attacks
 from apd.evaluation.forecast import LARGEST, Measured, measure, measure_pace
 from apd.evaluation.frozen import Subject
-from apd.evaluation.progress import Pace, shown
+from apd.evaluation.images import ImageFolder, folder_of
+from apd.evaluation.progress import Pace, SoFar, say_clean, shown
 from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
 from apd.evaluation.store import Key, Outcome, Record, Store
+from apd.util.messages import get_logger
 from apd.util.versions import versions
+
+log = get_logger("apd.evaluation")
 
 PRECISION = "float32"
 
@@ -44,14 +49,23 @@ class Keeper(attacks.Watch):
     Args:
         record: where outcomes go.
         pace: hears which part is running and how many images are done.
+        so_far: hears how many images still stand; None without an attack.
         keys: the batch's samples by id.
         done: parts of the attack that these withstood in an earlier call.
         size: images at a time, for the record.
     """
 
-    def __init__(self, record: Record, pace: Pace, keys: Mapping[str, Key], done: Sequence[str], size: int) -> None:
+    def __init__(
+        self,
+        record: Record,
+        pace: Pace,
+        so_far: SoFar | None,
+        keys: Mapping[str, Key],
+        done: Sequence[str],
+        size: int,
+    ) -> None:
         super().__init__(done)
-        self.record, self.pace, self.keys, self.size = record, pace, keys, size
+        self.record, self.pace, self.so_far, self.keys, self.size = record, pace, so_far, keys, size
         self.parts, self.kept = list(done), Counter[str]()
         self.since = time.perf_counter()
 
@@ -67,12 +81,21 @@ class Keeper(attacks.Watch):
         fell = [Outcome(*key, guess, part) for key, guess in guesses if guess != key[2]]
         standing = [key for key, guess in guesses if guess == key[2]]
         self.record.add(fell, self._seconds(), flags, self.size, standing, self.parts)
+        if self.so_far is not None:
+            self.so_far.part(part, len(self.keys), len(standing))
 
     def finish(self, outcomes: Sequence[Outcome], flags: Counter[str]) -> None:
         """Keep the outcomes of the whole batch; ``flags`` are those of all its parts."""
-        new = [outcome for outcome in outcomes if self.record.outcomes.get(outcome.key) != outcome]
+        new = [outcome for outcome in outcomes if self._is_news(outcome)]
         self.record.add(new, self._seconds(), flags - self.kept, self.size)
         self.pace.advance(len(outcomes))
+        if self.so_far is not None:
+            self.so_far.batch(len(outcomes), sum(outcome.predicted == outcome.label for outcome in outcomes))
+
+    def _is_news(self, outcome: Outcome) -> bool:
+        """Whether it is not known yet; a sample that was fooled once stays so when its image is made again."""
+        known = self.record.outcomes.get(outcome.key)
+        return known is None or (known.by is None and known != outcome)
 
     def _seconds(self) -> float:
         now = time.perf_counter()
@@ -92,6 +115,8 @@ class Evaluation:
         n_classes: number of classes.
         on: stands after an attack's name where it is not the model in question that is attacked.
         known: the model's pace, if it has been measured; otherwise it is measured where it is needed.
+        images: folder for the images that the attacks make; None: they are not kept.
+        class_names: in the order of the logits, for the index of those images.
     """
 
     subject: Subject
@@ -101,6 +126,8 @@ class Evaluation:
     n_classes: int
     on: str = ""
     known: Measured | None = None
+    images: Path | None = None
+    class_names: tuple[str, ...] = ()
 
     def circumstances(self, attack: str) -> dict[str, str]:
         """What outcomes under this attack depend on, besides the sample."""
@@ -125,6 +152,7 @@ class Evaluation:
         with self.subject.fixed():
             records = {"clean": self._run("clean", range(len(self.samples)))}
             right = [i for i, key in enumerate(self.samples.keys) if records["clean"].outcomes[key].predicted == key[2]]
+            say_clean(len(right), len(self.samples), self.on)
             for name, attack in self.named_attacks.items():
                 records[name] = self._run(name, right, attack)
         return records
@@ -136,21 +164,41 @@ class Evaluation:
 
     def _run(self, name: str, wanted: Sequence[int], attack: attacks.EvaluationAttack | None = None) -> Record:
         record = self.store.record(self.circumstances(name))
-        todo = [i for i in wanted if self.samples.keys[i] not in record.outcomes]
+        folder = None if attack is None else self._image_folder(name)
+        # An outcome without its image is found again: in the batches of the first time, on which it may depend.
+        done = record.outcomes if folder is None else folder
+        todo = [i for i in wanted if self.samples.keys[i] not in done]
         size = self._batch_size(record, name, todo)
         most = 1 if attack is None else sum(attack.part_passes(self.n_classes))
-        pace = Pace(name, len(wanted), len(wanted) - len(todo), size, most)
+        left = set(todo)
+        known = [record.outcomes[self.samples.keys[i]] for i in wanted if i not in left]
+        standing = sum(outcome.predicted == outcome.label for outcome in known)
+        pace = Pace(name, len(wanted), len(known), size, most)
+        so_far = None if attack is None else SoFar(len(self.samples), len(wanted), len(known), standing)
         try:
             with shown(pace, f"{name}{self.on}", self.subject.model):
                 for index, parts in self._batches(record, todo, size):
                     keys = {self.samples.decoded.ids[i]: self.samples.keys[i] for i in index}
-                    keeper = Keeper(record, pace, keys, parts, size)
-                    keeper.finish(*self._attack(attack, index, keeper))
+                    keeper = Keeper(record, pace, so_far, keys, parts, size)
+                    keeper.finish(*self._attack(attack, index, keeper, folder))
         except KeyboardInterrupt as stop:
-            known = (record.outcomes, record.withstood)
-            finished, begun = (sum(self.samples.keys[i] in some for i in wanted) for some in known)
+            kept = (record.outcomes, record.withstood)
+            finished, begun = (sum(self.samples.keys[i] in some for i in wanted) for some in kept)
             raise Interrupted(f"{name}{self.on}", finished, len(wanted), begun) from stop
+        if folder is not None:
+            folder.write(complete=True)
+            log.info(folder.summary())
         return record
+
+    def _image_folder(self, name: str) -> ImageFolder | None:
+        """Where the images of this attack are kept, if they are."""
+        if self.images is None or self.settings.threat.eps == 0:
+            return None
+        about, threat = self.circumstances(name), self.settings.threat
+        return ImageFolder(folder_of(self.images, about), {**about, "eps": threat.eps}, self.class_names)
+
+    def _predict_on_cpu(self, x: Tensor) -> Tensor:
+        return self.subject.predict(x.to(self.subject.device)).cpu()
 
     @cached_property
     def measured(self) -> Measured:
@@ -186,7 +234,11 @@ class Evaluation:
             yield from ((index[first : first + size], parts) for first in range(0, len(index), size))
 
     def _attack(
-        self, attack: attacks.EvaluationAttack | None, index: Sequence[int], watch: attacks.Watch
+        self,
+        attack: attacks.EvaluationAttack | None,
+        index: Sequence[int],
+        watch: attacks.Watch,
+        folder: ImageFolder | None = None,
     ) -> tuple[list[Outcome], Counter[str]]:
         x, labels, ids = self.samples.batch(index, self.subject.device)
         by = [""] * len(index)
@@ -195,7 +247,10 @@ class Evaluation:
         # A ball of radius 0 holds the clean image alone; the health check runs the attack's code on it.
         if attack is not None and s.threat.eps > 0:
             found = attack(self.subject.model, attacks.AttackBatch(x, labels, ids, s.seed), s.threat, watch)
-            x, by, flags = found.images, found.by, found.flags
+            clean, x, by, flags = x, found.images, found.by, found.flags
+            if folder is not None:
+                keys = [self.samples.keys[i] for i in index]
+                folder.add(keys, clean.cpu(), x.cpu(), by, s.threat, self._predict_on_cpu)
         predicted = self.subject.predict(x).tolist()
         rows = zip((self.samples.keys[i] for i in index), predicted, by, strict=True)
         return [Outcome(*key, guess, part if guess != key[2] else None) for key, guess, part in rows], flags

@@ -42,6 +42,7 @@ def evaluate(
     store: Path | None = None,
     undefended: PromptedCLIP | None = None,
     image_size: int | None = None,
+    save_images: Path | None = None,
     **settings: Unpack[EvaluationOptions],
 ) -> Result:
     """Accuracy of the whole classifier, prompts included, clean and under white-box attack, in float32.
@@ -54,6 +55,7 @@ def evaluate(
         undefended: the control, attacked in the same run; None: the same CLIP with its hand-written templates.
         image_size: for a module that is not a `PromptedCLIP`: the side S of the images it takes; None: that of the first
             image, if it is square and the data were made from tensors.
+        save_images: folder for the adversarial images, with an index (see `apd.evaluation.images`); None: not kept.
         settings: of `EvaluationSettings`, such as ``attacks=("pgd-20", "autoattack")`` and ``eps="4/255"``
             (in [0,1] pixel units).
 
@@ -74,7 +76,9 @@ def evaluate(
         _check_data(classifier, data, chosen)
         control = _control(classifier, undefended, chosen)
         found = []
-        for evaluation in _evaluations(classifier, control, data, chosen, Store(store), image_size):
+        own, *others = _evaluations(classifier, control, data, chosen, Store(store), image_size)
+        own = replace(own, images=save_images, class_names=data.class_names)
+        for evaluation in (own, *others):
             found.append(Finished(evaluation, evaluation.run()))
         return summarise(found, control is not None, data.class_names, data.name, len(data.split(chosen.split)))
 

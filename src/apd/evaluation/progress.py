@@ -10,7 +10,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from apd.util.progress import Count, Progress, clock, pretty_seconds
+from apd.evaluation.statistics import wilson
+from apd.util.messages import get_logger
+from apd.util.progress import EVERY, PATIENCE, Count, Progress, clock, counted, pretty_seconds
+
+log = get_logger("apd.evaluation")
 
 
 class Pace(Count):
@@ -63,6 +67,47 @@ class Pace(Count):
         """Say how many images are done, in which part, after what time, and how long it may take."""
         part = f"in {self.part}, " if self.part else ""
         return f"{self.done} of {self.total} images, {part}{clock(self.now() - self.started)}{self.left()}"
+
+
+class SoFar:
+    """Says what is known before an attack has finished: at first soon, then every `EVERY` seconds.
+
+    Args:
+        images: images under evaluation, those that are misclassified without an attack included.
+        total: images under attack.
+        done: of them, finished in an earlier call.
+        standing: of the finished ones, those that are classified rightly.
+        now: seconds of a clock.
+    """
+
+    def __init__(
+        self, images: int, total: int, done: int, standing: int, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.images, self.total, self.done, self.standing, self.now = images, total, done, standing, now
+        self.next = now() + PATIENCE
+
+    def part(self, part: str, tried: int, standing: int) -> None:
+        """A part of the attack has been tried on this many images of a batch, and these still stand."""
+        self._say(self.done + tried, self.standing + standing, f"at most about {{}} after {part}")
+
+    def batch(self, tried: int, standing: int) -> None:
+        """A batch of this many images is done, and these stand."""
+        self.done, self.standing = self.done + tried, self.standing + standing
+        if self.done < self.total:
+            self._say(self.done, self.standing, "about {}")
+
+    def _say(self, done: int, standing: int, text: str) -> None:
+        if not done or self.now() < self.next:
+            return
+        self.next = self.now() + EVERY
+        percent = 100 * self.total / self.images * standing / done
+        log.info(f"  robust so far: {text.format(f'{percent:.1f} %')} ({done} of {self.total} images)")
+
+
+def say_clean(right: int, n: int, on: str) -> None:
+    """Say the accuracy without an attack, which is known long before the others."""
+    low, high = (100 * end for end in wilson(right, n))
+    log.info(f"  clean accuracy{on}: {100 * right / n:.1f} % of {counted(n, 'image')} ({low:.1f} - {high:.1f})")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from apd.data.unreadable import how_to_convert
-from apd.evaluation.statistics import wilson
+from apd.evaluation.statistics import at_chance, wilson
 from apd.util.progress import counted
 from apd.util.text import printable
 
@@ -98,6 +98,7 @@ class Result(Scores):
     split: str
     classes: str
     corruption: str | None = None
+    n_classes: int | None = None
     image_size: int
     precision: str
     batch_size: int
@@ -113,6 +114,11 @@ class Result(Scores):
     def sound(self) -> bool:
         """Whether no health check failed."""
         return all(check.passed is not False for check in self.checks)
+
+    @property
+    def chance_note(self) -> str | None:
+        """A sentence where the clean accuracy cannot be told from guessing; None where it can."""
+        return chance_note(self.model_dump(include={"clean", "clean_interval", "n_classes"}))
 
     def robust_mask(self, attack: str = "worst") -> Tensor:
         """Which samples (n,) are right under ``clean``, one attack, or the ``worst`` of all (clean included)."""
@@ -187,6 +193,8 @@ class Result(Scores):
         if self.skipped_images:
             hint = how_to_convert(self.skipped_images)
             yield f"{counted(len(self.skipped_images), 'unreadable image')} left out.{hint}", "yellow"
+        if self.chance_note is not None:
+            yield self.chance_note, "bold yellow"
         judged = [check for check in self.checks if check.passed is not None]
         failed = [check for check in judged if not check.passed]
         if failed:
@@ -195,6 +203,17 @@ class Result(Scores):
             yield f"Health checks: all {len(judged)} passed (--json has them).", "green"
         for check in failed:
             yield f"FAIL {check.name}: {check.message}", "red"
+
+
+def chance_note(result: Mapping[str, Any]) -> str | None:
+    """Say so if a result's clean accuracy (`Result.to_dict`) cannot be told from guessing; older results cannot tell."""
+    n = result.get("n_classes")
+    if not n or not at_chance(result["clean"], tuple(result["clean_interval"]), n):
+        return None
+    return (
+        f"Clean accuracy is at chance level: guessing among {n} classes gives {100 / n:.1f} %. The CLIP model does not know "
+        "such images, or the class names do not say what they show; robust accuracy means little."
+    )
 
 
 def _ends(interval: tuple[float, float]) -> str:

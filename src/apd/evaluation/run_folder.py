@@ -28,6 +28,7 @@ def evaluate_run(
     data: str | Dataset | None = None,
     model: str | None = None,
     device: str = "auto",
+    save_images: bool = False,
     **settings: Unpack[EvaluationOptions],
 ) -> Result:
     """Evaluate a finished run as `apd evaluate RUN` does, and keep the result in the run and its model card.
@@ -41,6 +42,7 @@ def evaluate_run(
             ``classes`` is given.
         model: where the run's CLIP model is now, if it has moved since.
         device: auto, cpu, cuda, cuda:1 or mps.
+        save_images: keep the adversarial images in ``RUN/images``, with an index (see `apd.evaluation.images`).
         settings: any of `EvaluationSettings`, such as ``attacks="autoattack"``, ``limit=100`` or ``eps="4/255"``.
 
     Returns:
@@ -61,7 +63,7 @@ def evaluate_run(
     other = source is not None and not same_source(source, config.data.source)
     own = {"eps": config.train.eps, "norm": config.train.norm, "skip_bad_images": config.data.skip_bad_images}
     given: dict[str, Any] = {**own, **({} if other else {"classes": config.data.classes}), **settings}
-    chosen = parse_settings(given, "evaluate_run", ("data", "model", "device"))
+    chosen = parse_settings(given, "evaluate_run", ("data", "model", "device", "save_images"))
     if config.data.class_names is not None and not other:
         raise InputError(
             f"{path} was trained on images without labels ({config.data.source}), which cannot be evaluated on; give it "
@@ -72,7 +74,8 @@ def evaluate_run(
     with speaking(chosen.quiet):
         log.info(f"{wanted.summary()}; CLIP model {printable(model or config.model)}")
         classifier = _serving(wanted, load_run(path, device=pick_device(device), model=model))
-        result = evaluate(classifier, images, store=run.results, **given)
+        kept = run.images if save_images else None
+        result = evaluate(classifier, images, store=run.results, save_images=kept, **given)
     save(run, result)
     return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from apd.data.dataset import Decoded, ImageSet
 from apd.evaluation.checks import CHECK_PASSES, CHECKED
@@ -31,14 +31,14 @@ class Sample:
         total: images of the split.
         seconds: expected for these; None if nothing was predicted.
         all_seconds: expected for all images under the same attacks.
-        strongest_seconds: expected for all images under AutoAttack.
+        strong_seconds: expected for these under AutoAttack.
     """
 
     n: int
     total: int
     seconds: float | None = None
     all_seconds: float | None = None
-    strongest_seconds: float | None = None
+    strong_seconds: float | None = None
 
     def describe(self, split: str, attacks: Sequence[str]) -> str:
         """Say what is evaluated, and how to have more."""
@@ -46,15 +46,21 @@ class Sample:
         of = (
             f"all {self.total} {split} images" if whole else f"{self.n} of {self.total} {split} images, a random sample"
         )
-        if self.seconds is None or self.all_seconds is None or self.strongest_seconds is None:
+        if self.seconds is None or self.all_seconds is None:
             return of
-        ways = [] if whole else [f"--limit all for all (about {pretty_seconds(self.all_seconds)})"]
-        if attacks and STRONGEST not in attacks:
-            ways.append(
-                f"--attack {STRONGEST} --limit all for the strongest attack on all "
-                f"(about {pretty_seconds(self.strongest_seconds)})"
-            )
-        return "; ".join([f"{of}, about {pretty_seconds(self.seconds)}", ", ".join(ways)]).removesuffix("; ")
+        lines = [f"{of}, about {pretty_seconds(self.seconds)}"]
+        if attacks:
+            lines[0] += f", attacked by {', '.join(attacks)}"
+        if not whole:
+            lines.append(f"  all images: --limit all (about {pretty_seconds(self.all_seconds)})")
+        if attacks and STRONGEST not in attacks and self.strong_seconds is not None:
+            seconds = pretty_seconds(self.strong_seconds)
+            lines.append(f"  AutoAttack, the strongest attack: --strong --limit {self.n} (about {seconds})")
+        return "\n".join(lines)
+
+
+_FIELDS = frozenset(field.name for field in fields(Sample))
+"""What is read of a kept choice; earlier versions kept more."""
 
 
 def choose_sample(
@@ -83,7 +89,7 @@ def choose_sample(
         return Sample(total if settings.limit == "all" else min(settings.limit, total), total), nothing
     circumstances = _circumstances(images, subjects[0], settings)
     if (known := store.load(circumstances)) is not None:
-        return Sample(**known), nothing
+        return Sample(**{name: value for name, value in known.items() if name in _FIELDS}), nothing
     few = Samples(decode(images.sample(LARGEST, settings.seed)))
     measured = [measure(subject, few, settings) for subject in subjects]
 
@@ -94,7 +100,7 @@ def choose_sample(
     named = settings.adversarial
     sizes = [rung for rung in RUNGS if rung < total] + [total]
     n = max((size for size in sizes if seconds(size, named) <= SECONDS), default=sizes[0])
-    sample = Sample(n, total, seconds(n, named), seconds(total, named), seconds(total, [STRONGEST]))
+    sample = Sample(n, total, seconds(n, named), seconds(total, named), seconds(n, [STRONGEST]))
     store.save(circumstances, asdict(sample))
     return sample, measured
 

@@ -106,6 +106,7 @@ def summarise(
         batch_size=settings.batch_size or LARGEST,
         # On which images.
         data=data,
+        n_classes=len(class_names),
         image_size=decoded.images.shape[-1],
         n=len(decoded),
         n_available=available,

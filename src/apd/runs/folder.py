@@ -10,6 +10,7 @@
     RUN/metrics.jsonl                  one line per log entry
     RUN/checkpoint/state.safetensors   one file, so that it is there whole or not at all; gone when training is finished
     RUN/results/                       evaluations
+    RUN/images/                        adversarial images, if they were asked for
     RUN/README.md                      model card
 """
 
@@ -50,6 +51,7 @@ _OWN = (
     "metrics.jsonl",
     "checkpoint",
     "results",
+    "images",
     "tensorboard",
     "README.md",
     "run.json",
@@ -204,6 +206,11 @@ class Run:
     def results(self) -> Path:
         """The folder of its evaluations."""
         return self.path / "results"
+
+    @property
+    def images(self) -> Path:
+        """The folder of the adversarial images that its evaluations keep."""
+        return self.path / "images"
 
     @property
     def seconds(self) -> float:
