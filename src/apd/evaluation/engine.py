@@ -166,8 +166,8 @@ class Evaluation:
         record = self.store.record(self.circumstances(name))
         folder = None if attack is None else self._image_folder(name)
         # An outcome without its image is found again: in the batches of the first time, on which it may depend.
-        done = record.outcomes if folder is None else folder
-        todo = [i for i in wanted if self.samples.keys[i] not in done]
+        needed = (record.outcomes,) if folder is None else (record.outcomes, folder)
+        todo = [i for i in wanted if any(self.samples.keys[i] not in kept for kept in needed)]
         size = self._batch_size(record, name, todo)
         most = 1 if attack is None else sum(attack.part_passes(self.n_classes))
         left = set(todo)
