@@ -29,6 +29,7 @@ SUITES = {
     "throughput": "benchmarks.throughput",
     "unlabelled": "benchmarks.unlabelled",
     "serve": "benchmarks.serve",
+    "predict": "benchmarks.predict",
 }
 
 

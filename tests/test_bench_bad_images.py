@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from apd.bench import bench, load_suite, make_plan
+from apd.bench.plan import Plan
 from apd.bench.report.published import published_markdown
+from apd.bench.report.rows import read_bench
+from apd.bench.report.tables import make_tables, markdown
 from apd.data import load_data
 
 from .models import save_colours
@@ -36,8 +40,6 @@ def test_a_suite_says_how_to_go_on_without_them_and_goes_on(write: Write, photos
     out = tmp_path / "out"
     failures = bench(load_suite(suite_of(write, photos)), out, machine=here())
     assert len(failures) == 2 and all("skip_bad_images: true" in error for error in failures.values())
-    published = "\n".join(published_markdown("few-shot"))
-    assert published and published not in (out / "table.md").read_text(), "there is nothing beside which to put them"
 
     skipping = load_suite(suite_of(write, photos, skip_bad_images=True))
     assert bench(skipping, out, machine=here()) == {}
@@ -45,7 +47,14 @@ def test_a_suite_says_how_to_go_on_without_them_and_goes_on(write: Write, photos
     assert {row["method"] for row in rows} == {"zero-shot", "advvlp"}
     whole = len(load_data(photos, shots=2).test)
     assert {row["n"] for row in rows} == {str(whole - 1)}
-    assert published in (out / "table.md").read_text()
+    plan = make_plan(skipping)
+    assert Plan.from_json(plan.to_json()).image_size == plan.image_size not in (None, 224)
+    published, text = "\n".join(published_markdown("few-shot", 224)), (out / "table.md").read_text()
+    assert published and published not in text, "they are of other images"
+    tables = make_tables(*read_bench(out))
+    assert published in markdown("x", tables, 224)
+    empty = [replace(table, rows={}) for table in tables]
+    assert published not in markdown("x", empty, 224), "there is nothing beside which to put them"
 
 
 def test_leaving_images_out_is_part_of_the_identity_and_nothing_else_is(write: Write, photos: Path) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from apd.bench.job import EvalOutcome, Outcome
 from apd.bench.plan import Plan, TableRow
 from apd.bench.protocols import EvalSpec, Metric
 from apd.bench.report.compare import Cell, bootstrap_of_means, difference, mean_std, value
+from apd.bench.report.plots import Point, write_plots
 from apd.bench.report.tables import best_methods, latex, make_tables, markdown
-from apd.evaluation.statistics import AS_GOOD_MARGIN, paired_bootstrap
+from apd.bench.report.terminal import drawn as drawn_tables
+from apd.evaluation.statistics import AS_GOOD_MARGIN, paired_bootstrap, wilson
 
 from .refusals import contains
 
@@ -259,3 +264,68 @@ def test_the_worst_of_several_attacks_has_a_column_and_of_one_has_none() -> None
     assert [metric.name for metric in two.metrics] == ["clean", "pgd-5", "pgd-9", "worst", "harmonic mean"]
     assert [metric.name for metric in one.metrics] == ["clean", "pgd-5", "harmonic mean"]
     assert (two.main.name, one.main.name) == ("worst", "pgd-5")
+
+
+def on_terminal(plan: Plan, outcomes: dict[str, Outcome], width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    with console.capture() as capture:
+        console.print(drawn_tables(make_tables(plan, outcomes), width))
+    return capture.get()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_tables_are_drawn_whole_whatever_the_width(width: int) -> None:
+    name = "a method \x1b[31mwith a name that is much longer than anybody would like it to be"
+    plan, outcomes = plan_of({"a": {name: drawn(0, 0.7), "short": drawn(1, 0.2)}})
+    text = on_terminal(plan, outcomes, width)
+    assert max(map(len, text.splitlines())) <= width and "\x1b" not in text and name[:9] in text
+    words = " ".join(text.replace("│", " ").split())
+    for table in make_tables(plan, outcomes):
+        for metric in table.metrics:
+            for figure in table.column(metric).values():
+                assert f"{figure.mean:.1f}" in words
+            assert metric.name.split()[0] in words
+
+
+def test_columns_that_do_not_fit_go_to_further_tables() -> None:
+    plan, outcomes = plan_of({"a": {"one": drawn(0, 0.7), "two": drawn(1, 0.2)}})
+    wide, narrow = (on_terminal(plan, outcomes, width) for width in (120, 44))
+    assert narrow.count("seeds") > wide.count("seeds") == 1
+    assert narrow.count("one") > wide.count("one")
+
+
+def bars(figures: dict[str, dict[int | None, Cell]]) -> dict[str, Point]:
+    """The bars of a table's main figures, by method."""
+    from apd.bench.report import plots
+    from apd.bench.report.tables import Table
+
+    table = Table("few-shot", "a", "pgd-5", (WORST,), {label: (seeds,) for label, seeds in figures.items()})
+    return plots._points(table, WORST)
+
+
+def test_bars_are_the_deviation_over_seeds_or_the_interval_over_images() -> None:
+    several = bars({"m": {0: cell("1111", "1000"), 1: cell("1111", "1100")}, "zero-shot": {None: cell("1111", "1000")}})
+    deviation = statistics.stdev([25, 50])
+    assert several["m"] == Point(37.5, (pytest.approx(deviation), pytest.approx(deviation)))  # type: ignore[arg-type]
+    assert several["zero-shot"].bar == (0.0, 0.0), "it has no seeds"
+    one = bars({"m": {0: cell("1" * 40, "1" * 30 + "0" * 10)}})["m"]
+    low, high = wilson(30, 40)
+    assert one.value == 75 and one.bar == (pytest.approx(75 - 100 * low), pytest.approx(100 * high - 75))
+    full = bars({"m": {0: cell("11", "11"), 1: cell("11", "10")}})["m"]
+    assert full.value + full.bar[1] <= 100, "no accuracy is above 100"
+
+
+def test_axes_end_at_100_and_say_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    seen: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (seen.append(self), save(self, *a, **k))[1])
+    plan, outcomes = plan_of({"a": {"one": drawn(0, 0.7), "two": drawn(1, 0.2)}})
+    (file,) = write_plots(tmp_path, plan, make_tables(plan, outcomes))
+    assert file.read_bytes().startswith(b"\x89PNG")
+    (axes,) = seen[0].axes
+    assert axes.get_xlim() == axes.get_ylim() == (0, 100)
+    assert "clean" in axes.get_xlabel() and "%" in axes.get_ylabel()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", "two"]  # type: ignore[union-attr]

@@ -323,6 +323,7 @@ def test_published_numbers_name_source_and_setting() -> None:
     for entry in load_published():
         assert entry.source and entry.setting and entry.protocol in PROTOCOLS
         assert all(len(values) == len(entry.columns) for values in entry.rows.values())
-    shown = "\n".join(published_markdown("base-to-new"))
+    shown = "\n".join(published_markdown("base-to-new", 224))
     assert "| FAP | 70.52 | 38.05 | 49.58 | 21.86 |" in shown
-    assert published_markdown("corruption") == []
+    assert published_markdown("corruption", 224) == []
+    assert published_markdown("base-to-new", 32) == published_markdown("base-to-new", None) == [], "not of such images"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import time
@@ -91,6 +92,24 @@ def test_a_bar_on_a_terminal_with_messages_above_it(terminal: pytest.CaptureFixt
     assert "[red]title\\x1b[31m" in plain and "━" in plain and "2 of 8 steps" in plain
     assert "4 of 8 steps" in plain, "the last state is shown"
     assert (shown_text[-8:] == "\x1b[1A\x1b[2K") == (not keep), "a bar that is not kept is wiped out"
+
+
+@pytest.mark.parametrize("title", ["attack", "autoattack on zero-shot CLIP, whatever it may be called", ""])
+@pytest.mark.parametrize("columns", [40, 80, 132])
+def test_what_is_told_beside_a_bar_is_whole(title: str, columns: int) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(width=columns, file=io.StringIO(), force_terminal=True, color_system=None)
+    pace = Pace("autoattack", 500, 128, 128, 1000)
+    pace.begin("apgd-dlr")
+    progress = Progress(title, pace)
+    progress._live = Live(console=console)
+    with console.capture() as capture:
+        console.print(progress._bar())
+    shown = " ".join(capture.get().split())
+    assert str(pace) in shown and title in shown, "nothing is cut off"
+    assert max(map(len, capture.get().splitlines())) <= columns
 
 
 def test_no_bar_where_a_program_has_a_log_of_its_own(terminal: pytest.CaptureFixture[str], said: Said) -> None:

@@ -304,7 +304,7 @@ def test_model_card_survives_hostile_names(tmp_path: Path, clip: DualEncoder, ma
     assert not [
         token for token in [*tokens, *inline] if token.type in ("html_block", "html_inline", "image", "link_open")
     ]
-    assert [token.content for token in tokens if token.type == "heading_open"] == [""] * 3
+    assert [token.content for token in tokens if token.type == "heading_open"] == [""] * 4
     rows = [token for token in tokens if token.type == "td_open"]
     assert len(rows) % 2 == 0 and sum(token.type == "table_open" for token in tokens) == 1
     shown = ["".join(child.content for child in token.children or []) for token in tokens if token.type == "inline"]
@@ -350,3 +350,50 @@ def test_model_card_names_every_circumstance(finished: Run, manifest: dict[str, 
     card = (finished.path / "README.md").read_text()
     assert "| colours | linf | 1/255 | 0 | 50 | pgd-5 | 40.0 | 30.0 to 50.0 |" in card
     assert "worst of pgd-5, apgd-ce" in card
+
+
+def evaluated(**values: Any) -> dict[str, Any]:
+    """A result as JSON has it."""
+    scores = {
+        "clean": 80.0,
+        "clean_interval": [70.0, 90.0],
+        "attacks": {"pgd-5": {"accuracy": 40.0, "interval": [30.0, 50.0]}},
+        "worst": {"accuracy": 40.0, "interval": [30.0, 50.0]},
+    }
+    zero_shot = {**scores, "clean": 61.0, "attacks": {"pgd-5": {"accuracy": 2.5, "interval": [1.0, 6.0]}}}
+    about = {"n": 50, "n_available": 90, "n_classes": 10, "data": "colours", "split": "test", "classes": "all"}
+    threat = {"norm": "linf", "eps_text": "1/255", "seed": 0, "undefended": zero_shot}
+    checks = [{"name": "huge eps", "passed": True, "value": 0.0, "message": "fine"}]
+    return {**scores, **about, **threat, "checks": checks, **values}
+
+
+def opening(run: Run) -> str:
+    """The card's part before its first code block."""
+    return (run.path / "README.md").read_text().split("```")[0]
+
+
+def test_model_card_opens_with_the_evaluation_beside_zero_shot_and_the_health_checks(finished: Run) -> None:
+    assert "apd evaluate" in opening(finished)
+    finished.save_result(evaluated())
+    shown = opening(finished)
+    assert "| clean | **80.0 (70.0 to 90.0)** | 61.0 (70.0 to 90.0) |" in shown
+    assert "| attacked by pgd-5 | **40.0 (30.0 to 50.0)** | 2.5 (1.0 to 6.0) |" in shown
+    assert "50 of 90 test images" in shown and "all 1 passed" in shown and "chance" not in shown
+    bad = {"name": "random noise", "passed": False, "value": 1.0, "message": "noise <b>fools</b> more"}
+    finished.save_result(evaluated(n=60, checks=[bad], clean=11.0, clean_interval=[6.0, 18.0]))
+    shown = opening(finished)
+    assert "60 of 90" in shown and "random noise" in shown and "<b>" not in shown and "chance" in shown
+
+
+def test_model_card_opens_with_the_evaluation_that_says_most(finished: Run) -> None:
+    finished.save_result(evaluated(n=20, n_available=20))
+    for other in (
+        {"data": "elsewhere"},
+        {"corruption": "fog:3"},
+        {"eps_text": "4/255"},
+        {"attacks": {}},
+        {"split": "val"},
+    ):
+        finished.save_result(evaluated(n=90, **other))
+    shown = opening(finished)
+    assert "20 test images of" in shown and "**40.0" in shown

@@ -90,23 +90,26 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """All rows of all tables, and the jobs behind them."""
+    """All rows of all tables, and the jobs behind them; ``image_size`` is the CLIP model's, in pixels, where it is known."""
 
     suite: str
     rows: tuple[TableRow, ...]
     jobs: Mapping[str, Job] = field(default_factory=dict)
     against: str | None = None
+    image_size: int | None = None
 
     def to_json(self) -> str:
         """Write the rows, without which outcomes mean nothing; jobs, which hold paths of one machine, are left out."""
         rows = [{_FILE_KEYS.get(key, key): value for key, value in asdict(row).items()} for row in self.rows]
-        return json.dumps({"suite": self.suite, "against": self.against, "entries": rows}, indent=1) + "\n"
+        about = {"suite": self.suite, "against": self.against, "image_size": self.image_size}
+        return json.dumps({**about, "entries": rows}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Read the rows again, without jobs."""
         record = json.loads(text)
-        return cls(record["suite"], tuple(_row(row) for row in record["entries"]), against=record["against"])
+        rows = tuple(_row(row) for row in record["entries"])
+        return cls(record["suite"], rows, against=record["against"], image_size=record.get("image_size"))
 
     def with_final(self, final: Final, best: Mapping[tuple[object, ...], list[str]], suite: Suite) -> Plan:
         """Add the second stage's evaluations for the ``best`` methods of each table."""
@@ -157,7 +160,8 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
                         row = TableRow(block.protocol, data, method, shots, seed, job.id, job.evals)
                         rows.setdefault(row.key, row)
                         jobs[job.id] = jobs[job.id].joined(job) if job.id in jobs else job
-    return Plan(suite.name, tuple(rows.values()), jobs, suite.against)
+    size = encoder_info(suite.resolve(suite.model, "model")).image_size
+    return Plan(suite.name, tuple(rows.values()), jobs, suite.against, size)
 
 
 def _seeds(suite: Suite, block: Block, method: str) -> tuple[int | None, ...]:

@@ -225,7 +225,7 @@ def write_tables(folder: str | Path) -> Path:
     with speaking():
         files = write_rows(path, plan, outcomes)
         tables = make_tables(plan, outcomes)
-        write_atomic(path / "table.md", markdown(plan.suite, tables))
+        write_atomic(path / "table.md", markdown(plan.suite, tables, plan.image_size))
         write_atomic(path / "table.tex", latex(tables))
         plots = write_plots(path, plan, [table for table in tables if table.rows])
         names = [*(file.name for file in files), "table.md", "table.tex", *(["plots/"] if plots else [])]

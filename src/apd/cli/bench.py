@@ -70,6 +70,18 @@ def _json(folder: Path, failures: dict[str, str]) -> str:
     return to_json(found)
 
 
+def _show(folder: Path) -> None:
+    """Draw the tables in the terminal; ``table.md`` has them with published numbers, where there are any."""
+    from rich.console import Console
+
+    from apd.bench.report.rows import read_bench
+    from apd.bench.report.tables import make_tables
+    from apd.bench.report.terminal import drawn
+
+    console = Console()
+    console.print(drawn(make_tables(*read_bench(folder)), console.width))
+
+
 def _listed(failures: dict[str, str]) -> str:
     lines = [f"  {label}: {error}" for label, error in failures.items()]
     hint = "Next: fix these errors, then run the same command: only the failed runs are repeated."

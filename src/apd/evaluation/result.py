@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from apd.data.unreadable import how_to_convert
-from apd.evaluation.statistics import at_chance, wilson
+from apd.evaluation.statistics import wilson
+from apd.runs.chance import chance_note
 from apd.util.progress import counted
 from apd.util.text import printable
 
@@ -203,17 +204,6 @@ class Result(Scores):
             yield f"Health checks: all {len(judged)} passed (--json has them).", "green"
         for check in failed:
             yield f"FAIL {check.name}: {check.message}", "red"
-
-
-def chance_note(result: Mapping[str, Any]) -> str | None:
-    """Say so if a result's clean accuracy (`Result.to_dict`) cannot be told from guessing; older results cannot tell."""
-    n = result.get("n_classes")
-    if not n or not at_chance(result["clean"], tuple(result["clean_interval"]), n):
-        return None
-    return (
-        f"Clean accuracy is at chance level: guessing among {n} classes gives {100 / n:.1f} %. The CLIP model does not know "
-        "such images, or the class names do not say what they show; robust accuracy means little."
-    )
 
 
 def _ends(interval: tuple[float, float]) -> str:

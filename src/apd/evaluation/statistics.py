@@ -37,21 +37,6 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def at_chance(accuracy: float, interval: tuple[float, float], n_classes: int) -> bool:
-    """Whether an accuracy cannot be told from guessing: it is less than twice chance, and its interval reaches down to it.
-
-    Args:
-        accuracy: in percent.
-        interval: its 95 % interval, in percent.
-        n_classes: number of classes, all equally likely in a guess.
-
-    >>> at_chance(12.0, (8.0, 17.0), 10), at_chance(55.0, (25.0, 80.0), 10), at_chance(97.5, (94.0, 99.0), 10)
-    (True, False, False)
-    """
-    chance = 100 / n_classes
-    return interval[0] <= chance and accuracy < 2 * chance
-
-
 @dataclass(frozen=True)
 class Difference:
     """Mean of ``a - b`` in percentage points and its bootstrap interval."""

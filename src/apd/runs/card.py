@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from apd.attacks.threat import parse_eps
+from apd.data.load import short_name
 from apd.data.settings import REST
+from apd.runs.chance import chance_note
 from apd.util.text import code_block, code_span, markdown
 
 if TYPE_CHECKING:
@@ -40,15 +43,87 @@ def render_card(
             f"# {markdown(path.name)}\n",
             f"Prompts that make {code_span(model['source'])} robust to adversarial images, learned with `apd`.",
             "The CLIP itself is unchanged.\n",
+            *_headline(config, results),
             f"{code_block(_usage(path), 'python')}\n",
             "## Circumstances\n",
             _circumstances(manifest, config),
             f"\nAll settings (`config.yaml`):\n\n{code_block(config.to_yaml(), 'yaml')}\n",
-            "## Evaluation\n",
+            "## All evaluations\n",
             _results(results),
             "\nThe whole model is attacked, prompts included. Clean accuracy is never labelled robust.\n",
         ]
     )
+
+
+def _headline(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """How robust it is beside zero-shot CLIP, and whether the health checks passed, from the evaluation that says most."""
+    yield "## How robust it is\n"
+    if not results:
+        yield "Not evaluated yet: `apd evaluate RUN`.\n"
+        return
+    found = max(results, key=lambda result: _weight(config, result))
+    under = f", corrupted by {found['corruption']}" if found.get("corruption") else ""
+    what = markdown(f"{found['data']}{under}")
+    yield (
+        f"Accuracy in percent on {_sampled(found)} {found.get('split', 'test')} images of {what}, with 95 % intervals; attacks "
+        f"change every image within {found['norm']} eps {found['eps_text']} of the pixel range [0,1].\n"
+    )
+    base = found.get("undefended")
+    lines = ["| images | this classifier | zero-shot CLIP |", "|---|---|---|"]
+    for name, (own, other) in _beside(found, base).items():
+        lines.append(f"| {markdown(name)} | **{_percent(own)}** | {_percent(other) if other else '-'} |")
+    yield "\n".join(lines) + "\n"
+    if note := chance_note(found):
+        yield f"**{note}**\n"
+    yield f"{_health(found.get('checks', ()))}\n"
+
+
+def _weight(config: RunConfig, result: Mapping[str, Any]) -> tuple[object, ...]:
+    """How much an evaluation says of the run: on its own data and threat model, attacked, on many images."""
+    own = short_name(config.data.source) == result["data"] and not result.get("corruption")
+    threat = (result["norm"], parse_eps(result["eps_text"])) == (config.train.norm, parse_eps(config.train.eps))
+    return (
+        own,
+        result.get("split", "test") == "test",
+        threat,
+        bool(result["attacks"]),
+        result["n"],
+        len(result["attacks"]),
+    )
+
+
+def _beside(
+    found: Mapping[str, Any], base: Mapping[str, Any] | None
+) -> dict[str, tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
+    """Clean accuracy and that under each attack, of the classifier and of the control."""
+    rows: dict[str, tuple[Mapping[str, Any], Mapping[str, Any] | None]]
+    rows = {"clean": (_clean(found), _clean(base) if base else None)}
+    for attack, entry in found["attacks"].items():
+        rows[f"attacked by {attack}"] = (entry, base["attacks"].get(attack) if base else None)
+    if len(found["attacks"]) > 1:
+        rows["worst of these attacks, image by image"] = (found["worst"], base["worst"] if base else None)
+    return rows
+
+
+def _clean(scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {"accuracy": scores["clean"], "interval": scores["clean_interval"]}
+
+
+def _percent(entry: Mapping[str, Any]) -> str:
+    low, high = entry["interval"]
+    return f"{entry['accuracy']:.1f} ({low:.1f} to {high:.1f})"
+
+
+def _health(checks: Sequence[Mapping[str, Any]]) -> str:
+    """One line on the health checks, and one on each that failed."""
+    judged = [check for check in checks if check["passed"] is not None]
+    failed = [check for check in judged if not check["passed"]]
+    if not judged:
+        return "Health checks: none were run."
+    if not failed:
+        return f"Health checks: all {len(judged)} passed, so there is no sign that the attacks were too weak."
+    lines = [f"**Health checks: {len(failed)} of {len(judged)} FAILED; do not trust these accuracies.**\n"]
+    return "\n".join(lines + [f"- {markdown(check['name'])}: {markdown(check['message'])}" for check in failed])
 
 
 def _usage(path: Path) -> str:
@@ -141,9 +216,8 @@ def _results(results: Sequence[Mapping[str, Any]]) -> str:
         corrupted = f", {result['corruption']}" if result.get("corruption") else ""
         about = (str(result[key]) for key in ("norm", "eps_text", "seed"))
         where = " | ".join([markdown(f"{result['data']}{corrupted}"), *about, _sampled(result)])
-        clean = {"accuracy": result["clean"], "interval": result["clean_interval"]}
         worst = [(f"worst of {', '.join(result['attacks'])}", result["worst"])] if len(result["attacks"]) > 1 else []
-        for attack, entry in [("clean", clean), *result["attacks"].items(), *worst]:
+        for attack, entry in [("clean", _clean(result)), *result["attacks"].items(), *worst]:
             low, high = entry["interval"]
             lines.append(f"| {where} | {attack} | {entry['accuracy']:.1f} | {low:.1f} to {high:.1f} |")
     return "\n".join(dict.fromkeys(lines))

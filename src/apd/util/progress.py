@@ -25,6 +25,9 @@ EVERY = 30.0
 PATIENCE = 2.0
 """Seconds before a bar that will vanish again is worth its line."""
 
+_BAR = 10
+"""Columns of the narrowest bar."""
+
 log = messages.get_logger("apd.progress")
 _display = threading.Lock()
 """Held by the display that is shown: one inside another would overwrite it."""
@@ -143,14 +146,22 @@ class Progress:
             log.info(f"{self.title}: {self.count}" if self.title else str(self.count))
 
     def _bar(self) -> RenderableType:
+        """Title, bar and count on one line, or the count on a second one where they would not all be seen."""
+        from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
+        title, count = printable(self.title), printable(f"{self.count} {self.status}".rstrip())
+        columns = 80 if self._live is None else self._live.console.width
+        room = columns - len(title) - len(count) - 2
+        bar = ProgressBar(total=max(1, self.count.total), completed=self.count.done, width=max(_BAR, min(40, room)))
         grid = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=max(1, self.count.total), completed=self.count.done, width=40)
-        grid.add_row(Text(printable(self.title)), bar, Text(printable(f"{self.count} {self.status}".rstrip())))
-        return grid
+        if room >= _BAR:
+            grid.add_row(Text(title), bar, Text(count))
+            return grid
+        grid.add_row(Text(title), bar)
+        return Group(grid, Text(f"  {count}"))
 
 
 def watched(items: Iterable[T], total: int, title: str, unit: str = "") -> Iterator[T]:

@@ -67,9 +67,9 @@ def difference(a: Sequence[Seeds], b: Sequence[Seeds], metric: Metric) -> Differ
     same_images = all(len({x[spec].images for x, _ in runs}) == 1 for runs in pairs for spec in evals)
     if len(metric.parts) == 1 and same_images:
         (part,) = metric.parts
-        left = np.concatenate([np.array([_marks(x, part) for x, _ in runs]) for runs in pairs], axis=1)
-        right = np.concatenate([np.array([_marks(y, part) for _, y in runs]) for runs in pairs], axis=1)
-        strata = [i for i, runs in enumerate(pairs) for _ in _marks(runs[0][0], part)]
+        left = np.concatenate([np.array([marks_of(x, part) for x, _ in runs]) for runs in pairs], axis=1)
+        right = np.concatenate([np.array([marks_of(y, part) for _, y in runs]) for runs in pairs], axis=1)
+        strata = [i for i, runs in enumerate(pairs) for _ in marks_of(runs[0][0], part)]
         return paired_bootstrap(left, right, strata)
     return bootstrap_of_means(pairs, metric)
 
@@ -116,7 +116,7 @@ def _accuracies(
     for run, side, part in np.ndindex(*shape):
         groups.setdefault(runs[run][side][metric.parts[part][0]].images, []).append((run, side, part))
     for group in groups.values():
-        marks = np.array([_marks(runs[run][side], metric.parts[part]) for run, side, part in group])
+        marks = np.array([marks_of(runs[run][side], metric.parts[part]) for run, side, part in group])
         patterns, counts = np.unique(marks, axis=1, return_counts=True)
         n = marks.shape[1]
         means = rng.multinomial(n, counts / n, size=samples) @ patterns.T * (100 / n)
@@ -145,6 +145,7 @@ def _cell(cells: Seeds, seed: int | None) -> Cell:
     return cells[None] if None in cells else cells[seed]
 
 
-def _marks(cell: Cell, part: tuple[str, str]) -> Array:
+def marks_of(cell: Cell, part: tuple[str, str]) -> Array:
+    """A 1 or a 0 per image: whether it is right in this (evaluation, attack)."""
     spec, attack = part
     return np.array([mark == "1" for mark in cell[spec].right[attack]], dtype=float)

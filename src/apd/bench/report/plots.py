@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apd.attacks.threat import parse_eps
 from apd.bench.plan import Plan
-from apd.bench.protocols import PROTOCOLS
-from apd.bench.report.compare import MeanStd
+from apd.bench.protocols import PROTOCOLS, Metric
+from apd.bench.report.compare import MeanStd, Seeds, marks_of
 from apd.bench.report.tables import Table
+from apd.evaluation.statistics import wilson
 from apd.util.extras import install_command
 from apd.util.files import write_atomic
 from apd.util.messages import get_logger
@@ -23,8 +26,47 @@ if TYPE_CHECKING:
 
 log = get_logger("apd.bench")
 
-Points = Mapping[str, list[tuple[float, float]]]
-"""The points of each method, by its label."""
+CLEAN, UNDER_ATTACK = "accuracy on clean images (%)", "accuracy under attack (%)"
+SEEDS, IMAGES = "bars: standard deviation over seeds", "bars: 95 % interval over images (one training each)"
+_MARKERS = "os^Dv<>pP*Xh"
+"""One per method, so that they are told apart without colours."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured accuracy in percent, and how far its bar reaches down and up; (0, 0): no bar."""
+
+    value: float
+    bar: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Series:
+    """A method's points: what they lie over (accuracies themselves in a scatter plot), and their accuracies."""
+
+    xs: tuple[Point, ...]
+    ys: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One picture.
+
+    Args:
+        name: of its file.
+        title: data and shots.
+        note: attack, eps, images, and what the bars are.
+        labels: of the axes.
+        series: by method.
+        line: a curve over x; else both axes are accuracies.
+    """
+
+    name: str
+    title: str
+    note: str
+    labels: tuple[str, str]
+    series: Mapping[str, Series]
+    line: bool
 
 
 def write_plots(folder: Path, plan: Plan, tables: Sequence[Table]) -> list[Path]:
@@ -32,71 +74,135 @@ def write_plots(folder: Path, plan: Plan, tables: Sequence[Table]) -> list[Path]
     if find_spec("matplotlib") is None:
         log.info(f"No plots: they need matplotlib ({install_command('report')}).")
         return []
-    written = []
-    for table in tables:
-        if PROTOCOLS[table.protocol].curve == "eps":
-            points = _over_eps(table)
-            written.append(
-                _save(folder, f"{table.protocol} {table.title}", points, ("eps x 255", "worst %"), line=True)
-            )
-        elif _attacked(table):
-            same = [other for other in tables if (other.protocol, other.title) == (table.protocol, table.title)]
-            title = table.title if len(same) == 1 else f"{table.title}, {table.note}"
-            points = _scatter(table)
-            written.append(_save(folder, f"{table.protocol} {title}", points, ("clean %", "worst %"), line=False))
-    for name, points in _over_shots(plan, tables).items():
-        written.append(_save(folder, f"few-shot {name} over shots", points, ("shots", "worst %"), line=True))
-    return written
+    plots = [plot for table in tables if (plot := _plot(table, tables)) is not None]
+    return [_save(folder, plot) for plot in [*plots, *_over_shots(plan, tables)]]
+
+
+def _plot(table: Table, tables: Sequence[Table]) -> Plot | None:
+    """The plot of a table: a curve over eps, or clean against attacked accuracy."""
+    if PROTOCOLS[table.protocol].curve == "eps":
+        labels = ("attack budget eps (1/255 of the pixel range)", UNDER_ATTACK)
+        note = _with_bars(table, table.main)
+        return Plot(f"{table.protocol} {table.title}", table.title, note, labels, _over_eps(table), line=True)
+    if not _attacked(table):
+        return None
+    same = [other for other in tables if (other.protocol, other.title) == (table.protocol, table.title)]
+    name = table.title if len(same) == 1 else f"{table.title}, {table.note}"
+    clean = next(metric for metric in table.metrics if metric.name == "clean")
+    xs, ys = _points(table, clean), _points(table, table.main)
+    series = {label: Series((xs[label],), (ys[label],)) for label in xs if label in ys}
+    labels = (CLEAN, _named(table.main))
+    return Plot(f"{table.protocol} {name}", table.title, _with_bars(table, clean), labels, series, line=False)
+
+
+def _named(metric: Metric) -> str:
+    """A metric as an axis's label."""
+    if len(metric.parts) > 1:
+        return (
+            f"{metric.name} of clean and attacked accuracy (%)" if metric.mean == "harmonic" else f"{metric.name} (%)"
+        )
+    return UNDER_ATTACK
 
 
 def _attacked(table: Table) -> bool:
     return table.main.name != "clean" and "clean" in {metric.name for metric in table.metrics}
 
 
-def _clean(table: Table) -> dict[str, MeanStd]:
-    return table.column(next(metric for metric in table.metrics if metric.name == "clean"))
+def _with_bars(table: Table, metric: Metric) -> str:
+    """The table's note, and what the bars of this metric are."""
+    return f"{table.note}; {SEEDS if _seeded(table, metric) else IMAGES}"
 
 
-def _scatter(table: Table) -> Points:
-    clean, worst = _clean(table), table.column(table.main)
-    return {label: [(clean[label].mean, worst[label].mean)] for label in clean}
+def _seeded(table: Table, metric: Metric) -> bool:
+    """Whether any method has several seeds."""
+    return any(figure.deviation is not None for figure in table.column(metric).values())
 
 
-def _over_eps(table: Table) -> Points:
+def _points(table: Table, metric: Metric) -> dict[str, Point]:
+    """A metric of each method with its bar: over seeds if any method has several, else over images."""
+    seeded = _seeded(table, metric)
+    return {label: _point(figure, table.rows[label], metric, seeded) for label, figure in table.column(metric).items()}
+
+
+def _point(figure: MeanStd, sets: Sequence[Seeds], metric: Metric, seeded: bool) -> Point:
+    if seeded:
+        bar = figure.deviation or 0.0
+        return Point(figure.mean, (min(bar, figure.mean), min(bar, 100 - figure.mean)))
+    if len(metric.parts) > 1 or len(sets) > 1:
+        return Point(figure.mean)  # a mean of several accuracies has no such interval
+    (cell,) = sets[0].values()
+    marks = marks_of(cell, metric.parts[0])
+    low, high = wilson(int(marks.sum()), len(marks))
+    return Point(figure.mean, (max(0.0, figure.mean - 100 * low), max(0.0, 100 * high - figure.mean)))
+
+
+def _over_eps(table: Table) -> dict[str, Series]:
     budgets = [metric for metric in table.metrics if metric.name.startswith("eps ")]
-    columns = [(255 * parse_eps(m.name.removeprefix("eps ")), table.column(m)) for m in budgets]
-    return {label: [(x, column[label].mean) for x, column in columns if label in column] for label in table.rows}
+    columns = [(255 * parse_eps(m.name.removeprefix("eps ")), _points(table, m)) for m in budgets]
+    return {label: _curve((x, column[label]) for x, column in columns if label in column) for label in table.rows}
 
 
-def _over_shots(plan: Plan, tables: Sequence[Table]) -> dict[str, Points]:
-    """Worst accuracy at each number of shots, for the data sets that have several."""
+def _curve(points: Iterable[tuple[float, Point]]) -> Series:
+    known = sorted(points, key=lambda point: point[0])
+    return Series(tuple(Point(x) for x, _ in known), tuple(y for _, y in known))
+
+
+def _over_shots(plan: Plan, tables: Sequence[Table]) -> list[Plot]:
+    """Accuracy under attack at each number of shots, for the data sets that have several."""
     titles = {f"{e.data}, {e.shots} shots": e for e in plan.rows if PROTOCOLS[e.protocol].curve == "shots"}
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    found: dict[tuple[str, str, str], dict[str, list[tuple[float, Point]]]] = {}
     for table in tables:
         row = titles.get(table.title)
         if row is None or row.protocol != table.protocol or row.shots == "all" or not _attacked(table):
             continue
         # Other attacks or images make another curve.
-        curve = f"{row.data}, {table.note}"
-        for label, mean_std in table.column(table.main).items():
-            found.setdefault(curve, {}).setdefault(label, []).append((float(row.shots), mean_std.mean))
-    several = {name: points for name, points in found.items() if any(len(p) > 1 for p in points.values())}
-    return {name: {label: sorted(p) for label, p in points.items()} for name, points in several.items()}
+        curve = (row.data, _with_bars(table, table.main), _named(table.main))
+        for label, point in _points(table, table.main).items():
+            found.setdefault(curve, {}).setdefault(label, []).append((float(row.shots), point))
+    several = {curve: points for curve, points in found.items() if any(len(p) > 1 for p in points.values())}
+    return [
+        Plot(
+            f"few-shot {data}, {note.rpartition('; ')[0]} over shots",
+            data,
+            note,
+            ("labelled training images per class", title),
+            {label: _curve(p) for label, p in points.items()},
+            line=True,
+        )
+        for (data, note, title), points in several.items()
+    ]
 
 
-def _save(folder: Path, title: str, points: Points, labels: tuple[str, str], *, line: bool) -> Path:
+def _save(folder: Path, plot: Plot) -> Path:
     from matplotlib.figure import Figure
 
-    canvas = Figure(figsize=(6, 4.5), layout="constrained")
+    canvas = Figure(figsize=(7, 5.2), layout="constrained")
     axes: Axes = canvas.add_subplot()
-    for label, values in points.items():
-        xs, ys = zip(*values, strict=True) if values else ((), ())
-        axes.plot(xs, ys, marker="o", linestyle="-" if line else "", label=label)
-    axes.set(title=title, xlabel=labels[0], ylabel=labels[1])
+    for number, (label, series) in enumerate(plot.series.items()):
+        xs, ys = ([point.value for point in points] for points in (series.xs, series.ys))
+        axes.errorbar(
+            xs,
+            ys,
+            yerr=_bars(series.ys),
+            xerr=None if plot.line else _bars(series.xs),
+            marker=_MARKERS[number % len(_MARKERS)],
+            linestyle="-" if plot.line else "",
+            capsize=3,
+            label=label,
+        )
+    axes.set(xlabel=plot.labels[0], ylabel=plot.labels[1], ylim=(0, 100))
+    if not plot.line:
+        axes.set(xlim=(0, 100))
+    axes.set_title(plot.title, loc="left")
+    canvas.supxlabel(textwrap.fill(plot.note, 100), fontsize="x-small", x=0.01, ha="left")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     image = io.BytesIO()
     canvas.savefig(image, format="png", dpi=150)
-    file = folder / "plots" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', title)}.png"
+    file = folder / "plots" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', plot.name)}.png"
     write_atomic(file, image.getvalue())
     return file
+
+
+def _bars(points: Sequence[Point]) -> list[tuple[float, ...]]:
+    return [tuple(point.bar[end] for point in points) for end in (0, 1)]

@@ -17,6 +17,7 @@ class Published:
     Args:
         protocol: the protocol of ours that it is shown beside.
         source: paper.
+        image_size: side of the model's images in pixels; beside runs on other images the numbers do not belong.
         setting: model, budget, attack, data.
         columns: column names.
         rows: figures in percent by method; None if none is given.
@@ -24,6 +25,7 @@ class Published:
 
     protocol: str
     source: str
+    image_size: int
     setting: str
     columns: tuple[str, ...]
     rows: dict[str, tuple[float | None, ...]]
@@ -40,12 +42,12 @@ def load_published() -> list[Published]:
     ]
 
 
-def published_markdown(protocol: str) -> list[str]:
-    """Format the published tables of a protocol as lines of Markdown."""
-    found = [entry for entry in load_published() if entry.protocol == protocol]
+def published_markdown(protocol: str, image_size: int | None) -> list[str]:
+    """Format the published tables of a protocol as lines of Markdown; none beside runs at another image size."""
+    found = [entry for entry in load_published() if (entry.protocol, entry.image_size) == (protocol, image_size)]
     if not found:
         return []
-    head = "Published by others. Another model, resolution and data: **not comparable** with the figures above."
+    head = "Published by others. Another model and data: **not comparable** with the figures above."
     return [f"### {protocol}, published numbers", "", head, "", *(line for entry in found for line in _lines(entry))]
 
 

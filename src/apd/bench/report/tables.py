@@ -166,8 +166,8 @@ def _complete(sets: Sequence[Seeds], metric: Metric) -> bool:
     return bool(shared_seeds(sets)) and all(has(cells, metric) for cells in sets)
 
 
-def markdown(name: str, tables: Sequence[Table]) -> str:
-    """Format all tables as Markdown, each protocol with its published numbers."""
+def markdown(name: str, tables: Sequence[Table], image_size: int | None = None) -> str:
+    """Format all tables as Markdown, each protocol with the published numbers of models at this image size."""
     lines = [f"# {safe(name)}", ""]
     for protocol in dict.fromkeys(table.protocol for table in tables):
         lines += [
@@ -186,12 +186,12 @@ def markdown(name: str, tables: Sequence[Table]) -> str:
                     *_values(table),
                     "",
                 ]
-                notes = _notes(table)
+                notes = table_notes(table)
                 lines += [safe(" ".join(notes)), ""] if notes else []
                 lines += [*_differences(table), ""]
         # Published numbers stand beside ours, never alone.
         if any(table.rows for table in tables if table.protocol == protocol):
-            lines += published_markdown(protocol)
+            lines += published_markdown(protocol, image_size)
         else:
             lines += ["No run of this protocol has come to its end.", ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -200,11 +200,12 @@ def markdown(name: str, tables: Sequence[Table]) -> str:
 def _values(table: Table) -> list[str]:
     head = ["method", "seeds", *(safe(metric.name) for metric in table.metrics)]
     lines = [_row(head), "|" + "---|" * len(head)]
-    rows = _cells(table, lambda text: f"**{text}**", " ± ")
+    rows = shown_cells(table, lambda text: f"**{text}**", " ± ")
     return lines + [_row([safe(label), *cells]) for label, *cells in rows]
 
 
-def _cells(table: Table, bold: Callable[[str], str], plus_minus: str) -> Iterator[list[str]]:
+def shown_cells(table: Table, bold: Callable[[str], str], plus_minus: str) -> Iterator[list[str]]:
+    """Each row of a table as text: method, seeds, and a cell for each metric, the best marked by ``bold``."""
     columns = [(table.column(metric), table.best(metric)) for metric in table.metrics]
     for label, sets in table.rows.items():
         cells = []
@@ -223,7 +224,7 @@ def _seeds(sets: Sequence[Seeds]) -> str:
     return str(shared) if shared == most else f"{shared} of {most}"
 
 
-def _notes(table: Table) -> list[str]:
+def table_notes(table: Table) -> list[str]:
     """Notes that a reader needs if the values differ in seeds or versions."""
     notes = []
     others = [label for label in table.rows if label not in table.contenders]
@@ -244,19 +245,38 @@ def _mean(found: MeanStd, plus_minus: str) -> str:
 
 
 def _differences(table: Table) -> list[str]:
-    """Compare each method with the one that is asked for; else with the best, and the best with the runner-up."""
+    """The comparison as Markdown."""
+    found = compared(table, safe, lambda text: f"**{text}**")
+    if found is None:
+        return []
+    head, rows, reading = found
+    return [_row(head), "|" + "---|" * len(head), *map(_row, rows), "", reading]
+
+
+def compared(
+    table: Table, named: Callable[[str], str], bold: Callable[[str], str]
+) -> tuple[list[str], list[list[str]], str] | None:
+    """Compare each method with the one that is asked for; else with the best, and the best with the runner-up.
+
+    Args:
+        table: the methods.
+        named: makes a name safe to show.
+        bold: marks the best.
+
+    Returns:
+        Column titles, rows, and how to read them; None where there is nothing to compare.
+    """
     shown = [m for m in table.metrics if (m.main or table.against) and len(table.column(m)) > 1]
     if not shown:
-        return []
+        return None
     other = table.against or "the best (the best: to the runner-up)"
-    head = [f"difference to {safe(other)}", *(safe(metric.name) for metric in shown)]
-    lines = [_row(head), "|" + "---|" * len(head)]
+    head = [f"difference to {named(other)}", *(named(metric.name) for metric in shown)]
     labels = [label for label in table.rows if label != table.against]
-    lines += [_row([safe(label), *(_against(table, label, metric) for metric in shown)]) for label in labels]
-    return [*lines, "", " ".join(_reading(table, shown))]
+    rows = [[named(label), *(_against(table, label, metric, named, bold) for metric in shown)] for label in labels]
+    return head, rows, " ".join(_reading(table, shown, named))
 
 
-def _reading(table: Table, shown: Sequence[Metric]) -> Iterator[str]:
+def _reading(table: Table, shown: Sequence[Metric], named: Callable[[str], str]) -> Iterator[str]:
     """Explain the differences: what they are taken over, what the words mean, and which of equals is the best."""
     yield "Paired over images and the seeds that both methods have; 95 % bootstrap interval over images, not over trainings."
     yield (
@@ -270,11 +290,11 @@ def _reading(table: Table, shown: Sequence[Metric]) -> Iterator[str]:
     for metric in shown:
         best = table.best(metric)
         if len(best) > 1:
-            names = [safe(label) for label in best]
+            names = [named(label) for label in best]
             yield f"Best in {metric.name} are {' and '.join(names)}, with equal figures; {names[0]} stands for the best here."
 
 
-def _against(table: Table, label: str, metric: Metric) -> str:
+def _against(table: Table, label: str, metric: Metric, named: Callable[[str], str], bold: Callable[[str], str]) -> str:
     best, runner_up, *_ = *table.ranked_contenders(metric), None, None
     other = table.against or (runner_up if label == best else best)
     known = table.column(metric)
@@ -284,7 +304,7 @@ def _against(table: Table, label: str, metric: Metric) -> str:
     if found is None:
         return "not paired"
     text = f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}] {found.verdict}"
-    return f"**{text} ({safe(other)})**" if label == best and not table.against else text
+    return bold(f"{text} ({named(other)})") if label == best and not table.against else text
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -300,13 +320,13 @@ def _latex(table: Table) -> Iterator[str]:
     head = ["method", "seeds", *(metric.name for metric in table.metrics)]
     yield r"\begin{table}"
     yield r"\centering"
-    caption = " ".join([f"{table.protocol}: {table.title}. Accuracy in percent; {table.note}.", *_notes(table)])
+    caption = " ".join([f"{table.protocol}: {table.title}. Accuracy in percent; {table.note}.", *table_notes(table)])
     yield rf"\caption{{{_escaped(caption)}}}"
     yield rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
     yield r"\toprule"
     yield " & ".join(map(_escaped, head)) + r" \\"
     yield r"\midrule"
-    for label, *cells in _cells(table, lambda text: rf"\textbf{{{text}}}", r" $\pm$ "):
+    for label, *cells in shown_cells(table, lambda text: rf"\textbf{{{text}}}", r" $\pm$ "):
         yield " & ".join([_escaped(label), *cells]) + r" \\"
     yield r"\bottomrule"
     yield r"\end{tabular}"
