@@ -54,7 +54,10 @@ def bench(
             except KeyboardInterrupt:
                 say("\nStopped. Run the same command again to resume, or add --table-only to see the results so far.")
                 raise
-    print(_json(folder, failures) if as_json else (folder / "table.md").read_text(encoding="utf-8"))
+    if as_json:
+        print(_json(folder, failures))
+    else:
+        _show(folder)
     if failures:
         say(_listed(failures))
         raise typer.Exit(1)

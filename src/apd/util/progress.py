@@ -153,13 +153,16 @@ class Progress:
         from rich.text import Text
 
         title, count = printable(self.title), printable(f"{self.count} {self.status}".rstrip())
-        columns = 80 if self._live is None else self._live.console.width
+        console = None if self._live is None else self._live.console
+        columns = 80 if console is None else console.width
         room = columns - len(title) - len(count) - 2
         bar = ProgressBar(total=max(1, self.count.total), completed=self.count.done, width=max(_BAR, min(40, room)))
         grid = Table.grid(padding=(0, 1))
         if room >= _BAR:
             grid.add_row(Text(title), bar, Text(count))
             return grid
+        if len(title) + 1 + _BAR > columns:
+            return Group(Text(title), Text(f"  {count}"))
         grid.add_row(Text(title), bar)
         return Group(grid, Text(f"  {count}"))
 
