@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from rich.cells import cell_len
 from torch import Tensor, nn
 
 from apd import attacks
@@ -301,6 +302,16 @@ def test_table_fits_a_terminal_and_checks_take_a_line_unless_one_fails() -> None
     assert "eps 0:" not in str(weak) and "worst of all" not in str(weak)
     for text in (str(good), str(weak)):
         assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_table_with_long_names_still_fits() -> None:
+    result = evaluate_tensors(trained(5), decoded(30, 5), NAMES, settings(attacks=("pgd-1",)))
+    name = "a.package.of.somebody.else:Attack(steps=1000, step_size=[bold]0.25, restarts=10)"
+    other = result.model_copy(update={"attacks": {name: result.attacks["pgd-1"]}, "data": "猫" * 60})
+    lines = str(other).splitlines()
+    assert max(map(cell_len, lines)) <= 80 and any("a.package.of" in line for line in lines)
+    row = next(line for line in lines if "a.package.of" in line)
+    assert f"{result.attacks['pgd-1'].accuracy:.2f}" in row, "the figures are not pushed out"
 
 
 def test_base_and_new_classes() -> None:

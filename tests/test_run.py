@@ -16,6 +16,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 import apd
+from apd.errors import InputError
 from apd.models import DualEncoder
 from apd.models.prompts import Prompts
 from apd.runs.config import RunConfig, load_config
@@ -220,6 +221,18 @@ def test_output_is_checked_before_any_work(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(tempfile, "TemporaryFile", fail_with(errno.EROFS))
     with refused(os.strerror(errno.EROFS)):
         check_output(tmp_path / "new")
+
+
+def test_a_place_that_is_taken_says_how_to_resume_only_what_is_unfinished(
+    tmp_path: Path, finished: Run, config: RunConfig, manifest: dict[str, Any]
+) -> None:
+    unfinished = Run.create(tmp_path / "half done", config, manifest)
+    unfinished.log({"step": 1})
+    with refused(f"apd train --output '{unfinished.path}' --resume", "--overwrite"):
+        check_output(unfinished.path)
+    with pytest.raises(InputError) as error:
+        check_output(finished.path)
+    assert "--overwrite" in str(error.value) and "--resume" not in str(error.value)
 
 
 def test_resume_refuses_other_settings_model_and_data(

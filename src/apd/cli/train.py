@@ -24,44 +24,53 @@ _LOOKING = 10.0
 _FOR_PHOTOS = "openai/clip-vit-base-patch32"
 
 
+# Options, declared here so that the command reads at a glance.
+Source = Annotated[
+    str | None, typer.Argument(help="Folder, split file, hub id (hf:owner/name) or a name; see: apd list data.")
+]
+Model = Annotated[str | None, typer.Option(help="CLIP model: built-in name, hub id or folder. (default: glyphs)")]
+MethodName = Annotated[str | None, typer.Option(help="Training method; see: apd list methods. (default: apd)")]
+Shots = Annotated[str | None, typer.Option(help="Training images per class, or all. (default: 16)")]
+Unlabelled = Annotated[
+    str | None,
+    typer.Option(help="More images, whose labels are not used: a folder, a table, or rest (those that are not shots)."),
+]
+ClassList = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="With --shots 0: one class name per line, if DATA are images without labels."),
+]
+Eps = Annotated[str | None, typer.Option(help="Budget in [0,1] pixel units, such as 1/255. (default: 1/255)")]
+Seed = Annotated[int | None, typer.Option(help="Seed of shots, prompts, order and attacks. (default: 0)")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
+Output = Annotated[Path | None, typer.Option(help="Run folder. (default: runs/DATA-METHOD-SEED)")]
+ConfigFile = Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; overrides everything else."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")]
+SkipBadImages = Annotated[bool, typer.Option("--skip-bad-images", help="Leave out unreadable images, and count them.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. (default: auto)")]
+
+
 def train(
-    data: Annotated[
-        str | None, typer.Argument(help="Folder, split file, hub id (hf:owner/name) or a name; see: apd list data.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="CLIP model: built-in name, hub id or folder. (default: glyphs)")
-    ] = None,
-    method: Annotated[str | None, typer.Option(help="Training method; see: apd list methods. (default: apd)")] = None,
-    shots: Annotated[str | None, typer.Option(help="Training images per class, or all. (default: 16)")] = None,
-    unlabelled: Annotated[
-        str | None,
-        typer.Option(
-            help="More images, whose labels are not used: a folder, a table, or rest (those that are not shots)."
-        ),
-    ] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="With --shots 0: one class name per line, if DATA are images without labels."
-        ),
-    ] = None,
-    eps: Annotated[
-        str | None, typer.Option(help="Budget in [0,1] pixel units, such as 1/255. (default: 1/255)")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of shots, prompts, order and attacks. (default: 0)")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/DATA-METHOD-SEED)")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; overrides everything else."),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")] = False,
-    skip_bad_images: Annotated[
-        bool, typer.Option("--skip-bad-images", help="Leave out unreadable images, and count them.")
-    ] = False,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. (default: auto)")] = None,
+    data: Source = None,
+    model: Model = None,
+    method: MethodName = None,
+    shots: Shots = None,
+    unlabelled: Unlabelled = None,
+    classes: ClassList = None,
+    eps: Eps = None,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    output: Output = None,
+    config: ConfigFile = None,
+    set_: Sets = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    skip_bad_images: SkipBadImages = False,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     r"""Make a CLIP model robust on your images.
@@ -96,8 +105,12 @@ def train(
     with speaking(quiet=not is_first_process()), quiet_stdout():
         run = _train(flags, config, set_ or [], output, resume, overwrite)
     if as_json and is_first_process():
-        kept = {key: run.manifest.get(key) for key in ("status", "seconds", "summary", "prompts_sha256", "class_names")}
-        print(to_json({"run": str(run.path), **kept}))
+        print(_json(run))
+
+
+def _json(run: Run) -> str:
+    kept = {key: run.manifest.get(key) for key in ("status", "seconds", "summary", "prompts_sha256", "class_names")}
+    return to_json({"run": str(run.path), **kept})
 
 
 def _train(

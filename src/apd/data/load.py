@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from apd.data.dataset import IN_MEMORY, Dataset, ImageSet, Shots, Which
 from apd.data.settings import REST, DataSettings
@@ -86,8 +87,7 @@ def load_data(
     >>> len(data.train), data.class_names[:3]
     (40, ('zero', 'one', 'two'))
     """
-    # Not validated here: what reads a value refuses it, in the words of this function's arguments.
-    settings = DataSettings.model_construct(
+    settings = _section(
         source=_as_text(source),
         shots=shots,
         seed=seed,
@@ -100,11 +100,17 @@ def load_data(
         class_names=str(class_names) if isinstance(class_names, Path) else _listed(class_names),
         memory_gb=memory_gb,
     )
+    return load_section(settings)
+
+
+def _section(**values: Any) -> DataSettings:
+    """Settings that are not validated: what reads a value refuses it, in the words of `load_data`'s arguments."""
+    settings = DataSettings.model_construct(**values)
     try:
         settings.check_unlabelled()
     except ValueError as error:
         raise InputError(f"{error}.") from error
-    return load_section(settings)
+    return settings
 
 
 def load_section(settings: DataSettings) -> Dataset:

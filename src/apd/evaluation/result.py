@@ -168,7 +168,8 @@ class Result(Scores):
             f"{printable(self.data)} {self.split}, {images}{under}, {self.norm} eps {self.eps_text} "
             f"at {self.image_size} px, {self.precision}"
         )
-        table = Table("attack")
+        table = Table()
+        table.add_column("attack", no_wrap=True, overflow="ellipsis", max_width=_LONGEST)
         for name in ("accuracy %", "95 % interval", "zero-shot %", "time"):
             table.add_column(name, justify="right")
         base = self.undefended
@@ -177,7 +178,7 @@ class Result(Scores):
         for name, score in self.attacks.items():
             other = f"{base.attacks[name].accuracy:.2f}" if base else "-"
             seconds = f"{score.seconds - score.seconds_earlier:.0f} s"
-            table.add_row(name, f"{score.accuracy:.2f}", _ends(score.interval), other, seconds)
+            table.add_row(Text(printable(name)), f"{score.accuracy:.2f}", _ends(score.interval), other, seconds)
         if len(self.attacks) > 1:
             other = f"{base.worst.accuracy:.2f}" if base else "-"
             table.add_row("worst of all", f"{self.worst.accuracy:.2f}", _ends(self.worst.interval), other, style="bold")
@@ -204,6 +205,10 @@ class Result(Scores):
             yield f"Health checks: all {len(judged)} passed (--json has them).", "green"
         for check in failed:
             yield f"FAIL {check.name}: {check.message}", "red"
+
+
+_LONGEST = 24
+"""Columns of an attack's name in a table of 80; attacks of other packages may have any name."""
 
 
 def _ends(interval: tuple[float, float]) -> str:

@@ -61,14 +61,10 @@ def evaluate_run(
     # The run's own data named again is the run's own data: drawn anew, its val could hold images it was trained on.
     source = data.source if isinstance(data, Dataset) else data
     other = source is not None and not same_source(source, config.data.source)
-    own = {"eps": config.train.eps, "norm": config.train.norm, "skip_bad_images": config.data.skip_bad_images}
-    given: dict[str, Any] = {**own, **({} if other else {"classes": config.data.classes}), **settings}
+    given = {**_own_settings(config, other), **settings}
     chosen = parse_settings(given, "evaluate_run", ("data", "model", "device", "save_images"))
-    if config.data.class_names is not None and not other:
-        raise InputError(
-            f"{path} was trained on images without labels ({config.data.source}), which cannot be evaluated on; give it "
-            "labelled images: --data DATA (Python: data=)."
-        )
+    if not other:
+        _check_labelled(path, config)
     images = data if isinstance(data, Dataset) else _load(config, data if other else None)
     wanted = images.classes(chosen.classes)
     with speaking(chosen.quiet):
@@ -78,6 +74,20 @@ def evaluate_run(
         result = evaluate(classifier, images, store=run.results, save_images=kept, **given)
     save(run, result)
     return result
+
+
+def _own_settings(config: RunConfig, other: bool) -> dict[str, Any]:
+    """The run's own settings, those of its data only if it is evaluated on them."""
+    own = {"eps": config.train.eps, "norm": config.train.norm, "skip_bad_images": config.data.skip_bad_images}
+    return own if other else {**own, "classes": config.data.classes}
+
+
+def _check_labelled(path: str | Path, config: RunConfig) -> None:
+    if config.data.class_names is not None:
+        raise InputError(
+            f"{path} was trained on images without labels ({config.data.source}), which cannot be evaluated on; give it "
+            "labelled images: --data DATA (Python: data=)."
+        )
 
 
 def _load(config: RunConfig, other: str | None) -> Dataset:

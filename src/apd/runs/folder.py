@@ -412,9 +412,7 @@ def check_output(path: str | Path, *, resume: bool = False, overwrite: bool = Fa
         if resume:
             Run.open(folder, finished=False)
         elif not overwrite:
-            raise InputError(
-                f"{folder} holds a run; resume with --resume, replace it with --overwrite, or choose another --output."
-            )
+            raise InputError(_taken(folder))
     elif folder.is_dir():
         # Names of ours too: a README.md or a results folder without a run is a person's own.
         foreign = sorted(item.name for item in folder.iterdir() if not item.name.startswith("."))
@@ -422,6 +420,14 @@ def check_output(path: str | Path, *, resume: bool = False, overwrite: bool = Fa
             raise InputError(
                 f"{folder} holds other files ({foreign[0]}) and no run; choose a new or empty folder as --output."
             )
+
+
+def _taken(folder: Path) -> str:
+    """What to do about a run that is there already."""
+    others = "replace it with --overwrite, or choose another --output."
+    if Run.open(folder, finished=False).finished:
+        return f"{folder} holds a finished run; {others}"
+    return f"{folder} holds an unfinished run; resume with: apd train --output {quoted(folder)} --resume; or {others}"
 
 
 def _finite(value: Any) -> Any:
