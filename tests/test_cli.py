@@ -340,3 +340,17 @@ def test_demo_command_prints_table_and_next_steps(cli: Cli, tmp_path: Path, monk
         for word in ("zero-shot", "control", "apd", "autoattack", "12.3", "1/255", "3 images", "+7.2")
     )
     assert "apd train photos" in answer.err
+
+
+def test_lists_wrap_on_a_terminal_and_are_plain_lines_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from apd.cli import listing
+
+    text = "word " * 40
+    assert listing._entry("  key  ", text) == f"  key  {text}"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = listing._entry("  key  ", text).splitlines()
+    assert len(lines) > 1 and max(map(len, lines)) <= 80 and all(line.startswith(" " * 7) for line in lines[1:])
+    assert " ".join(lines).split() == ["key", *text.split()]

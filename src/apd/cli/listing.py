@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
+import sys
+import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -46,8 +49,16 @@ def listing(
         print(f"{name}:")
         for key, text in rows:
             package = _package(name, key)
-            print(f"  {key:<{width}}  {text}" + (f" (package {package})" if package else ""))
+            print(_entry(f"  {key:<{width}}  ", text + (f" (package {package})" if package else "")))
     say("Next: apd train DATA --model MODEL --method METHOD")
+
+
+def _entry(key: str, text: str) -> str:
+    """A line; on a terminal as many as it takes, with the text in a column of its own."""
+    if not sys.stdout.isatty():
+        return key + text
+    columns = max(shutil.get_terminal_size().columns, len(key) + 20)
+    return textwrap.fill(text, columns, initial_indent=key, subsequent_indent=" " * len(key))
 
 
 def _rows(kind: str) -> list[tuple[str, str]]:
