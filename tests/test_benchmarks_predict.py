@@ -24,6 +24,7 @@ def test_a_row_classifies_each_file_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(seen) == len(set(seen)) == 40
     assert row["rounds"]["ours"] == row["rounds"]["floor"] == 2
     assert row["share"] == pytest.approx(1 / row["ratio_floor"]) and row["images_per_s"] > 0
+    assert 0 < row["share_processor"] < 2
 
 
 def test_the_suite_is_of_a_thousand_files_of_the_published_geometry(tmp_path: Path) -> None:
