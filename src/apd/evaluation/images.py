@@ -55,7 +55,7 @@ class KeptImage:
         eps: budget in [0,1] pixel units.
         attack: the attack's name.
         by: the part of the attack that made the image.
-        distance: of the two files, in the threat model's norm and [0,1] pixel units.
+        distance: how far the two files are apart, in the threat model's norm and [0,1] pixel units.
         max_error: largest difference between ``file`` and what the attack found, in [0,1] pixel units.
         changed: whether that difference has changed the predicted class.
         pixels: fingerprint of the clean image.
@@ -216,7 +216,7 @@ def storable(
     Args:
         found: (B,3,S,S) in [0,1] after the attack, on the CPU.
         clean: before it.
-        threat: of the attack.
+        threat: the attack's, which decides what is inside the ball.
         predict: images on the CPU to classes (B,) on the CPU.
 
     Returns:

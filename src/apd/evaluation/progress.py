@@ -75,8 +75,8 @@ class SoFar:
     Args:
         images: images under evaluation, those that are misclassified without an attack included.
         total: images under attack.
-        done: of them, finished in an earlier call.
-        standing: of the finished ones, those that are classified rightly.
+        done: how many were finished in an earlier call.
+        standing: finished ones that are still classified rightly.
         now: seconds of a clock.
     """
 

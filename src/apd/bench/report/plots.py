@@ -53,10 +53,10 @@ class Plot:
     """One picture.
 
     Args:
-        name: of its file.
+        name: the file's name, without folder and suffix.
         title: data and shots.
         note: attack, eps, images, and what the bars are.
-        labels: of the axes.
+        labels: what the two axes show.
         series: by method.
         line: a curve over x; else both axes are accuracies.
     """
