@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,10 @@ from apd.bench.plan import Job, Plan
 from apd.bench.protocols import EvalSpec
 from apd.bench.report.published import load_published, published_markdown
 from apd.bench.suite import Block
+from apd.data import load_data
 from apd.demo import DEMO, METHODS
 from apd.errors import nearest
+from apd.settings.train import TrainSettings
 
 from .models import save_clip
 from .refusals import meant, refused
@@ -304,7 +307,15 @@ def test_the_demo_suite_has_the_settings_of_the_demo() -> None:
         label: {**row.method, **({"data": row.data} if row.data else {}), **({"train": row.train} if row.train else {})}
         for label, row in METHODS.items()
     }
-    assert suite.methods == {"zero-shot": None, **rows}
+    assert suite.methods.items() >= {"zero-shot": None, **rows}.items()
+
+
+def test_the_demo_takes_as_many_optimiser_steps_in_every_row() -> None:
+    batch = TrainSettings().batch_size
+    for row in METHODS.values():
+        data = load_data(DEMO.data, shots=DEMO.shots, **row.data)
+        batches = math.ceil((len(data.train) + len(data.unlabelled)) / batch)
+        assert batches * row.train.get("epochs", DEMO.epochs) == 220
 
 
 def test_without_an_attack_the_table_has_clean_accuracy_alone(write: Write) -> None:
