@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from apd import losses
@@ -91,6 +92,24 @@ def logits(classifier: PromptedCLIP, x: Tensor) -> Tensor:
         return classifier(x)
 
 
+def slow_block_distances(student: PromptedCLIP, teacher: PromptedCLIP) -> list[float]:
+    """Of each image, the mean over blocks of the squared distance between class tokens of unit length, read by hooks."""
+
+    def states(classifier: PromptedCLIP, x: Tensor) -> list[Tensor]:
+        found: list[Tensor] = []
+        norms = [block.layer_norm1 for block in classifier.encoder.model.vision_model.encoder.layers[1:]]
+        hooks = [norm.register_forward_pre_hook(lambda _, rows: found.append(rows[0][:, 0])) for norm in norms]
+        norm = classifier.encoder.model.vision_model.post_layernorm
+        hooks.append(norm.register_forward_pre_hook(lambda _, rows: found.append(rows[0].reshape(len(x), -1))))
+        logits(classifier, x)
+        for hook in hooks:
+            hook.remove()
+        return [F.normalize(rows, dim=-1) for rows in found]
+
+    pairs = list(zip(states(student, X_ADV), states(teacher, X), strict=True))
+    return [mean([float(((a[i] - b[i]) ** 2).sum()) for a, b in pairs]) for i in range(len(X))]
+
+
 def test_apd_terms_agree_with_the_formula(clip: DualEncoder) -> None:
     weights = {
         "adv_ce": 0.7,
@@ -100,6 +119,7 @@ def test_apd_terms_agree_with_the_formula(clip: DualEncoder) -> None:
         "image_features": 0.9,
         "text_features": 1.1,
         "image_features_l2": 0.3,
+        "block_states": 0.5,
     }
     method = build(clip, teacher="frozen", tau=2.0, **weights)
     student, teacher = method.student, method.student.zero_shot()
@@ -108,6 +128,8 @@ def test_apd_terms_agree_with_the_formula(clip: DualEncoder) -> None:
         image = slow_cosine_distance(student.bind().features(X_ADV), teacher.bind().features(X))
         text = slow_cosine_distance(student.class_features(), teacher.class_features())
         square = mean(slow_squares(student.bind().embed(X_ADV), teacher.bind().embed(X)))
+    sure = [slow_softmax(row, 1.0)[y] for row, y in zip(z_t.tolist(), LABELS.tolist(), strict=True)]
+    away = [w * d for w, d in zip(sure, slow_block_distances(student, teacher), strict=True)]
     assert terms(method) == pytest.approx(
         {
             "adv_ce": 0.7 * slow_ce(z_adv, LABELS),
@@ -117,6 +139,7 @@ def test_apd_terms_agree_with_the_formula(clip: DualEncoder) -> None:
             "image_features": 0.9 * image,
             "text_features": 1.1 * text,
             "image_features_l2": 0.3 * square,
+            "block_states": 0.5 * mean(away),
         },
         rel=1e-4,
         abs=1e-6,
@@ -156,7 +179,12 @@ def test_inner_objectives_agree_with_their_definitions(clip: DualEncoder, inner:
 
 
 def test_settings_added_later_are_recorded_only_where_they_are_set() -> None:
-    assert APDSettings().model_dump().keys().isdisjoint({"teacher_tau", "image_features_l2", "second_teacher"})
+    assert (
+        APDSettings()
+        .model_dump()
+        .keys()
+        .isdisjoint({"teacher_tau", "image_features_l2", "block_states", "second_teacher"})
+    )
     changed = APDSettings(teacher_tau=2.0, image_features_l2=0.5)
     assert APDSettings(**changed.model_dump()) == changed
 
@@ -325,3 +353,15 @@ def test_the_registry_describes_itself_and_names_the_nearest() -> None:
     assert all(method.summary and method.source for method in METHODS.values())
     with refused("advlp", meant("advvlp")):
         find_method("advlp")
+
+
+def test_states_by_block_end_in_the_same_features(clip: DualEncoder) -> None:
+    bound = APD(APDSettings(prompts=SPEC), PromptedCLIP(clip, None, CLASSES)).student.bind_detached()
+    features, states = bound.embed_by_block(X)
+    assert torch.equal(features, bound.embed(X)) and states.shape[:2] == (clip.info.visual_depth, len(X))
+
+
+def test_block_states_need_a_class_token(siglip: DualEncoder) -> None:
+    method = APD(APDSettings(prompts=SPEC, teacher="frozen", block_states=0.5), PromptedCLIP(siglip, None, CLASSES))
+    with refused("block_states"):
+        method.loss(Step(Batch.of(X, LABELS), method.student.bind()), X_ADV)

@@ -8,6 +8,7 @@ formula below, its weights, temperature and variants are this project's reconstr
                  + clean_ce * CE(z_S(x), y) + clean_kl * tau^2 KL(p_T(x) || p_S(x))
                  + image_features * [1 - cos(f_S(x'), f_T(x))] + text_features * [1 - cos(t_S, t_T)]
                  + image_features_l2 * ||f_S(x') - f_T(x)||^2
+                 + block_states * p_T(x)[y] * mean_l ||h_S,l(x') - h_T,l(x)||^2
     teacher  L_T = CE(z_T(x), y) + feedback * tau^2 KL(p_T(x) || sg[p_S(x')])            (online only)
 
 where adv_ce = 1 - w and adv_kl = w by default, w being the teacher's accuracy (``balance: auto``): its soft labels count as far
@@ -45,6 +46,7 @@ from apd.methods.base import Method, MethodSettings, Preparation, prompted
 from apd.methods.step import PerObject, Step
 from apd.methods.teachers import FROZEN, MEAN, TUNED, choose, logits_of, mean_logits, other_clip, tune_prompts
 from apd.models.classifier import BoundCLIP, PromptedCLIP
+from apd.models.encoder import EncoderInfo
 
 
 class APD(Method):
@@ -84,9 +86,11 @@ class APD(Method):
         self._online_embeds = PerObject[Step, Tensor](lambda step: online(step).embed(step.x))
         self._untouched_logits = PerObject[Batch, Tensor](lambda batch: bound(base).logits(batch.x))
         self._fixed_embeds = PerObject[Batch, Tensor](lambda batch: bound(teacher).embed(batch.x))
+        self._fixed_states = PerObject[Batch, Tensor](lambda batch: _states(bound(teacher), batch.x)[1])
         widths = self.teacher.encoder.info.embed_dim, zero_shot.encoder.info.embed_dim
         wanting = [name for name in ("image_features", "image_features_l2", "text_features") if getattr(settings, name)]
         wanting += ["inner=features"] if settings.inner == "features" else []
+        _check_blocks(settings, self.teacher.encoder.info, zero_shot.encoder.info)
         if wanting and widths[0] != widths[1]:
             raise InputError(
                 f"method.{wanting[0]} needs teacher and student of equal embedding width, got {widths[0]} and {widths[1]}; "
@@ -214,7 +218,7 @@ class APD(Method):
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """The terms of L_S (and of L_T, where the teacher is online) whose weight is not 0."""
         s = self.settings
-        embeds = step.student.embed(x_adv)
+        embeds, states = _states(step.student, x_adv) if s.block_states else (step.student.embed(x_adv), None)
         features = F.normalize(embeds, dim=-1)
         z_adv = step.student.logits_from_features(features)
         hard, soft = self._weights()
@@ -234,6 +238,8 @@ class APD(Method):
         if s.image_features_l2:
             distance = squared_distance(embeds, self._teacher_embeds(step).detach())
             terms["image_features_l2"] = s.image_features_l2 * distance.mean()
+        if states is not None:
+            terms["block_states"] = s.block_states * self._block_distance(step, states)
         if s.text_features:
             classes = self._teacher(step).classes.detach()
             terms["text_features"] = s.text_features * cosine_distance(step.student.classes, classes).mean()
@@ -243,6 +249,16 @@ class APD(Method):
             if s.feedback:
                 terms["feedback"] = s.feedback * kl(p=self._softened(z_teacher), q=z_adv.detach(), tau=s.tau).mean()
         return terms
+
+    def _block_distance(self, step: Step, states: Tensor) -> Tensor:
+        """Mean distance of the student's states (depth, B, width) at x' to the teacher's at x, by its confidence in y."""
+        with torch.no_grad():
+            if self.settings.teacher == "online":
+                known = _states(self._online(step), step.x)[1]
+            else:
+                known = self._fixed_states(step.batch)
+            sure = self._teacher_logits(step).softmax(dim=-1).gather(1, self._hard_labels(step)[:, None])[:, 0]
+        return ((states - known).square().sum(dim=-1).mean(dim=0) * sure).mean()
 
     def _soft(self, step: Step, x_adv: Tensor, z_adv: Tensor) -> Tensor:
         """``KL(p_T || p_S(x'))`` with the teacher's soft label on x or x', trusted or not."""
@@ -267,3 +283,20 @@ class APD(Method):
         follow = kl(p=target, q=z_adv, tau=self.settings.tau)
         introspect = kl(p=step.clean_logits().detach(), q=z_adv, tau=self.settings.tau)
         return (trust * follow + (1 - trust) * introspect).mean()
+
+
+def _states(classifier: BoundCLIP, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (B, D), and the class token's states after each block (depth, B, width), of unit length."""
+    embeds, states = classifier.embed_by_block(x)
+    return embeds, F.normalize(states, dim=-1)
+
+
+def _check_blocks(settings: APDSettings, teacher: EncoderInfo, student: EncoderInfo) -> None:
+    """Refuse to compare the blocks of towers that have not as many, or not as wide ones."""
+    towers = [(info.visual_depth, info.visual_width) for info in (teacher, student)]
+    if settings.block_states and towers[0] != towers[1]:
+        (depth, width), (own_depth, own_width) = towers
+        raise InputError(
+            f"method.block_states needs image towers of the same shape, got {depth} blocks of {width} for the teacher and "
+            f"{own_depth} of {own_width} for the student; leave it out."
+        )

@@ -33,7 +33,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def _soft_label_alone(values: Mapping[str, Any]) -> bool:
     """Whether the soft label on x is all that these settings ask of the teacher, which two teachers can give together."""
-    other = any(values.get(name) for name in ("image_features", "image_features_l2", "text_features", "trust"))
+    other = any(
+        values.get(name) for name in ("image_features", "image_features_l2", "block_states", "text_features", "trust")
+    )
     adversarial = values.get("soft_target") == "adversarial" or values.get("inner") in ("teacher-pair", "features")
     asked = values.get("adv_kl", 1.0) and values.get("balance") != 0
     return bool(values.get("variant", "apd") == "apd" and asked and not other and not adversarial)
@@ -44,7 +46,12 @@ class APDSettings(MethodSettings):
 
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = VARIANTS
     models: ClassVar[tuple[str, ...]] = ("teacher_model", "robust_teacher", "second_teacher")
-    unrecorded: ClassVar[dict[str, Any]] = {"image_features_l2": 0.0, "teacher_tau": None, "second_teacher": None}
+    unrecorded: ClassVar[dict[str, Any]] = {
+        "image_features_l2": 0.0,
+        "block_states": 0.0,
+        "teacher_tau": None,
+        "second_teacher": None,
+    }
 
     variant: Literal["apd", "ard", "rslad", "iad", "adaad", "mtard"] = Field(
         "apd", description="preset of weights and inner objective"
@@ -78,6 +85,12 @@ class APDSettings(MethodSettings):
     image_features: float = Field(0.0, ge=0, description="weight of 1 - cos(f_S(x'), f_T(x))")
     image_features_l2: float = Field(
         0.0, ge=0, description="weight of ||f_S(x') - f_T(x)||^2 of features that are not of unit length"
+    )
+    block_states: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the mean over blocks of ||h_S(x') - h_T(x)||^2, the class token's states of unit length, times "
+        "the teacher's probability of y on x (after AdvMask's LAFA)",
     )
     text_features: float = Field(0.0, ge=0, description="weight of 1 - cos(t_S, t_T)")
     feedback: float = Field(0.0, ge=0, description="online teacher: weight of KL(p_T(x) || p_S(x')); 0: no feedback")
@@ -161,13 +174,18 @@ class APDSettings(MethodSettings):
     def _asks_teacher(self) -> bool:
         """Whether the teacher that is not the robust one answers anything."""
         on_clean = self.soft_label and (self.soft_target == "clean" or self.inner == "mixed")
-        terms = self.clean_kl or self.image_features or self.image_features_l2 or self.text_features
         return bool(
             on_clean
             or self.inner in ("teacher-kl", "features")
-            or terms
+            or self._asks_more
             or (self._asks_on_adversarial and self.robust_teacher is None)
         )
+
+    @property
+    def _asks_more(self) -> bool:
+        """Whether a term other than the soft label for x' asks the teacher."""
+        terms = (self.clean_kl, self.image_features, self.image_features_l2, self.block_states, self.text_features)
+        return any(terms)
 
     def check_without_labels(self) -> None:
         """Check that a teacher teaches which needs no labels; see `MethodSettings.check_without_labels`."""
@@ -175,9 +193,7 @@ class APDSettings(MethodSettings):
             raise ValueError(
                 f"method.teacher={self.teacher} is tuned on labels, of which there are none with data.shots=0; set it to frozen"
             )
-        if not (
-            self.soft_label or self.clean_kl or self.image_features or self.image_features_l2 or self.text_features
-        ):
+        if not (self.soft_label or self._asks_more):
             raise ValueError(
                 "data.shots=0 leaves the teacher's answers alone to learn from, but no term asks for them; give method.adv_kl a "
                 "weight"

@@ -48,10 +48,18 @@ class BoundCLIP:
 
     def embed(self, x: Tensor) -> Tensor:
         """Image features (B, D) as the encoder gives them, not of unit length, of images (B,3,S,S) in [0,1]."""
-        if self.frame is not None:
-            self.encoder.check_pixels(x)  # before the sum, which would broadcast
-            x = x + self.frame
-        return _full(self.encoder.encode_image(x, self.visual))
+        return _full(self.encoder.encode_image(self._framed(x), self.visual))
+
+    def _framed(self, x: Tensor) -> Tensor:
+        if self.frame is None:
+            return x
+        self.encoder.check_pixels(x)  # before the sum, which would broadcast
+        return x + self.frame
+
+    def embed_by_block(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of `embed`, and the states (depth, B, width) of the class token after each block."""
+        features, states = self.encoder.encode_image_by_block(self._framed(x), self.visual)
+        return _full(features), _full(states)
 
     def features(self, x: Tensor) -> Tensor:
         """Image features (B, D) of unit length, of images (B,3,S,S) in [0,1]."""

@@ -77,6 +77,17 @@ class DualEncoder(ShownInShort, ABC):
             tokens: visual tokens, (n, visual_width) per block; appended after the patches and taken off after the last block.
         """
 
+    def encode_image_by_block(self, x: Tensor, tokens: Tokens = ()) -> tuple[Tensor, Tensor]:
+        """The features of `encode_image`, and the states (depth, B, visual_width) of the class token after each block.
+
+        Raises:
+            InputError: an encoder without a class token, or one that does not show its blocks.
+        """
+        raise InputError(
+            f"method.block_states compares the class token after each block, which {self.info.source or 'this encoder'} does not "
+            "have or show; leave it out."
+        )
+
     @abstractmethod
     def encode_text(self, ids: Tensor, tokens: Tokens = ()) -> Tensor:
         """Text features (C, embed_dim), not of unit length.

@@ -92,6 +92,17 @@ class HuggingFaceEncoder(DualEncoder):
 
     def encode_image(self, x: Tensor, tokens: Tokens = ()) -> Tensor:
         """See `DualEncoder.encode_image`."""
+        return self._encode_image(x, tokens, None)
+
+    def encode_image_by_block(self, x: Tensor, tokens: Tokens = ()) -> tuple[Tensor, Tensor]:
+        """See `DualEncoder.encode_image_by_block`."""
+        if not self.family.class_token:
+            return super().encode_image_by_block(x, tokens)
+        states: list[Tensor] = []
+        features = self._encode_image(x, tokens, states)
+        return features, torch.stack(states)
+
+    def _encode_image(self, x: Tensor, tokens: Tokens, states: list[Tensor] | None) -> Tensor:
         self.check_pixels(x)
         tower = self.model.vision_model
         h = tower.embeddings((x - self.mean) / self.std)
@@ -100,7 +111,7 @@ class HuggingFaceEncoder(DualEncoder):
             h = append_rows(h, tokens[0])
         h = self.family.before_blocks(self.model, h)
         class_token = torch.zeros(h.shape[0], dtype=torch.long, device=h.device) if self.family.class_token else None
-        h = run_blocks(tower.encoder.layers, h, tokens, n_patches, class_token)
+        h = run_blocks(tower.encoder.layers, h, tokens, n_patches, class_token, first_rows=states)
         return self.family.image_features(self.model, h)
 
     def encode_text(self, ids: Tensor, tokens: Tokens = ()) -> Tensor:

@@ -60,7 +60,13 @@ def append_rows(h: Tensor, rows: Tensor) -> Tensor:
 
 
 def run_blocks(
-    blocks: Any, h: Tensor, tokens: Tokens, n_own: int, pooled: Tensor | None = None, mask: Tensor | None = None
+    blocks: Any,
+    h: Tensor,
+    tokens: Tokens,
+    n_own: int,
+    pooled: Tensor | None = None,
+    mask: Tensor | None = None,
+    first_rows: list[Tensor] | None = None,
 ) -> Tensor:
     """A tower's blocks, with prompt tokens, if any, after the rows of its own, and without the rows that nothing reads.
 
@@ -74,6 +80,7 @@ def run_blocks(
         n_own: L - n, the rows in front of the tokens.
         pooled: (B,) the row that becomes the feature; None: all rows of its own.
         mask: (L, L) which row sees which; None: everything.
+        first_rows: takes the first row (B, width) of what leaves each block; with ``pooled``, the pooled row of the last.
 
     Returns:
         (B, 1, width) or (B, n_own, width).
@@ -85,8 +92,11 @@ def run_blocks(
         last = depth + 1 == len(blocks)
         if last and pooled is not None:
             seen = None if mask is None else mask[pooled][:, None, None]
-            return run_block(block, h, attend_all(heads, seen), lambda rows: rows[batch, pooled][:, None])
-        read = n_own if last or depth + 1 < len(tokens) else h.shape[1]
-        attend = attend_all(heads, None if mask is None else mask[:read])
-        h = run_block(block, h, attend, lambda rows, read=read: rows[:, :read])  # type: ignore[misc]
+            h = run_block(block, h, attend_all(heads, seen), lambda rows: rows[batch, pooled][:, None])
+        else:
+            read = n_own if last or depth + 1 < len(tokens) else h.shape[1]
+            attend = attend_all(heads, None if mask is None else mask[:read])
+            h = run_block(block, h, attend, lambda rows, read=read: rows[:, :read])  # type: ignore[misc]
+        if first_rows is not None:
+            first_rows.append(h[:, 0])
     return h
