@@ -299,7 +299,7 @@ def test_the_testbed_suite_has_the_core_on_three_seeds_and_every_method_on_one()
 
 def test_the_demo_suite_has_the_settings_of_the_demo() -> None:
     raw = yaml.safe_load((SUITES / "demo.yaml").read_text())
-    suite, (digits,) = Suite.model_validate(raw), raw["data"].values()
+    suite, digits = Suite.model_validate(raw), raw["data"]["digits"]
     assert (suite.model, digits["source"], digits["eps"]) == (DEMO.model, DEMO.data, DEMO.eps)
     assert (suite.attacks, suite.limit, digits["train"]) == (DEMO.attacks, DEMO.limit, {"epochs": DEMO.epochs})
     assert suite.data["digits"].shots == DEMO.shots

@@ -69,10 +69,10 @@ class DemoSettings:
 
     model: str = "glyphs"
     data: str = "digits"
-    shots: int = 16
+    shots: int = 1
     seed: int = 0
     eps: str = "14/255"
-    epochs: int = 44
+    epochs: int = 220
     limit: int = 300
     attacks: tuple[str, ...] = ("apgd-ce+dlr",)
     few: int = 0
@@ -80,7 +80,7 @@ class DemoSettings:
 
 
 DEMO = DemoSettings()
-QUICK = replace(DEMO, shots=1, epochs=1, limit=16)
+QUICK = replace(DEMO, epochs=1, limit=16)
 _MARK = "demo.json"
 
 
@@ -103,8 +103,8 @@ def run_demo(output: Path, settings: DemoSettings = DEMO) -> dict[str, Any]:
         clip = load_clip(settings.model)
         data = load_data(settings.data, shots=settings.shots, seed=settings.seed)
         log.info(
-            f"{clip.info.source} CLIP on {data.name}: {settings.shots} labelled images for each of "
-            f"{len(data.class_names)} classes, eps {settings.eps} at {clip.info.image_size} px; "
+            f"{clip.info.source} CLIP on {data.name}: {len(data.train)} labelled images of {len(data.class_names)} "
+            f"classes, eps {settings.eps} at {clip.info.image_size} px; "
             f"about {pretty_seconds(_expected_seconds(clip, data, settings))}"
         )
         rows, results = _compare(output, clip, data, settings)
