@@ -36,6 +36,7 @@ from apd.evaluation.result import Result
 from apd.models import DualEncoder
 from apd.models.shared import shared_clip
 from apd.runs.load import load_run
+from apd.settings.options import TrainOptions
 from apd.settings.train import TrainSettings
 from apd.training.start import train
 from apd.util.text import short
@@ -94,7 +95,7 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         class_names: Mapping[Any, str] | None = None,
         templates: Sequence[str] | None = None,
         unlabelled: Pictures | str | None = None,
-        settings: Mapping[str, Any] | None = None,
+        settings: TrainOptions | None = None,
         random_state: int | np.random.RandomState | None = 0,
         verbose: bool = False,
     ) -> None:
@@ -125,14 +126,8 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         seed = self._seed()
         data = self._training_data(_images(X, codes, "train"), self._names(classes), seed)
         clip = self.model if isinstance(self.model, DualEncoder) else shared_clip(str(self.model))
-        run = train(
-            clip,
-            data,
-            method=self.method,
-            eps=self.eps,
-            quiet=not self.verbose,
-            **{**(self.settings or {}), "epochs": self.epochs, "seed": seed},
-        )
+        more: dict[str, Any] = {**(self.settings or {}), "epochs": self.epochs, "seed": seed}
+        run = train(clip, data, method=self.method, eps=self.eps, quiet=not self.verbose, **more)
         self.classes_, self.run_ = classes, run
         self.classifier_ = load_run(run.path, encoder=clip)
         return self
