@@ -141,6 +141,11 @@ def test_paths_have_a_slash_and_start_at_the_root(tmp_path: Path, write: Write) 
     assert suite.resolve("dtd@models") == f"dtd@{there / 'models'}"
     assert suite.resolve("openai/clip-vit-base-patch32", "model") == "openai/clip-vit-base-patch32"
     assert suite.resolve("./models", "model") == str(there / "models")
+    assert suite.resolve("open_clip:ViT-B-32/openai", "model") == "open_clip:ViT-B-32/openai"
+    (there / "fare.pt").touch()
+    assert suite.resolve("fare.pt", "model") == str(there / "fare.pt")
+    assert suite.resolve("./models+fare.pt", "model") == f"{there / 'models'}+{there / 'fare.pt'}"
+    assert suite.resolve("openai/clip+fare.pt", "model") == f"openai/clip+{there / 'fare.pt'}"
     assert load_suite(write(root="nowhere"), root=there).resolve("./data") == suite.resolve("./data")
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from apd.models.prompts import PromptSpec
     from apd.runs.average import average_runs
     from apd.runs.folder import Run
+    from apd.runs.imported import import_run
     from apd.runs.load import load_run
     from apd.training.start import train
 
@@ -43,6 +44,7 @@ __all__ = [
     "compare_runs",
     "evaluate",
     "evaluate_run",
+    "import_run",
     "load_clip",
     "load_data",
     "load_run",
@@ -63,6 +65,7 @@ _HOMES = {
     "compare_runs": "apd.evaluation.compare",
     "evaluate": "apd.evaluation",
     "evaluate_run": "apd.evaluation",
+    "import_run": "apd.runs.imported",
     "load_clip": "apd.models",
     "load_data": "apd.data",
     "load_run": "apd.runs.load",

@@ -15,6 +15,7 @@ from apd.data.settings import UNLABELLED, DataSettings, Shots
 from apd.data.sources.standard import find_name
 from apd.errors import InputError, nearest
 from apd.evaluation import parse_settings
+from apd.models.sources import is_weights_file, split_tower
 from apd.runs.config import MAIN_SETTING, RunConfig, run_setting_names, validate
 from apd.settings.explain import explain, setting_names, source_of
 from apd.settings.layers import leaves, merged
@@ -250,11 +251,15 @@ class Suite(Section):
         """
         if source.startswith("hf:"):
             return source
+        tower = split_tower(source) if what == "model" else None
+        if tower:
+            return f"{self.resolve(tower[0], what)}+{self._path(str(tower[1]), what)}"
         name, at, below = source.partition("@")
         if at and find_name(name):  # a standard data set below a folder
             return f"{name}@{self._path(below, what)}"
         like_a_path = source.startswith((".", "/", "~")) or (self._base / source.split("/")[0]).exists()
         is_path = "/" in source and (like_a_path or what == "data")
+        is_path = is_path or (what == "model" and is_weights_file(source))
         return str(self._path(source, what)) if is_path else source
 
     @property

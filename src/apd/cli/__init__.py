@@ -19,6 +19,7 @@ from apd.cli import (
     evaluate,
     explore,
     export,
+    imports,
     listing,
     predict,
     report,
@@ -49,6 +50,7 @@ app.command()(export.export)
 app.command()(explore.explore)
 app.command()(doctor.doctor)
 app.command()(report.report)
+app.command(name="import")(imports.import_)
 app.command(name="list")(listing.listing)
 
 

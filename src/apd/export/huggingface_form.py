@@ -124,6 +124,7 @@ def _explicit_prompts(classifier: PromptedCLIP, is_open: bool, has_frame: bool) 
         visual_tokens=len(visual[0]) if visual else 0,
         visual_depth=len(visual) or 1,
         frame=learned.spec.frame if has_frame else 0.0,
+        between=learned.spec.between if text else "",
     )
     if not text and not visual and not spec.frame:
         return None

@@ -177,7 +177,7 @@ def _describe_text(source: Source, prompted: bool) -> dict[str, Any]:
     return {
         "input": {"name": "ids", "shape": ["classes", encoder.info.context_length], "type": "int64"},
         # Learned words stand before the name; the first template's tail ends the text.
-        "templates": ["{}" + templates[0].split("{}", 1)[1]] if prompted else list(templates),
+        "templates": ["{}".join(source.classifier.around_name())] if prompted else list(templates),
         "context_length": encoder.info.context_length,
         "lower_case": encoder.lower_case,
     }

@@ -14,11 +14,10 @@ from apd.errors import InputError, nearest
 from apd.models.checkpoint import check_folder
 from apd.models.encoder import DualEncoder, EncoderInfo, Tokens, sha256_of_weights
 from apd.models.preprocessing import Preprocessing
+from apd.models.sources import BUILT_IN, OPEN_CLIP_CONFIG, PREFIXES, is_weights_file, split_tower
 from apd.util.plugins import Registry, is_spec
 
-__all__ = ["DualEncoder", "EncoderInfo", "Preprocessing", "Tokens", "list_models", "load_clip"]
-
-BUILT_IN = {"glyphs": "the embedded CLIP: 32 px, digits and letters, pre-trained on rendered glyphs"}
+__all__ = ["BUILT_IN", "DualEncoder", "EncoderInfo", "Preprocessing", "Tokens", "list_models", "load_clip"]
 
 
 def list_models() -> list[tuple[str, str]]:
@@ -26,7 +25,13 @@ def list_models() -> list[tuple[str, str]]:
     return [
         *BUILT_IN.items(),
         ("openai/clip-vit-base-patch32", "a hub id: any CLIP or SigLIP in the Hugging Face format"),
-        ("path/to/folder", "a local folder of that format, adversarially fine-tuned towers included"),
+        (
+            "open_clip:ViT-B-32/laion2b_s34b_b79k",
+            "a name and tag of open_clip; hf-hub:owner/name for its other repositories",
+        ),
+        ("path/to/folder", "a local folder of the Hugging Face format or of open_clip's"),
+        ("path/to/ViT-B-32.pt", "a file of OpenAI's CLIP"),
+        ("MODEL+path/to/tower.pt", "any of these with the weights of a fine-tuned image tower (FARE, TeCoA)"),
         ("package.module:factory", "an encoder of your own (docs/extending.md)"),
     ]
 
@@ -50,8 +55,10 @@ def load_clip(
 
     Args:
         source: ``"glyphs"`` (embedded), a hub id such as ``"openai/clip-vit-base-patch32"``, or a local folder; CLIP and
-            SigLIP families in the Hugging Face format. After the first download it works offline. Or an encoder of your
-            own: its class, an instance (which stays on its device), or ``"package.module:factory"``.
+            SigLIP families in the Hugging Face format. After the first download it works offline. Of open_clip: a folder,
+            ``"open_clip:NAME/TAG"`` or ``"hf-hub:owner/name"``. A file of OpenAI's, or ``"MODEL+FILE"`` with the weights of
+            a fine-tuned tower (docs/models.md). Or an encoder of your own: its class, an instance (which stays on its
+            device), or ``"package.module:factory"``.
         revision: branch, tag or commit of a hub id.
         dtype: type of the weights; float32 unless asked, whatever the checkpoint was saved in.
         device: where to put it.
@@ -65,8 +72,6 @@ def load_clip(
         >>> clip.info.image_size
         32
     """
-    from apd.models.huggingface import load_huggingface
-
     if isinstance(source, DualEncoder):
         return _completed(source, "")
     if isinstance(source, type):
@@ -77,7 +82,30 @@ def load_clip(
         if not isinstance(encoder, DualEncoder):
             raise InputError(f"The model {name!r} makes a {type(encoder).__name__}, not an apd.models.DualEncoder.")
         return _completed(encoder, name).to(device)
-    return load_huggingface(name, _folder_or_id(name), revision, dtype).to(device)
+    return _load(name, revision, dtype).to(device)
+
+
+def _load(name: str, revision: str | None, dtype: torch.dtype) -> DualEncoder:
+    """Load what is not code by the form of its name."""
+    from apd.models.foreign.open_clip import load_open_clip
+    from apd.models.foreign.openai import load_openai
+    from apd.models.foreign.towers import with_tower
+    from apd.models.huggingface import HuggingFaceEncoder, load_huggingface
+
+    tower = split_tower(name)
+    if tower:
+        base = load_clip(tower[0], revision=revision, dtype=dtype)
+        if not isinstance(base, HuggingFaceEncoder):
+            raise InputError(
+                f"{name}: the tower of {tower[0]} is made by code; only towers of CLIP and SigLIP can be replaced."
+            )
+        return with_tower(base, tower[1], name)
+    if is_weights_file(name):
+        return load_openai(name, Path(name), dtype)
+    folder = Path(name)
+    if name.startswith(PREFIXES) or ((folder / OPEN_CLIP_CONFIG).is_file() and not (folder / "config.json").is_file()):
+        return load_open_clip(name, name if name.startswith(PREFIXES) else str(folder.resolve()), revision, dtype)
+    return load_huggingface(name, _folder_or_id(name), revision, dtype)
 
 
 def _folder_or_id(name: str) -> str:
@@ -88,7 +116,8 @@ def _folder_or_id(name: str) -> str:
         folder = Path(name).resolve()
         if not (folder / "config.json").is_file():
             raise InputError(
-                f"The folder {name!r} holds no config.json; a model folder of the Hugging Face format does."
+                f"The folder {name!r} holds no config.json; a model folder of the Hugging Face format does, and one of open_clip "
+                f"holds open_clip_config.json."
             )
         check_folder(folder, name)
         return str(folder)
@@ -99,7 +128,7 @@ def _folder_or_id(name: str) -> str:
 
 def names_code(source: str) -> bool:
     """Whether a model's source names code that makes it, whatever folders there are."""
-    return is_spec(source) or MODELS.knows(source)
+    return not source.startswith(PREFIXES) and (is_spec(source) or MODELS.knows(source))
 
 
 def _completed(encoder: DualEncoder, source: str) -> DualEncoder:

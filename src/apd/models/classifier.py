@@ -151,9 +151,14 @@ class PromptedCLIP(ShownInShort):
 
     def _texts(self, n_tokens: int) -> list[list[str]]:
         if n_tokens:
-            tail = self.templates[0].split("{}", 1)[1]
-            return [[f"{name}{tail}" for name in self.class_names]]
+            head, tail = self.around_name()
+            return [[f"{head}{name}{tail}" for name in self.class_names]]
         return [[template.replace("{}", name) for name in self.class_names] for template in self.templates]
+
+    def around_name(self) -> tuple[str, str]:
+        """Return the words before and after a class name in a text with prompt tokens, which replace the template's head."""
+        between = self.prompts.spec.between.strip() if self.prompts is not None else ""
+        return f"{between} " if between else "", self.templates[0].split("{}", 1)[1]
 
     def class_features(self) -> Tensor:
         """Class features (C, D) of unit length, with gradients to the prompts; without text tokens computed once."""

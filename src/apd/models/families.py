@@ -95,6 +95,30 @@ class CLIP(Family):
         return found in ids and ids.index(found) == len(ids) - 1
 
 
+class CLIPA(CLIP):
+    """CLIPA (Li 2023) and DeltaCLIP (Wang 2025): patches averaged in place of a class token, texts read at the last position.
+
+    Not in `FAMILIES`: checkpoints come from open_clip only, and are known by its configuration.
+    """
+
+    model_type = "clipa"
+    causal_text = False
+    class_token = False
+
+    def image_features(self, model: Any, rows: Tensor) -> Tensor:
+        """Average the patches, without the class token, then normalise and project."""
+        pooled = model.vision_model.post_layernorm(rows[:, 1:].mean(dim=1))
+        return linear(model.visual_projection, pooled)
+
+    def pooled_positions(self, ids: Tensor, end: int) -> Tensor:
+        """Pool at the last position, padding or not."""
+        return torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
+
+    def is_read_at_last(self, ids: list[int], end: int) -> bool:
+        """The last position sees every token."""
+        return True
+
+
 class SigLIP(Family):
     """SigLIP (Zhai 2023): texts are read at the last position, in both directions; a head pools the patches."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from apd.errors import InputError
 from apd.models.checkpoint import check_config, check_no_code, square
 from apd.models.encoder import DualEncoder, EncoderInfo, Tokens, sha256_of_weights
-from apd.models.families import family_of
+from apd.models.families import Family, family_of
 from apd.models.fast.blocks import append_rows, run_blocks
 from apd.models.fast.chunks import in_chunks
 from apd.models.fast.kernels import PatchEmbedding, linear
@@ -53,14 +53,20 @@ class HuggingFaceEncoder(DualEncoder):
     std: Tensor
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, preprocessing: Preprocessing, source: str, revision: str | None
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        preprocessing: Preprocessing,
+        source: str,
+        revision: str | None,
+        family: Family | None = None,
     ) -> None:
         super().__init__()
         self.model = cast(Any, model.eval().requires_grad_(False))
         embeddings = self.model.vision_model.embeddings
         embeddings.patch_embedding = PatchEmbedding(embeddings.patch_embedding)
         config = self.model.config
-        self.tokenizer, self.family = tokenizer, family_of(config.model_type, tokenizer)
+        self.tokenizer, self.family = tokenizer, family or family_of(config.model_type, tokenizer)
         self.lower_case = _wants_lower_case(tokenizer, self.family.lower_case)
         # Text tokens start after the start token, if there is one.
         self._first_row = self.family.start_tokens
@@ -335,6 +341,19 @@ def _check_weights(model: nn.Module, report: dict[str, Any], source: str) -> Non
         raise InputError(
             f"{about} has weights of more blocks than num_hidden_layers in config.json: {beyond[0]}; restore config.json."
         )
+    check_values(model, about)
+
+
+def check_values(model: nn.Module, about: str) -> None:
+    """Refuse weights that are not numbers, and a logit scale that is not a logarithm.
+
+    Args:
+        model: with its weights.
+        about: the subject of the message.
+
+    Raises:
+        InputError: naming the weights.
+    """
     scale = float(cast(Any, model).logit_scale.detach())
     if scale > _LARGEST_LOGIT_SCALE:
         raise InputError(

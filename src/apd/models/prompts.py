@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 from torch import Tensor, nn
 
 from apd.errors import InputError
@@ -46,6 +47,14 @@ class PromptSpec(BaseModel):
         lt=0.5,
         description="width, as a share of the image's side, of learned pixels added to its border; 0: none",
     )
+    between: str = Field(
+        "", description="words between the text tokens and the class name, which stay as they are (MaPLe, FAP)"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_new(self, serialize: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # Added after runs had been kept: their record, and its hash, does not name it.
+        return {name: value for name, value in serialize(self).items() if name != "between" or value}
 
     @model_validator(mode="after")
     def _classes_need_tokens(self) -> PromptSpec:

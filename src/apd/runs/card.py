@@ -148,8 +148,7 @@ def _circumstances(manifest: Mapping[str, Any], config: RunConfig) -> str:
         "classes": shown,
         "templates": "; ".join(manifest["templates"]),
         "prompts": ", ".join(f"{key} {value}" for key, value in manifest["prompts"].items()),
-        "training threat model": f"{config.train.norm}, eps {config.train.eps} in [0,1] pixel units at {size} px",
-        "training": f"{config.train.epochs} epochs, batch {config.train.batch_size}, {config.train.precision}",
+        **_training(manifest, config, size),
         "seeds": ", ".join(f"{key} {value}" for key, value in manifest["seeds"].items()),
         "versions": ", ".join(f"{key} {value}" for key, value in manifest["versions"].items()),
         "probabilities": _calibrated(manifest),
@@ -169,6 +168,21 @@ def _calibrated(manifest: Mapping[str, Any]) -> str:
         f"temperature {known['temperature']:.3g}, fitted on {known['images']} validation images; calibration error "
         f"{before:.1f} % before, {after:.1f} % after"
     )
+
+
+def _training(manifest: Mapping[str, Any], config: RunConfig, size: int) -> dict[str, str]:
+    """How the prompts were trained; of imported ones only their file is known."""
+    threat = f"{config.train.norm}, eps {config.train.eps} in [0,1] pixel units at {size} px"
+    if "imported" in manifest:
+        about = manifest["imported"]
+        return {
+            "evaluated by default at": threat,
+            "imported": f"{about['form']}, {about['file']}, sha256 {about['sha256']}",
+        }
+    return {
+        "training threat model": threat,
+        "training": f"{config.train.epochs} epochs, batch {config.train.batch_size}, {config.train.precision}",
+    }
 
 
 _SPLITS = {

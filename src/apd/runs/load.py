@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from apd.errors import InputError
-from apd.models import BUILT_IN, DualEncoder, EncoderInfo, load_clip, names_code
+from apd.models import DualEncoder, EncoderInfo, load_clip, names_code
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import Prompts, PromptSpec
 from apd.models.shared import share_classifier, shared_clip
+from apd.models.sources import absolute
 from apd.runs.folder import Run
 
 
@@ -92,6 +93,6 @@ def describe_encoder(info: EncoderInfo) -> dict[str, Any]:
     """An `apd.models.EncoderInfo` as the manifest keeps it: as JSON, a local folder by its absolute path."""
     record = cast(dict[str, Any], json.loads(json.dumps(asdict(info))))
     # What is built in or made by code is not the folder of that name that happens to be here.
-    if info.source and info.source not in BUILT_IN and not names_code(info.source) and Path(info.source).is_dir():
-        record["source"] = str(Path(info.source).resolve())
+    if info.source and not names_code(info.source):
+        record["source"] = absolute(info.source)
     return record
