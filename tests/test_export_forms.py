@@ -20,6 +20,7 @@ import apd
 from apd.export import RobustCLIP
 from apd.export.baked import PIPELINE_TEMPLATE
 from apd.models import DualEncoder
+from apd.models.calibration import Calibration
 from apd.models.prompts import Prompts
 from apd.predict import predict_files
 from apd.runs.config import load_config
@@ -136,6 +137,7 @@ def test_an_open_vocabulary_keeps_the_text_tower_and_its_prompts(make: Make, tmp
 
 def test_images_of_any_size_are_classified(make: Make, tmp_path: Path, colours: Path) -> None:
     run, file = make(VISUAL), colours / "green" / "002.png"
+    apd.Run.open(run).save_calibration(Calibration(0.5, 3, 0.2, 0.1))
     apd.export.huggingface(run, tmp_path / "x", **QUICK)
     (answer,) = RobustCLIP.from_pretrained(str(tmp_path / "x")).classify([Image.open(file)])
     (row,) = next(predict_files(run, [file])).rows

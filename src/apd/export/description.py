@@ -7,8 +7,11 @@ from typing import Any
 from apd.export.base import Source
 from apd.util.versions import __version__
 
-TEMPERATURE = 1.0
-"""Logits are divided by it before the softmax; a run is exported uncalibrated."""
+
+def temperature(source: Source) -> float:
+    """What logits are divided by before the softmax; 1 where the run's probabilities are not calibrated."""
+    known = source.run.calibration
+    return 1.0 if known is None else known.temperature
 
 
 def describe(source: Source, form: str, facts: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def describe(source: Source, form: str, facts: dict[str, Any]) -> dict[str, Any]
         "output": {"name": "logits", "shape": ["batch", len(classifier.class_names)]},
         "logit_scale": info.logit_scale,
         "logit_bias": info.logit_bias,
-        "temperature": TEMPERATURE,
+        "temperature": temperature(source),
         "model": {"source": manifest["model"]["source"], "weights_sha256": manifest["model"]["weights_sha256"]},
         "prompts_sha256": manifest["prompts_sha256"],
         "apd": __version__,

@@ -13,6 +13,7 @@ from apd.errors import InputError
 from apd.export.baked import class_tokenizer, texts_of, why_not_plain, with_class_tower, with_frame
 from apd.export.base import Form, Runner, Source
 from apd.export.card import render_export_card
+from apd.export.description import temperature
 from apd.export.robust_clip import CONFIG, PROMPTS, RobustCLIP
 from apd.models.classifier import PromptedCLIP
 from apd.models.huggingface import HuggingFaceEncoder
@@ -53,6 +54,7 @@ class HuggingFaceForm(Form):
             write_tensors(place / PROMPTS, prompts.state_dict(), {"format": "pt"})
         record = {
             "class_names": list(classifier.class_names),
+            "temperature": temperature(source),
             "templates": list(classifier.templates) if is_open else ["{}"],
             "clip": clip.relative_to(place).as_posix(),
             "prompts": None if prompts is None else prompts.spec.model_dump(mode="json"),

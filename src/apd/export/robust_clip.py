@@ -71,10 +71,11 @@ class RobustCLIP(
 
     @torch.no_grad()
     def classify(self, images: Sequence[Image.Image]) -> list[dict[str, float]]:
-        """Return the probability of each class, the most probable first, for images of any size."""
+        """Return the probability of each class, calibrated as the run's, the most probable first, for images of any size."""
         how = self.classifier.encoder.info.preprocessing
         pixels = torch.stack([torch.from_numpy(read_image(image.copy, how).copy()) for image in images])
-        odds = self(pixels.float().to(self.classifier.encoder.device) / 255).softmax(dim=-1)
+        logits = self(pixels.float().to(self.classifier.encoder.device) / 255)
+        odds = (logits / self.record.get("temperature", 1.0)).softmax(dim=-1)
         named = [dict(zip(self.class_names, row, strict=True)) for row in odds.tolist()]
         return [dict(sorted(row.items(), key=lambda entry: -entry[1])) for row in named]
 
