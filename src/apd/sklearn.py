@@ -34,6 +34,7 @@ from apd.evaluation import evaluate
 from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
 from apd.models import DualEncoder
+from apd.models.calibration import probabilities
 from apd.models.shared import shared_clip
 from apd.runs.load import load_run
 from apd.settings.options import TrainOptions
@@ -139,7 +140,7 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         return labels
 
     def predict_proba(self, X: Pictures) -> NDArray[np.float32]:
-        """Return the probabilities (N, C) of the classes in the order of ``classes_``."""
+        """Return the probabilities (N, C) of the classes in the order of ``classes_``, calibrated on the validation images."""
         return self._scores(X)
 
     def evaluate(self, X: Pictures, y: ArrayLike, **settings: Unpack[EvaluationOptions]) -> Result:
@@ -174,7 +175,7 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             pixels, _ = decode_all(names[part], sources[part], encoder.info.preprocessing, False, False)
             with torch.no_grad():
                 logits = self.classifier_(pixels.to(encoder.device).float() / 255)
-            rows.append(logits.softmax(dim=-1).cpu().numpy())
+            rows.append(probabilities(logits, self.run_.calibration).cpu().numpy())
         return np.concatenate(rows)
 
     def _labels(self, y: ArrayLike) -> NDArray[Any]:
