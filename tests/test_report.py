@@ -21,7 +21,7 @@ import apd
 from apd.evaluation.compare import compare_runs
 from apd.evaluation.stored import Outcomes, load_stored
 from apd.report import report
-from apd.report.charts import Line, line_chart, round_ticks
+from apd.report.charts import Line, line_chart, round_ticks, spaced
 from apd.report.facts import choose_headline, names_of
 from apd.report.wall import Gallery, choose
 from apd.runs.folder import Run
@@ -338,6 +338,12 @@ def test_points_are_drawn_in_proportion() -> None:
     assert (first.x, first.y, last.x, last.y) == (drawn.left, drawn.top, drawn.right, drawn.bottom)
     assert second.x - first.x == pytest.approx((last.x - first.x) / 4, abs=0.1)
     assert second.y == pytest.approx((first.y + last.y) / 2, abs=0.1)
+
+
+def test_ticks_are_not_written_over_each_other() -> None:
+    ticks = [(0, "a"), (40, "b"), (60, "c"), (100, "d"), (160, "e"), (200, "f")]
+    assert [text for _, text in spaced(ticks, 50)] == ["a", "", "c", "", "", "f"]
+    assert spaced([(0, "a")]) == ((0, "a"),)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 3.79), (0, 20), (-0.3, 0.2), (0, 1e-4), (0, 0)])

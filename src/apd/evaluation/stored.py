@@ -107,6 +107,12 @@ def load_stored(run: Run) -> list[Stored]:
     found = []
     for file in sorted(run.results.glob(f"{_SUMMARY}*.json")):
         summary = _read(file)
+        summary = {
+            "corruption": None,
+            "skipped_images": [],
+            "n_available": summary["n"],
+            **summary,
+        }  # older ones lack them
         outcomes = None
         if _beside(file).is_file():
             record = _read(_beside(file))

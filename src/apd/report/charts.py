@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 420, 250
-LEFT, RIGHT, TOP, BOTTOM = 44, 26, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 44, 36, 12, 40
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Line:
 
     Args:
         name: in the legend.
-        style: the CSS class that gives it its colour: ``own``, ``other`` or ``third``.
+        style: the CSS class that gives it its colour: ``own``, ``other``, ``third`` or ``wrong``.
         points: x and y.
         labels: what each point is, in words.
         intervals: lower and upper end at each point; empty without any.
@@ -128,10 +128,22 @@ def line_chart(
         title,
         summary,
         *axes,
-        tuple((right(x), text) for x, text in x_marks),
+        spaced([(right(x), text) for x, text in x_marks]),
         tuple((down(y), f"{y:g}") for y in values),
         tuple(map(drawn, lines)),
     )
+
+
+def spaced(ticks: Sequence[tuple[float, str]], space: float = 50.0) -> tuple[tuple[float, str], ...]:
+    """Ticks of which those that would be written over a neighbour keep their place but not their text.
+
+    The first and the last keep theirs.
+    """
+    found = list(ticks[:1])
+    for x, text in ticks[1:-1]:
+        written = max(place for place, shown in found if shown)
+        found.append((x, text if x - written >= space and ticks[-1][0] - x >= space else ""))
+    return (*found, *ticks[1:][-1:])
 
 
 def round_ticks(low: float, high: float, about: int = 4) -> list[float]:

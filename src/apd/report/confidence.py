@@ -67,7 +67,7 @@ def confidence_chart(points: Sequence[Mapping[str, Any]]) -> Chart:
     for kind, key, name, style in (
         ("clean", "answered", "clean images answered", "third"),
         ("attacked", "answered", "attacked images answered", "own"),
-        ("attacked", "wrong", "attacked images answered wrongly", "other"),
+        ("attacked", "wrong", "attacked images answered wrongly", "wrong"),
     ):
         values = [(100 * point["threshold"], point[kind][key]) for point in points]
         lines.append(Line(name, style, values, [f"from {x:g} %, {name}: {y:.1f} %" for x, y in values]))

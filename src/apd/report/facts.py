@@ -15,7 +15,7 @@ from apd.evaluation.statistics import mcnemar, paired_bootstrap, wilson
 from apd.evaluation.stored import Outcomes, Stored, load_stored
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
-from apd.util.text import printable, quoted
+from apd.util.text import quoted
 
 POINTS = 300
 """Points of a training curve that are shown, at most."""
@@ -100,10 +100,10 @@ def names_of(places: Sequence[Path]) -> list[str]:
     ['a/apd', 'b/apd']
     """
     for depth in range(1, max(len(place.parts) for place in places) + 1):
-        names = [printable("/".join(place.parts[-depth:])) for place in places]
+        names = ["/".join(place.parts[-depth:]) for place in places]
         if len(set(names)) == len(names):
             return names
-    return [printable(str(place)) for place in places]
+    return [str(place) for place in places]
 
 
 def choose_headline(run: Run, evaluations: Sequence[Stored]) -> Stored:
@@ -205,7 +205,7 @@ class Confusion:
 
     def most(self) -> list[dict[str, Any]]:
         """The pairs that are confused most often."""
-        names = [printable(name) for name in self.class_names]
+        names = self.class_names
         wrong = [
             {"class": names[i], "taken_for": names[j], "times": count, "of": sum(row)}
             for i, row in enumerate(self.counts)
@@ -221,7 +221,7 @@ class Confusion:
         label = self.class_names.index(name)
         row = list(self.counts[label])
         row[label] = 0
-        return printable(self.class_names[row.index(max(row))]) if max(row) else None
+        return self.class_names[row.index(max(row))] if max(row) else None
 
 
 def per_class(summary: Mapping[str, Any], attacked: Confusion | None) -> list[dict[str, Any]]:
@@ -232,7 +232,7 @@ def per_class(summary: Mapping[str, Any], attacked: Confusion | None) -> list[di
         low, high = wilson(round(score["worst"] * n / 100), n)
         rows.append(
             {
-                "class": printable(name),
+                "class": name,
                 "n": n,
                 "clean": score["clean"],
                 "worst": score["worst"],

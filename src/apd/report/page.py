@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from apd.report.wall import ZERO_SHOT
+from apd.util.text import printable
 from apd.util.versions import __version__
 
 FORMAT = 1
@@ -49,7 +50,8 @@ def render(
     template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
     return template.render(
         style=(folder / "page.css").read_text(encoding="utf-8"),
-        title=_title(views),
+        title=printable(_title(views)),
+        best=_best(views),
         runs=views,
         comparisons=comparisons,
         no_comparison=no_comparison,
@@ -62,6 +64,25 @@ def render(
 
 def _title(views: Sequence[Mapping[str, Any]]) -> str:
     return f"How robust is {views[0]['name']}?" if len(views) == 1 else f"{len(views)} runs side by side"
+
+
+def _shown(value: Any) -> Any:
+    """Replace control characters and text-direction overrides in all texts by escapes; line breaks stay."""
+    if isinstance(value, str):
+        return "\n".join(map(printable, value.split("\n")))
+    if isinstance(value, Mapping):
+        return {_shown(key): _shown(entry) for key, entry in value.items()}
+    return [_shown(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _best(views: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The run that keeps most under attack; None where the runs were not attacked alike."""
+    alike = {
+        (s["data"], s["split"], s["norm"], s["eps"], s["n"], s["corruption"], *s["attacks"])
+        for s in (view["summary"] for view in views)
+    }
+    attacked = all(view["attack"] for view in views)
+    return max(views, key=lambda view: view["summary"]["worst"]["accuracy"]) if attacked and len(alike) == 1 else None
 
 
 def _data(views: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str:
@@ -88,7 +109,8 @@ def _number(value: float) -> str:
 
 
 def _points(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    text = f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return text if text.strip("+\N{MINUS SIGN}") != "0.0" else "0.0"
 
 
 def _p(value: float) -> str:

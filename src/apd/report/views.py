@@ -10,7 +10,7 @@ from apd.report.charts import Chart, Line, line_chart
 from apd.report.facts import Confusion, RunFacts, eps_curve, per_class, series, training_log, versus_zero_shot
 from apd.util.progress import pretty_seconds
 from apd.util.tensors import read_tensors
-from apd.util.text import printable, quoted
+from apd.util.text import quoted
 
 FRAGILE = 5
 """Classes that are named as the most fragile."""
@@ -73,7 +73,7 @@ def _about(facts: RunFacts) -> dict[str, Any]:
         "seed": str(config.train.seed),
         "apd": manifest["versions"]["apd"],
     }
-    return {name: printable(value) for name, value in rows.items()}
+    return rows
 
 
 def _percent(point: Mapping[str, Any], who: str) -> str:
@@ -82,8 +82,8 @@ def _percent(point: Mapping[str, Any], who: str) -> str:
 
 
 def _curve_chart(points: Sequence[Mapping[str, Any]]) -> Chart | None:
-    """Accuracy against eps; None where there is nothing but one point besides no attack."""
-    if len(points) < 2:
+    """Accuracy against eps; None where there is no more than one eps besides 0, which is no curve."""
+    if len(points) < 3:
         return None
 
     def line(name: str, style: str, found: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Line:
@@ -122,12 +122,12 @@ def _training(facts: RunFacts) -> dict[str, Any]:
         axes = ("epoch", "accuracy in %")
         charts.append(line_chart("Accuracy on validation images", summary, lines, axes, percent=True))
     rows = [line for line in log if "val_clean" in line or "val_robust" in line]
-    warnings = [printable(str(text)) for text in facts.run.manifest["summary"].get("warnings") or []]
+    warnings = [str(text) for text in facts.run.manifest["summary"].get("warnings") or []]
     return {
         "charts": charts,
         "rows": rows,
         "warnings": warnings,
-        "attack": printable(facts.config.train.validation_attack),
+        "attack": facts.config.train.validation_attack,
     }
 
 
@@ -136,8 +136,8 @@ def _grid(found: Confusion) -> dict[str, Any]:
     rows = []
     for name, counts in zip(found.class_names, found.counts, strict=True):
         total = sum(counts) or 1
-        rows.append({"class": printable(name), "cells": [{"n": n, "share": round(n / total, 3)} for n in counts]})
-    return {"names": [printable(name) for name in found.class_names], "rows": rows}
+        rows.append({"class": name, "cells": [{"n": n, "share": round(n / total, 3)} for n in counts]})
+    return {"names": found.class_names, "rows": rows}
 
 
 def _cost(facts: RunFacts) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _cost(facts: RunFacts) -> dict[str, Any]:
         "size of what is learned": f"{file.stat().st_size / 1000:,.1f} kB",
     }
     for name, score in summary["attacks"].items():
-        rows[f"attack {printable(name)} on {summary['n']} images"] = pretty_seconds(score["seconds"])
+        rows[f"attack {name} on {summary['n']} images"] = pretty_seconds(score["seconds"])
     return {name: value for name, value in rows.items() if value}
 
 
@@ -168,4 +168,4 @@ def _commands(facts: RunFacts) -> list[str]:
     evaluate += [f"--limit {summary['n'] + len(summary['skipped_images'])}"]
     evaluate += [f"--corruption {summary['corruption']}"] if summary.get("corruption") else []
     evaluate += [] if facts.own_data else [f"--data {quoted(summary['data'])}"]
-    return ["apd train --config config.yaml --output runs/again", printable(" ".join(evaluate))]
+    return ["apd train --config config.yaml --output runs/again", " ".join(evaluate)]

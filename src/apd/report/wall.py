@@ -22,7 +22,6 @@ from apd.evaluation.samples import Samples
 from apd.evaluation.stored import Outcomes
 from apd.models.classifier import PromptedCLIP
 from apd.report.facts import RunFacts
-from apd.util.text import printable
 
 BUDGET = 2_500_000
 """Bytes that all images of a page may take, about."""
@@ -140,10 +139,10 @@ def build_wall(facts: RunFacts, seen: Seen, attack: str, each: int, gallery: Gal
     classifiers = ((ZERO_SHOT, seen.classifier.zero_shot()), (facts.name, seen.classifier))
     temperatures = (1.0, facts.temperature)
     lanes = [attacked(name, model, x, labels, ids, threat, summary["seed"], attack) for name, model in classifiers]
-    names = [printable(name) for name in seen.data.class_names]
+    names = seen.data.class_names
     entries = []
     for row, (_, held) in enumerate(chosen):
-        entry = {"id": printable(ids[row]), "class": names[int(labels[row])], "held": held}
+        entry = {"id": ids[row], "class": names[int(labels[row])], "held": held}
         shown = [
             _lane(lane, x[row], row, int(labels[row]), names, gallery, temperature)
             for lane, temperature in zip(lanes, temperatures, strict=True)

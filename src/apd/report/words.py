@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from apd.util.text import printable
-
 _CHECKS = {
     "class features": "The model can tell all class names apart.",
     "eps 0": "An attack that may change nothing changes no prediction.",
@@ -24,16 +22,14 @@ def check_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for check in summary["checks"]:
         verdict = {True: "holds", False: "FAILED", None: "for information"}[check["passed"]]
-        rows.append(
-            {**check, "words": _check_words(check["name"]), "verdict": verdict, "message": printable(check["message"])}
-        )
+        rows.append({**check, "words": _check_words(check["name"]), "verdict": verdict})
     return rows
 
 
 def _check_words(name: str) -> str:
     if name.endswith(": black-box"):
         return "An attack that sees only answers, no gradients, finds (nearly) nothing that the others missed."
-    return _CHECKS.get(name, f"A warning of the attack's own library ({printable(name)}).")
+    return _CHECKS.get(name, f"A warning of the attack's own library ({name}).")
 
 
 def threat_words(summary: Mapping[str, Any]) -> str:
@@ -62,7 +58,7 @@ def strength(summary: Mapping[str, Any]) -> str:
 def attack_words(summary: Mapping[str, Any]) -> str:
     """Which attacks ran, of what they are made, and that the attacker knows all."""
     parts = [
-        f"{printable(name)} ({', '.join(score['runs'])})" if tuple(score["runs"]) != (name,) else printable(name)
+        f"{name} ({', '.join(score['runs'])})" if tuple(score["runs"]) != (name,) else name
         for name, score in summary["attacks"].items()
     ]
     return (
