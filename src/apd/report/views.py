@@ -82,7 +82,7 @@ def _percent(point: Mapping[str, Any], who: str) -> str:
 
 
 def _curve_chart(points: Sequence[Mapping[str, Any]]) -> Chart | None:
-    """Accuracy against eps; None where there is no more than one eps besides 0, which is no curve."""
+    """Accuracy against eps; None unless there are two eps besides 0."""
     if len(points) < 3:
         return None
 
