@@ -178,7 +178,9 @@ def test_images_are_what_they_are_called(page: Path, evaluated: Path, colours: P
         for image in others[1::2]:
             assert float((image - clean).abs().max()) <= eps + 0.5 / 255 + 1e-6
         said = entry["lanes"][1]["before"]
-        probabilities = classifier(clean[None].float()).softmax(-1)[0]
+        calibration = Run.open(evaluated).calibration
+        assert calibration is not None and Page(page).data["runs"][0]["calibration"] == calibration.record()
+        probabilities = (classifier(clean[None].float()) / calibration.temperature).softmax(-1)[0]
         assert said["class"] == classifier.class_names[int(probabilities.argmax())]
         assert said["probability"] == pytest.approx(float(probabilities.max()), abs=1e-3)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from apd.attacks import PGD, Objective, ThreatModel, cross_entropy, sample_seeds
+from apd.models.calibration import probabilities
 from apd.report.charts import Chart, Line, line_chart
 from apd.report.facts import RunFacts
 from apd.report.wall import Seen, evaluated_images
@@ -26,7 +27,7 @@ def measure_confidence(facts: RunFacts, seen: Seen, limit: int) -> dict[str, Any
     An attack that stops there leaves low confidences, and abstaining would look better than it is.
 
     Returns:
-        ``n``, ``temperature`` (1 where the run's probabilities are not calibrated) and ``points`` by threshold.
+        ``n``, ``steps`` and ``points`` by threshold.
     """
     outcomes, summary = facts.outcomes, facts.summary
     assert outcomes is not None
@@ -42,17 +43,17 @@ def measure_confidence(facts: RunFacts, seen: Seen, limit: int) -> dict[str, Any
         attacked = PGD(STEPS)(Objective(model, cross_entropy, labels[part]), x[part], threat, seeds)
         for name, images in (("clean", x[part]), ("attacked", attacked)):
             with torch.no_grad():
-                found[name].append((model(images) / facts.temperature).softmax(dim=-1).cpu())
+                found[name].append(probabilities(model(images), facts.calibration).cpu())
     shown = {name: torch.cat(parts) for name, parts in found.items()}
     points = [
         {"threshold": at, **{name: _above(p, labels.cpu(), at) for name, p in shown.items()}} for at in THRESHOLDS
     ]
-    return {"n": len(ids), "temperature": facts.temperature, "steps": STEPS, "points": points}
+    return {"n": len(ids), "steps": STEPS, "points": points}
 
 
-def _above(probabilities: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
+def _above(shown: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
     """Shares of all images in percent: answered at this confidence or above, and of these wrongly."""
-    confidence, guesses = probabilities.max(dim=1)
+    confidence, guesses = shown.max(dim=1)
     answered = confidence >= threshold
     wrong = answered & (guesses != labels)
     return {

@@ -13,6 +13,7 @@ from typing import Any
 from apd.errors import InputError
 from apd.evaluation.statistics import mcnemar, paired_bootstrap, wilson
 from apd.evaluation.stored import Outcomes, Stored, load_stored
+from apd.models.calibration import Calibration
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.util.text import quoted
@@ -60,10 +61,10 @@ class RunFacts:
         scores = self.summary["attacks"]
         return min(scores, key=lambda name: (scores[name]["accuracy"], name)) if scores else None
 
-    @property
-    def temperature(self) -> float:
-        """What logits are divided by before the softmax; 1 where the run's probabilities are not calibrated."""
-        return float(self.run.manifest.get("calibration", {}).get("temperature", 1.0))
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What makes the run's probabilities mean what they say; None where it was not measured."""
+        return self.run.calibration
 
     @property
     def own_data(self) -> bool:

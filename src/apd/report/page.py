@@ -25,6 +25,7 @@ _CONTENT = (
     "wall",
     "cost",
     "about",
+    "calibration",
 )
 
 

@@ -59,6 +59,8 @@ def run_view(facts: RunFacts, place: int, curve: Sequence[Mapping[str, Any]] = (
         "cost": _cost(facts),
         "settings": facts.config.to_yaml(),
         "commands": _commands(facts),
+        "calibration": None if facts.calibration is None else facts.calibration.record(),
+        "calibrated": "not calibrated" if facts.calibration is None else facts.calibration.describe(),
     }
 
 

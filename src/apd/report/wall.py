@@ -20,6 +20,7 @@ from apd.errors import InputError
 from apd.evaluation.examples import Attacked, amplified, attacked
 from apd.evaluation.samples import Samples
 from apd.evaluation.stored import Outcomes
+from apd.models.calibration import Calibration, probabilities
 from apd.models.classifier import PromptedCLIP
 from apd.report.facts import RunFacts
 
@@ -137,15 +138,14 @@ def build_wall(facts: RunFacts, seen: Seen, attack: str, each: int, gallery: Gal
     x, labels, ids = evaluated_images(seen, outcomes, [i for i, _ in chosen], summary)
     threat = ThreatModel(summary["eps"], summary["norm"])
     classifiers = ((ZERO_SHOT, seen.classifier.zero_shot()), (facts.name, seen.classifier))
-    temperatures = (1.0, facts.temperature)
     lanes = [attacked(name, model, x, labels, ids, threat, summary["seed"], attack) for name, model in classifiers]
     names = seen.data.class_names
     entries = []
     for row, (_, held) in enumerate(chosen):
         entry = {"id": ids[row], "class": names[int(labels[row])], "held": held}
         shown = [
-            _lane(lane, x[row], row, int(labels[row]), names, gallery, temperature)
-            for lane, temperature in zip(lanes, temperatures, strict=True)
+            _lane(lane, x[row], row, int(labels[row]), names, gallery, calibration)
+            for lane, calibration in zip(lanes, (None, facts.calibration), strict=True)
         ]
         entries.append({**entry, "clean": gallery.add(x[row]), "lanes": shown})
     fallen = next((row for row, (_, held) in enumerate(chosen) if not held), 0)
@@ -186,14 +186,14 @@ def _lane(
     label: int,
     names: Sequence[str],
     gallery: Gallery,
-    temperature: float,
+    calibration: Calibration | None,
 ) -> dict[str, Any]:
     change, factor = amplified(lane.images[row] - clean)
     touched = bool((lane.images[row] != clean).any())
     return {
         "classifier": lane.title,
-        "before": _answer(lane.before[row] / temperature, label, names),
-        "after": _answer(lane.after[row] / temperature, label, names),
+        "before": _answer(lane.before[row], label, names, calibration),
+        "after": _answer(lane.after[row], label, names, calibration),
         "attacked": touched,
         "factor": round(factor, 1) if touched else None,
         "image": gallery.add(lane.images[row]),
@@ -201,9 +201,10 @@ def _lane(
     }
 
 
-def _answer(logits: Tensor, label: int, names: Sequence[str]) -> dict[str, Any]:
-    probabilities, best = logits.softmax(dim=-1), int(logits.argmax())
-    return {"class": names[best], "probability": round(float(probabilities[best]), 4), "right": best == label}
+def _answer(logits: Tensor, label: int, names: Sequence[str], calibration: Calibration | None = None) -> dict[str, Any]:
+    best = int(logits.argmax())
+    probability = float(probabilities(logits, calibration)[best])
+    return {"class": names[best], "probability": round(probability, 4), "right": best == label}
 
 
 def _example(
