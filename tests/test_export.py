@@ -198,6 +198,9 @@ def test_unknown_forms_and_options_are_refused(cli: Cli, trained: Path, tmp_path
         apd.export.onnx(trained, tmp_path / "x", opset=9)
     with refused("int4"):
         apd.export.onnx(trained, tmp_path / "x", precision="int4")
+    for wrong in (("--attack", "pgd-x"), ("--eps", "four")):
+        answer = cli("export", trained, "--to", "onnx", "--output", tmp_path / "x", "--measure", 3, *wrong)
+        check_error(answer, [wrong[1]])
     check_error(cli("export", tmp_path, "--to", "onnx", "--output", tmp_path / "x"), [str(tmp_path)])
 
 
@@ -221,7 +224,7 @@ def test_images_that_are_gone_are_replaced_by_random_ones_and_that_is_said(
 def test_other_class_names_through_the_text_program(trained: Path, original: PromptedCLIP, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    exported = apd.export.torch(trained, tmp_path / "open", open_vocabulary=True)
+    exported = apd.export.torch(trained, tmp_path / "open", open_vocabulary=True, check_images=64)
     about = json.loads((exported.path / "classifier.json").read_text())
     assert exported.description == exported.path / "classifier.json"
     names = ["cat", "dog", "piano", "grand piano", "bright red"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import apd
-from apd.export import RobustCLIP
+from apd.export import RobustCLIP, exported
 from apd.export.baked import PIPELINE_TEMPLATE
 from apd.models import DualEncoder
 from apd.models.calibration import Calibration
@@ -79,8 +81,8 @@ def test_text_prompts_and_frames_are_baked_into_a_plain_model(
     from transformers import AutoTokenizer, CLIPModel
 
     run, folder = make(prompts), tmp_path / "plain"
-    exported = apd.export.huggingface(run, folder, **QUICK)
-    assert exported.max_difference <= 1e-4 and exported.notes == ()
+    found = apd.export.huggingface(run, folder, **QUICK)
+    assert found.max_difference <= 1e-4 and found.notes == ()
     original = apd.load_run(run)
     model, tokenizer = CLIPModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     how = original.encoder.info.preprocessing
@@ -114,8 +116,8 @@ def test_visual_tokens_load_as_robust_clip_and_never_as_a_plain_model(make: Make
     from transformers import AutoModel
 
     run, folder = make(VISUAL, family), tmp_path / "prompted"
-    exported = apd.export.huggingface(run, folder, **QUICK)
-    assert contains(exported.notes[0], "3", "visual", "tokens")
+    found = apd.export.huggingface(run, folder, **QUICK)
+    assert contains(found.notes[0], "3", "visual", "tokens")
     original, model = apd.load_run(run), RobustCLIP.from_pretrained(str(folder))
     torch.testing.assert_close(model(pixels()), original(pixels()), rtol=0, atol=1e-4)
     assert model.class_names == original.class_names
@@ -176,6 +178,40 @@ def test_the_card_carries_the_result_and_goes_to_the_hub(
     assert set(uploads[0]) == wanted and uploads[0]["README.md"].decode() == card
 
 
+class Refusing:
+    """`os.replace` that fails once, the ``n``-th time it is called."""
+
+    def __init__(self, n: int) -> None:
+        self.left, self.replace = n, os.replace
+
+    def __call__(self, *places: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise OSError(errno.ENOSPC, "disk is full")
+        self.replace(*places)
+
+
+def test_a_folder_is_replaced_whole_or_stays(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, folder = make(VISUAL), tmp_path / "exports" / "x"
+
+    def state() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in folder.glob("*.*")}
+
+    apd.export.huggingface(run, folder, **QUICK)
+    first = state()
+    with refused(str(folder), "--overwrite"):
+        apd.export.huggingface(run, folder, **QUICK)
+    with monkeypatch.context() as patch, refused("Cannot write"):
+        # The description is the last file to be written, then the old folder goes aside and the new one comes.
+        write, put = exported.write_atomic, Refusing(2)
+        patch.setattr(exported, "write_atomic", lambda *given: (write(*given), patch.setattr(os, "replace", put)))
+        apd.export.huggingface(run, folder, overwrite=True, license="mit", **QUICK)
+    assert put.left == -1 and state() == first
+    apd.export.huggingface(run, folder, overwrite=True, license="mit", **QUICK)
+    assert "license: mit" in (folder / "README.md").read_text() and state().keys() == first.keys()
+    assert [file.name for file in folder.parent.iterdir()] == ["x"]
+
+
 class Block(nn.Module):
     """A block under open_clip's names, from torch's own modules."""
 
@@ -198,8 +234,8 @@ def test_open_clip_weights_give_the_logits_of_torchs_own_modules(
     make: Make, tmp_path: Path, prompts: dict[str, Any]
 ) -> None:
     run, folder = make(prompts), tmp_path / "oc"
-    exported = apd.export.open_clip(run, folder, **QUICK)
-    assert exported.max_difference <= 1e-4
+    found = apd.export.open_clip(run, folder, **QUICK)
+    assert found.max_difference <= 1e-4
     config = json.loads((folder / "open_clip_config.json").read_text())
     state, seen = load_file(folder / "open_clip_model.safetensors"), config["model_cfg"]["vision_cfg"]
     width, heads = seen["width"], seen["width"] // seen["head_width"]
@@ -219,7 +255,7 @@ def test_open_clip_weights_give_the_logits_of_torchs_own_modules(
         classes = load_file(folder / "class_features.safetensors")["class_features"]
         logits = state["logit_scale"].exp() * features @ classes.T
     torch.testing.assert_close(logits, apd.load_run(run)(pixels()), rtol=0, atol=1e-4)
-    assert (len(exported.notes) == 2) == (prompts["text_tokens"] > 0), exported.notes
+    assert (len(found.notes) == 2) == (prompts["text_tokens"] > 0), found.notes
 
 
 @pytest.mark.parametrize(("prompts", "family"), [(VISUAL, "clip"), (TEXT, "siglip")])

@@ -16,6 +16,8 @@ from pydantic import BaseModel
 import apd
 from apd.evaluation.options import Attack, EvaluationOptions
 from apd.evaluation.settings import EvaluationSettings
+from apd.export.options import ExportOptions
+from apd.export.settings import ExportSettings
 from apd.settings import options
 from apd.settings.train import AugmentSettings, OptimizerSettings, TrainSettings
 
@@ -37,6 +39,7 @@ WIDER: dict[str, Any] = {
         (options.OptimizerOptions, OptimizerSettings, set()),
         (options.AugmentOptions, AugmentSettings, set()),
         (EvaluationOptions, EvaluationSettings, set()),
+        (ExportOptions, ExportSettings, set()),
     ],
 )
 def test_names_and_types_are_those_of_the_settings(typed: Any, settings: type[BaseModel], arguments: set[str]) -> None:

@@ -8,23 +8,24 @@ apd.export.onnx("runs/photos", "photos.onnx")
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 if TYPE_CHECKING:
     from apd.export.exported import Exported
+    from apd.export.options import ExportOptions
     from apd.export.robust_clip import RobustCLIP
 
 __all__ = ["RobustCLIP", "huggingface", "onnx", "open_clip", "torch"]
 
 
-def onnx(run: str | Path, path: str | Path, **options: Any) -> Exported:
+def onnx(run: str | Path, path: str | Path, **options: Unpack[ExportOptions]) -> Exported:
     """Export a run as an ONNX graph from pixels in [0,1] to logits.
 
     Args:
         run: the run folder.
         path: the file, such as ``photos.onnx``; with ``open_vocabulary`` a folder. ``photos.onnx.json`` beside it says how
             images are made ready and what the logits stand for.
-        options: see `apd.export.exported.ExportOptions`.
+        options: see `apd.export.settings.ExportSettings`.
 
     Raises:
         InputError: no finished run, an output that is there already, a missing extra.
@@ -37,7 +38,7 @@ def onnx(run: str | Path, path: str | Path, **options: Any) -> Exported:
     return _export("onnx", run, path, options)
 
 
-def torch(run: str | Path, path: str | Path, **options: Any) -> Exported:
+def torch(run: str | Path, path: str | Path, **options: Unpack[ExportOptions]) -> Exported:
     """Export a run as a program of `torch.export`; arguments and errors as for `onnx`.
 
     Example:
@@ -48,7 +49,7 @@ def torch(run: str | Path, path: str | Path, **options: Any) -> Exported:
     return _export("torch", run, path, options)
 
 
-def huggingface(run: str | Path, path: str | Path, **options: Any) -> Exported:
+def huggingface(run: str | Path, path: str | Path, **options: Unpack[ExportOptions]) -> Exported:
     """Export a run as a folder for `RobustCLIP` and the Hugging Face hub; arguments and errors as for `onnx`.
 
     Where the prompts can be baked into a plain CLIP model, transformers loads the folder without this package.
@@ -61,7 +62,7 @@ def huggingface(run: str | Path, path: str | Path, **options: Any) -> Exported:
     return _export("huggingface", run, path, options)
 
 
-def open_clip(run: str | Path, path: str | Path, **options: Any) -> Exported:
+def open_clip(run: str | Path, path: str | Path, **options: Unpack[ExportOptions]) -> Exported:
     """Export a run as a folder for open_clip: weights, configuration and class features; as for `onnx`.
 
     Raises:
@@ -78,7 +79,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'apd.export' has no attribute {name!r}")
 
 
-def _export(form: str, run: str | Path, path: str | Path, options: dict[str, Any]) -> Exported:
+def _export(form: str, run: str | Path, path: str | Path, options: ExportOptions) -> Exported:
     from apd.export.exported import export_run
 
     return export_run(form, run, path, options)

@@ -15,7 +15,7 @@ from apd.export.check import BATCH_SIZES, TOLERANCE, choose_images, compare
 from apd.export.description import describe
 from apd.export.huggingface_form import HuggingFaceForm
 from apd.export.open_clip_form import OpenClipForm
-from apd.export.price import Price, measure
+from apd.export.price import Price, measure, threat_of
 from apd.export.programs import OnnxForm, TorchForm
 from apd.export.settings import parse_settings
 from apd.runs.folder import Run
@@ -89,6 +89,7 @@ def export_run(form: str, run: str | Path, path: str | Path, options: Mapping[st
     with speaking():
         source = Source(opened, load_run(run, model=settings.model), settings)
         chosen.check(source)
+        threat_of(source)  # a wrong eps is told before any work
         images = choose_images(opened, source.classifier, settings.check_images)
         tolerance = TOLERANCE if settings.precision == "float32" else None
         with writing(place):
@@ -147,9 +148,15 @@ def _put(new: Path, place: Path, record: str, description: Path) -> None:
         os.replace(new, place)
         return
     write_atomic(new / DESCRIPTION, record)
+    old = new.with_name("replaced")
     if place.exists():
-        os.replace(place, new.with_name("replaced"))
-    os.replace(new, place)
+        os.replace(place, old)
+    try:
+        os.replace(new, place)
+    except OSError:
+        if old.exists():
+            os.replace(old, place)
+        raise
 
 
 def _size(place: Path) -> int:

@@ -41,6 +41,16 @@ class Price:
     same_class: float
 
 
+def threat_of(source: Source) -> ThreatModel:
+    """Return how far adversarial images of the measurement go.
+
+    Raises:
+        InputError: an eps that is not one.
+    """
+    config = source.run.config.train
+    return ThreatModel(parse_eps(source.settings.eps or str(config.eps), config.norm), config.norm)
+
+
 def measure(source: Source, exported: Runner) -> Price:
     """Measure the price on the run's test images.
 
@@ -53,8 +63,7 @@ def measure(source: Source, exported: Runner) -> Price:
     if data.class_names != classifier.class_names or not len(data.test):
         raise InputError(f"{data.name} has no test images of the run's classes; leave out --measure.")
     images = data.test.sample(settings.measure).decode(classifier.encoder.info.preprocessing, progress=True)
-    eps, norm = settings.eps or str(config.train.eps), config.train.norm
-    threat = ThreatModel(parse_eps(eps, norm), norm)
+    eps, norm, threat = settings.eps or str(config.train.eps), config.train.norm, threat_of(source)
     attack, subject = find(settings.attack), Subject.of(classifier)
     right, others = [], []
     for first in watched(

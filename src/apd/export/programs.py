@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -189,4 +188,4 @@ def _tokenise(folder: Path, about: dict[str, Any], template: str, source: Source
     texts = [template.replace("{}", name) for name in source.classifier.class_names]
     texts = [text.lower() for text in texts] if about["lower_case"] else texts
     padded = AutoTokenizer.from_pretrained(folder)(texts, padding="max_length", max_length=about["context_length"])
-    return torch.tensor(json.loads(json.dumps(padded["input_ids"])))
+    return torch.tensor(padded["input_ids"])

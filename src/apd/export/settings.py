@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
+from apd.attacks import find
 from apd.errors import InputError, nearest
 from apd.settings.explain import explain, setting_names
 from apd.util.section import Section
@@ -28,6 +29,17 @@ class ExportSettings(Section):
     attack: str = Field("pgd-20", description="makes the adversarial images of that measurement, on the original")
     eps: str | None = Field(None, description="its budget in [0,1] pixel units; null: the run's")
     license: str = Field("other", description="licence in the model card of a Hugging Face export")
+
+    @field_validator("eps", mode="before")
+    @classmethod
+    def _eps_text(cls, value: object) -> object:
+        return value if value is None or isinstance(value, str) else repr(value)
+
+    @field_validator("attack")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        find(value)
+        return value
 
 
 def parse_settings(values: Mapping[str, Any], function: str) -> ExportSettings:
