@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from torch import Tensor, nn
 import apd
 from apd.export import RobustCLIP, exported
 from apd.export.baked import PIPELINE_TEMPLATE
+from apd.export.base import Source
+from apd.export.huggingface_form import HuggingFaceForm
+from apd.export.settings import ExportSettings
 from apd.models import DualEncoder
 from apd.models.calibration import Calibration
 from apd.models.prompts import Prompts
@@ -256,6 +261,23 @@ def test_open_clip_weights_give_the_logits_of_torchs_own_modules(
         logits = state["logit_scale"].exp() * features @ classes.T
     torch.testing.assert_close(logits, apd.load_run(run)(pixels()), rtol=0, atol=1e-4)
     assert (len(found.notes) == 2) == (prompts["text_tokens"] > 0), found.notes
+
+
+def test_open_clip_weights_are_read_back_with_their_prompts(make: Make, tmp_path: Path) -> None:
+    run = make(FRAME)
+    apd.export.open_clip(run, tmp_path / "oc", **QUICK)
+    original = apd.load_run(run).bind_detached()
+    torch.testing.assert_close(
+        apd.load_clip(tmp_path / "oc").encode_image(pixels()), original.embed(pixels()), atol=1e-5, rtol=0
+    )
+
+
+def test_a_family_without_a_class_in_transformers_is_refused(make: Make, clip: DualEncoder) -> None:
+    run, encoder = make(TEXT), copy.copy(clip)
+    classifier = apd.load_run(run, encoder=encoder)
+    encoder.info = replace(clip.info, family="clipa")
+    with refused("clipa", "--to onnx"):
+        HuggingFaceForm().check(Source(apd.Run.open(run), classifier, ExportSettings()))
 
 
 @pytest.mark.parametrize(("prompts", "family"), [(VISUAL, "clip"), (TEXT, "siglip")])

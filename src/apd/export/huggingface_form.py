@@ -41,6 +41,10 @@ class HuggingFaceForm(Form):
             raise InputError(
                 f"{encoder.info.source} is an encoder of your own, not of the Hugging Face format; use --to onnx."
             )
+        if encoder.info.family != encoder.model.config.model_type:
+            raise InputError(
+                f"{encoder.info.source} is a {encoder.info.family} model, for which transformers has no class; use --to onnx."
+            )
 
     def write(self, source: Source, place: Path) -> dict[str, Any]:
         """See `Form.write`."""

@@ -112,7 +112,7 @@ class CLIPA(CLIP):
 
     def pooled_positions(self, ids: Tensor, end: int) -> Tensor:
         """Pool at the last position, padding or not."""
-        return torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
+        return torch.full((ids.shape[0],), ids.shape[1] - 1, device=ids.device)
 
     def is_read_at_last(self, ids: list[int], end: int) -> bool:
         """The last position sees every token."""
