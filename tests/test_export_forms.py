@@ -24,6 +24,7 @@ import apd
 from apd.export import RobustCLIP, exported
 from apd.export.baked import PIPELINE_TEMPLATE
 from apd.export.base import Source
+from apd.export.card import render_export_card
 from apd.export.huggingface_form import HuggingFaceForm
 from apd.export.settings import ExportSettings
 from apd.models import DualEncoder
@@ -77,6 +78,13 @@ def make(tmp_path: Path, clip: DualEncoder, siglip: DualEncoder) -> Make:
 
 def pixels(n: int = 5) -> Tensor:
     return torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_model_of_the_hub_is_named_as_base_model(make: Make) -> None:
+    run = apd.Run.open(make(TEXT))
+    run.manifest["model"]["source"] = "openai/clip-vit-base-patch32"
+    card = render_export_card(Source(run, apd.load_run(run.path), ExportSettings()), plain=True)
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "openai/clip-vit-base-patch32"
 
 
 @pytest.mark.parametrize("prompts", [TEXT, FRAME], ids=["text", "frame"])
@@ -160,6 +168,9 @@ def test_the_card_carries_the_result_and_goes_to_the_hub(
     card = (tmp_path / "x" / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
     assert (header["library_name"], header["license"]) == ("apd", "mit") and "adversarial-robustness" in header["tags"]
+    assert "base_model" not in header, "a folder of this machine means nothing on the hub"
+    for file in (tmp_path / "x").glob("*.*"):
+        assert str(tmp_path.parent.parent).encode() not in file.read_bytes(), file.name
     metrics = header["model-index"][0]["results"][0]["metrics"]
     assert [metric["value"] for metric in metrics] == [result.clean, result.attacks["pgd-2"].accuracy]
     assert f"| {result.clean:.1f} |" in card and "2/255" in card

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
 from apd.export.base import Source
+from apd.export.description import public_name
 from apd.export.robust_clip import TAGS
 from apd.util.text import code_block, code_span, first_of, markdown
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+"""What the hub takes as ``base_model``; it refuses a card with anything else there."""
 _LOADED = """\
 from apd.export import RobustCLIP
 from PIL import Image
@@ -34,13 +38,13 @@ def render_export_card(source: Source, plain: bool) -> str:
     """
     run, names = source.run, list(source.classifier.class_names)
     results = [json.loads(file.read_text()) for file in sorted(run.results.glob("summary-*.json"))]
-    model = run.manifest["model"]["source"]
+    model = public_name(run.manifest["model"]["source"])
     title = run.path.resolve().name
     header = {
         "library_name": "apd",
         "pipeline_tag": "zero-shot-image-classification",
         "license": source.settings.license,
-        "base_model": model,
+        **({"base_model": model} if _HUB_ID.fullmatch(model) else {}),
         "tags": [*TAGS, run.config.method.name],
         **({"model-index": [{"name": title, "results": _index(results)}]} if results else {}),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from apd.export.base import Source
@@ -12,6 +13,15 @@ def temperature(source: Source) -> float:
     """What logits are divided by before the softmax; 1 where the run's probabilities are not calibrated."""
     known = source.run.calibration
     return 1.0 if known is None else known.temperature
+
+
+def public_name(model: str) -> str:
+    """Name a CLIP model without the folders above it, which say nothing on another machine.
+
+    >>> public_name("/home/me/models/clip"), public_name("openai/clip-vit-base-patch32")
+    ('clip', 'openai/clip-vit-base-patch32')
+    """
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def describe(source: Source, form: str, facts: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +54,10 @@ def describe(source: Source, form: str, facts: dict[str, Any]) -> dict[str, Any]
         "logit_scale": info.logit_scale,
         "logit_bias": info.logit_bias,
         "temperature": temperature(source),
-        "model": {"source": manifest["model"]["source"], "weights_sha256": manifest["model"]["weights_sha256"]},
+        "model": {
+            "source": public_name(manifest["model"]["source"]),
+            "weights_sha256": manifest["model"]["weights_sha256"],
+        },
         "prompts_sha256": manifest["prompts_sha256"],
         "apd": __version__,
         **facts,

@@ -94,6 +94,12 @@ def _write_clip(classifier: PromptedCLIP, folder: Path, is_open: bool, baked_fra
         model, tokenizer = with_class_tower(encoder, rows, frame), class_tokenizer([text for text, _ in texts])
     model.save_pretrained(folder)  # type: ignore[operator]
     tokenizer.save_pretrained(folder)
+    if not is_open:
+        file = folder / "tokenizer_config.json"
+        # The name that transformers 4 knows, too.
+        write_atomic(
+            file, to_json({**json.loads(file.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}) + "\n"
+        )
     record = _processor(encoder.info.preprocessing, encoder.info.family)
     write_atomic(folder / "preprocessor_config.json", to_json(record) + "\n")
 
