@@ -185,6 +185,20 @@ def test_images_are_what_they_are_called(page: Path, evaluated: Path, colours: P
         assert said["probability"] == pytest.approx(float(probabilities.max()), abs=1e-3)
 
 
+def test_images_that_the_evaluation_kept_are_shown(evaluated: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    apd.evaluate_run(run, attacks=("pgd-1", "pgd-2"), eps="8/255", quiet=True, device="cpu", save_images=True)
+    file = report(run, tmp_path / "report.html", attack="pgd-1", quiet=True)
+    (found,) = Page(file).data["runs"]
+    assert found["wall"]["kept"] is True
+    indexes = [json.loads(index.read_text()) for index in (run / "images").glob("*/index.json")]
+    (index,) = (index for index in indexes if index["about"]["attack"] == found["attack"])
+    kept = {image["id"]: image for image in index["images"]}
+    for entry in found["wall"]["entries"]:
+        after = entry["lanes"][1]["after"]
+        assert after["class"] == kept[entry["id"]]["predicted_adversarial"] and after["right"] == entry["held"]
+
+
 def outcomes(right: dict[str, str]) -> Outcomes:
     """Outcomes in which a 1 is a right answer, for ids that are not in order."""
     n = len(right["clean"])

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from apd.cli.common import AsJson, quiet_stdout, say
-from apd.util.text import to_json
+from apd.util.text import quoted, to_json
 
 
 def demo(
@@ -40,6 +40,7 @@ def demo(
         f"Written: {output}/report.png, a picture of the attacks; {output}/summary.json; "
         "a run folder with a model card for each row."
     )
+    say(f"A page about it: apd report {quoted(output / 'control')} {quoted(output / 'apd')} --output report.html")
     say("Next, with a folder of your own images (one folder a class), say photos/:")
     say("  apd train photos --model openai/clip-vit-base-patch32 --output runs/photos")
     say("  apd evaluate runs/photos")

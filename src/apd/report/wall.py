@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ from apd.data.corruptions import corrupt, parse_corruption
 from apd.data.dataset import Decoded
 from apd.errors import InputError
 from apd.evaluation.examples import Attacked, amplified, attacked
+from apd.evaluation.frozen import Subject
+from apd.evaluation.images import read_image
 from apd.evaluation.samples import Samples
 from apd.evaluation.stored import Outcomes
 from apd.models.calibration import Calibration, probabilities
@@ -134,11 +137,12 @@ def build_wall(facts: RunFacts, seen: Seen, attack: str, each: int, gallery: Gal
     assert outcomes is not None and facts.attack is not None
     chosen = choose(outcomes, facts.attack, each)
     if not chosen:
-        return {"entries": [], "example": None, "attack": attack}
+        return {"entries": [], "example": None, "attack": attack, "kept": False}
     x, labels, ids = evaluated_images(seen, outcomes, [i for i, _ in chosen], summary)
     threat = ThreatModel(summary["eps"], summary["norm"])
-    classifiers = ((ZERO_SHOT, seen.classifier.zero_shot()), (facts.name, seen.classifier))
-    lanes = [attacked(name, model, x, labels, ids, threat, summary["seed"], attack) for name, model in classifiers]
+    zero_shot, kept = seen.classifier.zero_shot(), _kept(facts, seen.classifier, x, [i for i, _ in chosen])
+    about = (x, labels, ids, threat, summary["seed"], attack)
+    lanes = [attacked(ZERO_SHOT, zero_shot, *about), kept or attacked(facts.name, seen.classifier, *about)]
     names = seen.data.class_names
     entries = []
     for row, (_, held) in enumerate(chosen):
@@ -149,8 +153,29 @@ def build_wall(facts: RunFacts, seen: Seen, attack: str, each: int, gallery: Gal
         ]
         entries.append({**entry, "clean": gallery.add(x[row]), "lanes": shown})
     fallen = next((row for row, (_, held) in enumerate(chosen) if not held), 0)
-    example = _example(entries[fallen], x[fallen], ids[fallen], threat, summary["seed"], classifiers[0][1], names)
-    return {"entries": entries, "example": {**example, "noise": gallery.add(example["noise"])}, "attack": attack}
+    example = _example(entries[fallen], x[fallen], ids[fallen], threat, summary["seed"], zero_shot, names)
+    example["noise"] = gallery.add(example["noise"])
+    return {"entries": entries, "example": example, "attack": attack, "kept": kept is not None}
+
+
+def _kept(facts: RunFacts, model: PromptedCLIP, x: Tensor, index: Sequence[int]) -> Attacked | None:
+    """The images that the evaluation's own attack made, if it kept all of these (`apd evaluate --save-images`)."""
+    outcomes, summary = facts.outcomes, facts.summary
+    assert outcomes is not None
+    wanted = {"attack": facts.attack, "model": Subject.of(model).fingerprint, "eps": summary["eps"]}
+    wanted |= {"norm": summary["norm"], "seed": str(summary["seed"]), "corruption": summary["corruption"]}
+    for file in sorted(facts.run.images.glob("*/index.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if any(found["about"].get(key) != value for key, value in wanted.items()):
+            continue
+        files = {(image["id"], image["pixels"]): file.parent / image["file"] for image in found["images"]}
+        keys = [(outcomes.ids[i], outcomes.pixels[i]) for i in index]
+        if all(key in files for key in keys):
+            images = torch.stack([read_image(files[key]) for key in keys]).to(x)
+            frozen = model.frozen()
+            with torch.no_grad():
+                return Attacked(facts.name, images, frozen(x), frozen(images))
+    return None
 
 
 def evaluated_images(
