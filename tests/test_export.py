@@ -26,7 +26,7 @@ from apd.predict import predict_files
 from apd.util.extras import install_command
 
 from .command_line import Cli, call
-from .refusals import check_error, refused
+from .refusals import check_error, contains, refused
 from .toys import toy_clip
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "deploying.md"
@@ -148,7 +148,15 @@ def test_an_existing_output_is_refused_and_replaced_on_request(cli: Cli, trained
     place.write_text("mine")
     check_error(cli("export", trained, "--to", "torch", "--output", place), [str(place), "--overwrite"])
     assert place.read_text() == "mine"
-    assert cli("export", trained, "--to", "torch", "--output", place, "--overwrite").code == 0
+    answer = cli(
+        "export", trained, "--to", "torch", "--output", place, "--overwrite", "--measure", 4, "--attack", "pgd-1"
+    )
+    assert answer.code == 0, answer.err
+    about = json.loads((tmp_path / "colours.pt2.json").read_text())
+    difference, clean = about["check"]["max_difference"], about["price"]["clean"][1]
+    assert contains(
+        answer.out, str(place), f"{difference:.2g}", about["check"]["image_source"], "pgd-1", f"{clean:.1f} %"
+    )
     assert place.read_bytes()[:2] == b"PK"
     assert {file.name for file in tmp_path.iterdir()} == {"colours.pt2", "colours.pt2.json"}
 
