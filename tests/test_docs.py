@@ -21,6 +21,8 @@ from apd.cli import app
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
 
+from .command_line import Cli
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(
@@ -66,6 +68,14 @@ def test_every_command_and_option_is_in_the_reference(reference: ModuleType) -> 
         for param in command.params:
             shown = param.opts if param.param_type_name == "option" else [param.metavar or param.name.upper()]
             assert param.name == "help" or all(f"{each}" in parts[name] for each in shown), (name, param.name)
+
+
+def test_help_has_its_examples_line_by_line_and_no_marks_of_formatting(cli: Cli) -> None:
+    for name in COMMANDS.commands:
+        text = cli(name, "--help").out
+        assert "\\b" not in text and "\b" not in text, name
+        examples = re.findall(rf"^\s*apd {name}\b.*$", text, re.MULTILINE)
+        assert len(examples) == len(set(examples)) > 0, name
 
 
 def test_every_setting_is_in_the_reference_with_its_default(reference: ModuleType) -> None:

@@ -35,10 +35,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turn links to files of the repository that are not pages into plain text; they must exist."""
+    """Link to the pages made of notebooks, and turn links to other files of the repository into text; they must exist."""
 
     def shown(match: re.Match[str]) -> str:
         text, target, _ = match.groups()
+        if target.endswith(".ipynb") and not page.file.src_uri.startswith("notebooks/"):
+            return f"[{text}]({target.removesuffix('.ipynb')}.md)"
         place = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page.file.src_uri), target))
         if place.startswith("docs/") or not (ROOT / place).exists():
             return match[0]

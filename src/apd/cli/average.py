@@ -17,9 +17,8 @@ def average(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run in the output folder.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    r"""Average the prompts of runs with different seeds, of the same CLIP model, classes and kind of prompts.
+    """Average the prompts of runs with different seeds, of the same CLIP model, classes and kind of prompts.
 
-    \b
     Example:
       apd average runs/seed0 runs/seed1 --output runs/mean
       apd average runs/seed0 runs/seed1 runs/seed2 --output runs/mean-of-three

@@ -29,9 +29,8 @@ def bench(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    r"""Run a suite of trainings and evaluations, and write tables. Finished runs are skipped.
+    """Run a suite of trainings and evaluations, and write tables. Finished runs are skipped.
 
-    \b
     Examples:
       apd bench suites/quick.yaml --output runs/quick
       apd bench suites/testbed.yaml --workers 2 --output runs/testbed

@@ -23,11 +23,10 @@ def calibrate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    r"""Calibrate a run's probabilities by temperature scaling, and keep the temperature in the run.
+    """Calibrate a run's probabilities by temperature scaling, and keep the temperature in the run.
 
     apd train does so at its end; this is for older runs, averages, and other images. Predicted classes do not change.
 
-    \b
     Examples:
       apd calibrate runs/photos
       apd calibrate runs/photos --data photos-of-today --split test --json

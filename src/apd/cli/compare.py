@@ -18,11 +18,10 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Evaluated run folders.")],
     as_json: AsJson = False,
 ) -> None:
-    r"""Compare runs image by image, each with the first: difference, 95 % interval, p-value.
+    """Compare runs image by image, each with the first: difference, 95 % interval, p-value.
 
     Reads what apd evaluate kept in the run folders: no model is loaded, no attack is run.
 
-    \b
     Examples:
       apd compare runs/control runs/apd
       apd compare runs/control runs/apd --json

@@ -20,9 +20,8 @@ def demo(
     autoattack: Annotated[int, typer.Option(min=0, help="Attack so many images by AutoAttack too: slow.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    r"""Train on the built-in digits, attack, and compare with zero-shot CLIP: a few minutes on a CPU.
+    """Train on the built-in digits, attack, and compare with zero-shot CLIP: a few minutes on a CPU.
 
-    \b
     Examples:
       apd demo
       apd demo --quick --output /tmp/demo

@@ -11,9 +11,8 @@ from apd.util.text import first_of, one_line, printable, to_json
 
 
 def doctor(as_json: AsJson = False) -> None:
-    r"""Show versions, devices, caches, what is missing and how to get it; ends with 1 if apd cannot work here.
+    """Show versions, devices, caches, what is missing and how to get it; ends with 1 if apd cannot work here.
 
-    \b
     Examples:
       apd doctor
       apd doctor --json

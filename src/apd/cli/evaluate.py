@@ -76,13 +76,12 @@ def evaluate(
     as_json: AsJson = False,
     output: Output = None,
 ) -> None:
-    r"""Measure clean and robust accuracy, and compare with zero-shot CLIP.
+    """Measure clean and robust accuracy, and compare with zero-shot CLIP.
 
     By default a quick standard attack (apgd-ce+dlr) on a random sample that takes about four minutes on this machine;
     --strong and --limit all are stronger and slower. Outcomes are saved in RUN/results image by image: a second call
     computes only what is new, and an interrupted one is resumed by the same command.
 
-    \b
     Examples:
       apd evaluate runs/photos
       apd evaluate runs/photos --strong --limit all

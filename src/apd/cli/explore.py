@@ -20,9 +20,8 @@ def explore(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    r"""Try a run in the browser: your image, your class names, an attack of any strength, zero-shot CLIP beside it.
+    """Try a run in the browser: your image, your class names, an attack of any strength, zero-shot CLIP beside it.
 
-    \b
     Examples:
       apd explore runs/digits
       apd explore runs/photos --port 0 --open

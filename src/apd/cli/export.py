@@ -38,12 +38,11 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    r"""Write a run as files that other programs run, after comparing their logits with the original's.
+    """Write a run as files that other programs run, after comparing their logits with the original's.
 
     A difference above 0.0001 fails (exit code 1), and nothing is written or replaced. A JSON file beside the
     export says how images are made ready and names the classes.
 
-    \b
     Examples:
       apd export runs/photos --to onnx --output photos.onnx
       apd export runs/photos --to torch --output photos.pt2

@@ -21,11 +21,10 @@ def import_(
     eps: Annotated[str, typer.Option(help="Threat model of apd evaluate unless it is told otherwise.")] = "1/255",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run in the output folder.")] = False,
 ) -> None:
-    r"""Make a run folder of prompts that CoOp's, MaPLe's or FAP's code has learned, to evaluate them here.
+    """Make a run folder of prompts that CoOp's, MaPLe's or FAP's code has learned, to evaluate them here.
 
     The file is read without executing anything that is in it.
 
-    \b
     Examples:
       apd import model.pth.tar-5 --form maple --model openai/clip-vit-base-patch16 --classes names.txt --output runs/maple
       apd import model.pth.tar-10 --form fap --model ViT-B-32.pt --classes names.txt --data dtd@/data --output runs/fap

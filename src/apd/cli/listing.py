@@ -26,9 +26,8 @@ def listing(
     kind: Annotated[str | None, typer.Argument(help="models, methods, attacks or data. (default: all)")] = None,
     as_json: AsJson = False,
 ) -> None:
-    r"""List models, methods, attacks or data. For methods, --json adds sources, settings and published presets.
+    """List models, methods, attacks or data. For methods, --json adds sources, settings and published presets.
 
-    \b
     Examples:
       apd list
       apd list methods

@@ -40,11 +40,10 @@ def predict(
     format_: Annotated[str | None, typer.Option("--format", help="table, json or csv. (default: table)")] = None,
     as_json: AsJson = False,
 ) -> None:
-    r"""Classify image files: class and probability, calibrated if the run is.
+    """Classify image files: class and probability, calibrated if the run is.
 
     Files that cannot be read are named at the end (exit code 2).
 
-    \b
     Examples:
       apd predict runs/photos cat.jpg
       apd predict runs/photos new --format csv > new.csv

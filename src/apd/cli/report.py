@@ -22,11 +22,10 @@ def report(
     model: Annotated[str | None, typer.Option(help="Where the run's CLIP model is now.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
-    r"""Write one HTML page on evaluated runs: results, images under attack, settings. Needs no network.
+    """Write one HTML page on evaluated runs: results, images under attack, settings. Needs no network.
 
     Several runs are compared with the first, image by image.
 
-    \b
     Examples:
       apd report runs/photos
       apd report runs/photos --curve --output photos.html

@@ -24,12 +24,11 @@ def serve(
     max_batch: Annotated[int, typer.Option(help="Most images the model takes at a time.")] = 32,
     max_wait_ms: Annotated[float, typer.Option(help="How long an image waits for others to share a batch.")] = 5.0,
 ) -> None:
-    r"""Serve a run over HTTP: images to POST /v1/classify, classes with probabilities back.
+    """Serve a run over HTTP: images to POST /v1/classify, classes with probabilities back.
 
     Also /docs, /openapi.json, /v1/model, /healthz, /readyz and /metrics (Prometheus). SIGTERM ends it when what is in flight
     is answered.
 
-    \b
     Examples:
       apd serve runs/photos --port 8000
       apd serve runs/photos --host 0.0.0.0 --abstain-below 0.8

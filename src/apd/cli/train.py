@@ -73,9 +73,8 @@ def train(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    r"""Make a CLIP model robust on your images.
+    """Make a CLIP model robust on your images.
 
-    \b
     Examples:
       apd train digits --output runs/digits
       apd train photos --model openai/clip-vit-base-patch32 --eps 1/255 --output runs/photos
