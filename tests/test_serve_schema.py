@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import io
+import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
-from PIL import Image
 
 from apd.serve import ServeSettings, create_app
 
 schemathesis = pytest.importorskip("schemathesis")
 
 
-@st.composite
-def image(draw: st.DrawFn, kind: str) -> bytes:
-    """An image file of few pixels."""
-    file = io.BytesIO()
-    size = draw(st.tuples(*[st.integers(1, 40)] * 2))
-    Image.new(draw(st.sampled_from(["RGB", "L"])), size).save(file, kind)
-    return file.getvalue()
-
-
 @pytest.fixture(scope="module")
 def operations(trained: Path) -> dict[str, Any]:
-    for kind in ("jpeg", "png", "webp", "gif"):
-        schemathesis.openapi.media_type(f"image/{kind}", image(kind))
+    importlib.import_module("tests.schemathesis_images")
     schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(trained, ServeSettings(max_images=4)))
     found = [result.ok() for result in schema.get_all_operations()]
     return {operation.path: operation for operation in found}
