@@ -77,7 +77,7 @@ BAD_USAGE: list[tuple[str, list[str]]] = [
     ("train {colours} --shots 2 --model {colours}", ["config.json"]),
     ("train {colours} --set train.epoch=3", ["train.epochs"]),
     ("train digit", ["'digit'", meant("digits")]),
-    ("train {colours} --output {run}", ["--resume", "--overwrite"]),
+    ("train {colours} --output {run}", ["finished", "--overwrite"]),
     ("train {colours} --output {run}/run.json", ["{run}/run.json"]),
     ("train {colours} --output {colours}", ["{colours}", "blue", "--output"]),
     ("train {colours} --config none.yaml", ["none.yaml"]),

@@ -150,7 +150,9 @@ def test_predict_agrees_with_the_classifier(cli: Cli, run: Path, colours: Path, 
     pixels = (
         torch.tensor(list(square.get_flattened_data()), dtype=torch.float32).T.reshape(1, 3, *square.size[::-1]) / 255
     )
-    expected = classifier(pixels).softmax(-1)[0]
+    calibration = apd.Run.open(run).calibration
+    temperature = 1.0 if calibration is None else calibration.temperature
+    expected = (classifier(pixels) / temperature).softmax(-1)[0]
     for entry in rows[0]["classes"]:
         index = classifier.class_names.index(entry["class"])
         assert entry["probability"] == pytest.approx(float(expected[index]), abs=1e-6)

@@ -59,7 +59,7 @@ def test_overwrite_keeps_finished_work_until_there_is_new(
     finished: Run, config: RunConfig, manifest: dict[str, Any]
 ) -> None:
     before = content(finished.path)
-    with refused(str(finished.path), "--resume", "--overwrite"):
+    with refused(str(finished.path), "--overwrite"):
         Run.create(finished.path, config, manifest)
     new = Run.create(finished.path, config, manifest, overwrite=True)
     assert content(finished.path) == before

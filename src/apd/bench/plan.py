@@ -101,8 +101,8 @@ class Plan:
     def to_json(self) -> str:
         """Write the rows, without which outcomes mean nothing; jobs, which hold paths of one machine, are left out."""
         rows = [{_FILE_KEYS.get(key, key): value for key, value in asdict(row).items()} for row in self.rows]
-        about = {"suite": self.suite, "against": self.against, "image_size": self.image_size}
-        return json.dumps({**about, "entries": rows}, indent=1) + "\n"
+        size = {} if self.image_size is None else {"image_size": self.image_size}
+        return json.dumps({"suite": self.suite, "against": self.against, **size, "entries": rows}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

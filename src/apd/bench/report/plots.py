@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -188,11 +189,13 @@ def _save(folder: Path, plot: Plot) -> Path:
             marker=_MARKERS[number % len(_MARKERS)],
             linestyle="-" if plot.line else "",
             capsize=3,
+            clip_on=False,
             label=label,
         )
     axes.set(xlabel=plot.labels[0], ylabel=plot.labels[1], ylim=(0, 100))
     if not plot.line:
-        axes.set(xlim=(0, 100))
+        lowest = min((x.value - x.bar[0] for series in plot.series.values() for x in series.xs), default=0.0)
+        axes.set(xlim=(max(0, 10 * math.floor((lowest - 5) / 10)), 100))
     axes.set_title(plot.title, loc="left")
     canvas.supxlabel(textwrap.fill(plot.note, 100), fontsize="x-small", x=0.01, ha="left")
     axes.grid(alpha=0.3)

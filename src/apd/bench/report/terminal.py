@@ -27,8 +27,11 @@ def drawn(tables: Sequence[Table], width: int = 80) -> RenderableType:
         own = [table for table in tables if table.protocol == protocol and table.rows]
         parts.append(Text(f"\n{protocol}: {PROTOCOLS[protocol].summary}.", style="bold"))
         for table in own:
-            parts += [Text(printable(f"\n{table.title}: accuracy in percent; {table.note}")), *_values(table, width)]
-            parts += [Text(printable(note)) for note in table_notes(table)]
+            parts += [
+                Text(f"\n{printable(f'{table.title}: accuracy in percent; {table.note}')}"),
+                *_values(table, width),
+            ]
+            parts += [Text(printable(note.replace("Bold:", "*:"))) for note in table_notes(table)]
             parts += _differences(table, width)
         if not own:
             parts.append(Text("No run of this protocol has finished."))
@@ -53,7 +56,7 @@ def _differences(table: Table, width: int) -> Iterator[RenderableType]:
 def _split(head: Sequence[str], rows: Sequence[Sequence[str]], kept: int, width: int) -> Iterator[Drawn]:
     """A table, as several if it is too wide: each repeats the first ``kept`` columns."""
     widths = [max(_most_words(title), *(len(row[i]) for row in rows)) + 3 for i, title in enumerate(head)]
-    widths[0] = min(widths[0], _LONGEST + 3)
+    widths[0] = min(max(widths[0], len(head[0]) + 3), _LONGEST + 3)  # its title takes one line
     groups: list[list[int]] = [[]]
     for column in range(kept, len(head)):
         if groups[-1] and sum(widths[i] for i in (*range(kept), *groups[-1], column)) + 1 > width:
