@@ -194,9 +194,14 @@ def test_images_that_the_evaluation_kept_are_shown(evaluated: Path, tmp_path: Pa
     indexes = [json.loads(index.read_text()) for index in (run / "images").glob("*/index.json")]
     (index,) = (index for index in indexes if index["about"]["attack"] == found["attack"])
     kept = {image["id"]: image for image in index["images"]}
+    assert {about["class"] for tag, about in Page(file).elements if tag == "img"} == {"pic tiny"}, "pixel by pixel"
     for entry in found["wall"]["entries"]:
         after = entry["lanes"][1]["after"]
         assert after["class"] == kept[entry["id"]]["predicted_adversarial"] and after["right"] == entry["held"]
+    for damaged in (run / "images").glob("*/index.json"):
+        damaged.write_text("{")
+    with refused("index.json", "damaged"):
+        report(run, tmp_path / "report.html", quiet=True)
 
 
 def outcomes(right: dict[str, str]) -> Outcomes:

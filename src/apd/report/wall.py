@@ -165,7 +165,10 @@ def _kept(facts: RunFacts, model: PromptedCLIP, x: Tensor, index: Sequence[int])
     wanted = {"attack": facts.attack, "model": Subject.of(model).fingerprint, "eps": summary["eps"]}
     wanted |= {"norm": summary["norm"], "seed": str(summary["seed"]), "corruption": summary["corruption"]}
     for file in sorted(facts.run.images.glob("*/index.json")):
-        found = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{file} is damaged ({error}); remove {file.parent} to make the images again.") from error
         if any(found["about"].get(key) != value for key, value in wanted.items()):
             continue
         files = {(image["id"], image["pixels"]): file.parent / image["file"] for image in found["images"]}
