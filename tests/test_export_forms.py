@@ -52,7 +52,7 @@ def make(tmp_path: Path, clip: DualEncoder, siglip: DualEncoder) -> Make:
     """Makes a finished run with random prompts."""
 
     def run(prompts: dict[str, Any], family: str = "clip") -> Path:
-        encoder = {"clip": clip, "siglip": siglip}[family]
+        encoder = {"clip": clip, "siglip": siglip}.get(family) or apd.load_clip(family)
         flags = {"model": encoder.info.source, "data.source": "colours", "method.name": "advvlp"}
         config = load_config(flags={**flags, **{f"method.prompts.{name}": value for name, value in prompts.items()}})
         spec = config.method.settings.prompts
@@ -289,6 +289,13 @@ def test_a_family_without_a_class_in_transformers_is_refused(make: Make, clip: D
     encoder.info = replace(clip.info, family="clipa")
     with refused("clipa", "--to onnx"):
         HuggingFaceForm().check(Source(apd.Run.open(run), classifier, ExportSettings()))
+
+
+@pytest.mark.parametrize("form", ["huggingface", "open_clip", "torch"])
+def test_the_embedded_clip_is_exported(make: Make, tmp_path: Path, form: str) -> None:
+    run = make(FRAME, "glyphs")
+    found = getattr(apd.export, form)(run, tmp_path / "x", **QUICK)
+    assert found.max_difference <= 1e-4 and found.same_class == 100.0
 
 
 @pytest.mark.parametrize(("prompts", "family"), [(VISUAL, "clip"), (TEXT, "siglip")])
