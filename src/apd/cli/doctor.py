@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import typer
 
 from apd.cli.common import AsJson, quiet_stdout, say
+from apd.util.progress import counted
 from apd.util.text import first_of, one_line, printable, to_json
 
 
@@ -22,7 +24,7 @@ def doctor(as_json: AsJson = False) -> None:
 
         found = describe_environment()
         found["problems"] += _try_out()
-    print(to_json(found) if as_json else "\n".join(_lines(found)))
+    print(to_json(found) if as_json else "\n".join(part for line in _lines(found) for part in _wrapped(line)))
     if found["problems"]:
         raise typer.Exit(1)
     say("Next: apd demo")
@@ -65,9 +67,19 @@ def _lines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _wrapped(line: str) -> list[str]:
+    """A line in 80 columns, its continuation below the text; a command to paste stays whole."""
+    if "pip install" in line:
+        return [line]
+    return textwrap.wrap(
+        line, 80, subsequent_indent=" " * 10, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
+
+
 def _device(device: dict[str, Any]) -> str:
     parts = [f"{device['device']}: {device['name']}"]
-    parts += [f"{device['cores']} cores, {device['threads']} threads"] if "cores" in device else []
+    if "cores" in device:
+        parts.append(f"{counted(device['cores'], 'core')}, {counted(device['threads'], 'thread')}")
     parts += [f"{device['memory_gb']} GB memory, {device['free_gb']} GB free"] if "memory_gb" in device else []
     return ", ".join(parts)
 

@@ -118,7 +118,7 @@ def build(explorer: Explorer, examples: Examples, uploads: Path) -> Any:
             guarded(partial(_cards, explorer)),
             [*asked, eps],
             answers,
-            show_progress="hidden",
+            show_progress="minimal",  # a large encoder takes seconds
             **events,
         )
         sweep.click(guarded(partial(_curves, explorer)), asked, curve, concurrency_id="curve", **events)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 
 from apd.explore.explorer import Budgets, Curve
-from apd.explore.page import TITLES
+from apd.explore.page import TITLES, legend_entry
 
 _WIDTH, _HEIGHT = 640, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 16, 14, 60
@@ -23,7 +23,7 @@ def draw_curves(curves: Mapping[str, Curve], budgets: Budgets) -> str:
     """
     summary = " ".join(_sentence(curve, budgets) for curve in curves.values())
     lines = "".join(_line(curve, budgets.most) for curve in curves.values())
-    keys = "".join(f'<span class="apd-key apd-line-{name}"></span>{TITLES[name]}' for name in curves)
+    keys = "".join(legend_entry(f"line-{name}", TITLES[name]) for name in curves)
     return (
         '<section class="apd-card apd-curve" aria-label="Curve over eps"><h3>How far each answer holds</h3>'
         f'<p class="apd-summary">{summary}</p><p class="apd-legend">Probability of the clean answer {keys}</p>'

@@ -26,8 +26,8 @@ Gradients = Literal["each", "zero-shot", "robust"]
 """By whose gradients images are attacked: each model's own, or one model's for both."""
 MOST_STEPS = 50
 LARGEST_SEED = 2**31 - 1
-_POINTS = 17
-"""Budgets of a curve."""
+_POINTS, _FEW_POINTS, _LARGE = 17, 9, 100
+"""Budgets of a curve, and of one for encoders of at least so many pixels, where each costs seconds on a CPU."""
 _KEPT = 8
 """Lists of classes whose features are kept."""
 _PEAK = 10.0
@@ -222,10 +222,11 @@ class Explorer:
         Returns:
             ``{"zero-shot": Curve, "robust": Curve}``.
         """
-        shares = torch.linspace(0, 1, _POINTS)
+        points = _POINTS if x.shape[-1] < _LARGE else _FEW_POINTS
+        shares = torch.linspace(0, 1, points)
         budgets = tuple(round(float(share) * self.budgets.most, 6) for share in shares)
         models = self._bound(tuple(class_names))
-        batch = x[None].to(self.robust.encoder.device).expand(_POINTS, -1, -1, -1)
+        batch = x[None].to(self.robust.encoder.device).expand(points, -1, -1, -1)
         threat = ThreatModel(self.budgets.most * self.budgets.unit, self.budgets.norm, shares.to(batch.device))
         found: dict[str, Tensor] = {}
         curves = {}

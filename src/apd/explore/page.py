@@ -85,6 +85,11 @@ def hint(text: str) -> str:
     return f'<div class="apd-hint">{escape(printable(text))}</div>'
 
 
+def legend_entry(colour: str, text: str) -> str:
+    """A coloured square (``apd-`` and ``colour`` name its style) and what it stands for, never broken over two lines."""
+    return f'<span class="apd-entry"><span class="apd-key apd-{colour}"></span>{escape(text)}</span> '
+
+
 def _card(x: Tensor, view: View, names: Sequence[str], rows: Sequence[int], eps: str, steps: int, gain: float) -> str:
     pictures = (
         (x, "clean", f"The image as {TITLES[view.name]} gets it."),
@@ -142,8 +147,8 @@ def _bars(view: View, names: Sequence[str], rows: Sequence[int]) -> str:
         for label, clean, attacked in lines
     )
     return (
-        '<p class="apd-legend">Probability <span class="apd-key apd-bar-clean"></span>clean '
-        '<span class="apd-key apd-bar-attacked"></span>under attack</p>'
+        f'<p class="apd-legend">Probability {legend_entry("bar-clean", "clean")}'
+        f"{legend_entry('bar-attacked', 'under attack')}</p>"
         f'<table class="apd-bars"><tbody>{body}</tbody></table>'
     )
 
