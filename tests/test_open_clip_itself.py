@@ -21,6 +21,7 @@ from apd.models.foreign.tokenizers import clip_tokenizer
 
 from .models import save_tokenizer
 from .plain_clip import normalised
+from .refusals import refused
 from .test_foreign_towers import save_clipa
 
 open_clip = pytest.importorskip(
@@ -83,6 +84,33 @@ def check_equal(folder: Path, model: Any, x: Tensor) -> float:
 def test_features_equal_open_clip_s(case: str, tmp_path: Path) -> None:
     model = build(tmp_path / "clip", CASES[case])
     check_equal(tmp_path / "clip", model, torch.rand(4, 3, 32, 32))
+
+
+TIMM = {
+    "a class token": {
+        "timm_model_name": "vit_tiny_patch16_224",
+        "timm_pool": "token",
+        "timm_proj": "linear",
+        "image_size": 224,
+    },
+    "EVA": {"timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token", "timm_proj": None, "image_size": 224},
+    "MobileCLIP": {"timm_model_name": "fastvit_t8", "timm_pool": "avg", "timm_proj": None, "image_size": 256},
+}
+
+
+@pytest.mark.parametrize("case", TIMM)
+def test_towers_of_timm_equal_open_clip_s_and_are_trained(case: str, tmp_path: Path, colours: Path) -> None:
+    config = {"embed_dim": 48, "vision_cfg": TIMM[case], "text_cfg": TEXT, "custom_text": True}
+    model = build(tmp_path / "clip", config)
+    side = TIMM[case]["image_size"]
+    check_equal(tmp_path / "clip", model, torch.rand(2, 3, side, side))
+    data = apd.load_data(colours, shots=1)
+    method = {"name": "apd", "teacher": "frozen", "prompts": {"visual_tokens": 0}}
+    options: Any = {"epochs": 1, "batch_size": 2, "attack": {"steps": 1}, "quiet": True}
+    run = apd.train(str(tmp_path / "clip"), data, method=method, output=tmp_path / "run", **options)
+    assert apd.load_run(run.path)(torch.rand(1, 3, side, side)).shape == (1, 3)
+    with refused("visual_tokens=0"):
+        apd.train(str(tmp_path / "clip"), data, method="vpt", output=tmp_path / "other", **options)
 
 
 @pytest.mark.slow

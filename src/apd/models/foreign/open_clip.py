@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from apd.errors import InputError, nearest
-from apd.models.checkpoint import check_no_code, read_json
+from apd.models.checkpoint import check_no_code, read_json, square
 from apd.models.foreign.build import build_encoder
 from apd.models.foreign.layouts import Tensors, Towers, unwrapped
-from apd.models.foreign.open_clip_config import read_plan
+from apd.models.foreign.open_clip_config import is_other_timm, read_plan
+from apd.models.foreign.timm_tower import build_timm
 from apd.models.foreign.tokenizers import CLIP_VOCABULARY, clean_as, clip_tokenizer, strip_separator
 from apd.models.hub import unreachable
 from apd.models.preprocessing import Preprocessing
@@ -135,10 +136,12 @@ def load_open_clip(source: str, at: str, revision: str | None, dtype: torch.dtyp
     model = dict(_section(record, "model_cfg", source))
     model["quick_gelu"] = model.get("quick_gelu", False) if quick_gelu is None else quick_gelu
     towers = Towers.of(_weights(place))
-    timm = any(name.startswith("trunk.") for name in towers.image)
-    towers.image = (
-        {name.removeprefix("trunk."): value for name, value in towers.image.items()} if timm else towers.image
-    )
+    if is_other_timm(model, source):
+        side = square(model["vision_cfg"].get("image_size", 224), "vision_cfg.image_size", source)
+        processing = read_preprocess_cfg(record.get("preprocess_cfg") or {}, side, f"{source}: {CONFIG}")
+        tokenizer = _tokenizer(place, model["text_cfg"])
+        return build_timm(model, towers, tokenizer, processing, source, place.commit(), dtype)
+    towers.image = {name.removeprefix("trunk."): value for name, value in towers.image.items()}
     plan = read_plan(model, {name: tuple(value.shape) for name, value in towers.image.items()}, source)
     preprocessing = read_preprocess_cfg(
         record.get("preprocess_cfg") or {}, plan.config.vision_config.image_size, f"{source}: {CONFIG}"

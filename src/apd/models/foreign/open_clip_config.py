@@ -125,6 +125,17 @@ def read_plan(model: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], so
         ) from error
 
 
+def is_other_timm(model: Mapping[str, Any], source: str) -> bool:
+    """Whether the image tower is one of timm's that `transformers` does not have.
+
+    Raises:
+        InputError: sections that are not JSON objects, or with settings that are not supported.
+    """
+    vision, _ = (_tower(model, name, source) for name in ("vision_cfg", "text_cfg"))
+    name = vision.get("timm_model_name")
+    return bool(name) and _TIMM_SIGLIP.fullmatch(str(name)) is None
+
+
 def _tower(model: Mapping[str, Any], name: str, source: str) -> Mapping[str, Any]:
     tower = model.get(name)
     if not isinstance(tower, Mapping):
@@ -177,7 +188,7 @@ def _clip(
             "image_size": side,
             "patch_size": square(vision.get("patch_size", 16), "vision_cfg.patch_size", source),
         },
-        text_config=_text(text, quick),
+        text_config=text_config(text, quick),
         projection_dim=int(model["embed_dim"]),
     )
     return Plan(config, family, IMAGE, TEXT, bool(vision.get("no_ln_pre")))
@@ -213,12 +224,13 @@ def _siglip(
             "hidden_act": "gelu_pytorch_tanh" if tanh else "gelu",
             "layer_norm_eps": 1e-6,
         },
-        text_config={**_text(text, False), "projection_size": int(model["embed_dim"])},
+        text_config={**text_config(text, False), "projection_size": int(model["embed_dim"])},
     )
     return Plan(config, SigLIP(), SIGLIP_IMAGE, SIGLIP_TEXT, False)
 
 
-def _text(text: Mapping[str, Any], quick: bool) -> dict[str, Any]:
+def text_config(text: Mapping[str, Any], quick: bool) -> dict[str, Any]:
+    """Read a text tower, as the section ``text_config`` of `transformers`; ``quick``: whether it has QuickGELU."""
     width = int(text.get("width", 512))
     return {
         **_common(text, width, int(text.get("layers", 12)), int(text.get("heads", 8)), quick),
