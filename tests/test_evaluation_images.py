@@ -190,10 +190,11 @@ def test_names_are_safe_anywhere(tmp_path: Path, id_: str) -> None:
     arguments = (x, x + 1 / 255, ["pgd-1"], ThreatModel(1 / 255), lambda x: torch.ones(len(x), dtype=torch.int64))
     folder.add([(id_, "0", 0)], *arguments)
     folder.add([(f"{id_}!", "0", 0)], *arguments)
+    folder.add([(id_, "another image of this id", 0)], *arguments)
     files = sorted((tmp_path / "kept" / "adversarial").iterdir())
-    assert len(files) == 2 and all(set(file.name) <= set("-." + _PLAIN) for file in files)
+    assert len(files) == 3 and all(set(file.name) <= set("-." + _PLAIN) for file in files)
     table = (tmp_path / "kept" / "index.csv").read_text(encoding="utf-8")
-    assert "\x1b" not in table and "'=cat" in table and len(table.splitlines()) == 3
+    assert "\x1b" not in table and "'=cat" in table and len(table.splitlines()) == 4
     json.loads((tmp_path / "kept" / "index.json").read_text())
 
 

@@ -129,7 +129,7 @@ class ImageFolder:
         errors = (stored - found.double()).abs().flatten(1).amax(dim=1).tolist()
         distances = _distance(stored, before, threat).tolist()
         for i, key in enumerate(keys):
-            name = f"{_safe(key[0])}.png"
+            name = f"{_safe(key[0], key[1])}.png"
             for place, image in (("adversarial", stored[i]), ("clean", before[i])):
                 write_atomic(self.folder / place / name, encode_png16(_levels(image)))
             self._kept[key] = KeptImage(
@@ -258,9 +258,9 @@ def _levels(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint16]]:
     return (image * LEVELS).round().cpu().numpy().astype(np.uint16).transpose(1, 2, 0)
 
 
-def _safe(id_: str) -> str:
-    """A name for the files of a sample, safe on any file system, in HTML and on a terminal, and different for each id."""
-    digest = hashlib.blake2b(id_.encode(errors="surrogateescape"), digest_size=6).hexdigest()
+def _safe(id_: str, pixels: str) -> str:
+    """A name for the files of a sample, safe on any file system, in HTML and on a terminal, and different for each sample."""
+    digest = hashlib.blake2b(f"{id_}\0{pixels}".encode(errors="surrogateescape"), digest_size=6).hexdigest()
     readable = re.sub(r"[^A-Za-z0-9]+", "-", re.sub(r"\.\w{1,5}$", "", id_)).strip("-")[-40:]
     return f"{readable}-{digest}" if readable else digest
 
