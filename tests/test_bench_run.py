@@ -313,7 +313,7 @@ def test_killed_and_started_again_ends_with_the_same_table(write: Write, tmp_pat
     assert {file: file.stat().st_mtime_ns for file in done} == done, "finished runs are not repeated"
     table = (tmp_path / "whole" / "table.md").read_text()
     assert (folder / "table.md").read_text() == table
-    assert second.stdout.count("zero-shot") == table.count("zero-shot"), "drawn, the same rows"
+    assert "zero-shot" in second.stdout and "|---" not in second.stdout, "drawn, not Markdown"
     assert rights(folder) == rights(tmp_path / "whole")
 
 
