@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apd.errors import InputError
-from apd.runs.differences import first_difference, flat
+from apd.runs.differences import check_same
 from apd.util.files import check_writable, write_atomic, writing
 from apd.util.tensors import read_tensors, sha256_of_file, write_tensors
 from apd.util.text import quoted, to_json
@@ -56,10 +56,6 @@ _OWN = (
     "README.md",
     "run.json",
 )
-
-
-_FREE = ("train.device", "data.memory_gb", "train.tracker")
-"""Settings, by how their names begin, that may change when a run is resumed: the prompts are the same."""
 
 
 class Run:
@@ -129,7 +125,7 @@ class Run:
         if resume and fresh._file("run.json").is_file():
             run = cls.open(fresh.path, finished=False)
             run.writer = writer
-            run._check_same(config, fresh.manifest)
+            check_same(run.path, (run.config, config), (run.manifest, fresh.manifest))
             if writer and not run.finished:
                 run._rewind()
             return run
@@ -378,23 +374,6 @@ class Run:
                     shutil.rmtree(place)
                 else:
                     place.unlink(missing_ok=True)
-
-    def _check_same(self, config: RunConfig, manifest: Mapping[str, Any]) -> None:
-        before, now = flat(self.config.model_dump(mode="json")), flat(config.model_dump(mode="json"))
-        for key in sorted(before.keys() | now.keys()):
-            if key.startswith(_FREE):
-                continue
-            if before.get(key) != now.get(key):
-                raise InputError(
-                    f"{self.path} was started with {key}={before.get(key)}, now {now.get(key)}; "
-                    "--resume continues with the same settings. Drop the change, or start again with --overwrite."
-                )
-        for key in ("model", "teachers", "data", "class_names", "templates"):
-            if key not in self.manifest:  # a run of before it was kept
-                continue
-            differing = first_difference(self.manifest[key], json.loads(json.dumps(manifest.get(key))), key)
-            if differing:
-                raise InputError(f"{self.path} was started with another {differing}; start again with --overwrite.")
 
 
 def check_output(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
