@@ -118,7 +118,7 @@ def _table(lines: Sequence[TableRow], outcomes: Mapping[str, Outcome]) -> Table:
             cells.setdefault(row.method, {})[row.seed] = cell
             made = outcomes[row.job].made_with([*row.evals, *row.final])
             versions[row.method] = versions.get(row.method, frozenset()) | made
-    shots = f"{first.shots} shots" if first.shots != "all" else "all training images"
+    shots = "all training images" if first.shots == "all" else "1 shot" if first.shots == 1 else f"{first.shots} shots"
     note = _note(list(first.evals.values()))
     if final:
         note += f"; final: {_note(final)}"
