@@ -26,7 +26,7 @@ PHOTOS = 30
 FIRST_STEP = """
 import os, sys
 from apd.training.step import TrainStep
-TrainStep.forward = lambda *_, **__: (print("first step", flush=True), os._exit(0))
+TrainStep.forward = lambda *_, **__: (os.write(1, b"first step\\n"), os._exit(0))
 from apd.cli import main
 main()
 """

@@ -105,7 +105,7 @@ def test_python_shows_plain_lines_unless_quiet_or_in_a_program_with_a_log(
         return err.splitlines()
 
     with unconfigured():
-        epoch, inputs, sample = shown("default")
+        epoch, inputs, sample, *_ = shown("default")
         assert epoch.startswith("epoch 1: ") and inputs.startswith("colours: ") and sample.startswith("4 of ")
         assert shown("quiet", quiet=True) == []
     assert shown("logged") == [] and not caplog.records, "the root logger's level is warning"

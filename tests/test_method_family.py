@@ -233,7 +233,7 @@ def test_promptkd_follows_tuned_prompts_on_images_without_labels(clip: DualEncod
             for parameter in other.student.prompts.parameters():
                 parameter.add_(0.1)
 
-    method.prepare(Preparation(None, None, None, 0, tune, None))  # type: ignore[arg-type]
+    method.prepare(Preparation(LABELS, None, None, 0, tune, None))  # type: ignore[arg-type]
     unknown = replace(Batch.of(x, torch.full_like(LABELS, UNKNOWN)), labelled=torch.zeros(4, dtype=torch.bool))
     terms, seen = TrainStep(method)(unknown, THREAT)
     teacher, student = (Slow(method.student.encoder, prompts) for prompts in (tuned[0], method.student.prompts))

@@ -96,19 +96,16 @@ class HuggingFaceEncoder(DualEncoder):
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
 
-    def encode_image(self, x: Tensor, tokens: Tokens = ()) -> Tensor:
-        """See `DualEncoder.encode_image`."""
-        return self._encode_image(x, tokens, None)
-
     def encode_image_by_block(self, x: Tensor, tokens: Tokens = ()) -> tuple[Tensor, Tensor]:
         """See `DualEncoder.encode_image_by_block`."""
         if not self.family.class_token:
             return super().encode_image_by_block(x, tokens)
         states: list[Tensor] = []
-        features = self._encode_image(x, tokens, states)
+        features = self.encode_image(x, tokens, states)
         return features, torch.stack(states)
 
-    def _encode_image(self, x: Tensor, tokens: Tokens, states: list[Tensor] | None) -> Tensor:
+    def encode_image(self, x: Tensor, tokens: Tokens = (), states: list[Tensor] | None = None) -> Tensor:
+        """See `DualEncoder.encode_image`; ``states`` takes the first row (B, width) after each block."""
         self.check_pixels(x)
         tower = self.model.vision_model
         h = tower.embeddings((x - self.mean) / self.std)

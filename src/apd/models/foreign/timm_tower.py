@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from apd.errors import InputError
-from apd.models.encoder import Tokens, sha256_of_weights
+from apd.models.encoder import DualEncoder, Tokens, sha256_of_weights
 from apd.models.families import CLIP
 from apd.models.foreign.layouts import TEXT, Tensors, Towers
 from apd.models.foreign.open_clip_config import SUPPORTED, text_config
@@ -47,8 +47,12 @@ class TimmEncoder(HuggingFaceEncoder):
         sha256 = sha256_of_weights(self)
         self.info = replace(self.info, family="timm", visual_width=0, visual_depth=0, weights_sha256=sha256)
 
-    def encode_image(self, x: Tensor, tokens: Tokens = ()) -> Tensor:
-        """See `DualEncoder.encode_image`; there are no tokens."""
+    def encode_image_by_block(self, x: Tensor, tokens: Tokens = ()) -> tuple[Tensor, Tensor]:
+        """See `DualEncoder.encode_image_by_block`; timm's blocks are not shown."""
+        return DualEncoder.encode_image_by_block(self, x, tokens)
+
+    def encode_image(self, x: Tensor, tokens: Tokens = (), states: list[Tensor] | None = None) -> Tensor:
+        """See `DualEncoder.encode_image`; there are no tokens, and no ``states`` to take."""
         self.check_pixels(x)
         if len(tokens):
             raise InputError(f"{self.info.source} takes no visual tokens: its image tower is timm's.")
