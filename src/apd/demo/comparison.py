@@ -125,6 +125,7 @@ def _compare(
     for label, row in METHODS.items():
         own = load_data(settings.data, shots=settings.shots, seed=settings.seed, **row.data)
         log.info(f"training {label}")
+        epochs = _epochs(row, settings)
         run = train(
             clip,
             own,
@@ -134,7 +135,7 @@ def _compare(
             overwrite=True,
             seed=settings.seed,
             device="cpu",
-            **{**row.train, "epochs": _epochs(row, settings)},
+            **{**row.train, "epochs": epochs, "validate_every": max(1, epochs // 4)},
         )
         log.info(f"attacking {label}")
         results[label] = _measure(load_run(run.path), data, settings, run.results)
