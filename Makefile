@@ -3,12 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt
 
-.PHONY: help install demo test lint docs bench clean
+.PHONY: help install demo test coverage lint docs bench clean
 
 help:
 	@echo "make demo     install, train on the built-in digits, attack, print the table"
 	@echo "make install  everything for development, in $(VENV)"
-	@echo "make test     install, then the tests with coverage"
+	@echo "make test     install, then the tests"
+	@echo "make coverage the tests with coverage, which take nearly twice as long"
 	@echo "make lint     ruff, mypy, the layer contract and the links of the documentation"
 	@echo "make docs     the documentation as a website, in build/site"
 	@echo "make bench    the benchmark suites and their page: hours, resumable; python -m benchmarks --quick for minutes"
@@ -34,7 +35,10 @@ demo: $(VENV)/.runtime
 	$(BIN)/apd demo --output runs/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto -m "not slow" --durations=5 --cov=src --cov-report=term --cov-fail-under=95
+	$(BIN)/python -m pytest -n auto -m "not slow" --durations=5
+
+coverage: $(VENV)/.dev
+	$(BIN)/python -m pytest -n auto -m "not slow" --cov=src --cov-report=term --cov-fail-under=95
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -101,7 +101,7 @@ class SoFar:
             return
         self.next = self.now() + EVERY
         percent = 100 * self.total / self.images * standing / done
-        log.info(f"  robust so far: {text.format(f'{percent:.1f} %')} ({done} of {self.total} images)")
+        log.info(f"  robust so far: {text.format(f'{percent:.1f} %')} (after {done} of {self.total} images)")
 
 
 def say_clean(right: int, n: int, on: str) -> None:

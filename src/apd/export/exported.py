@@ -143,6 +143,7 @@ def _written(form: Form, source: Source, place: Path) -> dict[str, Any]:
 
 def _put(new: Path, place: Path, record: str, description: Path) -> None:
     """Move what was written to its place, its description with it."""
+    _as_readable_as_others(new)
     if new.is_file():
         write_atomic(description, record)
         os.replace(new, place)
@@ -157,6 +158,14 @@ def _put(new: Path, place: Path, record: str, description: Path) -> None:
         if old.exists():
             os.replace(old, place)
         raise
+
+
+def _as_readable_as_others(new: Path) -> None:
+    """Give files the permissions that new ones have here; some libraries make theirs unreadable for other users."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in [new] if new.is_file() else [file for file in new.rglob("*") if file.is_file()]:
+        file.chmod(0o666 & ~mask)
 
 
 def _size(place: Path) -> int:

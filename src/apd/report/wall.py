@@ -128,7 +128,7 @@ def build_wall(facts: RunFacts, seen: Seen, attack: str, each: int, gallery: Gal
         gallery: takes the images.
 
     Returns:
-        ``entries``, one per image, and ``example``, the first image with noise and attack for the section on the threat model.
+        ``entries``, one per image, and ``example``, one of them with noise and attack for the section on the threat model.
 
     Raises:
         InputError: the images are not those that were evaluated.
@@ -152,10 +152,20 @@ def build_wall(facts: RunFacts, seen: Seen, attack: str, each: int, gallery: Gal
             for lane, calibration in zip(lanes, (None, facts.calibration), strict=True)
         ]
         entries.append({**entry, "clean": gallery.add(x[row]), "lanes": shown})
-    fallen = next((row for row, (_, held) in enumerate(chosen) if not held), 0)
+    fallen = _telling(entries)
     example = _example(entries[fallen], x[fallen], ids[fallen], threat, summary["seed"], zero_shot, names)
     example["noise"] = gallery.add(example["noise"])
     return {"entries": entries, "example": example, "attack": attack, "kept": kept is not None}
+
+
+def _telling(entries: Sequence[Mapping[str, Any]]) -> int:
+    """Find the first image that zero-shot CLIP gets right until it is attacked; else one that the run loses; else the first."""
+    lost = [
+        row
+        for row, entry in enumerate(entries)
+        if entry["lanes"][0]["before"]["right"] and not entry["lanes"][0]["after"]["right"]
+    ]
+    return next(iter(lost), next((row for row, entry in enumerate(entries) if not entry["held"]), 0))
 
 
 def _kept(facts: RunFacts, model: PromptedCLIP, x: Tensor, index: Sequence[int]) -> Attacked | None:
