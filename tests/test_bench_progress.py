@@ -56,6 +56,8 @@ def test_cost_is_counted_in_passes(write: Write) -> None:
     ]:
         other = replace(trained, config=changed(trained, {"method": {"name": method}, "train": {"attack": train}}))
         assert training_seconds(other, PACE) == pytest.approx(6 * passes * 0.01 + text)
+    longer = replace(trained, config=changed(trained, {"train": {"steps": 10}}))
+    assert training_seconds(longer, PACE) == pytest.approx(5 * training_seconds(trained, PACE)), "an epoch is two steps"
     zero_shot = replace(trained, config=changed(trained, {"method": {"name": "zero-shot"}}))
     assert training_seconds(zero_shot, PACE) == 0
     (spec,) = trained.evals.values()

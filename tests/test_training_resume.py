@@ -30,6 +30,7 @@ from .training import FORKED, keep_gradients, metrics, same, start, train_in_pro
         ("train.attack.loss=margin", "train.attack.stop_margin=0.5", "train.attack.steps=3"),
         ("train.attack.kind=free", "train.attack.replays=3", "train.epochs=4"),
         ("train.attack.kind=carried", "train.epochs=4"),
+        ("method.teacher=tuned", "train.steps=5"),
     ],
     ids=lambda extra: "-".join(part.split(".")[-1] for part in extra),
 )

@@ -78,7 +78,8 @@ def training_seconds(job: Job, pace: Pace) -> float:
     attack = train.attack.attack_class.from_settings(train.attack)
     passes = attack.passes + 2 if method.adversarial else 1
     batches = math.ceil(images / train.batch_size)
-    return train.epochs * (images * passes * pace.image + batches * 3 * classes * pace.text)
+    epochs = train.steps / batches if train.steps else train.epochs
+    return epochs * (images * passes * pace.image + batches * 3 * classes * pace.text)
 
 
 def eval_seconds(job: Job, spec: EvalSpec, pace: Pace) -> float:

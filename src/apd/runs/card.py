@@ -181,7 +181,7 @@ def _training(manifest: Mapping[str, Any], config: RunConfig, size: int) -> dict
         }
     return {
         "training threat model": threat,
-        "training": f"{config.train.epochs} epochs, batch {config.train.batch_size}, {config.train.precision}",
+        "training": f"{config.train.length}, batch {config.train.batch_size}, {config.train.precision}",
     }
 
 

@@ -22,7 +22,7 @@ def run_html(run: Run, results: list[Path]) -> str:
         "CLIP model": manifest["model"]["source"],
         "data": data.get("description") or data.get("name", ""),
         "classes": first_of(manifest["class_names"], "classes"),
-        "trained at": f"{config.train.norm} eps {config.train.eps}, {config.train.epochs} epochs, seed {config.train.seed}",
+        "trained at": f"{config.train.norm} eps {config.train.eps}, {config.train.length}, seed {config.train.seed}",
         "status": "finished" if run.finished else "unfinished",
         **{name.replace("_", " "): f"{summary[name]:.2f} %" for name in ("val_clean", "val_robust") if name in summary},
         **({"seconds": f"{manifest['seconds']:.0f}"} if "seconds" in manifest else {}),

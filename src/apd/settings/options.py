@@ -38,6 +38,7 @@ class TrainOptions(TypedDict, total=False):
     optimizer: OptimizerOptions
     augment: AugmentOptions
     epochs: int
+    steps: int | None
     warmup_epochs: float
     batch_size: int
     labelled_share: float | None

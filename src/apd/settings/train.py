@@ -55,6 +55,7 @@ class TrainSettings(GrowingSection):
     """Everything about the loop that is not model, data or method."""
 
     unrecorded: ClassVar[dict[str, Any]] = {
+        "steps": None,
         "eps_warmup_wait": 0.0,
         "eps_per_image": False,
         "labelled_share": None,
@@ -69,6 +70,12 @@ class TrainSettings(GrowingSection):
     augment: AugmentSettings = AugmentSettings()
     epochs: int = Field(
         30, ge=1, description="passes over the training images; with attack.kind=free replays count as passes"
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="optimiser steps in all, however many passes they make; settings in epochs then count the share 1/epochs of "
+        "them each; null: as many as epochs passes take",
     )
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up; a cosine to zero follows")
     batch_size: int = Field(32, ge=1, description="images per optimiser step, over all processes")
@@ -137,3 +144,8 @@ class TrainSettings(GrowingSection):
     def threat(self) -> ThreatModel:
         """The training threat model."""
         return ThreatModel(parse_eps(self.eps, self.norm), self.norm)
+
+    @property
+    def length(self) -> str:
+        """How long training is, in words."""
+        return f"{self.steps} steps" if self.steps else f"{self.epochs} epochs"

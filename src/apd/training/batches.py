@@ -19,6 +19,7 @@ from apd.models import DualEncoder
 from apd.settings.train import TrainSettings
 from apd.training.order import Order
 from apd.training.pool import Pool
+from apd.training.schedule import Schedule
 from apd.util.seeds import sample_seeds
 
 AHEAD = 2
@@ -126,7 +127,7 @@ class Batches:
         """Batch ``number``, counted from the start of training, with the crops and seeds of optimiser step ``step``."""
         pool, chosen = self.pool, self._order.chosen(number)
         mine = chosen[self.process :: self.processes]
-        for later in range(number, min(number + AHEAD + 1, len(self) * self.settings.epochs)):
+        for later in range(number, min(number + AHEAD + 1, Schedule(self.settings, len(self)).steps)):
             pool.expect(self._order.chosen(later)[self.process :: self.processes])
         ids = [pool.ids[i] for i in mine]
         where = torch.tensor(mine, device=pool.device)

@@ -32,14 +32,13 @@ from apd.training.log import Log
 from apd.training.optim import (
     build_optimizer,
     ema_share,
-    learning_rate,
     load_optimizer_tensors,
     optimizer_tensors,
     swa_share,
     update_average,
-    warmed_up,
 )
 from apd.training.pseudo_labels import judged_by_teacher, pseudo_labels
+from apd.training.schedule import Schedule
 from apd.training.sharpness import awp, sam, shifted
 from apd.training.step import TrainStep, training_attack
 from apd.training.trackers import TENSORBOARD, check_trackers, start_trackers
@@ -144,14 +143,15 @@ class Loop:
                 f"train.eps_per_image shares eps out within a batch and needs one process, got {accelerator.num_processes}."
             )
         self.batches = Batches(images, settings, accelerator.process_index, accelerator.num_processes)
-        self.steps = len(self.batches) * settings.epochs
+        self.schedule = Schedule(settings, len(self.batches))
+        self.steps = self.schedule.steps
         self.trained = [p for p in method.parameters() if p.requires_grad]
         kind = settings.attack.attack_class
         moving = kind.from_settings(settings.attack) if method.adversarial and kind.moves_with_prompts else None
         self.moving = moving if isinstance(moving, Replayed) else None
         self.replays = self.moving.replays if self.moving else 1
         if self.moving:
-            self.batches.hand_over(self.moving, self._threat(0))
+            self.batches.hand_over(self.moving, self.schedule.threat(0))
         self.average: dict[str, Tensor] = {}
         self.monitor = CollapseMonitor(settings)
         self.summary: dict[str, Any] = {"warnings": []}
@@ -166,7 +166,7 @@ class Loop:
         """Train another method (a teacher) on the labelled images, with the same settings, in place."""
         images = replace(self.images, unlabelled=None)
         settings = self.settings.model_copy(update={"labelled_share": None})
-        if self.images.unlabelled is not None and settings.epochs < TEACHER_EPOCHS:
+        if self.images.unlabelled is not None and settings.steps is None and settings.epochs < TEACHER_EPOCHS:
             settings = settings.model_copy(update={"epochs": TEACHER_EPOCHS})
         Loop(method, images, settings, self.accelerator, None).run_through(lambda: None)
 
@@ -216,7 +216,7 @@ class Loop:
             if due(self.settings.log_every):
                 self.monitor.check_loss(metrics.terms(terms, done), done)
                 progress.status = " ".join(f"{name} {value:.3f}" for name, value in metrics.last.items())
-            if self.run and due(self.settings.validate_every * len(self.batches)):
+            if self.run and due(self.schedule.validate_every):
                 self.summary = {**self._validate(metrics, done), "steps": done}
             self._agree_to_stop()
             # Not before the first step: what that one refuses costs no finished work that would be overwritten.
@@ -240,9 +240,9 @@ class Loop:
         """Take the optimiser steps from ``step`` to before ``done`` on one batch: several of them in free training."""
         batch, moving, s = self.batches.draw(step // self.replays, step), self.moving, self.settings
         if moving:
-            moving.begin(batch, self._threat(step))
+            moving.begin(batch, self.schedule.threat(step))
         for at in range(step, done):
-            threat = self._threat(at)
+            threat = self.schedule.threat(at)
             x_adv = moving.view(batch, threat) if moving else None
             terms, images = self._gradients(module, optimizer, batch, threat, x_adv)
             if moving:
@@ -252,8 +252,7 @@ class Loop:
                 with shifted(self.trained, by):
                     self._gradients(module, optimizer, batch, threat, images)
             for group in optimizer.param_groups:
-                warmup = round(s.warmup_epochs * len(self.batches))
-                group["lr"] = learning_rate(at, self.steps, warmup, s.optimizer.lr)
+                group["lr"] = self.schedule.learning_rate(at)
             if s.optimizer.clip is not None:
                 self.accelerator.clip_grad_norm_(self.trained, s.optimizer.clip)
             optimizer.step()
@@ -271,24 +270,18 @@ class Loop:
         self.accelerator.backward(torch.stack(list(terms.values())).sum() * batch.weight)
         return terms, images
 
-    def _threat(self, step: int) -> ThreatModel:
-        """The budget of a step; the attack's step size is a share of it and grows along."""
-        s = self.settings
-        wait, warmup = (round(epochs * len(self.batches)) for epochs in (s.eps_warmup_wait, s.eps_warmup_epochs))
-        share = warmed_up(step, warmup, s.eps_warmup_from, wait)
-        return replace(s.threat, eps=share * s.threat.eps)
-
     def _validate(self, metrics: Log, done: int) -> dict[str, Any]:
         found = self.validate()
-        attacked = self._threat(done - 1).eps > 0  # else an adversarial term of 0 says nothing
+        attacked = self.schedule.threat(done - 1).eps > 0  # else an adversarial term of 0 says nothing
         record = found.record()
         warnings = self.monitor.check_validation(metrics.last_terms if attacked else {}, found)
         metrics.write(
             {"step": done, "epoch": done / len(self.batches), **record, **({"warnings": warnings} if warnings else {})}
         )
         clean, robust = record.values()
+        when = f"step {done}" if self.settings.steps else f"epoch {done // len(self.batches)}"
         log.info(
-            f"epoch {done // len(self.batches)}: {'agreement with the teacher' if found.agreement else 'validation'} "
+            f"{when}: {'agreement with the teacher' if found.agreement else 'validation'} "
             f"{clean:.1f} % clean, {robust:.1f} % under {self.settings.validation_attack}"
         )
         for warning in warnings:

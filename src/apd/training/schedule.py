@@ -1,0 +1,49 @@
+"""How many optimiser steps a training takes, and how learning rate and eps change over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from apd.attacks.threat import ThreatModel
+from apd.settings.train import TrainSettings
+from apd.training.optim import learning_rate, warmed_up
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The optimiser steps of a training, counted from 0.
+
+    Settings in epochs mean passes over the training images. With ``train.steps`` they mean shares of the training instead, of
+    which ``train.epochs`` make up the whole: so they fall on the same steps, however many images there are.
+
+    Args:
+        settings: the section ``train``.
+        batches: optimiser steps in a pass over the training images.
+    """
+
+    settings: TrainSettings
+    batches: int
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.settings.steps or self.settings.epochs * self.batches
+
+    def span(self, epochs: float) -> int:
+        """Return the optimiser steps of so many epochs of the settings."""
+        return round(epochs * self.steps / self.settings.epochs if self.settings.steps else epochs * self.batches)
+
+    @property
+    def validate_every(self) -> int:
+        """Optimiser steps between two validations, at least one."""
+        return max(1, self.span(self.settings.validate_every))
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        return learning_rate(step, self.steps, self.span(self.settings.warmup_epochs), self.settings.optimizer.lr)
+
+    def threat(self, step: int) -> ThreatModel:
+        """Return the budget of a step; the attack's step size is a share of it and grows along."""
+        s = self.settings
+        share = warmed_up(step, self.span(s.eps_warmup_epochs), s.eps_warmup_from, self.span(s.eps_warmup_wait))
+        return replace(s.threat, eps=share * s.threat.eps)
