@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 import apd
+from apd.evaluation.certified.settings import CertifyOptions, CertifySettings
 from apd.evaluation.options import Attack, EvaluationOptions
 from apd.evaluation.settings import EvaluationSettings
 from apd.export.options import ExportOptions
@@ -23,11 +24,13 @@ from apd.settings.train import AugmentSettings, OptimizerSettings, TrainSettings
 
 SOURCES = Path(apd.__file__).parent
 SECTIONS = {OptimizerSettings: options.OptimizerOptions, AugmentSettings: options.AugmentOptions}
-WIDER: dict[str, Any] = {
-    "trackers": str | list[str],
-    "attacks": Attack | Sequence[Attack],
-    "eps": str | float,
-    "limit": int | Literal["auto", "all"] | None,
+WIDER: dict[Any, dict[str, Any]] = {
+    options.TrainOptions: {"trackers": str | list[str]},
+    EvaluationOptions: {
+        "attacks": Attack | Sequence[Attack],
+        "eps": str | float,
+        "limit": int | Literal["auto", "all"] | None,
+    },
 }
 """Settings that Python takes in more forms than they are kept in."""
 
@@ -40,11 +43,12 @@ WIDER: dict[str, Any] = {
         (options.AugmentOptions, AugmentSettings, set()),
         (EvaluationOptions, EvaluationSettings, set()),
         (ExportOptions, ExportSettings, set()),
+        (CertifyOptions, CertifySettings, set()),
     ],
 )
 def test_names_and_types_are_those_of_the_settings(typed: Any, settings: type[BaseModel], arguments: set[str]) -> None:
     wanted = {
-        name: WIDER.get(name, SECTIONS.get(field.annotation, field.annotation))  # type: ignore[arg-type]
+        name: WIDER.get(typed, {}).get(name, SECTIONS.get(field.annotation, field.annotation))  # type: ignore[arg-type]
         for name, field in settings.model_fields.items()
         if name not in arguments
     }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from apd.data import Dataset, load_data
     from apd.errors import ApdError, InputError
     from apd.evaluation import calibrate_run, evaluate, evaluate_run
+    from apd.evaluation.certified.certify import certify, certify_run
     from apd.evaluation.compare import compare_runs
     from apd.models import DualEncoder, load_clip
     from apd.models.classifier import PromptedCLIP
@@ -41,6 +42,8 @@ __all__ = [
     "__version__",
     "average_runs",
     "calibrate_run",
+    "certify",
+    "certify_run",
     "compare_runs",
     "evaluate",
     "evaluate_run",
@@ -62,6 +65,8 @@ _HOMES = {
     "Run": "apd.runs.folder",
     "average_runs": "apd.runs.average",
     "calibrate_run": "apd.evaluation",
+    "certify": "apd.evaluation.certified.certify",
+    "certify_run": "apd.evaluation.certified.certify",
     "compare_runs": "apd.evaluation.compare",
     "evaluate": "apd.evaluation",
     "evaluate_run": "apd.evaluation",

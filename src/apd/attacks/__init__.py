@@ -9,6 +9,7 @@ from apd.attacks.base import Attack, TrainingAttack
 from apd.attacks.evaluation import UNWATCHED, AttackBatch, Cascade, ClimbingAttack, EvaluationAttack, Found, Watch
 from apd.attacks.fgsm import FGSMRS, NFGSM
 from apd.attacks.named import EVALUATION, EVALUATION_ATTACKS, code_of, find, name_of
+from apd.attacks.noise import Noise
 from apd.attacks.objectives import (
     LOSSES,
     Loss,
@@ -50,6 +51,7 @@ __all__ = [
     "Found",
     "LibraryAttack",
     "Loss",
+    "Noise",
     "Objective",
     "Replayed",
     "ThreatModel",

@@ -21,7 +21,8 @@ class AttackSettings(GrowingSection):
     kind: str = Field(
         "pgd",
         description="pgd; one step: fgsm-rs (Wong 2020) or n-fgsm (de Jorge 2022); no pass of its own: free (Shafahi 2019) "
-        "or carried from epoch to epoch (Zheng 2020); or an attack of your own, as package.module:Class",
+        "or carried from epoch to epoch (Zheng 2020); noise, for certified accuracy (Cohen 2019); or an attack of your own, as "
+        "package.module:Class",
     )
     steps: int = Field(2, ge=1, description="steps of pgd")
     step_size: float = Field(1.0, gt=0, description="step of pgd, free and carried as a fraction of eps")
@@ -37,7 +38,7 @@ class AttackSettings(GrowingSection):
         description="pgd: samples misclassified by more than this (logits) leave the attack; null: none (Zhang 2020)",
     )
     options: dict[str, Any] = Field(
-        {}, description="what the constructor of fgsm-rs, n-fgsm or an attack of your own takes"
+        {}, description="what the constructor of fgsm-rs, n-fgsm, noise or an attack of your own takes"
     )
 
     @field_validator("kind")

@@ -9,6 +9,7 @@ from typing import Any
 
 from apd.attacks.base import TrainingAttack
 from apd.attacks.fgsm import FGSMRS, NFGSM
+from apd.attacks.noise import Noise
 from apd.attacks.objectives import LOSSES
 from apd.attacks.persistent import Carried, Replayed
 from apd.attacks.pgd import PGD
@@ -25,7 +26,7 @@ def _problem(found: object) -> str | None:
 TRAINING_ATTACKS: Registry[type[TrainingAttack]] = Registry(
     "training attack",
     "apd.attacks",
-    {"pgd": PGD, "fgsm-rs": FGSMRS, "n-fgsm": NFGSM, "free": Replayed, "carried": Carried},
+    {"pgd": PGD, "fgsm-rs": FGSMRS, "n-fgsm": NFGSM, "free": Replayed, "carried": Carried, "noise": Noise},
     _problem,
 )
 """What ``train.attack.kind`` names."""

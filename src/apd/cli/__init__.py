@@ -13,6 +13,7 @@ from apd.cli import (
     average,
     bench,
     calibrate,
+    certify,
     compare,
     demo,
     doctor,
@@ -44,6 +45,7 @@ app = typer.Typer(
 for command in (demo.demo, train.train, evaluate.evaluate, predict.predict, average.average, bench.bench):
     app.command()(command)
 app.command()(calibrate.calibrate)
+app.command()(certify.certify)
 app.command()(serve.serve)
 app.command()(compare.compare)
 app.command()(export.export)

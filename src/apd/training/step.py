@@ -8,6 +8,7 @@ Image tower passes per optimiser step, for K attack steps (`train.attack.steps`)
     fgsm-rs, n-fgsm          2        2       1
     free                     1        1       1/m       (m = train.attack.replays)
     carried                  1        1       1
+    noise                    1+s      1+s     1         (s = its option steps, 0 by default)
     clean methods            1        1       1
 
     train.eps_per_image      +1       +1      -

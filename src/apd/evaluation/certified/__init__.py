@@ -1,0 +1,1 @@
+"""Certified accuracy by randomised smoothing: a lower bound that no attack can take back."""
