@@ -26,6 +26,7 @@ SOURCES = Path(apd.__file__).parent
 SECTIONS = {OptimizerSettings: options.OptimizerOptions, AugmentSettings: options.AugmentOptions}
 WIDER: dict[Any, dict[str, Any]] = {
     options.TrainOptions: {"trackers": str | list[str]},
+    ExportOptions: {"eps": str | float},
     EvaluationOptions: {
         "attacks": Attack | Sequence[Attack],
         "eps": str | float,
