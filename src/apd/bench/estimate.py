@@ -14,6 +14,7 @@ from apd.bench.job import Outcome
 from apd.bench.loaded import dataset, encoder, whole
 from apd.bench.plan import Job
 from apd.bench.protocols import EvalSpec
+from apd.evaluation.checks import CHECK_PASSES, CHECKED
 from apd.methods import find_method
 from apd.models.classifier import PromptedCLIP
 
@@ -88,7 +89,8 @@ def eval_seconds(job: Job, spec: EvalSpec, pace: Pace) -> float:
     images = len(data.split(job.split)) * share
     n = images if spec.limit is None else min(spec.limit, images)
     passes = sum(attack_passes(attack, math.ceil(len(data.class_names) * share)) for attack in spec.attacks)
-    return n * pace.image * (1 + NOT_FOOLED * passes)
+    checks = min(n, CHECKED) * CHECK_PASSES / 2 if passes else 0.0
+    return pace.image * (n * (1 + NOT_FOOLED * passes) + checks)
 
 
 @dataclass(frozen=True)

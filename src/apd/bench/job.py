@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,16 @@ class EvalOutcome:
         right: under ``clean``, each attack and ``worst``: a 1 or a 0 per image.
         seconds: time it took, earlier starts included.
         apd: version that made it.
+        reliable: whether its health checks trust it; None where none ran (no attack, or an older version).
+        because: why not.
     """
 
     images: str
     right: Mapping[str, str]
     seconds: float
     apd: str = ""
+    reliable: bool | None = None
+    because: Sequence[str] = ()
 
     def accuracy(self, attack: str) -> float:
         """Share of images that are right under ``attack``, in percent."""
@@ -189,14 +193,15 @@ def _evaluated(job: Job, spec: EvalSpec, trained: PromptedCLIP | None, folder: P
         skip_bad_images=section.skip_bad_images,
         batch_size=128,  # APGD and AutoAttack depend on it, so the machine's pace may not decide
         control=False,
-        checks=False,
+        checks=any(name != "clean" for name in spec.attacks),
         quiet=True,
     )
     attacks = dict.fromkeys(("clean", *spec.attacks, WORST))
     right = {name: "".join(str(int(mark)) for mark in result.robust_mask(name).tolist()) for name in attacks}
     # Attacks keep their own time, over all starts.
     seconds = max(time.monotonic() - started, sum(attack.seconds for attack in result.attacks.values()))
-    return EvalOutcome(_fingerprint(result), right, round(seconds, 2), __version__)
+    because = result.unreliable_because
+    return EvalOutcome(_fingerprint(result), right, round(seconds, 2), __version__, result.reliable, because)
 
 
 def _fingerprint(result: Result) -> str:

@@ -77,7 +77,7 @@ def _common(
 def main() -> None:
     """Run the command line; every error is one line, and the exit code says which kind it is.
 
-    Exit codes: 0 done; 1 failed; 2 wrong usage or input; 130 stopped with Ctrl-C.
+    Exit codes: 0 done; 1 failed; 2 wrong usage or input; 3 not reliable (--strict); 130 stopped with Ctrl-C.
     """
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]

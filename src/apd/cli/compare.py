@@ -57,5 +57,15 @@ def _show(comparison: Comparison) -> None:
         points = f"{row.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
         chance = f"{row.p:.3f}" if row.p >= 0.001 else "<0.001"
         about = Text(printable(" ".join(filter(None, parts))))
-        table.add_row(about, str(row.n), f"{row.a:.1f}", f"{row.b:.1f}", Text(points), chance)
+        a, b = (
+            f"{value:.1f}{_UNRELIABLE if reliable is False else ''}"
+            for value, reliable in ((row.a, row.reliable_a), (row.b, row.reliable_b))
+        )
+        table.add_row(about, str(row.n), a, b, Text(points), chance)
     console.print(table)
+    for line in comparison.unreliable:
+        console.print(Text(printable(f"{_UNRELIABLE} {line}"), style="bold red"))
+
+
+_UNRELIABLE = "†"
+"""Marks an accuracy that cannot be trusted."""

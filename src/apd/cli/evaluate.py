@@ -14,6 +14,7 @@ import typer
 
 from apd.cli.common import AsJson, quiet_stdout, say, say_inputs, split_names
 from apd.errors import InputError
+from apd.runs.reliability import UNRELIABLE
 from apd.util.files import check_writable, write_atomic
 from apd.util.text import quoted
 
@@ -51,6 +52,9 @@ SaveImages = Annotated[
     typer.Option("--save-images", help="Keep the adversarial images in RUN/images: 16-bit PNG files, and an index."),
 ]
 SkipBadImages = Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out, and count them.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with code 3 if the result is not reliable (a health check failed).")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Output = Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")]
 
@@ -72,6 +76,7 @@ def evaluate(
     batch_size: BatchSize = None,
     save_images: SaveImages = False,
     skip_bad_images: SkipBadImages = False,
+    strict: Strict = False,
     device: Device = "auto",
     as_json: AsJson = False,
     output: Output = None,
@@ -80,10 +85,12 @@ def evaluate(
 
     By default a quick standard attack (apgd-ce+dlr) on a random sample that takes about four minutes on this machine;
     --strong and --limit all are stronger and slower. Outcomes are saved in RUN/results image by image: a second call
-    computes only what is new, and an interrupted one is resumed by the same command.
+    computes only what is new, and an interrupted one is resumed by the same command. The line "reliable:" says whether
+    the numbers can be trusted; with --strict the exit code is 3 where they cannot.
 
     Examples:
       apd evaluate runs/photos
+      apd evaluate runs/photos --strict
       apd evaluate runs/photos --strong --limit all
       apd evaluate runs/photos --attack apgd-ce,apgd-dlr --eps 2/255 --limit 500 --json
       apd evaluate runs/photos --save-images
@@ -101,6 +108,9 @@ def evaluate(
         result = _evaluation(run, model, data, given, device, save_images)()
     _show(result, as_json, output)
     _suggest(context, run, model, data, result)
+    if strict and result.reliable is False:
+        say(f"Not reliable: {'; '.join(result.unreliable_because)} (--strict: exit code {UNRELIABLE})")
+        raise typer.Exit(UNRELIABLE)
 
 
 def _attacks(names: list[str] | None, strong: bool) -> list[str] | None:

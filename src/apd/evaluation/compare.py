@@ -14,6 +14,7 @@ from apd.errors import InputError
 from apd.evaluation.statistics import mcnemar, paired_bootstrap
 from apd.evaluation.stored import Stored, load_stored
 from apd.runs.folder import Run
+from apd.runs.reliability import reliability
 from apd.util.text import quoted
 
 
@@ -32,6 +33,7 @@ class Row:
         interval: its paired 95 % bootstrap interval.
         only_a, only_b: images that only one of the two gets right.
         p: exact p-value of McNemar's test.
+        reliable_a, reliable_b: whether the evaluations behind them can be trusted; None where nothing was checked.
     """
 
     attack: str
@@ -47,15 +49,21 @@ class Row:
     only_a: int
     only_b: int
     p: float
+    reliable_a: bool | None = None
+    reliable_b: bool | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs, by their folders, and the rows of their table."""
+    """Two runs, by their folders, and the rows of their table.
+
+    ``unreliable`` names each evaluation behind them that cannot be trusted, and why.
+    """
 
     a: str
     b: str
     rows: tuple[Row, ...]
+    unreliable: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -88,9 +96,21 @@ def compare_runs(runs: Sequence[str | Path]) -> list[Comparison]:
         raise InputError(f"{twice} is given twice; give each run once.")
     kept = [_kept(run) for run in runs]
     return [
-        Comparison(str(runs[0]), str(other), _rows(runs[0], kept[0], other, found))
+        Comparison(str(runs[0]), str(other), _rows(runs[0], kept[0], other, found), _unreliable(a=kept[0], b=found))
         for other, found in zip(runs[1:], kept[1:], strict=True)
     ]
+
+
+def _unreliable(**sides: Sequence[Stored]) -> tuple[str, ...]:
+    """Name the evaluations that cannot be trusted, with their side and why."""
+    lines: dict[str, None] = {}
+    for side, found in sides.items():
+        for summary in (stored.summary for stored in found):
+            judged = reliability(summary)
+            if judged.reliable is False:
+                where = f"{summary['data']}, {summary['norm']} {summary['eps_text']}, {', '.join(summary['attacks'])}"
+                lines[f"{side.upper()} ({where}) reliable: {judged.describe()}"] = None
+    return tuple(lines)
 
 
 def _kept(path: str | Path) -> list[Stored]:
@@ -159,4 +179,6 @@ def _shared(one: Stored, other: Stored) -> Iterator[Row]:
             only_a=int((x & ~y).sum()),
             only_b=int((y & ~x).sum()),
             p=mcnemar(x, y),
+            reliable_a=reliability(first).reliable,
+            reliable_b=reliability(second).reliable,
         )

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, computed_field
 from torch import Tensor
 
 from apd.data.unreadable import how_to_convert
 from apd.evaluation.statistics import wilson
 from apd.runs.chance import chance_note
+from apd.runs.reliability import Reliability, reliability
 from apd.util.progress import counted
 from apd.util.text import printable
 
@@ -69,12 +70,16 @@ class ClassScores(BaseModel):
 
 
 class Check(BaseModel):
-    """A health check: ``passed`` is None where the value is for information only."""
+    """A health check: ``passed`` is None where the value is for information only.
+
+    A failed one makes the result unreliable, unless it only ``warns``: of a model that is of little use, soundly measured.
+    """
 
     name: str
     passed: bool | None
     value: float
     message: str
+    warns: bool = False
 
 
 class Result(Scores):
@@ -112,9 +117,26 @@ class Result(Scores):
     undefended_predictions: dict[str, tuple[int, ...]] | None = Field(None, exclude=True, repr=False)
 
     @property
+    def reliability(self) -> Reliability:
+        """Whether the accuracies can be trusted, and why not."""
+        return reliability({"checks": [check.model_dump() for check in self.checks]})
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def reliable(self) -> bool | None:
+        """Whether the accuracies can be trusted: no health check found otherwise; None where none ran."""
+        return self.reliability.reliable
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def unreliable_because(self) -> tuple[str, ...]:
+        """Why the accuracies cannot be trusted; empty where they can."""
+        return self.reliability.because
+
+    @property
     def sound(self) -> bool:
-        """Whether no health check failed."""
-        return all(check.passed is not False for check in self.checks)
+        """Whether nothing says that the accuracies cannot be trusted; also true where no health checks ran."""
+        return self.reliable is not False
 
     @property
     def chance_note(self) -> str | None:
@@ -138,13 +160,13 @@ class Result(Scores):
     def __repr__(self) -> str:
         worst = f", {self.worst.accuracy:.2f} % under attack" if self.attacks else ""
         where = f"{printable(self.data)} {self.split}, {counted(self.n, 'image')}, {self.norm} eps {self.eps_text}"
-        return f"Result({where}: {self.clean:.2f} % clean{worst}{'' if self.sound else '; health checks FAILED'})"
+        return f"Result({where}: {self.clean:.2f} % clean{worst}{'' if self.sound else '; NOT reliable'})"
 
     def _repr_html_(self) -> str:
         """The table and the health checks for notebooks."""
         from apd.evaluation.shown import result_html
 
-        return result_html(self, [line for line, _ in self._notes()])
+        return result_html(self, [line for line, _ in (self._headline(), *self._notes())])
 
     def __str__(self) -> str:
         """The table as plain text."""
@@ -182,7 +204,13 @@ class Result(Scores):
         if len(self.attacks) > 1:
             other = f"{base.worst.accuracy:.2f}" if base else "-"
             table.add_row("worst of all", f"{self.worst.accuracy:.2f}", _ends(self.worst.interval), other, style="bold")
-        return Group(Text(title), table, *(Text(printable(line), style=style) for line, style in self._notes()))
+        first, *notes = (Text(printable(line), style=style) for line, style in (self._headline(), *self._notes()))
+        return Group(Text(title), first, table, *notes)
+
+    def _headline(self) -> tuple[str, str]:
+        """Whether to trust the table, and the style of that line."""
+        style = {True: "green", False: "bold red", None: "yellow"}[self.reliable]
+        return f"reliable: {self.reliability.describe()}", style
 
     def _notes(self) -> Iterator[tuple[str, str]]:
         """Lines below the table, and their style: a line on the health checks, and one on each that failed."""
@@ -200,11 +228,14 @@ class Result(Scores):
         judged = [check for check in self.checks if check.passed is not None]
         failed = [check for check in judged if not check.passed]
         if failed:
-            yield f"Health checks: {len(failed)} of {len(judged)} FAILED; do not trust these accuracies.", "bold red"
+            count = sum(not check.warns for check in failed)
+            warning = f", {counted(len(failed) - count, 'warning')}" if count < len(failed) else ""
+            yield f"Health checks: {count} of {len(judged)} failed{warning}.", "bold red" if count else "yellow"
         elif judged:
             yield f"Health checks: all {len(judged)} passed (--json has them).", "green"
         for check in failed:
-            yield f"FAIL {check.name}: {check.message}", "red"
+            mark, style = ("WARN", "yellow") if check.warns else ("FAIL", "red")
+            yield f"{mark} {check.name}: {check.message}", style
 
 
 _LONGEST = 24

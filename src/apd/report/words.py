@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apd.runs.reliability import reliability
+
 _CHECKS = {
     "class features": "The model can tell all class names apart.",
     "eps 0": "An attack that may change nothing changes no prediction.",
@@ -21,7 +23,8 @@ def check_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Health checks with what each means, in words, and whether it holds."""
     rows = []
     for check in summary["checks"]:
-        verdict = {True: "holds", False: "FAILED", None: "for information"}[check["passed"]]
+        failed = "warns" if check.get("warns") else "FAILED"
+        verdict = {True: "holds", False: failed, None: "for information"}[check["passed"]]
         rows.append({**check, "words": _check_words(check["name"]), "verdict": verdict})
     return rows
 
@@ -77,6 +80,13 @@ def swatches(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def verdict(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """How many health checks failed, of how many that can."""
+    """Whether the numbers can be trusted, and how many health checks failed, of how many that can."""
     judged = [check for check in summary["checks"] if check["passed"] is not None]
-    return {"judged": len(judged), "failed": sum(not check["passed"] for check in judged)}
+    found = reliability(summary)
+    return {
+        "judged": len(judged),
+        "failed": sum(not check["passed"] for check in judged),
+        "reliable": found.reliable,
+        "words": found.describe(),
+        "warnings": found.warnings,
+    }

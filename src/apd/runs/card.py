@@ -13,6 +13,7 @@ from apd.attacks.threat import parse_eps
 from apd.data.load import short_name
 from apd.data.settings import REST
 from apd.runs.chance import chance_note
+from apd.runs.reliability import reliability
 from apd.util.text import code_block, code_span, markdown
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def _headline(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> Iterat
     yield "\n".join(lines) + "\n"
     if note := chance_note(found):
         yield f"**{note}**\n"
+    yield f"**Reliable: {markdown(reliability(found).describe())}.**\n"
     yield f"{_health(found.get('checks', ()))}\n"
 
 
@@ -122,8 +124,11 @@ def _health(checks: Sequence[Mapping[str, Any]]) -> str:
         return "Health checks: none were run."
     if not failed:
         return f"Health checks: all {len(judged)} passed, so there is no sign that the attacks were too weak."
-    lines = [f"**Health checks: {len(failed)} of {len(judged)} FAILED; do not trust these accuracies.**\n"]
-    return "\n".join(lines + [f"- {markdown(check['name'])}: {markdown(check['message'])}" for check in failed])
+    lines = [f"Health checks: {len(failed)} of {len(judged)} failed or warn.\n"]
+    for check in failed:
+        verdict = "warning" if check.get("warns") else "FAILED"
+        lines.append(f"- {markdown(check['name'])} ({verdict}): {markdown(check['message'])}")
+    return "\n".join(lines)
 
 
 def _usage(path: Path) -> str:
@@ -223,17 +228,18 @@ def _results(results: Sequence[Mapping[str, Any]]) -> str:
     if not results:
         return "None yet: `apd evaluate RUN`."
     lines = [
-        "| data | norm | eps | seed | images | attack | accuracy % | 95 % interval |",
-        "|---|---|---|---|---|---|---|---|",
+        "| data | norm | eps | seed | images | attack | accuracy % | 95 % interval | reliable |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         corrupted = f", {result['corruption']}" if result.get("corruption") else ""
         about = (str(result[key]) for key in ("norm", "eps_text", "seed"))
         where = " | ".join([markdown(f"{result['data']}{corrupted}"), *about, _sampled(result)])
         worst = [(f"worst of {', '.join(result['attacks'])}", result["worst"])] if len(result["attacks"]) > 1 else []
+        trusted = {True: "yes", False: "no", None: "unknown"}[reliability(result).reliable]
         for attack, entry in [("clean", _clean(result)), *result["attacks"].items(), *worst]:
             low, high = entry["interval"]
-            lines.append(f"| {where} | {attack} | {entry['accuracy']:.1f} | {low:.1f} to {high:.1f} |")
+            lines.append(f"| {where} | {attack} | {entry['accuracy']:.1f} | {low:.1f} to {high:.1f} | {trusted} |")
     return "\n".join(dict.fromkeys(lines))
 
 

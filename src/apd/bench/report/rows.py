@@ -33,8 +33,10 @@ COLUMNS = (
     "n",
     "seconds",
     "run",
+    "reliable",
 )
-"""Columns of results.csv; ``seconds`` add up training and this evaluation with all its attacks."""
+"""Columns of results.csv; ``seconds`` add up training and this evaluation with all its attacks; ``reliable`` is yes, no, or
+empty where no health checks ran."""
 
 
 def plan_file(folder: Path) -> Path:
@@ -93,6 +95,7 @@ def rows(plan: Plan, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]
                     "n": len(found.right[attack]),
                     "seconds": round(outcomes[row.job].seconds + found.seconds, 2),
                     "run": row.job,
+                    "reliable": {True: "yes", False: "no", None: ""}[found.reliable],
                 }
 
 

@@ -17,8 +17,11 @@ from apd.util.text import markdown as safe
 from apd.util.text import printable
 
 MISSING = "-"
+UNRELIABLE = "†"
+"""Marks a figure whose health checks failed."""
 _LATEX = {mark: f"\\{mark}" for mark in "&%_#${}"} | {
     "\\": r"\textbackslash{}",
+    UNRELIABLE: r"$^\dagger$",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 }
@@ -74,6 +77,13 @@ class Table:
         """The contenders with the best value; several if they are equal."""
         column, ranked = self.column(metric), self.ranked_contenders(metric)
         return [label for label in ranked if column[label].mean == column[ranked[0]].mean]
+
+    def reasons(self, label: str, metric: Metric) -> list[str]:
+        """Why a method's figure cannot be trusted: what the health checks say of any attack behind it."""
+        attacked = [spec for spec, attack in metric.parts if attack != "clean"]
+        cells = (cell for seeds in self.rows[label] for cell in seeds.values())
+        found = (cell[spec] for cell in cells for spec in attacked if spec in cell)
+        return [reason for one in found if one.reliable is False for reason in one.because]
 
     @property
     def main(self) -> Metric:
@@ -200,17 +210,21 @@ def markdown(name: str, tables: Sequence[Table], image_size: int | None = None) 
 def _values(table: Table) -> list[str]:
     head = ["method", "seeds", *(safe(metric.name) for metric in table.metrics)]
     lines = [_row(head), "|" + "---|" * len(head)]
-    rows = shown_cells(table, lambda text: f"**{text}**", " ± ")
+    rows = shown_cells(table, lambda text: f"**{text}**", " ± ", UNRELIABLE)
     return lines + [_row([safe(label), *cells]) for label, *cells in rows]
 
 
-def shown_cells(table: Table, bold: Callable[[str], str], plus_minus: str) -> Iterator[list[str]]:
-    """Each row of a table as text: method, seeds, and a cell for each metric, the best marked by ``bold``."""
+def shown_cells(table: Table, bold: Callable[[str], str], plus_minus: str, unreliable: str) -> Iterator[list[str]]:
+    """Each row of a table as text: method, seeds, and a cell for each metric.
+
+    The best are marked by ``bold``, those that cannot be trusted by ``unreliable``.
+    """
     columns = [(table.column(metric), table.best(metric)) for metric in table.metrics]
     for label, sets in table.rows.items():
         cells = []
-        for figures, best in columns:
+        for metric, (figures, best) in zip(table.metrics, columns, strict=True):
             text = _mean(figures[label], plus_minus) if label in figures else MISSING
+            text += unreliable if label in figures and table.reasons(label, metric) else ""
             cells.append(bold(text) if label in best else text)
         yield [label, _seeds(sets), *cells]
 
@@ -233,6 +247,10 @@ def table_notes(table: Table) -> list[str]:
         notes.append(f"Bold: the best with seeds {seeds}; {', '.join(others)}: other seeds, left out of this contest.")
     if any(" of " in _seeds(sets) for sets in table.rows.values()):
         notes.append("A mean over data sets rests on the seeds that all of them have.")
+    for label in table.rows:
+        reasons = dict.fromkeys(reason for metric in table.metrics for reason in table.reasons(label, metric))
+        if reasons:
+            notes.append(f"{UNRELIABLE} {label} is not reliable, because {'; '.join(reasons)}.")
     made = sorted(frozenset().union(*table.versions.values()))
     if len(made) > 1:
         by = (f"{v} ({', '.join(label for label in table.rows if v in table.versions[label])})" for v in made)
@@ -326,7 +344,7 @@ def _latex(table: Table) -> Iterator[str]:
     yield r"\toprule"
     yield " & ".join(map(_escaped, head)) + r" \\"
     yield r"\midrule"
-    for label, *cells in shown_cells(table, lambda text: rf"\textbf{{{text}}}", r" $\pm$ "):
+    for label, *cells in shown_cells(table, lambda text: rf"\textbf{{{text}}}", r" $\pm$ ", r"$^\dagger$"):
         yield " & ".join([_escaped(label), *cells]) + r" \\"
     yield r"\bottomrule"
     yield r"\end{tabular}"

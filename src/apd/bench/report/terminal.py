@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from apd.bench.protocols import PROTOCOLS
-from apd.bench.report.tables import Table, compared, shown_cells, table_notes
+from apd.bench.report.tables import UNRELIABLE, Table, compared, shown_cells, table_notes
 from apd.util.text import printable
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def drawn(tables: Sequence[Table], width: int = 80) -> RenderableType:
 
 def _values(table: Table, width: int) -> Iterator[Drawn]:
     head = ["method", "seeds", *(metric.name for metric in table.metrics)]
-    yield from _split(head, list(shown_cells(table, lambda text: f"*{text}", " ± ")), 2, width)
+    yield from _split(head, list(shown_cells(table, lambda text: f"*{text}", " ± ", UNRELIABLE)), 2, width)
 
 
 def _differences(table: Table, width: int) -> Iterator[RenderableType]:
