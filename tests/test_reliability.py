@@ -111,5 +111,5 @@ def test_tables_mark_what_is_not_reliable() -> None:
     rows = {"honest": ({0: {"test": good}},), "fake": ({0: {"test": bad}},)}
     table = Table("few-shot", "data", "note", metrics, rows)
     text = markdown("suite", [table])
-    assert "| fake | 1 | **100.0** | **50.0**† |" in text and "| honest | 1 | **100.0** | **50.0** |" in text
+    assert "| fake | 1 | **100.0** | **50.0†** |" in text and "| honest | 1 | **100.0** | **50.0** |" in text
     assert "it lies (huge eps)" in text and r"$^\dagger$" in latex([table])
