@@ -38,7 +38,7 @@ def test_a_suite_leaves_results_tables_and_plots_and_is_done_once(write: Write, 
     assert contains(said()[-1], f"{tmp_path / 'out'}/results.csv", "results.parquet", "table.md", "table.tex", "plots")
 
     rows = table_rows(tmp_path / "out")
-    assert ",".join(rows[0]) == "data,method,shots,seed,protocol,split,attack,eps,accuracy,n,seconds,run"
+    assert ",".join(rows[0]) == "data,method,shots,seed,protocol,split,attack,eps,accuracy,n,seconds,run,reliable"
     first = [row for row in rows if row["split"] == "test"]
     assert len(first) == 5 * 3
     assert {(row["attack"], row["eps"], row["n"]) for row in first} == {
