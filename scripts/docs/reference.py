@@ -27,7 +27,7 @@ def commands_page() -> str:
         "# Commands",
         "Made from the code of this version. `apd COMMAND --help` prints the same. `--debug`, before or after a command, "
         "shows the traceback of an error.",
-        "Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 not reliable (`apd evaluate --strict`), 130 stopped with Ctrl-C.",
+        "Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 not reliable (`--strict`), 130 stopped with Ctrl-C.",
     ]
     return "\n\n".join([*parts, *(_command(name, command) for name, command in group.commands.items())]) + "\n"
 
