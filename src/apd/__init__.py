@@ -19,7 +19,7 @@ from apd.util.versions import __version__
 if TYPE_CHECKING:
     from apd.data import Dataset, load_data
     from apd.errors import ApdError, InputError
-    from apd.evaluation import calibrate_run, evaluate, evaluate_run
+    from apd.evaluation import calibrate_run, evaluate, evaluate_classifier, evaluate_run
     from apd.evaluation.certified.certify import certify, certify_run
     from apd.evaluation.compare import compare_runs
     from apd.models import DualEncoder, load_clip
@@ -46,6 +46,7 @@ __all__ = [
     "certify_run",
     "compare_runs",
     "evaluate",
+    "evaluate_classifier",
     "evaluate_run",
     "import_run",
     "load_clip",
@@ -69,6 +70,7 @@ _HOMES = {
     "certify_run": "apd.evaluation.certified.certify",
     "compare_runs": "apd.evaluation.compare",
     "evaluate": "apd.evaluation",
+    "evaluate_classifier": "apd.evaluation",
     "evaluate_run": "apd.evaluation",
     "import_run": "apd.runs.imported",
     "load_clip": "apd.models",

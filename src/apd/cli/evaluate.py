@@ -6,13 +6,14 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import AsJson, quiet_stdout, say, say_inputs, split_names
+from apd.cli.common import AsJson, quiet_stdout, say, split_names
 from apd.errors import InputError
 from apd.runs.reliability import UNRELIABLE
 from apd.util.files import check_writable, write_atomic
@@ -22,9 +23,22 @@ if TYPE_CHECKING:
     from apd.evaluation import Result
 
 # Options whose declaration takes more than a line.
-RunFolder = Annotated[Path | None, typer.Argument(help="Run folder; without it, give --model and --data.")]
+RunFolder = Annotated[
+    Path | None, typer.Argument(help="Run folder; without it, give --data and --model or --classifier.")
+]
+Classifier = Annotated[
+    str | None,
+    typer.Option(
+        help="Any classifier: package.module:factory, which makes a torch module from [0,1] pixels to logits; or coop:FILE, "
+        "maple:FILE, fap:FILE, a checkpoint of prompts, with its CLIP as --model."
+    ),
+]
 Model = Annotated[
-    str | None, typer.Option(help="CLIP model to evaluate zero-shot; with RUN, where its CLIP model is now.")
+    str | None,
+    typer.Option(
+        help="CLIP model to evaluate zero-shot; with RUN, where its CLIP model is now; with --classifier, the one of its "
+        "prompts, or one to attack beside it."
+    ),
 ]
 Data = Annotated[str | None, typer.Option(help="Images to evaluate on. (default: the run's)")]
 Split = Annotated[str | None, typer.Option(help="train, val or test. (default: test)")]
@@ -55,6 +69,13 @@ SkipBadImages = Annotated[bool, typer.Option("--skip-bad-images", help="Leave un
 Strict = Annotated[
     bool, typer.Option("--strict", help="Exit with code 3 if the result is not reliable (a health check failed).")
 ]
+Folder = Annotated[
+    Path | None,
+    typer.Option(help="Without RUN, keep results in FOLDER/NAME-HASH. (default: evaluations, for --classifier)"),
+]
+ImageSize = Annotated[
+    int | None, typer.Option(min=1, help="Side of the images that --classifier takes. (default: its image_size)")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Output = Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")]
 
@@ -63,6 +84,7 @@ def evaluate(
     context: typer.Context,
     run: RunFolder = None,
     model: Model = None,
+    classifier: Classifier = None,
     data: Data = None,
     split: Split = None,
     classes: Classes = None,
@@ -77,6 +99,8 @@ def evaluate(
     save_images: SaveImages = False,
     skip_bad_images: SkipBadImages = False,
     strict: Strict = False,
+    folder: Folder = None,
+    image_size: ImageSize = None,
     device: Device = "auto",
     as_json: AsJson = False,
     output: Output = None,
@@ -97,6 +121,7 @@ def evaluate(
       apd evaluate runs/base --classes new
       apd evaluate runs/photos --corruption fog:3
       apd evaluate --model openai/clip-vit-base-patch32 --data photos --attack pgd-20 --eps 1/255
+      apd evaluate --classifier my_models:robust --data photos --image-size 224 --eps 4/255
     """
     images = {"split": split, "classes": classes, "corruption": corruption, "limit": limit, "batch_size": batch_size}
     threat = {"attacks": _attacks(attack, strong), "eps": eps, "norm": norm, "seed": seed}
@@ -104,10 +129,11 @@ def evaluate(
     given = {name: value for name, value in options.items() if value is not None}
     if output is not None:
         check_writable(output.parent)
-    with quiet_stdout(), _stop_explained(run):
-        result = _evaluation(run, model, data, given, device, save_images)()
+    asked = _Asked(run, model, classifier, data, folder, image_size, device, save_images)
+    with quiet_stdout(), _stop_explained(asked):
+        result = asked.evaluation(given)()
     _show(result, as_json, output)
-    _suggest(context, run, model, data, result)
+    _suggest(context, asked, result)
     if strict and result.reliable is False:
         say(f"Not reliable: {'; '.join(result.unreliable_because)} (--strict: exit code {UNRELIABLE})")
         raise typer.Exit(UNRELIABLE)
@@ -120,8 +146,9 @@ def _attacks(names: list[str] | None, strong: bool) -> list[str] | None:
     return ["autoattack"] if strong else split_names(names) if names else None
 
 
-def _suggest(context: typer.Context, run: Path | None, model: str | None, data: str | None, result: Result) -> None:
+def _suggest(context: typer.Context, asked: _Asked, result: Result) -> None:
     """Say which commands may come next."""
+    run, model, data = asked.run, asked.model, asked.data
     if run is None:
         if data is not None and model is not None:
             say(f"Next: apd train {quoted(data)} --model {quoted(model)}")
@@ -137,54 +164,74 @@ _NEXT = {"report": "", "predict": " IMAGES", "explore": "", "export": " --to onn
 """Commands that may come after an evaluation, and what follows the run folder."""
 
 
-def _evaluation(
-    run: Path | None, model: str | None, source: str | None, given: dict[str, Any], device: str, save_images: bool
-) -> Callable[[], Result]:
-    """Load what is evaluated, and return the evaluation to be called; ``given`` are its settings."""
-    if run is not None:
-        from apd.runs.folder import Run
+@dataclass(frozen=True)
+class _Asked:
+    """What is evaluated, on what, and where the result is kept."""
 
-        Run.open(run)  # before torch is imported, so that a wrong folder is told at once
-        from apd.evaluation import evaluate_run
+    run: Path | None
+    model: str | None
+    classifier: str | None
+    data: str | None
+    folder: Path | None
+    image_size: int | None
+    device: str
+    save_images: bool
 
-        return partial(evaluate_run, run, data=source, model=model, device=device, save_images=save_images, **given)
-    from apd.data import load_data
-    from apd.evaluation import evaluate, parse_settings
-    from apd.models import load_clip
-    from apd.models.classifier import PromptedCLIP
-    from apd.util.device import pick_device
+    def evaluation(self, given: dict[str, Any]) -> Callable[[], Result]:
+        """Return the evaluation to be called; ``given`` are its settings.
 
-    if save_images:
-        raise InputError(
-            "--save-images keeps the images in a run folder: give one (Python: apd.evaluate(..., save_images=FOLDER))."
-        )
-    if model is None or source is None:
-        raise InputError("Give a run folder, or both --model and --data.")
-    settings = parse_settings(given)
-    data = load_data(source, shots="all")
-    wanted = data.classes(settings.classes)
-    say_inputs(wanted, model)
-    clip = load_clip(model, device=pick_device(device))
-    return partial(evaluate, PromptedCLIP(clip, None, wanted.class_names, data.templates), data, **given)
+        Raises:
+            InputError: options that do not go together.
+        """
+        shared = {"device": self.device, "save_images": self.save_images, **given}
+        if self.run is not None:
+            self._refuse("with a run folder", "classifier", "folder", "image_size")
+            from apd.runs.folder import Run
+
+            Run.open(self.run)  # before torch is imported, so that a wrong folder is told at once
+            from apd.evaluation import evaluate_run
+
+            return partial(evaluate_run, self.run, data=self.data, model=self.model, **shared)
+        if self.data is None or (self.model is None and self.classifier is None):
+            raise InputError("Give a run folder, or --data and one of --model and --classifier.")
+        from apd.evaluation.kept import FOLDER, evaluate_classifier, evaluate_zero_shot
+
+        if self.classifier is None:
+            self._refuse("without --classifier", "image_size")
+            return partial(evaluate_zero_shot, str(self.model), self.data, folder=self.folder, **shared)
+        more = {"folder": self.folder or FOLDER, "image_size": self.image_size, "model": self.model, **shared}
+        return partial(evaluate_classifier, self.classifier, self.data, **more)
+
+    def _refuse(self, why: str, *names: str) -> None:
+        """Refuse options that mean nothing here."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')} has no meaning {why}; leave it out.")
+
+    def kept_in(self) -> Path | None:
+        """The folder in which outcomes are kept, or below which they are."""
+        if self.run is not None:
+            return self.run / "results"
+        return self.folder or (None if self.classifier is None else Path("evaluations"))
 
 
 @contextmanager
-def _stop_explained(run: Path | None) -> Iterator[None]:
+def _stop_explained(asked: _Asked) -> Iterator[None]:
     """On Ctrl-C, say what is kept and how to resume."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        say(_stopped(run, str(stop)))
+        say(_stopped(asked.kept_in(), str(stop)))
         raise
 
 
-def _stopped(run: Path | None, progress: str) -> str:
+def _stopped(place: Path | None, progress: str) -> str:
     """Return the message after Ctrl-C; ``progress`` says how far the attack had come."""
     again = shlex.join(["apd", *sys.argv[1:]])
-    if run is None:
-        return f"\nStopped. Outcomes are kept in run folders only; start again with: {again}"
+    if place is None:
+        return f"\nStopped. Outcomes are kept in run folders, or with --folder; start again with: {again}"
     kept = f"{progress}, and all that was finished before" if progress else "what was finished before"
-    return f"\nStopped. Kept in {run / 'results'}: {kept}. Resume with: {again}"
+    return f"\nStopped. Kept in {place}: {kept}. Resume with: {again}"
 
 
 def _show(result: Result, as_json: bool, output: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from apd.evaluation.calibrate import calibrate_run
 from apd.evaluation.images import read_image
+from apd.evaluation.kept import evaluate_classifier, evaluate_zero_shot
 from apd.evaluation.measure import evaluate, evaluate_tensors, parse_settings
 from apd.evaluation.result import Accuracy, AttackAccuracy, Check, ClassScores, Result, Scores
 from apd.evaluation.run_folder import evaluate_run
@@ -17,8 +18,10 @@ __all__ = [
     "Scores",
     "calibrate_run",
     "evaluate",
+    "evaluate_classifier",
     "evaluate_run",
     "evaluate_tensors",
+    "evaluate_zero_shot",
     "parse_settings",
     "read_image",
 ]

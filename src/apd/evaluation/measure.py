@@ -53,8 +53,8 @@ def evaluate(
         data: its ``split`` is evaluated.
         store: folder for the outcomes of single samples; another call computes only what is not there yet.
         undefended: the control, attacked in the same run; None: the same CLIP with its hand-written templates.
-        image_size: for a module that is not a `PromptedCLIP`: the side S of the images it takes; None: that of the first
-            image, if it is square and the data were made from tensors.
+        image_size: for a module that is not a `PromptedCLIP`: the side S of the images it takes; None: its attribute
+            ``image_size``, else that of the first image, if it is square and the data were made from tensors.
         save_images: folder for the adversarial images, with an index (see `apd.evaluation.images`); None: not kept.
         settings: of `EvaluationSettings`, such as ``attacks=("pgd-20", "autoattack")`` and ``eps="4/255"``
             (in [0,1] pixel units).
@@ -146,16 +146,23 @@ def _preprocessing(classifier: nn.Module, data: Dataset, image_size: int | None)
     """
     if isinstance(classifier, PromptedCLIP):
         return classifier.encoder.info.preprocessing
+    image_size = image_size or own_image_size(classifier)
     if image_size is None and data.source.startswith(IN_MEMORY):
         first = data.test.sources[0]
         sides = first().size if callable(first) else (0, 1)
         image_size = sides[0] if sides[0] == sides[1] else None
     if image_size is None:
         raise InputError(
-            f"A {type(classifier).__name__} does not say how large its images are: give image_size, the side of a square in "
-            "pixels; images are resized to it and not normalised."
+            f"A {type(classifier).__name__} does not say how large its images are: give image_size (--image-size), the side of "
+            "a square in pixels; images are resized to it and not normalised."
         )
     return Preprocessing.plain(image_size)
+
+
+def own_image_size(classifier: nn.Module) -> int | None:
+    """Read the side of the images that a module takes off its attribute ``image_size``, where it has one."""
+    own = getattr(classifier, "image_size", None)
+    return own if isinstance(own, int) and not isinstance(own, bool) and own > 0 else None
 
 
 def _decode(images: ImageSet, preprocessing: Preprocessing, settings: EvaluationSettings) -> Decoded:

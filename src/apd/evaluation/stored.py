@@ -15,7 +15,7 @@ from typing import Any
 from apd.errors import InputError
 from apd.evaluation.result import Accuracy, Result
 from apd.evaluation.store import Key
-from apd.runs.folder import Run
+from apd.runs.folder import Run, summary_name
 from apd.util.files import write_atomic
 from apd.util.text import to_json
 
@@ -85,6 +85,24 @@ def save(run: Run, result: Result) -> Path:
     Returns:
         The summary's file.
     """
+    file = run.save_result(result.to_dict())
+    _write_outcomes(file, result)
+    return file
+
+
+def write_result(results: Path, result: Result) -> Path:
+    """Keep a result in a folder of results that belongs to no run.
+
+    Returns:
+        The summary's file.
+    """
+    file = results / summary_name(result.to_dict())
+    write_atomic(file, to_json(result.to_dict()) + "\n")
+    _write_outcomes(file, result)
+    return file
+
+
+def _write_outcomes(file: Path, result: Result) -> None:
     kept = Outcomes(
         result.ids,
         result.pixels,
@@ -93,9 +111,7 @@ def save(run: Run, result: Result) -> Path:
         result.predictions,
         result.undefended_predictions,
     )
-    file = run.save_result(result.to_dict())
     write_atomic(_beside(file), to_json(asdict(kept), indent=None) + "\n")
-    return file
 
 
 def load_stored(run: Run) -> list[Stored]:
@@ -104,25 +120,26 @@ def load_stored(run: Run) -> list[Stored]:
     Raises:
         InputError: a damaged file.
     """
-    found = []
-    for file in sorted(run.results.glob(f"{_SUMMARY}*.json")):
-        summary = _read(file)
-        summary = {
-            "corruption": None,
-            "skipped_images": [],
-            "n_available": summary["n"],
-            **summary,
-        }  # older ones lack them
-        outcomes = None
-        if _beside(file).is_file():
-            record = _read(_beside(file))
-            try:
-                outcomes = _outcomes(record)
-                outcomes = outcomes if _agrees(outcomes, summary) else None
-            except (KeyError, TypeError, ValueError) as error:
-                raise _damaged(_beside(file), error) from error
-        found.append(Stored(file, summary, outcomes))
-    return found
+    return [read_stored(file) for file in sorted(run.results.glob(f"{_SUMMARY}*.json"))]
+
+
+def read_stored(file: Path) -> Stored:
+    """Read a summary, and the outcomes beside it if they are its own.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    summary = _read(file)
+    summary = {"corruption": None, "skipped_images": [], "n_available": summary["n"], **summary}  # older ones lack them
+    outcomes = None
+    if _beside(file).is_file():
+        record = _read(_beside(file))
+        try:
+            outcomes = _outcomes(record)
+            outcomes = outcomes if _agrees(outcomes, summary) else None
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(_beside(file), error) from error
+    return Stored(file, summary, outcomes)
 
 
 def _beside(file: Path) -> Path:

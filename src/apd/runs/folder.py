@@ -307,13 +307,7 @@ class Run:
         Returns:
             The file.
         """
-        about = [result[key] for key in ("data", "split", "classes", "norm", "eps_text")]
-        about += [result["corruption"]] if result.get("corruption") else []
-        name = "-".join([*about, f"seed{result['seed']}", f"n{result['n']}", *result["attacks"]])
-        short = re.sub(r"[^A-Za-z0-9.-]+", "_", name)
-        if len(short) > _LONGEST_NAME:
-            short = f"{short[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        file = self.results / f"{_SUMMARY}{short}.json"
+        file = self.results / summary_name(result)
         write_atomic(file, to_json(result) + "\n")
         self._save_card()
         return file
@@ -374,6 +368,17 @@ class Run:
                     shutil.rmtree(place)
                 else:
                     place.unlink(missing_ok=True)
+
+
+def summary_name(result: Mapping[str, Any]) -> str:
+    """Name the file of what an evaluation found, after what it depends on."""
+    about = [result[key] for key in ("data", "split", "classes", "norm", "eps_text")]
+    about += [result["corruption"]] if result.get("corruption") else []
+    name = "-".join([*about, f"seed{result['seed']}", f"n{result['n']}", *result["attacks"]])
+    short = re.sub(r"[^A-Za-z0-9.-]+", "_", name)
+    if len(short) > _LONGEST_NAME:
+        short = f"{short[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{_SUMMARY}{short}.json"
 
 
 def check_output(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:

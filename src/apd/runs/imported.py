@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,8 @@ def import_run(
     names = [name.replace("_", " ") for name in read_list(str(classes))]  # as CoOp's code does
     learned = read_learner(read_torch_file(file, str(file)), form, str(file))
     encoder = load_clip(model)
-    between = _check_texts(learned, encoder, names, file)
-    spec = _spec(learned, between)
-    prompts = _prompts(spec, learned, encoder, file)
+    prompts = _prompts(learned, encoder, names, file)
+    spec = prompts.spec
     PromptedCLIP(encoder, prompts, names, DEFAULT_TEMPLATES)  # refuses names that are twice there or too long
     config = _config(form, encoder, spec, names, data, eps)
     manifest: dict[str, Any] = {
@@ -89,6 +89,24 @@ def import_run(
     run.save_prompts(prompts.state_dict())
     run.finish({"imported_from": file.name})
     return run
+
+
+def read_classifier(file: Path, form: str, encoder: DualEncoder, class_names: Sequence[str]) -> PromptedCLIP:
+    """Make the classifier that a checkpoint of CoOp's, MaPLe's or FAP's code holds, on the encoder's device.
+
+    Args:
+        file: ``model.pth.tar-N`` of the prompt learner.
+        form: ``coop``, ``maple`` or ``fap``.
+        encoder: the CLIP that it was learned on.
+        class_names: in the order of training.
+
+    Raises:
+        InputError: see `import_run`.
+    """
+    names = [name.replace("_", " ") for name in class_names]  # as CoOp's code does
+    learned = read_learner(read_torch_file(file, str(file)), form, str(file))
+    prompts = _prompts(learned, encoder, names, file).requires_grad_(False)
+    return PromptedCLIP(encoder, prompts.to(encoder.device), names, DEFAULT_TEMPLATES).eval()
 
 
 def _check_texts(learned: Learned, encoder: DualEncoder, names: list[str], file: Path) -> str:
@@ -183,7 +201,8 @@ def _spec(learned: Learned, between: str) -> PromptSpec:
     )
 
 
-def _prompts(spec: PromptSpec, learned: Learned, encoder: DualEncoder, file: Path) -> Prompts:
+def _prompts(learned: Learned, encoder: DualEncoder, names: list[str], file: Path) -> Prompts:
+    spec = _spec(learned, _check_texts(learned, encoder, names, file))
     named = {"text_tokens": learned.text, "visual_tokens": learned.visual}
     tensors = {f"{name}.{depth}": rows for name, blocks in named.items() for depth, rows in enumerate(blocks)}
     try:

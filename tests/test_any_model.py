@@ -1,0 +1,212 @@
+"""`apd evaluate` of classifiers that are not runs: any torch module, towers and prompt learners as their authors ship them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import apd
+
+from . import test_imported
+from .command_line import Cli
+from .plain_clip import TEXT, VISION, Weights, random_weights, save_open_clip
+from .refusals import check_error, refused
+from .test_foreign_towers import bare
+from .test_imported import LEARNERS, TOWERS
+
+FACTORIES = """
+import torch
+from torch import nn
+
+class Colours(nn.Module):
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([scale]))
+        self.register_buffer("classes", torch.tensor([[0.2, 0.2, 0.8], [0.2, 0.8, 0.2], [0.8, 0.2, 0.2]]))
+
+    def forward(self, x):
+        return self.scale * x.mean(dim=(2, 3)) @ self.classes.T
+
+def plain():
+    return Colours()
+
+def sized():
+    model = Colours(2.0)
+    model.image_size = 12
+    return model
+
+def named(class_names):
+    assert class_names == ["blue", "green", "red"], class_names
+    return sized()
+
+def broken():
+    raise RuntimeError("no weights here")
+
+def odd():
+    return nn.Linear(3, 3)
+
+def wide():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 7))
+
+def number():
+    return 7
+
+ready = sized()
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module in the working directory that makes classifiers."""
+    (tmp_path / "toy_factories.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "toy_factories", raising=False)
+    return "toy_factories"
+
+
+def evaluate(cli: Cli, classifier: str, data: Path, *more: object) -> dict[str, object]:
+    answer = cli(
+        "evaluate", "--classifier", classifier, "--data", data, "--attack", "pgd-2", "--limit", "all", "--json", *more
+    )
+    assert answer.code == 0, answer.err
+    found: dict[str, object] = json.loads(answer.out)
+    return found
+
+
+@pytest.mark.parametrize("factory", ["sized", "named", "ready", "plain"])
+def test_a_factory_s_module_is_attacked_checked_and_kept(cli: Cli, module: str, colours: Path, factory: str) -> None:
+    size = ("--image-size", 12) if factory == "plain" else ()
+    found = evaluate(cli, f"{module}:{factory}", colours, "--attack", "pgd-20", "--eps", "0.4", *size)
+    assert found["image_size"] == 12 and found["clean"] == 100.0 and found["undefended"] is None
+    assert found["worst"]["accuracy"] < 100 and len(found["checks"]) > 4  # type: ignore[index,arg-type]
+    (place,) = Path("evaluations").iterdir()
+    assert place.name.startswith(f"toy-factories-{factory}-")
+    record = json.loads((place / "classifier.json").read_text())
+    assert record["fingerprint"].startswith(place.name.rpartition("-")[2])
+    assert record["class_names"] == ["blue", "green", "red"] and record["kind"] == "module"
+    (summary,) = (place / "results").glob("summary-*.json")
+    assert json.loads(summary.read_text()) == found
+
+
+def test_a_second_call_computes_only_what_is_new_and_other_weights_have_another_folder(
+    cli: Cli, module: str, colours: Path
+) -> None:
+    first = evaluate(cli, f"{module}:sized", colours, "--folder", "kept")
+    (record,) = Path("kept").glob("*/results/pgd-2-*.jsonl")
+    content = record.read_bytes()
+    again = evaluate(cli, f"{module}:sized", colours, "--folder", "kept")
+    assert record.read_bytes() == content and again["worst"] == first["worst"]
+    Path("toy_factories.py").write_text(FACTORIES.replace("Colours(2.0)", "Colours(3.0)"))
+    del sys.modules[module]
+    evaluate(cli, f"{module}:sized", colours, "--folder", "kept")
+    assert len(list(Path("kept").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("factory", "told"),
+    [
+        ("broken", ["broken", "RuntimeError", "no weights here"]),
+        ("odd", ["image_size", "--image-size"]),
+        ("wide", ["7", "3"]),
+        ("number", ["number", "int"]),
+        ("missing", ["missing", "AttributeError"]),
+    ],
+)
+def test_what_is_not_a_classifier_is_refused(
+    cli: Cli, module: str, colours: Path, factory: str, told: list[str]
+) -> None:
+    size = () if factory == "odd" else ("--image-size", 12)
+    answer = cli("evaluate", "--classifier", f"{module}:{factory}", "--data", colours, "--limit", 4, *size)
+    check_error(answer, told)
+
+
+def test_options_that_do_not_go_together_are_refused(cli: Cli, run: Path, colours: Path, tmp_path: Path) -> None:
+    check_error(cli("evaluate", run, "--classifier", "a:b"), ["--classifier"])
+    check_error(cli("evaluate", run, "--folder", tmp_path), ["--folder"])
+    check_error(cli("evaluate", "--classifier", "a:b"), ["--data"])
+    check_error(cli("evaluate", "--model", "glyphs", "--data", colours, "--image-size", 9), ["--image-size"])
+    check_error(cli("evaluate", "--model", "glyphs", "--data", colours, "--save-images"), ["--save-images", "--folder"])
+    check_error(cli("evaluate", "--classifier", "nowhere_at_all:f", "--data", colours), ["nowhere_at_all:f"])
+    file = tmp_path / "model.pth.tar-5"
+    torch.save({}, file)
+    check_error(cli("evaluate", "--classifier", f"maple:{file}", "--data", colours), ["--model"])
+
+
+class Mean(nn.Module):
+    """Two classes: dark and bright."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = x.mean(dim=(1, 2, 3))
+        return torch.stack([-level, level - 1], dim=1)
+
+
+def test_a_module_from_python_beside_zero_shot_clip(clip_folder: Path, tmp_path: Path) -> None:
+    side = apd.load_clip(clip_folder).info.image_size
+    pixels = torch.cat([torch.full((4, 3, side, side), 0.1), torch.full((4, 3, side, side), 0.9)])
+    pair = (pixels, torch.tensor([0] * 4 + [1] * 4))
+    data = apd.Dataset.from_tensors("grey", ["dark", "bright"], pair, pair)
+    arguments = {"folder": tmp_path / "kept", "attacks": "pgd-1", "eps": "8/255", "checks": False, "split": "test"}
+    result = apd.evaluate_classifier(Mean(), data, model=str(clip_folder), **arguments)  # type: ignore[arg-type]
+    assert result.image_size == side and result.undefended is not None and result.clean == 100
+    (place,) = (tmp_path / "kept").iterdir()
+    assert place.name.startswith("Mean-")
+    with refused(str(side), str(side + 2)):
+        apd.evaluate_classifier(Mean(), data, model=str(clip_folder), image_size=side + 2, **arguments)  # type: ignore[arg-type]
+
+
+def test_zero_shot_clip_is_kept_where_it_is_asked_for(
+    cli: Cli, clip_folder: Path, colours: Path, tmp_path: Path
+) -> None:
+    arguments = ("evaluate", "--model", clip_folder, "--data", colours, "--attack", "pgd-1", "--limit", 4)
+    assert cli(*arguments, "--folder", tmp_path / "kept").code == 0
+    (place,) = (tmp_path / "kept").iterdir()
+    record = json.loads((place / "classifier.json").read_text())
+    assert record["kind"] == "prompts" and record["model"]["source"] == str(clip_folder)
+
+
+def test_one_command_evaluates_a_peer_s_tower(cli: Cli, colours: Path, tmp_path: Path) -> None:
+    """TeCoA's checkpoints hold an image tower beside other things; FARE's are the tower alone."""
+    save_open_clip(tmp_path / "base", seed=0)
+    tower = bare(random_weights(30, 4, vision={**VISION}, text=TEXT))
+    torch.save({"epoch": 9, "state_dict": {}, "vision_encoder_state_dict": tower}, tmp_path / "vitb32_eps4.pth.tar")
+    torch.save(tower, tmp_path / "fare_eps_4.pt")
+    found = []
+    for file in ("vitb32_eps4.pth.tar", "fare_eps_4.pt"):
+        name = f"{tmp_path / 'base'}+{tmp_path / file}"
+        answer = cli("evaluate", "--model", name, "--data", colours, "--attack", "pgd-2", "--limit", 6, "--json")
+        assert answer.code == 0, answer.err
+        found.append(json.loads(answer.out))
+    first, second = found
+    assert first["attacks"]["pgd-2"]["accuracy"] == second["attacks"]["pgd-2"]["accuracy"]
+    assert first["n"] == 6 and first["checks"]
+
+
+@pytest.mark.parametrize("peer", ["CoOp", "MaPLe", "FAP"])
+def test_one_command_evaluates_a_peer_s_prompts(
+    peer: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["blue", "green grocer", "red panda"]
+    monkeypatch.setattr(test_imported, "NAMES", names)
+    made = random_weights(test_imported.CLIP_VOCABULARY, 3, TOWERS[1], TOWERS[0])
+    weights: Weights = {name: value.half().float() for name, value in made.items()}
+    torch.save(weights, tmp_path / "ViT-B-16.pt")
+    learner = LEARNERS[peer](weights)
+    file = learner.save(tmp_path / "model.pth.tar-5", True)
+    for number, name in enumerate(names):
+        (tmp_path / "data" / name.replace(" ", "_")).mkdir(parents=True)
+        for copy in range(2):
+            image = Image.new("RGB", (20, 20), (80 * number, 40 * copy, 90))
+            image.save(tmp_path / "data" / name.replace(" ", "_") / f"{copy}.png")
+    source, model = f"{learner.form}:{file}", tmp_path / "ViT-B-16.pt"
+    found = evaluate(cli, source, tmp_path / "data", "--model", model, "--folder", tmp_path / "kept")
+    assert list(found["attacks"]) == ["pgd-2"] and found["n"] == 3  # type: ignore[call-overload]
+    assert found["undefended"] is not None and set(found["per_class"]) == set(names)  # type: ignore[call-overload]
+    (record,) = (tmp_path / "kept").glob("*/classifier.json")
+    assert json.loads(record.read_text())["classifier"] == source
