@@ -31,6 +31,7 @@ from .training import FORKED, keep_gradients, metrics, same, start, train_in_pro
         ("train.attack.kind=free", "train.attack.replays=3", "train.epochs=4"),
         ("train.attack.kind=carried", "train.epochs=4"),
         ("method.teacher=tuned", "train.steps=5"),
+        ("method.teacher=frozen", "method.prompts.experts=2", "train.ema=0.5"),
     ],
     ids=lambda extra: "-".join(part.split(".")[-1] for part in extra),
 )

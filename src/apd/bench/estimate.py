@@ -80,7 +80,8 @@ def training_seconds(job: Job, pace: Pace) -> float:
     passes = attack.passes + 2 if method.adversarial else 1
     batches = math.ceil(images / train.batch_size)
     epochs = train.steps / batches if train.steps else train.epochs
-    return epochs * (images * passes * pace.image + batches * 3 * classes * pace.text)
+    texts = classes * job.config.method.settings.prompts.experts
+    return epochs * (images * passes * pace.image + batches * 3 * texts * pace.text)
 
 
 def eval_seconds(job: Job, spec: EvalSpec, pace: Pace) -> float:

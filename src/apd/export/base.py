@@ -41,6 +41,8 @@ class Form(ABC):
     suffix: ClassVar[str] = ""
     """Of the one file that an export is; empty for a folder."""
     precisions: ClassVar[tuple[Precision, ...]] = ("float32",)
+    one_feature_per_class: ClassVar[bool] = False
+    """Whether a class is one feature in it, whatever the image."""
 
     def is_folder(self, settings: ExportSettings) -> bool:
         """Whether the export is a folder rather than a file."""
@@ -59,6 +61,15 @@ class Form(ABC):
                 "use --to onnx."
             )
         prompts = source.classifier.prompts
+        if (
+            prompts is not None
+            and prompts.spec.experts > 1
+            and (settings.open_vocabulary or self.one_feature_per_class)
+        ):
+            raise InputError(
+                f"The prompts of {source.run.path} are a mixture, in which every image has class features of its own: use --to "
+                "onnx or torch, without --open-vocabulary."
+            )
         if settings.open_vocabulary and prompts is not None and prompts.n_classes:
             raise InputError(
                 f"The prompts of {source.run.path} are class-specific, so they serve no other classes: leave out "

@@ -32,6 +32,7 @@ class HuggingFaceForm(Form):
     """A folder in the Hugging Face format with a model card."""
 
     name: ClassVar[str] = "huggingface"
+    one_feature_per_class: ClassVar[bool] = True
 
     def check(self, source: Source) -> None:
         """See `Form.check`."""

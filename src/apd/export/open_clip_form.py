@@ -34,6 +34,7 @@ class OpenClipForm(Form):
     """
 
     name: ClassVar[str] = "open_clip"
+    one_feature_per_class: ClassVar[bool] = True
 
     def check(self, source: Source) -> None:
         """See `Form.check`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -166,7 +167,7 @@ def _halved(bound: BoundCLIP) -> BoundCLIP:
     encoder.half()
     for name, buffer in buffers.items():
         setattr(encoder, name, buffer)
-    return BoundCLIP(encoder, bound.classes, bound.visual, bound.frame)
+    return replace(bound, encoder=encoder)
 
 
 def _describe_text(source: Source, prompted: bool) -> dict[str, Any]:

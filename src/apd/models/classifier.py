@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from apd.errors import InputError
 from apd.models.encoder import DualEncoder
 from apd.models.fast.kernels import without_autocast
+from apd.models.mixture import Mixture
 from apd.models.prompts import Prompts
 from apd.models.shown import ShownInShort
 from apd.util.text import first_of
@@ -36,15 +37,17 @@ class BoundCLIP:
 
     Args:
         encoder: the frozen CLIP.
-        classes: class features (C, D) of unit length.
+        classes: class features (C, D) of unit length; of a mixture those that stand for it.
         visual: visual tokens, (n, width) per block.
         frame: pixels (3, S, S) added to each image before the encoder normalises it; the sum is not clipped.
+        mixture: several sets of class features, weighted image by image; None for ``classes`` alone.
     """
 
     encoder: DualEncoder
     classes: Tensor
     visual: tuple[Tensor, ...]
     frame: Tensor | None = None
+    mixture: Mixture | None = None
 
     def embed(self, x: Tensor) -> Tensor:
         """Image features (B, D) as the encoder gives them, not of unit length, of images (B,3,S,S) in [0,1]."""
@@ -70,6 +73,8 @@ class BoundCLIP:
         info = self.encoder.info
         # In bfloat16 a cosine has 8 bits: at a logit scale of 100 the logits would be off by 0.4.
         with without_autocast(features.device.type):
+            if self.mixture is not None:
+                return info.logit_scale * self.mixture.cosines(_full(features)) + info.logit_bias
             return info.logit_scale * _full(features) @ _full(self.classes).T + info.logit_bias
 
     def logits(self, x: Tensor) -> Tensor:
@@ -79,7 +84,8 @@ class BoundCLIP:
     def detach(self) -> BoundCLIP:
         """Cut the values from the prompts' graph."""
         frame = None if self.frame is None else self.frame.detach()
-        return BoundCLIP(self.encoder, self.classes.detach(), tuple(t.detach() for t in self.visual), frame)
+        mixture = None if self.mixture is None else self.mixture.detach()
+        return BoundCLIP(self.encoder, self.classes.detach(), tuple(t.detach() for t in self.visual), frame, mixture)
 
 
 class FrozenClassifier(nn.Module):
@@ -161,7 +167,13 @@ class PromptedCLIP(ShownInShort):
         return f"{between} " if between else "", self.templates[0].split("{}", 1)[1]
 
     def class_features(self) -> Tensor:
-        """Class features (C, D) of unit length, with gradients to the prompts; without text tokens computed once."""
+        """Class features (C, D) of unit length, with gradients to the prompts; without text tokens computed once.
+
+        Those of a mixture are the mean over its sets.
+        """
+        mixture = self._mixture()
+        if mixture is not None:
+            return mixture.mean()
         tokens = self.prompts.text() if self.prompts is not None else []
         traced = torch.compiler.is_exporting()  # nothing is kept then: it would hold no numbers
         if tokens or traced or any(p.requires_grad for p in self.encoder.parameters()):
@@ -172,6 +184,14 @@ class PromptedCLIP(ShownInShort):
                 self._written = (device, self._class_features([]))
         return self._written[1]
 
+    def _mixture(self) -> Mixture | None:
+        """Return the class features of every expert, with gradients; None without several experts."""
+        prompts = self.prompts
+        if prompts is None or prompts.spec.experts == 1:
+            return None
+        experts = zip(*prompts.text(), strict=True)
+        return Mixture(torch.stack([self._class_features(list(tokens)) for tokens in experts]), prompts.gate)
+
     def _class_features(self, tokens: list[Tensor]) -> Tensor:
         features = [F.normalize(_full(self.encoder.encode_text(ids, tokens)), dim=-1) for ids in self._ids]
         return features[0] if len(features) == 1 else F.normalize(torch.stack(features).mean(dim=0), dim=-1)
@@ -180,7 +200,9 @@ class PromptedCLIP(ShownInShort):
         """Compute class features and tokens, once for all that follows."""
         if self.prompts is None:
             return BoundCLIP(self.encoder, self.class_features(), ())
-        return BoundCLIP(self.encoder, self.class_features(), tuple(self.prompts.visual()), self.prompts.frame())
+        mixture = self._mixture()
+        classes = self.class_features() if mixture is None else mixture.mean()
+        return BoundCLIP(self.encoder, classes, tuple(self.prompts.visual()), self.prompts.frame(), mixture)
 
     def bind_detached(self) -> BoundCLIP:
         """Compute class features and tokens without a graph, for a classifier that does not change."""

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from apd.errors import InputError
 from apd.models.encoder import DualEncoder, EncoderInfo
 from apd.models.shown import ShownInShort
+from apd.util.section import GrowingSection
 
 Depth = Annotated[int, Field(ge=1)] | Literal["all"]
 Coupling = Literal["none", "text-to-vision", "vision-to-text"]
 
 
-class PromptSpec(BaseModel):
+class PromptSpec(GrowingSection):
     """How many prompt tokens, how deep, in which branch, coupled how, from which words; and a frame of pixels."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    unrecorded: ClassVar[dict[str, Any]] = {"between": "", "experts": 1}
 
     text_tokens: int = Field(
         4, ge=0, description="text tokens; they replace the first rows after the start token; 0: none"
@@ -51,16 +51,19 @@ class PromptSpec(BaseModel):
         "", description="words between the text tokens and the class name, which stay as they are (MaPLe, FAP)"
     )
 
-    @model_serializer(mode="wrap")
-    def _without_new(self, serialize: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        # Added after runs had been kept: their record, and its hash, does not name it.
-        return {name: value for name, value in serialize(self).items() if name != "between" or value}
+    experts: int = Field(
+        1, ge=1, description="sets of text tokens, weighted for each image by a gate that is learned too; 1: no mixture"
+    )
 
     @model_validator(mode="after")
-    def _classes_need_tokens(self) -> PromptSpec:
+    def _need_text_tokens(self) -> PromptSpec:
         if self.class_specific and (not self.text_tokens or self.coupling != "none"):
             raise ValueError(
                 "prompts.class_specific needs text tokens of their own: text_tokens above 0, coupling none"
+            )
+        if self.experts > 1 and (not self.text_tokens or self.coupling != "none"):
+            raise ValueError(
+                f"prompts.experts={self.experts} needs text tokens of their own: text_tokens above 0, coupling none"
             )
         return self
 
@@ -71,13 +74,15 @@ class PromptSpec(BaseModel):
         '2 text tokens at depth 1'
         """
         text = "class-specific text" if self.class_specific else "text"
+        sets = f"{self.experts} sets, weighted by the image, of " if self.experts > 1 else ""
         branches = [
-            (self.text_tokens, text, self.text_depth, "vision-to-text", "visual"),
-            (self.visual_tokens, "visual", self.visual_depth, "text-to-vision", "text"),
+            (sets, self.text_tokens, text, self.text_depth, "vision-to-text", "visual"),
+            ("", self.visual_tokens, "visual", self.visual_depth, "text-to-vision", "text"),
         ]
         parts = [
-            f"{n} {name} tokens at depth {depth}" + (f", mapped from the {other} ones" if self.coupling == led else "")
-            for n, name, depth, led, other in branches
+            f"{sets}{n} {name} tokens at depth {depth}"
+            + (f", mapped from the {other} ones" if self.coupling == led else "")
+            for sets, n, name, depth, led, other in branches
             if n
         ]
         parts += ["a frame of pixels"] if self.frame else []
@@ -126,6 +131,8 @@ class Prompts(ShownInShort):
     The frame is the ``padding`` prompt of Bahng 2022 and Mao 2023, here in units of [0,1] pixels: four strips that are added
     to the image's border. It starts at 0, which leaves the image unchanged.
 
+    With several experts, text tokens have them as a first dimension, and a gate (K, embed_dim) weights them (`Mixture`).
+
     Args:
         spec: what they look like.
         info: the encoder's `EncoderInfo`.
@@ -145,8 +152,7 @@ class Prompts(ShownInShort):
             raise InputError("prompts.class_specific needs the number of classes; give Prompts n_classes.")
         self.n_classes = n_classes if spec.class_specific else None
 
-        def tokens(n: int, width: int, depth: int, n_classes: int | None = None) -> nn.ParameterList:
-            shape = (n, width) if n_classes is None else (n_classes, n, width)
+        def tokens(shape: tuple[int, ...], depth: int) -> nn.ParameterList:
             return nn.ParameterList(
                 nn.Parameter(torch.randn(shape, generator=generator) * spec.std) for _ in range(depth)
             )
@@ -154,8 +160,11 @@ class Prompts(ShownInShort):
         shared = 0 if spec.coupling == "none" else min(text_depth, visual_depth)
         text_led = shared if spec.coupling == "vision-to-text" else 0
         visual_led = shared if spec.coupling == "text-to-vision" else 0
-        self.text_tokens = tokens(spec.text_tokens, info.text_width, text_depth - text_led, self.n_classes)
-        self.visual_tokens = tokens(spec.visual_tokens, info.visual_width, visual_depth - visual_led)
+        kinds = (*((spec.experts,) if spec.experts > 1 else ()), *((self.n_classes,) if self.n_classes else ()))
+        self.text_tokens = tokens((*kinds, spec.text_tokens, info.text_width), text_depth - text_led)
+        self.visual_tokens = tokens((spec.visual_tokens, info.visual_width), visual_depth - visual_led)
+        if spec.experts > 1:
+            self.gate = nn.Parameter(torch.zeros(spec.experts, info.embed_dim))
         to_visual = spec.coupling == "text-to-vision"
         source, target = (info.text_width, info.visual_width) if to_visual else (info.visual_width, info.text_width)
         self.maps = nn.ModuleList(_linear(source, target, generator) for _ in range(shared))
@@ -177,7 +186,7 @@ class Prompts(ShownInShort):
         seed: int = 0,
         n_classes: int | None = None,
     ) -> Prompts:
-        """Prompts that start from words.
+        """Prompts that start from words; of several experts the first starts as one alone would, the others with noise on top.
 
         Args:
             spec: what they look like; ``spec.words`` wins over ``words``.
@@ -202,7 +211,11 @@ class Prompts(ShownInShort):
             states = (states if spec.deep_words else states[:1])[led:]
             with torch.no_grad():
                 for tokens, state in zip(prompts.text_tokens, states, strict=False):
-                    tokens[..., : len(state), :] = state
+                    rows = tokens[..., : len(state), :]
+                    if spec.experts > 1:  # alike, they would stay alike
+                        rows[1:] += state
+                        rows = rows[0]
+                    rows[...] = state
         return prompts
 
     @classmethod
@@ -213,7 +226,7 @@ class Prompts(ShownInShort):
             InputError: where names or shapes are not those of ``spec`` on this encoder.
         """
         first = tensors.get("text_tokens.0")
-        prompts = cls(spec, info, n_classes=len(first) if spec.class_specific and first is not None else None)
+        prompts = cls(spec, info, n_classes=first.shape[-3] if spec.class_specific and first is not None else None)
         wanted = {name: tuple(t.shape) for name, t in prompts.state_dict().items()}
         got = {name: tuple(t.shape) for name, t in tensors.items()}
         if wanted != got:
@@ -223,7 +236,7 @@ class Prompts(ShownInShort):
         return prompts
 
     def text(self) -> list[Tensor]:
-        """Text tokens (n, text_width), class-specific ones (C, n, text_width), one tensor per block."""
+        """Text tokens (n, text_width), class-specific ones (C, n, text_width), one tensor per block; of experts (K, …)."""
         return self._lead(self.text_tokens, self.visual_tokens, self.spec.coupling == "vision-to-text")
 
     def visual(self) -> list[Tensor]:
