@@ -60,8 +60,8 @@ def test_threat_model_refuses_bad_eps(eps: float) -> None:
 
 
 def test_threat_model_refuses_unknown_norm() -> None:
-    with refused("norm", "linf", "l2", "l1"):
-        ThreatModel(0.1, "l1")  # type: ignore[arg-type]
+    with refused("norm", "linf", "l2", "l1", "l3"):
+        ThreatModel(0.1, "l3")  # type: ignore[arg-type]
 
 
 def slow_projection(x_adv: torch.Tensor, x: torch.Tensor, eps: float, norm: str) -> torch.Tensor:

@@ -53,7 +53,8 @@ def stages(name: str, n_classes: int) -> tuple[str, ...]:
 def most_passes(stage: str, n_classes: int) -> int:
     """Passes of the model in one stage, where no sample falls; one with a gradient counts twice.
 
-    Of the library's version ``standard``. Two of them are looks at the images, before the stage and after it.
+    Of the library's version ``standard`` for Linf and L2; for L1, whose APGD-CE has five starts and whose APGD-T five targets, it
+    is an estimate. Two of them are looks at the images, before the stage and after it.
 
     >>> most_passes("apgd-ce", 10), most_passes("square", 10)
     (204, 5004)
@@ -72,10 +73,12 @@ class LibraryAttack(EvaluationAttack):
     whole batch from one seed, so results depend (slightly) on the batch; the global generators are left as they were.
 
     Args:
-        name: ``autoattack``, ``apgd-ce`` or ``apgd-dlr``.
+        name: ``autoattack``, or one of its parts: ``apgd-ce``, ``apgd-dlr``, ``fab``, ``square``.
+        followed: whether another attack follows, so that its last part is kept like the others.
     """
 
     name: str
+    followed: bool = False
 
     def runs(self, n_classes: int) -> tuple[str, ...]:
         """The attacks it is made of, for ``n_classes`` classes."""
@@ -110,7 +113,7 @@ class LibraryAttack(EvaluationAttack):
                 for i in robust.tolist():
                     by[i] = stage
                 predicted = model(images).argmax(dim=-1)
-                if stage != parts[-1]:
+                if self.followed or stage != parts[-1]:
                     watch.end(stage, left.ids, predicted, flags - seen)
                     seen = Counter(flags)
                 robust = robust[predicted == left.labels]
@@ -121,9 +124,10 @@ def _standard(model: nn.Module, threat: ThreatModel, n_classes: int, seed: int, 
     """The library's parts with the settings of its version ``standard``, targets as the classes allow."""
     from pyautoattack import AutoAttack
 
-    norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
+    norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
     library = AutoAttack(model, norm=norm, eps=threat.eps, seed=seed, version="standard", device=device)
-    library.apgd_targeted.n_target_classes = library.fab.n_target_classes = min(9, n_classes - 1)
+    for part in (library.apgd_targeted, library.fab):  # for L1 the library has fewer targets and more restarts
+        part.n_target_classes = min(part.n_target_classes, n_classes - 1)
     for part in (library.apgd, library.apgd_targeted, library.fab, library.square):
         part.seed = seed
     return library
@@ -151,6 +155,7 @@ def _apgd_margin(library: Any, x: Tensor, labels: Tensor) -> Tensor:
     attack = APGDMargin(
         part.model, norm=part.norm, eps=part.eps, seed=part.seed, loss="dlr", device=part.device, logger=part.logger
     )
+    attack.use_largereps, attack.n_restarts = part.use_largereps, part.n_restarts
     images: Tensor = attack.perturb(x, labels)
     return images
 

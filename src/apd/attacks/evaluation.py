@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from apd.attacks.base import Attack, TrainingAttack
-from apd.attacks.objectives import Objective, cross_entropy, misclassified
+from apd.attacks.objectives import Objective, cross_entropy, margin, misclassified
 from apd.attacks.pgd import PGD
-from apd.attacks.threat import ThreatModel
+from apd.attacks.threat import Norm, ThreatModel
 from apd.util.seeds import sample_seeds
 
 
@@ -82,10 +83,48 @@ class Watch:
 UNWATCHED = Watch()
 
 
+class Source(NamedTuple):
+    """Another classifier, and what tells it apart from every other."""
+
+    model: nn.Module
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an attack may ask for besides the model and the images under attack.
+
+    Args:
+        class_names: in the order of the logits.
+        classifier: returns another classifier for the same classes and images: ``zero-shot``, a run folder or a CLIP model.
+        validation: returns validation images, which an attack may learn from: they are never those under attack.
+        has_zero_shot: whether there is a ``zero-shot``.
+    """
+
+    class_names: tuple[str, ...]
+    classifier: Callable[[str], Source]
+    validation: Callable[[], AttackBatch]
+    has_zero_shot: bool = False
+
+
 class EvaluationAttack:
     """An attack that ``--attack`` can name. A subclass with a ``name`` and `__call__` is enough for one of your own."""
 
     name: str
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
+    """Threat models that it can attack within."""
+
+    def limits(self, threat: ThreatModel) -> ThreatModel:
+        """Return what its images stay within: ``threat``, unless the attack has a threat model of its own."""
+        return threat
+
+    def prepared(self, surroundings: Surroundings) -> EvaluationAttack:
+        """Return the attack ready for this model and data; by default it needs nothing."""
+        return self
+
+    def depends_on(self) -> dict[str, str]:
+        """Return what its outcomes depend on besides its name, the model, the images, eps and the seed."""
+        return {}
 
     def runs(self, n_classes: int) -> tuple[str, ...]:
         """Return the names of its parts for ``n_classes`` classes; by default itself."""
@@ -127,6 +166,50 @@ class ClimbingAttack(EvaluationAttack):
         return Found(images, [self.name] * len(batch))
 
 
+@dataclass(frozen=True)
+class Restarted(EvaluationAttack):
+    """PGD on the margin from several random starts; fooled samples leave the batch.
+
+    The margin keeps its gradient where a large logit scale saturates the softmax.
+
+    Args:
+        restarts: random starts.
+        steps: steps of eps/10 from each.
+    """
+
+    restarts: int = 5
+    steps: int = 50
+    name: str = "margin-pgd"
+
+    def part_passes(self, n_classes: int) -> tuple[int, ...]:
+        """Return the model passes per batch if no sample is fooled; one with a gradient counts twice."""
+        return (self.restarts * (2 * self.steps + 1),)
+
+    def __call__(self, model: nn.Module, batch: AttackBatch, threat: ThreatModel, watch: Watch = UNWATCHED) -> Found:
+        """Attack ``batch`` from one start after the other."""
+        watch.begin(self.name)
+        pgd = PGD(self.steps, step_size=0.1, leave=misclassified)
+
+        def start(left: AttackBatch, number: int) -> Tensor:
+            seeds = sample_seeds(left.ids, left.seed, self.name, number)
+            return pgd(Objective(model, margin, left.labels), left.x, threat, seeds)
+
+        return Found(repeated(start, self.restarts, model, batch), [self.name] * len(batch))
+
+
+def repeated(attack: Callable[[AttackBatch, int], Tensor], times: int, model: nn.Module, batch: AttackBatch) -> Tensor:
+    """Return images (B,3,H,W) of an attack that is repeated on what still stands, with the number of the repetition."""
+    images, robust = batch.x.clone(), torch.arange(len(batch), device=batch.x.device)
+    for number in range(times):
+        if len(robust) == 0:
+            break
+        left = batch.select(robust)
+        images[robust] = found = attack(left, number)
+        with torch.no_grad():
+            robust = robust[model(found).argmax(dim=-1) == left.labels]
+    return images
+
+
 def pgd_evaluation(steps: int) -> ClimbingAttack:
     """Return ``pgd-N``: cross-entropy, ``steps`` steps of eps/4 from a random start; fooled samples leave the batch."""
     return ClimbingAttack(f"pgd-{steps}", PGD(steps, leave=misclassified))
@@ -155,6 +238,14 @@ class Cascade(EvaluationAttack):
 
     name: str
     parts: tuple[EvaluationAttack, ...]
+
+    def prepared(self, surroundings: Surroundings) -> EvaluationAttack:
+        """Prepare its parts."""
+        return replace(self, parts=tuple(part.prepared(surroundings) for part in self.parts))
+
+    def depends_on(self) -> dict[str, str]:
+        """Return what its parts depend on."""
+        return {name: value for part in self.parts for name, value in part.depends_on().items()}
 
     def runs(self, n_classes: int) -> tuple[str, ...]:
         """Return the names of the attacks it is made of."""

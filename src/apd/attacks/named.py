@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
+from types import FunctionType
 
+from apd.attacks import libraries
 from apd.attacks.autoattack import LibraryAttack
 from apd.attacks.base import TrainingAttack
-from apd.attacks.evaluation import Cascade, ClimbingAttack, EvaluationAttack, pgd_evaluation
+from apd.attacks.bpda import StraightThrough
+from apd.attacks.evaluation import Cascade, ClimbingAttack, EvaluationAttack, Restarted, pgd_evaluation
+from apd.attacks.minimal import FMN, CarliniWagner
+from apd.attacks.patch import PATTERN, Patch
+from apd.attacks.stochastic import EoT
+from apd.attacks.strong import Strong
+from apd.attacks.targeted import MultiTargeted, Targeted
+from apd.attacks.transfer import Transfer
+from apd.attacks.universal import Universal
 from apd.errors import InputError, nearest
 from apd.util.plugins import Registry, code_hash, is_spec
 
@@ -17,27 +28,59 @@ EVALUATION: dict[str, str] = {
     "apgd-ce": "APGD on the cross-entropy, 100 iterations",
     "apgd-dlr": "APGD on the difference of logits ratio, 100 iterations (on the margin with 2 classes)",
     "apgd-ce+dlr": "PGD-10, APGD-CE and APGD-DLR, each on what the one before could not fool",
+    "fab": "FAB, untargeted: a minimum-norm attack, 100 iterations",
+    "square": "Square, 5,000 queries: a black box, which sees logits and no gradients",
     "autoattack": "APGD-CE, APGD-T, FAB-T and Square; with 2 or 3 classes APGD-CE, APGD on the margin, FAB and Square",
+    "strong": "AutoAttack, and what it leaves: PGD on the margin with restarts, towards each class, FMN",
+    "margin-pgd": "PGD-50 on the margin, from five random starts",
+    "targeted": "PGD-30 towards each other class",
+    "targeted:CLASS": "PGD-100 towards one class; images that do not become it count as right",
+    "fmn": "FMN, 200 steps: the smallest perturbation, which counts if it is within eps",
+    "cw": "Carlini-Wagner, the same for L2 only",
+    "transfer:SOURCE": "black box: images made on zero-shot CLIP (transfer:zero-shot), a run folder or a CLIP model",
+    "universal": "one perturbation for all images, learned on validation images",
+    "patch-P": "a square of any pixels on P % of the image, at a random place (patch-5) or a fixed one (patch-5:center)",
+    "eot-N": "for classifiers that answer by chance: PGD-40, gradients averaged over N draws",
+    "foolbox:NAME": "an attack of foolbox or torchattacks, with settings: foolbox:LinfPGD(steps=20)",
+    "bpda": "for classifiers with a cut or zero gradient: PGD on the margin, straight past what blocks it",
 }
 """Evaluation attacks by name, each with a line for a person."""
 
 # Most samples are fooled within a few steps of PGD, whose batch shrinks; the library's APGD runs on to the end.
 _CASCADE = (pgd_evaluation(10), LibraryAttack("apgd-ce"), LibraryAttack("apgd-dlr"))
 
+_WHOLE = (Strong(), Restarted(), MultiTargeted(), FMN(), CarliniWagner(), StraightThrough(), Universal())
+
 _BUILT_IN: dict[str, object] = {
-    **{name: LibraryAttack(name) for name in ("apgd-ce", "apgd-dlr", "autoattack")},
+    **{name: LibraryAttack(name) for name in ("apgd-ce", "apgd-dlr", "fab", "square", "autoattack")},
     "apgd-ce+dlr": Cascade("apgd-ce+dlr", _CASCADE),
+    **{attack.name: attack for attack in _WHOLE},
+}
+
+_MADE: tuple[tuple[str, Callable[[str], EvaluationAttack]], ...] = (
+    (r"pgd-\d+", lambda name: _pgd(name)),
+    (r"targeted:.+", lambda name: Targeted(name.partition(":")[2])),
+    (r"transfer:.+", lambda name: Transfer(name.partition(":")[2])),
+    (r"eot-\d+", lambda name: EoT(int(name.removeprefix("eot-")))),
+    (PATTERN, Patch.named),
+    (libraries.PATTERN, libraries.library_attack),
+)
+"""Patterns of names that stand for many attacks, and what makes one of a name."""
+_EXAMPLES = {
+    "pgd-N": "pgd-20",
+    "eot-N": "eot-20",
+    "patch-P": "patch-5",
+    "transfer:SOURCE": "transfer:zero-shot",
+    "foolbox:NAME": "foolbox:LinfPGD",
 }
 
 
 def _problem(found: object) -> str | None:
     if isinstance(found, type):
         found = found.__new__(found) if issubclass(found, EvaluationAttack | TrainingAttack) else None
-    return (
-        None
-        if isinstance(found, EvaluationAttack | TrainingAttack) or _plain(found)
-        else ("is not an EvaluationAttack, a TrainingAttack or a function (objective, x, threat, seeds)")
-    )
+    if isinstance(found, EvaluationAttack | TrainingAttack) or _plain(found):
+        return None
+    return "is not an EvaluationAttack, a TrainingAttack, or a function (model, x, labels, eps) or (objective, x, threat, seeds)"
 
 
 def _plain(found: object) -> bool:
@@ -57,16 +100,21 @@ def find(name: str) -> EvaluationAttack:
     >>> find("pgd-20").name
     'pgd-20'
     """
-    if re.fullmatch(r"pgd-\d+", name):
-        steps = int(name.removeprefix("pgd-"))
-        if steps < 1:
-            raise InputError(f"Attack {name!r} has no steps; use pgd-1 or more, or clean.")
-        return pgd_evaluation(steps)
+    for pattern, make in _MADE:
+        if re.fullmatch(pattern, name):
+            return make(name)
     if not is_spec(name) and not EVALUATION_ATTACKS.knows(name):
         raise InputError(
-            f"Unknown attack {name!r}. {nearest(name, [n.replace('N', '20') for n in EVALUATION], EVALUATION)}"
+            f"Unknown attack {name!r}. {nearest(name, [_EXAMPLES.get(n, n) for n in EVALUATION], EVALUATION)}"
         )
     return _as_evaluation(name, EVALUATION_ATTACKS.find(name))
+
+
+def _pgd(name: str) -> EvaluationAttack:
+    steps = int(name.removeprefix("pgd-"))
+    if steps < 1:
+        raise InputError(f"Attack {name!r} has no steps; use pgd-1 or more, or clean.")
+    return pgd_evaluation(steps)
 
 
 def name_of(attack: object) -> str:
@@ -85,8 +133,11 @@ def name_of(attack: object) -> str:
 
 def _settings(attack: object) -> dict[str, object]:
     """What an instance holds; of a dataclass the fields that differ from their defaults."""
-    if isinstance(attack, type) or not isinstance(attack, EvaluationAttack | TrainingAttack):
+    if isinstance(attack, type):
         return {}
+    if not isinstance(attack, EvaluationAttack | TrainingAttack):
+        held = getattr(attack, "__dict__", {}) if not isinstance(attack, FunctionType) else {}
+        return {name: value for name, value in sorted(held.items()) if isinstance(value, str | int | float | None)}
     if not is_dataclass(attack):
         return dict(sorted(vars(attack).items()))
     default = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(attack)}
@@ -97,7 +148,7 @@ def _settings(attack: object) -> dict[str, object]:
 
 def code_of(name: str) -> str | None:
     """Return a hash of the source of an attack from elsewhere, on which its outcomes depend; None for built-in ones."""
-    if name == "clean" or re.fullmatch(r"pgd-\d+", name) or name in EVALUATION_ATTACKS:
+    if name == "clean" or name in EVALUATION_ATTACKS or any(re.fullmatch(pattern, name) for pattern, _ in _MADE):
         return None
     return code_hash(EVALUATION_ATTACKS.find(name))
 
@@ -106,4 +157,6 @@ def _as_evaluation(name: str, found: object) -> EvaluationAttack:
     made = EVALUATION_ATTACKS.made(name, found) if isinstance(found, type) else found
     if isinstance(made, EvaluationAttack):
         return made
+    if not isinstance(made, TrainingAttack) and (foreign := libraries.adapted(name, made)) is not None:
+        return foreign
     return ClimbingAttack(name, made)  # type: ignore[arg-type]

@@ -80,6 +80,15 @@ def margin(z: Tensor, labels: Tensor) -> Tensor:
     return others - z.gather(1, labels[:, None]).squeeze(1)
 
 
+def margin_and_gradient(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the margins (B,) of the model's logits, and their gradient with respect to the images (B,3,H,W)."""
+    images = images.detach().requires_grad_()
+    with torch.enable_grad():
+        values = margin(model(images), labels)
+        (gradient,) = torch.autograd.grad(values.sum(), images)
+    return values.detach(), gradient
+
+
 def dlr(z: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio, ``margin / (z_1 - z_3)`` with the logits sorted downwards (Croce 2020, eq. 4).
 

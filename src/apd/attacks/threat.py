@@ -10,10 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from apd.attacks import l1
 from apd.errors import InputError
 from apd.util.text import short
 
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "l1"]
+
+_ORDER: dict[str, float] = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
+_DUAL: dict[str, float] = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 
 
 def parse_eps(value: str | float, norm: Norm = "linf") -> float:
@@ -62,8 +66,8 @@ class ThreatModel:
     """All images within ``eps`` of the clean one in ``norm``, inside [0,1].
 
     Args:
-        eps: radius in [0,1] pixel units (for L2: of the whole image's difference).
-        norm: ``linf`` or ``l2``.
+        eps: radius in [0,1] pixel units (for L2 and L1: of the whole image's difference).
+        norm: ``linf``, ``l2`` or ``l1``.
         shares: (B,) factor of eps for each image of a batch, and of each step; None: 1 for all.
     """
 
@@ -72,8 +76,8 @@ class ThreatModel:
     shares: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.norm not in ("linf", "l2"):
-            raise InputError(f"norm must be linf or l2, got {self.norm!r}.")
+        if self.norm not in _ORDER:
+            raise InputError(f"norm must be linf, l2 or l1, got {self.norm!r}.")
         parse_eps(self.eps, self.norm)
 
     def _each(self, length: float, like: Tensor) -> float | Tensor:
@@ -83,12 +87,14 @@ class ThreatModel:
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Into the ball around ``x`` (B,3,H,W), then into [0,1]; clipping towards ``x`` in [0,1] cannot leave the ball.
 
-        For Linf this is the nearest allowed image; for L2 the usual approximation of it.
+        For Linf and L1 this is the nearest allowed image; for L2 the usual approximation of it.
         """
         delta = x_adv - x
         eps = self._each(self.eps, x)
         if self.norm == "linf":
             delta = torch.clamp(delta, -eps, eps)  # type: ignore[arg-type]  # both numbers or both tensors
+        elif self.norm == "l1":
+            delta = l1.project(delta, x, eps)
         else:
             length = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
             delta = delta * (eps / _per_sample(length, x)).clamp(max=1.0)
@@ -104,7 +110,8 @@ class ThreatModel:
             draws = torch.stack([torch.rand(x.shape[1:], generator=generator) for generator in generators])
             noise = (draws.to(x.device) * 2 - 1) * self._each(self.eps, x)
         else:
-            draws = torch.stack([self._draw_l2(x.shape[1:], generator) for generator in generators])
+            draw = self._draw_l1 if self.norm == "l1" else self._draw_l2
+            draws = torch.stack([draw(x.shape[1:], generator) for generator in generators])
             noise = draws.to(x.device) * self._each(1.0, x)
         return self.project(x + noise.to(x), x)
 
@@ -114,10 +121,29 @@ class ThreatModel:
         noise: Tensor = direction / direction.norm() * radius * self.eps
         return noise
 
+    def _draw_l1(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        return l1.draw(shape, self.eps, generator)
+
     def ascend(self, x_adv: Tensor, gradient: Tensor, step: float) -> Tensor:
-        """One step of steepest ascent of length ``step``: sign for Linf, unit gradient for L2; not projected."""
+        """One step of ascent of length ``step``, not projected: the steepest for Linf and L2, a sparse one for L1."""
         lengths = self._each(step, x_adv)
+        if self.norm == "l1":
+            return l1.ascend(x_adv, gradient, lengths, step)
         if self.norm == "linf":
             return x_adv + lengths * gradient.sign()
         norm = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
         return x_adv + lengths * gradient / _per_sample(norm, gradient)
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Return the distance (B,) of images from the clean ones in this norm."""
+        length: Tensor = torch.linalg.vector_norm((x_adv - x).flatten(1), ord=_ORDER[self.norm], dim=1)
+        return length
+
+    def slope(self, gradient: Tensor) -> Tensor:
+        """Return the dual norm (B,) of gradients (B,...): how much a small budget raises the function, per unit of eps."""
+        slope: Tensor = torch.linalg.vector_norm(gradient.flatten(1), ord=_DUAL[self.norm], dim=1)
+        return slope
+
+    def half_range(self, n: int) -> ThreatModel:
+        """Return the threat model of this norm that allows ``n`` pixel values to change by half of their range."""
+        return ThreatModel({"linf": 0.5, "l2": 0.5 * math.sqrt(n), "l1": 0.5 * n}[self.norm], self.norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -54,9 +55,12 @@ def quiet_stdout() -> Iterator[None]:
 
 
 def split_names(values: list[str]) -> list[str]:
-    """Return the names in options that are repeated or separated by commas.
+    """Return the names in options that are repeated or separated by commas; commas in parentheses belong to a name.
 
     >>> split_names(["clean,pgd-20", "autoattack"])
     ['clean', 'pgd-20', 'autoattack']
+    >>> split_names(["clean,foolbox:LinfPGD(steps=20, rel_stepsize=0.1)"])
+    ['clean', 'foolbox:LinfPGD(steps=20, rel_stepsize=0.1)']
     """
-    return [name.strip() for value in values for name in value.split(",") if name.strip()]
+    found = (name for value in values for name in re.split(r",(?![^()]*\))", value))
+    return [name.strip() for name in found if name.strip()]

@@ -21,6 +21,7 @@ from apd.util.text import quoted
 
 if TYPE_CHECKING:
     from apd.evaluation import Result
+    from apd.evaluation.curve import Curve
 
 # Options whose declaration takes more than a line.
 RunFolder = Annotated[
@@ -54,7 +55,7 @@ Strong = Annotated[
     ),
 ]
 Eps = Annotated[str | None, typer.Option(help="Budget in [0,1] pixel units, such as 4/255. (default: the run's)")]
-Norm = Annotated[str | None, typer.Option(help="linf or l2. (default: the run's)")]
+Norm = Annotated[str | None, typer.Option(help="linf, l2 or l1. (default: the run's)")]
 Corruption = Annotated[
     str | None, typer.Option(help="Corrupt the images before any attack: KIND:SEVERITY, such as fog:3.")
 ]
@@ -77,6 +78,10 @@ ImageSize = Annotated[
     int | None, typer.Option(min=1, help="Side of the images that --classifier takes. (default: its image_size)")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Budgets = Annotated[
+    str | None,
+    typer.Option(help="Several budgets, separated by commas: accuracy at each, their mean and the median minimal eps."),
+]
 Output = Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")]
 
 
@@ -92,6 +97,7 @@ def evaluate(
     strong: Strong = False,
     eps: Eps = None,
     norm: Norm = None,
+    curve: Budgets = None,
     corruption: Corruption = None,
     seed: Seed = None,
     limit: Limit = None,
@@ -118,6 +124,7 @@ def evaluate(
       apd evaluate runs/photos --strong --limit all
       apd evaluate runs/photos --attack apgd-ce,apgd-dlr --eps 2/255 --limit 500 --json
       apd evaluate runs/photos --save-images
+      apd evaluate runs/photos --curve 0.5/255,1/255,2/255,4/255 --limit 200
       apd evaluate runs/base --classes new
       apd evaluate runs/photos --corruption fog:3
       apd evaluate --model openai/clip-vit-base-patch32 --data photos --attack pgd-20 --eps 1/255
@@ -131,12 +138,29 @@ def evaluate(
         check_writable(output.parent)
     asked = _Asked(run, model, classifier, data, folder, image_size, device, save_images)
     with quiet_stdout(), _stop_explained(asked):
-        result = asked.evaluation(given)()
-    _show(result, as_json, output)
+        evaluation = asked.evaluation(given)
+        along = None if curve is None else _along(evaluation, curve, given)
+        result = evaluation() if along is None else along.result
+    _show(along or result, as_json, output)
     _suggest(context, asked, result)
     if strict and result.reliable is False:
         say(f"Not reliable: {'; '.join(result.unreliable_because)} (--strict: exit code {UNRELIABLE})")
         raise typer.Exit(UNRELIABLE)
+
+
+def _along(evaluation: Callable[..., Result], budgets: str, given: dict[str, Any]) -> Curve:
+    """Measure the curve over these budgets.
+
+    Raises:
+        InputError: a number of images is not given, or budgets are wrong; ``--eps`` beside it.
+    """
+    from apd.evaluation.curve import measure_curve, measured_by, parse_budgets
+
+    if "eps" in given or given.get("limit", "auto") == "auto":
+        raise InputError(
+            "--curve takes the place of --eps, and needs the same images at each: --limit N, or --limit all."
+        )
+    return measure_curve(measured_by(evaluation), parse_budgets(split_names([budgets]), given.get("norm", "linf")))
 
 
 def _attacks(names: list[str] | None, strong: bool) -> list[str] | None:
@@ -234,7 +258,7 @@ def _stopped(place: Path | None, progress: str) -> str:
     return f"\nStopped. Kept in {place}: {kept}. Resume with: {again}"
 
 
-def _show(result: Result, as_json: bool, output: Path | None) -> None:
+def _show(result: Result | Curve, as_json: bool, output: Path | None) -> None:
     if output is not None:
         write_atomic(output, result.to_json() + "\n")
     if as_json:

@@ -1,6 +1,7 @@
 """Evaluation: accuracy under attack, with intervals, kept outcomes and health checks that can fail it."""
 
 from apd.evaluation.calibrate import calibrate_run
+from apd.evaluation.curve import Curve, measure_curve
 from apd.evaluation.images import read_image
 from apd.evaluation.kept import evaluate_classifier, evaluate_zero_shot
 from apd.evaluation.measure import evaluate, evaluate_tensors, parse_settings
@@ -13,6 +14,7 @@ __all__ = [
     "AttackAccuracy",
     "Check",
     "ClassScores",
+    "Curve",
     "EvaluationSettings",
     "Result",
     "Scores",
@@ -22,6 +24,7 @@ __all__ = [
     "evaluate_run",
     "evaluate_tensors",
     "evaluate_zero_shot",
+    "measure_curve",
     "parse_settings",
     "read_image",
 ]

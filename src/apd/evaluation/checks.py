@@ -6,7 +6,6 @@ After Athalye 2018 (Obfuscated Gradients), Carlini 2019 (On Evaluating Adversari
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -145,7 +144,7 @@ def _zero_gradients(subject: Subject, checked: Checked) -> Check:
 
 def _huge_budget(subject: Subject, checked: Checked, threat: ThreatModel) -> Check:
     """With half of all pixel values allowed, any image can become any other: nothing may stand."""
-    huge = ThreatModel(0.5 if threat.norm == "linf" else 0.5 * math.sqrt(checked.x[0].numel()), threat.norm)
+    huge = threat.half_range(checked.x[0].numel())
     standing = _after(PGD(steps=20, step_size=0.1), subject, checked, huge) & (checked.clean == checked.labels)
     share = float(standing.float().mean())
     return Check(

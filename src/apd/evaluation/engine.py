@@ -117,6 +117,7 @@ class Evaluation:
         known: the model's pace, if it has been measured; otherwise it is measured where it is needed.
         images: folder for the images that the attacks make; None: they are not kept.
         class_names: in the order of the logits, for the index of those images.
+        surroundings: what attacks may ask for besides the model; None: attacks that do are refused.
     """
 
     subject: Subject
@@ -128,6 +129,7 @@ class Evaluation:
     known: Measured | None = None
     images: Path | None = None
     class_names: tuple[str, ...] = ()
+    surroundings: attacks.Surroundings | None = None
 
     def circumstances(self, attack: str) -> dict[str, str]:
         """What outcomes under this attack depend on, besides the sample."""
@@ -145,7 +147,8 @@ class Evaluation:
         code = None if attack == "checks" else attacks.code_of(attack)
         about |= {} if code is None else {"code": code}
         limits = {"eps": repr(threat.eps), "norm": threat.norm, "seed": str(self.settings.seed)}
-        return about | limits | {"pyautoattack": known["pyautoattack"]}
+        more = self.named_attacks[attack].depends_on() if attack in self.named_attacks else {}
+        return about | limits | more | {"pyautoattack": known["pyautoattack"]}
 
     def run(self) -> dict[str, Record]:
         """Outcomes under ``clean`` and each attack; misclassified samples are not attacked."""
@@ -160,7 +163,10 @@ class Evaluation:
     @cached_property
     def named_attacks(self) -> dict[str, attacks.EvaluationAttack]:
         """The attacks that change images, by name."""
-        return {name: attacks.find(name) for name in self.settings.adversarial}
+        found = {name: attacks.find(name) for name in self.settings.adversarial}
+        if self.surroundings is None:
+            return found
+        return {name: attack.prepared(self.surroundings) for name, attack in found.items()}
 
     def _run(self, name: str, wanted: Sequence[int], attack: attacks.EvaluationAttack | None = None) -> Record:
         record = self.store.record(self.circumstances(name))
@@ -192,9 +198,10 @@ class Evaluation:
 
     def _image_folder(self, name: str) -> ImageFolder | None:
         """Where the images of this attack are kept, if they are."""
-        if self.images is None or self.settings.threat.eps == 0:
+        threat = self.named_attacks[name].limits(self.settings.threat)
+        if self.images is None or threat.eps == 0:
             return None
-        about, threat = self.circumstances(name), self.settings.threat
+        about = self.circumstances(name)
         return ImageFolder(folder_of(self.images, about), {**about, "eps": threat.eps}, self.class_names)
 
     def _predict_on_cpu(self, x: Tensor) -> Tensor:
@@ -245,12 +252,12 @@ class Evaluation:
         flags: Counter[str] = Counter()
         s = self.settings
         # A ball of radius 0 holds the clean image alone; the health check runs the attack's code on it.
-        if attack is not None and s.threat.eps > 0:
+        if attack is not None and (limits := attack.limits(s.threat)).eps > 0:
             found = attack(self.subject.model, attacks.AttackBatch(x, labels, ids, s.seed), s.threat, watch)
             clean, x, by, flags = x, found.images, found.by, found.flags
             if folder is not None:
                 keys = [self.samples.keys[i] for i in index]
-                folder.add(keys, clean.cpu(), x.cpu(), by, s.threat, self._predict_on_cpu)
+                folder.add(keys, clean.cpu(), x.cpu(), by, limits, self._predict_on_cpu)
         predicted = self.subject.predict(x).tolist()
         rows = zip((self.samples.keys[i] for i in index), predicted, by, strict=True)
         return [Outcome(*key, guess, part if guess != key[2] else None) for key, guess, part in rows], flags

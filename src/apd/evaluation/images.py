@@ -127,7 +127,7 @@ class ImageFolder:
         stored, predicted, wanted = storable(found, clean, threat, predict)
         before, _, _ = _rounded(clean, clean, threat)
         errors = (stored - found.double()).abs().flatten(1).amax(dim=1).tolist()
-        distances = _distance(stored, before, threat).tolist()
+        distances = threat.distance(stored, before).tolist()
         for i, key in enumerate(keys):
             name = f"{_safe(key[0], key[1])}.png"
             for place, image in (("adversarial", stored[i]), ("clean", before[i])):
@@ -227,7 +227,7 @@ def storable(
     stored, predicted = inwards, predict(inwards.float())
     for rounded in (outwards, nearest):
         classes = predict(rounded.float())
-        inside = _distance(rounded, clean.double(), threat) <= threat.eps * (1 + 1e-6) + 1e-7
+        inside = threat.distance(rounded, clean.double()) <= threat.eps * (1 + 1e-6) + 1e-7
         take = inside & (classes == wanted)
         stored = torch.where(take.view(-1, 1, 1, 1), rounded, stored)
         predicted = torch.where(take, classes, predicted)
@@ -246,12 +246,6 @@ def _rounded(found: Tensor, clean: Tensor, threat: ThreatModel) -> tuple[Tensor,
     else:
         nearest = value.round()
     return nearest.clamp(0, LEVELS) / LEVELS, outwards.clamp(0, LEVELS) / LEVELS, inwards.clamp(0, LEVELS) / LEVELS
-
-
-def _distance(one: Tensor, other: Tensor, threat: ThreatModel) -> Tensor:
-    """Distance (B,) of images in the threat model's norm."""
-    difference = (one - other).flatten(1)
-    return difference.abs().amax(dim=1) if threat.norm == "linf" else difference.norm(dim=1)
 
 
 def _levels(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint16]]:

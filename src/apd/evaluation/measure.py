@@ -24,6 +24,7 @@ from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
 from apd.evaluation.store import Store
 from apd.evaluation.summary import Finished, summarise
+from apd.evaluation.surroundings import surroundings_of
 from apd.models.classifier import PromptedCLIP
 from apd.models.preprocessing import Preprocessing
 from apd.settings.explain import explain, setting_names
@@ -132,8 +133,9 @@ def _evaluations(
     sample, measured = choose_sample(images, decode, subjects, settings, store, n_classes)
     log.info(sample.describe(settings.split, settings.adversarial))
     samples = Samples(decode(images.sample(sample.n, settings.seed)))
+    around = surroundings_of(classifier, data, decode, subjects[0].device, samples.decoded.images.shape[-1], settings)
     return [
-        Evaluation(subject, samples, settings, store, n_classes, on, pace)
+        Evaluation(subject, samples, settings, store, n_classes, on, pace, surroundings=around)
         for subject, on, pace in zip(subjects, ON, measured, strict=False)
     ]
 

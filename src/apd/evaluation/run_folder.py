@@ -11,6 +11,7 @@ from apd.evaluation.measure import evaluate, parse_settings
 from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
 from apd.evaluation.stored import save
+from apd.evaluation.surroundings import ZERO_SHOT
 from apd.models.classifier import PromptedCLIP
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
@@ -20,6 +21,8 @@ from apd.util.messages import get_logger, speaking
 from apd.util.text import printable
 
 log = get_logger("apd.evaluation")
+
+_TEACHER = "transfer:teacher"
 
 
 def evaluate_run(
@@ -63,6 +66,8 @@ def evaluate_run(
     other = source is not None and not same_source(source, config.data.source)
     given = {**_own_settings(config, other), **settings}
     chosen = parse_settings(given, "evaluate_run", ("data", "model", "device", "save_images"))
+    if _TEACHER in chosen.attacks:
+        given["attacks"] = [_taught_by(config) if name == _TEACHER else name for name in chosen.attacks]
     if not other:
         _check_labelled(path, config)
     images = data if isinstance(data, Dataset) else _load(config, data if other else None)
@@ -80,6 +85,16 @@ def _own_settings(config: RunConfig, other: bool) -> dict[str, Any]:
     """The run's own settings, those of its data only if it is evaluated on them."""
     own = {"eps": config.train.eps, "norm": config.train.norm, "skip_bad_images": config.data.skip_bad_images}
     return own if other else {**own, "classes": config.data.classes}
+
+
+def _taught_by(config: RunConfig) -> str:
+    """Return the transfer attack from a run's teacher: its CLIP model with hand-written prompts, or the run that taught.
+
+    Prompts that a teacher was tuned with are not part of a run.
+    """
+    teacher = getattr(config.method.settings, "teacher_model", None) or ZERO_SHOT
+    log.info(f"{_TEACHER} is transfer:{printable(teacher)}")
+    return f"transfer:{teacher}"
 
 
 def _check_labelled(path: str | Path, config: RunConfig) -> None:

@@ -18,10 +18,10 @@ class EvaluationSettings(Section):
 
     attacks: tuple[str, ...] = Field(
         ("clean", "apgd-ce+dlr"),
-        description="clean (always included), pgd-N, apgd-ce, apgd-dlr, apgd-ce+dlr, autoattack",
+        description="clean (always included), pgd-N, apgd-ce+dlr, autoattack, strong and others: apd list attacks",
     )
     eps: str = Field("1/255", description="budget of the attacks in [0,1] pixel units, as a fraction or a float")
-    norm: Norm = Field("linf", description="linf or l2")
+    norm: Norm = Field("linf", description="linf, l2 or l1")
     seed: Seed = Field(0, description="seed of the attacks' random starts and of the images that a limit keeps")
     split: Literal["train", "val", "test"] = Field("test", description="the images; every choice is made on val")
     classes: Literal["all", "base", "new"] = Field("all", description="all classes, the first half or the second")
@@ -86,6 +86,12 @@ class EvaluationSettings(Section):
     @model_validator(mode="after")
     def _eps_fits_norm(self) -> EvaluationSettings:
         parse_eps(self.eps, self.norm)
+        for name in self.adversarial:
+            norms = attacks.find(name).norms
+            if self.norm not in norms:
+                raise ValueError(
+                    f"{name} attacks within {' and '.join(norms)}, not {self.norm}; use --norm {norms[0]}, or fmn"
+                )
         return self
 
     @property

@@ -84,7 +84,8 @@ def build(explorer: Explorer, examples: Examples, uploads: Path) -> Any:
                     budgets.most,
                     value=budgets.trained,
                     step=budgets.step,
-                    label="eps of the attack" + (" (n/255)" if budgets.norm == "linf" else " (L2)"),
+                    label="eps of the attack"
+                    + (" (n/255)" if budgets.norm == "linf" else f" ({budgets.norm.upper()})"),
                     info=f"Trained at {budgets.text(budgets.trained)}; 0: no attack.",
                     elem_id="eps",
                 )

@@ -67,7 +67,7 @@ def _axes(budgets: Budgets) -> str:
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="apd-grid"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{100 * share:.0f} %</text>')
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 24}" text-anchor="middle">{label}</text>')
-    own, unit = _x(budgets.trained, budgets.most), "n/255" if budgets.norm == "linf" else "L2"
+    own, unit = _x(budgets.trained, budgets.most), "n/255" if budgets.norm == "linf" else budgets.norm.upper()
     parts.append(f'<line x1="{own:.1f}" x2="{own:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" class="apd-own"/>')
     parts.append(f'<text x="{_x(0.5, 1):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">eps of the attack ({unit})</text>')
     return "".join(parts)

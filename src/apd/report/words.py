@@ -35,6 +35,9 @@ def _check_words(name: str) -> str:
     return _CHECKS.get(name, f"A warning of the attack's own library ({name}).")
 
 
+_LENGTH = {"l2": "Euclidean length", "l1": "sum of absolute changes"}
+
+
 def threat_words(summary: Mapping[str, Any]) -> str:
     """What the attacker may do, in a sentence or two."""
     size, eps = summary["image_size"], summary["eps"]
@@ -44,10 +47,10 @@ def threat_words(summary: Mapping[str, Any]) -> str:
             f"The attacker may change each of the {values} colour values of an image ({size} by {size} pixels, red, green and "
             f"blue) by at most {summary['eps_text']}, which is {100 * eps:.1f} % of the way from black to white."
         )
+    measure = f"{_LENGTH[summary['norm']]} of at most {summary['eps_text']}"
     return (
         f"The attacker may change the {values} colour values of an image ({size} by {size} pixels, red, green and blue) as "
-        f"long as the change as a whole has a Euclidean length of at most {summary['eps_text']}, where a single value goes "
-        "from 0 to 1."
+        f"long as the change as a whole has a {measure}, where a single value goes from 0 to 1."
     )
 
 
@@ -55,7 +58,7 @@ def strength(summary: Mapping[str, Any]) -> str:
     """What the attacker may do, to go after "may"."""
     if summary["norm"] == "linf":
         return f"change every colour value by up to {summary['eps_text']}"
-    return f"change an image by a Euclidean length of up to {summary['eps_text']}"
+    return f"change an image by a {_LENGTH[summary['norm']]} of up to {summary['eps_text']}"
 
 
 def attack_words(summary: Mapping[str, Any]) -> str:

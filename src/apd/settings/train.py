@@ -64,7 +64,7 @@ class TrainSettings(GrowingSection):
     }
 
     eps: str = Field("1/255", description="training budget in [0,1] pixel units, as a fraction or a float")
-    norm: Norm = Field("linf", description="linf or l2")
+    norm: Norm = Field("linf", description="linf, l2 or l1")
     attack: AttackSettings = AttackSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     augment: AugmentSettings = AugmentSettings()

@@ -23,7 +23,7 @@ def per_image(objective: Objective, x: Tensor, threat: ThreatModel) -> ThreatMod
     """
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(objective(x := x.detach().requires_grad_()).sum(), x)
-    slope = gradient.flatten(1).float().norm(p=1 if threat.norm == "linf" else 2, dim=1)
+    slope = threat.slope(gradient.float())
     return replace(threat, shares=shares_of(slope))
 
 

@@ -1,0 +1,163 @@
+"""Attacks of other libraries by name, and functions of the usual form ``attack(model, x, labels, eps)``."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apd.attacks.evaluation import UNWATCHED, AttackBatch, EvaluationAttack, Found, Watch
+from apd.attacks.threat import ThreatModel
+from apd.errors import InputError
+
+PATTERN = r"(foolbox|torchattacks):\w+(\(.*\))?"
+"""``foolbox:LinfPGD`` or ``torchattacks:PGD(steps=20)``: a class of the library and what its constructor takes."""
+
+Attacker = Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
+"""``attacker(model, x, labels, threat) -> x_adv``."""
+
+_NORMS = {1.0: "l1", 2.0: "l2", float("inf"): "linf"}
+
+
+@dataclass(frozen=True)
+class Foreign(EvaluationAttack):
+    """An attack from elsewhere. What it returns is projected into the threat model.
+
+    Random numbers of PyTorch's global generators are seeded, and the generators left as they were; what it draws depends on the
+    batch.
+
+    Args:
+        name: what it is called in a result.
+        attacker: called with the model, images, labels and the threat model.
+        library: the package that it comes from; None: not a library by name.
+    """
+
+    name: str
+    attacker: Attacker = field(repr=False)
+    library: str | None = None
+
+    def depends_on(self) -> dict[str, str]:
+        """Return the version of its library."""
+        return {} if self.library is None else {self.library: _version(self.library)}
+
+    def __call__(self, model: nn.Module, batch: AttackBatch, threat: ThreatModel, watch: Watch = UNWATCHED) -> Found:
+        """Attack ``batch``.
+
+        Raises:
+            InputError: it returns something else than images of the same shape.
+        """
+        watch.begin(self.name)
+        with torch.random.fork_rng(devices=[batch.x.device] if batch.x.is_cuda else []), torch.enable_grad():
+            torch.manual_seed(batch.seed)
+            images = self.attacker(model, batch.x.clone(), batch.labels, threat)
+        if not isinstance(images, Tensor) or images.shape != batch.x.shape or not bool(images.isfinite().all()):
+            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise InputError(
+                f"The attack {self.name} must return finite images of shape {tuple(batch.x.shape)}, but returns {got}."
+            )
+        return Found(threat.project(images.detach().to(batch.x), batch.x), [self.name] * len(batch))
+
+
+def library_attack(name: str) -> Foreign:
+    """Return the attack of a name such as ``foolbox:LinfPGD(steps=20)``; the library is imported when it attacks.
+
+    Raises:
+        InputError: what stands in parentheses is not keyword arguments with plain values.
+    """
+    library, _, call = name.partition(":")
+    kind, options = _parsed(call, name)
+    make = {"foolbox": _of_foolbox, "torchattacks": _of_torchattacks}[library]
+    return Foreign(name, make(name, kind, options), library)
+
+
+def adapted(name: str, found: object) -> EvaluationAttack | None:
+    """Return an attack of another library, or a function of a model, images, labels and eps, as an evaluation attack.
+
+    None for anything else, such as a function of an objective.
+    """
+    if type(found).__module__.partition(".")[0] == "foolbox":
+        return Foreign(name, lambda model, x, labels, threat: _run_foolbox(name, found, model, x, labels, threat))
+    if isinstance(found, type) or not callable(found):
+        return None
+    try:
+        first = next(iter(inspect.signature(found).parameters), "")
+    except ValueError:  # a function without a signature, of a C library
+        return None
+    if first != "model":
+        return None
+    return Foreign(name, lambda model, x, labels, threat: found(model, x, labels, threat.eps))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _parsed(call: str, name: str) -> tuple[str, dict[str, Any]]:
+    kind, _, rest = call.partition("(")
+    if not rest:
+        return kind, {}
+    try:
+        tree = ast.parse(f"f({rest}", mode="eval").body
+        assert isinstance(tree, ast.Call) and not tree.args and all(word.arg for word in tree.keywords)
+        return kind, {str(word.arg): ast.literal_eval(word.value) for word in tree.keywords}
+    except (SyntaxError, ValueError, AssertionError) as error:
+        raise InputError(f"{name}: write settings as keywords with plain values, such as {kind}(steps=20).") from error
+
+
+def _made(name: str, module: str, kind: str, make: Callable[[Any], Any]) -> Any:
+    """Import a library and make its attack.
+
+    Raises:
+        InputError: the library is not installed, has no such attack, or refuses the settings.
+    """
+    library = module.partition(".")[0]
+    try:
+        found = import_module(module)
+    except ImportError as error:
+        raise InputError(f"{name} needs the package {library}: pip install {library}") from error
+    if not isinstance(getattr(found, kind, None), type):
+        raise InputError(f"{name}: {library} has no attack {kind!r}.")
+    try:
+        return make(getattr(found, kind))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} cannot be made ({' '.join(str(error).split())}).") from error
+
+
+def _of_foolbox(name: str, kind: str, options: dict[str, Any]) -> Attacker:
+    def attack(model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+        made = _made(name, "foolbox.attacks", kind, lambda cls: cls(**options))
+        return _run_foolbox(name, made, model, x, labels, threat)
+
+    return attack
+
+
+def _run_foolbox(name: str, attack: Any, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+    norm = _NORMS.get(float(getattr(attack.distance, "p", float("nan"))))
+    if norm is not None and norm != threat.norm:
+        raise InputError(f"{name} attacks within {norm}, not {threat.norm}; use --norm {norm}, or another attack.")
+    wrapped = import_module("foolbox").PyTorchModel(model.eval(), bounds=(0, 1), device=x.device)
+    _, clipped, _ = attack(wrapped, x, labels, epsilons=threat.eps)
+    images: Tensor = clipped
+    return images
+
+
+def _of_torchattacks(name: str, kind: str, options: dict[str, Any]) -> Attacker:
+    def attack(model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+        def make(cls: type) -> Any:
+            takes_eps = "eps" in inspect.signature(cls).parameters and "eps" not in options
+            return cls(model, **options, **({"eps": threat.eps} if takes_eps else {}))
+
+        images: Tensor = _made(name, "torchattacks", kind, make)(x, labels)
+        return images
+
+    return attack
