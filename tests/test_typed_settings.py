@@ -17,6 +17,7 @@ import apd
 from apd.evaluation.certified.settings import CertifyOptions, CertifySettings
 from apd.evaluation.options import Attack, EvaluationOptions
 from apd.evaluation.settings import EvaluationSettings
+from apd.evaluation.wording.settings import WordingOptions, WordingSettings
 from apd.export.options import ExportOptions
 from apd.export.settings import ExportSettings
 from apd.settings import options
@@ -26,6 +27,7 @@ SOURCES = Path(apd.__file__).parent
 SECTIONS = {OptimizerSettings: options.OptimizerOptions, AugmentSettings: options.AugmentOptions}
 WIDER: dict[Any, dict[str, Any]] = {
     options.TrainOptions: {"trackers": str | list[str]},
+    WordingOptions: {"changes": tuple[str, ...] | str, "eps": str | float},
     ExportOptions: {"eps": str | float},
     EvaluationOptions: {
         "attacks": Attack | Sequence[Attack],
@@ -45,6 +47,7 @@ WIDER: dict[Any, dict[str, Any]] = {
         (EvaluationOptions, EvaluationSettings, set()),
         (ExportOptions, ExportSettings, set()),
         (CertifyOptions, CertifySettings, set()),
+        (WordingOptions, WordingSettings, set()),
     ],
 )
 def test_names_and_types_are_those_of_the_settings(typed: Any, settings: type[BaseModel], arguments: set[str]) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from apd.evaluation import calibrate_run, evaluate, evaluate_classifier, evaluate_run
     from apd.evaluation.certified.certify import certify, certify_run
     from apd.evaluation.compare import compare_runs
+    from apd.evaluation.precision import precision
+    from apd.evaluation.wording.measure import evaluate_run_wording, evaluate_wording
     from apd.models import DualEncoder, load_clip
     from apd.models.classifier import PromptedCLIP
     from apd.models.prompts import PromptSpec
@@ -48,10 +50,13 @@ __all__ = [
     "evaluate",
     "evaluate_classifier",
     "evaluate_run",
+    "evaluate_run_wording",
+    "evaluate_wording",
     "import_run",
     "load_clip",
     "load_data",
     "load_run",
+    "precision",
     "train",
 ]
 
@@ -72,10 +77,13 @@ _HOMES = {
     "evaluate": "apd.evaluation",
     "evaluate_classifier": "apd.evaluation",
     "evaluate_run": "apd.evaluation",
+    "evaluate_run_wording": "apd.evaluation.wording.measure",
+    "evaluate_wording": "apd.evaluation.wording.measure",
     "import_run": "apd.runs.imported",
     "load_clip": "apd.models",
     "load_data": "apd.data",
     "load_run": "apd.runs.load",
+    "precision": "apd.evaluation.precision",
     "train": "apd.training.start",
 }
 

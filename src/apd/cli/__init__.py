@@ -22,10 +22,12 @@ from apd.cli import (
     export,
     imports,
     listing,
+    precision,
     predict,
     report,
     serve,
     train,
+    wording,
 )
 from apd.errors import ApdError
 from apd.util.files import storage_error
@@ -46,8 +48,10 @@ for command in (demo.demo, train.train, evaluate.evaluate, predict.predict, aver
     app.command()(command)
 app.command()(calibrate.calibrate)
 app.command()(certify.certify)
+app.command()(wording.wording)
 app.command()(serve.serve)
 app.command()(compare.compare)
+app.command()(precision.precision)
 app.command()(export.export)
 app.command()(explore.explore)
 app.command()(doctor.doctor)

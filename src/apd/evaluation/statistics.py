@@ -30,11 +30,16 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """
     if n < 1 or not 0 <= k <= n:
         raise InputError(f"An interval needs n >= 1 samples and 0 <= k <= n successes, got k={k}, n={n}.")
+    low, high = _score_interval(k / n, n, confidence)
+    return max(0.0, low), min(1.0, high)
+
+
+def _score_interval(p: float, n: float, confidence: float) -> tuple[float, float]:
+    """Wilson's interval for a share ``p`` of ``n``, which need not be a whole number of samples."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    p = k / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return centre - half, centre + half
 
 
 @dataclass(frozen=True)
@@ -115,16 +120,100 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
     >>> mcnemar([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1])
     0.21875
     """
+    from scipy.stats import binomtest
+
     right, wrong = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     if right.shape != wrong.shape:
         raise InputError(f"A paired test needs the same images, got shapes {right.shape} and {wrong.shape}.")
     only_a, only_b = int((right & ~wrong).sum()), int((wrong & ~right).sum())
-    n = only_a + only_b
-    term, tail = 1, 0
-    for k in range(min(only_a, only_b) + 1):
-        tail += term
-        term = term * (n - k) // (k + 1)
-    return min(1.0, float(2 * tail / 2**n))
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+@dataclass(frozen=True)
+class OverTrainings:
+    """Mean of one figure over trainings with different seeds, in its own unit, and where the mean of many would lie."""
+
+    n: int
+    mean: float
+    deviation: float
+    low: float
+    high: float
+
+
+def over_trainings(values: Sequence[float], confidence: float = 0.95) -> OverTrainings:
+    """Student's t interval of the mean over trainings: what other seeds would change, the images being the same.
+
+    Raises:
+        InputError: fewer than two values.
+
+    >>> found = over_trainings([40.0, 42.0, 44.0])
+    >>> round(found.low, 1), found.mean, round(found.high, 1)
+    (37.0, 42.0, 47.0)
+    """
+    from scipy.stats import t
+
+    if len(values) < 2:
+        raise InputError(f"An interval over trainings needs at least two trainings, got {len(values)}.")
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
+    return OverTrainings(len(values), mean, deviation, mean - half, mean + half)
+
+
+def images_for(points: float, accuracy: float = 50.0, confidence: float = 0.95) -> int:
+    """Return how many images an accuracy needs so that neither end of its Wilson interval is farther away than this.
+
+    Args:
+        points: percentage points.
+        accuracy: what is expected, in percent; 50 needs most.
+        confidence: the interval's level.
+
+    Raises:
+        InputError: points that are not above 0, or an accuracy outside of 0 to 100.
+
+    >>> images_for(5), images_for(2), images_for(2, accuracy=95)
+    (381, 2398, 626)
+    """
+    from scipy.optimize import bisect
+
+    if not 0 < points < 100 or not 0 <= accuracy <= 100:
+        raise InputError(
+            f"A precision is above 0 points and an accuracy from 0 to 100 %, got {points:g} and {accuracy:g}."
+        )
+    p = accuracy / 100
+
+    def excess(log_n: float) -> float:
+        low, high = _score_interval(p, math.exp(log_n), confidence)
+        return max(high - p, p - low) - points / 100
+
+    if excess(0.0) <= 0:
+        return 1
+    return math.ceil(math.exp(float(bisect(excess, 0.0, math.log(1e12)))) - 1e-6)
+
+
+def images_to_tell(points: float, differing: float, power: float = 0.8, confidence: float = 0.95) -> int:
+    """Return how many images tell two classifiers apart in McNemar's test, that often (Connor 1987).
+
+    Args:
+        points: true difference of their accuracies, in percentage points.
+        differing: share of the images, in percent, that exactly one of the two gets right.
+        power: probability of finding the difference.
+        confidence: one minus the level of the two-sided test.
+
+    Raises:
+        InputError: a difference of 0, or one that is larger than the share of differing images.
+
+    >>> images_to_tell(2, differing=10), images_to_tell(5, differing=10)
+    (1960, 312)
+    """
+    from scipy.stats import norm
+
+    if not 0 < points <= differing <= 100:
+        raise InputError(
+            f"The difference is above 0 and at most the share that differs, got {points:g} and {differing:g}."
+        )
+    d, psi = points / 100, differing / 100
+    level, rest = float(norm.ppf((1 + confidence) / 2)), float(norm.ppf(power))
+    return math.ceil(((level * math.sqrt(psi) + rest * math.sqrt(psi - d * d)) / d) ** 2)
 
 
 def _resampled_means(values: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:

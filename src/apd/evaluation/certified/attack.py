@@ -29,7 +29,7 @@ class _Smoothed:
     Args:
         model: images to logits.
         seeds: one per image.
-        sigma: of the noise.
+        sigma: standard deviation of the noise.
         draws: per image and call.
     """
 
@@ -61,7 +61,7 @@ def attack_smoothed(
         x: the image (3,S,S) in [0,1].
         label: its class.
         id_: with ``seed`` decides what is random.
-        radius: of the ball, in [0,1] pixel units.
+        radius: how far from the image, in [0,1] pixel units.
         how: the smoothing; the image found gets new noise of as many draws.
         seed: the evaluation's seed.
     """

@@ -146,7 +146,7 @@ def scores(
 
     Args:
         images: what is proved of each.
-        radii: of the curve.
+        radii: where the curve has its points.
         attacked: votes on the images that an attack found at each radius, by id; an image that is missing had fallen to a
             smaller one. None: nothing was attacked.
     """

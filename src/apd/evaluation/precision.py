@@ -1,0 +1,121 @@
+"""How precisely an accuracy is known: over images, over trainings, and how many images a wanted precision needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apd.errors import InputError
+from apd.evaluation.statistics import OverTrainings, images_for, over_trainings, paired_bootstrap, wilson
+from apd.evaluation.stored import Outcomes, Stored, load_stored
+from apd.runs.folder import Run
+from apd.util.text import quoted
+
+Circumstances = tuple[str, ...]
+"""Data, split, classes, corruption, norm and eps of an evaluation."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """One accuracy, in percent, on the images that all runs were evaluated on.
+
+    Args:
+        attack: ``clean``, an attack's name, or ``worst`` of all attacks.
+        about: data, split, classes, corruption, norm and eps.
+        n: images.
+        accuracy: mean over the runs.
+        images: 95 % interval over images: what other images would change (Wilson's; for several runs, bootstrap).
+        trainings: what other seeds would change; None for one run.
+        needed: images for an interval of plus or minus so many points at this accuracy.
+    """
+
+    attack: str
+    about: Circumstances
+    n: int
+    accuracy: float
+    images: tuple[float, float]
+    trainings: OverTrainings | None
+    needed: dict[float, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return asdict(self)
+
+
+def precision(runs: Sequence[str | Path], points: Sequence[float] = (5.0, 2.0, 1.0)) -> list[Known]:
+    """Say how precisely the accuracies are known that evaluations of a run, or of runs with several seeds, have kept.
+
+    Args:
+        runs: evaluated run folders; several are taken for trainings that differ in their seed.
+        points: precisions, in percentage points, to say the number of images for.
+
+    Raises:
+        InputError: no run, one twice, a folder without kept outcomes, runs without an evaluation in common.
+
+    Example:
+        >>> import apd
+        >>> apd.precision(["runs/seed0", "runs/seed1", "runs/seed2"])[0].trainings  # doctest: +SKIP
+    """
+    if not runs or len({Path(run).resolve() for run in runs}) < len(runs):
+        raise InputError("Give one or more evaluated run folders, each once.")
+    kept = [_largest(run) for run in runs]
+    shared = [about for about in kept[0] if all(about in own for own in kept)]
+    found = [row for about in shared for row in _rows(about, [own[about] for own in kept], points)]
+    if not found:
+        raise InputError(
+            f"{', '.join(map(str, runs))} have no evaluation in common: evaluate them with the same --data, --split, --eps and "
+            "--limit."
+        )
+    return found
+
+
+def _largest(path: str | Path) -> dict[Circumstances, Outcomes]:
+    """A run's evaluation with most images under each of its circumstances."""
+    found: dict[Circumstances, Outcomes] = {}
+    for stored in load_stored(Run.open(path)):
+        about = _about(stored)
+        if stored.outcomes is not None and (about not in found or len(stored.outcomes) > len(found[about])):
+            found[about] = stored.outcomes
+    if not found:
+        raise InputError(f"{path} keeps no outcomes image by image; evaluate it: apd evaluate {quoted(path)}")
+    return found
+
+
+def _about(stored: Stored) -> Circumstances:
+    summary = stored.summary
+    return tuple(
+        str(summary.get(name) or "") for name in ("data", "split", "classes", "corruption", "norm", "eps_text")
+    )
+
+
+def _rows(about: Circumstances, found: Sequence[Outcomes], points: Sequence[float]) -> list[Known]:
+    """One row per attack that all evaluations have, on the images that all have."""
+    common = set(found[0].keys).intersection(*(one.keys for one in found[1:]))
+    attacks = [name for name in found[0].predictions if all(name in one.predictions for one in found)]
+    if len(attacks) > 2 and all(set(one.predictions) == set(attacks) for one in found):
+        attacks.append("worst")
+    rows = []
+    for attack in attacks if common else []:
+        right = np.array([_right(one, attack, found[0], common) for one in found], dtype=float)
+        runs, n = right.shape
+        accuracy = 100 * float(right.mean())
+        if runs == 1:
+            low, high = (100 * end for end in wilson(int(right.sum()), n))
+            spread = None
+        else:
+            over_images = paired_bootstrap(right, np.zeros_like(right))
+            low, high = over_images.low, over_images.high
+            spread = over_trainings((100 * right.mean(axis=1)).tolist())
+        needed = {each: images_for(each, min(100.0, max(0.0, accuracy))) for each in points}
+        rows.append(Known(attack, about, n, round(accuracy, 2), (round(low, 2), round(high, 2)), spread, needed))
+    return rows
+
+
+def _right(one: Outcomes, attack: str, first: Outcomes, common: set[Any]) -> list[bool]:
+    """Outcomes of the common images in the order of the first evaluation."""
+    right = dict(zip(one.keys, one.right(attack), strict=True))
+    return [right[key] for key in first.keys if key in common]

@@ -1,0 +1,1 @@
+"""Accuracy when the words for the classes change: typos, searched character edits, synonyms, other templates."""
