@@ -25,6 +25,9 @@ from apd.attacks.threat import ThreatModel
 if TYPE_CHECKING:
     from pyautoattack import AutoAttack
 
+BLACK_BOX = "square"
+"""The part that asks for answers only."""
+
 FLAGS = {
     "randomized defense": "randomized",
     "probability distribution": "probabilities",
@@ -79,6 +82,11 @@ class LibraryAttack(EvaluationAttack):
 
     name: str
     followed: bool = False
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it asks for gradients: all but Square do."""
+        return self.name != BLACK_BOX
 
     def runs(self, n_classes: int) -> tuple[str, ...]:
         """The attacks it is made of, for ``n_classes`` classes."""

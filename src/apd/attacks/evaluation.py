@@ -126,6 +126,11 @@ class EvaluationAttack:
         """Return what its outcomes depend on besides its name, the model, the images, eps and the seed."""
         return {}
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it asks the model for gradients; one that does not applies to models without any."""
+        return True
+
     def runs(self, n_classes: int) -> tuple[str, ...]:
         """Return the names of its parts for ``n_classes`` classes; by default itself."""
         return (self.name,)
@@ -246,6 +251,11 @@ class Cascade(EvaluationAttack):
     def depends_on(self) -> dict[str, str]:
         """Return what its parts depend on."""
         return {name: value for part in self.parts for name, value in part.depends_on().items()}
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether any of its parts asks for gradients."""
+        return any(part.needs_gradient for part in self.parts)
 
     def runs(self, n_classes: int) -> tuple[str, ...]:
         """Return the names of the attacks it is made of."""

@@ -6,24 +6,28 @@ After Athalye 2018 (Obfuscated Gradients), Carlini 2019 (On Evaluating Adversari
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from apd.attacks import PGD, Objective, cross_entropy, margin, misclassified, sample_seeds
+from apd.attacks.autoattack import BLACK_BOX as BLACK_BOX_PART
 from apd.attacks.threat import ThreatModel
 from apd.evaluation.frozen import Subject
-from apd.evaluation.result import AttackAccuracy, Check
+from apd.evaluation.gradients import has_gradient, no_gradient, recording, true_gradients
+from apd.evaluation.result import AttackAccuracy, Check, Scores
+from apd.evaluation.surface import flat_spots, jumps
 from apd.models.classifier import COINCIDE, FrozenClassifier, closest_classes
 
 CHECKED = 64
 """Samples the checks look at, in one batch; fewer where ``batch_size`` is smaller."""
 
-REVISION = "2"
+REVISION = "3"
 """Raised with every change of the checks, so that kept ones of before are not taken for today's."""
 
-CHECK_PASSES = 150
+CHECK_PASSES = 190
 """Passes of the model per checked image, at most about: 100 of them in the attack on what still stands."""
 
 LOGIT_TOLERANCE = 1e-4
@@ -34,6 +38,9 @@ FEW = 0.05
 
 BLACK_BOX = 0.002
 """Share of samples that Square may find beyond the gradient attacks (AutoAttack's own limit)."""
+
+COLLAPSED = 20.0
+"""Points of clean accuracy below zero-shot CLIP that count as a collapse."""
 
 FLAG_MEANING = {
     "randomized": "the classifier answers the same image differently; average its gradients over its randomness",
@@ -65,15 +72,18 @@ class Checked:
 
 def model_checks(subject: Subject, checked: Checked, threat: ThreatModel) -> list[Check]:
     """All checks that ask the model; it must be `Subject.fixed`."""
-    found = [
-        *_class_features(subject),
-        _no_budget(subject, checked, threat),
-        _batch_size(subject, checked),
-        _zero_gradients(subject, checked),
-        _huge_budget(subject, checked, threat),
-    ]
+    x, labels = checked.x, checked.labels
+    why_not = no_gradient(subject, x, labels)
+    found = [*_class_features(subject), has_gradient(why_not)]
+    found += [_no_budget(subject, checked, threat, why_not is None), _batch_size(subject, checked)]
+    if why_not is None:
+        found += [recording(subject, x), _zero_gradients(subject, checked)]
+        found += [true_gradients(subject, x, labels, checked.seeds, threat), _huge_budget(subject, checked, threat)]
+    if len(x) > 1:
+        found += [jumps(subject, x), flat_spots(subject, x, checked.seeds, threat)]
     if checked.attacked and threat.eps > 0:
-        found += [_noise(subject, checked, threat), _stronger(subject, checked, threat)]
+        found += [_noise(subject, checked, threat)]
+        found += [_stronger(subject, checked, threat)] if why_not is None else []
     return found
 
 
@@ -100,10 +110,11 @@ def _class_features(subject: Subject) -> list[Check]:
     ]
 
 
-def _no_budget(subject: Subject, checked: Checked, threat: ThreatModel) -> Check:
-    """An attack with eps 0 must leave every prediction as it is."""
+def _no_budget(subject: Subject, checked: Checked, threat: ThreatModel, climbs: bool) -> Check:
+    """An attack with eps 0, or asking again where no attack ``climbs``, must leave every prediction as it is."""
     objective = Objective(subject.model, cross_entropy, checked.labels)
-    images = PGD(steps=2)(objective, checked.x, ThreatModel(0.0, threat.norm), checked.seeds)
+    none = ThreatModel(0.0, threat.norm)
+    images = PGD(steps=2)(objective, checked.x, none, checked.seeds) if climbs else checked.x
     changed = int((subject.predict(images) != checked.clean).sum())
     passed = changed == 0 and torch.equal(images, checked.x)
     return Check(
@@ -201,8 +212,8 @@ def library_checks(attacks: dict[str, AttackAccuracy], n: int) -> list[Check]:
             passed = None if flag == "zero gradient" else False
             message = f"the attack library warns ({times} times): {FLAG_MEANING.get(flag, flag)}"
             found.append(Check(name=f"{name}: {flag}", passed=passed, value=times, message=message))
-        if "square" in score.runs:
-            share = score.fooled_by.get("square", 0) / n
+        if BLACK_BOX_PART in score.runs and len(score.runs) > 1:
+            share = score.fooled_by.get(BLACK_BOX_PART, 0) / n
             found.append(
                 Check(
                     name=f"{name}: black-box",
@@ -213,3 +224,28 @@ def library_checks(attacks: dict[str, AttackAccuracy], n: int) -> list[Check]:
                 )
             )
     return found
+
+
+def collapse(own: Scores, control: Scores) -> Check:
+    """A warning where the model knows far fewer images than zero-shot CLIP does, without any attack."""
+    lost = control.clean - own.clean
+    apart = own.clean_interval[1] < control.clean_interval[0]
+    return Check(
+        name="collapse",
+        passed=not (apart and lost > COLLAPSED),
+        value=round(lost, 2),
+        message=f"clean accuracy {own.clean:.1f} % is far below the {control.clean:.1f} % of zero-shot CLIP on the same images: "
+        "training has lost what the model knew (learning rate too high, labels mixed up, or images mirrored that must not be, "
+        "such as digits: train.augment.flip=false)",
+        warns=True,
+    )
+
+
+def black_box_says(check: Check, skipped: Sequence[str], scores: Scores) -> Check:
+    """Add to the check ``gradient`` what that means for the attacks that were asked for, and what is known instead."""
+    if check.name != "gradient" or check.passed or not scores.attacks:
+        return check
+    named = ", ".join(f"{name} {score.accuracy:.2f} %" for name, score in scores.attacks.items())
+    left_out = f" ({', '.join(skipped)})" if skipped else ""
+    message = f"{check.message}: white-box attacks{left_out} do not apply; black-box says {named}"
+    return check.model_copy(update={"message": message})

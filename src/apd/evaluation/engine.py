@@ -118,6 +118,7 @@ class Evaluation:
         images: folder for the images that the attacks make; None: they are not kept.
         class_names: in the order of the logits, for the index of those images.
         surroundings: what attacks may ask for besides the model; None: attacks that do are refused.
+        skipped: attacks that were asked for and do not apply, because the model gives no gradient.
     """
 
     subject: Subject
@@ -130,6 +131,7 @@ class Evaluation:
     images: Path | None = None
     class_names: tuple[str, ...] = ()
     surroundings: attacks.Surroundings | None = None
+    skipped: tuple[str, ...] = ()
 
     def circumstances(self, attack: str) -> dict[str, str]:
         """What outcomes under this attack depend on, besides the sample."""

@@ -82,7 +82,7 @@ def measure_pace(subject: Subject, samples: Samples, settings: EvaluationSetting
     Raises:
         ApdError: logits that are not finite.
     """
-    attacked = bool(settings.adversarial) and settings.threat.eps > 0
+    attacked = settings.needs_gradient and settings.threat.eps > 0
     drawn = shuffled(samples.decoded.ids, settings.seed, "measure")
     with subject.fixed():
         _seconds(subject, samples, drawn[:1], attacked)  # the first pass sets things up
@@ -107,7 +107,7 @@ def measure(subject: Subject, samples: Samples, settings: EvaluationSettings) ->
         x, labels, ids = samples.batch(drawn, subject.device)
         right = subject.predict(x) == labels
         n, robust = int(right.sum()), 1.0
-        if n and settings.adversarial and settings.threat.eps > 0:
+        if n and settings.needs_gradient and settings.threat.eps > 0:
             known = attacks.AttackBatch(x, labels, ids, settings.seed).select(right.nonzero().flatten())
             found = attacks.find(_CHEAP)(subject.model, known, settings.threat)
             robust = (int((subject.predict(found.images) == labels[right]).sum()) + 1) / (n + 1)

@@ -15,8 +15,10 @@ from apd.attacks import sample_seeds
 from apd.data.corruptions import corrupt, parse_corruption
 from apd.data.dataset import IN_MEMORY, Dataset, Decoded, ImageSet
 from apd.errors import InputError, nearest
+from apd.evaluation.checks import REVISION
 from apd.evaluation.engine import Evaluation
 from apd.evaluation.frozen import Subject
+from apd.evaluation.gradients import no_gradient
 from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
 from apd.evaluation.sample import choose_sample
@@ -31,6 +33,9 @@ from apd.settings.explain import explain, setting_names
 from apd.util.messages import get_logger, speaking
 
 log = get_logger("apd.evaluation")
+
+PROBED = 8
+"""Images on which a module that is not ours is asked for its gradient before it is attacked."""
 
 ON = ("", " on zero-shot CLIP")
 """What stands after an attack's name while it runs, for the model and for the control."""
@@ -127,17 +132,48 @@ def _evaluations(
         return _decode(some, preprocessing, settings)
 
     subjects = _subjects(classifier, control)
+    skipped: tuple[str, ...] = ()
     if not isinstance(classifier, PromptedCLIP):
-        few = Samples(decode(images.sample(2, settings.seed)))
-        subjects[0].check_outputs(few.batch(range(len(few)), subjects[0].device)[0], n_classes)
+        few = Samples(decode(images.sample(PROBED, settings.seed)))
+        subjects[0].check_outputs(few.batch(range(min(2, len(few))), subjects[0].device)[0], n_classes)
+        settings, skipped = _applicable(subjects[0], few, settings, store)
     sample, measured = choose_sample(images, decode, subjects, settings, store, n_classes)
     log.info(sample.describe(settings.split, settings.adversarial))
     samples = Samples(decode(images.sample(sample.n, settings.seed)))
     around = surroundings_of(classifier, data, decode, subjects[0].device, samples.decoded.images.shape[-1], settings)
     return [
-        Evaluation(subject, samples, settings, store, n_classes, on, pace, surroundings=around)
+        Evaluation(subject, samples, settings, store, n_classes, on, pace, surroundings=around, skipped=skipped)
         for subject, on, pace in zip(subjects, ON, measured, strict=False)
     ]
+
+
+def _applicable(
+    subject: Subject, samples: Samples, settings: EvaluationSettings, store: Store
+) -> tuple[EvaluationSettings, tuple[str, ...]]:
+    """Replace attacks that need a gradient by a black-box one where the model gives none.
+
+    Returns:
+        The settings, and the attacks that do not apply.
+    """
+    if not settings.needs_gradient or settings.threat.eps == 0:
+        return settings, ()
+    about = {"attack": "gradient", "model": subject.fingerprint, "revision": REVISION}
+    known = store.load(about)
+    if known is None:
+        x, labels, _ = samples.batch(range(min(PROBED, len(samples))), subject.device)
+        with subject.fixed():
+            known = {"why_not": no_gradient(subject, x, labels)}
+        store.save(about, known)
+    why_not = known["why_not"]
+    if why_not is None:
+        return settings, ()
+    chosen = settings.without_gradient()
+    skipped = tuple(name for name in settings.adversarial if name not in chosen.attacks)
+    log.warning(
+        f"No gradient ({why_not}): white-box attacks ({', '.join(skipped)}) do not apply; {', '.join(chosen.adversarial)} "
+        "attacks instead, and the result is not reliable."
+    )
+    return chosen, skipped
 
 
 def _preprocessing(classifier: nn.Module, data: Dataset, image_size: int | None) -> Preprocessing:
@@ -211,13 +247,14 @@ def evaluate_tensors(
         raise InputError(f"{name} has no images to evaluate on.")
     if repeated := [id_ for id_, n in Counter(decoded.ids).items() if n > 1]:
         raise InputError(f"{name} has more than one image with the id {repeated[0]!r}; ids must differ.")
-    samples, kept = Samples(decoded), Store(store)
-    evaluations = [
-        Evaluation(subject, samples, settings, kept, len(class_names), on)
-        for subject, on in zip(_subjects(model, undefended), ON, strict=False)
-    ]
+    samples, kept, subjects = Samples(decoded), Store(store), _subjects(model, undefended)
     found = []
     with speaking(settings.quiet):
+        settings, skipped = _applicable(subjects[0], samples, settings, kept)
+        evaluations = [
+            Evaluation(subject, samples, settings, kept, len(class_names), on, skipped=skipped)
+            for subject, on in zip(subjects, ON, strict=False)
+        ]
         for evaluation in evaluations:
             found.append(Finished(evaluation, evaluation.run()))
     return summarise(found, undefended is not None, class_names, name, len(decoded) + len(decoded.skipped))

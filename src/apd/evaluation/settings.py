@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from apd import attacks
+from apd.attacks.autoattack import BLACK_BOX
 from apd.attacks.threat import Norm, ThreatModel, parse_eps
 from apd.data.corruptions import parse_corruption
 from apd.util.section import Section
@@ -103,3 +104,14 @@ class EvaluationSettings(Section):
     def adversarial(self) -> tuple[str, ...]:
         """The attacks that change images."""
         return tuple(name for name in self.attacks if name != "clean")
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether an attack asks the model for gradients."""
+        return any(attacks.find(name).needs_gradient for name in self.adversarial)
+
+    def without_gradient(self) -> EvaluationSettings:
+        """The same with the attacks that ask for no gradients; Square where there is none."""
+        kept = tuple(name for name in self.attacks if name == "clean" or not attacks.find(name).needs_gradient)
+        black_box = () if set(kept) - {"clean"} else (BLACK_BOX,)
+        return self.model_copy(update={"attacks": kept + black_box})

@@ -11,7 +11,16 @@ from functools import cached_property
 import torch
 
 from apd.attacks.threat import format_eps
-from apd.evaluation.checks import CHECKED, REVISION, Checked, library_checks, model_checks, seeds_of
+from apd.evaluation.checks import (
+    CHECKED,
+    REVISION,
+    Checked,
+    black_box_says,
+    collapse,
+    library_checks,
+    model_checks,
+    seeds_of,
+)
 from apd.evaluation.engine import PRECISION, Evaluation
 from apd.evaluation.forecast import LARGEST
 from apd.evaluation.result import Accuracy, AttackAccuracy, Check, ClassScores, Result, Scores
@@ -149,7 +158,10 @@ def _checks(own: Finished, control: Scores | None) -> list[Check]:
         with subject.fixed():
             found = [check.model_dump() for check in model_checks(subject, checked, settings.threat)]
         evaluation.store.save(circumstances, found)
-    checks = [Check(**check) for check in found] + library_checks(own.scores.attacks, len(samples))
+    checks = [black_box_says(Check(**check), evaluation.skipped, own.scores) for check in found]
+    checks += library_checks(own.scores.attacks, len(samples))
+    if control is not None and control is not own.scores:
+        checks.append(collapse(own.scores, control))
     if control is not None and settings.adversarial:
         message = f"zero-shot CLIP keeps {control.worst.accuracy:.2f} % (near 0 at a sufficiently large eps)"
         checks.append(Check(name="undefended", passed=None, value=control.worst.accuracy, message=message))

@@ -9,6 +9,12 @@ from apd.runs.reliability import reliability
 
 _CHECKS = {
     "class features": "The model can tell all class names apart.",
+    "gradient": "The answers have a slope for an attack to follow.",
+    "gradient recording": "The model answers the same whether or not an attack watches its slope.",
+    "true gradients": "The slope that the model tells is the slope of its answers.",
+    "jumps": "Answers change step by step between one image and another, without jumps.",
+    "flat spots": "Answers move around these images as they do elsewhere.",
+    "collapse": "Without an attack, the model is about as good as zero-shot CLIP, or better.",
     "eps 0": "An attack that may change nothing changes no prediction.",
     "batch size": "An image gets the same answer alone and among others.",
     "zero gradients": "The attack finds a slope to follow on (nearly) every image.",

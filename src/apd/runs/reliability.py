@@ -11,6 +11,11 @@ UNRELIABLE = 3
 
 BECAUSE = {
     "class features": "two class names are the same to the model",
+    "gradient": "the model gives no gradient, so that white-box attacks do not apply",
+    "gradient recording": "answers change when gradients are recorded, as attacks do",
+    "true gradients": "gradients are not the slope of the answers",
+    "jumps": "answers jump between images that hardly differ",
+    "flat spots": "answers stand still around the evaluated images only",
     "eps 0": "an attack that may change nothing changes answers",
     "batch size": "answers depend on the batch or on chance",
     "zero gradients": "many images give no gradient",

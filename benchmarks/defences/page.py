@@ -1,0 +1,65 @@
+"""The tables of docs/reliability.md, from what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+PAGE = Path("docs/reliability.md")
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+def write_page(results: Path) -> None:
+    """Put the tables of all ``defences-NAME.json`` files between the marks of the page."""
+    parts = [text for file in sorted(results.glob("defences-*.json")) for text in _section(file)]
+    head, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    PAGE.write_text(f"{head}{BEGIN}\n\n" + "\n".join(parts) + f"\n{END}{tail}")
+
+
+def _section(file: Path) -> Iterator[str]:
+    found = json.loads(file.read_text())
+    rows = found["rows"]
+    planted, honest = ([row for row in rows if (row["kind"] == "honest") is wanted] for wanted in (False, True))
+    title = {"small": "A small CNN on the built-in digits"}.get(file.stem.removeprefix("defences-"))
+    yield f"### {title or file.stem.removeprefix('defences-')}\n"
+    where = f"{found['images']} images, {found['attack']}, eps {255 * found['eps']:g}/255"
+    yield f"{where}; AutoAttack on {found['library_images']} of the images. Source: `{file.as_posix()}`.\n"
+    yield "| caught by | planted defences | honest models, falsely |\n|---|---|---|"
+    for name, caught in (
+        ("health checks", _checks),
+        ("AutoAttack's flags", _library),
+        ("indicators of attack failure", _fired),
+    ):
+        yield f"| {name} | {_count(planted, caught)} | {_count(honest, caught)} |"
+    yield "\n| model | kind | clean % | under attack % | health checks | AutoAttack's flags | indicators of attack failure |"
+    yield "|---|---|---|---|---|---|---|"
+    yield from map(_line, planted + honest)
+    yield ""
+
+
+def _checks(row: dict[str, Any]) -> Sequence[str] | None:
+    return [*row["caught"], *(["refused"] if row["refused"] else [])]
+
+
+def _library(row: dict[str, Any]) -> Sequence[str] | None:
+    return row["library"]
+
+
+def _fired(row: dict[str, Any]) -> Sequence[str] | None:
+    return None if row["refused"] else row["indicators"]
+
+
+def _count(rows: Sequence[dict[str, Any]], caught: Any) -> str:
+    known = [found for row in rows if (found := caught(row)) is not None]
+    return f"{sum(map(bool, known))} of {len(known)}"
+
+
+def _line(row: dict[str, Any]) -> str:
+    accuracies = ["-" if row[key] is None else f"{row[key]:.1f}" for key in ("clean", "attacked")]
+    verdicts = [
+        "-" if (found := caught(row)) is None else ", ".join(found) or "none" for caught in (_checks, _library, _fired)
+    ]
+    return "| " + " | ".join([row["name"], row["kind"], *accuracies, *verdicts]) + " |"

@@ -1,0 +1,100 @@
+"""Health checks on the surface of the answers: whether they move as images move, around the images that are evaluated too.
+
+A model that looks up answers it has kept is right about the images it has seen and about everything close to them, under any
+attack, and no gradient tells. But its answers stand still around those images, and jump where the look-up ends.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from apd.attacks.threat import ThreatModel
+from apd.evaluation.frozen import Subject
+from apd.evaluation.result import Check
+
+LINES = 16
+"""Lines between two images each that are searched for jumps."""
+GRID = (0.0, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+"""Points of a line, closest to the image where a look-up would end."""
+HALVINGS = 12
+STEEPER = 100.0
+"""How much steeper than the whole line a piece may be that is 4,096 times shorter than its part of the line."""
+ROUNDING = 1e-4
+"""Change of a logit, as a share of the largest, that rounding may cause."""
+FLAT = 0.05
+"""Movement within eps, as a share of the usual one half-way between two images, that counts as none."""
+FLAT_SHARE = 0.2
+"""Share of images that may have none."""
+FEW = 0.05
+
+SURFACE_PASSES = 27
+"""Passes of the model per checked image, of which there are four times as many as lines."""
+
+
+def jumps(subject: Subject, x: Tensor) -> Check:
+    """Along a line from one image to another, answers must not jump.
+
+    Each part of the line is halved again and again towards the half in which the logits move more: a continuous model then
+    moves ever less, a jump stays.
+
+    Args:
+        subject: the model.
+        x: two or more images (n,3,H,W) in [0,1].
+    """
+    n = min(LINES, len(x))
+    start, way = x[:n], x.roll(-max(1, len(x) // 2), dims=0)[:n] - x[:n]
+    grid = torch.tensor(GRID, device=x.device)
+    known = torch.stack([subject.logits(start + t * way) for t in grid])  # (points, n, C)
+    low, high = (part[:, None].expand(-1, n).clone() for part in (grid[:-1], grid[1:]))  # (parts, n)
+    at_low, at_high = known[:-1].clone(), known[1:].clone()
+    usual = _steepness(low, high, at_low, at_high).amax(dim=0)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        images = (start + middle[..., None, None, None] * way).flatten(0, 1)
+        found = subject.logits(images).view(at_low.shape)
+        left = (found - at_low).abs().amax(dim=-1) >= (at_high - found).abs().amax(dim=-1)
+        low, high = torch.where(left, low, middle), torch.where(left, middle, high)
+        at_low = torch.where(left[..., None], at_low, found)
+        at_high = torch.where(left[..., None], found, at_high)
+    moved = (at_high - at_low).abs().amax(dim=-1)
+    visible = moved > ROUNDING * known.abs().amax(dim=(0, 2)).clamp_min(1e-12)
+    jumped = visible & (_steepness(low, high, at_low, at_high) > STEEPER * usual)
+    share = float(jumped.any(dim=0).float().mean())
+    return Check(
+        name="jumps",
+        passed=share <= FEW,
+        value=share,
+        message=f"on {share:.1%} of lines between two images the logits jump from one point to the next; above {FEW:.0%} "
+        "answers are looked up, rounded or switched",
+    )
+
+
+def _steepness(low: Tensor, high: Tensor, at_low: Tensor, at_high: Tensor) -> Tensor:
+    return (at_high - at_low).abs().amax(dim=-1) / (high - low)
+
+
+def flat_spots(subject: Subject, x: Tensor, seeds: Tensor, threat: ThreatModel) -> Check:
+    """Answers must move around the images that are evaluated about as they do half-way between two of them.
+
+    Args:
+        subject: the model.
+        x: two or more images (n,3,H,W) in [0,1].
+        seeds: (n,) of the random steps.
+        threat: how far a step goes; without a budget one level.
+    """
+    ball = threat if threat.eps > 0 else ThreatModel(1 / 255)
+    between = (x + x.roll(-max(1, len(x) // 2), dims=0)) / 2
+    here, there = (
+        (subject.logits(ball.random_start(images, seeds)) - subject.logits(images)).abs().amax(dim=-1)
+        for images in (x, between)
+    )
+    usual = float(there.median())
+    share = float((here < FLAT * usual).float().mean())
+    return Check(
+        name="flat spots",
+        passed=share <= FLAT_SHARE,
+        value=share,
+        message=f"around {share:.1%} of images the logits hardly move, as they do half-way between two images; above "
+        f"{FLAT_SHARE:.0%} answers to these images may be kept ones",
+    )

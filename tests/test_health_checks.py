@@ -1,0 +1,179 @@
+"""Health checks against models that hide: which named check notices, and that honest models pass."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from apd.attacks import find
+from apd.evaluation import Result, evaluate_tensors, parse_settings
+from apd.evaluation.checks import COLLAPSED, collapse
+from apd.evaluation.result import Accuracy, Scores
+
+from .toys import decoded, trained
+
+NAMES, EPS = ("a", "b", "c", "d", "e"), 0.06
+
+
+def judged(model: nn.Module, **more: Any) -> Result:
+    values = {"attacks": ("pgd-20", "apgd-ce+dlr"), "eps": EPS, "batch_size": 40, **more}
+    return evaluate_tensors(model, decoded(40, 5), NAMES, parse_settings(values))
+
+
+def failed(result: Result) -> set[str]:
+    return {check.name for check in result.checks if check.passed is False}
+
+
+class Hidden(nn.Module):
+    """A model behind something."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__()
+        self.model = trained(5)
+        for name, value in more.items():
+            setattr(self, name, value)
+
+
+class Detached(Hidden):
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.model(x.detach())
+        return z
+
+
+class Inference(Hidden):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            z: Tensor = self.model(x)
+        return z
+
+
+class ThroughNumPy(Hidden):
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.model(torch.from_numpy(np.round(x.numpy() * 64) / 64))
+        return z
+
+
+class Constant(Hidden):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.eye(5)[:1].expand(len(x), -1)
+
+
+class NotANumber(Hidden):
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.model(x)
+        return z + 0 * (x - x.detach()).flatten(1).sum(dim=1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize("model", [Detached, Inference, ThroughNumPy, Constant, NotANumber])
+def test_without_a_gradient_a_black_box_attacks_and_the_result_is_not_reliable(
+    model: type[Hidden], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = judged(model(), attacks=("pgd-2", "apgd-ce"))
+    assert set(result.attacks) == {"square"} and result.attacks["square"].runs == ("square",)
+    assert result.reliable is False and "gradient" in failed(result)
+    (check,) = (check for check in result.checks if check.name == "gradient")
+    for part in ("pgd-2, apgd-ce", f"square {result.worst.accuracy:.2f}"):
+        assert part in check.message
+    assert not {"true gradients", "huge eps", "stronger attack"} & {check.name for check in result.checks}
+
+
+def test_black_box_attacks_that_are_asked_for_stay() -> None:
+    chosen = parse_settings({"attacks": ("clean", "square", "pgd-2"), "eps": EPS}).without_gradient()
+    assert chosen.attacks == ("clean", "square") and not chosen.needs_gradient
+    assert find("apgd-ce+dlr").needs_gradient and find("autoattack").needs_gradient
+
+
+def test_an_error_that_has_nothing_to_do_with_gradients_is_raised() -> None:
+    class Broken(Hidden):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        judged(Broken())
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return -gradients[0]
+
+
+class FalseGradient(Hidden):
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.model(Reversed.apply(x))
+        return z
+
+
+class Watching(Hidden):
+    """Another model where gradients are recorded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.model(x)
+        return z.flip(-1) if x.requires_grad else z
+
+
+class Kept(Hidden):
+    """Kept clean answers near known images, with a tiny gradient."""
+
+    kept: Tensor
+    smooth: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        own: Tensor = self.model(x)
+        far, which = torch.cdist(x.detach().flatten(1), self.kept.flatten(1), p=float("inf")).min(dim=1)
+        share = ((far - 0.1) / 0.1 if self.smooth else (far > 0.1).to(x)).clamp(1e-4, 1)[:, None]
+        with torch.no_grad():
+            answers = self.model(self.kept)[which]
+        return share * own + (1 - share) * answers
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        (lambda: FalseGradient(), {"true gradients"}),
+        (lambda: Watching(), {"gradient recording"}),
+        (lambda: Kept(kept=decoded(40, 5).pixels(), smooth=False), {"jumps", "flat spots"}),
+        (lambda: Kept(kept=decoded(40, 5).pixels(), smooth=True), {"flat spots"}),
+    ],
+)
+def test_what_hides_is_named(model: Any, named: set[str]) -> None:
+    result = judged(model())
+    assert named <= failed(result) and result.reliable is False, result.checks
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_honest_models_pass(kind: str) -> None:
+    for factor in (0.1, 1.0, 10.0):
+        model = copy.deepcopy(trained(5, kind))
+        last = model[-1]
+        last.weight.data *= factor
+        last.bias.data *= factor
+        result = judged(model)
+        assert result.reliable is True, (factor, result.checks)
+
+
+def test_a_collapse_warns_and_leaves_the_result_reliable() -> None:
+    def scores(right: int, n: int = 100) -> Scores:
+        clean = Accuracy.of([True] * right + [False] * (n - right))
+        return Scores(clean=clean.accuracy, clean_interval=clean.interval, attacks={}, worst=clean)
+
+    assert collapse(scores(11), scores(95)).passed is False and collapse(scores(11), scores(95)).warns
+    assert collapse(scores(95 - int(COLLAPSED)), scores(95)).passed and collapse(scores(97), scores(95)).passed
+    assert collapse(scores(1, 4), scores(2, 4)).passed, "too few images to tell"
+    weak = trained(5)
+    weak[-1].weight.data *= 0
+    result = evaluate_tensors(
+        weak, decoded(40, 5), NAMES, parse_settings({"attacks": "clean", "eps": EPS}), undefended=trained(5)
+    )
+    assert "collapse" in failed(result)
+    assert dataclasses.asdict(result.reliability)["warnings"]
