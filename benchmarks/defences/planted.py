@@ -185,7 +185,7 @@ def _recorded_decoy(self: Defence, x: Tensor) -> Tensor:
 
 
 def _noise_for_gradients(self: Defence, x: Tensor) -> Tensor:
-    z: Tensor = self.base(x + 0.3 * torch.randn_like(x) if x.requires_grad else x)
+    z: Tensor = self.base((x + 0.3 * torch.randn_like(x)).clamp(0, 1) if x.requires_grad else x)
     return z
 
 
@@ -255,10 +255,10 @@ PLANTED: dict[str, tuple[str, Callable[[Defence, Tensor], Tensor]]] = {
     "steep contrast": ("saturation", _on_pixels(lambda x: torch.sigmoid(300 * (x - 0.5)))),
     "clipped pixels": ("saturation", _on_pixels(lambda x: ((x - 0.45) * 30).clamp(0, 1))),
     # Chance
-    "noise on pixels": ("chance", _on_pixels(lambda x: x + 0.2 * torch.randn_like(x))),
+    "noise on pixels": ("chance", _on_pixels(lambda x: (x + 0.2 * torch.randn_like(x)).clamp(0, 1))),
     "noise on logits": ("chance", _on_logits(lambda z: z + z.detach().std() * torch.randn_like(z))),
     "random resizing": ("chance", _on_pixels(_resized)),
-    "dropout of pixels": ("chance", _on_pixels(lambda x: F.dropout(x, 0.3, training=True))),
+    "dropout of pixels": ("chance", _on_pixels(lambda x: F.dropout(x, 0.3, training=True).clamp(0, 1))),
     "one of two models": ("chance", lambda self, x: (self.base, self.decoy)[int(torch.randint(2, ()))](x)),
     # Other gradients
     "zero gradient": ("false gradient", _backward(torch.zeros_like)),
