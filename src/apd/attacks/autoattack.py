@@ -104,7 +104,8 @@ class LibraryAttack(EvaluationAttack):
         robust = torch.arange(len(batch), device=batch.x.device)
         devices = [batch.x.device] if batch.x.is_cuda else []
         with torch.random.fork_rng(devices=devices), _flags() as flags, torch.no_grad():
-            n_classes = model(batch.x[:1]).shape[-1]
+            one = model(batch.x[:1])
+            n_classes, model = one.shape[-1], _Normal(model) if one.is_inference() else model
             library = _standard(model, threat, n_classes, batch.seed, batch.x.device)
             if self.name == "autoattack" and not watch.done:
                 _check_defence(model, batch.x, batch.labels)
@@ -126,6 +127,19 @@ class LibraryAttack(EvaluationAttack):
                     seen = Counter(flags)
                 robust = robust[predicted == left.labels]
         return Found(found, by, flags)
+
+
+class _Normal(nn.Module):
+    """A model that answers in inference mode, with answers that may be changed: the library writes into them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B,C)."""
+        z: Tensor = self.model(x)
+        return z.clone()
 
 
 def _standard(model: nn.Module, threat: ThreatModel, n_classes: int, seed: int, device: torch.device) -> AutoAttack:
