@@ -94,7 +94,7 @@ def test_a_killed_evaluation_resumes_to_the_same_result(
 
 def test_the_store_can_be_read_by_a_person_and_is_never_half_written(tmp_path: Path) -> None:
     counting_run(tmp_path)
-    assert sorted(path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir()) == ["clean", "pgd-5"]
+    assert sorted(path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir()) == ["clean", "gradient", "pgd-5"]
     (record,) = tmp_path.glob("pgd-5-*.jsonl")
     head, *rows = [json.loads(line) for line in record.read_text().splitlines()]
     assert head["circumstances"]["eps"] == repr(EPS) and head["circumstances"]["precision"] == "float32"
@@ -107,7 +107,7 @@ def test_the_store_can_be_read_by_a_person_and_is_never_half_written(tmp_path: P
 
 def test_store_appends(tmp_path: Path) -> None:
     counting_run(tmp_path, n=16)
-    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    before = {file: file.read_bytes() for file in tmp_path.glob("*.jsonl")}
     counting_run(tmp_path, n=40)
     for file, content in before.items():
         assert file.read_bytes().startswith(content) and file.stat().st_size > len(content)

@@ -153,7 +153,7 @@ def test_what_hides_is_named(model: Any, named: set[str]) -> None:
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])
 def test_honest_models_pass(kind: str) -> None:
-    for factor in (0.1, 1.0, 10.0):
+    for factor in (0.1, 1.0, 3.0):
         model = copy.deepcopy(trained(5, kind))
         last = model[-1]
         last.weight.data *= factor

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.defences.table import STOPS
+
 PAGE = Path("docs/reliability.md")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
@@ -54,7 +56,9 @@ def _fired(row: dict[str, Any]) -> Sequence[str] | None:
 
 def _count(rows: Sequence[dict[str, Any]], caught: Any) -> str:
     known = [found for row in rows if (found := caught(row)) is not None]
-    return f"{sum(map(bool, known))} of {len(known)}"
+    flagged = [found for found in known if set(found) - {STOPS}]
+    stopped = sum(list(found) == [STOPS] for found in known)
+    return f"{len(flagged)} of {len(known)}" + (f", and {stopped} stop it with an error" if stopped else "")
 
 
 def _line(row: dict[str, Any]) -> str:

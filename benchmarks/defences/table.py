@@ -25,6 +25,8 @@ ATTACK = "apgd-ce+dlr"
 LIBRARY = ("apgd-ce", "apgd-t", "square")
 """Parts of AutoAttack that ran for its column; FAB, which finds minimal distances and raises no flag, is left out."""
 
+STOPS = "stops with an error"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -106,7 +108,7 @@ def _plain(model: nn.Module) -> nn.Module:
 
 
 def _library(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, threat: ThreatModel) -> list[str]:
-    """AutoAttack's own flags, and whether Square fools what APGD did not; a model that it cannot attack counts as flagged."""
+    """AutoAttack's own flags, whether Square fools what APGD did not, and whether it stops with an error."""
     found: list[str] = []
     standing = AttackBatch(x, labels, [str(i) for i in range(len(x))])
     try:
@@ -125,5 +127,6 @@ def _library(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, threat: Th
                 found.append("black-box")
             standing = standing.select(robust.nonzero().flatten())
     except RuntimeError as error:
-        found.append(f"stops: {str(error).splitlines()[0][:60]}")
+        print(f"AutoAttack stops: {error}")
+        found.append(STOPS)
     return list(dict.fromkeys(found))
