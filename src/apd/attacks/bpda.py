@@ -183,6 +183,11 @@ class StraightThrough(EvaluationAttack):
     only_if_blocked: bool = False
     name: str = "bpda"
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it needs the model's own gradients: it makes up for those that are missing."""
+        return False
+
     def part_passes(self, n_classes: int) -> tuple[int, ...]:
         """Return the model passes per batch if no sample is fooled; one with a gradient counts twice."""
         return (3,) if self.only_if_blocked else (3 + sum(self.inner.part_passes(n_classes)),)
@@ -193,5 +198,12 @@ class StraightThrough(EvaluationAttack):
         with bridged(model, batch.x) as found:
             if self.only_if_blocked and not found:
                 return Found(batch.x, [self.name] * len(batch))
-            images = self.inner(model, batch, threat).images
+            try:
+                images = self.inner(model, batch, threat).images
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise InputError(
+                    f"bpda finds no way past what cuts the gradient ({str(error).splitlines()[0][:90]}); use --attack square."
+                ) from error
         return Found(images, [self.name] * len(batch))

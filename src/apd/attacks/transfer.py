@@ -49,6 +49,11 @@ class Transfer(EvaluationAttack):
         """What it is called in a result."""
         return f"transfer:{self.source}"
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it asks the model under attack for gradients: it asks its source only."""
+        return False
+
     def prepared(self, surroundings: Surroundings) -> Transfer:
         """Load the source."""
         return replace(self, made_on=surroundings.classifier(self.source))

@@ -246,6 +246,6 @@ def black_box_says(check: Check, skipped: Sequence[str], scores: Scores) -> Chec
     if check.name != "gradient" or check.passed or not scores.attacks:
         return check
     named = ", ".join(f"{name} {score.accuracy:.2f} %" for name, score in scores.attacks.items())
-    left_out = f" ({', '.join(skipped)})" if skipped else ""
-    message = f"{check.message}: white-box attacks{left_out} do not apply; black-box says {named}"
+    left_out = f"white-box attacks ({', '.join(skipped)}) do not apply; black-box says" if skipped else "without one"
+    message = f"{check.message}: {left_out} {named}"
     return check.model_copy(update={"message": message})
