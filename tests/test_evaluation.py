@@ -329,7 +329,7 @@ def test_base_and_new_classes() -> None:
         ({"attacks": ("clean", "apgd-cc")}, ["apgd-cc", meant("apgd-ce")]),
         ({"attacks": "pgd-0"}, ["pgd-0", "pgd-1"]),
         ({"eps": 4}, ["eps", "4", meant("4/255")]),
-        ({"norm": "l1"}, ["norm", "l1", "linf", "l2"]),
+        ({"norm": "l3"}, ["norm", "l3", "linf", "l2"]),
         ({"limit": 0}, ["limit", "0", "all", "auto"]),
         ({"epss": 1}, ["epss", meant("eps")]),
     ],
