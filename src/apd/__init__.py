@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from apd.data import Dataset, load_data
     from apd.errors import ApdError, InputError
     from apd.evaluation import calibrate_run, evaluate, evaluate_classifier, evaluate_run
+    from apd.evaluation.board import leaderboard
     from apd.evaluation.certified.certify import certify, certify_run
     from apd.evaluation.compare import compare_runs
     from apd.evaluation.precision import precision
+    from apd.evaluation.verify import verify_run
     from apd.evaluation.wording.measure import evaluate_run_wording, evaluate_wording
     from apd.models import DualEncoder, load_clip
     from apd.models.classifier import PromptedCLIP
@@ -53,11 +55,13 @@ __all__ = [
     "evaluate_run_wording",
     "evaluate_wording",
     "import_run",
+    "leaderboard",
     "load_clip",
     "load_data",
     "load_run",
     "precision",
     "train",
+    "verify_run",
 ]
 
 # Imported when first asked for, so that `import apd` and `apd --help` do not wait for torch.
@@ -80,11 +84,13 @@ _HOMES = {
     "evaluate_run_wording": "apd.evaluation.wording.measure",
     "evaluate_wording": "apd.evaluation.wording.measure",
     "import_run": "apd.runs.imported",
+    "leaderboard": "apd.evaluation.board",
     "load_clip": "apd.models",
     "load_data": "apd.data",
     "load_run": "apd.runs.load",
     "precision": "apd.evaluation.precision",
     "train": "apd.training.start",
+    "verify_run": "apd.evaluation.verify",
 }
 
 _ROOMS = ("export",)

@@ -21,12 +21,15 @@ from apd.cli import (
     explore,
     export,
     imports,
+    leaderboard,
     listing,
     precision,
     predict,
     report,
+    schema,
     serve,
     train,
+    verify,
     wording,
 )
 from apd.errors import ApdError
@@ -56,6 +59,9 @@ app.command()(export.export)
 app.command()(explore.explore)
 app.command()(doctor.doctor)
 app.command()(report.report)
+app.command()(leaderboard.leaderboard)
+app.command()(schema.schema)
+app.command()(verify.verify)
 app.command(name="import")(imports.import_)
 app.command(name="list")(listing.listing)
 

@@ -197,6 +197,11 @@ def _preprocessing(classifier: nn.Module, data: Dataset, image_size: int | None)
     return Preprocessing.plain(image_size)
 
 
+def decode_for(classifier: PromptedCLIP, images: ImageSet, settings: EvaluationSettings) -> Decoded:
+    """Decode images as a classifier wants them, corrupted if the settings say so."""
+    return _decode(images, classifier.encoder.info.preprocessing, settings)
+
+
 def own_image_size(classifier: nn.Module) -> int | None:
     """Read the side of the images that a module takes off its attribute ``image_size``, where it has one."""
     own = getattr(classifier, "image_size", None)

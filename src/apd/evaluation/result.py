@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 from torch import Tensor
 
 from apd.data.unreadable import how_to_convert
@@ -82,13 +82,23 @@ class Check(BaseModel):
     warns: bool = False
 
 
-class Result(Scores):
-    """All that an evaluation found, with its circumstances; eps is in [0,1] pixel units at ``image_size`` pixels.
+SCHEMA_VERSION: Literal[1] = 1
+"""Version of a result as JSON; raised when a field is removed or means something else. `apd schema` prints the schema."""
 
+
+class ResultRecord(Scores):
+    """A result as JSON has it, with its circumstances; eps is in [0,1] pixel units at ``image_size`` pixels.
+
+    ``classifier`` is a hash of weights, prompts, class names and code, ``images_sha256`` one of the images, with ids and labels.
     ``n`` images of the ``n_available`` in the split, drawn at random where they are fewer: ``limit`` is what was asked for.
     ``batch_size`` is the largest that could have been used, `AttackAccuracy.batch_sizes` are those that were.
     """
 
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    classifier: str
+    images_sha256: str
     n: int
     n_available: int
     limit: int | str
@@ -109,12 +119,6 @@ class Result(Scores):
     precision: str
     batch_size: int
     skipped_images: tuple[str, ...]
-    ids: tuple[str, ...] = Field(exclude=True, repr=False)
-    labels: tuple[int, ...] = Field(exclude=True, repr=False)
-    predictions: dict[str, tuple[int, ...]] = Field(exclude=True, repr=False)
-    pixels: tuple[str, ...] = Field((), exclude=True, repr=False)
-    class_names: tuple[str, ...] = Field((), exclude=True, repr=False)
-    undefended_predictions: dict[str, tuple[int, ...]] | None = Field(None, exclude=True, repr=False)
 
     @property
     def reliability(self) -> Reliability:
@@ -132,6 +136,17 @@ class Result(Scores):
     def unreliable_because(self) -> tuple[str, ...]:
         """Why the accuracies cannot be trusted; empty where they can."""
         return self.reliability.because
+
+
+class Result(ResultRecord):
+    """All that an evaluation found: its record, and what became of each image, which is kept beside it."""
+
+    ids: tuple[str, ...] = Field(exclude=True, repr=False)
+    labels: tuple[int, ...] = Field(exclude=True, repr=False)
+    predictions: dict[str, tuple[int, ...]] = Field(exclude=True, repr=False)
+    pixels: tuple[str, ...] = Field((), exclude=True, repr=False)
+    class_names: tuple[str, ...] = Field((), exclude=True, repr=False)
+    undefended_predictions: dict[str, tuple[int, ...]] | None = Field(None, exclude=True, repr=False)
 
     @property
     def sound(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,11 @@ from torch import Tensor
 
 from apd.data.dataset import Decoded
 from apd.evaluation.store import Key
+
+
+def hash_of_keys(keys: Sequence[Key]) -> str:
+    """Hash ids, fingerprints of pixels and labels, in their order."""
+    return hashlib.sha256(json.dumps(keys).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +35,11 @@ class Samples:
         images = self.decoded.images.cpu().contiguous()
         prints = (hashlib.blake2b(image.numpy().tobytes(), digest_size=8).hexdigest() for image in images)
         return list(zip(self.decoded.ids, prints, self.decoded.labels.tolist(), strict=True))
+
+    @property
+    def sha256(self) -> str:
+        """A hash of all keys."""
+        return hash_of_keys(self.keys)
 
     def batch(self, index: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, list[str]]:
         """Images in [0,1], labels and ids at ``index``."""

@@ -120,7 +120,12 @@ def load_stored(run: Run) -> list[Stored]:
     Raises:
         InputError: a damaged file.
     """
-    return [read_stored(file) for file in sorted(run.results.glob(f"{_SUMMARY}*.json"))]
+    return [read_stored(file) for file in summary_files(run.results)]
+
+
+def summary_files(results: Path) -> list[Path]:
+    """List the summaries in a folder of results, in the order of their names."""
+    return sorted(results.glob(f"{_SUMMARY}*.json"))
 
 
 def read_stored(file: Path) -> Stored:
@@ -131,15 +136,23 @@ def read_stored(file: Path) -> Stored:
     """
     summary = _read(file)
     summary = {"corruption": None, "skipped_images": [], "n_available": summary["n"], **summary}  # older ones lack them
-    outcomes = None
-    if _beside(file).is_file():
-        record = _read(_beside(file))
-        try:
-            outcomes = _outcomes(record)
-            outcomes = outcomes if _agrees(outcomes, summary) else None
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(_beside(file), error) from error
-    return Stored(file, summary, outcomes)
+    outcomes = read_outcomes(file)
+    return Stored(file, summary, outcomes if outcomes is not None and _agrees(outcomes, summary) else None)
+
+
+def read_outcomes(file: Path) -> Outcomes | None:
+    """Read what became of each image of the evaluation with this summary; None where that was not kept.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    if not _beside(file).is_file():
+        return None
+    record = _read(_beside(file))
+    try:
+        return _outcomes(record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(_beside(file), error) from error
 
 
 def _beside(file: Path) -> Path:

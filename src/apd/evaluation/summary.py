@@ -101,8 +101,10 @@ def summarise(
         attacks=own.scores.attacks,
         worst=own.scores.worst,
         undefended=control,
-        per_class=_per_class(labels, own.predictions, class_names),
+        per_class=per_class(labels, own.predictions, class_names),
         checks=_checks(own, control) if settings.checks else [],
+        # Of which classifier.
+        classifier=own.evaluation.subject.fingerprint,
         # What was asked for.
         eps=eps,
         eps_text=format_eps(eps),
@@ -114,6 +116,7 @@ def summarise(
         limit=settings.limit,
         batch_size=settings.batch_size or LARGEST,
         # On which images.
+        images_sha256=own.evaluation.samples.sha256,
         data=data,
         n_classes=len(class_names),
         image_size=decoded.images.shape[-1],
@@ -168,7 +171,7 @@ def _checks(own: Finished, control: Scores | None) -> list[Check]:
     return checks
 
 
-def _per_class(
+def per_class(
     labels: list[int], predictions: dict[str, list[int]], class_names: Sequence[str]
 ) -> dict[str, ClassScores]:
     """Clean and worst-case accuracy of each class that has samples."""

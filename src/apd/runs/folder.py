@@ -286,8 +286,11 @@ class Run:
         """
         if not self._ready():
             return
-        digest = sha256_of_file(self._file("prompts.safetensors"))
-        done = {"status": "done", "prompts_sha256": digest, "seconds": self.seconds, "summary": dict(summary)}
+        hashes = {
+            "prompts_sha256": sha256_of_file(self._file("prompts.safetensors")),
+            "config_sha256": sha256_of_file(self._file("config.yaml")),
+        }
+        done = {"status": "done", **hashes, "seconds": self.seconds, "summary": dict(summary)}
         self.manifest = {**self.manifest, **done, "facts": dict(facts or {})}
         if calibration is not None:
             self.manifest["calibration"] = calibration.record()

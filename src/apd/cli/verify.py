@@ -1,0 +1,62 @@
+"""`apd verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from apd.cli.common import AsJson, quiet_stdout
+from apd.util.text import printable, to_json
+
+if TYPE_CHECKING:
+    from apd.evaluation.findings import Verification
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(help="Run folder of somebody else.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Where its images are here; repeated for several data sets. (default: where the run says)"),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Where its CLIP model is here.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Images per evaluation that are attacked again.")] = 64,
+    seed: Annotated[int | None, typer.Option(help="Draws these images. (default: at random)")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Import what the run names as package.module:name.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a run that somebody else has made: one line per finding, exit code 0 verified, 1 not.
+
+    Compares hashes, settings, results, outcomes, records, health checks and model card with each other, then the images
+    and labels with the data, and attacks some images again, drawn anew: the stated accuracies must lie within the
+    intervals that these give. Nothing in the run is changed, and no code of it is executed.
+
+    Examples:
+      apd verify runs/stranger
+      apd verify runs/stranger --data photos --model openai/clip-vit-base-patch32 --samples 200
+      apd verify runs/stranger --json
+    """
+    from apd.evaluation.verify import verify_run
+
+    with quiet_stdout():
+        found = verify_run(
+            run, data=data or (), model=model, samples=samples, seed=seed, device=device, trust_code=trust_code
+        )
+    if as_json:
+        print(to_json(found.to_dict()))
+    else:
+        _show(found)
+    if not found.verified:
+        raise typer.Exit(1)
+
+
+def _show(found: Verification) -> None:
+    for finding in found.findings:
+        where = f" [{finding.result}]" if finding.result else ""
+        print(printable(f"{'ok  ' if finding.ok else 'FAIL'} {finding.about}: {finding.message}{where}"))
+    failed, again = len(found.failed), f"--samples {found.samples} --seed {found.seed}"
+    print(f"{'verified' if found.verified else f'NOT verified: {failed} findings'} (repeat with {again})")

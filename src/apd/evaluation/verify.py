@@ -1,0 +1,301 @@
+"""`verify_run`: judge a run folder of a stranger, by its files and by attacking some of its images again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from apd.data import Dataset, load_data
+from apd.data.dataset import Decoded, Split
+from apd.data.load import DATA
+from apd.errors import ApdError, InputError
+from apd.evaluation.engine import Evaluation
+from apd.evaluation.findings import Finding, Verification
+from apd.evaluation.frozen import Subject
+from apd.evaluation.measure import decode_for
+from apd.evaluation.result import Result
+from apd.evaluation.samples import Samples
+from apd.evaluation.settings import EvaluationSettings
+from apd.evaluation.statistics import mcnemar, wilson
+from apd.evaluation.store import Store
+from apd.evaluation.summary import Finished, summarise
+from apd.evaluation.surroundings import surroundings_of
+from apd.evaluation.verify_files import Claim, check_files, read_claims
+from apd.models import names_code
+from apd.models.classifier import PromptedCLIP
+from apd.runs.folder import Run
+from apd.runs.load import load_run
+from apd.util.device import pick_device
+from apd.util.files import read_yaml
+from apd.util.messages import get_logger, speaking
+from apd.util.plugins import is_spec
+from apd.util.text import one_line, printable
+
+log = get_logger("apd.evaluation")
+
+SAMPLES = 64
+"""Images per evaluation that are attacked again unless another number is asked for."""
+_NAMED = ("targeted", "foolbox", "torchattacks")
+"""Words before the colon in an attack's name that are not a module's."""
+_SURE = 0.999
+"""Confidence of the interval in which the accuracy on all images must lie: one in a thousand honest ones may not."""
+_UNLIKELY = 0.01
+"""p-value of McNemar's test below which outcomes are called better than those of the attack that was repeated."""
+
+
+def verify_run(
+    path: str | Path,
+    *,
+    data: Sequence[str] = (),
+    model: str | None = None,
+    samples: int = SAMPLES,
+    seed: int | None = None,
+    device: str = "auto",
+    trust_code: bool = False,
+    quiet: bool = False,
+) -> Verification:
+    """Judge a run folder that somebody else has made.
+
+    Hashes of prompts, settings and CLIP model, the agreement of results, outcomes, records, health checks and model card, and
+    for each evaluation: the images, the answers without an attack, and the accuracies when some images, drawn anew, are
+    attacked again as was stated. Nothing in the run is changed.
+
+    Args:
+        path: the run folder.
+        data: where the images are here, one per data set; what is not given is looked for where the run says.
+        model: where the CLIP model is here.
+        samples: images per evaluation that are attacked again.
+        seed: draws them; None: drawn at random, so that nobody can know them beforehand.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        trust_code: import what the run names as ``package.module:name``.
+        quiet: show nothing.
+
+    Raises:
+        InputError: not a finished run, or one that names code to import.
+
+    Example:
+        >>> import apd
+        >>> apd.verify_run("runs/stranger").verified  # doctest: +SKIP
+    """
+    run = Run.open(path)
+    if not trust_code:
+        _refuse_code(run, data, model)
+    drawn = random.SystemRandom().randrange(2**31) if seed is None else seed
+    with speaking(quiet):
+        found = list(_findings(run, list(data), _Again(model, samples, drawn, device, trust_code)))
+    return Verification(str(path), samples, drawn, tuple(found))
+
+
+@dataclass(frozen=True)
+class _Again:
+    """How images are attacked again."""
+
+    model: str | None
+    samples: int
+    seed: int
+    device: str
+    trust_code: bool
+
+
+def _refuse_code(run: Run, data: Sequence[str], model: str | None) -> None:
+    """Refuse to import what a stranger's settings name.
+
+    Raises:
+        InputError: a model, data set or method that is code.
+    """
+    record = read_yaml(run.path / "config.yaml") if (run.path / "config.yaml").is_file() else {}
+    record = record if isinstance(record, dict) else {}
+    parts = {name: record.get(name) for name in ("data", "method")}
+    source, method = (
+        str(part.get(key, "")) if isinstance(part, dict) else str(part or "")
+        for part, key in ((parts["data"], "source"), (parts["method"], "name"))
+    )
+    own = str(run.manifest.get("model", {}).get("source", ""))
+    named = {
+        "model": own if model is None and names_code(own) else None,
+        "data": source if not data and (is_spec(source) or DATA.knows(source)) else None,
+        "method": method if is_spec(method) else None,
+    }
+    for what, code in named.items():
+        if code:
+            raise InputError(
+                f"{run.path} names code as its {what} ({printable(code)}), which is not imported from a stranger's run; read it, "
+                f"then --trust-code{'' if what == 'method' else f', or give your own with --{what}'}."
+            )
+
+
+def _findings(run: Run, data: list[str], again: _Again) -> Iterator[Finding]:
+    yield from check_files(run)
+    claims = []
+    for each in read_claims(run.results):
+        if isinstance(each, Claim):
+            claims.append(each)
+        else:
+            yield each
+    try:
+        classifier = load_run(run.path, device=pick_device(again.device), model=again.model)
+    except (ApdError, KeyError, TypeError, ValueError) as error:
+        yield Finding("encoder", False, one_line(error, 300))
+        return
+    yield Finding(
+        "encoder", True, f"CLIP model, tokenizer and preprocessing are those of {classifier.encoder.info.source}"
+    )
+    for claim in claims:
+        try:
+            yield from _judge(claim, run, classifier, data, again)
+        except (ApdError, KeyError, TypeError, ValueError) as error:
+            yield Finding("again", False, f"cannot be repeated: {one_line(error, 300)}", claim.file.name)
+
+
+def _judge(claim: Claim, run: Run, classifier: PromptedCLIP, data: list[str], again: _Again) -> Iterator[Finding]:
+    """Judge one evaluation with the model and the images."""
+    file = claim.file.name
+    images = _find_data(claim, run, data).classes(claim.result.classes)  # type: ignore[arg-type]
+    serving = classifier
+    if serving.class_names != images.class_names:
+        serving = classifier.with_classes(images.class_names, images.templates)
+    own = claim.result.data == run.manifest["data"]["name"] and claim.result.classes == run.config.data.classes
+    # Other classes are served by the same prompts; those of the run's own data, in another order, are not other classes.
+    permuted = serving is not classifier and (own or sorted(classifier.class_names) == sorted(images.class_names))
+    known = Subject.of(serving).fingerprint == claim.result.classifier
+    same = known and not permuted and images.class_names == claim.outcomes.class_names
+    yield Finding(
+        "classifier",
+        same,
+        "the evaluated classifier is this one"
+        if same
+        else "another classifier was evaluated: other prompts, class names, templates, CLIP model or code",
+        file,
+    )
+    problem = _images_problem(claim, images)
+    yield Finding("images", problem is None, problem or "the images and labels are those of the data", file)
+    if problem is None and not (unknown := _foreign_attacks(claim, again)):
+        yield from _attack_again(claim, serving, images, again)
+    elif problem is None:
+        yield Finding("again", False, f"not attacked again: {printable(unknown[0])} is code; see --trust-code", file)
+
+
+def _find_data(claim: Claim, run: Run, data: list[str]) -> Dataset:
+    """Load the data set that an evaluation names.
+
+    Raises:
+        InputError: it is not the run's own and was not given, or cannot be read.
+    """
+    name, config = claim.result.data, run.config
+    own, mine = config.data.for_evaluation(), name == run.manifest["data"]["name"]
+    for source in data or ([own.source] if mine else []):
+        moved = own.model_copy(update={"source": source})
+        found = moved.load(config.train.seed) if mine else load_data(source, shots="all")
+        if found.name == name:
+            return found
+    raise InputError(f"its data {name!r} is not here; give it: --data DATA")
+
+
+def _foreign_attacks(claim: Claim, again: _Again) -> list[str]:
+    return [] if again.trust_code else [name for name in claim.result.attacks if _is_code(name)]
+
+
+def _is_code(attack: str) -> bool:
+    """Whether an attack's name makes code be imported that is neither ours nor an installed library's."""
+    kind, _, rest = attack.partition(":")
+    return names_code(rest) if kind == "transfer" else is_spec(attack) and kind not in _NAMED
+
+
+def _images_problem(claim: Claim, data: Dataset) -> str | None:
+    """Say how the images differ from those that the data and the seed give; None where they do not."""
+    result, outcomes = claim.result, claim.outcomes
+    split: Split = result.split  # type: ignore[assignment]
+    images = data.split(split)
+    left_out = set(result.skipped_images)
+    if result.n_available != len(images):
+        return f"the {split} split has {len(images)} images, not {result.n_available}"
+    drawn = images.sample(result.n + len(left_out), result.seed)
+    labels = dict(zip(drawn.ids, drawn.labels.tolist(), strict=True))
+    expected, stated = set(labels) - left_out, dict(zip(outcomes.ids, outcomes.labels, strict=True))
+    if expected != set(stated):
+        missing, more = len(expected - set(stated)), len(set(stated) - expected)
+        return f"the seed draws other images: {missing} are left out, {more} are not of the draw"
+    wrong = sum(labels[id_] != label for id_, label in stated.items())
+    return f"{wrong} labels are not those of the data" if wrong else None
+
+
+def _attack_again(claim: Claim, classifier: PromptedCLIP, data: Dataset, again: _Again) -> Iterator[Finding]:
+    """Draw images, and compare pixels, answers and accuracies with what was stated of them."""
+    result, outcomes, file = claim.result, claim.outcomes, claim.file.name
+    split: Split = result.split  # type: ignore[assignment]
+    of = dict(zip(outcomes.ids, range(len(outcomes)), strict=True))
+    chosen = data.split(split)
+    chosen = chosen.select([i for i, id_ in enumerate(chosen.ids) if id_ in of]).sample(again.samples, again.seed)
+    settings = _settings(claim)
+    decoded = decode_for(classifier, chosen, settings)
+    log.info(
+        f"Attacking {len(decoded)} of {result.n} images again: {', '.join(map(printable, result.attacks)) or 'clean'}"
+    )
+    found = _evaluated(classifier, decoded, data, settings)
+    index = [of[id_] for id_ in found.ids]
+    pixels = sum(outcomes.pixels[i] != each for i, each in zip(index, found.pixels, strict=True))
+    yield Finding(
+        "pixels",
+        not pixels,
+        f"{pixels} of {found.n} images have other pixels" if pixels else "the pixels are the same",
+        file,
+    )
+    for name in outcomes.predictions:
+        yield _compared(claim, name, index, found)
+    worse = found.reliable is False and result.reliable is not False
+    message = f"reliable: {found.reliability.describe()}" if worse else "the health checks pass or fail as was stated"
+    yield Finding("checks again", not worse, message, file)
+
+
+def _evaluated(classifier: PromptedCLIP, decoded: Decoded, data: Dataset, settings: EvaluationSettings) -> Result:
+    """Evaluate on these images, with nothing kept; attacks may ask for other images of the data."""
+    subject = Subject.of(classifier)
+    size = decoded.images.shape[-1]
+    around = surroundings_of(
+        classifier, data, lambda some: decode_for(classifier, some, settings), subject.device, size, settings
+    )
+    evaluation = Evaluation(
+        subject, Samples(decoded), settings, Store(None), len(data.class_names), surroundings=around
+    )
+    finished = Finished(evaluation, evaluation.run())
+    return summarise([finished], False, data.class_names, data.name, len(decoded) + len(decoded.skipped))
+
+
+def _settings(claim: Claim) -> EvaluationSettings:
+    result = claim.result
+    return EvaluationSettings(
+        attacks=tuple(result.attacks) or ("clean",),
+        eps=repr(result.eps),
+        norm=result.norm,
+        seed=result.seed,
+        corruption=result.corruption,
+        batch_size=32,
+        control=False,
+        checks=bool(result.checks),
+        split=result.split,
+        skip_bad_images=True,
+    )
+
+
+def _compared(claim: Claim, attack: str, index: Sequence[int], found: Result) -> Finding:
+    """Compare what was stated under one attack with what it gives now, on the same images and on all."""
+    stated = [claim.outcomes.right(attack)[i] for i in index]
+    now = found.robust_mask(attack).tolist()
+    n, k = len(now), sum(now)
+    low, high = (100 * end for end in wilson(k, n))
+    least, most = (100 * end for end in wilson(k, n, _SURE))
+    before, overall = 100 * sum(stated) / n, 100 * sum(claim.outcomes.right(attack)) / len(claim.outcomes)
+    better = sum(stated) > k and mcnemar(stated, now) < _UNLIKELY
+    if attack == "clean":  # nothing is drawn: the same pixels give the same answers, up to rounding
+        guesses = [claim.outcomes.predictions[attack][i] for i in index]
+        better = sum(one != other for one, other in zip(guesses, found.predictions[attack], strict=True)) > max(
+            1, n // 50
+        )
+    ok = low <= before <= high and least <= overall <= most and not better
+    message = (
+        f"{printable(attack)}: {before:.1f} % was stated of these {n} images, {100 * k / n:.1f} % is found "
+        f"({low:.1f} to {high:.1f}); {overall:.1f} % was stated of all {len(claim.outcomes)}"
+    )
+    return Finding("again", ok, message, claim.file.name)

@@ -1,0 +1,249 @@
+"""Whether the files of a run folder agree with each other: what can be seen without the model and without images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from apd.attacks.threat import format_eps
+from apd.errors import InputError
+from apd.evaluation.checks import library_checks
+from apd.evaluation.engine import PRECISION
+from apd.evaluation.findings import Finding
+from apd.evaluation.result import SCHEMA_VERSION, Accuracy, ResultRecord
+from apd.evaluation.samples import hash_of_keys
+from apd.evaluation.store import Record
+from apd.evaluation.stored import Outcomes, read_outcomes, summary_files
+from apd.evaluation.summary import per_class
+from apd.runs.card import render_card
+from apd.runs.folder import Run, summary_name
+from apd.util.tensors import sha256_of_file
+from apd.util.text import one_line
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One evaluation that a run folder states.
+
+    Args:
+        file: its summary.
+        result: the summary, of a valid form.
+        raw: the same as JSON has it.
+        outcomes: what became of each image.
+    """
+
+    file: Path
+    result: ResultRecord
+    raw: Mapping[str, Any]
+    outcomes: Outcomes
+
+
+def check_files(run: Run) -> Iterator[Finding]:
+    """Compare prompts and settings with the hashes in ``run.json``, and the figures of the model card with the results."""
+    prompts, config = run.path / "prompts.safetensors", run.path / "config.yaml"
+    for name, file, key in (("prompts", prompts, "prompts_sha256"), ("config", config, "config_sha256")):
+        stated = run.manifest.get(key)
+        if not file.is_file():
+            yield Finding(name, False, f"{file.name} is missing")
+        elif stated is None:
+            yield Finding(name, False, f"run.json has no {key}, so nothing says whether {file.name} is the run's own")
+        else:
+            same = sha256_of_file(file) == stated
+            yield Finding(name, same, f"{file.name} {'has' if same else 'does not have'} the hash in run.json")
+    yield _agreeing(run)
+    yield _card(run)
+
+
+def _agreeing(run: Run) -> Finding:
+    """Compare what config.yaml and run.json both say."""
+    try:
+        config, manifest = run.config, run.manifest
+        stated = {
+            "data": (config.data.source, manifest["data"]["source"]),
+            "seed": (config.train.seed, manifest["seeds"].get("train", config.train.seed)),
+            "prompts": (config.method.settings.prompts.model_dump(mode="json"), manifest["prompts"]),
+        }
+    except (InputError, KeyError, TypeError, AttributeError) as error:
+        return Finding("config", False, f"config.yaml and run.json cannot be compared: {one_line(error, 200)}")
+    differing = [name for name, (one, other) in stated.items() if one != other]
+    return Finding(
+        "config",
+        not differing,
+        f"config.yaml and run.json name another {', '.join(differing)}"
+        if differing
+        else "config.yaml agrees with run.json",
+    )
+
+
+def _card(run: Run) -> Finding:
+    """Compare the lines of the model card with those that the results give; other lines must hold no figures of a table."""
+    file = run.path / "README.md"
+    try:
+        results = [json.loads(each.read_text(encoding="utf-8")) for each in summary_files(run.results)]
+        expected = render_card(run.path, run.manifest, run.config, results).splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Finding("card", False, f"README.md cannot be compared with the results: {one_line(error, 200)}")
+    wanted = [line for line in expected if not line.startswith(("# ", "classifier = apd.load_run("))]
+    missing = sorted(set(wanted) - set(lines), key=wanted.index)
+    added = [line for line in lines if line.startswith("|") and line not in set(wanted)]
+    if missing or added:
+        what = f"lacks {one_line(missing[0], 100)}" if missing else f"adds {one_line(added[0], 100)}"
+        return Finding("card", False, f"README.md is not what the results give: it {what}")
+    return Finding("card", True, "the figures in README.md are those of the results")
+
+
+def read_claims(results: Path) -> Iterator[Finding | Claim]:
+    """Read the evaluations, each with what is wrong with it by itself."""
+    files = summary_files(results)
+    if not files:
+        yield Finding("results", False, "the run has no evaluation to verify; make one: apd evaluate RUN")
+    for file in files:
+        try:
+            claim = _claim(file)
+        except (InputError, OSError, ValueError, KeyError, TypeError) as error:
+            yield Finding("results", False, _problem(error), file.name)
+            continue
+        problems = list(_problems(claim))
+        yield Finding(
+            "results", not problems, "; ".join(problems) or "the figures are those of the outcomes", file.name
+        )
+        yield _records(claim, results)
+        yield _checks(claim, results)
+        yield claim
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"not a result of version {SCHEMA_VERSION}: {place}: {first['msg']}; evaluate again with this apd"
+    return one_line(error, 300)
+
+
+def _claim(file: Path) -> Claim:
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    result = ResultRecord.model_validate(raw)
+    outcomes = read_outcomes(file)
+    if outcomes is None:
+        raise InputError("the outcomes of single images are missing; evaluate again: apd evaluate RUN")
+    return Claim(file, result, raw, outcomes)
+
+
+def _problems(claim: Claim) -> Iterator[str]:
+    """Say what a summary states that its outcomes do not give."""
+    result, outcomes = claim.result, claim.outcomes
+    if summary_name(result.model_dump(mode="json")) != claim.file.name:
+        yield "the file has the name of another evaluation"
+    if result.n != len(outcomes) or {"clean", *result.attacks} != set(outcomes.predictions):
+        yield "images or attacks are not those of the outcomes"
+        return
+    if format_eps(result.eps) != result.eps_text:
+        yield f"eps is {result.eps:g} and {result.eps_text}"
+    if hash_of_keys(outcomes.keys) != result.images_sha256:
+        yield "the images are others (images_sha256)"
+    yield from _wrong_accuracies(result, outcomes)
+    stated = {name: claim.raw.get(name) for name in ("reliable", "unreliable_because")}
+    if stated != result.model_dump(mode="json", include={*stated}):
+        yield "reliable is not what the health checks say"
+
+
+def _wrong_accuracies(result: ResultRecord, outcomes: Outcomes) -> Iterator[str]:
+    stated = {
+        "clean": Accuracy(accuracy=result.clean, interval=result.clean_interval),
+        "worst": result.worst,
+        **result.attacks,
+    }
+    for name, score in stated.items():
+        given = Accuracy.of(outcomes.right(name))
+        if (score.accuracy, score.interval) != (given.accuracy, given.interval):
+            yield f"{name} is stated as {score.accuracy} %, the outcomes give {given.accuracy} %"
+    base = result.undefended
+    if base is not None and outcomes.undefended is not None:
+        given = Accuracy.of(outcomes.right("worst", undefended=True))
+        if base.worst.accuracy != given.accuracy:
+            yield f"zero-shot CLIP is stated at {base.worst.accuracy} %, the outcomes give {given.accuracy} %"
+    predictions = {name: list(guesses) for name, guesses in outcomes.predictions.items()}
+    if result.per_class != per_class(list(outcomes.labels), predictions, outcomes.class_names):
+        yield "the figures per class are not those of the outcomes"
+
+
+def _circumstances(result: ResultRecord, attack: str) -> dict[str, Any]:
+    """What the record of an attack must say that its outcomes depend on."""
+    about = {"attack": attack, "model": result.classifier, "precision": PRECISION}
+    if result.corruption is not None:
+        about["corruption"] = result.corruption
+    limits = {"eps": repr(result.eps), "norm": result.norm, "seed": str(result.seed)}
+    return about if attack == "clean" else about | limits
+
+
+def _records(claim: Claim, results: Path) -> Finding:
+    """Compare outcomes with the records that grew while the attacks ran; these name model, attack, eps, norm and seed."""
+    found = {name: _find_record(results, _circumstances(claim.result, name)) for name in claim.outcomes.predictions}
+    without = [name for name, records in found.items() if not records]
+    if without:
+        return Finding(
+            "records",
+            False,
+            f"no record of {one_line(', '.join(without), 100)} on this model at {claim.result.norm} eps "
+            f"{claim.result.eps_text} with seed {claim.result.seed}",
+            claim.file.name,
+        )
+    for name, records in found.items():
+        if not any(_same_outcomes(claim.outcomes, name, record) for record in records):
+            return Finding("records", False, f"outcomes under {name} are not those that were recorded", claim.file.name)
+    return Finding("records", True, "the outcomes are those that were recorded while the attacks ran", claim.file.name)
+
+
+def _find_record(results: Path, wanted: Mapping[str, Any]) -> list[Record]:
+    """Records of the same circumstances as far as they are wanted; the file's name has their hash."""
+    found = []
+    for file in sorted(results.glob("*.jsonl")):
+        try:
+            with open(file, encoding="utf-8") as lines:
+                about = json.loads(lines.readline())["circumstances"]
+            digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+            if file.stem.endswith(f"-{digest}") and wanted.items() <= about.items():
+                found.append(Record.load(file, about))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # not a record that could prove anything
+    return found
+
+
+def _same_outcomes(outcomes: Outcomes, attack: str, record: Record) -> bool:
+    """Whether each image has the recorded prediction, and misclassified ones, which are not attacked, the clean one."""
+    clean = outcomes.predictions["clean"]
+    for key, before, stated in zip(outcomes.keys, clean, outcomes.predictions[attack], strict=True):
+        attacked = attack == "clean" or before == key[2]
+        known = record.outcomes.get(key)
+        if (known is None or known.predicted != stated) if attacked else stated != before:
+            return False
+    return True
+
+
+def _checks(claim: Claim, results: Path) -> Finding:
+    """Compare the health checks with those that were kept; what an attack's library said is not among these."""
+    own = [check.model_dump() for check in claim.result.checks]
+    if not own:
+        return Finding("checks", False, "the health checks were not run; evaluate again", claim.file.name)
+    said = [check.model_dump() for check in library_checks(claim.result.attacks, claim.result.n)]
+    if any(check not in own for check in said):
+        return Finding("checks", False, "what the attacks' library warned of is not among the checks", claim.file.name)
+    for file in sorted(results.glob("checks-*.json")):
+        try:
+            kept = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if kept and [_core(check) for check in kept] == [_core(check) for check in own[: len(kept)]]:
+            return Finding("checks", True, "the health checks are those that were kept", claim.file.name)
+    return Finding("checks", False, "the health checks are not those that were kept", claim.file.name)
+
+
+def _core(check: Mapping[str, Any]) -> Sequence[Any]:
+    return [check.get(name) for name in ("name", "passed", "value", "message")]

@@ -1,0 +1,107 @@
+"""`apd verify`: a run of a stranger is verified as it is, and each kind of tampering is noticed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+import apd
+from benchmarks.forgeries import FORGERIES, card_edited, encoder_swapped, outcomes_flipped_everywhere
+
+from .command_line import Cli
+from .refusals import check_error
+
+SAMPLES, SEED = 8, 5
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with one evaluation, which some images withstand and some do not."""
+    run = shutil.copytree(trained, tmp_path_factory.mktemp("stranger") / "run")
+    apd.evaluate_run(run, attacks="pgd-2", limit="all", eps="1/255", device="cpu", quiet=True)
+    return run
+
+
+@pytest.fixture
+def stranger(evaluated: Path, tmp_path: Path) -> Path:
+    """A copy, to be tampered with; under the same name, as a download has it."""
+    return shutil.copytree(evaluated, tmp_path / "run")
+
+
+def test_an_honest_run_is_verified(cli: Cli, stranger: Path) -> None:
+    before = {file: file.read_bytes() for file in stranger.rglob("*") if file.is_file()}
+    answer = cli("verify", stranger, "--samples", SAMPLES, "--seed", SEED, "--json")
+    found = json.loads(answer.out)
+    assert answer.code == 0 and found["verified"], [row for row in found["findings"] if not row["ok"]]
+    about = {row["about"] for row in found["findings"]}
+    assert about >= {
+        "prompts",
+        "config",
+        "card",
+        "results",
+        "records",
+        "checks",
+        "encoder",
+        "classifier",
+        "images",
+        "again",
+    }
+    assert (found["samples"], found["seed"]) == (SAMPLES, SEED)
+    assert {file: file.read_bytes() for file in stranger.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("kind", FORGERIES)
+def test_tampering_is_noticed(kind: str, stranger: Path) -> None:
+    tamper, about = FORGERIES[kind]
+    tamper(stranger)
+    found = apd.verify_run(stranger, samples=SAMPLES, seed=SEED, device="cpu", quiet=True)
+    assert not found.verified and about in {finding.about for finding in found.failed}, found.failed
+
+
+def test_a_forger_who_computes_everything_anew_is_noticed_by_the_attack_alone(stranger: Path) -> None:
+    outcomes_flipped_everywhere(stranger)
+    found = apd.verify_run(stranger, samples=30, seed=SEED, device="cpu", quiet=True)
+    assert {finding.about for finding in found.failed} <= {"again", "checks again", "results"}
+    assert "again" in {finding.about for finding in found.failed}
+
+
+def test_the_command_has_a_line_per_finding_and_exit_code_1(cli: Cli, stranger: Path) -> None:
+    card_edited(stranger)
+    encoder_swapped(stranger)
+    answer = cli("verify", stranger, "--samples", 2)
+    assert answer.code == 1
+    lines = answer.out.splitlines()
+    assert (
+        sum(line.startswith("FAIL card") for line in lines)
+        == sum(line.startswith("FAIL encoder") for line in lines)
+        == 1
+    )
+    assert any(line.startswith("ok   prompts") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"), [("data", {"source": "evil_module:data"}), ("method", {"name": "evil_module:Method"})]
+)
+def test_code_that_a_stranger_names_is_not_imported(
+    part: str, value: dict[str, str], cli: Cli, stranger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("evil_module.py").write_text("from pathlib import Path\nPath('executed').touch()\n")
+    record = yaml.safe_load((stranger / "config.yaml").read_text())
+    record[part].update(value)
+    (stranger / "config.yaml").write_text(yaml.safe_dump(record))
+    check_error(cli("verify", stranger), ["evil_module", "--trust-code"])
+    assert not Path("executed").exists()
+
+
+def test_what_is_not_a_run_is_refused(cli: Cli, tmp_path: Path) -> None:
+    check_error(cli("verify", tmp_path), [str(tmp_path)])
+
+
+def test_a_run_without_evaluations_has_nothing_to_verify(cli: Cli, run: Path) -> None:
+    shutil.rmtree(run / "results", ignore_errors=True)
+    assert cli("verify", run).code == 1
