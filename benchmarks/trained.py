@@ -53,7 +53,7 @@ SHOTS = 16
 
 def settings(testbed: Path | None) -> list[Setting]:
     """The built-in digits, and CIFAR-10 of the testbed if there is one."""
-    found = [Setting("digits", "glyphs", "digits", "14/255", 0.25)]
+    found = [Setting("digits", "glyphs", "digits", "14/255", 0.5)]
     if testbed is not None:
         found.append(Setting("cifar10", str(testbed / "clip"), str(testbed / "data" / "cifar10"), "1.75/255", 0.12))
     return found
@@ -65,5 +65,6 @@ def trained(where: Setting, recipe: Recipe, runs: Path, seed: int = 0) -> Path:
     if recipe.noise:
         given["attack"] = {"kind": "noise", "options": {"sigma": where.sigma}}
     data = apd.load_data(where.source, shots=SHOTS, seed=seed)
-    folder = runs / f"{where.name}-{recipe.method}{'-noise' if recipe.noise else ''}-seed{seed}"
+    noise = f"-noise{where.sigma:g}" if recipe.noise else ""
+    folder = runs / f"{where.name}-{recipe.method}{noise}-seed{seed}"
     return apd.train(where.model, data, method=recipe.method, output=folder, resume=True, **given).path

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import apd
+from apd.evaluation.certified.stored import load_certified
 from apd.evaluation.compare import compare_runs
 from apd.evaluation.stored import Outcomes, load_stored
 from apd.report import report
@@ -290,6 +291,20 @@ def test_evaluations_at_several_eps_are_a_curve(evaluated: Path, tmp_path: Path)
         kept[eps]["worst"]["accuracy"] for eps in sorted(kept)
     ]
     assert found["summary"]["eps_text"] == "1/255", "the run's own eps comes first"
+
+
+def test_certified_accuracy_has_a_curve(evaluated: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    found = apd.certify_run(run, sigma=0.1, n0=4, n=60, limit=3, attack=True, quiet=True, device="cpu")
+    assert load_certified(Run.open(run)) == [found]
+    page = Page(report(run, tmp_path / "report.html", images=False, quiet=True))
+    (kept,) = page.data["runs"][0]["certified"]
+    assert kept["curve"] == [{"radius": one.radius, "accuracy": one.accuracy} for one in found.curve]
+    assert kept["sound"] and page.data["runs"][0]["summary"]["clean"] >= 0
+    (file,) = (run / "results").glob("certified-*.json")
+    file.write_text("{}")
+    with refused(file.name):
+        report(run, tmp_path / "report.html", images=False, quiet=True)
 
 
 def test_the_headline_is_the_run_s_own_data_on_most_images(evaluated: Path, tmp_path: Path) -> None:

@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from pydantic import ValidationError
 from torch import nn
 
 from apd.attacks import sample_seeds
 from apd.data.corruptions import corrupt, parse_corruption
 from apd.data.dataset import IN_MEMORY, Dataset, Decoded, ImageSet
-from apd.errors import InputError, nearest
+from apd.errors import InputError
 from apd.evaluation.checks import REVISION
 from apd.evaluation.engine import Evaluation
 from apd.evaluation.frozen import Subject
 from apd.evaluation.gradients import no_gradient
+from apd.evaluation.inputs import read_settings
 from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
 from apd.evaluation.sample import choose_sample
@@ -29,7 +29,6 @@ from apd.evaluation.summary import Finished, summarise
 from apd.evaluation.surroundings import surroundings_of
 from apd.models.classifier import PromptedCLIP
 from apd.models.preprocessing import Preprocessing
-from apd.settings.explain import explain, setting_names
 from apd.util.messages import get_logger, speaking
 
 log = get_logger("apd.evaluation")
@@ -278,14 +277,7 @@ def parse_settings(
     Raises:
         InputError: one line for the first that is wrong.
     """
-    known = EvaluationSettings.model_fields
-    for name in values:
-        if name not in known:
-            raise InputError(f"{function}() has no setting {name!r}. {nearest(name, [*known, *others])}")
-    try:
-        return EvaluationSettings(**values)
-    except ValidationError as error:
-        raise InputError(explain(error, setting_names(EvaluationSettings))) from error
+    return read_settings(EvaluationSettings, values, function, others)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -101,7 +101,9 @@ def _data(views: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str,
 def _run_data(view: Mapping[str, Any]) -> dict[str, Any]:
     confidence = view["confidence"]
     shown = None if confidence is None else {key: value for key, value in confidence.items() if key != "chart"}
-    return {"name": view["name"], **{key: view[key] for key in _CONTENT}, "confidence": shown}
+    certified = [{key: value for key, value in one.items() if key != "chart"} for one in view["certified"]]
+    found = {"name": view["name"], **{key: view[key] for key in _CONTENT}, "confidence": shown}
+    return {**found, "certified": certified}
 
 
 def _number(value: float) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from apd.report import words
+from apd.report.certified import certified_views
 from apd.report.charts import Chart, Line, line_chart
 from apd.report.facts import Confusion, RunFacts, eps_curve, per_class, series, training_log, versus_zero_shot
 from apd.util.progress import pretty_seconds
@@ -51,6 +52,7 @@ def run_view(facts: RunFacts, place: int, curve: Sequence[Mapping[str, Any]] = (
         "curve_chart": _curve_chart(points),
         "computed": list(curve),
         "computed_chart": _curve_chart(curve),
+        "certified": certified_views(facts.run),
         "training": _training(facts),
         "classes": classes,
         "fragile": sorted(classes, key=lambda row: (row["worst"], row["clean"], row["class"]))[:FRAGILE],

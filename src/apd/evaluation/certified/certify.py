@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from apd.evaluation.certified.record import VoteRecord
 from apd.evaluation.certified.result import Certified, CertifiedScores, certified_images, scores
 from apd.evaluation.certified.settings import CertifyOptions, CertifySettings
 from apd.evaluation.certified.smoothing import Votes, votes
+from apd.evaluation.certified.stored import save_certified
 from apd.evaluation.frozen import Subject
 from apd.evaluation.inputs import decode_sample, of_run, read_settings
 from apd.evaluation.samples import Samples
 from apd.models.classifier import PromptedCLIP
-from apd.util.files import write_atomic
 from apd.util.messages import get_logger, speaking
 from apd.util.progress import Count, Progress
 from apd.util.seeds import sample_seeds
@@ -140,9 +139,7 @@ def certify_run(
     given: CertifyOptions = {**settings, "classes": "all", "skip_bad_images": skip}
     found = certify(inputs.classifier, inputs.data, store=inputs.run.results, **given)
     found = found.model_copy(update={"classes": settings.get("classes", inputs.run.config.data.classes)})
-    name = f"{found.data}-{found.split}-{found.classes}-sigma{found.sigma:g}-seed{found.seed}-n{found.n_images}"
-    safe = re.sub(r"[^A-Za-z0-9.-]+", "_", name)[:180]
-    write_atomic(inputs.run.results / f"certified-{safe}.json", found.to_json() + "\n")
+    save_certified(inputs.run, found)
     return found
 
 

@@ -1,0 +1,38 @@
+"""Certifications as a run folder keeps them, ``RUN/results/certified-NAME.json``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from apd.errors import InputError
+from apd.evaluation.certified.result import Certified
+from apd.runs.folder import Run
+from apd.util.files import write_atomic
+
+_PREFIX = "certified-"
+
+
+def save_certified(run: Run, found: Certified) -> Path:
+    """Keep a certification in the run, in place of one under the same circumstances."""
+    name = f"{found.data}-{found.split}-{found.classes}-sigma{found.sigma:g}-seed{found.seed}-n{found.n_images}"
+    file = run.results / f"{_PREFIX}{re.sub(r'[^A-Za-z0-9.-]+', '_', name)[:180]}.json"
+    write_atomic(file, found.to_json() + "\n")
+    return file
+
+
+def load_certified(run: Run) -> list[Certified]:
+    """Read all certifications of a run, in the order of their files' names.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    found = []
+    for file in sorted(run.results.glob(f"{_PREFIX}*.json")):
+        try:
+            found.append(Certified.model_validate_json(file.read_text(encoding="utf-8")))
+        except (ValidationError, ValueError) as error:
+            raise InputError(f"{file} is damaged; remove it and certify again: apd certify RUN.") from error
+    return found
