@@ -55,6 +55,7 @@ def settings(testbed: Path | None) -> list[Setting]:
     """The built-in digits, and CIFAR-10 of the testbed if there is one."""
     found = [Setting("digits", "glyphs", "digits", "14/255", 0.5)]
     if testbed is not None:
+        testbed = testbed.resolve()
         found.append(Setting("cifar10", str(testbed / "clip"), str(testbed / "data" / "cifar10"), "1.75/255", 0.12))
     return found
 

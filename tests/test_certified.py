@@ -19,6 +19,7 @@ from apd.evaluation.certified.certify import certify
 from apd.evaluation.certified.features import NoisyFeatures
 from apd.evaluation.certified.result import CertifiedImage, scores
 from apd.evaluation.certified.smoothing import BLOCK, Smoothing, Votes, lower_bound, noisy, votes
+from apd.runs.config import load_config
 from tests.command_line import Cli
 from tests.toys import ToyCLIP, pictures, toy_clip
 
@@ -208,6 +209,21 @@ def test_noise_is_a_kind_of_training_attack_with_options() -> None:
     assert settings.attack_class.from_settings(settings) == Noise(sigma=0.12)
     with pytest.raises(ValueError, match="sigma"):
         AttackSettings(kind="noise", options={"sigma": -1})
+    sets = ["train.attack.kind=noise", "train.attack.options.sigma=0.3"]
+    assert load_config(flags={"data.source": "digits"}, sets=sets).train.attack.options == {"sigma": 0.3}
+
+
+def test_a_run_trained_under_noise_says_so_and_is_certified_from_its_folder(tmp_path: Path) -> None:
+    data = apd.load_data("digits", shots=1)
+    run = apd.train(
+        "glyphs", data, method="advvlp", attack=Noise(sigma=0.2), epochs=1, output=tmp_path / "run", quiet=True
+    )
+    attack = run.config.train.attack
+    assert (attack.kind, attack.options["sigma"]) == ("noise", 0.2)
+    found = apd.certify_run(run.path, sigma=0.2, n0=4, n=28, limit=2, quiet=True)
+    (file,) = run.results.glob("certified-*.json")
+    assert json.loads(file.read_text()) == found.to_dict()
+    assert len(list(run.results.glob("votes-*.jsonl"))) == 2  # the run's and those of zero-shot CLIP
 
 
 @pytest.mark.parametrize(
