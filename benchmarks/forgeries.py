@@ -19,7 +19,8 @@ from apd.evaluation.result import Accuracy
 from apd.evaluation.samples import hash_of_keys
 from apd.evaluation.summary import per_class
 from apd.runs.card import render_card
-from apd.runs.folder import Run, summary_name
+from apd.runs.folder import Run
+from apd.runs.output import summary_name
 from apd.util.tensors import sha256_of_file
 
 

@@ -242,3 +242,44 @@ def test_reader_that_leaves_early_is_no_error() -> None:
     assert done.returncode == 1
     assert "Broken" not in done.stderr
     assert "error" not in done.stderr
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of shell with `apd` in a process of its own; variables that are empty are unset."""
+    given = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    known = {name: value for name, value in given.items() if value}
+    line = command.replace("apd ", f"{shlex.quote(sys.executable)} -m apd ")
+    return subprocess.run(["bash", "-c", line], capture_output=True, env=known, encoding="utf-8", check=False)
+
+
+def test_closed_streams_are_no_error_and_nothing_is_printed_into_files(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = shell(f"apd list data --json >&- 2>&-; echo $? > {out}; apd list nonsense >&- 2>&-; echo $? >> {out}")
+    assert (out.read_text().split(), done.stdout, done.stderr) == (["0", "2"], "", "")
+    head = shell("set -o pipefail; apd list data 2>&1 | head -1")
+    assert len(head.stdout.splitlines()) == 1 and head.stderr == ""
+
+
+def test_an_old_locale_without_home_and_temporary_folder(clip_folder: Path, colours: Path, tmp_path: Path) -> None:
+    """Train and evaluate where ASCII is all that can be printed, with a class name that is not ASCII."""
+    data, name = shutil.copytree(colours, tmp_path / "data"), "r\u00f6d \U0001f534"
+    (data / "red").rename(data / name)
+    bare = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONWARNDEFAULTENCODING": "1"}
+    gone = {"HOME": "", "TMPDIR": str(tmp_path / "gone")}
+    folder, few = tmp_path / "run", " ".join(map(str, QUICK))
+    train = f"apd train {data} --model {clip_folder} {few} --output {folder} --json"
+    done = shell(f"{train} && apd evaluate {folder} --attack pgd-1 --limit 4", **bare, **gone)
+    assert done.returncode == 0, done.stderr
+    answer, end = json.JSONDecoder().raw_decode(done.stdout)
+    assert name in answer["class_names"] and done.stdout.isascii() and "pgd-1" in done.stdout[end:]
+    assert not [line for line in done.stderr.splitlines() if "EncodingWarning" in line and "/apd/" in line]
+    assert name in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_user_without_home(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: str) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    check_error(cli("train", "~/photos"), ["'~/photos'", "HOME"])

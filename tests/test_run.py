@@ -20,15 +20,19 @@ from apd.errors import InputError
 from apd.models import DualEncoder
 from apd.models.prompts import Prompts
 from apd.runs.config import RunConfig, load_config
-from apd.runs.folder import FORMAT, Run, check_output
+from apd.runs.folder import Run
+from apd.runs.output import FORMAT, check_output
 from apd.training.log import Log
+from apd.util.files import write_atomic
+from apd.util.locks import LOCK
 
 from .refusals import fail_with, refused
 from .runs import NAMES, TEMPLATES
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != LOCK]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def test_a_new_run_touches_nothing_before_it_saves(tmp_path: Path, config: RunConfig, manifest: dict[str, Any]) -> None:
@@ -42,17 +46,37 @@ def test_a_new_run_touches_nothing_before_it_saves(tmp_path: Path, config: RunCo
         Run.open(run.path)
 
 
-def test_a_folder_that_is_cut_off_while_it_is_made_can_be_overwritten(
-    tmp_path: Path, config: RunConfig, manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_run_that_is_cut_off_while_it_is_made_is_resumed(
+    tmp_path: Path, config: RunConfig, manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
+    files: list[str] = []
+
+    def write(path: Path, content: str) -> None:
+        if len(files) == written:
+            raise RuntimeError("power cut")
+        files.append(path.name)
+        write_atomic(path, content)
+
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr("apd.runs.config.RunConfig.to_yaml", lambda _: (_ for _ in ()).throw(RuntimeError("power cut")))
+        patch.setattr("apd.runs.folder.write_atomic", write)
         Run.create(tmp_path / "run", config, manifest).log({"step": 1})
-    with refused("config.yaml", "--overwrite"):
-        Run.create(tmp_path / "run", config, manifest, resume=True)
-    run = Run.create(tmp_path / "run", config, manifest, overwrite=True)
+    if files:
+        with refused("--resume"):
+            Run.create(tmp_path / "run", config, manifest)
+    run = Run.create(tmp_path / "run", config, manifest, resume=True)
     run.log({"step": 1})
     assert Run.open(run.path, finished=False).config == config
+    assert set(content(run.path)) == {"config.yaml", "run.json", "metrics.jsonl"}
+
+
+def test_settings_that_a_person_wrote_are_not_taken_for_a_run(
+    tmp_path: Path, config: RunConfig, manifest: dict[str, Any]
+) -> None:
+    (tmp_path / "config.yaml").write_text(f"# mine\n{config.to_yaml()}")
+    for switch in ({}, {"resume": True}, {"overwrite": True}):
+        with refused("(config.yaml)", "--output"):
+            Run.create(tmp_path, config, manifest, **switch)
 
 
 def test_overwrite_keeps_finished_work_until_there_is_new(

@@ -40,6 +40,7 @@ from apd.runs.load import load_run
 from apd.settings.options import TrainOptions
 from apd.settings.train import TrainSettings
 from apd.training.start import train
+from apd.util.files import user_path
 from apd.util.text import short
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ def _sources(X: Pictures) -> tuple[tuple[Source, ...], list[str]]:
 def _source(image: object, index: int) -> Source:
     """Return how to open an image."""
     if isinstance(image, str | Path):
-        return Path(image).expanduser()
+        return user_path(image)
     if isinstance(image, Image.Image):
         return image.copy
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:

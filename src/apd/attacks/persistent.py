@@ -69,7 +69,11 @@ class Replayed(TrainingAttack):
         self.clean, self.moving = batch.x, self.pgd.start(batch.x, threat, batch.seeds)
 
     def view(self, batch: Batch, threat: ThreatModel) -> Tensor:
-        """Return the adversarial images (B,3,S,S) of this step, with a graph to the pixels that move."""
+        """Return the adversarial images (B,3,S,S) of this step, with a graph to the pixels that move.
+
+        What a loss of an earlier view of the same step has left is forgotten.
+        """
+        self.moving.grad = None
         return self.moving.requires_grad_()
 
     def climb(self, batch: Batch, threat: ThreatModel) -> None:
@@ -129,6 +133,7 @@ class Carried(Replayed):
 
     def view(self, batch: Batch, threat: ThreatModel) -> Tensor:
         """Return the adversarial images (B,3,S,S) of this step, with a graph to the pixels that move."""
+        self.moving.grad = None
         cropped = self.crop(self.moving.requires_grad_(), batch.crops)
         # The projection lets every gradient through: a pixel at the edge of the ball must be able to come back.
         return threat.project(cropped.detach(), batch.x) + (cropped - cropped.detach())

@@ -102,7 +102,7 @@ def read_outcome(folder: Path, job: str) -> Outcome | None:
     if not file.exists():
         return None
     try:
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_text(encoding="utf-8"))
         # An evaluation that names no version is as old as the rest.
         origin = {"apd": record["versions"].get("apd", "")}
         evals = {key: EvalOutcome(**{**origin, **found}) for key, found in record.pop("views").items()}

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from apd.bench.engines import import_ray, run_local, run_ray
 from apd.bench.estimate import Forecast, calibrate
@@ -23,7 +21,8 @@ from apd.bench.report.rows import plan_file, read_bench, write_rows
 from apd.bench.report.tables import best_methods, latex, make_tables, markdown
 from apd.bench.suite import Suite
 from apd.errors import InputError, nearest
-from apd.util.files import check_writable, write_atomic, writing
+from apd.util.files import check_writable, remove_leftovers, write_atomic
+from apd.util.locks import FolderLock
 from apd.util.messages import get_logger, speaking
 from apd.util.progress import counted, pretty_seconds
 from apd.util.versions import __version__
@@ -122,7 +121,8 @@ def bench(suite: Suite, folder: str | Path, *, machine: Machine | None = None) -
     path, machine, failures = Path(folder).resolve(), machine or find_machine(), dict[str, str]()
     check_writable(path)
     plan = make_plan(suite, machine.device)
-    with _alone(path), speaking():
+    with FolderLock(path, "wait for its end, or choose another --output.").held(), speaking():
+        remove_leftovers(path)
         _tell_versions(plan, _outcomes(plan, path))
         for stage in _stages(plan, suite, path, failures):
             expected = _expected(stage, path, machine)
@@ -145,24 +145,6 @@ def _stages(plan: Plan, suite: Suite, folder: Path, failures: Mapping[str, str])
         best = best_methods(plan, _outcomes(plan, folder), suite.final.best, suite.final.protocols)
         plan = plan.with_final(suite.final, best, suite)
         yield replace(plan, jobs={id_: job for id_, job in plan.jobs.items() if job.label not in failures})
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep every other bench out of the folder; the lock of a killed one ends with it."""
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(
-            f"Another apd bench is at work in {folder}; wait for its end, or choose another --output."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _tell_versions(plan: Plan, outcomes: Mapping[str, Outcome]) -> None:

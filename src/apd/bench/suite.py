@@ -19,7 +19,7 @@ from apd.models.sources import is_weights_file, split_tower
 from apd.runs.config import MAIN_SETTING, RunConfig, run_setting_names, validate
 from apd.settings.explain import explain, setting_names, source_of
 from apd.settings.layers import leaves, merged
-from apd.util.files import read_yaml
+from apd.util.files import read_yaml, user_path
 from apd.util.section import Section
 from apd.util.seed_range import Seed
 from apd.util.text import short
@@ -267,7 +267,7 @@ class Suite(Section):
         return Path(self.root or ".").resolve()
 
     def _path(self, text: str, what: str) -> Path:
-        path = (self._base / Path(text).expanduser()).resolve()
+        path = (self._base / user_path(text)).resolve()
         if not path.exists():
             origin = "the root" if self.root else "the working directory, as there is no root"
             raise InputError(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -32,6 +32,7 @@ from apd.cli import (
     verify,
     wording,
 )
+from apd.cli.streams import let_go, prepare_streams
 from apd.errors import ApdError
 from apd.util.files import storage_error
 from apd.util.messages import command_line
@@ -89,6 +90,15 @@ def main() -> None:
 
     Exit codes: 0 done; 1 failed; 2 wrong usage or input; 3 not reliable (--strict); 130 stopped with Ctrl-C.
     """
+    prepare_streams()
+    try:
+        _run()
+    finally:
+        for stream in ("stdout", "stderr"):
+            let_go(stream)
+
+
+def _run() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -99,9 +109,7 @@ def main() -> None:
             sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read our output has gone; Python must not try to flush it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has gone
         sys.exit(1)
     except Exception as error:
         if debug:
@@ -117,5 +125,6 @@ def _complain(error: Exception) -> int:
     else:
         reason = one_line(error) or "no reason given"
         text, code = f"{type(error).__name__}: {reason} (--debug shows the traceback)", 1
-    print(f"error: {text}", file=sys.stderr)
+    with suppress(OSError):
+        print(f"error: {text}", file=sys.stderr)
     return code

@@ -40,6 +40,7 @@ from apd.data.sources.unlabelled import (
 )
 from apd.data.splits import Pools, few_shot
 from apd.errors import InputError, nearest
+from apd.util.files import user_path
 from apd.util.plugins import Registry, is_spec
 from apd.util.text import quoted
 
@@ -147,7 +148,7 @@ def load_unlabelled(source: str, columns: Columns | None = None) -> ImageSet:
     Raises:
         InputError: for a source that is not there, cannot be read or has no training images.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     is_name = source in BUILT_IN or parse_standard(source) or is_spec(source) or DATA.knows(source)
     splits = None if is_name else _splits(path, source)
     if splits is not None:
@@ -203,7 +204,7 @@ def _place(source: str) -> object:
         return source
     standard = parse_standard(source)
     if standard is None:
-        return Path(source).expanduser().resolve()
+        return user_path(source).resolve()
     name, root = standard
     return name, None if root is None else root.resolve()
 
@@ -241,7 +242,7 @@ def _made(text: str) -> Pools:
 
 
 def _pools(text: str, columns: Columns | None) -> Pools:
-    path = Path(text).expanduser()
+    path = user_path(text)
     if text.startswith(IN_MEMORY):
         raise InputError(
             f"The data set {text.removeprefix(IN_MEMORY)!r} was made in Python and is not on disk: give the data set itself "
@@ -272,13 +273,13 @@ def _pools(text: str, columns: Columns | None) -> Pools:
 
 def _naming_hint(source: str, names: Sequence[str]) -> str:
     """How to name classes that have numbers or WordNet ids for names."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.is_dir() or is_saved(path) or any(path.glob("*.parquet")):
         return "Put readable names into the data itself: they become the class names."
     listing = path / "classes.txt"
     if any(BARE_WORDNET_ID.fullmatch(name) for name in names):
         own = "imagenet/classnames.txt"
-        own = quoted(Path(root).expanduser() / own) if (root := os.environ.get(ROOT)) else f"${ROOT}/{own}"
+        own = quoted(user_path(root) / own) if (root := os.environ.get(ROOT)) else f"${ROOT}/{own}"
         return f"ImageNet's names: copy {own} (see apd list data) to {quoted(listing)}. Others: write there FOLDER,name lines."
     return f"Name them in {quoted(listing)}: FOLDER,name in a line for each class."
 

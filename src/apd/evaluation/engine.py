@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from apd.evaluation.progress import Pace, SoFar, say_clean, shown
 from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
 from apd.evaluation.store import Key, Outcome, Record, Store
+from apd.util.memory import Room
 from apd.util.messages import get_logger
 from apd.util.versions import versions
 
@@ -119,6 +120,7 @@ class Evaluation:
         class_names: in the order of the logits, for the index of those images.
         surroundings: what attacks may ask for besides the model; None: attacks that do are refused.
         skipped: attacks that were asked for and do not apply, because the model gives no gradient.
+        room: how many images the model has room for.
     """
 
     subject: Subject
@@ -132,6 +134,7 @@ class Evaluation:
     class_names: tuple[str, ...] = ()
     surroundings: attacks.Surroundings | None = None
     skipped: tuple[str, ...] = ()
+    room: Room = field(default_factory=Room)
 
     def circumstances(self, attack: str) -> dict[str, str]:
         """What outcomes under this attack depend on, besides the sample."""
@@ -171,6 +174,21 @@ class Evaluation:
         return {name: attack.prepared(self.surroundings) for name, attack in found.items()}
 
     def _run(self, name: str, wanted: Sequence[int], attack: attacks.EvaluationAttack | None = None) -> Record:
+        """Find the outcomes of an attack; out of memory, take up where it was, with the images of a batch in smaller parts.
+
+        Batches stay what they are: what attacks draw at random depends on them.
+        """
+
+        def work(_: int | None) -> Record:
+            with self.subject.within(self.room) as subject:
+                if subject is self.subject:
+                    return self._find(name, wanted, attack)
+                known = self.known or self.__dict__.get("measured") or self.__dict__.get("pace")
+                return replace(self, subject=subject, known=known)._find(name, wanted, attack)
+
+        return self.room.fit(self.settings.batch_size or LARGEST, work)
+
+    def _find(self, name: str, wanted: Sequence[int], attack: attacks.EvaluationAttack | None) -> Record:
         record = self.store.record(self.circumstances(name))
         folder = None if attack is None else self._image_folder(name)
         # An outcome without its image is found again: in the batches of the first time, on which it may depend.

@@ -17,6 +17,7 @@ from apd.attacks import cross_entropy
 from apd.evaluation.frozen import Subject
 from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
+from apd.util.memory import is_out_of_memory
 from apd.util.seeds import shuffled
 
 LARGEST = 128
@@ -89,8 +90,14 @@ def measure_pace(subject: Subject, samples: Samples, settings: EvaluationSetting
         one = several = _seconds(subject, samples, drawn[:1], attacked)
         size = 1
         while several < _ENOUGH and size < min(LARGEST, len(drawn)):
-            size = min(max(_SMALLEST, 4 * size), len(drawn))
-            several = _seconds(subject, samples, drawn[:size], attacked)
+            larger = min(max(_SMALLEST, 4 * size), len(drawn))
+            try:
+                several = _seconds(subject, samples, drawn[:larger], attacked)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                break
+            size = larger
         per_image = max(several - one, 0.5 * several) / max(size - 1, 1)
     return Measured(max(one - per_image, 0.0), per_image, right=1.0, robust=1.0, size=size)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from apd.errors import ApdError, InputError
-from apd.models.classifier import PromptedCLIP
+from apd.models.classifier import FrozenClassifier, PromptedCLIP
 from apd.models.encoder import sha256_of_weights
+from apd.models.parts import InParts, within
 from apd.models.shown import structure
+from apd.util.memory import Room
 from apd.util.plugins import code_hash
 
 
@@ -78,6 +80,16 @@ class Subject:
             with exact_float32(device):
                 return cls(classifier.frozen(), device, digest.hexdigest(), classifier.class_names)
         return cls(classifier, device, digest.hexdigest())
+
+    @contextmanager
+    def within(self, room: Room) -> Iterator[Subject]:
+        """This model, given no more images at a time than there is room for."""
+        with within(room):
+            # Our own keep to it by themselves, and stay what the health checks know.
+            if room.most is None or isinstance(self.model, FrozenClassifier):
+                yield self
+            else:
+                yield replace(self, model=InParts(self.model, room.most))
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B, C) without gradients.

@@ -17,6 +17,7 @@ from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.util.device import pick_device
+from apd.util.files import remove_leftovers
 from apd.util.messages import get_logger, speaking
 from apd.util.text import printable
 
@@ -52,7 +53,8 @@ def evaluate_run(
         The result, also written to ``RUN/results`` and ``RUN/README.md``.
 
     Raises:
-        InputError: an unknown setting, not a finished run, another CLIP model than the run's, images that cannot be read.
+        InputError: an unknown setting, not a finished run, another CLIP model than the run's, images that cannot be read,
+            another process that is writing to the run.
 
     Example:
         >>> import apd
@@ -72,12 +74,14 @@ def evaluate_run(
         _check_labelled(path, config)
     images = data if isinstance(data, Dataset) else _load(config, data if other else None)
     wanted = images.classes(chosen.classes)
-    with speaking(chosen.quiet):
+    with speaking(chosen.quiet), run.lock.held():
+        for folder in (run.results, run.images):
+            remove_leftovers(folder)
         log.info(f"{wanted.summary()}; CLIP model {printable(model or config.model)}")
         classifier = _serving(wanted, load_run(path, device=pick_device(device), model=model))
         kept = run.images if save_images else None
         result = evaluate(classifier, images, store=run.results, save_images=kept, **given)
-    save(run, result)
+        save(run, result)
     return result
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from apd.errors import InputError
 from apd.evaluation.result import Accuracy, Result
 from apd.evaluation.store import Key
-from apd.runs.folder import Run, summary_name
+from apd.runs.folder import Run
+from apd.runs.output import summary_name
 from apd.util.files import write_atomic
 from apd.util.text import to_json
 

@@ -22,7 +22,8 @@ from apd.evaluation.store import Record
 from apd.evaluation.stored import Outcomes, read_outcomes, summary_files
 from apd.evaluation.summary import per_class
 from apd.runs.card import render_card
-from apd.runs.folder import Run, summary_name
+from apd.runs.folder import Run
+from apd.runs.output import summary_name
 from apd.util.tensors import sha256_of_file
 from apd.util.text import one_line
 

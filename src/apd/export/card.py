@@ -37,7 +37,7 @@ def render_export_card(source: Source, plain: bool) -> str:
         plain: whether transformers loads it without this package.
     """
     run, names = source.run, list(source.classifier.class_names)
-    results = [json.loads(file.read_text()) for file in sorted(run.results.glob("summary-*.json"))]
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(run.results.glob("summary-*.json"))]
     model = public_name(run.manifest["model"]["source"])
     title = run.path.resolve().name
     header = {

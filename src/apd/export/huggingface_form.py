@@ -66,7 +66,7 @@ class HuggingFaceForm(Form):
             "open_vocabulary": is_open,
         }
         config = place / CONFIG
-        known = json.loads(config.read_text()) if config.is_file() else {"model_type": _PROMPTED}
+        known = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {"model_type": _PROMPTED}
         write_atomic(config, to_json({**known, "apd": record}) + "\n")
         write_atomic(place / "README.md", render_export_card(source, plain=why_not is None))
         if why_not is None:
@@ -99,7 +99,9 @@ def _write_clip(classifier: PromptedCLIP, folder: Path, is_open: bool, baked_fra
         file = folder / "tokenizer_config.json"
         # The name that transformers 4 knows, too.
         write_atomic(
-            file, to_json({**json.loads(file.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}) + "\n"
+            file,
+            to_json({**json.loads(file.read_text(encoding="utf-8")), "tokenizer_class": "PreTrainedTokenizerFast"})
+            + "\n",
         )
     record = _processor(encoder.info.preprocessing, encoder.info.family)
     write_atomic(folder / "preprocessor_config.json", to_json(record) + "\n")

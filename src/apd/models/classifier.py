@@ -13,6 +13,7 @@ from apd.errors import InputError
 from apd.models.encoder import DualEncoder
 from apd.models.fast.kernels import without_autocast
 from apd.models.mixture import Mixture
+from apd.models.parts import in_parts
 from apd.models.prompts import Prompts
 from apd.models.shown import ShownInShort
 from apd.util.text import first_of
@@ -51,7 +52,7 @@ class BoundCLIP:
 
     def embed(self, x: Tensor) -> Tensor:
         """Image features (B, D) as the encoder gives them, not of unit length, of images (B,3,S,S) in [0,1]."""
-        return _full(self.encoder.encode_image(self._framed(x), self.visual))
+        return _full(in_parts(self.encoder.encode_image, self._framed(x), self.visual, (0,)))
 
     def _framed(self, x: Tensor) -> Tensor:
         if self.frame is None:
@@ -61,7 +62,8 @@ class BoundCLIP:
 
     def embed_by_block(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features of `embed`, and the states (depth, B, width) of the class token after each block."""
-        features, states = self.encoder.encode_image_by_block(self._framed(x), self.visual)
+        encode = self.encoder.encode_image_by_block
+        features, states = in_parts(encode, self._framed(x), self.visual, (0, 1))
         return _full(features), _full(states)
 
     def features(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@
                                        method found out (facts), temperature of the probabilities (calibration)
     RUN/prompts.safetensors            what was learned (kilobytes)
     RUN/metrics.jsonl                  one line per log entry
-    RUN/checkpoint/state.safetensors   one file, so that it is there whole or not at all; gone when training is finished
+    RUN/checkpoint/                    the last state of training and the one before; gone when training is finished
     RUN/results/                       evaluations
     RUN/images/                        adversarial images, if they were asked for
     RUN/README.md                      model card
@@ -16,20 +16,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apd.errors import InputError
+from apd.errors import ApdError, InputError
+from apd.runs.checkpoint import Checkpoints
 from apd.runs.differences import check_same
-from apd.util.files import check_writable, write_atomic, writing
+from apd.runs.output import FORMAT, SUMMARY, check_output, read_manifest, summary_name, taken
+from apd.util.files import remove_leftovers, write_atomic, writing
+from apd.util.locks import FolderLock
 from apd.util.tensors import read_tensors, sha256_of_file, write_tensors
 from apd.util.text import quoted, to_json
 
@@ -39,11 +40,6 @@ if TYPE_CHECKING:
     from apd.models.calibration import Calibration
     from apd.runs.config import RunConfig
 
-FORMAT = 1
-"""Version of the run folder; a folder of another version is refused."""
-
-_SUMMARY = "summary-"
-_LONGEST_NAME = 180
 # run.json goes last and comes first: as long as it is there, a half-removed or half-made folder is known as a run.
 _OWN = (
     "config.yaml",
@@ -78,6 +74,10 @@ class Run:
     ) -> None:
         self.path, self.manifest, self.writer, self._starting = path, manifest, writer, starting
         self._began = time.monotonic()
+        self._overwrite = False
+        self._checkpoints = Checkpoints(path / "checkpoint")
+        self.lock = FolderLock(path, again=True)
+        """Held from the first write to the end of training, and while an evaluation writes."""
 
     def __repr__(self) -> str:
         names = [
@@ -120,16 +120,40 @@ class Run:
             InputError: see `check_output`; other settings or another model or data than the run to resume has.
         """
         fresh = cls(Path(path), {"format": FORMAT, "status": "running", **manifest}, writer=writer, starting=config)
+        fresh._overwrite = overwrite
         if writer:
             check_output(fresh.path, resume=resume, overwrite=overwrite)
-        if resume and fresh._file("run.json").is_file():
-            run = cls.open(fresh.path, finished=False)
-            run.writer = writer
-            check_same(run.path, (run.config, config), (run.manifest, fresh.manifest))
-            if writer and not run.finished:
-                run._rewind()
-            return run
-        return fresh
+        if not fresh._file("run.json").is_file():
+            return fresh
+        if not resume:
+            if writer:
+                with fresh.lock.held():  # a run that is being written is not to be replaced
+                    pass
+            return fresh
+        run = cls.open(fresh.path, finished=False)
+        check_same(run.path, (run.config, config), (run.manifest, fresh.manifest))
+        return run._resumed() if writer else run._read_only()
+
+    def _read_only(self) -> Run:
+        self.writer = False
+        return self
+
+    def _resumed(self) -> Run:
+        """Take the run over from a process that has ended, at its last checkpoint; a finished one is returned as it is."""
+        if not self.finished:
+            self.lock.acquire()
+            self.manifest = read_manifest(self.path)  # its writer may have finished it meanwhile
+        if self.finished:
+            self._checkpoints.remove()  # where a kill left it
+            self.lock.release()
+            return self
+        try:
+            remove_leftovers(self.path)
+            self._rewind()
+        except BaseException:
+            self.lock.release()
+            raise
+        return self
 
     @classmethod
     def open(cls, path: str | Path, *, finished: bool = True) -> Run:
@@ -143,21 +167,7 @@ class Run:
             InputError: no run folder, a damaged one, one of another version, or an unfinished run.
         """
         folder = Path(path)
-        file = folder / "run.json"
-        if not folder.is_dir():
-            raise InputError(f"No run folder {str(path)!r}; apd train … --output {quoted(path)} makes one.")
-        if not file.is_file():
-            raise InputError(f"{str(path)!r} is not a run folder (it has no run.json); apd train … --output makes one.")
-        try:
-            manifest = json.loads(file.read_text())
-            version, _ = manifest["format"], manifest["status"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} is damaged ({error}); train again with --overwrite.") from error
-        if version != FORMAT:
-            raise InputError(
-                f"{str(path)!r} is a run folder of version {version}, this apd reads version {FORMAT}; "
-                "use the apd it was made with (versions.apd in its run.json) or train again with --overwrite."
-            )
+        manifest = read_manifest(folder)
         run = cls(folder, manifest)
         if finished and not run.finished:
             raise InputError(
@@ -185,9 +195,9 @@ class Run:
         """Optimiser steps that its checkpoint holds; None where there is none.
 
         Raises:
-            InputError: a damaged checkpoint.
+            InputError: a damaged checkpoint, and none before it.
         """
-        found = self._read_checkpoint()
+        found = self._checkpoints.load()
         return None if found is None else int(found[1]["step"])
 
     @property
@@ -222,7 +232,7 @@ class Run:
             stream.write(json.dumps({key: _finite(value) for key, value in record.items()}) + "\n")
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Save where training is, replacing the last checkpoint in one move.
+        """Save where training is; the last checkpoint is kept as the one before.
 
         Args:
             step: optimiser steps done.
@@ -240,15 +250,15 @@ class Run:
             "seconds": self.seconds,
             "state": dict(state),
         }
-        write_tensors(self._checkpoint, tensors, {"apd": json.dumps(record)})
+        self._checkpoints.save(tensors, record)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and state (with ``step``) of the last checkpoint; None where there is none.
 
         Raises:
-            InputError: a damaged checkpoint.
+            InputError: a damaged checkpoint, and none before it.
         """
-        found = None if self._starting else self._read_checkpoint()
+        found = None if self._starting else self._checkpoints.load()
         return None if found is None else (found[0], {**found[1]["state"], "step": found[1]["step"]})
 
     def save_prompts(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -277,7 +287,7 @@ class Run:
         facts: Mapping[str, Any] | None = None,
         calibration: Calibration | None = None,
     ) -> None:
-        """Mark the run as done: the model card, then the manifest. The checkpoint goes: a finished run never reads it.
+        """Mark the run as done: the model card, then the manifest. The checkpoints go, and the lock is free.
 
         Args:
             summary: the last validation.
@@ -296,7 +306,8 @@ class Run:
             self.manifest["calibration"] = calibration.record()
         self._save_card()
         self._save_manifest()
-        shutil.rmtree(self._checkpoint.parent, ignore_errors=True)
+        self._checkpoints.remove()
+        self.lock.release()
 
     def save_calibration(self, calibration: Calibration) -> None:
         """Keep how the probabilities of a finished run are calibrated, in the manifest and the model card."""
@@ -318,15 +329,11 @@ class Run:
     def _save_card(self) -> None:
         from apd.runs.card import render_card
 
-        results = [json.loads(file.read_text()) for file in self._summaries()]
+        results = [json.loads(file.read_text(encoding="utf-8")) for file in self._summaries()]
         write_atomic(self._file("README.md"), render_card(self.path, self.manifest, self.config, results))
 
     def _summaries(self) -> list[Path]:
-        return sorted(self.results.glob(f"{_SUMMARY}*.json"))
-
-    @property
-    def _checkpoint(self) -> Path:
-        return self.path / "checkpoint" / "state.safetensors"
+        return sorted(self.results.glob(f"{SUMMARY}*.json"))
 
     def _file(self, name: str) -> Path:
         return self.path / name
@@ -334,18 +341,12 @@ class Run:
     def _save_manifest(self) -> None:
         write_atomic(self._file("run.json"), to_json(self.manifest) + "\n")
 
-    def _read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        if not self._checkpoint.exists():
-            return None
-        tensors, metadata = read_tensors(self._checkpoint, "start this run again with --overwrite")
-        return tensors, json.loads(metadata["apd"])
-
     def _rewind(self) -> None:
         """Take up the clock of the last checkpoint and cut off what was logged after it.
 
         The log of a resumed run is thus that of an uninterrupted one.
         """
-        found = self._read_checkpoint()
+        found = self._checkpoints.clean()
         self._began -= found[1].get("seconds", 0.0) if found else 0.0
         keep = found[1]["metrics_bytes"] if found else 0
         metrics = self._file("metrics.jsonl")
@@ -354,12 +355,27 @@ class Run:
                 os.truncate(metrics, keep)
 
     def _ready(self) -> bool:
-        """Whether this process writes; makes the folder of a new run, in place of one that is overwritten."""
+        """Whether this process writes; makes the folder of a new run, in place of one that is overwritten.
+
+        Raises:
+            InputError: another process is writing there, or has made a run meanwhile.
+            ApdError: the folder that was there has gone.
+        """
         if self.writer and self._starting:
+            self.lock.acquire()
+            if not self._overwrite and self._file("run.json").exists():
+                raise InputError(taken(self.path))
+            remove_leftovers(self.path)
             self._clear()
-            self._save_manifest()
+            # The settings first: with them alone, a run that is killed here can be resumed by its folder's name.
             write_atomic(self._file("config.yaml"), self._starting.to_yaml())
+            self._save_manifest()
             self._starting = None
+        if self.writer and not self._file("run.json").exists():
+            raise ApdError(
+                f"{self.path} has gone while it was written to (removed, moved or unmounted): what was learned after the last "
+                f"checkpoint is lost. Put it back and resume with: apd train --output {quoted(self.path)} --resume"
+            )
         return self.writer
 
     def _clear(self) -> None:
@@ -371,50 +387,6 @@ class Run:
                     shutil.rmtree(place)
                 else:
                     place.unlink(missing_ok=True)
-
-
-def summary_name(result: Mapping[str, Any]) -> str:
-    """Name the file of what an evaluation found, after what it depends on."""
-    about = [result[key] for key in ("data", "split", "classes", "norm", "eps_text")]
-    about += [result["corruption"]] if result.get("corruption") else []
-    name = "-".join([*about, f"seed{result['seed']}", f"n{result['n']}", *result["attacks"]])
-    short = re.sub(r"[^A-Za-z0-9.-]+", "_", name)
-    if len(short) > _LONGEST_NAME:
-        short = f"{short[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return f"{_SUMMARY}{short}.json"
-
-
-def check_output(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Whether a run can be written there; changes nothing, so that it can be asked before any work.
-
-    Raises:
-        InputError: a run is there and neither ``resume`` nor ``overwrite`` is asked for; other files are there; the
-            place is a file, read-only or full.
-    """
-    folder = Path(path)
-    if resume and overwrite:
-        raise InputError("--resume and --overwrite exclude each other; give one.")
-    check_writable(folder)
-    if (folder / "run.json").is_file():
-        if resume:
-            Run.open(folder, finished=False)
-        elif not overwrite:
-            raise InputError(_taken(folder))
-    elif folder.is_dir():
-        # Names of ours too: a README.md or a results folder without a run is a person's own.
-        foreign = sorted(item.name for item in folder.iterdir() if not item.name.startswith("."))
-        if foreign:
-            raise InputError(
-                f"{folder} holds other files ({foreign[0]}) and no run; choose a new or empty folder as --output."
-            )
-
-
-def _taken(folder: Path) -> str:
-    """What to do about a run that is there already."""
-    others = "replace it with --overwrite, or choose another --output."
-    if Run.open(folder, finished=False).finished:
-        return f"{folder} holds a finished run; {others}"
-    return f"{folder} holds an unfinished run; resume with: apd train --output {quoted(folder)} --resume; or {others}"
 
 
 def _finite(value: Any) -> Any:

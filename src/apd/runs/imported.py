@@ -15,9 +15,10 @@ from apd.models import DualEncoder, load_clip
 from apd.models.classifier import DEFAULT_TEMPLATES, PromptedCLIP
 from apd.models.prompts import Prompts, PromptSpec
 from apd.runs.config import RunConfig
-from apd.runs.folder import Run, check_output
+from apd.runs.folder import Run
 from apd.runs.learners import Learned, read_learner
 from apd.runs.load import describe_encoder
+from apd.runs.output import check_output
 from apd.util.section import RECORDED
 from apd.util.tensors import sha256_of_file
 from apd.util.text import short

@@ -28,7 +28,7 @@ def run_html(run: Run, results: list[Path]) -> str:
         **({"seconds": f"{manifest['seconds']:.0f}"} if "seconds" in manifest else {}),
     }
     tables = [html_facts(f"Run {run.path}", facts)]
-    rows = [row for file in results for row in _rows(json.loads(file.read_text()))]
+    rows = [row for file in results for row in _rows(json.loads(file.read_text(encoding="utf-8")))]
     head = ("evaluated on", "images", "attack", "accuracy %", "zero-shot %")
     return "\n".join([*tables, *([html_table("Evaluations", head, rows)] if rows else [])])
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from apd.errors import ApdError
@@ -55,6 +56,10 @@ class Validation:
         return {f"{name}_clean": self.percent(self.clean), f"{name}_robust": self.percent(self.robust)}
 
 
+class Diverged(ApdError):
+    """Training came to numbers that are not finite."""
+
+
 class CollapseMonitor:
     """Watches for the known ways in which adversarial prompt training collapses, and explains them.
 
@@ -87,17 +92,50 @@ class CollapseMonitor:
             step: optimiser steps done, the one that these are of included.
 
         Raises:
-            ApdError: naming the term and the way out.
+            Diverged: naming the term and the way out.
         """
         bad = [f"{name} is {value}" for name, value in terms.items() if not math.isfinite(value)]
         if bad and step == 1:
             bf16 = ", or to train.precision=bf16 (fp32 tells)" if self.settings.precision == "bf16" else ""
-            raise ApdError(
+            raise Diverged(
                 f"The term {bad[0]} in the first step, before anything was learned: it is due to the method's loss or to "
                 f"the images{bf16}."
             )
         if bad:
-            raise ApdError(f"Training diverged: the term {bad[0]} at step {step}. {self._calmer()}")
+            raise Diverged(f"Training diverged: the term {bad[0]} at step {step}. {self._calmer()}")
+
+    def check_gradients(self, terms: Mapping[str, Tensor], gradients: Mapping[str, Tensor], step: int) -> None:
+        """Stop before an optimiser step that would spoil the prompts; waits for the device once.
+
+        Args:
+            terms: the loss terms, scalars.
+            gradients: of their sum, by the prompts' names.
+            step: optimiser steps done, the one that these are for included.
+
+        Raises:
+            Diverged: naming the term, or else the gradient, and the way out.
+        """
+        values = {**terms, **gradients}
+        finite = torch.stack([value.detach().isfinite().all() for value in values.values()]).tolist()
+        if all(finite):
+            return
+        self.check_loss({name: float(term.detach()) for name, term in terms.items()}, step)
+        name = next(name for name, good in zip(values, finite, strict=True) if not good)
+        raise Diverged(f"Training diverged: the gradient of {name} is not finite at step {step}. {self._calmer()}")
+
+    def check_prompts(self, prompts: Mapping[str, Tensor], step: int) -> None:
+        """Stop where prompts are not finite, so that no checkpoint is made of them.
+
+        Args:
+            prompts: what is trained, by name.
+            step: optimiser steps done.
+
+        Raises:
+            Diverged: naming the prompts and the way out.
+        """
+        bad = [name for name, value in prompts.items() if not bool(value.detach().isfinite().all())]
+        if bad:
+            raise Diverged(f"Training diverged: {bad[0]} is not finite after step {step}. {self._calmer()}")
 
     def _calmer(self) -> str:
         """What may keep training from diverging, and is not done yet."""
@@ -114,10 +152,10 @@ class CollapseMonitor:
         """Stop where validation logits are not finite: the loss shows it a step later only, and after the last step never.
 
         Raises:
-            ApdError: naming the way out.
+            Diverged: naming the way out.
         """
         if not bool(z.isfinite().all()):
-            raise ApdError(f"Training diverged: the logits of validation images are not finite. {self._calmer()}")
+            raise Diverged(f"Training diverged: the logits of validation images are not finite. {self._calmer()}")
 
     def check_validation(self, terms: Mapping[str, float], found: Validation) -> list[str]:
         """Warn of a collapse for which the validation split has enough evidence.

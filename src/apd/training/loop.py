@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from apd.attacks import AttackBatch, Replayed, find
+from apd.attacks import Replayed
 from apd.attacks.threat import ThreatModel
 from apd.data import Dataset
 from apd.data.batch import Batch
@@ -23,11 +20,12 @@ from apd.methods import Method, Preparation, find_method
 from apd.models import DualEncoder
 from apd.models.calibration import Calibration
 from apd.models.classifier import PromptedCLIP, check_distinct
+from apd.models.parts import within
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.settings.train import TrainSettings
 from apd.training.batches import Batches, Images
-from apd.training.collapse import CollapseMonitor, Validation
+from apd.training.collapse import CollapseMonitor, Diverged, Validation
 from apd.training.log import Log
 from apd.training.optim import (
     build_optimizer,
@@ -37,16 +35,17 @@ from apd.training.optim import (
     swa_share,
     update_average,
 )
+from apd.training.process import find_accelerator, interrupts
 from apd.training.pseudo_labels import judged_by_teacher, pseudo_labels
 from apd.training.schedule import Schedule
 from apd.training.sharpness import awp, sam, shifted
 from apd.training.step import TrainStep, training_attack
 from apd.training.trackers import TENSORBOARD, check_trackers, start_trackers
-from apd.util.device import pick_device
+from apd.training.validation import VALIDATED, look
 from apd.util.extras import import_extra
+from apd.util.memory import Room
 from apd.util.messages import get_logger
-from apd.util.processes import is_first_process
-from apd.util.progress import Count, Progress, watched
+from apd.util.progress import Count, Progress
 
 log = get_logger("apd.training")
 
@@ -54,8 +53,6 @@ log = get_logger("apd.training")
 TEACHER_EPOCHS = 30
 """Epochs, at least, that a teacher is tuned for where there are unlabelled images too: it sees the labelled ones alone,
 so its epochs are short."""
-VALIDATED = 256
-"""Validation images at a time."""
 
 
 def train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig, run: Run) -> Run:
@@ -81,11 +78,18 @@ def train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig
     """
     if run.finished:
         return run
+    try:
+        return _train(encoder, data, images, config, run)
+    finally:
+        run.lock.release()
+
+
+def _train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig, run: Run) -> Run:
     settings = config.train
     if settings.tensorboard:
         import_extra("tensorboard", "tensorboard", "train.tensorboard")
     check_trackers(settings.trackers, settings.tracker_options)
-    accelerator = _accelerator(settings.device)
+    accelerator = find_accelerator(settings.device)
     encoder = encoder.to(accelerator.device)
     bare = PromptedCLIP(encoder, None, data.class_names, data.templates)
     check_distinct(bare)
@@ -101,21 +105,6 @@ def train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig
     run.finish(summary, method.facts(), loop.calibration())
     accelerator.wait_for_everyone()
     return run
-
-
-def _accelerator(name: str) -> Accelerator:
-    is_first_process()  # refuses an environment that accelerate would wait in for processes that nobody started
-    device = torch.device(pick_device(name))
-    if device.index is not None:
-        torch.cuda.set_device(device)
-    # accelerate keeps the first device of a Python process, and leaves it to its user to notice.
-    known = PartialState().device if PartialState._shared_state else None
-    if name != "auto" and known is not None and known.type != device.type:
-        raise InputError(
-            f"This Python process has trained on {known.type} and cannot switch to {name}; start a new one for "
-            f"train.device={name}."
-        )
-    return Accelerator(cpu=device.type == "cpu")
 
 
 class Loop:
@@ -153,6 +142,7 @@ class Loop:
         if self.moving:
             self.batches.hand_over(self.moving, self.schedule.threat(0))
         self.average: dict[str, Tensor] = {}
+        self.room = Room()
         self.monitor = CollapseMonitor(settings)
         self.summary: dict[str, Any] = {"warnings": []}
         self.stop = False
@@ -172,6 +162,10 @@ class Loop:
 
     def run_through(self, prepare: Any) -> dict[str, Any]:
         """All steps that are left; returns the last validation and what was warned of."""
+        with within(self.room):
+            return self._run_through(prepare)
+
+    def _run_through(self, prepare: Any) -> dict[str, Any]:
         if not self.trained:
             return {**self._validate(Log(self.run, len(self.batches)), 0), "steps": 0}
         optimizer = build_optimizer(self.settings.optimizer, self.trained)
@@ -190,7 +184,7 @@ class Loop:
         metrics = Log(self.run, len(self.batches), self._trackers)
         with (
             Progress(title, Count(self.steps, "steps", start), keep=True) as progress,
-            _interrupts(self),
+            interrupts(self),
             closing(metrics),
         ):
             return self._epochs(module, optimizer, start, progress, metrics)
@@ -208,10 +202,12 @@ class Loop:
     ) -> dict[str, Any]:
         for step in range(start, self.steps, self.replays):
             done = min(step + self.replays, self.steps)
-            terms = self.train_batch(module, optimizer, step, done)
+            try:
+                terms = self.train_batch(module, optimizer, step, done)
+            except Diverged as error:
+                self._keep_last_good(step, start, optimizer, error)
+                raise
             progress.count.advance(done - step)
-            if step == 0:  # not to be learned of after `log_every` steps of nothing
-                self.monitor.check_loss({name: float(term.detach()) for name, term in terms.items()}, done)
             due = partial(self._due, step, done)
             if due(self.settings.log_every):
                 self.monitor.check_loss(metrics.terms(terms, done), done)
@@ -225,6 +221,12 @@ class Loop:
             if self.stop and (done < self.steps or self.run is None):
                 raise KeyboardInterrupt
         return self.summary
+
+    def _keep_last_good(self, step: int, start: int, optimizer: Any, error: Diverged) -> None:
+        """Save the state before a step that was not taken; that of an attack that carries images is past it already."""
+        if self.run and step > start and self.moving is None:
+            self._checkpoint(step, optimizer)
+            error.args = (f"{error} The state after step {step} is kept in {self.run.path}.",)
 
     def _due(self, step: int, done: int, every: int) -> bool:
         """Whether a multiple of ``every`` steps, or the end, was reached since ``step``; a batch may take several steps."""
@@ -243,14 +245,14 @@ class Loop:
             moving.begin(batch, self.schedule.threat(step))
         for at in range(step, done):
             threat = self.schedule.threat(at)
-            x_adv = moving.view(batch, threat) if moving else None
-            terms, images = self._gradients(module, optimizer, batch, threat, x_adv)
+            terms, images = self._gradients(module, optimizer, batch, threat)
             if moving:
                 moving.climb(batch, threat)
             if s.optimizer.sam or s.optimizer.awp:
                 by = sam(self.trained, s.optimizer.sam) if s.optimizer.sam else awp(self.trained, s.optimizer.awp)
                 with shifted(self.trained, by):
                     self._gradients(module, optimizer, batch, threat, images)
+            self.monitor.check_gradients(terms, self._named_gradients(), at + 1)
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule.learning_rate(at)
             if s.optimizer.clip is not None:
@@ -262,13 +264,25 @@ class Loop:
         return terms
 
     def _gradients(
-        self, module: nn.Module, optimizer: Any, batch: Batch, threat: ThreatModel, x_adv: Tensor | None
+        self, module: nn.Module, optimizer: Any, batch: Batch, threat: ThreatModel, x_adv: Tensor | None = None
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Leave the gradients of the loss on one batch; return its terms and the images they were taken on."""
-        optimizer.zero_grad()
-        terms, images = module(batch, threat, x_adv)
-        self.accelerator.backward(torch.stack(list(terms.values())).sum() * batch.weight)
-        return terms, images
+        """Leave the gradients of the loss on one batch; return its terms and the images they were taken on.
+
+        Those are ``x_adv``, or else what the training attack makes.
+        """
+
+        def work(_: int | None) -> tuple[dict[str, Tensor], Tensor]:
+            optimizer.zero_grad()
+            moved = self.moving.view(batch, threat) if self.moving and x_adv is None else x_adv
+            terms, images = module(batch, threat, moved)
+            self.accelerator.backward(torch.stack(list(terms.values())).sum() * batch.weight)
+            return terms, images
+
+        # Several processes could not begin again together.
+        return self.room.fit(len(batch.x), work) if self.accelerator.num_processes == 1 else work(None)
+
+    def _named_gradients(self) -> dict[str, Tensor]:
+        return {name: p.grad for name, p in self.method.named_parameters() if p.requires_grad and p.grad is not None}
 
     def _validate(self, metrics: Log, done: int) -> dict[str, Any]:
         found = self.validate()
@@ -290,28 +304,9 @@ class Loop:
 
     def validate(self) -> Validation:
         """Look at the validation split, clean and under the short attack, with what would be deployed."""
-        model, val, s = self.deployed().frozen(), self.images.val, self.settings
-        attack, right, robust = find(s.validation_attack), 0, 0
-        counts = torch.zeros(len(self.method.student.class_names), device=val.images.device)
-        starts = range(0, len(val), VALIDATED)
-        for start in watched(starts, len(starts), "validating", "batches"):
-            index = torch.arange(start, min(start + VALIDATED, len(val)), device=val.images.device)
-            x, labels, ids = val.pixels(index), val.labels[index], [val.ids[i] for i in index.tolist()]
-            with torch.no_grad():
-                z = model(x)
-            self.monitor.check_logits(z)
-            predicted = z.argmax(dim=1)
-            counts += predicted.bincount(minlength=len(counts))
-            keep = (predicted == labels).nonzero().flatten()
-            right += len(keep)
-            if len(keep):
-                found = attack(model, AttackBatch(x, labels, ids, s.seed).select(keep), s.threat)
-                with torch.no_grad():
-                    robust += int((model(found.images).argmax(dim=1) == labels[keep]).sum())
-        alike = float((model.bound.classes @ model.bound.classes.T).min())
-        return Validation(
-            len(val), right, robust, int(counts.max()), len(counts), alike, agreement=not len(self.images.train)
-        )
+        model, val = self.deployed().frozen(), self.images.val
+        found = self.room.fit(VALIDATED, lambda _: look(model, val, self.settings, self.monitor))
+        return replace(found, agreement=not len(self.images.train))
 
     def calibration(self) -> Calibration | None:
         """Calibrate the probabilities of what is deployed on the validation images; None where those have no labels."""
@@ -319,7 +314,7 @@ class Loop:
         if not len(self.images.train) or not len(val):
             return None
         model = self.deployed().frozen()
-        with torch.no_grad():
+        with torch.no_grad(), within(self.room):
             logits = [model(val.pixels(slice(at, at + VALIDATED))) for at in range(0, len(val), VALIDATED)]
         return Calibration.fit(torch.cat(logits), val.labels)
 
@@ -338,12 +333,17 @@ class Loop:
     def _checkpoint(self, done: int, optimizer: Any) -> None:
         if self.run is None:
             return
+        self.monitor.check_prompts({n: p for n, p in self.method.named_parameters() if p.requires_grad}, done)
         tensors = {f"method.{name}": tensor for name, tensor in self.method.state().items()}
         tensors |= self.moving.state() if self.moving else {}
         known = self.batches.pool.pseudo_labels
         tensors |= {} if known is None else {"pseudo_labels": known}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        state = {"summary": self.summary, **self.monitor.state()}
+        state = {
+            "summary": self.summary,
+            **self.monitor.state(),
+            **({"room": self.room.most} if self.room.most else {}),
+        }
         self.run.save_checkpoint(done, {**tensors, **optimizer_tensors(optimizer)}, state)
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> int | None:
@@ -368,25 +368,6 @@ class Loop:
         load_optimizer_tensors(optimizer, tensors)
         if self.moving:
             self.moving.restore(tensors)
-        self.summary = state["summary"]
+        self.summary, self.room.most = state["summary"], state.get("room")
         self.monitor.load(state)
         return int(state["step"])
-
-
-@contextmanager
-def _interrupts(loop: Loop) -> Iterator[None]:
-    """Let Ctrl-C wait for the end of a step, so that the checkpoint is of a whole step; a second one does not wait."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(*_: object) -> None:
-        if loop.stop:
-            raise KeyboardInterrupt
-        loop.stop = True
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

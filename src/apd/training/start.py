@@ -18,9 +18,11 @@ from apd.errors import InputError
 from apd.methods import METHODS, Method
 from apd.models import DualEncoder, load_clip
 from apd.runs.config import RunConfig, validate
-from apd.runs.folder import Run, check_output
+from apd.runs.folder import Run
 from apd.runs.load import describe_encoder, hold_teacher
+from apd.runs.output import check_output
 from apd.settings.options import TrainOptions
+from apd.util.files import user_path
 from apd.util.messages import get_logger, speaking
 from apd.util.processes import is_first_process
 from apd.util.versions import versions
@@ -149,7 +151,7 @@ def _refuse_inside(output: Path, source: str | None) -> None:
     """Refuse a run folder inside the folder of images, where its files would be read as classes and images."""
     if source is None or source == REST:
         return
-    data = Path(source).expanduser()
+    data = user_path(source)
     if source not in BUILT_IN and data.is_dir() and output.resolve().is_relative_to(data.resolve()):
         raise InputError(f"--output {output} lies in the data folder {data}: choose a folder outside of it.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ _WAY_OUT = {
 }
 
 
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _LFS = b"version https://git-lfs.github.com/spec/v1"
 LARGEST_SETTINGS = 1_000_000
 """Bytes of a settings file."""
@@ -53,8 +55,13 @@ def storage_error(error: OSError) -> Exception:
     return InputError(f"{error.strerror} ({error.filename or 'no file named'}). {_WAY_OUT[error.errno]}")
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
+def write_atomic(path: Path, content: bytes | str, *, keep: Path | None = None) -> None:
     """Write a file so that at any moment either the old or the new content is there, whole.
+
+    Args:
+        path: the file.
+        content: of the file; text is written as UTF-8.
+        keep: the old content moves there once the new one is on the disk. A kill just then leaves it there alone.
 
     Raises:
         InputError: the place cannot be written or is full; the old content stays.
@@ -68,10 +75,37 @@ def write_atomic(path: Path, content: bytes | str) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                os.replace(path, keep)
             os.replace(temporary, path)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def user_path(text: str | Path) -> Path:
+    """Return a path with the home directory in place of ``~``.
+
+    Raises:
+        InputError: there is no home directory, as for a user that the system does not know.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(
+            f"{str(text)!r}: no home directory is known (HOME is not set); give the whole path."
+        ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of `write_atomic` that killed processes have left in a folder and those below it.
+
+    Nobody may write there meanwhile (`apd.util.locks.FolderLock`): their temporary files would go, too.
+    """
+    for file in folder.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(file.name):
+            with suppress(OSError):
+                file.unlink()
 
 
 def is_lfs_pointer(path: Path) -> bool:

@@ -193,7 +193,7 @@ def clock(seconds: float) -> str:
     >>> clock(42), clock(130), clock(3725)
     ('42 s', '2 min 10 s', '1 h 2 min 5 s')
     """
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     parts = [f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (hours > 0 or minutes > 0)
     return " ".join([*parts, f"{rest} s"])

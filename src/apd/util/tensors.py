@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors of any device and type, and some text, as one file."""
+def write_tensors(
+    file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, keep: Path | None = None
+) -> None:
+    """Write tensors of any device and type, and some text, as one file; the old one moves to ``keep``."""
     from safetensors.torch import save  # imports torch, which a look into a run folder does without
 
     # Clones, because safetensors refuses tensors that share memory.
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    write_atomic(file, save(copies, dict(metadata)))
+    write_atomic(file, save(copies, dict(metadata)), keep=keep)
 
 
 def read_tensors(file: Path, way_out: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -52,7 +52,7 @@ def read_bench(folder: Path) -> tuple[Plan, dict[str, Outcome]]:
     """
     file = plan_file(folder)
     try:
-        plan = Plan.from_json(file.read_text())
+        plan = Plan.from_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} holds no bench (no plan.json); apd bench SUITE --output {quoted(folder)} makes one."

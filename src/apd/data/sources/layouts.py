@@ -14,6 +14,7 @@ from apd.data.sources.split_names import subfolders
 from apd.data.sources.standard import STANDARD, Standard, find_name
 from apd.data.splits import Pools
 from apd.errors import InputError
+from apd.util.files import user_path
 
 ROOT = "APD_DATA"
 """The environment variable that names the folder of all data sets."""
@@ -30,9 +31,9 @@ def parse_standard(source: str) -> tuple[str, Path | None] | None:
     if name is None:
         return None
     if at:
-        return name, Path(root).expanduser()
+        return name, user_path(root)
     if os.environ.get(ROOT):
-        return name, Path(os.environ[ROOT]).expanduser()
+        return name, user_path(os.environ[ROOT])
     return None if Path(source).is_dir() else (name, None)
 
 

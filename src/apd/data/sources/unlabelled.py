@@ -20,6 +20,7 @@ from apd.data.sources.folder import images_below, refuse_broken_links
 from apd.data.sources.split_names import split_folders
 from apd.data.splits import DEFAULT_TEMPLATES, VALIDATION_SHOTS, check_names
 from apd.errors import InputError
+from apd.util.files import user_path
 from apd.util.seeds import shuffled
 from apd.util.text import first_of, quoted
 
@@ -119,7 +120,7 @@ def read_list(file: str) -> tuple[str, ...]:
     Raises:
         InputError: for a file that cannot be read.
     """
-    path = Path(file).expanduser()
+    path = user_path(file)
     if not path.is_file():
         hint = f" (base-to-new is --set data.classes={file})" if file in ("base", "new", "all") else ""
         raise InputError(f"data.class_names={file}: there is no such file with one class name per line{hint}.")

@@ -1,0 +1,206 @@
+"""Kill trainings, evaluations and benches hundreds of times, resume them, and compare what they leave with an undisturbed one.
+
+python -m benchmarks.faults --kills 300
+
+Half of the kills come at a random time, the others at a random file operation: before a file is opened, renamed or removed, or
+when a part of what was written has reached the disk. A cycle starts from nothing, is killed some times at most, and ends; then
+every file is compared. The random moments come from the seed. What is done is kept: the same command goes on after it.
+
+A tiny random CLIP, so that a kill costs a second; the processes are forked from one that has imported everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apd.util.files import write_atomic
+from apd.util.messages import speaking
+from benchmarks.faults_kill import Ended, Moment, forked
+from benchmarks.faults_work import TARGETS, Place, Target, fingerprints, warm_up
+from benchmarks.page import BEGIN, END
+
+SHARES = {"training": 0.4, "evaluation": 0.35, "bench": 0.15, "worker of a bench": 0.1}
+"""Of all kills."""
+MOST_KILLS = 4
+"""Kills in a cycle."""
+TIME, FILES = "random time", "file operation"
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One piece of work, killed some times, and its end.
+
+    Args:
+        target: what was done.
+        kind: what the moments were drawn from.
+        number: of the cycle.
+        kills: moments at which it was killed: seconds, or numbers of file operations.
+        differing: files that are not those of an undisturbed one: missing, damaged, others, left over.
+        error: why it did not end; empty where it did.
+        seconds: of all its processes.
+    """
+
+    target: str
+    kind: str
+    number: int
+    kills: list[float]
+    differing: list[str] = field(default_factory=list)
+    error: str = ""
+    seconds: float = 0.0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--kills", type=int, default=300, help="of all targets together (default: 300)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=Path("docs/results/faults.json"))
+    parser.add_argument(
+        "--page", type=Path, default=Path("docs/results/faults.md"), help="the table for the documentation"
+    )
+    parser.add_argument("--again", action="store_true", help="forget the kills that the results hold")
+    parser.add_argument("--minutes", type=float, default=60.0, help="stop after these, between two cycles")
+    a = parser.parse_args(argv)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
+    done = [] if a.again else _read(a.results, a.seed)
+    end = time.monotonic() + 60 * a.minutes
+    with tempfile.TemporaryDirectory(prefix="apd-faults-") as scratch, speaking(quiet=True):
+        place = Place.make(Path(scratch))
+        warm_up(place)
+        for name, target in TARGETS.items():
+            for cycle in _cycles(place, name, target, round(a.kills * SHARES[name]), done, a.seed):
+                done.append(cycle)
+                _write(a.results, a.seed, done)
+                print(
+                    f"{name}, {cycle.kind} {cycle.number}: {len(cycle.kills)} kills, {cycle.error or cycle.differing or 'same'}"
+                )
+                if time.monotonic() > end:
+                    break
+    before, _, rest = a.page.read_text(encoding="utf-8").partition(BEGIN)
+    write_atomic(a.page, f"{before}{BEGIN}\n\n{table(done)}\n{END}{rest.partition(END)[2]}")
+    print(table(done))
+
+
+def _cycles(place: Place, name: str, target: Target, kills: int, done: Sequence[Cycle], seed: int) -> Iterator[Cycle]:
+    """Yield new cycles until a target has been killed often enough."""
+    left = {kind: kills // 2 + (kills % 2 if kind == TIME else 0) for kind in (TIME, FILES)}
+    if target.workers:
+        left = {TIME: kills}
+    mine = [cycle for cycle in done if cycle.target == name]
+    for cycle in mine:
+        left[cycle.kind] -= len(cycle.kills)
+    if max(left.values()) <= 0:
+        return
+    whole = _undisturbed(place, target)
+    for kind, rest in left.items():
+        number = sum(cycle.kind == kind for cycle in mine)
+        while rest > 0:
+            cycle = _cycle(place, name, kind, number, whole, random.Random(f"{seed} {name} {kind} {number}"), rest)
+            rest, number = rest - len(cycle.kills), number + 1
+            yield cycle
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An undisturbed piece of work: how long it took, its file operations, and its files."""
+
+    seconds: float
+    operations: int
+    files: dict[str, str]
+
+
+def _undisturbed(place: Place, target: Target) -> Whole:
+    folder = _fresh(place, target)
+    ended = _run(place, target, folder, Moment())
+    if ended.error:
+        raise SystemExit(f"An undisturbed one fails:\n{ended.error}")
+    return Whole(ended.seconds, ended.operations, fingerprints(folder))
+
+
+def _fresh(place: Place, target: Target) -> Path:
+    """The same folder for all, because names of folders stand in some files."""
+    folder = place.folder / "output"
+    shutil.rmtree(folder, ignore_errors=True)
+    if target.prepare is not None:
+        target.prepare(place, folder)
+    return folder
+
+
+def _run(place: Place, target: Target, folder: Path, moment: Moment) -> Ended:
+    return forked(partial(target.work, place, folder), folder, moment, place.folder / "log", worker=target.workers)
+
+
+def _cycle(place: Place, name: str, kind: str, number: int, whole: Whole, draw: random.Random, most: int) -> Cycle:
+    """Start from nothing, kill and resume, let it end, and compare."""
+    target, kills, seconds = TARGETS[name], list[float](), 0.0
+    folder = _fresh(place, target)
+    wanted = 1 if target.workers else min(most, draw.randint(1, MOST_KILLS))
+    while True:
+        moment, at = Moment(), 0.0
+        if len(kills) < wanted:
+            share = draw.random()
+            moment, at = _moment(kind, share, whole)
+        ended = _run(place, target, folder, moment)
+        seconds += ended.seconds
+        if ended.killed:
+            kills.append(at)
+        if ended.error or not ended.killed or target.workers:
+            break
+    found = fingerprints(folder) if not ended.error else whole.files
+    differing = sorted(file for file in {*found, *whole.files} if found.get(file) != whole.files.get(file))
+    return Cycle(name, kind, number, kills, differing, ended.error, round(seconds, 2))
+
+
+def _moment(kind: str, share: float, whole: Whole) -> tuple[Moment, float]:
+    if kind == TIME:
+        seconds = round(share * whole.seconds, 4)
+        return Moment(seconds=seconds), seconds
+    operation = 1 + int(share * whole.operations)
+    return Moment(operation=operation), operation
+
+
+def table(done: Sequence[Cycle]) -> str:
+    """Counts per target and kind, as Markdown."""
+    columns = ("killed", "at a", "kills", "resumed to the end", "all files the same", "damaged or left-over files")
+    lines = ["| " + " | ".join(columns) + " |", "|---|---|---:|---:|---:|---:|"]
+    rows = [(name, kind) for name in TARGETS for kind in (TIME, FILES)]
+    for name, kind in [*rows, ("all", "")]:
+        mine = [cycle for cycle in done if name == "all" or (cycle.target, cycle.kind) == (name, kind)]
+        if not mine:
+            continue
+        ended = [cycle for cycle in mine if not cycle.error]
+        same, differing = sum(not cycle.differing for cycle in ended), sum(len(cycle.differing) for cycle in ended)
+        kills = sum(len(cycle.kills) for cycle in mine)
+        shown = (name, kind, kills, f"{len(ended)} of {len(mine)}", f"{same} of {len(ended)}", differing)
+        lines.append("| " + " | ".join(map(str, shown)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _read(file: Path, seed: int) -> list[Cycle]:
+    if not file.is_file():
+        return []
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return [Cycle(**cycle) for cycle in record["cycles"]] if record["seed"] == seed else []
+
+
+def _write(file: Path, seed: int, done: Sequence[Cycle]) -> None:
+    write_atomic(file, json.dumps({"seed": seed, "cycles": [asdict(cycle) for cycle in done]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What stands in a run's ``run.json``, whether a run can be written to a place, and names of its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from apd.errors import InputError
+from apd.util.files import check_writable
+from apd.util.text import quoted
+
+SUMMARY = "summary-"
+"""Begins the names of files that keep what an evaluation found."""
+_LONGEST_NAME = 180
+FORMAT = 1
+"""Version of the run folder; a folder of another version is refused."""
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a run.
+
+    Raises:
+        InputError: no run folder, a damaged one, one of another version.
+    """
+    file = folder / "run.json"
+    if not folder.is_dir():
+        raise InputError(f"No run folder {str(folder)!r}; apd train … --output {quoted(folder)} makes one.")
+    if not file.is_file():
+        raise InputError(f"{str(folder)!r} is not a run folder (it has no run.json); apd train … --output makes one.")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        version, _ = manifest["format"], manifest["status"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is damaged ({error}); train again with --overwrite.") from error
+    if version != FORMAT:
+        raise InputError(
+            f"{str(folder)!r} is a run folder of version {version}, this apd reads version {FORMAT}; "
+            "use the apd it was made with (versions.apd in its run.json) or train again with --overwrite."
+        )
+    found: dict[str, Any] = manifest
+    return found
+
+
+def check_output(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Whether a run can be written there; changes nothing, so that it can be asked before any work.
+
+    Raises:
+        InputError: a run is there and neither ``resume`` nor ``overwrite`` is asked for; other files are there; the
+            place is a file, read-only or full.
+    """
+    folder = Path(path)
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite exclude each other; give one.")
+    check_writable(folder)
+    if (folder / "run.json").is_file():
+        if resume:
+            read_manifest(folder)
+        elif not overwrite:
+            raise InputError(taken(folder))
+    elif folder.is_dir():
+        # Names of ours too: a README.md or a results folder without a run is a person's own.
+        foreign = sorted(item.name for item in folder.iterdir() if not item.name.startswith("."))
+        if foreign == ["config.yaml"] and _is_ours(folder / "config.yaml"):
+            if not (resume or overwrite):
+                raise InputError(_unfinished(folder))
+        elif foreign:
+            raise InputError(
+                f"{folder} holds other files ({foreign[0]}) and no run; choose a new or empty folder as --output."
+            )
+
+
+def taken(folder: Path) -> str:
+    """What to do about a run that is there already."""
+    if read_manifest(folder)["status"] == "done":
+        return f"{folder} holds a finished run; {_OTHERS}"
+    return _unfinished(folder)
+
+
+_OTHERS = "replace it with --overwrite, or choose another --output."
+
+
+def _unfinished(folder: Path) -> str:
+    return f"{folder} holds an unfinished run; resume with: apd train --output {quoted(folder)} --resume; or {_OTHERS}"
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a file of settings is to the byte what a run writes first of all: nothing is lost when it is replaced."""
+    from apd.runs.config import load_config
+
+    try:
+        return file.is_file() and load_config(file).to_yaml() == file.read_text(encoding="utf-8")
+    except (InputError, OSError, UnicodeDecodeError):
+        return False
+
+
+def summary_name(result: Mapping[str, Any]) -> str:
+    """Name the file of what an evaluation found, after what it depends on."""
+    about = [result[key] for key in ("data", "split", "classes", "norm", "eps_text")]
+    about += [result["corruption"]] if result.get("corruption") else []
+    name = "-".join([*about, f"seed{result['seed']}", f"n{result['n']}", *result["attacks"]])
+    short = re.sub(r"[^A-Za-z0-9.-]+", "_", name)
+    if len(short) > _LONGEST_NAME:
+        short = f"{short[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{SUMMARY}{short}.json"

@@ -1,0 +1,85 @@
+"""The campaign of kills: processes die where they should, and a file that is not the same is noticed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from apd.util.files import append_lines, write_atomic
+from benchmarks.faults import FILES, TIME, Cycle, table
+from benchmarks.faults_kill import Moment, forked
+from benchmarks.faults_work import fingerprints
+
+
+def work(folder: Path) -> None:
+    """Five file operations: a folder, a file that is opened, synchronised and renamed, and one to remove what is left."""
+    write_atomic(folder / "in" / "file.bin", b"x" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("operation", "left"),
+    [(1, set()), (2, {"in"}), (3, {"in", "temporary"}), (4, {"in", "temporary"}), (5, {"in", "file.bin"})],
+)
+def test_a_process_is_killed_before_an_operation_or_in_the_middle_of_a_write(
+    tmp_path: Path, operation: int, left: set[str]
+) -> None:
+    folder, log = tmp_path / "out", tmp_path / "log"
+    folder.mkdir()
+    ended = forked(lambda: work(folder), folder, Moment(operation=operation), log)
+    assert ended.killed and not ended.error
+    found = {"temporary" if path.name.endswith(".tmp") else path.name: path for path in folder.rglob("*")}
+    assert set(found) == left
+    if operation == 3:
+        assert found["temporary"].stat().st_size < 1000, "a part of it was written"
+    whole = forked(lambda: work(folder), folder, Moment(), log)
+    assert (whole.killed, whole.operations) == (False, 5)
+    assert (folder / "in" / "file.bin").stat().st_size == 1000
+
+
+def test_a_line_that_is_cut_off_leaves_those_before_it(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    append_lines(folder / "lines", "first\n")
+    ended = forked(lambda: append_lines(folder / "lines", "second\n"), folder, Moment(operation=3), tmp_path / "log")
+    assert ended.killed
+    assert (folder / "lines").read_text().startswith("first\n") and (folder / "lines").stat().st_size < 13
+    append_lines(folder / "lines", "third\n")
+    assert (folder / "lines").read_text() == "first\nthird\n"
+
+
+def test_errors_and_times_are_told_apart_from_kills(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ValueError("it broke")
+
+    ended = forked(fail, tmp_path, Moment(), tmp_path / "log")
+    assert not ended.killed and "it broke" in ended.error
+    endless = forked(lambda: [None for _ in iter(int, 1)], tmp_path, Moment(seconds=0.05), tmp_path / "log")
+    assert endless.killed and endless.seconds >= 0.05
+
+
+def test_files_are_compared_without_times(tmp_path: Path) -> None:
+    for name, seconds, value in (("a", 1.0, 1), ("b", 2.0, 1), ("c", 1.0, 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({"seconds": seconds, "deep": [{"value": value}]}))
+        (tmp_path / name / "prompts.safetensors").write_bytes(b"the same")
+    a, b, c = (fingerprints(tmp_path / name) for name in "abc")
+    assert a == b
+    assert {file for file in a if a[file] != c[file]} == {"run.json"}
+    (tmp_path / "b" / ".run.json.7.tmp").write_bytes(b"half")
+    assert set(fingerprints(tmp_path / "b")) - set(a) == {".run.json.7.tmp"}
+
+
+def test_the_table_counts_what_went_wrong() -> None:
+    cycles = [
+        Cycle("training", TIME, 0, [0.1, 0.2]),
+        Cycle("training", FILES, 0, [3], differing=["run.json", ".x.1.tmp"]),
+        Cycle("bench", FILES, 0, [5, 6], error="it broke"),
+    ]
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table(cycles).splitlines()[2:]]
+    assert rows == [
+        ["training", TIME, "2", "1 of 1", "1 of 1", "0"],
+        ["training", FILES, "1", "1 of 1", "0 of 1", "2"],
+        ["bench", FILES, "2", "0 of 1", "0 of 0", "0"],
+        ["all", "", "5", "2 of 3", "1 of 2", "2"],
+    ]
