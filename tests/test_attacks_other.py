@@ -207,6 +207,19 @@ def test_bpda_leads_gradients_past_what_blocks_them(kind: str) -> None:
     assert torch.equal(model(batch.x), plain), "hooks are gone"
 
 
+def test_a_cut_that_cannot_be_bridged_is_told() -> None:
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 3 * SIDE * SIDE), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.detach().flatten(1) @ self.weight.T
+
+    with refused("bpda", "apd.attacks.BPDA"):
+        attacks.find("bpda")(Inside(), batch_of(trained(5)), ThreatModel(0.1))
+
+
 def test_nothing_is_bridged_where_nothing_blocks() -> None:
     model = nn.Sequential(nn.LayerNorm(SIDE), trained(5), nn.Softmax(dim=-1))
     with bridged(model, batch_of(trained(5)).x) as found:
@@ -273,7 +286,7 @@ def test_surroundings_load_other_classifiers_and_resize() -> None:
         other.classifier("zero-shot")
     assert made.has_zero_shot and not other.has_zero_shot
     on_val = EvaluationSettings(split="val")
-    learned = surroundings_of(classifier, data, lambda some: some.decode(plain), torch.device("cpu"), SIDE, on_val)
+    learned = surroundings_of(None, data, lambda some: some.decode(plain), torch.device("cpu"), SIDE, on_val)
     assert {*learned.validation().ids}.isdisjoint(made.validation().ids)
     strong = attacks.find("strong").prepared(made)
     assert strong.runs(3)[-1] == "transfer:zero-shot" and "source" in strong.depends_on()

@@ -280,6 +280,14 @@ def test_each_image_is_attacked_within_its_own_budget(clip: DualEncoder, norm: s
         torch.testing.assert_close(got[i], x_adv, rtol=0, atol=2e-3 * eps)
 
 
+def test_training_within_l1_stays_in_each_image_s_ball(clip: DualEncoder) -> None:
+    step = TrainStep(build(clip), TrainSettings(eps=3.0, norm="l1", eps_per_image=True, attack=AttackSettings(steps=2)))
+    x_adv = step(Batch.of(X, LABELS), ThreatModel(3.0, "l1"))[1]
+    lengths = (x_adv - X).abs().flatten(1).sum(dim=1)
+    assert (lengths > 1.4).all() and lengths.max() <= 4.5 + 1e-3 and abs(float(lengths.mean()) - 3) < 0.2
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+
+
 @pytest.mark.parametrize(
     ("attack", "name"),
     [({"loss": "kl"}, "advvlp"), ({"kind": "free"}, "advvlp"), ({"stop_margin": 1.0}, "advvlp"), ({}, "trades")],

@@ -193,7 +193,11 @@ class StraightThrough(EvaluationAttack):
         return (3,) if self.only_if_blocked else (3 + sum(self.inner.part_passes(n_classes)),)
 
     def __call__(self, model: nn.Module, batch: AttackBatch, threat: ThreatModel, watch: Watch = UNWATCHED) -> Found:
-        """Attack ``batch``."""
+        """Attack ``batch``.
+
+        Raises:
+            InputError: no gradient reaches the pixels all the same.
+        """
         watch.begin(self.name)
         with bridged(model, batch.x) as found:
             if self.only_if_blocked and not found:
@@ -204,6 +208,7 @@ class StraightThrough(EvaluationAttack):
                 raise
             except RuntimeError as error:
                 raise InputError(
-                    f"bpda finds no way past what cuts the gradient ({str(error).splitlines()[0][:90]}); use --attack square."
+                    f"bpda finds no way past what cuts the gradient ({str(error).splitlines()[0][:90]}); make the step a module, "
+                    "apd.attacks.BPDA(step), or use --attack square."
                 ) from error
         return Found(images, [self.name] * len(batch))

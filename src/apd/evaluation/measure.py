@@ -139,7 +139,8 @@ def _evaluations(
     sample, measured = choose_sample(images, decode, subjects, settings, store, n_classes)
     log.info(sample.describe(settings.split, settings.adversarial))
     samples = Samples(decode(images.sample(sample.n, settings.seed)))
-    around = surroundings_of(classifier, data, decode, subjects[0].device, samples.decoded.images.shape[-1], settings)
+    zero_shot = control or (classifier.zero_shot() if isinstance(classifier, PromptedCLIP) else None)
+    around = surroundings_of(zero_shot, data, decode, subjects[0].device, samples.decoded.images.shape[-1], settings)
     return [
         Evaluation(subject, samples, settings, store, n_classes, on, pace, surroundings=around, skipped=skipped)
         for subject, on, pace in zip(subjects, ON, measured, strict=False)

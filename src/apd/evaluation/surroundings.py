@@ -39,17 +39,17 @@ class Resized(nn.Module):
 
 
 def surroundings_of(
-    classifier: nn.Module,
+    zero_shot: PromptedCLIP | None,
     data: Dataset,
     decode: Callable[[ImageSet], Decoded],
     device: torch.device,
     image_size: int,
     settings: EvaluationSettings,
 ) -> Surroundings:
-    """Return what attacks on a classifier may ask for; each is loaded when it is first asked for.
+    """Return what attacks on one classifier may ask for; each is loaded when it is first asked for.
 
     Args:
-        classifier: the one under attack.
+        zero_shot: the control, or the classifier under attack without its prompts; None: there is none.
         data: its images and classes.
         decode: returns images in the form in which they are evaluated.
         device: where the classifier is.
@@ -59,7 +59,7 @@ def surroundings_of(
 
     @cache
     def source(spec: str) -> Source:
-        found = _load(spec, classifier, data, device)
+        found = _load(spec, zero_shot, data, device)
         subject, size = Subject.of(found), found.encoder.info.image_size
         model = subject.model.eval().requires_grad_(False)
         return Source(model if size == image_size else Resized(model, size), subject.fingerprint)
@@ -76,21 +76,22 @@ def surroundings_of(
         x, labels, ids = samples.batch(range(len(samples)), device)
         return AttackBatch(x, labels, ids, settings.seed)
 
-    return Surroundings(data.class_names, source, validation, isinstance(classifier, PromptedCLIP))
+    return Surroundings(data.class_names, source, validation, zero_shot is not None)
 
 
-def _load(spec: str, classifier: nn.Module, data: Dataset, device: torch.device) -> PromptedCLIP:
+def _load(spec: str, zero_shot: PromptedCLIP | None, data: Dataset, device: torch.device) -> PromptedCLIP:
     """Load another classifier for the same classes.
 
     Raises:
-        InputError: ``zero-shot`` of what is not a `PromptedCLIP`; neither a run folder nor a CLIP model.
+        InputError: there is no zero-shot CLIP; neither a run folder nor a CLIP model.
     """
     if spec == ZERO_SHOT:
-        if not isinstance(classifier, PromptedCLIP):
+        if zero_shot is None:
             raise InputError(
-                "transfer:zero-shot needs a PromptedCLIP; name the CLIP model or run that images are made on."
+                "transfer:zero-shot: this classifier has no zero-shot CLIP; give the CLIP model or the run that images are "
+                "made on: transfer:MODEL."
             )
-        return classifier.zero_shot()
+        return zero_shot
     if is_run(spec):
         return load_run(spec, device=device).with_classes(data.class_names, data.templates)
     return PromptedCLIP(load_clip(spec, device=device), None, data.class_names, data.templates)
