@@ -103,8 +103,8 @@ def compared(name: str, model: nn.Module, x: Tensor, labels: Tensor, threat: Thr
     def reference(counted: nn.Module) -> Tensor:
         norm: Any = {"linf": "Linf", "l2": "L2"}[threat.norm]
         library = AutoAttack(counted, norm=norm, eps=threat.eps, seed=0, version="standard", device=x.device)
-        found: Tensor = library.run_standard_evaluation(x, labels, batch_size=len(x))
-        return threat.project(found, x)
+        images, _ = library.run_standard_evaluation(x, labels, batch_size=len(x))
+        return threat.project(images, x)
 
     def ours(counted: nn.Module) -> Tensor:
         right = (model(x).argmax(dim=1) == labels).nonzero().flatten()
