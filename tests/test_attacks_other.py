@@ -273,14 +273,14 @@ def test_surroundings_load_other_classifiers_and_resize() -> None:
     classifier = apd.PromptedCLIP(clip, None, data.class_names, data.templates)
     plain = Preprocessing.plain(SIDE)
     made = surroundings_of(
-        classifier, data, lambda some: some.decode(plain), torch.device("cpu"), SIDE, EvaluationSettings()
+        classifier.zero_shot(), data, lambda some: some.decode(plain), torch.device("cpu"), SIDE, EvaluationSettings()
     )
     source = made.classifier("zero-shot")
     x = data.test.decode(plain).images[:4] / 255
     torch.testing.assert_close(source.model(x), classifier.zero_shot()(x))
     assert len(made.validation()) == 20 and made.validation() is made.validation()
     other = surroundings_of(
-        trained(3), data, lambda some: some.decode(plain), torch.device("cpu"), SIDE, EvaluationSettings()
+        None, data, lambda some: some.decode(plain), torch.device("cpu"), SIDE, EvaluationSettings()
     )
     with refused("transfer:zero-shot"):
         other.classifier("zero-shot")
