@@ -233,6 +233,14 @@ def data_renamed(run: Path) -> None:
     restate(run, lambda summary, _: summary.update(data="imagenet"))
 
 
+def kept_image_exchanged(run: Path) -> None:
+    """An image that the attack made is replaced by a clean one, as if it had been easy to see."""
+    file = sorted(run.glob("images/*/clean/*.png"))[0]
+    shutil.copyfile(file, file.parent.parent / "adversarial" / file.name)
+    other = sorted(run.glob("images/*/clean/*.png"))[-1]
+    shutil.copyfile(other, file)
+
+
 FORGERIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "prompts changed": (prompts_changed, "prompts"),
     "prompts of another run, with their hash": (prompts_of_another_run, "classifier"),
@@ -255,5 +263,6 @@ FORGERIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "accuracy edited": (accuracy_edited, "results"),
     "control weakened": (control_weakened, "results"),
     "data renamed": (data_renamed, "again"),
+    "kept image exchanged": (kept_image_exchanged, "kept images"),
 }
 """What a forger does to a run, and the finding that notices it."""

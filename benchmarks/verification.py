@@ -36,7 +36,7 @@ def honest_run(place: Path, size: Size) -> Path:
     """Train on digits and evaluate; what a stranger would hand out."""
     data = apd.load_data("digits", shots=size.shots, seed=0)
     run = apd.train(apd.load_clip("glyphs"), data, epochs=size.epochs, output=place / "run", quiet=True, eps="4/255")
-    apd.evaluate_run(run.path, attacks="pgd-10", limit=size.images, quiet=True)
+    apd.evaluate_run(run.path, attacks="pgd-10", limit=size.images, save_images=True, quiet=True)
     return run.path
 
 

@@ -22,7 +22,7 @@ SAMPLES, SEED = 8, 5
 def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with one evaluation, which some images withstand and some do not."""
     run = shutil.copytree(trained, tmp_path_factory.mktemp("stranger") / "run")
-    apd.evaluate_run(run, attacks="pgd-2", limit="all", eps="1/255", device="cpu", quiet=True)
+    apd.evaluate_run(run, attacks="pgd-2", limit="all", eps="1/255", device="cpu", save_images=True, quiet=True)
     return run
 
 
@@ -49,6 +49,7 @@ def test_an_honest_run_is_verified(cli: Cli, stranger: Path) -> None:
         "classifier",
         "images",
         "again",
+        "kept images",
     }
     assert (found["samples"], found["seed"]) == (SAMPLES, SEED)
     assert {file: file.read_bytes() for file in stranger.rglob("*") if file.is_file()} == before

@@ -16,6 +16,7 @@ from apd.evaluation.samples import hash_of_keys
 from apd.evaluation.statistics import mcnemar, paired_bootstrap
 from apd.evaluation.stored import Stored, read_stored
 from apd.runs.reliability import reliability
+from apd.util.files import read_yaml
 from apd.util.text import one_line
 
 MOST = 10_000
@@ -220,16 +221,18 @@ def _entries(name: str, stored: Stored) -> Iterator[tuple[_Key, Entry]]:
 
 def _about(folder: Path) -> str:
     """Say what a folder holds: a run's method and CLIP model, or the name of a classifier."""
-    for name in ("run.json", "classifier.json"):
-        file = folder / name
-        try:
-            record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        except (OSError, ValueError):
-            continue
-        if name == "classifier.json" and record is not None:
-            return one_line(record.get("classifier", ""), 120)
-        if record is not None:
-            return one_line(_field(record, "model", "source"), 120)
+    try:
+        if (folder / "run.json").is_file():
+            model = _field(json.loads((folder / "run.json").read_text(encoding="utf-8")), "model", "source")
+            config = folder / "config.yaml"
+            method = _field(read_yaml(config), "method", "name") if config.is_file() else ""
+            return one_line(f"{method} on {model}" if method else model, 120)
+        if (folder / "classifier.json").is_file():
+            return one_line(
+                _field(json.loads((folder / "classifier.json").read_text(encoding="utf-8")), "classifier"), 120
+            )
+    except (InputError, OSError, ValueError, RecursionError):
+        pass  # the result stands by itself
     return ""
 
 

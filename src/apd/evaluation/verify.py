@@ -23,6 +23,7 @@ from apd.evaluation.store import Store
 from apd.evaluation.summary import Finished, summarise
 from apd.evaluation.surroundings import surroundings_of
 from apd.evaluation.verify_files import Claim, check_files, read_claims
+from apd.evaluation.verify_images import check_kept
 from apd.models import names_code
 from apd.models.classifier import PromptedCLIP
 from apd.runs.folder import Run
@@ -169,6 +170,8 @@ def _judge(claim: Claim, run: Run, classifier: PromptedCLIP, data: list[str], ag
         else "another classifier was evaluated: other prompts, class names, templates, CLIP model or code",
         file,
     )
+    if same:
+        yield from check_kept(run.images, claim, serving, again.samples, again.seed)
     problem = _images_problem(claim, images)
     yield Finding("images", problem is None, problem or "the images and labels are those of the data", file)
     if problem is None and not (unknown := _foreign_attacks(claim, again)):
