@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import apd
+from apd.util.locks import FolderLock
 
 from . import test_imported
 from .command_line import Cli
@@ -107,6 +108,14 @@ def test_a_second_call_computes_only_what_is_new_and_other_weights_have_another_
     del sys.modules[module]
     evaluate(cli, f"{module}:sized", colours, "--folder", "kept")
     assert len(list(Path("kept").iterdir())) == 2
+
+
+def test_two_processes_do_not_write_to_one_evaluation(cli: Cli, module: str, colours: Path) -> None:
+    evaluate(cli, f"{module}:sized", colours)
+    (place,) = Path("evaluations").iterdir()
+    with FolderLock(place).held():
+        answer = cli("evaluate", "--classifier", f"{module}:sized", "--data", colours, "--limit", 4)
+    check_error(answer, [place.name])
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ from apd.evaluation.stored import write_result
 from apd.models.classifier import PromptedCLIP
 from apd.runs.load import describe_encoder
 from apd.util.device import pick_device
-from apd.util.files import check_writable, write_atomic
+from apd.util.files import check_writable, remove_leftovers, write_atomic
+from apd.util.locks import FolderLock
 from apd.util.messages import get_logger, speaking
 from apd.util.text import to_json
 from apd.util.versions import versions
@@ -153,11 +154,14 @@ def _evaluate_into(
     log.info(f"Kept in {place}")
     kept = place / "images" if save_images else None
     store = place / "results"
-    result = evaluate(
-        classifier, data, store=store, undefended=control, image_size=image_size, save_images=kept, **settings
-    )
-    write_atomic(place / "classifier.json", to_json(_record(classifier, name, fingerprint, result)) + "\n")
-    write_result(store, result)
+    with FolderLock(place).held():
+        for written in (place, store, place / "images"):
+            remove_leftovers(written)
+        result = evaluate(
+            classifier, data, store=store, undefended=control, image_size=image_size, save_images=kept, **settings
+        )
+        write_atomic(place / "classifier.json", to_json(_record(classifier, name, fingerprint, result)) + "\n")
+        write_result(store, result)
     return result
 
 
