@@ -155,8 +155,7 @@ def _evaluate_into(
     kept = place / "images" if save_images else None
     store = place / "results"
     with FolderLock(place).held():
-        for written in (place, store, place / "images"):
-            remove_leftovers(written)
+        remove_leftovers(place)
         result = evaluate(
             classifier, data, store=store, undefended=control, image_size=image_size, save_images=kept, **settings
         )
