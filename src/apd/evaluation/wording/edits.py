@@ -1,6 +1,6 @@
 """Character edits of class names: random typos, and the edits that move a class feature farthest.
 
-The threat is LEAF's (Rocamora 2025, arXiv 2506.03355): at most ``distance`` characters of a name are inserted, deleted or
+The threat is LEAF's (Abad Rocamora 2025, arXiv 2506.03355): at most ``distance`` characters of a name are inserted, deleted or
 replaced (Levenshtein distance), and no edit makes a word that means something else.
 """
 
