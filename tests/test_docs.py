@@ -28,7 +28,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(
     page for page in DOCS.rglob("*") if page.suffix in (".md", ".ipynb") and DOCS / "results" not in page.parents
 )
-GENERATED = {"charts.md", "commands.md", "settings.md", "changelog.md"}
+GENERATED = {"charts.md", "commands.md", "settings.md", "changelog.md", "security.md"}
 COMMANDS: Any = typer.main.get_command(app)
 
 

@@ -379,6 +379,7 @@ def test_model_card_names_every_circumstance(finished: Run, manifest: dict[str, 
         "split": "test",
         "classes": "all",
         "norm": "linf",
+        "eps": 1 / 255,
         "eps_text": "1/255",
         "seed": 0,
     }
@@ -399,7 +400,7 @@ def evaluated(**values: Any) -> dict[str, Any]:
     }
     zero_shot = {**scores, "clean": 61.0, "attacks": {"pgd-5": {"accuracy": 2.5, "interval": [1.0, 6.0]}}}
     about = {"n": 50, "n_available": 90, "n_classes": 10, "data": "colours", "split": "test", "classes": "all"}
-    threat = {"norm": "linf", "eps_text": "1/255", "seed": 0, "undefended": zero_shot}
+    threat = {"norm": "linf", "eps": 1 / 255, "eps_text": "1/255", "seed": 0, "undefended": zero_shot}
     checks = [{"name": "huge eps", "passed": True, "value": 0.0, "message": "fine"}]
     return {**scores, **about, **threat, "checks": checks, **values}
 

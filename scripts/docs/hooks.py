@@ -24,6 +24,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "settings.md": reference.settings_page(),
         "charts.md": charts.charts_page(),
         "assets/plotly.min.js": charts.plotly_source(),
+        "security.md": (ROOT / "SECURITY.md").read_text(encoding="utf-8"),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").replace("](docs/", "]("),
     }
     for file in [each for each in files if each.src_uri.endswith(".ipynb")]:

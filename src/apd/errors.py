@@ -7,11 +7,23 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+_JOINERS = "\u200c\u200d"
+"""Invisible characters with which Persian, Hindi and emoji are spelled."""
+
 
 class ApdError(Exception):
     """Something failed that is not the caller's doing (exit code 1)."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message on one line, control characters as escapes: names and values in it may be a stranger's."""
+        text = " ".join(super().__str__().split())
+        return (
+            text
+            if text.isprintable()
+            else "".join(c if c.isprintable() or c in _JOINERS else ascii(c)[1:-1] for c in text)
+        )
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows, in notebooks too: the message on one line; after ``%xmode Verbose`` the traceback."""
@@ -19,8 +31,7 @@ class ApdError(Exception):
         if shown.mode == "Verbose":
             lines: list[str] = shown.structured_traceback(type(self), self, self.__traceback__)
             return lines
-        text = " ".join(str(self).split())
-        return [f"{type(self).__name__}: {''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)}"]
+        return [f"{type(self).__name__}: {self}"]
 
 
 class InputError(ApdError, ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +24,8 @@ from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.training.start import start_training
 from apd.util.device import pick_device
-from apd.util.files import write_atomic
+from apd.util.files import read_json, write_atomic
+from apd.util.shape import NUMBER, TEXT, Table, check_shape
 from apd.util.versions import __version__, versions
 
 
@@ -90,6 +92,13 @@ def outcome_file(folder: Path, job: str) -> Path:
 
 _FILE_KEYS = {"evals": "views"}
 """Names in the file that are not those of `Outcome`."""
+_SHAPE = {
+    **dict.fromkeys(("job", "label"), TEXT),
+    "seconds?": NUMBER,
+    "validation?": Table((None, NUMBER)),
+    "versions": Table(TEXT),
+    "views": Table({"images": TEXT, "right": Table(TEXT), "seconds": NUMBER, "apd?": TEXT}),
+}
 
 
 def read_outcome(folder: Path, job: str) -> Outcome | None:
@@ -101,14 +110,20 @@ def read_outcome(folder: Path, job: str) -> Outcome | None:
     file = outcome_file(folder, job)
     if not file.exists():
         return None
+    way_out = "remove it to run it again"
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file, way_out)
+        check_shape(record, _SHAPE, file, way_out)
         # An evaluation that names no version is as old as the rest.
         origin = {"apd": record["versions"].get("apd", "")}
         evals = {key: EvalOutcome(**{**origin, **found}) for key, found in record.pop("views").items()}
+        if any(not re.fullmatch("[01]+", marks) for found in evals.values() for marks in found.right.values()):
+            raise ValueError("right holds a 1 or a 0 per image")
         return Outcome(**record, evals=evals)
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is not the outcome of a run ({error}); remove it to run it again.") from error
+        raise InputError(f"{file} is not the outcome of a run ({error}); {way_out}.") from error
 
 
 def _write_outcome(folder: Path, outcome: Outcome) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -20,11 +21,40 @@ from apd.bench.suite import Block, Final, Suite
 from apd.data import ImageSet
 from apd.data.load import load_unlabelled
 from apd.data.settings import REST, UNLABELLED, DataSettings
+from apd.errors import InputError
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.runs.load import is_run
+from apd.util.files import parse_json
+from apd.util.shape import COUNT, TEXT, Each, Table, check_shape
+from apd.util.text import short
 
 Shots = int | Literal["all"]
+_WAY_OUT = "run the bench again, finished runs are kept"
+_SPECS = Table(
+    {
+        **dict.fromkeys(("name", "split", "data", "eps"), TEXT),
+        "attacks": Each(TEXT),
+        "limit": (None, COUNT),
+        "classes?": TEXT,
+        "corruption?": (None, TEXT),
+        "names?": TEXT,
+    }
+)
+_SHAPE = {
+    "suite": TEXT,
+    "against": (None, TEXT),
+    "image_size?": (None, COUNT),
+    "entries": Each(
+        {
+            **dict.fromkeys(("protocol", "data", "method", "job"), TEXT),
+            "shots": (TEXT, COUNT),
+            "seed": (None, COUNT),
+            "views": _SPECS,
+            "final": _SPECS,
+        }
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -105,9 +135,21 @@ class Plan:
         return json.dumps({"suite": self.suite, "against": self.against, **size, "entries": rows}, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """Read the rows again, without jobs."""
-        record = json.loads(text)
+    def from_json(cls, text: str | bytes, file: Path = Path("plan.json")) -> Plan:
+        """Read the rows again, without jobs.
+
+        Args:
+            text: what `to_json` wrote.
+            file: where it was read from, for messages.
+
+        Raises:
+            InputError: a damaged text.
+        """
+        record = parse_json(text, file, _WAY_OUT)
+        check_shape(record, _SHAPE, file, _WAY_OUT)
+        odd = next((row["job"] for row in record["entries"] if not re.fullmatch(r"[\w.-]+", row["job"])), None)
+        if odd is not None:  # a part of a path to its outcome
+            raise InputError(f"{file} is damaged (a job is called {short(odd, 40)}); {_WAY_OUT}.")
         rows = tuple(_row(row) for row in record["entries"])
         return cls(record["suite"], rows, against=record["against"], image_size=record.get("image_size"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -48,6 +49,10 @@ _ELSEWHERE = {
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 SomeNames = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_listed)]
 Eps = Annotated[str, BeforeValidator(_text)]
+
+
+MOST_RUNS, MOST_EVALUATIONS = 100_000, 1_000_000
+"""What the blocks of a suite may ask for."""
 
 
 class DataEntry(DataSettings):
@@ -123,6 +128,7 @@ class Suite(Section):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Suite:
+        self._check_count()
         for block in self.blocks:
             _known("protocol", [block.protocol], PROTOCOLS)
             _known("data set", [*block.data, *block.to], self.data)
@@ -149,6 +155,18 @@ class Suite(Section):
                 )
             parse_settings({"attacks": self.final.attacks})
         return self
+
+    def _check_count(self) -> None:
+        """Count before anything is combined: a short file can ask for more than any machine holds."""
+        sizes = [[len(b.data), len(b.methods), len(b.seeds), len(b.shots or (0,))] for b in self.blocks]
+        runs = sum(map(math.prod, sizes))
+        views = [max(1, len(b.to)) * max(1, len(b.eps)) * max(1, len(b.corruptions)) for b in self.blocks]
+        evaluations = sum(math.prod(size) * view for size, view in zip(sizes, views, strict=True))
+        for count, what, most in ((runs, "runs", MOST_RUNS), (evaluations, "evaluations", MOST_EVALUATIONS)):
+            if count > most:
+                raise InputError(
+                    f"the blocks ask for {count:,} {what}; a suite may have {most:,}: divide it into several."
+                )
 
     def run_config(self, data: str | None, method: str, seed: int = 0) -> RunConfig:
         """Combine the settings of a run, without the data set's own section and with sources as they are written.
@@ -312,7 +330,7 @@ def load_suite(file: str | Path, *, root: str | Path | None = None) -> Suite:
 
 
 def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
-    options = list(known)
+    options = dict.fromkeys(known)
     for name in names:
         if name not in options:
             raise InputError(f"no {what} {name!r}. {nearest(name, options)}")

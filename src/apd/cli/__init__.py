@@ -37,6 +37,7 @@ from apd.errors import ApdError
 from apd.util.files import storage_error
 from apd.util.messages import command_line
 from apd.util.text import one_line
+from apd.util.trust import FLAG, trust, trust_files
 from apd.util.versions import __version__
 
 app = typer.Typer(
@@ -81,8 +82,16 @@ def _common(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error; works before and after the command.")
     ] = False,
+    trust_code: Annotated[
+        bool,
+        typer.Option(
+            FLAG,
+            help="Import code (package.module:name) that only a file names, such as a stranger's suite or run folder; works "
+            "before and after the command.",
+        ),
+    ] = False,
 ) -> None:
-    """Options before the command; `main` has taken ``--debug`` already."""
+    """Options before the command; `main` has taken both flags already."""
 
 
 def main() -> None:
@@ -100,7 +109,10 @@ def main() -> None:
 
 def _run() -> None:
     debug = "--debug" in sys.argv[1:]
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--debug", FLAG)]
+    trust(arguments)
+    if FLAG in sys.argv[1:]:
+        trust_files()
     try:
         try:
             with command_line():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -20,6 +23,13 @@ from apd.errors import InputError
 from apd.models.preprocessing import Preprocessing
 from apd.util.progress import watched
 
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats of image files that are read."""
+MOST_TRANSPARENT = 100_000_000
+"""Pixels of an image with transparency, which takes five times the memory of another; Pillow's limit is for all images."""
+_BYTES = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+"""The nearest 8-bit level of each 16-bit level."""
+
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any image, upright and in RGB.
@@ -29,6 +39,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: for pixels whose range is unknown (floats, and integers above 65535).
     """
+    if image.has_transparency_data and image.width * image.height > MOST_TRANSPARENT:
+        raise ValueError(f"it has {image.width} x {image.height} pixels with transparency, more than is read")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         image = _from_16_bits(image)
@@ -41,10 +53,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("its pixels are integers beyond 16 bits; save it with 8 or 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    return Image.fromarray(_BYTES[values])
 
 
 def _opened(source: Source) -> Image.Image:
@@ -52,7 +64,48 @@ def _opened(source: Source) -> Image.Image:
         return source()
     if source.suffix.lower() in RAW_SUFFIXES:
         raise ValueError("a camera's raw file")
-    return Image.open(source)
+    return open_image(source)
+
+
+def open_image(file: Path | BinaryIO) -> Image.Image:
+    """Open an image of one of `FORMATS`; Pillow knows others, some of which start other programs (EPS).
+
+    Raises:
+        ValueError: what is not a file, such as a pipe, which would never end; Pillow's own errors come through.
+    """
+    if isinstance(file, Path) and file.exists() and not file.is_file():
+        raise ValueError("it is not a file")
+    return Image.open(file, formats=_readable())
+
+
+@cache
+def _readable() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF is not in every Pillow
+
+
+class _Room:
+    """Lets images be decoded at a time whose pixels are not too many together, so that threads do not fill the memory."""
+
+    def __init__(self, pixels: int) -> None:
+        self._free, self._most, self._changed = pixels, pixels, threading.Condition()
+
+    @contextmanager
+    def held(self, image: Image.Image) -> Iterator[None]:
+        """Wait until there is room for an image; one that is larger than all room gets all of it."""
+        needed = min(image.width * image.height, self._most)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= needed)
+            self._free -= needed
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += needed
+                self._changed.notify_all()
+
+
+_ROOM = _Room(120_000_000)
 
 
 @contextmanager
@@ -65,7 +118,7 @@ def _quiet_pillow() -> Iterator[None]:
 
 def read_image(source: Source, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """One image as the encoder wants it: uint8 (3, size, size). Pillow's own errors come through."""
-    with _opened(source) as image:
+    with _opened(source) as image, _ROOM.held(image):
         square = preprocessing.apply(to_rgb(image))
     return np.asarray(square).transpose(2, 0, 1)
 
@@ -117,7 +170,8 @@ def find_bad(
     def load(index: int) -> None:
         with _opened(sources[index]) as image:
             image.draft("RGB", (1, 1))
-            to_rgb(image)
+            with _ROOM.held(image):
+                to_rgb(image)
 
     found: dict[int, str] = {}
     looked, started = 0, time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from apd.util.files import is_lfs_pointer
 
@@ -39,11 +39,15 @@ def _reason(source: Source, error: Exception) -> str:
             return f"{source.suffix[1:].upper()} is a format that cannot be read here"
         if _holds_heif(source):
             return "by its content it is a HEIC or AVIF photo, whatever its name"
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is not an image, or of a format that is not read"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _holds_heif(path: Path) -> bool:
     try:
+        if not path.is_file():
+            return False
         with open(path, "rb") as file:
             start = file.read(12)
     except OSError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ from apd.evaluation.samples import hash_of_keys
 from apd.evaluation.statistics import mcnemar, paired_bootstrap
 from apd.evaluation.stored import Stored, read_stored
 from apd.runs.reliability import reliability
-from apd.util.files import read_yaml
+from apd.util.files import read_json, read_yaml
 from apd.util.text import one_line
 
 MOST = 10_000
@@ -223,14 +222,12 @@ def _about(folder: Path) -> str:
     """Say what a folder holds: a run's method and CLIP model, or the name of a classifier."""
     try:
         if (folder / "run.json").is_file():
-            model = _field(json.loads((folder / "run.json").read_text(encoding="utf-8")), "model", "source")
+            model = _field(read_json(folder / "run.json", "evaluate again"), "model", "source")
             config = folder / "config.yaml"
             method = _field(read_yaml(config), "method", "name") if config.is_file() else ""
             return one_line(f"{method} on {model}" if method else model, 120)
         if (folder / "classifier.json").is_file():
-            return one_line(
-                _field(json.loads((folder / "classifier.json").read_text(encoding="utf-8")), "classifier"), 120
-            )
+            return one_line(_field(read_json(folder / "classifier.json", "evaluate again"), "classifier"), 120)
     except (InputError, OSError, ValueError, RecursionError):
         pass  # the result stands by itself
     return ""

@@ -31,13 +31,27 @@ from torch import Tensor
 from apd.attacks.threat import ThreatModel
 from apd.errors import InputError
 from apd.evaluation.store import Key
-from apd.util.files import write_atomic
+from apd.util.files import read_bounded, read_json, write_atomic
 from apd.util.png import decode_png16, encode_png16
-from apd.util.text import to_json
+from apd.util.shape import NUMBER, TEXT, TRUTH, Each, check_shape
+from apd.util.text import short, to_json
 
 LEVELS = 65535
 FORMAT = 1
 """Version of the index."""
+_SHAPE = {
+    "about": {},
+    "images": Each(
+        {
+            **dict.fromkeys(("id", "file", "clean_file", "label", "predicted_clean", "predicted_adversarial"), TEXT),
+            **dict.fromkeys(("attack", "by", "pixels"), TEXT),
+            **dict.fromkeys(("eps", "distance", "max_error"), NUMBER),
+            "changed": TRUTH,
+        }
+    ),
+}
+_LARGEST_IMAGE = 128 * 2**20
+"""Bytes of an image's file."""
 _ROUNDING = 0.01
 """Levels by which float32 may miss a whole one."""
 
@@ -93,12 +107,12 @@ class ImageFolder:
         self._kept: dict[Key, KeptImage] = {}
         index = folder / "index.json"
         if index.exists():
+            found = read_index(index)
             try:
-                found = json.loads(index.read_text(encoding="utf-8"))
                 self._kept = {self._key(image): image for image in (KeptImage(**row) for row in found["images"])}
                 same = found["about"] == self.about
             except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{index} is damaged ({error}); remove {folder} to make the images again.") from error
+                raise InputError(f"{index} is damaged ({error}); {_way_out(index)}.") from error
             if not same:
                 raise InputError(f"{index} is of other images; remove {folder} to make them again.")
 
@@ -182,6 +196,25 @@ class ImageFolder:
         return image.id, image.pixels, self.class_names.index(image.label)
 
 
+def read_index(file: Path) -> dict[str, Any]:
+    """Read the index of a folder of images.
+
+    Raises:
+        InputError: a damaged file, or one that names images elsewhere.
+    """
+    index = read_json(file, _way_out(file))
+    check_shape(index, _SHAPE, file, _way_out(file))
+    names = (image[key] for image in index["images"] for key in ("file", "clean_file"))
+    odd = next((name for name in names if not re.fullmatch(r"(adversarial|clean)/[\w.-]+\.png", name)), None)
+    if odd is not None:
+        raise InputError(f"{file} names {short(odd)}, which is not an image of this folder; {_way_out(file)}.")
+    return dict(index)
+
+
+def _way_out(index: Path) -> str:
+    return f"remove {index.parent} to make the images again"
+
+
 def folder_of(folder: Path, circumstances: Mapping[str, str]) -> Path:
     """Where the images of an attack under these circumstances go."""
     digest = hashlib.sha256(json.dumps(circumstances, sort_keys=True).encode()).hexdigest()[:16]
@@ -194,10 +227,7 @@ def read_image(path: str | Path) -> Tensor:
     Raises:
         InputError: no such file, or not one that `ImageFolder` wrote.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"Cannot read {path} ({error.strerror}).") from error
+    content = read_bounded(Path(path), "evaluate again with --save-images", _LARGEST_IMAGE)
     try:
         pixels = decode_png16(content)
     except InputError as error:

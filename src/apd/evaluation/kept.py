@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Unpack
@@ -27,7 +26,7 @@ from apd.evaluation.stored import write_result
 from apd.models.classifier import PromptedCLIP
 from apd.runs.load import describe_encoder
 from apd.util.device import pick_device
-from apd.util.files import check_writable, remove_leftovers, write_atomic
+from apd.util.files import check_writable, read_json, remove_leftovers, write_atomic
 from apd.util.locks import FolderLock
 from apd.util.messages import get_logger, speaking
 from apd.util.text import to_json
@@ -187,7 +186,7 @@ def _record(classifier: nn.Module, name: str, fingerprint: str, result: Result) 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """Read what was evaluated from a folder's ``classifier.json``; None where there is none that can be read."""
     try:
-        record = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
+        record = read_json(folder / "classifier.json", "evaluate again")
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("classifier"), str) else None

@@ -20,6 +20,7 @@ from apd.util.device import pick_device
 from apd.util.files import remove_leftovers
 from apd.util.messages import get_logger, speaking
 from apd.util.text import printable
+from apd.util.trust import trust
 
 log = get_logger("apd.evaluation")
 
@@ -61,6 +62,7 @@ def evaluate_run(
         >>> result = apd.evaluate_run("runs/digits", attacks="pgd-20", limit=100)  # doctest: +SKIP
         >>> result.worst.accuracy, result.worst.interval  # doctest: +SKIP
     """
+    trust(data, model)
     run = Run.open(path)
     config = run.config
     # The run's own data named again is the run's own data: drawn anew, its val could hold images it was trained on.

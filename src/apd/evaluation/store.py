@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from apd.errors import InputError
-from apd.util.files import append_lines, write_atomic
+from apd.util.files import append_lines, parse_json, read_bounded, read_json, write_atomic
+from apd.util.shape import COUNT, NUMBER, TEXT, Each, Table, check_shape
 
 Key = tuple[str, str, int]
 """Id, fingerprint of the pixels and label: what makes a sample the same sample."""
@@ -77,28 +78,24 @@ class Record:
         """
         record = cls(path, circumstances)
         if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
+            for line in read_bounded(path, _WAY_OUT, _LARGEST).splitlines(keepends=True):
                 if not line.endswith(b"\n"):
                     break
-                try:
-                    record._read(json.loads(line))
-                except (ValueError, KeyError, TypeError) as error:
-                    raise InputError(
-                        f"{path} is not a record of outcomes ({error}); remove it to compute them again."
-                    ) from error
+                record._read(parse_json(line, path, _WAY_OUT))
         record.earlier = record.seconds
         return record
 
     def _read(self, row: Any) -> None:
-        if not self.begun:
-            row["circumstances"]
-            self.begun = True
+        assert self.path is not None
+        kind = next((key for key in _ROWS if isinstance(row, dict) and key in row), "seconds")
+        check_shape(row, _ROWS[kind] if self.begun else _FIRST, self.path, _WAY_OUT)
+        self.begun = True
         if "id" in row:
-            self._take([Outcome(**row)])
+            self._take([Outcome(row["id"], row["pixels"], row["label"], row["predicted"], row.get("by"))])
         elif "withstood" in row:
-            self._leave(
-                [(str(id_), str(pixels), int(label)) for id_, pixels, label in row["samples"]], row["withstood"]
-            )
+            if any(list(map(type, sample)) != [str, str, int] for sample in row["samples"]):
+                raise InputError(f"{self.path} is damaged (samples are not id, pixels and label); {_WAY_OUT}.")
+            self._leave([(id_, pixels, label) for id_, pixels, label in row["samples"]], row["withstood"])
         else:
             self._count(float(row["seconds"]), Counter(row["flags"]), row["batch_sizes"])
 
@@ -148,6 +145,17 @@ class Record:
         self.begun = True
 
 
+_WAY_OUT = "remove it to compute its outcomes again"
+_LARGEST = 2**30
+"""Bytes of a record: five million samples."""
+_SPENT = {"seconds": NUMBER, "flags": Table(COUNT), "batch_sizes": Each(COUNT)}
+_FIRST = {"circumstances": {}, **_SPENT}
+_ROWS = {
+    "id": {"id": TEXT, "pixels": TEXT, "label": COUNT, "predicted": COUNT, "by?": (None, TEXT)},
+    "withstood": {"withstood": Each(TEXT), "samples": Each(Each((TEXT, COUNT)))},
+    "seconds": _SPENT,
+}
+"""What the lines after the first hold, by the key that tells them apart."""
 _NOTHING_SPENT: dict[str, Any] = {"seconds": 0.0, "flags": {}, "batch_sizes": []}
 
 
@@ -172,10 +180,7 @@ class Store:
         path = self._path(circumstances, "json") if self.folder is not None else None
         if path is None or not path.exists():
             return None
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON ({error}); remove it to compute it again.") from error
+        return read_json(path, _WAY_OUT)
 
     def save(self, circumstances: dict[str, Any], value: Any) -> None:
         """Keep a JSON value under these circumstances."""

@@ -6,7 +6,6 @@ predicted classes of the same images, so that two runs can be compared image by 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +15,19 @@ from apd.errors import InputError
 from apd.evaluation.result import Accuracy, Result
 from apd.evaluation.store import Key
 from apd.runs.folder import Run
+from apd.runs.manifest import RESULT_WAY_OUT, read_result
 from apd.runs.output import summary_name
-from apd.util.files import write_atomic
+from apd.util.files import read_json, write_atomic
+from apd.util.shape import COUNT, TEXT, Each, Table, check_shape
 from apd.util.text import to_json
 
 _SUMMARY, _OUTCOMES = "summary-", "outcomes-"
+_OUTCOMES_SHAPE = {
+    **dict.fromkeys(("ids", "pixels", "class_names"), Each(TEXT)),
+    "labels": Each(COUNT),
+    "predictions": Table(Each(COUNT)),
+    "undefended": (None, Table(Each(COUNT))),
+}
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ def read_stored(file: Path) -> Stored:
     Raises:
         InputError: a damaged file.
     """
-    summary = _read(file)
+    summary = read_result(file)
     summary = {"corruption": None, "skipped_images": [], "n_available": summary["n"], **summary}  # older ones lack them
     outcomes = read_outcomes(file)
     return Stored(file, summary, outcomes if outcomes is not None and _agrees(outcomes, summary) else None)
@@ -149,7 +156,8 @@ def read_outcomes(file: Path) -> Outcomes | None:
     """
     if not _beside(file).is_file():
         return None
-    record = _read(_beside(file))
+    record = read_json(_beside(file), RESULT_WAY_OUT)
+    check_shape(record, _OUTCOMES_SHAPE, _beside(file), RESULT_WAY_OUT)
     try:
         return _outcomes(record)
     except (KeyError, TypeError, ValueError) as error:
@@ -160,22 +168,18 @@ def _beside(file: Path) -> Path:
     return file.with_name(_OUTCOMES + file.name.removeprefix(_SUMMARY))
 
 
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _damaged(file, error) from error
-
-
 def _damaged(file: Path, error: Exception) -> InputError:
-    return InputError(f"{file} is damaged ({error}); remove it and evaluate again: apd evaluate RUN.")
+    return InputError(f"{file} is damaged ({error}); {RESULT_WAY_OUT}.")
 
 
 def _outcomes(record: Mapping[str, Any]) -> Outcomes:
     lists = {key: tuple(record[key]) for key in ("ids", "pixels", "labels", "class_names")}
-    if len({len(lists[key]) for key in ("ids", "pixels", "labels")}) != 1:
-        raise ValueError("ids, pixels and labels differ in number")
     own, other = record["predictions"], record["undefended"]
+    rows = [lists["ids"], lists["pixels"], lists["labels"], *own.values(), *(other or {}).values()]
+    if len(set(map(len, rows))) != 1 or "clean" not in own or (other is not None and own.keys() != other.keys()):
+        raise ValueError("ids, pixels, labels and predictions differ in number")
+    if any(not 0 <= label < len(lists["class_names"]) for row in rows[2:] for label in row):
+        raise ValueError("a label or a prediction is not the number of a class")
     return Outcomes(**lists, predictions=_fixed(own), undefended=None if other is None else _fixed(other))
 
 

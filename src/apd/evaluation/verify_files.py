@@ -23,7 +23,9 @@ from apd.evaluation.stored import Outcomes, read_outcomes, summary_files
 from apd.evaluation.summary import per_class
 from apd.runs.card import render_card
 from apd.runs.folder import Run
+from apd.runs.manifest import RESULT_WAY_OUT
 from apd.runs.output import summary_name
+from apd.util.files import parse_json, read_json
 from apd.util.tensors import sha256_of_file
 from apd.util.text import one_line
 
@@ -86,7 +88,7 @@ def _card(run: Run) -> Finding:
     """Compare the lines of the model card with those that the results give; other lines must hold no figures of a table."""
     file = run.path / "README.md"
     try:
-        results = [json.loads(each.read_text(encoding="utf-8")) for each in summary_files(run.results)]
+        results = [read_json(each, RESULT_WAY_OUT) for each in summary_files(run.results)]
         expected = render_card(run.path, run.manifest, run.config, results).splitlines()
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -129,7 +131,7 @@ def _problem(error: Exception) -> str:
 
 
 def _claim(file: Path) -> Claim:
-    raw = json.loads(file.read_text(encoding="utf-8"))
+    raw = read_json(file, RESULT_WAY_OUT)
     result = ResultRecord.model_validate(raw)
     outcomes = read_outcomes(file)
     if outcomes is None:
@@ -208,7 +210,7 @@ def _find_record(results: Path, wanted: Mapping[str, Any]) -> list[Record]:
     for file in sorted(results.glob("*.jsonl")):
         try:
             with open(file, encoding="utf-8") as lines:
-                about = json.loads(lines.readline())["circumstances"]
+                about = parse_json(lines.readline(10**6), file, RESULT_WAY_OUT)["circumstances"]
             digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
             if file.stem.endswith(f"-{digest}") and wanted.items() <= about.items():
                 found.append(Record.load(file, about))
@@ -238,7 +240,7 @@ def _checks(claim: Claim, results: Path) -> Finding:
         return Finding("checks", False, "what the attacks' library warned of is not among the checks", claim.file.name)
     for file in sorted(results.glob("checks-*.json")):
         try:
-            kept = json.loads(file.read_text(encoding="utf-8"))
+            kept = read_json(file, RESULT_WAY_OUT)
         except (OSError, ValueError):
             continue
         if kept and [_core(check) for check in kept] == [_core(check) for check in own[: len(kept)]]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from apd.data.dataset import Dataset, ImageSet
-from apd.data.decode import to_rgb
+from apd.data.decode import open_image, to_rgb
 from apd.data.unreadable import Source
 from apd.errors import InputError
 from apd.runs.folder import Run
@@ -76,7 +74,7 @@ def _name(data: Dataset, label: int) -> str:
 
 def _write(source: Source, file: Path) -> bool:
     try:
-        with Image.open(source) if isinstance(source, Path) else source() as image:
+        with open_image(source) if isinstance(source, Path) else source() as image:
             shown = to_rgb(image)
             shown.thumbnail((_LARGEST, _LARGEST))
             shown.save(file, "PNG")

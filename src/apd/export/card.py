@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ import yaml
 from apd.export.base import Source
 from apd.export.description import public_name
 from apd.export.robust_clip import TAGS
+from apd.runs.manifest import read_result
 from apd.util.text import code_block, code_span, first_of, markdown
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -37,7 +37,7 @@ def render_export_card(source: Source, plain: bool) -> str:
         plain: whether transformers loads it without this package.
     """
     run, names = source.run, list(source.classifier.class_names)
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(run.results.glob("summary-*.json"))]
+    results = [read_result(file) for file in sorted(run.results.glob("summary-*.json"))]
     model = public_name(run.manifest["model"]["source"])
     title = run.path.resolve().name
     header = {

@@ -18,11 +18,21 @@ from apd.models import load_clip
 from apd.models.checkpoint import read_json
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import Prompts, PromptSpec
+from apd.util.shape import NUMBER, TEXT, TRUTH, Each, check_shape
 from apd.util.tensors import read_tensors
+from apd.util.text import short
 
 CONFIG = "config.json"
 PROMPTS = "prompts.safetensors"
 TAGS = ("clip", "prompt-tuning", "adversarial-robustness")
+_SHAPE = {
+    "clip": TEXT,
+    "prompts": (None, {}),
+    "class_names": Each(TEXT),
+    "templates": Each(TEXT),
+    "temperature?": NUMBER,
+    "open_vocabulary": TRUTH,
+}
 
 
 class RobustCLIP(
@@ -52,11 +62,13 @@ class RobustCLIP(
                 f"{str(folder)!r} is not an export of this package; apd export --to huggingface writes one."
             )
         self.folder, self.record = folder, record
-        encoder = load_clip(folder / record["clip"])
+        check_shape(record, _SHAPE, folder / CONFIG, "export again")
+        encoder = load_clip(_inside(folder, record["clip"]))
         prompts = None
         if record["prompts"] is not None:
             tensors, _ = read_tensors(folder / PROMPTS, "export again")
-            prompts = Prompts.from_tensors(PromptSpec(**record["prompts"]), encoder.info, tensors).requires_grad_(False)
+            spec = PromptSpec.recorded(record["prompts"], str(folder / CONFIG))
+            prompts = Prompts.from_tensors(spec, encoder.info, tensors).requires_grad_(False)
         self.classifier = PromptedCLIP(encoder, prompts, record["class_names"], record["templates"]).eval()
 
     @property
@@ -101,3 +113,15 @@ class RobustCLIP(
         names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
         found = {name: options[name] for name in names if name in options}
         return cls(Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id, **found)))
+
+
+def _inside(folder: Path, place: str) -> Path:
+    """A folder of the export itself.
+
+    Raises:
+        InputError: a path that leads out of it.
+    """
+    found = (folder / place).resolve()
+    if not found.is_relative_to(folder.resolve()):
+        raise InputError(f"{folder / CONFIG} names the CLIP {short(place)}, which is not in this folder; export again.")
+    return folder / place

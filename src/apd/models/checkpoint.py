@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from apd.errors import InputError
 from apd.models.families import FAMILIES
 from apd.util.files import is_lfs_pointer
+from apd.util.files import read_json as read_bounded_json
 from apd.util.text import printable, quoted
 
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",), ("tokenizer.model",))
@@ -58,7 +58,11 @@ def _weights(folder: Path, source: str) -> list[Path]:
     if index.is_file():
         shards = read_json(index, source).get("weight_map")
         names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
-        odd = [name for name in names if not name.endswith(".safetensors") or not (folder / name).is_file()]
+        odd = [
+            name
+            for name in names
+            if not name.endswith(".safetensors") or Path(name).name != name or not (folder / name).is_file()
+        ]
         if odd or not names:
             raise InputError(
                 f"{source}: {index.name} names {printable(odd[0]) if odd else 'no file'}, which is not a safetensors file of "
@@ -132,9 +136,9 @@ def read_json(file: Path, source: str) -> dict[str, Any]:
         InputError: the file cannot be read, or is not a JSON object.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{source}: {file.name} is damaged ({error}); restore it.") from error
+        content = read_bounded_json(file, "restore it")
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{source}: {file.name} must hold a JSON object; restore it.")
     return content

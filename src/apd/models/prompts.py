@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from apd.errors import InputError
@@ -54,6 +54,22 @@ class PromptSpec(GrowingSection):
     experts: int = Field(
         1, ge=1, description="sets of text tokens, weighted for each image by a gate that is learned too; 1: no mixture"
     )
+
+    @classmethod
+    def recorded(cls, record: Any, place: str) -> PromptSpec:
+        """Read what a file has recorded.
+
+        Raises:
+            InputError: no such specification; ``place`` says where it stands.
+        """
+        try:
+            return cls.model_validate(record)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(
+                f"{place} records prompts that cannot be ({where}: {first['msg']}); restore it."
+            ) from error
 
     @model_validator(mode="after")
     def _need_text_tokens(self) -> PromptSpec:
@@ -226,6 +242,11 @@ class Prompts(ShownInShort):
             InputError: where names or shapes are not those of ``spec`` on this encoder.
         """
         first = tensors.get("text_tokens.0")
+        # Before room is made for them: a file may speak of any number of tokens.
+        held = max((tensor.numel() for tensor in tensors.values()), default=0)
+        asked = max(spec.text_tokens * spec.experts, spec.visual_tokens)
+        if asked > held or (spec.class_specific and (first is None or first.dim() < 3)):
+            raise InputError(f"The saved prompts do not fit {info.source}: {asked} tokens are recorded, but not saved.")
         prompts = cls(spec, info, n_classes=first.shape[-3] if spec.class_specific and first is not None else None)
         wanted = {name: tuple(t.shape) for name, t in prompts.state_dict().items()}
         got = {name: tuple(t.shape) for name, t in tensors.items()}

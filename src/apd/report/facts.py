@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from apd.evaluation.stored import Outcomes, Stored, load_stored
 from apd.models.calibration import Calibration
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
+from apd.util.files import LARGEST_JSON, parse_json, read_bounded
+from apd.util.shape import Each, check_shape
 from apd.util.text import quoted
 
 POINTS = 300
@@ -251,10 +252,13 @@ def training_log(run: Run) -> list[dict[str, Any]]:
         InputError: a damaged file.
     """
     file = run.path / "metrics.jsonl"
-    try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    except ValueError as error:
-        raise InputError(f"{file} is damaged ({error}).") from error
+    if not file.is_file():
+        return []
+    way_out = "remove it to see the report without curves"
+    lines = read_bounded(file, way_out, LARGEST_JSON).splitlines()
+    rows = [parse_json(line, file, way_out) for line in lines]
+    check_shape(rows, Each({}), file, way_out)
+    return rows
 
 
 def series(log: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:

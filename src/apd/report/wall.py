@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,7 @@ from apd.data.dataset import Decoded
 from apd.errors import InputError
 from apd.evaluation.examples import Attacked, amplified, attacked
 from apd.evaluation.frozen import Subject
-from apd.evaluation.images import read_image
+from apd.evaluation.images import read_image, read_index
 from apd.evaluation.samples import Samples
 from apd.evaluation.stored import Outcomes
 from apd.models.calibration import Calibration, probabilities
@@ -175,16 +174,16 @@ def _kept(facts: RunFacts, model: PromptedCLIP, x: Tensor, index: Sequence[int])
     wanted = {"attack": facts.attack, "model": Subject.of(model).fingerprint, "eps": summary["eps"]}
     wanted |= {"norm": summary["norm"], "seed": str(summary["seed"]), "corruption": summary["corruption"]}
     for file in sorted(facts.run.images.glob("*/index.json")):
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{file} is damaged ({error}); remove {file.parent} to make the images again.") from error
+        found = read_index(file)
         if any(found["about"].get(key) != value for key, value in wanted.items()):
             continue
         files = {(image["id"], image["pixels"]): file.parent / image["file"] for image in found["images"]}
         keys = [(outcomes.ids[i], outcomes.pixels[i]) for i in index]
         if all(key in files for key in keys):
-            images = torch.stack([read_image(files[key]) for key in keys]).to(x)
+            read = [read_image(files[key]) for key in keys]
+            if any(image.shape != x.shape[1:] for image in read):
+                raise InputError(f"{file} is of images of another size; remove {file.parent} to make them again.")
+            images = torch.stack(read).to(x)
             frozen = model.frozen()
             with torch.no_grad():
                 return Attacked(facts.name, images, frozen(x), frozen(images))

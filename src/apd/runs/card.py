@@ -65,9 +65,10 @@ def _headline(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> Iterat
     found = max(results, key=lambda result: _weight(config, result))
     under = f", corrupted by {found['corruption']}" if found.get("corruption") else ""
     what = markdown(f"{found['data']}{under}")
+    split, norm, eps = (markdown(str(found.get(key, "test"))) for key in ("split", "norm", "eps_text"))
     yield (
-        f"Accuracy in percent on {_sampled(found)} {found.get('split', 'test')} images of {what}, with 95 % intervals; attacks "
-        f"change every image within {found['norm']} eps {found['eps_text']} of the pixel range [0,1].\n"
+        f"Accuracy in percent on {_sampled(found)} {split} images of {what}, with 95 % intervals; attacks change every image "
+        f"within {norm} eps {eps} of the pixel range [0,1].\n"
     )
     base = found.get("undefended")
     lines = ["| images | this classifier | zero-shot CLIP |", "|---|---|---|"]
@@ -233,13 +234,15 @@ def _results(results: Sequence[Mapping[str, Any]]) -> str:
     ]
     for result in results:
         corrupted = f", {result['corruption']}" if result.get("corruption") else ""
-        about = (str(result[key]) for key in ("norm", "eps_text", "seed"))
+        about = (markdown(str(result[key])) for key in ("norm", "eps_text", "seed"))
         where = " | ".join([markdown(f"{result['data']}{corrupted}"), *about, _sampled(result)])
         worst = [(f"worst of {', '.join(result['attacks'])}", result["worst"])] if len(result["attacks"]) > 1 else []
         trusted = {True: "yes", False: "no", None: "unknown"}[reliability(result).reliable]
         for attack, entry in [("clean", _clean(result)), *result["attacks"].items(), *worst]:
             low, high = entry["interval"]
-            lines.append(f"| {where} | {attack} | {entry['accuracy']:.1f} | {low:.1f} to {high:.1f} | {trusted} |")
+            lines.append(
+                f"| {where} | {markdown(attack)} | {entry['accuracy']:.1f} | {low:.1f} to {high:.1f} | {trusted} |"
+            )
     return "\n".join(dict.fromkeys(lines))
 
 

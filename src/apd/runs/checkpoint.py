@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apd.errors import InputError
+from apd.util.files import parse_json
 from apd.util.messages import get_logger
+from apd.util.shape import COUNT, NUMBER, check_shape
 from apd.util.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 log = get_logger("apd.runs")
 
 _WAY_OUT = "start this run again with --overwrite"
+_SHAPE = {"step": COUNT, "metrics_bytes": COUNT, "seconds?": NUMBER, "state": {}}
 
 Checkpoint = tuple[dict[str, "Tensor"], dict[str, Any]]
 """Tensors, and a record of the rest."""
@@ -88,11 +91,8 @@ class Checkpoints:
 def _read(file: Path) -> Checkpoint:
     """Read a file and check it against its hash, which those of older versions lack."""
     tensors, about = read_tensors(file, _WAY_OUT)
-    try:
-        record = json.loads(about["apd"])
-        record["step"], record["state"], record["metrics_bytes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged ({error}); {_WAY_OUT}.") from error
+    record = parse_json(about.get("apd", ""), file, _WAY_OUT)
+    check_shape(record, _SHAPE, file, _WAY_OUT)
     if "sha256" in about and about["sha256"] != _hash(tensors, about["apd"]):
         raise InputError(f"{file} is damaged (its content differs from its hash); {_WAY_OUT}.")
     return tensors, record

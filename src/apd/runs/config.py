@@ -26,6 +26,7 @@ from apd.settings.train import TrainSettings
 from apd.util.files import parse_yaml, read_yaml
 from apd.util.section import RECORDED, Section
 from apd.util.text import short
+from apd.util.trust import trust
 
 FLAGS = {
     "model": "--model",
@@ -138,6 +139,8 @@ def load_config(
         for key, value in _read_yaml(Path(file)).items():
             raw[key] = value
             places[str(key)] = str(file)
+    sets = list(sets)
+    trust(flags, sets)
     given = [(key, value, FLAGS.get(key, key)) for key, value in (flags or {}).items() if value is not None]
     given += [(*_parse_set(item), f"--set {item}") for item in sets]
     asked = {key: value for key, value, _ in given}
@@ -249,7 +252,7 @@ def _forget_other_method(raw: dict[str, Any], given: Mapping[str, Any]) -> None:
     if not isinstance(section, Mapping):
         return
     name, before = section.get("name", "apd"), _settings_of(section)
-    if given.get("method.name", name) != name:
+    if "method.name" in given and given["method.name"] != name:
         now = _settings_of({"name": given["method.name"]})
         # Prompts of one kind stay, so that a control has those of the method it is compared with.
         same = (now.defaults, now.fixed) == (before.defaults, before.fixed)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from apd.errors import ApdError, InputError
 from apd.runs.checkpoint import Checkpoints
 from apd.runs.differences import check_same
+from apd.runs.manifest import read_result
 from apd.runs.output import FORMAT, SUMMARY, check_output, read_manifest, summary_name, taken
 from apd.util.files import remove_leftovers, write_atomic, writing
 from apd.util.locks import FolderLock
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from apd.models.calibration import Calibration
     from apd.runs.config import RunConfig
 
+_LARGEST_PROMPTS = 2 * 2**30
+"""Bytes: the class-specific prompts of thousands of classes in every block."""
 # run.json goes last and comes first: as long as it is there, a half-removed or half-made folder is known as a run.
 _OWN = (
     "config.yaml",
@@ -273,7 +276,7 @@ class Run:
             InputError: a missing or damaged file, or one that is not the finished run's own.
         """
         file = self._file("prompts.safetensors")
-        tensors, _ = read_tensors(file, "train again with --overwrite")
+        tensors, _ = read_tensors(file, "train again with --overwrite", most=_LARGEST_PROMPTS)
         digest = self.manifest.get("prompts_sha256")
         if digest is not None and digest != sha256_of_file(file):
             raise InputError(
@@ -329,7 +332,7 @@ class Run:
     def _save_card(self) -> None:
         from apd.runs.card import render_card
 
-        results = [json.loads(file.read_text(encoding="utf-8")) for file in self._summaries()]
+        results = [read_result(file) for file in self._summaries()]
         write_atomic(self._file("README.md"), render_card(self.path, self.manifest, self.config, results))
 
     def _summaries(self) -> list[Path]:

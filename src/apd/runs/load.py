@@ -17,6 +17,7 @@ from apd.models.prompts import Prompts, PromptSpec
 from apd.models.shared import share_classifier, shared_clip
 from apd.models.sources import absolute
 from apd.runs.folder import Run
+from apd.util.trust import trust
 
 
 def load_run(
@@ -45,6 +46,7 @@ def load_run(
     run = Run.open(path)
     recorded = run.manifest["model"]
     if encoder is None:
+        trust(model)
         revision = None if model else recorded["revision"]
         encoder = load_clip(model or recorded["source"], revision=revision, device=device)
     found = describe_encoder(encoder.info)
@@ -54,7 +56,8 @@ def load_run(
                 f"The {key} of {found['source']} is {found[key]}, but {path} was trained on {recorded[key]}; "
                 "give the CLIP it was trained on as model (--model), or train again."
             )
-    prompts = Prompts.from_tensors(PromptSpec(**run.manifest["prompts"]), encoder.info, run.load_prompts())
+    spec = PromptSpec.recorded(run.manifest["prompts"], str(run.path / "run.json"))
+    prompts = Prompts.from_tensors(spec, encoder.info, run.load_prompts())
     prompts.requires_grad_(False)
     learned = prompts.to(encoder.device) if prompts.state_dict() else None
     return PromptedCLIP(encoder, learned, run.manifest["class_names"], run.manifest["templates"]).eval()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from apd.errors import InputError
-from apd.util.files import check_writable
+from apd.runs.manifest import check_manifest
+from apd.util.files import check_writable, read_json
 from apd.util.text import quoted
 
 SUMMARY = "summary-"
 """Begins the names of files that keep what an evaluation found."""
 _LONGEST_NAME = 180
+_WAY_OUT = "train again with --overwrite"
 FORMAT = 1
 """Version of the run folder; a folder of another version is refused."""
 
@@ -31,16 +32,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"No run folder {str(folder)!r}; apd train … --output {quoted(folder)} makes one.")
     if not file.is_file():
         raise InputError(f"{str(folder)!r} is not a run folder (it has no run.json); apd train … --output makes one.")
+    manifest = read_json(file, _WAY_OUT)
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
         version, _ = manifest["format"], manifest["status"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged ({error}); train again with --overwrite.") from error
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{file} is damaged ({error}); {_WAY_OUT}.") from error
     if version != FORMAT:
         raise InputError(
             f"{str(folder)!r} is a run folder of version {version}, this apd reads version {FORMAT}; "
             "use the apd it was made with (versions.apd in its run.json) or train again with --overwrite."
         )
+    check_manifest(manifest, file, _WAY_OUT)
     found: dict[str, Any] = manifest
     return found
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apd.runs.manifest import read_result
 from apd.util.notebook import html_facts, html_table
 from apd.util.text import first_of
 
@@ -24,11 +24,15 @@ def run_html(run: Run, results: list[Path]) -> str:
         "classes": first_of(manifest["class_names"], "classes"),
         "trained at": f"{config.train.norm} eps {config.train.eps}, {config.train.length}, seed {config.train.seed}",
         "status": "finished" if run.finished else "unfinished",
-        **{name.replace("_", " "): f"{summary[name]:.2f} %" for name in ("val_clean", "val_robust") if name in summary},
+        **{
+            name.replace("_", " "): f"{summary[name]:.2f} %"
+            for name in ("val_clean", "val_robust")
+            if summary.get(name) is not None
+        },
         **({"seconds": f"{manifest['seconds']:.0f}"} if "seconds" in manifest else {}),
     }
     tables = [html_facts(f"Run {run.path}", facts)]
-    rows = [row for file in results for row in _rows(json.loads(file.read_text(encoding="utf-8")))]
+    rows = [row for file in results for row in _rows(read_result(file))]
     head = ("evaluated on", "images", "attack", "accuracy %", "zero-shot %")
     return "\n".join([*tables, *([html_table("Evaluations", head, rows)] if rows else [])])
 

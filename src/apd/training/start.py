@@ -25,6 +25,7 @@ from apd.settings.options import TrainOptions
 from apd.util.files import user_path
 from apd.util.messages import get_logger, speaking
 from apd.util.processes import is_first_process
+from apd.util.trust import trust
 from apd.util.versions import versions
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def train(
         >>> clip, data = apd.load_clip("glyphs"), apd.load_data("digits", shots=1)
         >>> run = apd.train(clip, data, method="advvlp", eps="1/255", epochs=1)  # doctest: +SKIP
     """
+    trust(method, attack, settings)
     clip = load_clip(clip)
     skipped = skip_bad_images or data.settings.skip_bad_images
     section = {**data.settings.model_dump(), "templates": data.templates, "skip_bad_images": skipped}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 from apd.errors import InputError
+from apd.util.trust import note_code
 
 _WAY_OUT = {
     errno.ENOSPC: "Free some space; what was saved before is whole, and training resumes with --resume.",
@@ -30,6 +32,12 @@ _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _LFS = b"version https://git-lfs.github.com/spec/v1"
 LARGEST_SETTINGS = 1_000_000
 """Bytes of a settings file."""
+LARGEST_JSON = 64 * 2**20
+"""Bytes of a JSON file: outcomes of half a million images; what is made of them takes at most twenty times as much memory."""
+LARGEST_LIST = 16 * 2**20
+"""Bytes of a list of names."""
+LONGEST_LINE = 1000
+"""Characters of a line of it."""
 MOST_VALUES = 100_000
 """Values in settings, each counted as often as an alias repeats it."""
 
@@ -111,6 +119,8 @@ def remove_leftovers(folder: Path) -> None:
 def is_lfs_pointer(path: Path) -> bool:
     """Whether a file is what Git leaves in place of a large file until ``git lfs pull``."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with open(path, "rb") as file:
             return file.read(len(_LFS)) == _LFS
     except OSError:
@@ -147,13 +157,84 @@ def read_yaml(file: Path) -> Any:
             content = stream.read(LARGEST_SETTINGS + 1)
         if len(content) > LARGEST_SETTINGS:
             raise InputError(f"{file} is larger than {LARGEST_SETTINGS // 1000} kB, too large for a settings file.")
-        return parse_yaml(content.decode("utf-8-sig"), str(file))
+        found = parse_yaml(content.decode("utf-8-sig"), str(file))
     except FileNotFoundError as error:
         raise InputError(f"There is no file {str(file)!r}.") from error
     except OSError as error:
         raise InputError(f"Cannot read {file}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"Cannot read {file}: it is not UTF-8 text ({error.reason}).") from error
+    note_code(found, str(file))
+    return found
+
+
+def read_json(file: Path, way_out: str, largest: int = LARGEST_JSON) -> Any:
+    """The content of a JSON file that a stranger may have written; code that it names is not imported (`apd.util.trust`).
+
+    Args:
+        file: which is there.
+        way_out: what to do about a damaged one, for the end of the message.
+        largest: bytes that it may have.
+
+    Raises:
+        InputError: an unreadable, damaged or oversized file.
+    """
+    return parse_json(read_bounded(file, way_out, largest), file, way_out)
+
+
+def parse_json(content: bytes | str, file: Path, way_out: str) -> Any:
+    """What a JSON text of a file says; see `read_json`.
+
+    Raises:
+        InputError: a damaged text.
+    """
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"{file} is damaged ({why}); {way_out}.") from error
+    note_code(found, str(file))
+    return found
+
+
+def read_bounded(file: Path, way_out: str, largest: int) -> bytes:
+    """The bytes of a file, no more than ``largest``.
+
+    Raises:
+        InputError: an unreadable or oversized file, or what is not a file, such as a pipe, which never ends.
+    """
+    try:
+        if not file.is_file():
+            raise InputError(f"{file} is not a file; {way_out}.")
+        with open(file, "rb") as stream:
+            content = stream.read(largest + 1)
+    except OSError as error:
+        raise InputError(f"Cannot read {file}: {error.strerror}.") from error
+    if len(content) > largest:
+        raise InputError(f"{file} is larger than {largest / 2**20:g} MB, too large for what it should hold; {way_out}.")
+    return content
+
+
+def read_lines(file: Path, place: str | None = None) -> list[str]:
+    """The lines of a list, such as class names: UTF-8 text, without spaces around them and without empty ones.
+
+    Args:
+        file: the list.
+        place: how messages call it; by default its path.
+
+    Raises:
+        InputError: an unreadable or oversized file, other than UTF-8 text, a line longer than `LONGEST_LINE`.
+    """
+    way_out = "it should be UTF-8 text, one entry a line"
+    try:
+        text = read_bounded(file, way_out, LARGEST_LIST).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read {place or file} ({error.reason}): {way_out}.") from error
+    lines = [line.strip() for line in text.splitlines()]
+    long = next((number for number, line in enumerate(lines, 1) if len(line) > LONGEST_LINE), None)
+    if long is not None:
+        raise InputError(f"line {long} of {place or file} has more than {LONGEST_LINE} characters: {way_out}.")
+    return [line for line in lines if line]
 
 
 def parse_yaml(text: str, place: str) -> Any:
@@ -163,7 +244,7 @@ def parse_yaml(text: str, place: str) -> Any:
         InputError: text that is not YAML; aliases that stand for more than `MOST_VALUES` values, or for themselves.
     """
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
             return None
@@ -177,8 +258,21 @@ def parse_yaml(text: str, place: str) -> Any:
         raise InputError(f"{place}: nested too deeply for settings.") from error
     except InputError:
         raise
-    except ValueError as error:  # a date or a number that YAML recognises and Python cannot hold
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError) as error:
+        # A date or a number that YAML recognises and Python cannot hold, or a value of another kind than its tag says.
         raise InputError(f"{place}: not YAML: {error}.") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Makes plain values, and stops at more events than `MOST_VALUES` values can have: parsing them takes minutes."""
+
+    _events = 0
+
+    def get_event(self) -> Any:
+        self._events += 1
+        if self._events > 2 * MOST_VALUES:
+            raise yaml.YAMLError(f"more than {MOST_VALUES} values")
+        return super().get_event()  # type: ignore[no-untyped-call]
 
 
 def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
@@ -14,17 +13,11 @@ from types import FunctionType
 from typing import TypeVar
 
 from apd.errors import ApdError, InputError, nearest
+from apd.util.trust import is_spec, refusal, trust
+
+__all__ = ["Registry", "code_hash", "is_spec", "package_of"]
 
 T = TypeVar("T")
-
-
-def is_spec(name: str) -> bool:
-    """Whether a name has the form ``package.module:name``.
-
-    >>> is_spec("my_models:Toy"), is_spec("hf:owner/name"), is_spec("C:/models")
-    (True, False, False)
-    """
-    return re.fullmatch(r"(?!hf:)[A-Za-z_]\w*(\.\w+)*:[A-Za-z_<][\w.<>]*", name) is not None
 
 
 def code_hash(found: object) -> str:
@@ -69,7 +62,8 @@ class Registry(Mapping[str, T]):
         """Return the object called ``name``: built in, given to `name_of` before, an entry point, or ``module:name``.
 
         Raises:
-            InputError: for an unknown name, and for an object that cannot be imported or is not of this kind.
+            InputError: for an unknown name, for an object that cannot be imported or is not of this kind, and for code that
+                only a file names (`apd.util.trust`).
         """
         if name in self.built_in:
             return self.built_in[name]
@@ -164,6 +158,8 @@ class Registry(Mapping[str, T]):
     def _import(self, spec: str) -> T:
         module, _, path = spec.partition(":")
         about = f"The {self.kind} {spec!r}"
+        if refused := refusal(spec):
+            raise InputError(refused)
         here = str(Path.cwd())
         if here not in sys.path:  # a console script does not look into the working directory
             sys.path.append(here)
@@ -177,6 +173,7 @@ class Registry(Mapping[str, T]):
             if module == "__main__" or "<" in path:  # a script, a notebook cell, inside a function
                 way_out = "it was defined in a script or notebook, and exists there only: run that again, or move it to a module"
             raise InputError(f"{about} cannot be imported ({type(error).__name__}: {reason}); {way_out}.") from error
+        trust(spec)  # it has run: a file that names it later adds nothing
         return self._checked(loaded, about)
 
     def _checked(self, loaded: object, about: str, hint: str = "") -> T:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from apd.errors import InputError
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MOST_PIXELS = 4096 * 4096
 _UP = 2
 """The filter that stores each row as its difference to the row above."""
 
@@ -54,7 +55,11 @@ def _decoded(content: bytes) -> NDArray[np.uint16]:
     width, height, *form = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
     if form != [16, 2, 0, 0, 0]:
         raise ValueError("other than 16-bit RGB")
-    filtered = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, 1 + 6 * width)
+    if not 0 < width * height <= _MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels")
+    size, inflate = height * (1 + 6 * width), zlib.decompressobj()
+    data = inflate.decompress(chunks[b"IDAT"], size + 1)  # no more, whatever a small file says
+    filtered = np.frombuffer(data, np.uint8).reshape(height, 1 + 6 * width)
     if not (filtered[:, 0] == _UP).all():
         raise ValueError("another filter")
     rows = np.cumsum(filtered[:, 1:], axis=0, dtype=np.uint8)

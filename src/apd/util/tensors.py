@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,11 @@ from apd.util.files import is_lfs_pointer, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+MOST_BYTES = 64 * 2**30
+"""Bytes of a file of tensors: weights and checkpoints of the largest models."""
+_LONGEST_HEADER = 16 * 2**20
+"""Bytes of names and shapes: a hundred thousand tensors."""
 
 
 def write_tensors(
@@ -27,18 +33,27 @@ def write_tensors(
     write_atomic(file, save(copies, dict(metadata)), keep=keep)
 
 
-def read_tensors(file: Path, way_out: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(file: Path, way_out: str, most: int = MOST_BYTES) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and text of a file.
 
+    Args:
+        file: of safetensors; its header cannot speak of more than the file holds.
+        way_out: what to do about a bad one, for the end of the message.
+        most: bytes that it may have.
+
     Raises:
-        InputError: a missing or damaged file, or a Git LFS pointer; but for the pointer the message ends with ``way_out``.
+        InputError: a missing, damaged or oversized file, or a Git LFS pointer; but for the pointer the message ends with
+            ``way_out``.
     """
     try:
+        _check_size(file, most, way_out)
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as error:
         raise InputError(f"{file} is missing; {way_out}.") from error
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
         if is_lfs_pointer(file):
             raise InputError(
                 f"{file} is a Git LFS pointer instead of tensors; to get the file: git lfs pull"
@@ -48,4 +63,24 @@ def read_tensors(file: Path, way_out: str) -> tuple[dict[str, Tensor], dict[str,
 
 def sha256_of_file(file: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_size(file: Path, most: int, way_out: str) -> None:
+    """Refuse what would fill the memory: a large file, one that takes no room on the disk, a header of gigabytes.
+
+    Raises:
+        InputError: saying which.
+    """
+    about = file.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise InputError(f"{file} is not a file; {way_out}.")
+    if about.st_size > most:
+        raise InputError(f"{file} has {about.st_size / 2**30:.1f} GB, too much for what it should hold; {way_out}.")
+    if about.st_size > 2**30 and getattr(about, "st_blocks", about.st_size) * 512 < about.st_size // 4:
+        raise InputError(f"{file} is mostly holes (a sparse file); {way_out}.")
+    with open(file, "rb") as stream:
+        header = int.from_bytes(stream.read(8), "little")
+    if header > _LONGEST_HEADER:
+        raise InputError(f"{file} is damaged (a header of {header} bytes); {way_out}.")

@@ -77,12 +77,15 @@ def read_torch_file(file: Path, source: str) -> Any:
     if is_lfs_pointer(file):
         raise InputError(f"{file} is a Git LFS pointer instead of weights; to get the file: git lfs pull")
     try:
+        _refuse_bomb(file, source)
         if not _is_script(file):
             return _load(file, source)
         with tempfile.TemporaryFile() as plain:
             _without_code(file, plain)
             return dict(_tensors(_load(plain, source, script=True), ""))
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except InputError:
+        raise
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{source}: {file.name} is damaged ({error}); get it again.") from error
 
 
@@ -94,14 +97,12 @@ def _load(file: Path | IO[bytes], source: str, script: bool = False) -> Any:
         source: for the message.
         script: whether it was a TorchScript archive, whose modules become `Inert`.
     """
-    import pickle
-
     import torch
 
     known = {name: Inert for name in (*_IDLE, *_DICTS)} | {"collections.defaultdict": _mapping}
     try:
         held = torch.serialization.get_unsafe_globals_in_checkpoint(cast(Any, file))
-    except (ValueError, RuntimeError):  # the format of before 2020, which is read all the same, or damaged
+    except Exception:  # the format of before 2020, which is read all the same, or damaged
         held = []
     if not isinstance(file, Path):
         file.seek(0)
@@ -113,7 +114,7 @@ def _load(file: Path | IO[bytes], source: str, script: bool = False) -> Any:
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except Exception as error:  # torch's reader raises nearly everything for a damaged file
         why = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2]
         raise InputError(_refusal(source, why[:120])) from error
 
@@ -124,6 +125,23 @@ def _refusal(source: str, what: str) -> str:
         "classes could run code when they are made, so nothing of it was run. Where you trust the file, save its tensors alone: "
         "torch.save(checkpoint['state_dict'], FILE)."
     )
+
+
+def _refuse_bomb(file: Path, source: str) -> None:
+    """Refuse an archive that unpacks to much more than it is: torch stores weights as they are, without compression.
+
+    Raises:
+        InputError: naming the sizes.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        whole = sum(entry.file_size for entry in archive.infolist())
+    if whole > 2 * file.stat().st_size + 2**20:
+        raise InputError(
+            f"{source}: {file.name} unpacks from {file.stat().st_size / 2**20:.1f} to {whole / 2**20:.1f} MB, as no file of "
+            "weights does; nothing of it was read."
+        )
 
 
 def _is_script(file: Path) -> bool:

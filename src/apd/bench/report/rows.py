@@ -14,7 +14,7 @@ from apd.bench.job import EvalOutcome, Outcome, read_outcome
 from apd.bench.plan import Plan, TableRow
 from apd.errors import InputError
 from apd.util.extras import install_command
-from apd.util.files import write_atomic
+from apd.util.files import LARGEST_JSON, read_bounded, write_atomic
 from apd.util.messages import get_logger
 from apd.util.text import quoted
 
@@ -51,12 +51,15 @@ def read_bench(folder: Path) -> tuple[Plan, dict[str, Outcome]]:
         InputError: no bench there, or a damaged file.
     """
     file = plan_file(folder)
-    try:
-        plan = Plan.from_json(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not file.exists():
         raise InputError(
             f"{folder} holds no bench (no plan.json); apd bench SUITE --output {quoted(folder)} makes one."
-        ) from error
+        )
+    way_out = "run the bench again, finished runs are kept"
+    try:
+        plan = Plan.from_json(read_bounded(file, way_out, LARGEST_JSON), file)
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is damaged ({error}); run the bench again, finished runs are kept.") from error
     found = {row.job: read_outcome(folder, row.job) for row in plan.rows}

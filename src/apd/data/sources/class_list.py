@@ -10,6 +10,7 @@ from pathlib import Path
 
 from apd.data.sources.class_names import BARE_WORDNET_ID, composed, nameless, readable_names, without_ids
 from apd.errors import InputError
+from apd.util.files import read_lines
 from apd.util.text import short
 
 _SEPARATOR = re.compile(r"[.)]?\s+|\s*[,;:=]\s*")
@@ -41,10 +42,7 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     Raises:
         InputError: if lines and folders do not match.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} ({error}): it should be UTF-8 text, one class a line.") from error
+    lines = read_lines(path)
     lines = [_CSV_QUOTES.sub(lambda match: match[1] + match[2].replace('""', '"'), composed(line)) for line in lines]
     known = [composed(folder) for folder in folders]
     named = _folder_names(lines, known) or _before_numbers(lines, known) or _pairs(path, lines, known)

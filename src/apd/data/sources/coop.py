@@ -12,10 +12,13 @@ import torch
 from apd.data.dataset import ImageSet
 from apd.data.splits import Pools
 from apd.errors import InputError
+from apd.util.files import read_bounded
 
 Row = tuple[str, int, str]
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 """The start of an absolute path, of POSIX or of Windows."""
+_LARGEST = 256 * 2**20
+"""Bytes of a split file: two million images."""
 
 
 def load_coop(path: Path, source: str, images: Path | None = None) -> Pools:
@@ -40,9 +43,8 @@ def _read(path: Path) -> dict[str, list[Row]]:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        rows = TypeAdapter(dict[str, list[Row]]).validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}).") from error
+        content = read_bounded(path, "a split file lists images", _LARGEST)
+        rows = TypeAdapter(dict[str, list[Row]]).validate_json(content.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

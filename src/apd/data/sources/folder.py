@@ -25,6 +25,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 _NO_PHOTOS = re.compile(r"(gt_?|ground_?truth_?)?(masks?|labels?|annotations?|segmentations?|depths?)?", re.IGNORECASE)
 HARMLESS_SUFFIXES = frozenset({".csv", ".html", ".json", ".md", ".txt", ".xml", ".yaml", ".yml"})
+_DEEPEST = 100
 HARMLESS_NAMES = frozenset({"thumbs.db", "desktop.ini", "license", "readme"})
 
 
@@ -193,7 +194,10 @@ def images_below(folder: Path, seen: dict[str, str]) -> list[Path]:
 
     images: list[Path] = []
     start = Path(os.path.realpath(folder))
+    depth = len(folder.parts) + _DEEPEST
     for parent, below, files in os.walk(folder, onerror=refuse, followlinks=True):
+        if parent.count(os.sep) > depth:  # Python's own walk ends in a RecursionError
+            raise InputError(f"{folder} holds folders {_DEEPEST} deep in each other: move the images up.")
         real = os.path.realpath(parent)
         if parent != str(folder) and start.is_relative_to(real):
             raise InputError(f"{parent} is a link to {real}, in which it lies: remove the link.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from apd.data.dataset import ImageSet
+from apd.data.decode import open_image
 from apd.data.sources.class_names import readable_names
 from apd.data.sources.split_column import split_by_column
 from apd.data.sources.table_files import refuse_other_orders
@@ -22,6 +23,7 @@ from apd.errors import InputError
 from apd.util.extras import import_extra
 from apd.util.files import is_lfs_pointer
 from apd.util.progress import counted
+from apd.util.text import short
 
 Columns = tuple[str, str]
 Splits = Mapping[str, Any]
@@ -275,4 +277,18 @@ def _open(files: Any, column: str, row: int) -> Image.Image:
     stored = files[row][column]
     if stored is None:
         raise ValueError("the row has no image")
-    return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"])
+    if stored["bytes"] is not None:
+        return open_image(io.BytesIO(stored["bytes"]))
+    path = Path(stored["path"]).resolve()
+    if not any(path.is_relative_to(cache) for cache in _caches()):
+        raise ValueError(f"the row names the file {short(stored['path'])} instead of holding an image")
+    return open_image(path)
+
+
+@cache
+def _caches() -> tuple[Path, ...]:
+    """The folders of downloads, where the tables of the hub may name files; elsewhere a row could name any file."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    return tuple(Path(folder).resolve() for folder in (config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE))

@@ -14,7 +14,7 @@ from apd.data.sources.split_names import subfolders
 from apd.data.sources.standard import STANDARD, Standard, find_name
 from apd.data.splits import Pools
 from apd.errors import InputError
-from apd.util.files import user_path
+from apd.util.files import read_lines, user_path
 
 ROOT = "APD_DATA"
 """The environment variable that names the folder of all data sets."""
@@ -90,12 +90,12 @@ def _class_folders(known: Standard, folder: Path, source: str) -> Pools:
 
 def _aircraft(known: Standard, folder: Path, source: str) -> Pools:
     """FGVC-Aircraft as it is published: ``images_variant_train.txt`` and so on, lines of image number and variant."""
-    names = _lines(folder / known.listing)
+    names = read_lines(folder / known.listing)
     labels = {name: label for label, name in enumerate(names)}
 
     def split(name: str) -> ImageSet:
         file = folder / f"images_variant_{name}.txt"
-        pairs = [line.partition(" ")[::2] for line in _lines(file)]
+        pairs = [line.partition(" ")[::2] for line in read_lines(file)]
         unknown = next((variant for _, variant in pairs if variant not in labels), None)
         if unknown is not None:
             raise InputError(f"{file} names the variant {unknown!r}, which is not in {folder / known.listing}.")
@@ -131,12 +131,12 @@ def _imagenet_v2(known: Standard, folder: Path, source: str) -> Pools:
 
 def _tiny_imagenet(known: Standard, folder: Path, source: str) -> Pools:
     """``train/WNID/images/``; ``val/images/`` with their classes in ``val_annotations.txt``; ``test`` has no labels."""
-    folders = sorted(_lines(folder / "wnids.txt"))
+    folders = sorted(read_lines(folder / "wnids.txt"))
     words = _listing(known, folder)
     names = _names(known, folder, folders, {wnid: text.split(",")[0] for wnid, text in words.items()})
     labels = {wnid: label for label, wnid in enumerate(folders)}
     file = folder / "val" / "val_annotations.txt"
-    rows = [line.split("\t")[:2] for line in _lines(file)]
+    rows = [line.split("\t")[:2] for line in read_lines(file)]
     bad = next((row for row in rows if len(row) < 2 or row[1] not in labels), None)
     if bad is not None:
         raise InputError(f"{file} has a line without an image and a class of wnids.txt between tabs: {bad}.")
@@ -164,15 +164,8 @@ def _names(known: Standard, folder: Path, folders: list[str], listing: dict[str,
 
 def _listing(known: Standard, folder: Path) -> dict[str, str]:
     """WordNet ids and names, one pair a line."""
-    pairs = (line.split(maxsplit=1) for line in _lines(_find(folder, known.listing)))
+    pairs = (line.split(maxsplit=1) for line in read_lines(_find(folder, known.listing)))
     return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} ({error}).") from error
 
 
 READERS: dict[str, Callable[[Standard, Path, str], Pools]] = {

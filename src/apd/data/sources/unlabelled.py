@@ -20,7 +20,7 @@ from apd.data.sources.folder import images_below, refuse_broken_links
 from apd.data.sources.split_names import split_folders
 from apd.data.splits import DEFAULT_TEMPLATES, VALIDATION_SHOTS, check_names
 from apd.errors import InputError
-from apd.util.files import user_path
+from apd.util.files import read_lines, user_path
 from apd.util.seeds import shuffled
 from apd.util.text import first_of, quoted
 
@@ -124,11 +124,7 @@ def read_list(file: str) -> tuple[str, ...]:
     if not path.is_file():
         hint = f" (base-to-new is --set data.classes={file})" if file in ("base", "new", "all") else ""
         raise InputError(f"data.class_names={file}: there is no such file with one class name per line{hint}.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"data.class_names={file}: cannot read it ({error}); it should be UTF-8 text.") from error
-    return tuple(without_ids([line.strip() for line in text.splitlines() if line.strip()]))
+    return tuple(without_ids(read_lines(path, f"data.class_names={file}")))
 
 
 def with_validation(data: Dataset) -> Dataset:

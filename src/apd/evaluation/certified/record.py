@@ -12,7 +12,7 @@ from typing import Any
 from apd.errors import InputError
 from apd.evaluation.certified.smoothing import Votes
 from apd.evaluation.store import Key
-from apd.util.files import append_lines
+from apd.util.files import append_lines, parse_json
 
 
 @dataclass
@@ -43,7 +43,7 @@ class VoteRecord:
         if record.path is not None and record.path.exists():
             whole = [line for line in record.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
             try:
-                for row in map(json.loads, whole[1:]):
+                for row in (parse_json(line, record.path, "remove it to certify again") for line in whole[1:]):
                     key = (str(row["id"]), str(row["pixels"]), int(row["label"]))
                     record.known[key] = Votes(tuple(map(int, row["first"])), tuple(map(int, row["counts"])))
             except (ValueError, KeyError, TypeError) as error:

@@ -1,0 +1,386 @@
+"""The corpus of hostile files: each is refused by one clear line, before it takes memory, time or files elsewhere."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import apd
+from apd.bench import load_suite
+from apd.bench.report.rows import read_bench
+from apd.data.decode import decode_all, open_image
+from apd.data.sources.class_list import read_class_names
+from apd.data.sources.coop import load_coop
+from apd.errors import ApdError, InputError
+from apd.evaluation.images import read_index
+from apd.evaluation.store import Record
+from apd.evaluation.stored import load_stored
+from apd.models import DualEncoder
+from apd.models.preprocessing import Preprocessing
+from apd.models.prompts import Prompts, PromptSpec
+from apd.runs.card import render_card
+from apd.runs.folder import Run
+from apd.util.files import parse_yaml, read_json, read_yaml
+from apd.util.png import decode_png16
+from apd.util.tensors import read_tensors
+from apd.util.torch_files import read_torch_file
+
+from .models import save_clip, save_colours
+from .refusals import refused
+from .suites import Write
+
+SMALL = Preprocessing.plain(8)
+
+
+class Runs:
+    """What a pickle makes when it is opened as one."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return (open, ("it-ran", "w"))
+
+
+def decoded(*sources: Any) -> object:
+    return decode_all([f"image {i}" for i in range(len(sources))], sources, SMALL, skip_bad=False, progress=False)
+
+
+def header(text: bytes, length: int | None = None, body: bytes = b"") -> bytes:
+    """A safetensors file."""
+    return struct.pack("<Q", len(text) if length is None else length) + text + body
+
+
+def tensor(shape: list[int], end: int, dtype: str = "F32") -> bytes:
+    return json.dumps({"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}}).encode()
+
+
+SAFETENSORS = {
+    "empty": b"",
+    "a header of 16 exabytes": header(b"{}", 2**64 - 1),
+    "a header of gigabytes": header(b"{}", 2**33),
+    "a shape beyond the file": header(tensor([2**40], 2**42)),
+    "a shape that overflows": header(tensor([2**32, 2**32, 2**32], 4), body=b"\0" * 4),
+    "a negative shape": header(tensor([-1], 4), body=b"\0" * 4),
+    "no header": header(b"[" * 100_000),
+    "unknown type": header(tensor([1], 4, "PICKLE"), body=b"\0" * 4),
+    "a pickle": pickle.dumps({"a": 1}),
+}
+
+
+@pytest.mark.parametrize("content", SAFETENSORS.values(), ids=SAFETENSORS.keys())
+def test_safetensors(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "prompts.safetensors").write_bytes(content)
+    with refused("prompts.safetensors"):
+        read_tensors(tmp_path / "prompts.safetensors", "restore it")
+
+
+def test_a_sparse_file_of_tensors_costs_no_memory(tmp_path: Path) -> None:
+    size = 2**40
+    text = tensor([size // 4], size)
+    with open(tmp_path / "prompts.safetensors", "wb") as file:
+        file.write(header(text))
+        file.truncate(8 + len(text) + size)
+    for most in (2**31, 2**50):
+        with refused("prompts.safetensors"):
+            read_tensors(tmp_path / "prompts.safetensors", "restore it", most=most)
+
+
+def test_prompts_are_no_larger_than_what_is_saved(clip: DualEncoder) -> None:
+    for spec in (
+        PromptSpec(text_tokens=10**9),
+        PromptSpec(visual_tokens=10**9),
+        PromptSpec(text_tokens=10**6, experts=10**6),
+    ):
+        with refused(str(max(spec.text_tokens * spec.experts, spec.visual_tokens))):
+            Prompts.from_tensors(spec, clip.info, {"text_tokens.0": torch.zeros(4, 8)})
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_pickles_are_not_run_and_archives_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compressed: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if compressed:
+        with zipfile.ZipFile("tower.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("archive/data.pkl", b"\0" * 2**24)
+    else:
+        torch.save({"weight": Runs()}, "tower.pt")
+    with refused("tower.pt"):
+        read_torch_file(Path("tower.pt"), "tower.pt")
+    Path("plain.pt").write_bytes(pickle.dumps(Runs()))
+    with refused("plain.pt"):
+        read_torch_file(Path("plain.pt"), "plain.pt")
+    assert not Path("it-ran").exists()
+
+
+YAML = {
+    "aliases": "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+    + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 10)}]\n" for i in range(8)),
+    "an alias in itself": "a: &a [*a]",
+    "nested": "[" * 5000,
+    "python": "!!python/object/apply:os.system ['touch it-ran']",
+    "a long number": "a: " + "9" * 5000,
+    "a date that is none": "a: 2020-99-99",
+    "another kind than its tag": "a: !!float [1]",
+    "a mapping as a key": "? {a: 1}\n: 2",
+    "many values": "[" + "a," * 300_000 + "]",
+}
+
+
+@pytest.mark.parametrize("text", YAML.values(), ids=YAML.keys())
+def test_yaml(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("theirs.yaml").write_text(text)
+    with refused("theirs.yaml"):
+        read_yaml(Path("theirs.yaml"))
+    assert not Path("it-ran").exists()
+
+
+JSON = {
+    "nested": b"[" * 200_000,
+    "a long number": b"9" * 5000,
+    "other than UTF-8": b'{"a": "\xff"}',
+    "too large": b'"' + b"a" * 2000 + b'"',
+}
+
+
+@pytest.mark.parametrize("content", JSON.values(), ids=JSON.keys())
+def test_json(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "theirs.json").write_bytes(content)
+    with refused("theirs.json", "restore it"):
+        read_json(tmp_path / "theirs.json", "restore it", largest=1000 if b"aaa" in content else 10**6)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_in_a_run_or_among_images_are_not_waited_for(run: Path, tmp_path: Path) -> None:
+    for name in ("results/summary-x.json", "prompts.safetensors"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).unlink(missing_ok=True)
+        os.mkfifo(run / name)
+    with refused("summary-x.json"):
+        load_stored(Run.open(run))
+    with refused("prompts.safetensors"):
+        Run.open(run).load_prompts()
+    os.mkfifo(tmp_path / "a.png")
+    with refused("a.png"):
+        decoded(tmp_path / "a.png")
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG file of a few bytes that says it has these many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(("width", "height"), [(100_000, 100_000), (12_000, 12_000)])
+def test_images_that_unfold_are_not_unfolded(width: int, height: int) -> None:
+    with refused("image 0"):
+        decoded(lambda: open_image(io.BytesIO(bomb(width, height))))
+
+
+def test_formats_that_start_programs_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    with refused("a.jpg"):
+        decoded(tmp_path / "a.jpg")
+
+
+def test_kept_images_do_not_unfold_either() -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    for width, height in ((2**31, 2**31), (8, 8)):
+        head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+        data = zlib.compress(bytes(10**7))
+        with pytest.raises(InputError):
+            decode_png16(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret.png", "/etc/secret.png", "a/../../secret.png", "C:\\secret.png", "..\\secret.png"]
+)
+def test_split_files_name_images_of_their_folder_only(tmp_path: Path, path: str) -> None:
+    save_colours(tmp_path / "images")
+    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
+    fine = sorted(str(p.relative_to(tmp_path / "images")) for p in (tmp_path / "images").rglob("*.png"))
+    rows = [[fine[0], 0, "cat"], [path, 1, "dog"]]
+    file = tmp_path / "images" / "split_zhou_X.json"
+    file.write_text(json.dumps({"train": rows, "val": [], "test": rows}))
+    with refused("split_zhou_X.json"):
+        load_coop(file, str(file))
+
+
+@pytest.mark.parametrize("name", ["../../secret.png", "/etc/secret.png", "adversarial/../../secret.png", "clean/.."])
+def test_indexes_of_kept_images_name_their_own_folder_only(tmp_path: Path, name: str) -> None:
+    row = dict.fromkeys(("id", "label", "predicted_clean", "predicted_adversarial", "attack", "by", "pixels"), "a")
+    image = {
+        **row,
+        "file": name,
+        "clean_file": "clean/a.png",
+        "eps": 0.1,
+        "distance": 0.1,
+        "max_error": 0.0,
+        "changed": False,
+    }
+    (tmp_path / "index.json").write_text(json.dumps({"about": {}, "images": [image]}))
+    with refused("index.json"):
+        read_index(tmp_path / "index.json")
+
+
+def test_plans_name_outcomes_of_their_own_folder_only(tmp_path: Path) -> None:
+    row = {"protocol": "few-shot", "data": "d", "method": "m", "shots": 1, "seed": 0, "views": {}, "final": {}}
+    plan = {"suite": "s", "against": None, "entries": [{**row, "job": "../../elsewhere"}]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with refused("plan.json", "'../../elsewhere'"):
+        read_bench(tmp_path)
+
+
+def test_shards_of_a_model_lie_in_its_folder(tmp_path: Path) -> None:
+    folder = save_clip(tmp_path / "theirs")
+    (folder / "model.safetensors").rename(tmp_path / "other.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
+    with refused("../other.safetensors"):
+        apd.load_clip(folder)
+
+
+@pytest.mark.parametrize("how", ["to itself", "to the folder above", "to another class", "deep"])
+def test_loops_of_links_and_deep_folders_end(tmp_path: Path, how: str) -> None:
+    top = save_colours(tmp_path / "photos")
+    red = top / "red"
+    if how == "to itself":
+        (red / "loop").symlink_to("loop")
+    elif how == "to the folder above":
+        (red / "loop").symlink_to("..")
+    elif how == "to another class":
+        (red / "loop").symlink_to(top / "blue")
+    else:
+        place = red
+        for _ in range(400):
+            place = place / "a"
+        os.makedirs(place)
+    with refused("red"):
+        apd.load_data(top)
+
+
+@pytest.mark.parametrize("line", ["a " * 100_000, "b" + " " * 100_000 + "a", "a,;:=" * 50_000, "\t1" * 100_000])
+def test_long_lines_of_class_lists_take_no_time(tmp_path: Path, line: str) -> None:
+    (tmp_path / "classes.txt").write_text(f"cat\n{line}\n")
+    with refused("classes.txt"):
+        read_class_names(tmp_path / "classes.txt", ["cat", "dog"])
+
+
+def test_suites_are_counted_before_they_are_combined(write: Write) -> None:
+    suite = yaml.safe_load(write().read_text())
+    file = write(blocks=[{**suite["blocks"][0], "seeds": list(range(20_000)), "shots": list(range(1, 20_001))}])
+    runs = 3 * 20_000**2
+    with refused(f"{runs:,}", file.name):
+        load_suite(file)
+
+
+MANIFEST: dict[str, dict[str, Any]] = {
+    "names that are not texts": {"class_names": [1, None]},
+    "names without end": {"class_names": ["a" * 10**6, "b"]},
+    "a list as the model": {"model": ["a"]},
+    "no hash": {"prompts_sha256": None},
+    "a temperature of 0": {"calibration": {"temperature": 0, "images": 1, "ece_before": 0, "ece_after": 0}},
+    "an infinite temperature": {
+        "calibration": {"temperature": float("inf"), "images": 1, "ece_before": 0, "ece_after": 0}
+    },
+    "a version that is none": {"format": {"a": 1}},
+    "prompts that are not": {"prompts": {"text_tokens": "many"}},
+    "prompts without end": {"prompts": {"text_tokens": 10**12}},
+}
+
+
+@pytest.mark.parametrize("change", MANIFEST.values(), ids=MANIFEST.keys())
+def test_manifests(run: Path, change: dict[str, Any]) -> None:
+    manifest = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(InputError):
+        apd.load_run(run)
+
+
+def test_records_of_outcomes(tmp_path: Path) -> None:
+    first = {"circumstances": {}, "seconds": 0.0, "flags": {}, "batch_sizes": []}
+    for row in (
+        [1],
+        {"id": {}},
+        {"id": "a", "pixels": "b", "label": "c", "predicted": 1},
+        {"withstood": ["x"], "samples": [1]},
+        "id",
+    ):
+        (tmp_path / "a.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(row)}\n")
+        with refused("a.jsonl"):
+            Record.load(tmp_path / "a.jsonl", {})
+
+
+def test_names_do_not_reach_the_terminal_or_the_card_raw(run: Path) -> None:
+    markdown = pytest.importorskip("markdown")
+    evil = "\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>|`\n# A title\n![x](http://example.org)"
+    opened = Run.open(run)
+    attacks = {evil: {"accuracy": 1.0, "interval": [0.0, 2.0]}}
+    result = {
+        "clean": 1.0,
+        "clean_interval": [0.0, 2.0],
+        "attacks": attacks,
+        "worst": attacks[evil],
+        "undefended": None,
+    }
+    result |= {
+        "n": 1,
+        "data": evil,
+        "split": evil,
+        "classes": "all",
+        "norm": evil,
+        "eps_text": "1/255",
+        "seed": 0,
+        "checks": [],
+    }
+    manifest = {**opened.manifest, "class_names": [evil, "cat"], "templates": [evil], "versions": {evil: evil}}
+    manifest["model"] = {**opened.manifest["model"], "source": evil}
+    card = render_card(run, manifest, opened.config, [result])
+    assert "\x1b" not in card and "\x07" not in card
+    page = markdown.markdown(card.split("---", 2)[2], extensions=["tables", "fenced_code"])
+    assert page.count("<h1>") == 1 and not any(tag in page for tag in ("<script", "<img", "A title</h"))
+    assert str(InputError(f"bad name {evil}")).isprintable() and str(ApdError("a\n b")) == "a b"
+
+
+def test_the_fuzzer_finds_its_files_readable_and_its_changes_refused(tmp_path: Path) -> None:
+    benchmarks = pytest.importorskip("benchmarks.fuzz_parsers")
+    parsers = benchmarks.make_parsers(tmp_path, [name for name in benchmarks.PARSERS if name != "suites"])
+    for parser in parsers:
+        read = 0
+        for number in range(40):
+            try:
+                parser.run(parser.make(Random(f"test/{parser.name}/{number}")))
+                read += 1
+            except ApdError as refusal:
+                assert str(refusal).isprintable()
+        assert read or parser.name == "split files", parser.name
+
+
+def test_yaml_is_still_read() -> None:
+    assert parse_yaml("a: [1, &x 2, *x]", "here") == {"a": [1, 2, 2]}
+    assert sys.getrecursionlimit() >= 1000
