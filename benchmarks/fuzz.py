@@ -2,7 +2,7 @@
 
 python -m benchmarks.fuzz --cases 1000000 --seed 0                  shared out among the parsers, the cheap ones get more
 python -m benchmarks.fuzz --parsers suites --only 4711              one case again, with its traceback
-python -m benchmarks.fuzz --cases 20000 --results /dev/null         a look
+python -m benchmarks.fuzz --cases 1000000 --minutes 10              as many as that, the parsers getting as much time each
 
 A mutation fuzzer of our own, as atheris (coverage-guided) is not to be had for every Python: a case is a valid file with a few
 random changes of its bytes or of its structure, made from (seed, parser, number) alone. Cases run in a process of their own, so
@@ -17,6 +17,7 @@ import json
 import mmap
 import os
 import resource
+import shlex
 import shutil
 import signal
 import struct
@@ -54,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--cases", type=int, default=1_000_000, help="in all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="for all parsers together; default: no limit"
+    )
     parser.add_argument("--parsers", nargs="+", choices=list(PARSERS), default=list(PARSERS), help="all by default")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="this case of one parser, with its traceback")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/fuzz.json"))
@@ -65,10 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         shares = sum(each.share for each in parsers)
         rows = []
         for each in parsers:
-            rows.append(_fuzz(each, asked.seed, round(asked.cases * each.share / shares)))
+            seconds = 60 * asked.minutes / len(parsers)
+            rows.append(_fuzz(each, asked.seed, round(asked.cases * each.share / shares), seconds))
             print(_line(rows[-1]), flush=True)
     found = {
-        "command": f"python -m benchmarks.fuzz --cases {asked.cases} --seed {asked.seed}",
+        "command": f"python -m benchmarks.fuzz {shlex.join(sys.argv[1:] if argv is None else argv)}",
+        "asked": asked.cases,
         "cases": sum(row["cases"] for row in rows),
         "crashes": sum(row["crashes"] for row in rows),
         "hangs": sum(row["hangs"] for row in rows),
@@ -111,17 +117,18 @@ def _case(parser: Parser, seed: int, number: int) -> bytes:
     return parser.make(Random(f"{seed}/{parser.name}/{number}"))
 
 
-def _fuzz(parser: Parser, seed: int, cases: int) -> dict[str, Any]:
-    """Run all cases of a parser, in as many processes as crashes make necessary."""
+def _fuzz(parser: Parser, seed: int, cases: int, seconds: float) -> dict[str, Any]:
+    """Run the cases of a parser, all or as many as there is time for, in as many processes as crashes make necessary."""
     started, faults = time.monotonic(), list[dict[str, Any]]()
     shared, report = mmap.mmap(-1, _STATE.size), Path(tempfile.mkstemp(prefix="apd-fuzz-")[1])
     totals, first = {"accepted": 0, "refused": 0, "megabytes": 0, "slowest_s": 0.0, "crashes": 0, "hangs": 0}, 0
-    while first < cases:
+    end = False
+    while first < cases and not end:
         shared[:] = _STATE.pack(first, 0, 0)
         process = os.fork()
         if not process:
             try:
-                _work(parser, seed, range(first, cases), shared, report)
+                _work(parser, seed, range(first, cases), started + seconds, shared, report)
             finally:
                 os._exit(1)  # whatever is raised: the folder is the other process's
         died = _wait(process, shared)
@@ -139,10 +146,10 @@ def _fuzz(parser: Parser, seed: int, cases: int) -> dict[str, Any]:
         if died:
             totals["hangs" if died == "hang" else "crashes"] += 1
             faults.append({"case": at, "fault": died})
-        first = at + 1
+        first, end = at + bool(died), not died
     report.unlink()
-    seconds = round(time.monotonic() - started, 1)
-    return {"parser": parser.name, "cases": cases, **totals, "seconds": seconds, "faults": faults[:_KEPT]}
+    took = round(time.monotonic() - started, 1)
+    return {"parser": parser.name, "cases": first, **totals, "seconds": took, "faults": faults[:_KEPT]}
 
 
 def _wait(process: int, shared: mmap.mmap) -> str | None:
@@ -162,16 +169,18 @@ def _wait(process: int, shared: mmap.mmap) -> str | None:
         time.sleep(0.2)
 
 
-def _work(parser: Parser, seed: int, numbers: range, shared: mmap.mmap, report: Path) -> None:
-    """Run cases in this process, which ends here."""
+def _work(parser: Parser, seed: int, numbers: range, until: float, shared: mmap.mmap, report: Path) -> None:
+    """Run cases in this process until there is no more time; the process ends here."""
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     _limit_memory()
     signal.signal(signal.SIGALRM, _hang)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     accepted = refused = 0
-    slowest = 0.0
+    slowest, done = 0.0, numbers.start
     with open(report, "w") as found:
         for number in numbers:
+            if time.monotonic() > until:
+                break
             shared[:] = _STATE.pack(number, accepted, refused)
             case, began = _case(parser, seed, number), time.monotonic()
             signal.setitimer(signal.ITIMER_REAL, SECONDS)
@@ -188,10 +197,10 @@ def _work(parser: Parser, seed: int, numbers: range, shared: mmap.mmap, report: 
                 print(json.dumps({"case": number, "fault": text}), file=found, flush=True)
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-            slowest = max(slowest, time.monotonic() - began)
+            slowest, done = max(slowest, time.monotonic() - began), number + 1
         more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held
         print(json.dumps({"megabytes": more // 1024, "slowest_s": round(slowest, 3)}), file=found)
-    shared[:] = _STATE.pack(numbers.stop, accepted, refused)
+    shared[:] = _STATE.pack(done, accepted, refused)
     found.close()
     os._exit(0)
 
