@@ -72,6 +72,7 @@ def _check_size(file: Path, most: int, way_out: str) -> None:
 
     Raises:
         InputError: saying which.
+        ValueError: for the header, which may also be that of another kind of file.
     """
     about = file.stat()
     if not stat.S_ISREG(about.st_mode):
@@ -83,4 +84,4 @@ def _check_size(file: Path, most: int, way_out: str) -> None:
     with open(file, "rb") as stream:
         header = int.from_bytes(stream.read(8), "little")
     if header > _LONGEST_HEADER:
-        raise InputError(f"{file} is damaged (a header of {header} bytes); {way_out}.")
+        raise ValueError(f"a header of {header} bytes")
