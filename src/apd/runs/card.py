@@ -84,7 +84,8 @@ def _headline(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> Iterat
 def _weight(config: RunConfig, result: Mapping[str, Any]) -> tuple[object, ...]:
     """How much an evaluation says of the run: on its own data and threat model, attacked, on many images."""
     own = short_name(config.data.source) == result["data"] and not result.get("corruption")
-    threat = (result["norm"], parse_eps(result["eps_text"])) == (config.train.norm, parse_eps(config.train.eps))
+    own_threat = config.train.norm, parse_eps(config.train.eps, config.train.norm)
+    threat = (result["norm"], parse_eps(result["eps_text"], result["norm"])) == own_threat
     return (
         own,
         result.get("split", "test") == "test",
