@@ -302,7 +302,7 @@ def bars(figures: dict[str, dict[int | None, Cell]]) -> dict[str, Point]:
     from apd.bench.report.tables import Table
 
     table = Table("few-shot", "a", "pgd-5", (WORST,), {label: (seeds,) for label, seeds in figures.items()})
-    return plots._points(table, WORST)
+    return plots.points_of(table, WORST)
 
 
 def test_bars_are_the_deviation_over_seeds_or_the_interval_over_images() -> None:
@@ -325,7 +325,7 @@ def test_axes_end_at_100_and_say_what_they_are(tmp_path: Path, monkeypatch: pyte
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (seen.append(self), save(self, *a, **k))[1])
     plan, outcomes = plan_of({"a": {"one": drawn(0, 0.7), "two": drawn(1, 0.2)}})
-    (file,) = write_plots(tmp_path, plan, make_tables(plan, outcomes))
+    (file,) = write_plots(tmp_path, make_tables(plan, outcomes))
     assert file.read_bytes().startswith(b"\x89PNG")
     (axes,) = seen[0].axes
     assert axes.get_ylim() == (0, 100) and axes.get_xlim()[1] == 100

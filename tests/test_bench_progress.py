@@ -68,9 +68,9 @@ def test_finished_runs_correct_the_forecast(write: Write) -> None:
     plan, untrained, trained = jobs_of(write)
     (spec,) = untrained.evals.values()
     estimated = eval_seconds(untrained, spec, PACE)
-    slow = Forecast.of(PACE, plan.jobs.values(), {untrained.id: outcome(untrained, 5 * estimated)})
+    slow = Forecast.of({untrained.model: PACE}, plan.jobs.values(), {untrained.id: outcome(untrained, 5 * estimated)})
     assert slow.ratio == pytest.approx(5)
-    assert Forecast.of(PACE, plan.jobs.values(), {}).ratio == 1
+    assert Forecast.of({untrained.model: PACE}, plan.jobs.values(), {}).ratio == 1
     whole = slow.seconds(trained, None) - OVERHEAD
     assert whole == pytest.approx(5 * (training_seconds(trained, PACE) + estimated))
     assert slow.seconds(trained, outcome(trained, 1.0)) == OVERHEAD

@@ -99,28 +99,28 @@ class Forecast:
     """How long runs should take, corrected by how long finished ones took.
 
     Args:
-        pace: measured.
+        paces: measured, by CLIP model.
         ratio: seconds that finished work took over what was estimated for it; 1 if nothing is finished.
     """
 
-    pace: Pace
+    paces: Mapping[str, Pace]
     ratio: float = 1.0
 
     @classmethod
-    def of(cls, pace: Pace, jobs: Iterable[Job], outcomes: Mapping[str, Outcome]) -> Forecast:
+    def of(cls, paces: Mapping[str, Pace], jobs: Iterable[Job], outcomes: Mapping[str, Outcome]) -> Forecast:
         """Correct the pace by the finished ones of these jobs."""
         taken = estimated = 0.0
         for job in jobs:
             outcome = outcomes.get(job.id)
             if outcome is not None:
-                known = {key: job.evals[key] for key in outcome.evals if key in job.evals}
+                pace, known = paces[job.model], {key: job.evals[key] for key in outcome.evals if key in job.evals}
                 taken += outcome.seconds + sum(outcome.evals[key].seconds for key in known)
                 estimated += training_seconds(job, pace) if outcome.seconds else 0.0
                 estimated += sum(eval_seconds(job, spec, pace) for spec in known.values())
-        return cls(pace, taken / estimated if estimated else 1.0)
+        return cls(paces, taken / estimated if estimated else 1.0)
 
     def seconds(self, job: Job, outcome: Outcome | None) -> float:
         """Estimate what is left of a job."""
-        missing = job.evals if outcome is None else outcome.missing(job)
-        training = training_seconds(job, self.pace) if outcome is None else 0.0
-        return OVERHEAD + self.ratio * (training + sum(eval_seconds(job, spec, self.pace) for spec in missing.values()))
+        missing, pace = job.evals if outcome is None else outcome.missing(job), self.paces[job.model]
+        training = training_seconds(job, pace) if outcome is None else 0.0
+        return OVERHEAD + self.ratio * (training + sum(eval_seconds(job, spec, pace) for spec in missing.values()))

@@ -12,10 +12,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from apd.bench.loaded import encoder_info, whole
+from apd.bench.loaded import dataset, encoder_info, whole
 from apd.bench.protocols import PROTOCOLS, EvalSpec
 from apd.bench.suite import Block, Final, Suite
 from apd.data import ImageSet
@@ -95,7 +96,8 @@ class Job:
 class TableRow:
     """A job as a row of a protocol's table; ``evals`` and ``final`` name its evaluations by hash.
 
-    ``seed`` is None for zero-shot CLIP, which stands for every seed.
+    ``seed`` is None for zero-shot CLIP, which stands for every seed; ``unlabelled`` is None where the block leaves it to the
+    method.
     """
 
     protocol: str
@@ -106,11 +108,12 @@ class TableRow:
     job: str
     evals: Mapping[str, EvalSpec]
     final: Mapping[str, EvalSpec] = field(default_factory=dict)
+    unlabelled: int | None = None
 
     @property
     def table(self) -> tuple[object, ...]:
         """What all rows of one table share."""
-        return self.protocol, self.data, self.shots, tuple(self.evals.values())
+        return self.protocol, self.data, self.shots, self.unlabelled, tuple(self.evals.values())
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -120,7 +123,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """All rows of all tables, and the jobs behind them; ``image_size`` is the CLIP model's, in pixels, where it is known."""
+    """All rows of all tables, and the jobs behind them; ``image_size`` is the CLIP model's, in pixels, where it is one."""
 
     suite: str
     rows: tuple[TableRow, ...]
@@ -130,7 +133,14 @@ class Plan:
 
     def to_json(self) -> str:
         """Write the rows, without which outcomes mean nothing; jobs, which hold paths of one machine, are left out."""
-        rows = [{_FILE_KEYS.get(key, key): value for key, value in asdict(row).items()} for row in self.rows]
+        rows = [
+            {
+                _FILE_KEYS.get(key, key): value
+                for key, value in asdict(row).items()
+                if key not in _NEW or value is not None
+            }
+            for row in self.rows
+        ]
         size = {} if self.image_size is None else {"image_size": self.image_size}
         return json.dumps({"suite": self.suite, "against": self.against, **size, "entries": rows}, indent=1) + "\n"
 
@@ -167,6 +177,8 @@ class Plan:
         return replace(self, rows=tuple(rows), jobs=jobs)
 
 
+_NEW = ("unlabelled",)
+"""What rows got after plans had been kept: left out where it is None."""
 _FILE_KEYS = {"evals": "views"}
 """Names in ``plan.json`` that are not those of `TableRow`."""
 
@@ -196,14 +208,32 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
     for block in suite.blocks:
         for data in block.data:
             for shots in block.shots or (suite.data[data].shots,):
-                for method in block.methods:
+                for images, method in product(block.unlabelled or (None,), block.methods):
                     for seed in _seeds(suite, block, method):
-                        job = _job(suite, block, data, shots, method, seed, device)
-                        row = TableRow(block.protocol, data, method, shots, seed, job.id, job.evals)
+                        job = _job(suite, block, _Cell(data, shots, method, seed, images), device)
+                        row = TableRow(block.protocol, data, method, shots, seed, job.id, job.evals, unlabelled=images)
                         rows.setdefault(row.key, row)
                         jobs[job.id] = jobs[job.id].joined(job) if job.id in jobs else job
-    size = encoder_info(suite.resolve(suite.model, "model")).image_size
-    return Plan(suite.name, tuple(rows.values()), jobs, suite.against, size)
+    sizes = {encoder_info(job.model).image_size for job in jobs.values()}
+    return Plan(suite.name, tuple(rows.values()), jobs, suite.against, sizes.pop() if len(sizes) == 1 else None)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One combination of a block."""
+
+    data: str
+    shots: Shots
+    method: str
+    seed: int | None
+    unlabelled: int | None
+
+    def extra(self, suite: Suite) -> dict[str, Any]:
+        """Settings of the section data that this combination has for itself."""
+        if self.unlabelled is None:
+            return suite.extra_data(self.method)
+        source = (suite.data[self.data].unlabelled or REST) if self.unlabelled else None
+        return {"unlabelled": source, "unlabelled_limit": self.unlabelled or None}
 
 
 def _seeds(suite: Suite, block: Block, method: str) -> tuple[int | None, ...]:
@@ -211,8 +241,9 @@ def _seeds(suite: Suite, block: Block, method: str) -> tuple[int | None, ...]:
     return (None,) if suite.methods[method] is None and suite.split == "test" else block.seeds
 
 
-def _job(suite: Suite, block: Block, data: str, shots: Shots, method: str, seed: int | None, device: str) -> Job:
+def _job(suite: Suite, block: Block, cell: _Cell, device: str) -> Job:
     """One combination of a block as a job."""
+    data, shots, method, seed = cell.data, cell.shots, cell.method, cell.seed
     protocol, drawn = PROTOCOLS[block.protocol], seed or 0
     attacks, limit = block.attacks or suite.attacks, block.limit or suite.limit
     template = EvalSpec("test", suite.split, data, suite.data[data].eps, attacks, limit)
@@ -220,19 +251,33 @@ def _job(suite: Suite, block: Block, data: str, shots: Shots, method: str, seed:
     others = {spec.data for spec in specs.values()} - {data}
     sections = {data: suite.section(data, shots=shots, seed=drawn)}
     sections |= {other: suite.section(other, shots="all", seed=drawn) for other in sorted(others)}
-    model = suite.resolve(suite.model, "model")
+    model = suite.resolve(suite.model_of(data), "model")
     decides: dict[str, Any] = {"model": _model_identity(model), "data": data_identity(suite.section(data))}
     config = None
     if suite.methods[method] is not None:
-        extra = suite.extra_data(method)
+        extra = cell.extra(suite)
         update = {"classes": protocol.train_classes, **extra, **suite.located(extra)}
         section = sections[data].model_copy(update=update)
+        _check_enough(section, data)
         config = _located(suite, suite.run_config(data, method, drawn), model, section, device)
         decides |= _training_identity(config)
     if seed is not None:
         decides |= {"shots": shots, "seed": seed}
     label = _label(f"{method} on {data}", shots, seed, protocol.train_classes)
+    label += f", {cell.unlabelled} unlabelled" if cell.unlabelled is not None and config is not None else ""
     return Job(_digest(decides), label, model, config, sections, device, suite.split, specs)
+
+
+def _check_enough(section: DataSettings, name: str) -> None:
+    """Refuse more unlabelled images than there are: a curve would show them at the wrong number."""
+    wanted = section.unlabelled_limit
+    if wanted is None:
+        return
+    found = len(dataset(section.model_copy(update={"unlabelled_limit": None})).unlabelled)
+    if found < wanted:
+        raise InputError(
+            f"data.{name}: {wanted} unlabelled images are asked for, but there are {found}; ask for fewer."
+        )
 
 
 def _located(suite: Suite, config: RunConfig, model: str, data: DataSettings, device: str) -> RunConfig:

@@ -92,6 +92,8 @@ class Protocol:
                 raise InputError(f"a block of protocol {block.protocol} needs the setting {name!r}.")
             if name != self.needs and getattr(block, name):
                 raise InputError(f"the setting {name!r} does not belong to protocol {block.protocol}.")
+        if block.unlabelled is not None and self.curve != "shots":
+            raise InputError(f"the setting 'unlabelled' does not belong to protocol {block.protocol}.")
         if "severity" in block.model_fields_set and self.needs != "corruptions":
             raise InputError(f"the setting 'severity' does not belong to protocol {block.protocol}.")
 

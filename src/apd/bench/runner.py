@@ -16,6 +16,7 @@ from apd.bench.job import Outcome, Report, read_outcome
 from apd.bench.loaded import encoder
 from apd.bench.plan import Job, Plan, make_plan
 from apd.bench.progress import BenchProgress
+from apd.bench.report.curves import write_curves
 from apd.bench.report.plots import write_plots
 from apd.bench.report.rows import plan_file, read_bench, write_rows
 from apd.bench.report.tables import best_methods, latex, make_tables, markdown
@@ -174,9 +175,10 @@ def _expected(plan: Plan, folder: Path, machine: Machine) -> dict[str, float]:
     if not todo:
         log.info(f"{plan.suite}: nothing to do, {counted(done, 'run')} done.")
         return {}
-    pace = calibrate(todo[0].model, _own(machine.device), machine.threads)
+    models = dict.fromkeys(job.model for job in plan.jobs.values())
+    paces = {model: calibrate(model, _own(machine.device), machine.threads) for model in models}
     encoder.cache_clear()  # leaves the memory to the workers
-    forecast = Forecast.of(pace, plan.jobs.values(), known)
+    forecast = Forecast.of(paces, plan.jobs.values(), known)
     expected = {job.id: forecast.seconds(job, known.get(job.id)) for job in todo}
     workers = min(machine.workers, len(todo))
     origin = "from finished runs" if known else "an estimate on free cores, from a short calibration"
@@ -209,7 +211,8 @@ def write_tables(folder: str | Path) -> Path:
         tables = make_tables(plan, outcomes)
         write_atomic(path / "table.md", markdown(plan.suite, tables, plan.image_size))
         write_atomic(path / "table.tex", latex(tables))
-        plots = write_plots(path, plan, [table for table in tables if table.rows])
+        filled = [table for table in tables if table.rows]
+        plots = [*write_plots(path, filled), *write_curves(path, filled)]
         names = [*(file.name for file in files), "table.md", "table.tex", *(["plots/"] if plots else [])]
         log.info(f"Written: {folder}/{', '.join(names)}.")
     return path / "table.md"

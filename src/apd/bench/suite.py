@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, ValidationError, model_validator
 
 from apd.attacks.threat import parse_eps
 from apd.bench.protocols import PROTOCOLS
@@ -61,6 +61,7 @@ class DataEntry(DataSettings):
     ``source`` may be a path relative to the root; ``shots`` hold where a block names none.
     """
 
+    model: str | None = Field(None, description="CLIP model of the runs that train on it, instead of the suite's")
     eps: Eps = Field("1/255", description="budget of training and attacks, in [0,1] pixel units")
     train: dict[str, Any] = Field({}, description="settings of the section train, over the suite's; for all methods")
 
@@ -81,6 +82,11 @@ class Block(Section):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), BeforeValidator(_listed)] = (0,)
     shots: Annotated[tuple[Shots, ...], Field(min_length=1), BeforeValidator(_listed)] | None = Field(
         None, description="one or several (a curve); null: the data set's"
+    )
+    unlabelled: Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_listed)] | None = Field(
+        None,
+        description="few-shot: numbers of unlabelled images (a curve), drawn from the data set's unlabelled source, or else from "
+        "its training images that are not shots; null: as the methods say",
     )
     to: Names = Field((), description="cross-dataset and domain-shift: the data sets to evaluate on")
     eps: Annotated[tuple[Eps, ...], BeforeValidator(_listed)] = Field((), description="eps-curve: the budgets")
@@ -134,6 +140,8 @@ class Suite(Section):
             _known("data set", [*block.data, *block.to], self.data)
             _known("method", block.methods, self.methods)
             PROTOCOLS[block.protocol].check(block)
+            self._check_models(block)
+            self._check_unlabelled(block)
             parse_settings({"attacks": block.attacks or self.attacks})
             for corruption in block.corruptions:
                 parse_settings({"corruption": f"{corruption}:{block.severity}"})
@@ -158,7 +166,10 @@ class Suite(Section):
 
     def _check_count(self) -> None:
         """Count before anything is combined: a short file can ask for more than any machine holds."""
-        sizes = [[len(b.data), len(b.methods), len(b.seeds), len(b.shots or (0,))] for b in self.blocks]
+        sizes = [
+            [len(b.data), len(b.methods), len(b.seeds), len(b.shots or (0,)), len(b.unlabelled or (0,))]
+            for b in self.blocks
+        ]
         runs = sum(map(math.prod, sizes))
         views = [max(1, len(b.to)) * max(1, len(b.eps)) * max(1, len(b.corruptions)) for b in self.blocks]
         evaluations = sum(math.prod(size) * view for size, view in zip(sizes, views, strict=True))
@@ -167,6 +178,28 @@ class Suite(Section):
                 raise InputError(
                     f"the blocks ask for {count:,} {what}; a suite may have {most:,}: divide it into several."
                 )
+
+    def _check_models(self, block: Block) -> None:
+        """Refuse data sets of several CLIP models where the prompts of one are evaluated on the other."""
+        for home in block.data:
+            for to in block.to:
+                if self.model_of(to) != self.model_of(home):
+                    raise InputError(
+                        f"prompts trained on {home!r} for {self.model_of(home)} cannot be evaluated on {to!r} of "
+                        f"{self.model_of(to)}; take it out of 'to'."
+                    )
+
+    def _check_unlabelled(self, block: Block) -> None:
+        """Refuse a method with unlabelled images of its own where the block says how many there are."""
+        for method in block.methods if block.unlabelled is not None else ():
+            if self.extra_data(method):
+                raise InputError(
+                    f"methods.{method} has data of its own, in a block with 'unlabelled'; take one of them away."
+                )
+
+    def model_of(self, data: str) -> str:
+        """Name the CLIP model of runs that train on a data set, as the suite writes it."""
+        return self.data[data].model or self.model
 
     def run_config(self, data: str | None, method: str, seed: int = 0) -> RunConfig:
         """Combine the settings of a run, without the data set's own section and with sources as they are written.

@@ -1,4 +1,4 @@
-"""The plots: clean against attacked accuracy, and curves over shots or eps."""
+"""The plots of one table: clean against attacked accuracy, or a curve over eps."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from apd.attacks.threat import parse_eps
-from apd.bench.plan import Plan
 from apd.bench.protocols import PROTOCOLS, Metric
 from apd.bench.report.compare import MeanStd, Seeds, marks_of
 from apd.bench.report.tables import Table
@@ -24,13 +25,15 @@ from apd.util.messages import get_logger
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
 
 log = get_logger("apd.bench")
 
 CLEAN, UNDER_ATTACK = "accuracy on clean images (%)", "accuracy under attack (%)"
 SEEDS, IMAGES = "bars: standard deviation over seeds", "bars: 95 % interval over images (one training each)"
-_MARKERS = "os^Dv<>pP*Xh"
+MARKERS = "os^Dv<>pP*Xh"
 """One per method, so that they are told apart without colours."""
+_COLOURS = 128
 
 
 @dataclass(frozen=True)
@@ -70,33 +73,33 @@ class Plot:
     line: bool
 
 
-def write_plots(folder: Path, plan: Plan, tables: Sequence[Table]) -> list[Path]:
+def write_plots(folder: Path, tables: Sequence[Table]) -> list[Path]:
     """Write PNG files to ``plots/``; without matplotlib (the extra ``report``) only say so."""
     if find_spec("matplotlib") is None:
         log.info(f"No plots: they need matplotlib ({install_command('report')}).")
         return []
     plots = [plot for table in tables if (plot := _plot(table, tables)) is not None]
-    return [_save(folder, plot) for plot in [*plots, *_over_shots(plan, tables)]]
+    return [_save(folder, plot) for plot in plots]
 
 
 def _plot(table: Table, tables: Sequence[Table]) -> Plot | None:
     """The plot of a table: a curve over eps, or clean against attacked accuracy."""
     if PROTOCOLS[table.protocol].curve == "eps":
         labels = ("attack budget eps (1/255 of the pixel range)", UNDER_ATTACK)
-        note = _with_bars(table, table.main)
+        note = _withbars_of(table, table.main)
         return Plot(f"{table.protocol} {table.title}", table.title, note, labels, _over_eps(table), line=True)
-    if not _attacked(table):
+    if not attacked(table):
         return None
     same = [other for other in tables if (other.protocol, other.title) == (table.protocol, table.title)]
     name = table.title if len(same) == 1 else f"{table.title}, {table.note}"
     clean = next(metric for metric in table.metrics if metric.name == "clean")
-    xs, ys = _points(table, clean), _points(table, table.main)
+    xs, ys = points_of(table, clean), points_of(table, table.main)
     series = {label: Series((xs[label],), (ys[label],)) for label in xs if label in ys}
-    labels = (CLEAN, _named(table.main))
-    return Plot(f"{table.protocol} {name}", table.title, _with_bars(table, clean), labels, series, line=False)
+    labels = (CLEAN, axis_of(table.main))
+    return Plot(f"{table.protocol} {name}", table.title, _withbars_of(table, clean), labels, series, line=False)
 
 
-def _named(metric: Metric) -> str:
+def axis_of(metric: Metric) -> str:
     """A metric as an axis's label."""
     if len(metric.parts) > 1:
         return (
@@ -105,28 +108,29 @@ def _named(metric: Metric) -> str:
     return UNDER_ATTACK
 
 
-def _attacked(table: Table) -> bool:
+def attacked(table: Table) -> bool:
+    """Whether a table has clean accuracy and accuracy under attack."""
     return table.main.name != "clean" and "clean" in {metric.name for metric in table.metrics}
 
 
-def _with_bars(table: Table, metric: Metric) -> str:
+def _withbars_of(table: Table, metric: Metric) -> str:
     """The table's note, and what the bars of this metric are."""
-    return f"{table.note}; {SEEDS if _seeded(table, metric) else IMAGES}"
+    return f"{table.note}; {SEEDS if seeded(table, metric) else IMAGES}"
 
 
-def _seeded(table: Table, metric: Metric) -> bool:
+def seeded(table: Table, metric: Metric) -> bool:
     """Whether any method has several seeds."""
     return any(figure.deviation is not None for figure in table.column(metric).values())
 
 
-def _points(table: Table, metric: Metric) -> dict[str, Point]:
+def points_of(table: Table, metric: Metric) -> dict[str, Point]:
     """A metric of each method with its bar: over seeds if any method has several, else over images."""
-    seeded = _seeded(table, metric)
-    return {label: _point(figure, table.rows[label], metric, seeded) for label, figure in table.column(metric).items()}
+    several = seeded(table, metric)
+    return {label: _point(figure, table.rows[label], metric, several) for label, figure in table.column(metric).items()}
 
 
-def _point(figure: MeanStd, sets: Sequence[Seeds], metric: Metric, seeded: bool) -> Point:
-    if seeded:
+def _point(figure: MeanStd, sets: Sequence[Seeds], metric: Metric, several: bool) -> Point:
+    if several:
         bar = figure.deviation or 0.0
         return Point(figure.mean, (min(bar, figure.mean), min(bar, 100 - figure.mean)))
     if len(metric.parts) > 1 or len(sets) > 1:
@@ -139,39 +143,13 @@ def _point(figure: MeanStd, sets: Sequence[Seeds], metric: Metric, seeded: bool)
 
 def _over_eps(table: Table) -> dict[str, Series]:
     budgets = [metric for metric in table.metrics if metric.name.startswith("eps ")]
-    columns = [(255 * parse_eps(m.name.removeprefix("eps ")), _points(table, m)) for m in budgets]
+    columns = [(255 * parse_eps(m.name.removeprefix("eps ")), points_of(table, m)) for m in budgets]
     return {label: _curve((x, column[label]) for x, column in columns if label in column) for label in table.rows}
 
 
 def _curve(points: Iterable[tuple[float, Point]]) -> Series:
     known = sorted(points, key=lambda point: point[0])
     return Series(tuple(Point(x) for x, _ in known), tuple(y for _, y in known))
-
-
-def _over_shots(plan: Plan, tables: Sequence[Table]) -> list[Plot]:
-    """Accuracy under attack at each number of shots, for the data sets that have several."""
-    titles = {f"{e.data}, {e.shots} shots": e for e in plan.rows if PROTOCOLS[e.protocol].curve == "shots"}
-    found: dict[tuple[str, str, str], dict[str, list[tuple[float, Point]]]] = {}
-    for table in tables:
-        row = titles.get(table.title)
-        if row is None or row.protocol != table.protocol or row.shots == "all" or not _attacked(table):
-            continue
-        # Other attacks or images make another curve.
-        curve = (row.data, _with_bars(table, table.main), _named(table.main))
-        for label, point in _points(table, table.main).items():
-            found.setdefault(curve, {}).setdefault(label, []).append((float(row.shots), point))
-    several = {curve: points for curve, points in found.items() if any(len(p) > 1 for p in points.values())}
-    return [
-        Plot(
-            f"few-shot {data}, {note.rpartition('; ')[0]} over shots",
-            data,
-            note,
-            ("labelled training images per class", title),
-            {label: _curve(p) for label, p in points.items()},
-            line=True,
-        )
-        for (data, note, title), points in several.items()
-    ]
 
 
 def _save(folder: Path, plot: Plot) -> Path:
@@ -184,9 +162,9 @@ def _save(folder: Path, plot: Plot) -> Path:
         axes.errorbar(
             xs,
             ys,
-            yerr=_bars(series.ys),
-            xerr=None if plot.line else _bars(series.xs),
-            marker=_MARKERS[number % len(_MARKERS)],
+            yerr=bars_of(series.ys),
+            xerr=None if plot.line else bars_of(series.xs),
+            marker=MARKERS[number % len(MARKERS)],
             linestyle="-" if plot.line else "",
             capsize=3,
             clip_on=False,
@@ -200,12 +178,22 @@ def _save(folder: Path, plot: Plot) -> Path:
     canvas.supxlabel(textwrap.fill(plot.note, 100), fontsize="x-small", x=0.01, ha="left")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    image = io.BytesIO()
-    canvas.savefig(image, format="png", dpi=150)
-    file = folder / "plots" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', plot.name)}.png"
+    return save_picture(folder, plot.name, canvas)
+
+
+def save_picture(folder: Path, name: str, canvas: Canvas) -> Path:
+    """Write a figure to ``plots/`` as PNG, and return the file."""
+    drawn, image = io.BytesIO(), io.BytesIO()
+    canvas.savefig(drawn, format="png", dpi=150)
+    # Lines and text have few colours: with a palette the file is a third as large.
+    Image.open(drawn).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(
+        image, format="png", optimize=True
+    )
+    file = folder / "plots" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.png"
     write_atomic(file, image.getvalue())
     return file
 
 
-def _bars(points: Sequence[Point]) -> list[tuple[float, ...]]:
+def bars_of(points: Sequence[Point]) -> list[tuple[float, ...]]:
+    """How far the bars of points reach down and up, as matplotlib takes them."""
     return [tuple(point.bar[end] for point in points) for end in (0, 1)]

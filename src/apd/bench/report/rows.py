@@ -35,8 +35,11 @@ COLUMNS = (
     "run",
     "reliable",
 )
-"""Columns of results.csv; ``seconds`` add up training and this evaluation with all its attacks; ``reliable`` is yes, no, or
-empty where no health checks ran."""
+"""Columns of results.csv.
+
+``seconds`` add up training and this evaluation with all its attacks; ``reliable`` is yes, no, or empty if not known. Where blocks
+name numbers of unlabelled images, ``unlabelled`` follows.
+"""
 
 
 def plan_file(folder: Path) -> Path:
@@ -99,6 +102,7 @@ def rows(plan: Plan, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]
                     "seconds": round(outcomes[row.job].seconds + found.seconds, 2),
                     "run": row.job,
                     "reliable": {True: "yes", False: "no", None: ""}[found.reliable],
+                    "unlabelled": row.unlabelled,
                 }
 
 
@@ -106,7 +110,8 @@ def write_rows(folder: Path, plan: Plan, outcomes: Mapping[str, Outcome]) -> lis
     """Write ``results.csv``, and ``results.parquet`` if pyarrow is installed; return what was written."""
     table = list(rows(plan, outcomes))
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    names = COLUMNS if all(row.unlabelled is None for row in plan.rows) else (*COLUMNS, "unlabelled")
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
     written = [folder / "results.csv"]
@@ -118,7 +123,7 @@ def write_rows(folder: Path, plan: Plan, outcomes: Mapping[str, Outcome]) -> lis
     import pyarrow.parquet
 
     # Shots may be "all": text, so that the column has one type.
-    columns = {name: [str(row[name]) if name == "shots" else row[name] for row in table] for name in COLUMNS}
+    columns = {name: [str(row[name]) if name == "shots" else row[name] for row in table] for name in names}
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(pyarrow.table(columns), sink)
     written.append(folder / "results.parquet")

@@ -39,6 +39,7 @@ class Table:
         rows: each method's runs, data set by data set, by its label.
         against: the method that all are compared with; None: the best.
         versions: versions of apd that made each method's outcomes.
+        members: the first planned row of each data set: what data, shots, eps and unlabelled images it is about.
     """
 
     protocol: str
@@ -48,6 +49,7 @@ class Table:
     rows: Mapping[str, tuple[Seeds, ...]]
     against: str | None = None
     versions: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    members: tuple[TableRow, ...] = ()
 
     def column(self, metric: Metric) -> dict[str, MeanStd]:
         """Compute a column, without the methods that lack something of it."""
@@ -133,7 +135,12 @@ def _table(lines: Sequence[TableRow], outcomes: Mapping[str, Outcome]) -> Table:
     if final:
         note += f"; final: {_note(final)}"
     rows = {label: (seeds,) for label, seeds in cells.items()}
-    return Table(first.protocol, f"{first.data}, {shots}", note, tuple(metrics), rows, versions=versions)
+    title = f"{first.data}, {shots}{_unlabelled(first)}"
+    return Table(first.protocol, title, note, tuple(metrics), rows, versions=versions, members=(first,))
+
+
+def _unlabelled(row: TableRow) -> str:
+    return "" if row.unlabelled is None else f", {row.unlabelled} unlabelled images"
 
 
 def _note(evals: Sequence[EvalSpec]) -> str:
@@ -150,15 +157,23 @@ def _means(single: Sequence[tuple[list[TableRow], Table]]) -> Iterator[Table]:
         tables = [table for _, table in members]
         labels = [label for label in tables[0].rows if all(label in table.rows for table in tables)]
         rows = {label: tuple(table.rows[label][0] for table in tables) for label in labels}
-        title = f"mean over {', '.join(names)}, {shots} shots"
+        title = f"mean over {', '.join(names)}, {shots} shots{_unlabelled(members[0][0])}"
         versions = {label: frozenset().union(*(table.versions[label] for table in tables)) for label in labels}
         note = "; ".join(dict.fromkeys(table.note for table in tables))
         if rows:
-            yield Table(tables[0].protocol, title, note, tables[0].metrics, rows, versions=versions)
+            yield Table(
+                tables[0].protocol,
+                title,
+                note,
+                tables[0].metrics,
+                rows,
+                versions=versions,
+                members=tuple(row for row, _ in members),
+            )
 
 
 def _alike(single: Sequence[tuple[list[TableRow], Table]]) -> Iterator[list[tuple[TableRow, Table]]]:
-    """Group the tables that can be averaged; by shots if a data set has several numbers of them."""
+    """Group the tables that can be averaged; by shots and unlabelled images if a data set has several numbers."""
     groups: dict[tuple[object, ...], list[tuple[TableRow, Table]]] = {}
     for rows, table in single:
         if table.rows:
@@ -168,7 +183,7 @@ def _alike(single: Sequence[tuple[list[TableRow], Table]]) -> Iterator[list[tupl
         curve = len({row.data for row, _ in members}) < len(members)
         parts: dict[object, list[tuple[TableRow, Table]]] = {}
         for row, table in members:
-            parts.setdefault(row.shots if curve else None, []).append((row, table))
+            parts.setdefault((row.shots, row.unlabelled) if curve else None, []).append((row, table))
         yield from (part for part in parts.values() if len(part) > 1)
 
 
