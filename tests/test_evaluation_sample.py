@@ -167,21 +167,32 @@ def test_clean_accuracy_is_told_before_the_attack_and_the_attack_s_so_far(
     assert max(map(len, lines)) <= 80
 
 
-def test_accuracy_so_far_is_of_all_images() -> None:
+@pytest.mark.parametrize(("limit", "seconds"), [(20, 1.0), ("all", 1.0), (20, 1e-6)])
+def test_an_explicit_limit_is_told_how_long_it_takes_if_that_is_long(
+    monkeypatch: pytest.MonkeyPatch, said: Said, tmp_path: Path, limit: int | str, seconds: float
+) -> None:
+    paced(monkeypatch, seconds)
+    n = toy_run(tmp_path, limit=limit).n
+    lines = [line for line in said() if "at most about" in line and "pgd-5" in line]
+    assert len(lines) == (1 if seconds == 1.0 else 0)
+    assert n >= 20
+
+
+def test_what_is_known_so_far_is_a_count_and_no_estimate() -> None:
     seconds, lines = 0.0, []
-    so_far = progress.SoFar(images=200, total=150, done=50, standing=20, now=lambda: seconds)
+    so_far = progress.SoFar(total=150, done=50, standing=20, now=lambda: seconds)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress.log, "info", lines.append)
         so_far.part("pgd-10", 50, 20)
         assert lines == [], "too early"
         seconds = 10.0
         so_far.part("pgd-10", 50, 20)
-        assert "30.0 %" in lines[0] and "100 of 150" in lines[0]  # 3/4 are right, 40 of 100 stand
+        assert "40 of 100" in lines[0] and "50 to come" in lines[0] and "%" not in lines[0]
         so_far.batch(50, 10)
         assert len(lines) == 1, "too soon after the first"
         seconds = 100.0
         so_far.batch(25, 5)
-        assert "21.0 %" in lines[1] and "125 of 150" in lines[1]
+        assert "35 of 125" in lines[1] and "25 to come" in lines[1]
         seconds = 200.0
         so_far.batch(25, 5)
         assert len(lines) == 2, "the table says the rest"

@@ -249,6 +249,11 @@ def test_what_cannot_be_explored_is_told(cli: Cli, tmp_path: Path) -> None:
     check_error(cli("explore", tmp_path), [str(tmp_path)])
 
 
+def test_a_port_that_there_cannot_be_is_refused_in_one_line(cli: Cli, trained: Path) -> None:
+    for port in (99999, -1):
+        check_error(cli("explore", trained, "--port", port), ["--port", str(port), "65535"])
+
+
 def test_a_port_in_use_is_told(cli: Cli, trained: Path) -> None:
     pytest.importorskip("gradio", reason="needs the extra explore")
     with socket.socket() as other:

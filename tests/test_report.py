@@ -336,11 +336,20 @@ def test_images_fit_the_page() -> None:
     assert max(map(len, gallery.encode().values())) > max(map(len, found.values()))
 
 
+def test_a_page_that_is_replaced_is_said_to_be(evaluated: Path, tmp_path: Path, cli: Cli) -> None:
+    said = [cli("report", evaluated, "--no-images", "--output", tmp_path / "x.html").err for _ in range(2)]
+    assert ["Written" in text for text in said] == [True, False] and "Replaced" in said[1]
+
+
 def test_runs_that_cannot_be_reported_are_refused(run: Path, evaluated: Path, tmp_path: Path, cli: Cli) -> None:
     check_error(cli("report", run, "--output", tmp_path / "x.html"), [str(run), "apd evaluate"])
     check_error(cli("report", evaluated, "--output", tmp_path), [str(tmp_path)])
     moved = shutil.copytree(evaluated, tmp_path / "moved")
     check_error(cli("report", moved, "--model", tmp_path / "nowhere", "--output", tmp_path / "x.html"), ["--no-images"])
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"\xff\xd8 a photo")
+    check_error(cli("report", evaluated, "--no-images", "--output", photo), [str(photo)])
+    assert photo.read_bytes() == b"\xff\xd8 a photo"
     with refused("twice"):
         report([evaluated, evaluated], tmp_path / "x.html")
     with refused("at least one"):

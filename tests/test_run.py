@@ -12,13 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from markdown_it import MarkdownIt
 
 import apd
 from apd.errors import InputError
-from apd.models import DualEncoder
-from apd.models.prompts import Prompts
 from apd.runs.config import RunConfig, load_config
 from apd.runs.folder import Run
 from apd.runs.output import FORMAT, check_output
@@ -27,7 +23,7 @@ from apd.util.files import write_atomic
 from apd.util.locks import LOCK
 
 from .refusals import fail_with, refused
-from .runs import NAMES, TEMPLATES
+from .runs import NAMES
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -321,117 +317,3 @@ def test_no_run_folder(tmp_path: Path) -> None:
         Run.open(tmp_path / "nothing")
     with refused(str(tmp_path), "run.json", "apd train"):
         Run.open(tmp_path)
-
-
-HOSTILE = ["\x1b[31mred|`x`", "<script>alert(1)</script>", "[a](http://b)\n| c | d |", "![i](x)", "**bold**\u202e"]
-
-
-def test_model_card_survives_hostile_names(tmp_path: Path, clip: DualEncoder, manifest: dict[str, Any]) -> None:
-    source = 'data|<b>"```\n# head'
-    config = load_config(flags={"data.source": source, "method.name": "advvlp", "model": "a`b"})
-    name = "run|`<i>\x1b[0m`"
-    model = {**manifest["model"], "source": "a`b<u>"}
-    run = Run.create(tmp_path / name, config, {**manifest, "model": model, "class_names": HOSTILE})
-    run.save_prompts(Prompts.initial(config.method.settings.prompts, clip, seed=3).state_dict())
-    run.finish({"val_clean": 90.0})
-    card = (run.path / "README.md").read_text()
-    assert all(char.isprintable() or char == "\n" for char in card)
-    tokens = MarkdownIt("commonmark").enable("table").parse(card.split("---\n", 2)[2])
-    inline = [child for token in tokens for child in token.children or []]
-    assert not [
-        token for token in [*tokens, *inline] if token.type in ("html_block", "html_inline", "image", "link_open")
-    ]
-    assert [token.content for token in tokens if token.type == "heading_open"] == [""] * 4
-    rows = [token for token in tokens if token.type == "td_open"]
-    assert len(rows) % 2 == 0 and sum(token.type == "table_open" for token in tokens) == 1
-    shown = ["".join(child.content for child in token.children or []) for token in tokens if token.type == "inline"]
-    expected = ", ".join(HOSTILE).replace("\x1b", r"\x1b").replace("\n", r"\n").replace("\u202e", r"\u202e")
-    assert shown[shown.index("classes") + 1] == expected
-    blocks = [token for token in tokens if token.type == "fence"]
-    assert [block.info for block in blocks] == ["python", "yaml"]
-    assert yaml.safe_load(blocks[1].content)["data"]["source"] == source
-    assert eval(blocks[0].content.partition("load_run(")[2].partition(")  #")[0]) == run.path.as_posix()
-
-
-def test_model_card_names_every_circumstance(finished: Run, manifest: dict[str, Any]) -> None:
-    card = (finished.path / "README.md").read_text()
-    assert f'apd.load_run("{finished.path.as_posix()}")' in card, "the path as it was given, not the folder's name"
-    for value in (
-        manifest["model"]["weights_sha256"],
-        manifest["model"]["tokenizer_sha256"],
-        *NAMES,
-        *TEMPLATES,
-        "1/255",
-        "val clean",
-    ):
-        assert value in card
-    assert yaml.safe_load(card.split("---")[1])["base_model"] == manifest["model"]["source"]
-    entry = {"accuracy": 40.0, "interval": [30.0, 50.0]}
-    result = {
-        "clean": 80.0,
-        "clean_interval": [70.0, 90.0],
-        "attacks": {"pgd-5": entry, "apgd-ce": entry},
-        "worst": entry,
-    }
-    about = {
-        "n": 50,
-        "data": "colours",
-        "split": "test",
-        "classes": "all",
-        "norm": "linf",
-        "eps": 1 / 255,
-        "eps_text": "1/255",
-        "seed": 0,
-    }
-    file = finished.save_result({**result, **about})
-    assert json.loads(file.read_text())["n"] == 50
-    card = (finished.path / "README.md").read_text()
-    assert "| colours | linf | 1/255 | 0 | 50 | pgd-5 | 40.0 | 30.0 to 50.0 |" in card
-    assert "worst of pgd-5, apgd-ce" in card
-
-
-def evaluated(**values: Any) -> dict[str, Any]:
-    """A result as JSON has it."""
-    scores = {
-        "clean": 80.0,
-        "clean_interval": [70.0, 90.0],
-        "attacks": {"pgd-5": {"accuracy": 40.0, "interval": [30.0, 50.0]}},
-        "worst": {"accuracy": 40.0, "interval": [30.0, 50.0]},
-    }
-    zero_shot = {**scores, "clean": 61.0, "attacks": {"pgd-5": {"accuracy": 2.5, "interval": [1.0, 6.0]}}}
-    about = {"n": 50, "n_available": 90, "n_classes": 10, "data": "colours", "split": "test", "classes": "all"}
-    threat = {"norm": "linf", "eps": 1 / 255, "eps_text": "1/255", "seed": 0, "undefended": zero_shot}
-    checks = [{"name": "huge eps", "passed": True, "value": 0.0, "message": "fine"}]
-    return {**scores, **about, **threat, "checks": checks, **values}
-
-
-def opening(run: Run) -> str:
-    """The card's part before its first code block."""
-    return (run.path / "README.md").read_text().split("```")[0]
-
-
-def test_model_card_opens_with_the_evaluation_beside_zero_shot_and_the_health_checks(finished: Run) -> None:
-    assert "apd evaluate" in opening(finished)
-    finished.save_result(evaluated())
-    shown = opening(finished)
-    assert "| clean | **80.0 (70.0 to 90.0)** | 61.0 (70.0 to 90.0) |" in shown
-    assert "| attacked by pgd-5 | **40.0 (30.0 to 50.0)** | 2.5 (1.0 to 6.0) |" in shown
-    assert "50 of 90 test images" in shown and "all 1 passed" in shown and "chance" not in shown
-    bad = {"name": "random noise", "passed": False, "value": 1.0, "message": "noise <b>fools</b> more"}
-    finished.save_result(evaluated(n=60, checks=[bad], clean=11.0, clean_interval=[6.0, 18.0]))
-    shown = opening(finished)
-    assert "60 of 90" in shown and "random noise" in shown and "<b>" not in shown and "chance" in shown
-
-
-def test_model_card_opens_with_the_evaluation_that_says_most(finished: Run) -> None:
-    finished.save_result(evaluated(n=20, n_available=20))
-    for other in (
-        {"data": "elsewhere"},
-        {"corruption": "fog:3"},
-        {"eps_text": "4/255"},
-        {"attacks": {}},
-        {"split": "val"},
-    ):
-        finished.save_result(evaluated(n=90, **other))
-    shown = opening(finished)
-    assert "20 test images of" in shown and "**40.0" in shown

@@ -357,6 +357,7 @@ def test_serve_refuses_what_it_cannot_use(cli: Cli, trained: Path, tmp_path: Pat
     with server.listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         check_error(cli("serve", trained, "--port", port), [str(port), "--port"])
+    check_error(cli("serve", trained, "--port", 99999), ["--port", "99999", "65535"])
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     check_error(cli("serve", trained), ["uvicorn", "adversarial-prompt-distillation[serve]"])
 

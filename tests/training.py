@@ -33,6 +33,16 @@ FAST = [
     "method.prompts.visual_tokens=2",
 ]
 
+PLAIN = (
+    "method.name=advvlp",
+    "train.augment.enabled=false",
+    "train.optimizer.name=sgd",
+    "train.optimizer.momentum=0",
+    "train.optimizer.clip=null",
+    "train.optimizer.lr=0.05",
+)
+"""Plain SGD on images as they are, which a slow loop can follow."""
+
 
 def settings(clip: DualEncoder, colours: Path, *sets: str) -> RunConfig:
     flags = {"model": clip.info.source, "data.source": str(colours), "data.shots": 4}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from apd.errors import InputError
 from apd.util.messages import get_logger
 from apd.util.text import printable, quoted
 
@@ -24,6 +25,8 @@ AbstainBelow = Annotated[
         min=0.0, max=1.0, help="Give no answer where the first class is less probable than this, from 0 to 1."
     ),
 ]
+
+_LAST_PORT = 65_535
 
 log = get_logger("apd.cli")
 
@@ -52,6 +55,16 @@ def quiet_stdout() -> Iterator[None]:
     """Redirect what libraries print to standard error, so that standard output holds only the result."""
     with redirect_stdout(sys.stderr):
         yield
+
+
+def check_port(port: int) -> None:
+    """Refuse a port that there cannot be.
+
+    Raises:
+        InputError: in one line, which typer's own check would put into a box.
+    """
+    if not 0 <= port <= _LAST_PORT:
+        raise InputError(f"--port {port} must lie between 0 (any that is free) and {_LAST_PORT}.")
 
 
 def split_names(values: list[str]) -> list[str]:

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from apd.cli.common import log, quiet_stdout, say
+from apd.cli.common import check_port, log, quiet_stdout, say
 
 
 def explore(
     run: Annotated[Path, typer.Argument(help="Run folder of apd train.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: a free one.")] = 7860,
+    port: Annotated[int, typer.Option(help="Port; 0: a free one.")] = 7860,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, without a password.")
     ] = "127.0.0.1",
@@ -28,6 +28,7 @@ def explore(
     """
     from apd.runs.folder import Run
 
+    check_port(port)
     Run.open(run)  # before torch is imported, so that a wrong folder is told at once
     from apd.explore.server import explore as serve
 

@@ -56,10 +56,8 @@ def predict(
     opened = Run.open(run)  # before torch is imported, so that a wrong folder is told at once
     from apd.predict import find_images
 
-    unknown = Counter[str]()
-    files, complaints = find_images(images, unknown)
-    unreadable: list[str] = []
-    count = 0
+    files, complaints = find_images(images, unknown := Counter[str]())
+    unreadable, count = list[str](), 0
     try:
         with _writer(kind, min(top, len(opened.manifest["class_names"])), abstain_below is not None) as write:
             for answers in _answers(run, files, {"top": top, "model": model, "abstain_below": abstain_below}):
@@ -75,14 +73,19 @@ def predict(
         raise
     if unknown:
         say(_of_other_kinds(unknown))
-    if complaints and not (skip_bad_images and count):
-        _refuse(complaints, unreadable)
-    if complaints:
-        _say_left_out(complaints, unreadable)
+    _tell_unreadable(complaints, unreadable, skipped=skip_bad_images and count > 0)
     if count:
         say_calibration(opened)
     if kind == "table":
         say(f"Next: apd evaluate {quoted(run)} says how far this holds under attack.")
+
+
+def _tell_unreadable(complaints: list[str], unreadable: list[str], skipped: bool) -> None:
+    """Say which files could not be read, as an error unless they may be skipped."""
+    if complaints and not skipped:
+        _refuse(complaints, unreadable)
+    if complaints:
+        _say_left_out(complaints, unreadable)
 
 
 def _format(asked: str | None, as_json: bool) -> str:

@@ -33,6 +33,7 @@ def report(
     """
     from apd.report import report as write
 
+    before = output.is_file()
     with quiet_stdout():
         file = write(runs, output, curve=curve, images=images, attack=attack, data=data, model=model, device=device)
-    say(f"Written: {file} ({file.stat().st_size / 1e6:.1f} MB); open it in a browser.")
+    say(f"{'Replaced' if before else 'Written'}: {file} ({file.stat().st_size / 1e6:.1f} MB); open it in a browser.")

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from apd.cli.common import AbstainBelow, quiet_stdout, say, say_calibration
+from apd.cli.common import AbstainBelow, check_port, quiet_stdout, say, say_calibration
 
 
 def serve(
     run: Annotated[Path, typer.Argument(help="Run folder of apd train.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port; 0 for any that is free.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
     model: Annotated[str | None, typer.Option(help="Where the CLIP model is now, if it has moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
@@ -37,6 +37,7 @@ def serve(
     from apd.runs.folder import Run
     from apd.serve import ServeSettings, check_installed, create_app
 
+    check_port(port)
     opened = Run.open(run)  # before torch is imported, so that a wrong folder is told at once
     check_installed()
     settings = ServeSettings(

@@ -21,11 +21,14 @@ from apd.evaluation.settings import EvaluationSettings
 from apd.evaluation.store import Key, Outcome, Record, Store
 from apd.util.memory import Room
 from apd.util.messages import get_logger
+from apd.util.progress import pretty_seconds
 from apd.util.versions import versions
 
 log = get_logger("apd.evaluation")
 
 PRECISION = "float32"
+FORETOLD = 10.0
+"""Seconds of an attack that are worth a word before it."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -195,12 +198,14 @@ class Evaluation:
         needed = (record.outcomes,) if folder is None else (record.outcomes, folder)
         todo = [i for i in wanted if any(self.samples.keys[i] not in kept for kept in needed)]
         size = self._batch_size(record, name, todo)
+        if attack is not None:
+            self._foretell(name, len(todo))
         most = 1 if attack is None else sum(attack.part_passes(self.n_classes))
         left = set(todo)
         known = [record.outcomes[self.samples.keys[i]] for i in wanted if i not in left]
         standing = sum(outcome.predicted == outcome.label for outcome in known)
         pace = Pace(name, len(wanted), len(known), size, most)
-        so_far = None if attack is None else SoFar(len(self.samples), len(wanted), len(known), standing)
+        so_far = None if attack is None else SoFar(len(wanted), len(known), standing)
         try:
             with shown(pace, f"{name}{self.on}", self.subject.model):
                 for index, parts in self._batches(record, todo, size):
@@ -246,6 +251,14 @@ class Evaluation:
         if self.pace.batch_size(name, self.n_classes) == LARGEST:
             return LARGEST
         return self.measured.batch_size(name, self.n_classes)
+
+    def _foretell(self, name: str, n: int) -> None:
+        """Say how long an attack on ``n`` images takes at most, where a limit was set: else the choice of the sample said it."""
+        known = self.known or self.__dict__.get("pace")  # measured already, if the size of batches was not known
+        if n and known is not None and self.settings.limit != "auto":
+            seconds = known.expected_seconds(n, [name], self.n_classes)
+            if seconds >= FORETOLD:
+                log.info(f"  {name}{self.on} on {n} images: at most about {pretty_seconds(seconds)}")
 
     def _batches(
         self, record: Record, todo: Sequence[int], size: int

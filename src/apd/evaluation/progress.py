@@ -70,38 +70,38 @@ class Pace(Count):
 
 
 class SoFar:
-    """Says what is known before an attack has finished: at first soon, then every `EVERY` seconds.
+    """Counts the images that withstand an attack before it has finished: at first soon, then every `EVERY` seconds.
+
+    They come in the order of the data, often class by class: their share does not estimate the accuracy of all.
 
     Args:
-        images: images under evaluation, those that are misclassified without an attack included.
         total: images under attack.
         done: how many were finished in an earlier call.
         standing: finished ones that are still classified rightly.
         now: seconds of a clock.
     """
 
-    def __init__(
-        self, images: int, total: int, done: int, standing: int, now: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.images, self.total, self.done, self.standing, self.now = images, total, done, standing, now
+    def __init__(self, total: int, done: int, standing: int, now: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.done, self.standing, self.now = total, done, standing, now
         self.next = now() + PATIENCE
 
     def part(self, part: str, tried: int, standing: int) -> None:
         """A part of the attack has been tried on this many images of a batch, and these still stand."""
-        self._say(self.done + tried, self.standing + standing, f"at most about {{}} after {part}")
+        self._say(self.done + tried, self.standing + standing, f" {part}")
 
     def batch(self, tried: int, standing: int) -> None:
         """A batch of this many images is done, and these stand."""
         self.done, self.standing = self.done + tried, self.standing + standing
         if self.done < self.total:
-            self._say(self.done, self.standing, "about {}")
+            self._say(self.done, self.standing, "")
 
-    def _say(self, done: int, standing: int, text: str) -> None:
+    def _say(self, done: int, standing: int, what: str) -> None:
         if not done or self.now() < self.next:
             return
         self.next = self.now() + EVERY
-        percent = 100 * self.total / self.images * standing / done
-        log.info(f"  robust so far: {text.format(f'{percent:.1f} %')} (after {done} of {self.total} images)")
+        log.info(
+            f"  so far {standing} of {done} images withstand{what}; {self.total - done} to come, in the data's order"
+        )
 
 
 def say_clean(right: int, n: int, on: str) -> None:

@@ -207,18 +207,24 @@ class Result(ResultRecord):
         )
         table = Table()
         table.add_column("attack", no_wrap=True, overflow="ellipsis", max_width=_LONGEST)
-        for name in ("accuracy %", "95 % interval", "zero-shot %", "time"):
+        # Zero-shot CLIP itself needs no second column of its own numbers.
+        itself = self.undefended is not None and self.undefended_predictions == self.predictions
+        for name in ("accuracy %", "95 % interval", *(() if itself else ("zero-shot %",)), "time"):
             table.add_column(name, justify="right")
-        base = self.undefended
-        other = f"{base.clean:.2f}" if base else "-"
-        table.add_row("clean", f"{self.clean:.2f}", _ends(self.clean_interval), other, "")
+        base = None if itself else self.undefended
+
+        def row(name: str, accuracy: float, ends: tuple[float, float], other: float | None, time: str = "") -> None:
+            beside = [] if itself else ["-" if other is None else f"{other:.2f}"]
+            style = "bold" if name == _WORST else None
+            table.add_row(Text(name), f"{accuracy:.2f}", _ends(ends), *beside, time, style=style)
+
+        row("clean", self.clean, self.clean_interval, base.clean if base else None)
         for name, score in self.attacks.items():
-            other = f"{base.attacks[name].accuracy:.2f}" if base else "-"
+            other = base.attacks[name].accuracy if base else None
             seconds = f"{score.seconds - score.seconds_earlier:.0f} s"
-            table.add_row(Text(printable(name)), f"{score.accuracy:.2f}", _ends(score.interval), other, seconds)
+            row(printable(name), score.accuracy, score.interval, other, seconds)
         if len(self.attacks) > 1:
-            other = f"{base.worst.accuracy:.2f}" if base else "-"
-            table.add_row("worst of all", f"{self.worst.accuracy:.2f}", _ends(self.worst.interval), other, style="bold")
+            row(_WORST, self.worst.accuracy, self.worst.interval, base.worst.accuracy if base else None)
         first, *notes = (Text(printable(line), style=style) for line, style in (self._headline(), *self._notes()))
         return Group(Text(title), first, table, *notes)
 
@@ -253,6 +259,7 @@ class Result(ResultRecord):
             yield f"{mark} {check.name}: {check.message}", style
 
 
+_WORST = "worst of all"
 _LONGEST = 24
 """Columns of an attack's name in a table of 80; attacks of other packages may have any name."""
 

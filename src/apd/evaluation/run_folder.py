@@ -43,8 +43,7 @@ def evaluate_run(
 
     Args:
         path: the run folder.
-        data: other data to evaluate on, as `apd.load_data` takes it, or a data set; all of its classes unless
-            ``classes`` is given.
+        data: other data to evaluate on, as `apd.load_data` takes it, or a data set; all classes unless ``classes`` is given.
         model: where the run's CLIP model is now, if it has moved since.
         device: auto, cpu, cuda, cuda:1 or mps.
         save_images: keep the adversarial images in ``RUN/images``, with an index (see `apd.evaluation.images`).
@@ -59,8 +58,7 @@ def evaluate_run(
 
     Example:
         >>> import apd
-        >>> result = apd.evaluate_run("runs/digits", attacks="pgd-20", limit=100)  # doctest: +SKIP
-        >>> result.worst.accuracy, result.worst.interval  # doctest: +SKIP
+        >>> apd.evaluate_run("runs/digits", attacks="pgd-20", limit=100).worst.interval  # doctest: +SKIP
     """
     trust(data, model)
     run = Run.open(path)

@@ -96,7 +96,6 @@ def summarise(
     labels = decoded.labels.tolist()
     control = others[0].scores if others else own.scores if controlled else None
     return Result(
-        # Accuracies of the model and of the control.
         clean=own.scores.clean,
         clean_interval=own.scores.clean_interval,
         attacks=own.scores.attacks,
@@ -130,7 +129,6 @@ def summarise(
         pixels=tuple(pixels for _, pixels, _ in own.evaluation.samples.keys),
         class_names=tuple(class_names),
         undefended_predictions=_fixed((others or found)[0].predictions) if controlled else None,
-        # By which programs.
         precision=PRECISION,
         versions=versions(),
     )

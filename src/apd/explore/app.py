@@ -15,7 +15,7 @@ from torch import Tensor
 from apd.errors import ApdError
 from apd.explore.chart import draw_curves
 from apd.explore.examples import Examples
-from apd.explore.explorer import LARGEST_SEED, MOST_STEPS, ROBUST, ZERO_SHOT, Explorer, Gradients
+from apd.explore.explorer import LARGEST_SEED, MOST_STEPS, ROBUST, ZERO_SHOT, Budgets, Explorer, Gradients
 from apd.explore.page import TITLES, hint, message, render
 from apd.explore.uploads import read_class_names, read_number, read_upload
 from apd.util.extras import import_extra
@@ -48,67 +48,18 @@ def build(explorer: Explorer, examples: Examples, uploads: Path) -> Any:
         InputError: gradio is not installed.
     """
     gr = import_extra("gradio", "explore", "apd explore")
-    budgets = explorer.budgets
-
-    def guarded(show: Callable[[_Question], str]) -> Callable[..., str]:
-        """A function of the page's values, as a browser sends them, that ends with HTML whatever happens."""
-
-        def answer(path: str, names: str, steps: object, gradients: Any, seed: object, eps: object = 0.0) -> str:
-            try:
-                if not path:
-                    return hint(_WELCOME)
-                return show(_read(explorer, uploads, path, names, steps, gradients, seed, eps))
-            except ApdError as error:
-                return message(str(error))
-            except Exception as error:
-                log.exception("the explorer failed")
-                return message(f"This failed ({type(error).__name__}); the terminal shows why.")
-
-        return answer
-
+    guarded = partial(_guarded, explorer, uploads)
     with gr.Blocks(title=f"apd explore: {explorer.title}", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_head(explorer), js_on_load=None)
         with gr.Row():
             with gr.Column(scale=1, min_width=300, elem_classes="apd-left"):
-                image = gr.Image(
-                    label="Image",
-                    sources=["upload", "clipboard"],
-                    type="filepath",
-                    height=240,
-                    buttons=[],
-                    elem_id="image",
-                )
-                _gallery(gr, examples, image)
-                eps = gr.Slider(
-                    0,
-                    budgets.most,
-                    value=budgets.trained,
-                    step=budgets.step,
-                    label="eps of the attack"
-                    + (" (n/255)" if budgets.norm == "linf" else f" ({budgets.norm.upper()})"),
-                    info=f"Trained at {budgets.text(budgets.trained)}; 0: no attack.",
-                    elem_id="eps",
-                )
-                steps = gr.Slider(1, MOST_STEPS, value=10, step=1, label="Attack steps (PGD)", elem_id="steps")
+                image, eps, steps = _attack_controls(gr, explorer.budgets, examples)
             with gr.Column(scale=3, min_width=320):
                 answers = gr.HTML(hint(_WELCOME), elem_id="answers", js_on_load=None)
                 sweep = gr.Button("Draw the curve over eps", size="sm", elem_id="sweep")
                 curve = gr.HTML("", elem_id="curve", js_on_load=None)
                 with gr.Row():
-                    with gr.Column(min_width=300):
-                        names = gr.Textbox(
-                            "\n".join(explorer.class_names),
-                            label="Class names, one per line",
-                            lines=min(6, len(explorer.class_names)),
-                            max_lines=12,
-                            elem_id="classes",
-                        )
-                        use = gr.Button("Use these class names", size="sm")
-                    with gr.Column(min_width=300):
-                        gradients = gr.Radio(_ATTACKS, value="each", label="What is attacked", elem_id="gradients")
-                        seed = gr.Number(
-                            0, label="Seed of the random start", precision=0, minimum=0, maximum=LARGEST_SEED
-                        )
+                    names, use, gradients, seed = _question_controls(gr, explorer)
         path = gr.Textbox(visible="hidden", elem_id="path")
         image.change(None, image, path, js=_PATH)
         asked = [path, names, steps, gradients, seed]
@@ -125,6 +76,63 @@ def build(explorer: Explorer, examples: Examples, uploads: Path) -> Any:
         sweep.click(guarded(partial(_curves, explorer)), asked, curve, concurrency_id="curve", **events)
         gr.on(other, lambda: "", None, curve, show_progress="hidden", api_visibility="private")  # of another question
     return page
+
+
+def _guarded(explorer: Explorer, uploads: Path, show: Callable[[_Question], str]) -> Callable[..., str]:
+    """Make a function of the page's values, as a browser sends them, that ends with HTML whatever happens."""
+
+    def answer(path: str, names: str, steps: object, gradients: Any, seed: object, eps: object = 0.0) -> str:
+        try:
+            if not path:
+                return hint(_WELCOME)
+            return show(_read(explorer, uploads, path, names, steps, gradients, seed, eps))
+        except ApdError as error:
+            return message(str(error))
+        except Exception as error:
+            log.exception("the explorer failed")
+            return message(f"This failed ({type(error).__name__}); the terminal shows why.")
+
+    return answer
+
+
+def _attack_controls(gr: Any, budgets: Budgets, examples: Examples) -> tuple[Any, Any, Any]:
+    """Show the image and how it is attacked: the image, eps and the number of steps."""
+    image = gr.Image(
+        label="Image",
+        sources=["upload", "clipboard"],
+        type="filepath",
+        height=240,
+        buttons=[],
+        elem_id="image",
+    )
+    _gallery(gr, examples, image)
+    eps = gr.Slider(
+        0,
+        budgets.most,
+        value=budgets.trained,
+        step=budgets.step,
+        label="eps of the attack" + (" (n/255)" if budgets.norm == "linf" else f" ({budgets.norm.upper()})"),
+        info=f"Trained at {budgets.text(budgets.trained)}; 0: no attack.",
+        elem_id="eps",
+    )
+    return image, eps, gr.Slider(1, MOST_STEPS, value=10, step=1, label="Attack steps (PGD)", elem_id="steps")
+
+
+def _question_controls(gr: Any, explorer: Explorer) -> tuple[Any, Any, Any, Any]:
+    """Show what is asked: the class names, a button that takes them, what is attacked, and the seed."""
+    with gr.Column(min_width=300):
+        names = gr.Textbox(
+            "\n".join(explorer.class_names),
+            label="Class names, one per line",
+            lines=min(6, len(explorer.class_names)),
+            max_lines=12,
+            elem_id="classes",
+        )
+        use = gr.Button("Use these class names", size="sm")
+    with gr.Column(min_width=300):
+        gradients = gr.Radio(_ATTACKS, value="each", label="What is attacked", elem_id="gradients")
+        seed = gr.Number(0, label="Seed of the random start", precision=0, minimum=0, maximum=LARGEST_SEED)
+    return names, use, gradients, seed
 
 
 def _head(explorer: Explorer) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,11 +10,10 @@ import yaml
 from apd.export.base import Source
 from apd.export.description import public_name
 from apd.export.robust_clip import TAGS
+from apd.runs.card import on_hub
 from apd.runs.manifest import read_result
 from apd.util.text import code_block, code_span, first_of, markdown
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-"""What the hub takes as ``base_model``; it refuses a card with anything else there."""
 _LOADED = """\
 from apd.export import RobustCLIP
 from PIL import Image
@@ -44,7 +42,7 @@ def render_export_card(source: Source, plain: bool) -> str:
         "library_name": "apd",
         "pipeline_tag": "zero-shot-image-classification",
         "license": source.settings.license,
-        **({"base_model": model} if _HUB_ID.fullmatch(model) else {}),
+        **({"base_model": model} if on_hub(model) else {}),
         "tags": [*TAGS, run.config.method.name],
         **({"model-index": [{"name": title, "results": _index(results)}]} if results else {}),
     }
@@ -98,7 +96,8 @@ def _index(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "task": task,
             "dataset": {"name": result["data"], "type": result["data"], "split": result["split"]},
             "metrics": [
-                {"type": "accuracy", "name": f"accuracy, {name}", "value": score} for name, score, *_ in _rows(result)
+                {"type": "accuracy", "name": f"accuracy, {name}", "value": round(score, 2)}
+                for name, score, *_ in _rows(result)
             ],
         }
         for result in results

@@ -67,7 +67,7 @@ def report(
 
     Args:
         runs: one run folder, or several, which are compared with the first.
-        output: the HTML file; one that is there is replaced.
+        output: the HTML file; a page that is there is replaced.
         quiet: no progress on standard error.
         settings: of `ReportSettings`, such as ``curve=True`` or ``images=False``.
 
@@ -75,7 +75,8 @@ def report(
         The file.
 
     Raises:
-        InputError: not a finished run, no evaluation, a CLIP model or images that have moved or changed.
+        InputError: not a finished run, no evaluation, a CLIP model or images that have moved or changed, an output that is
+            another kind of file.
 
     Example:
         >>> from apd.report import report
@@ -85,11 +86,20 @@ def report(
     import_extra("jinja2", "report", "apd report")
     if file.is_dir():
         raise InputError(f"{output} is a folder; give the report a file name, such as {file / 'report.html'}.")
+    if file.is_file() and not _is_page(file):
+        raise InputError(f"{output} is not an HTML page, and would be replaced; give the report another file name.")
     check_writable(file.parent)
     found = read_runs([runs] if isinstance(runs, str | Path) else list(runs))
     with speaking(quiet):
         write_atomic(file, _page(found, chosen))
     return file
+
+
+def _is_page(file: Path) -> bool:
+    """Whether a file is empty or begins as an HTML page does."""
+    with file.open("rb") as stream:
+        start = stream.read(64).lstrip().lower()
+    return not start or start.startswith((b"<!doctype html", b"<html"))
 
 
 def _page(found: Sequence[RunFacts], settings: ReportSettings) -> str:

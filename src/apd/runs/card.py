@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,13 @@ from apd.util.text import code_block, code_span, markdown
 
 if TYPE_CHECKING:
     from apd.runs.config import RunConfig
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def on_hub(model: str) -> bool:
+    """Whether a model's source can be a hub's ``base_model``, which refuses a card with a path there."""
+    return _HUB_ID.fullmatch(model) is not None and not Path(model).exists()
 
 
 def render_card(
@@ -35,7 +43,7 @@ def render_card(
     header = {
         "library_name": "apd",
         "pipeline_tag": "zero-shot-image-classification",
-        "base_model": model["source"],
+        **({"base_model": model["source"]} if on_hub(model["source"]) else {}),
         "tags": ["clip", "prompt-tuning", "adversarial-robustness", config.method.name],
     }
     return "\n".join(
@@ -154,16 +162,21 @@ def _circumstances(manifest: Mapping[str, Any], config: RunConfig) -> str:
         **_images(manifest),
         "classes": shown,
         "templates": "; ".join(manifest["templates"]),
-        "prompts": ", ".join(f"{key} {value}" for key, value in manifest["prompts"].items()),
+        "prompts": ", ".join(f"{key} {value}" for key, value in manifest["prompts"].items() if value is not None),
         **_training(manifest, config, size),
         "seeds": ", ".join(f"{key} {value}" for key, value in manifest["seeds"].items()),
         "versions": ", ".join(f"{key} {value}" for key, value in manifest["versions"].items()),
         "probabilities": _calibrated(manifest),
-        **{key.replace("_", " "): value for key, value in manifest.get("facts", {}).items()},
-        **{key.replace("_", " "): value or "none" for key, value in manifest["summary"].items()},
+        **{key.replace("_", " "): _rounded(value) for key, value in manifest.get("facts", {}).items()},
+        **{key.replace("_", " "): _rounded(value) or "none" for key, value in manifest["summary"].items()},
     }
     lines = [f"| {markdown(key)} | {markdown(str(value))} |" for key, value in rows.items()]
     return "\n".join(["| what | value |\n|---|---|", *lines])
+
+
+def _rounded(value: Any) -> Any:
+    """A measured number with as many digits as mean something; anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _calibrated(manifest: Mapping[str, Any]) -> str:

@@ -72,24 +72,26 @@ def import_run(
     learned = read_learner(read_torch_file(file, str(file)), form, str(file))
     encoder = load_clip(model)
     prompts = _prompts(learned, encoder, names, file)
-    spec = prompts.spec
     PromptedCLIP(encoder, prompts, names, DEFAULT_TEMPLATES)  # refuses names that are twice there or too long
-    config = _config(form, encoder, spec, names, data, eps)
-    manifest: dict[str, Any] = {
-        "model": describe_encoder(encoder.info),
-        "teachers": {},
-        "imported": {"file": str(file.resolve()), "sha256": sha256_of_file(file), "form": form},
-        "data": {"name": form, "source": config.data.source, "description": f"learned by the code of {form}"},
-        "class_names": names,
-        "templates": list(DEFAULT_TEMPLATES),
-        "prompts": spec.model_dump(mode="json"),
-        "seeds": {},
-        "versions": versions(),
-    }
+    config = _config(form, encoder, prompts.spec, names, data, eps)
+    manifest = {**_origin(file, form, config), "model": describe_encoder(encoder.info), "class_names": names}
     run = Run.create(output, config, manifest, overwrite=overwrite)
     run.save_prompts(prompts.state_dict())
     run.finish({"imported_from": file.name})
     return run
+
+
+def _origin(file: Path, form: str, config: RunConfig) -> dict[str, Any]:
+    """Where imported prompts are from, as their manifest says it."""
+    return {
+        "teachers": {},
+        "imported": {"file": str(file.resolve()), "sha256": sha256_of_file(file), "form": form},
+        "data": {"name": form, "source": config.data.source, "description": f"learned by the code of {form}"},
+        "templates": list(DEFAULT_TEMPLATES),
+        "prompts": config.method.settings.prompts.model_dump(mode="json"),
+        "seeds": {},
+        "versions": versions(),
+    }
 
 
 def read_classifier(file: Path, form: str, encoder: DualEncoder, class_names: Sequence[str]) -> PromptedCLIP:
