@@ -16,6 +16,7 @@ from apd.bench.estimate import NOT_FOOLED, OVERHEAD, Forecast, Pace, calibrate, 
 from apd.bench.job import EvalOutcome, Outcome, Report
 from apd.bench.plan import Job, Plan
 from apd.bench.progress import BenchProgress
+from apd.evaluation.checks import CHECK_PASSES
 from apd.runs.config import RunConfig, validate
 from apd.settings.layers import merged
 
@@ -61,7 +62,8 @@ def test_cost_is_counted_in_passes(write: Write) -> None:
     zero_shot = replace(trained, config=changed(trained, {"method": {"name": "zero-shot"}}))
     assert training_seconds(zero_shot, PACE) == 0
     (spec,) = trained.evals.values()
-    assert eval_seconds(trained, spec, PACE) == pytest.approx(6 * 0.01 * (1 + 2 * NOT_FOOLED))
+    checks = 6 * CHECK_PASSES / 2
+    assert eval_seconds(trained, spec, PACE) == pytest.approx(0.01 * (6 * (1 + 2 * NOT_FOOLED) + checks))
 
 
 def test_finished_runs_correct_the_forecast(write: Write) -> None:
