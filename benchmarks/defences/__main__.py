@@ -3,7 +3,7 @@
 python -m benchmarks.defences                     a small CNN on the built-in digits; minutes
 python -m benchmarks.defences --clip MODEL --data DATA --eps 1.75/255 --runs RUN RUN
                                                   defences of a CLIP model that was never made robust; honest: it and the runs
-python -m benchmarks.defences --page              the tables of docs/reliability.md again, from what is kept
+python -m benchmarks.defences --page              write the tables of docs/reliability.md again, from what is kept
 
 Every row is kept in benchmarks/results/defences-NAME.json as soon as it is known; a second call measures what is missing.
 """
@@ -36,14 +36,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--page", action="store_true", help="only write the tables of docs/reliability.md again")
     a = parser.parse_args(argv)
-    if not a.page:
+    if a.page:
+        write_page(a.results)
+    else:
         subjects = (
             clip_subjects(a.clip, a.data, a.eps, a.runs, a.images) if a.clip else small_subjects(a.seeds, a.images)
         )
         name = a.name or (Path(a.data).name if a.clip else "small")
         planted = [] if a.honest else a.only
         measure(subjects, a.results / f"defences-{name}.json", planted, a.library_images)
-    write_page(a.results)
 
 
 if __name__ == "__main__":

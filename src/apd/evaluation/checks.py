@@ -192,7 +192,7 @@ def _stronger(subject: Subject, checked: Checked, threat: ThreatModel) -> Check:
         passed=share <= FEW,
         value=share,
         message=f"PGD-50 on the margin fools {share:.1%} more of all images; "
-        f"above {FEW:.0%} the attacks were too weak (add autoattack)",
+        f"above {FEW:.0%} the attacks that ran were too weak, or had one aim only: leave --attack away, or use --strong",
     )
 
 
