@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from apd.attacks import find
-from apd.evaluation import Result, evaluate_tensors, parse_settings
+from apd.evaluation import Result, evaluate, evaluate_tensors, parse_settings
 from apd.evaluation.checks import COLLAPSED, collapse
 from apd.evaluation.result import Accuracy, Scores
+from apd.models.classifier import PromptedCLIP
+from apd.models.encoder import Tokens
 
-from .toys import decoded, trained
+from .test_evaluation import data_of
+from .toys import ToyCLIP, decoded, toy_clip, trained
 
 NAMES, EPS = ("a", "b", "c", "d", "e"), 0.06
 
@@ -139,7 +142,7 @@ class Kept(Hidden):
 
 @pytest.mark.parametrize(
     ("model", "named"),
-    [
+    [  # What a check must name at least; others may fail too.
         (lambda: FalseGradient(), {"true gradients"}),
         (lambda: Watching(), {"gradient recording"}),
         (lambda: Kept(kept=decoded(40, 5).pixels(), smooth=False), {"jumps", "flat spots"}),
@@ -149,6 +152,22 @@ class Kept(Hidden):
 def test_what_hides_is_named(model: Any, named: set[str]) -> None:
     result = judged(model())
     assert named <= failed(result) and result.reliable is False, result.checks
+
+
+def test_a_clip_of_other_code_may_be_cut_too() -> None:
+    class Cut(ToyCLIP):
+        def encode_image(self, x: Tensor, tokens: Tokens = ()) -> Tensor:
+            return super().encode_image(x.detach(), tokens)
+
+    data, encoder = data_of(5), Cut(toy_clip(5).weight.detach())
+    classifier = PromptedCLIP(encoder, None, data.class_names, data.templates)
+    result = evaluate(classifier, data, attacks="pgd-2", eps=EPS, limit=8, control=False)
+    assert set(result.attacks) == {"square"} and "gradient" in failed(result)
+
+
+def test_honest_models_pass_in_another_norm() -> None:
+    result = judged(trained(5), norm="l2", eps=0.5)
+    assert result.reliable is True, result.checks
 
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])

@@ -132,9 +132,10 @@ def _evaluations(
 
     subjects = _subjects(classifier, control)
     skipped: tuple[str, ...] = ()
-    if not isinstance(classifier, PromptedCLIP):
+    if not _ours(classifier):
         few = Samples(decode(images.sample(PROBED, settings.seed)))
-        subjects[0].check_outputs(few.batch(range(min(2, len(few))), subjects[0].device)[0], n_classes)
+        if not isinstance(classifier, PromptedCLIP):
+            subjects[0].check_outputs(few.batch(range(min(2, len(few))), subjects[0].device)[0], n_classes)
         settings, skipped = _applicable(subjects[0], few, settings, store)
     sample, measured = choose_sample(images, decode, subjects, settings, store, n_classes)
     log.info(sample.describe(settings.split, settings.adversarial))
@@ -147,6 +148,11 @@ def _evaluations(
     ]
 
 
+def _ours(classifier: nn.Module) -> bool:
+    """Whether all of it is this package's code, which gives gradients."""
+    return isinstance(classifier, PromptedCLIP) and type(classifier.encoder).__module__.startswith("apd.")
+
+
 def _applicable(
     subject: Subject, samples: Samples, settings: EvaluationSettings, store: Store
 ) -> tuple[EvaluationSettings, tuple[str, ...]]:
@@ -155,7 +161,7 @@ def _applicable(
     Returns:
         The settings, and the attacks that do not apply.
     """
-    if not settings.needs_gradient or settings.threat.eps == 0:
+    if not settings.needs_gradient or settings.threat.eps == 0 or len(samples) == 0:
         return settings, ()
     about = {"attack": "gradient", "model": subject.fingerprint, "revision": REVISION}
     known = store.load(about)
