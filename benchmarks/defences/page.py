@@ -7,9 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.defences.planted import PLANTED
 from benchmarks.defences.table import STOPS
 
 PAGE = Path("docs/reliability.md")
+INFLATED = 10
+"""Points of accuracy under attack beyond those of the hidden model that count as looking robust."""
+HIDDEN = ("plain CNN, seed 0", "zero-shot CLIP")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -25,17 +29,24 @@ def _section(file: Path) -> Iterator[str]:
     found = json.loads(file.read_text())
     rows = found["rows"]
     planted, honest = ([row for row in rows if (row["kind"] == "honest") is wanted] for wanted in (False, True))
+    planted = sorted(planted, key=lambda row: list(PLANTED).index(row["name"]))
+    hidden = next((row["attacked"] for row in honest if row["name"] in HIDDEN), None)
+    inflated = [row for row in planted if hidden is None or (row["attacked"] or 0) > hidden + INFLATED]
     title = {"small": "A small CNN on the built-in digits"}.get(file.stem.removeprefix("defences-"))
     yield f"### {title or file.stem.removeprefix('defences-')}\n"
     where = f"{found['images']} images, {found['attack']}, eps {255 * found['eps']:g}/255"
-    yield f"{where}; AutoAttack on {found['library_images']} of the images. Source: `{file.as_posix()}`.\n"
-    yield "| caught by | planted defences | honest models, falsely |\n|---|---|---|"
+    library = f"AutoAttack on {found['library_images']} of them" if found["library_images"] else "without AutoAttack"
+    yield f"{where}; {library}. Source: `{file.as_posix()}`.\n"
+    yield (
+        f"| caught by | planted defences | those that look more than {INFLATED} points more robust than the model they hide | "
+        "honest models, falsely |\n|---|---|---|---|"
+    )
     for name, caught in (
         ("health checks", _checks),
         ("AutoAttack's flags", _library),
         ("indicators of attack failure", _fired),
     ):
-        yield f"| {name} | {_count(planted, caught)} | {_count(honest, caught)} |"
+        yield f"| {name} | {_count(planted, caught)} | {_count(inflated, caught)} | {_count(honest, caught)} |"
     yield "\n| model | kind | clean % | under attack % | health checks | AutoAttack's flags | indicators of attack failure |"
     yield "|---|---|---|---|---|---|---|"
     yield from map(_line, planted + honest)

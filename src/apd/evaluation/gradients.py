@@ -17,6 +17,8 @@ from apd.evaluation.result import Check
 LEVEL = 1 / 255
 DISAGREE = 0.2
 """Share of images whose gradient may differ from the measured slope: kinks of a network lie in the way of a few."""
+OFF = 0.5
+"""How far a change may be from the predicted one, as a share of that or of what a step at random changes."""
 NOISE = 1e-4
 """Change of a logit, as a share of the largest, below which rounding hides the slope."""
 
@@ -88,7 +90,7 @@ def true_gradients(subject: Subject, x: Tensor, labels: Tensor, seeds: Tensor, t
         found = margin(subject.logits(up), labels) - margin(subject.logits(down), labels)
         off = (found - predicted).abs()
         # Written so that a value that is not a number disagrees.
-        wrong |= (off > large) & ~(off <= torch.maximum(predicted.abs() * 2 / 3, usual))
+        wrong |= (off > large) & ~(off <= OFF * torch.maximum(predicted.abs(), usual))
     share = float(wrong.float().mean())
     return Check(
         name="true gradients",
