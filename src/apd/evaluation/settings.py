@@ -111,7 +111,7 @@ class EvaluationSettings(Section):
         return any(attacks.find(name).needs_gradient for name in self.adversarial)
 
     def without_gradient(self) -> EvaluationSettings:
-        """The same with the attacks that ask for no gradients; Square where there is none."""
+        """Return the settings with those attacks that ask for no gradients; Square where there are none."""
         kept = tuple(name for name in self.attacks if name == "clean" or not attacks.find(name).needs_gradient)
         black_box = () if set(kept) - {"clean"} else (BLACK_BOX,)
         return self.model_copy(update={"attacks": kept + black_box})
