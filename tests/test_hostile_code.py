@@ -185,3 +185,15 @@ def test_a_model_never_asks_on_the_terminal_whether_its_code_may_run(
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "configuration.py").write_text("raise SystemExit('it ran')")
     check_error(cli("evaluate", "--model", folder, "--data", "digits"), ["auto_map"])
+
+
+def test_a_model_brings_no_other_packages_or_models_along(tmp_path: Path) -> None:
+    folder = save_clip(tmp_path / "theirs")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "a/b", "peft_type": "LORA"}')
+    with refused("adapter_config.json"):
+        apd.load_clip(folder)
+    (folder / "adapter_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
+    with refused("config.json", "quantised"):
+        apd.load_clip(folder)

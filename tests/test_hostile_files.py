@@ -265,6 +265,19 @@ def test_shards_of_a_model_lie_in_its_folder(tmp_path: Path) -> None:
         apd.load_clip(folder)
 
 
+@pytest.mark.parametrize(
+    ("tower", "name"),
+    [("text_config", "vocab_size"), ("text_config", "num_hidden_layers"), ("vision_config", "intermediate_size")],
+)
+def test_models_are_no_larger_than_their_files(tmp_path: Path, tower: str, name: str) -> None:
+    folder = save_clip(tmp_path / "theirs")
+    config = json.loads((folder / "config.json").read_text())
+    config[tower][name] = 10**9
+    (folder / "config.json").write_text(json.dumps(config))
+    with refused("config.json", f"{(folder / 'model.safetensors').stat().st_size:,}"):
+        apd.load_clip(folder)
+
+
 @pytest.mark.parametrize("how", ["to itself", "to the folder above", "to another class", "deep"])
 def test_loops_of_links_and_deep_folders_end(tmp_path: Path, how: str) -> None:
     top = save_colours(tmp_path / "photos")

@@ -27,9 +27,13 @@ def check_folder(folder: Path, source: str) -> None:
     """
     # Weights for other libraries often stay pointers, which does not matter.
     _check_pulled([path for pattern in ("*.json", "*.txt", "*.model") for path in folder.glob(pattern)], source)
-    check_config(read_json(folder / "config.json", source), source)
+    config = read_json(folder / "config.json", source)
+    check_config(config, source)
+    if (folder / "adapter_config.json").exists():  # with peft installed, it would name another model to load
+        raise InputError(f"{source}: adapter_config.json is of an adapter; merge it into its model (merge_and_unload).")
     weights = _weights(folder, source)
     _check_pulled(weights, source)
+    _check_count(config, sum(path.stat().st_size for path in weights), source)
     for path in weights:
         _check_safetensors(path, source)
     if not any(all((folder / name).is_file() for name in group) for group in _TOKENIZERS):
@@ -38,6 +42,38 @@ def check_folder(folder: Path, source: str) -> None:
             f"{source}: the tokenizer is missing: {wanted}. Copy it from the model that this one was made from; without it "
             "all class names would read alike."
         )
+
+
+def _check_count(config: Mapping[str, Any], held: int, source: str) -> None:
+    """Refuse a configuration of more weights than the files have bytes, for which room would be made before it is noticed.
+
+    Args:
+        config: with its towers checked.
+        held: bytes of all files of weights.
+        source: how the user calls it.
+
+    Raises:
+        InputError: naming both numbers.
+    """
+    asked = sum(_fewest_weights(config.get(name, {})) for name in ("text_config", "vision_config"))
+    if asked > held:
+        raise InputError(
+            f"{source}: config.json asks for {asked:,} weights or more, but the files of weights have {held:,} bytes; restore "
+            "config.json, or download the model again."
+        )
+
+
+def _fewest_weights(tower: Mapping[str, Any]) -> int:
+    """The number of weights in embeddings and blocks that a tower's configuration asks for; what it leaves out is small."""
+
+    def of(name: str) -> int:
+        value = tower.get(name, 0)
+        return value if isinstance(value, int) and value > 0 else 0
+
+    width = of("hidden_size")
+    patches = of("image_size") // of("patch_size") if of("patch_size") else 0
+    rows = of("vocab_size") + of("max_position_embeddings") + patches**2
+    return width * (rows + of("num_hidden_layers") * (4 * width + 2 * of("intermediate_size")))
 
 
 def _check_pulled(files: list[Path], source: str) -> None:
@@ -97,6 +133,10 @@ def check_config(config: dict[str, Any], source: str) -> None:
         InputError: the configuration names code, or another shape.
     """
     check_no_code(config, "config.json", source)
+    if config.get("quantization_config"):  # which would import the package that it names
+        raise InputError(
+            f"{source}: config.json asks for quantised weights, which are not read; use those it was made from."
+        )
     family = config.get("model_type")
     known = list(dict.fromkeys(each.model_type for each in FAMILIES))
     if family not in known:
