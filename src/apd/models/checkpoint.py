@@ -33,9 +33,9 @@ def check_folder(folder: Path, source: str) -> None:
         raise InputError(f"{source}: adapter_config.json is of an adapter; merge it into its model (merge_and_unload).")
     weights = _weights(folder, source)
     _check_pulled(weights, source)
-    _check_count(config, sum(path.stat().st_size for path in weights), source)
     for path in weights:
         _check_safetensors(path, source)
+    _check_count(config, sum(path.stat().st_size for path in weights), source)
     if not any(all((folder / name).is_file() for name in group) for group in _TOKENIZERS):
         wanted = " or ".join(" and ".join(group) for group in _TOKENIZERS)
         raise InputError(
