@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from apd.errors import ApdError, InputError
+from apd.evaluation import evaluate_run, run_folder
+from apd.evaluation.store import Record
 from apd.models import DualEncoder
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
@@ -257,6 +259,42 @@ def test_a_folder_that_vanishes_stops_the_run_and_is_not_made_anew(
     shutil.move(tmp_path / "away", run.path)
     resumed = Run.create(run.path, config, manifest, resume=True)
     assert resumed.steps_kept == 1
+
+
+@pytest.mark.parametrize("when", ["clean", "pgd-1", "end"])
+def test_a_folder_that_vanishes_stops_an_evaluation(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    add, keep = Record.add, run_folder.save
+
+    def gone() -> None:
+        if run.exists():
+            shutil.move(run, tmp_path / "away")
+
+    def vanish(self: Record, *arguments: Any, **more: Any) -> None:
+        add(self, *arguments, **more)
+        if self.circumstances["attack"] == when:
+            gone()
+
+    def save(*arguments: Any) -> Any:
+        gone()
+        return keep(*arguments)
+
+    options: Any = {
+        "attacks": ["pgd-1"],
+        "limit": 4,
+        "batch_size": 2,
+        "checks": False,
+        "control": False,
+        "device": "cpu",
+    }
+    with monkeypatch.context() as patch, refused(str(run), by=ApdError):
+        patch.setattr(Record, "add", vanish)
+        patch.setattr(run_folder, "save", save)
+        evaluate_run(run, quiet=True, **options)
+    assert not run.exists()
+    shutil.move(tmp_path / "away", run)
+    assert evaluate_run(run, quiet=True, **options).n == 4
 
 
 def test_leftovers_of_killed_processes_are_removed_and_nothing_else(

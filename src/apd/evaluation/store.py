@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apd.errors import InputError
+from apd.errors import ApdError, InputError
 from apd.util.files import append_lines, parse_json, read_bounded, read_json, write_atomic
 from apd.util.shape import COUNT, NUMBER, TEXT, Each, Table, check_shape
 
@@ -141,6 +141,10 @@ class Record:
         rows += [spent, *map(asdict, outcomes)]
         if standing:
             rows.append({"withstood": list(parts), "samples": standing})
+        if self.begun and not self.path.exists():
+            raise ApdError(
+                f"{self.path} has gone while it was written to (removed, moved or unmounted). Put it back, and start again."
+            )
         append_lines(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self.begun = True
 

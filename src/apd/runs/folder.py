@@ -323,7 +323,11 @@ class Run:
 
         Returns:
             The file.
+
+        Raises:
+            ApdError: the folder has gone.
         """
+        self._check_there(f"apd evaluate {quoted(self.path)}")
         file = self.results / summary_name(result)
         write_atomic(file, to_json(result) + "\n")
         self._save_card()
@@ -374,12 +378,17 @@ class Run:
             write_atomic(self._file("config.yaml"), self._starting.to_yaml())
             self._save_manifest()
             self._starting = None
-        if self.writer and not self._file("run.json").exists():
-            raise ApdError(
-                f"{self.path} has gone while it was written to (removed, moved or unmounted): what was learned after the last "
-                f"checkpoint is lost. Put it back and resume with: apd train --output {quoted(self.path)} --resume"
-            )
+        if self.writer:
+            self._check_there(f"apd train --output {quoted(self.path)} --resume")
         return self.writer
+
+    def _check_there(self, again: str) -> None:
+        """Refuse to make anew, with a part of what was in it, a folder that has gone while it was written to."""
+        if not self._file("run.json").exists():
+            raise ApdError(
+                f"{self.path} has gone while it was written to (removed, moved or unmounted), and what was not saved before is "
+                f"lost. Put it back, and resume with: {again}"
+            )
 
     def _clear(self) -> None:
         with writing(self.path):
