@@ -135,11 +135,8 @@ class Run:
             return fresh
         run = cls.open(fresh.path, finished=False)
         check_same(run.path, (run.config, config), (run.manifest, fresh.manifest))
-        return run._resumed() if writer else run._read_only()
-
-    def _read_only(self) -> Run:
-        self.writer = False
-        return self
+        run.writer = writer
+        return run._resumed() if writer else run
 
     def _resumed(self) -> Run:
         """Take the run over from a process that has ended, at its last checkpoint; a finished one is returned as it is."""
