@@ -32,8 +32,8 @@ from benchmarks.faults_kill import Ended, Moment, forked
 from benchmarks.faults_work import TARGETS, Place, Target, fingerprints, warm_up
 from benchmarks.page import BEGIN, END
 
-SHARES = {"training": 0.4, "evaluation": 0.35, "bench": 0.15, "worker of a bench": 0.1}
-"""Of all kills."""
+SHARES = {"training": 0.45, "evaluation": 0.45, "bench": 0.07, "worker of a bench": 0.03}
+"""Of all kills; those of benches take several times as long."""
 MOST_KILLS = 4
 """Kills in a cycle."""
 TIME, FILES = "random time", "file operation"

@@ -21,8 +21,8 @@ from apd.models import DualEncoder
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.training import loop
-from apd.util.files import remove_leftovers, write_atomic
-from apd.util.locks import LOCK, FolderLock
+from apd.util.files import write_atomic
+from apd.util.locks import LOCK, FolderLock, tidy
 from apd.util.progress import Count
 
 from .command_line import Cli, Said
@@ -312,7 +312,29 @@ def test_leftovers_of_killed_processes_are_removed_and_nothing_else(
     Run.create(run.path, config, manifest, resume=True).lock.release()
     after = sorted(path for path in run.path.rglob("*") if path.name != "results")
     assert after == sorted([*before, *(run.path / name for name in mine)])
-    remove_leftovers(tmp_path / "nothing")
+    tidy(tmp_path / "nothing")
+
+
+def test_leftovers_of_a_finished_run_are_removed_by_what_comes_next(
+    tmp_path: Path, finished: Run, run: Path, config: RunConfig, manifest: dict[str, Any]
+) -> None:
+    before = sorted(finished.path.rglob("*"))
+    (finished.path / "checkpoint").mkdir()
+    (finished.path / LOCK).touch()
+    Run.create(finished.path, config, manifest, resume=True)
+    assert sorted(finished.path.rglob("*")) == before
+
+    bench = tmp_path / "bench"
+    for name in ("held", "stale"):
+        (bench / name).mkdir(parents=True)
+        (bench / name / LOCK).touch()
+    lock = FolderLock(bench / "held")
+    with lock.held():
+        tidy(bench)
+        assert [file.parent.name for file in bench.rglob(LOCK)] == ["held"]
+    (run / ".README.md.7.tmp").write_text("half a card")
+    evaluate_run(run, attacks=["clean"], limit=2, checks=False, quiet=True, device="cpu")
+    assert not list(run.rglob(".*"))
 
 
 def test_a_clock_that_jumps_changes_nothing(

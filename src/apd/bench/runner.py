@@ -22,8 +22,8 @@ from apd.bench.report.rows import plan_file, read_bench, write_rows
 from apd.bench.report.tables import best_methods, latex, make_tables, markdown
 from apd.bench.suite import Suite
 from apd.errors import InputError, nearest
-from apd.util.files import check_writable, remove_leftovers, write_atomic
-from apd.util.locks import FolderLock
+from apd.util.files import check_writable, write_atomic
+from apd.util.locks import FolderLock, tidy
 from apd.util.messages import get_logger, speaking
 from apd.util.progress import counted, pretty_seconds
 from apd.util.versions import __version__
@@ -123,7 +123,7 @@ def bench(suite: Suite, folder: str | Path, *, machine: Machine | None = None) -
     check_writable(path)
     plan = make_plan(suite, machine.device)
     with FolderLock(path, "wait for its end, or choose another --output.").held(), speaking():
-        remove_leftovers(path)
+        tidy(path)
         _tell_versions(plan, _outcomes(plan, path))
         for stage in _stages(plan, suite, path, failures):
             expected = _expected(stage, path, machine)

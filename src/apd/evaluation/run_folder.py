@@ -17,7 +17,7 @@ from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.util.device import pick_device
-from apd.util.files import remove_leftovers
+from apd.util.locks import tidy
 from apd.util.messages import get_logger, speaking
 from apd.util.text import printable
 from apd.util.trust import trust
@@ -75,8 +75,7 @@ def evaluate_run(
     images = data if isinstance(data, Dataset) else _load(config, data if other else None)
     wanted = images.classes(chosen.classes)
     with speaking(chosen.quiet), run.lock.held():
-        for folder in (run.results, run.images):
-            remove_leftovers(folder)
+        tidy(run.path)
         log.info(f"{wanted.summary()}; CLIP model {printable(model or config.model)}")
         classifier = _serving(wanted, load_run(path, device=pick_device(device), model=model))
         kept = run.images if save_images else None

@@ -22,6 +22,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,8 @@ from apd.runs.checkpoint import Checkpoints
 from apd.runs.differences import check_same
 from apd.runs.manifest import read_result
 from apd.runs.output import FORMAT, SUMMARY, check_output, read_manifest, summary_name, taken
-from apd.util.files import remove_leftovers, write_atomic, writing
-from apd.util.locks import FolderLock
+from apd.util.files import write_atomic, writing
+from apd.util.locks import FolderLock, tidy
 from apd.util.tensors import read_tensors, sha256_of_file, write_tensors
 from apd.util.text import quoted, to_json
 
@@ -144,11 +145,11 @@ class Run:
             self.lock.acquire()
             self.manifest = read_manifest(self.path)  # its writer may have finished it meanwhile
         if self.finished:
-            self._checkpoints.remove()  # where a kill left it
-            self.lock.release()
+            with suppress(InputError), self.lock.held():  # what a kill left; another process may be evaluating it
+                self._checkpoints.remove()
             return self
         try:
-            remove_leftovers(self.path)
+            tidy(self.path)
             self._rewind()
         except BaseException:
             self.lock.release()
@@ -369,7 +370,7 @@ class Run:
             self.lock.acquire()
             if not self._overwrite and self._file("run.json").exists():
                 raise InputError(taken(self.path))
-            remove_leftovers(self.path)
+            tidy(self.path)
             self._clear()
             # The settings first: with them alone, a run that is killed here can be resumed by its folder's name.
             write_atomic(self._file("config.yaml"), self._starting.to_yaml())

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from apd.errors import InputError
-from apd.util.files import writing
+from apd.util.files import remove_leftovers, writing
 
 LOCK = ".lock"
 """Name of the file in the folder; there as long as a process holds the lock, or was killed while it did."""
@@ -73,3 +73,14 @@ class FolderLock:
             yield
         finally:
             self.release()
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed processes have left in a folder and those below it: temporary files, and locks that nobody holds.
+
+    Who calls it holds the folder's lock.
+    """
+    remove_leftovers(folder)
+    for file in folder.rglob(LOCK):
+        with suppress(InputError), FolderLock(file.parent).held():  # refused where somebody holds it, as here
+            pass
