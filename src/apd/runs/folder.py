@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import time
@@ -30,7 +29,7 @@ from apd.errors import ApdError, InputError
 from apd.runs.checkpoint import Checkpoints
 from apd.runs.differences import check_same
 from apd.runs.manifest import read_result
-from apd.runs.output import FORMAT, SUMMARY, check_output, read_manifest, summary_name, taken
+from apd.runs.output import FORMAT, SUMMARY, check_output, finite, read_manifest, summary_name, taken
 from apd.util.files import write_atomic, writing
 from apd.util.locks import FolderLock, tidy
 from apd.util.tensors import read_tensors, sha256_of_file, write_tensors
@@ -230,7 +229,7 @@ class Run:
             return
         file = self._file("metrics.jsonl")
         with writing(file), open(file, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({key: _finite(value) for key, value in record.items()}) + "\n")
+            stream.write(json.dumps({key: finite(value) for key, value in record.items()}) + "\n")
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Save where training is; the last checkpoint is kept as the one before.
@@ -397,7 +396,3 @@ class Run:
                     shutil.rmtree(place)
                 else:
                     place.unlink(missing_ok=True)
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

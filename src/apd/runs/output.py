@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,3 +109,8 @@ def summary_name(result: Mapping[str, Any]) -> str:
     if len(short) > _LONGEST_NAME:
         short = f"{short[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return f"{SUMMARY}{short}.json"
+
+
+def finite(value: Any) -> Any:
+    """Return a value as JSON knows it: None for numbers that are not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
