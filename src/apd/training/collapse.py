@@ -109,7 +109,7 @@ class CollapseMonitor:
 
         Args:
             terms: the loss terms, scalars.
-            gradients: of their sum, by the prompts' names.
+            gradients: what the sum of the terms has left on each tensor of the prompts, by name.
             step: optimiser steps done, the one that these are for included.
 
         Raises:
