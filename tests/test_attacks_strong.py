@@ -172,6 +172,8 @@ def test_passes_of_strong_are_those_of_its_parts() -> None:
     attack = attacks.find("strong")
     assert attack.runs(12)[:4] == attacks.find("autoattack").runs(12)
     assert attack.part_passes(12)[:4] == attacks.find("autoattack").part_passes(12)
+    # The dearest part decides how many images are taken at a time, on which AutoAttack's random numbers depend.
+    assert max(attack.part_passes(1000)) == max(attacks.find("autoattack").part_passes(1000))
     assert len(attack.part_passes(12)) == len(attack.runs(12)) == 4 + len(Strong().parts)
 
 
