@@ -38,6 +38,7 @@ from apd.runs.folder import Run
 from apd.util.files import parse_yaml, read_json, read_yaml
 from apd.util.png import decode_png16
 from apd.util.tensors import read_tensors
+from apd.util.text import cell
 from apd.util.torch_files import read_torch_file
 
 from .models import save_clip, save_colours
@@ -310,6 +311,17 @@ def test_suites_are_counted_before_they_are_combined(write: Write) -> None:
     runs = 3 * 20_000**2
     with refused(f"{runs:,}", file.name):
         load_suite(file)
+
+
+def test_a_suite_of_many_methods_is_counted_before_their_settings_are_read(write: Write) -> None:
+    suite = yaml.safe_load(write().read_text())
+    with refused("3,006"):
+        load_suite(write(methods=suite["methods"] | {f"m{i}": "vlp" for i in range(3000)}))
+
+
+def test_a_name_is_no_formula_and_no_escape_code_in_a_table() -> None:
+    assert [cell(text) for text in ("=HYPERLINK(1)", "@a", "cat")] == ["'=HYPERLINK(1)", "'@a", "cat"]
+    assert str(cell("\x1b[2J\n")).isprintable()
 
 
 MANIFEST: dict[str, dict[str, Any]] = {

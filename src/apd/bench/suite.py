@@ -51,8 +51,8 @@ SomeNames = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_lis
 Eps = Annotated[str, BeforeValidator(_text)]
 
 
-MOST_RUNS, MOST_EVALUATIONS = 100_000, 1_000_000
-"""What the blocks of a suite may ask for."""
+MOST_RUNS, MOST_EVALUATIONS, MOST_PAIRS = 100_000, 1_000_000, 2_000
+"""What the blocks of a suite may ask for; the settings of each pair are checked before anything runs."""
 
 
 class DataEntry(DataSettings):
@@ -173,7 +173,13 @@ class Suite(Section):
         runs = sum(map(math.prod, sizes))
         views = [max(1, len(b.to)) * max(1, len(b.eps)) * max(1, len(b.corruptions)) for b in self.blocks]
         evaluations = sum(math.prod(size) * view for size, view in zip(sizes, views, strict=True))
-        for count, what, most in ((runs, "runs", MOST_RUNS), (evaluations, "evaluations", MOST_EVALUATIONS)):
+        pairs = sum(len(b.data) * len(b.methods) for b in self.blocks) + len(self.methods)
+        counts = (
+            (runs, "runs", MOST_RUNS),
+            (evaluations, "evaluations", MOST_EVALUATIONS),
+            (pairs, "settings of a method on a data set", MOST_PAIRS),
+        )
+        for count, what, most in counts:
             if count > most:
                 raise InputError(
                     f"the blocks ask for {count:,} {what}; a suite may have {most:,}: divide it into several."

@@ -17,7 +17,7 @@ import typer
 from apd.cli.common import AbstainBelow, AsJson, quiet_stdout, say, say_calibration
 from apd.errors import InputError, nearest
 from apd.util.progress import Count, Progress, counted
-from apd.util.text import printable, quoted, to_json
+from apd.util.text import cell, printable, quoted, to_json
 
 if TYPE_CHECKING:
     from apd.predict import Answers
@@ -146,7 +146,7 @@ def _print_line(row: dict[str, Any]) -> None:
 
 def _cells(row: dict[str, Any]) -> list[Any]:
     more = [str(row["abstained"]).lower()] if "abstained" in row else []
-    return [_encodable(row["image"]), *(value for entry in row["classes"] for value in entry.values()), *more]
+    return [_encodable(row["image"]), *(cell(value) for entry in row["classes"] for value in entry.values()), *more]
 
 
 def _of_other_kinds(unknown: Counter[str]) -> str:

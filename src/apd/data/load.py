@@ -190,7 +190,7 @@ def short_name(source: str) -> str:
     standard = parse_standard(source)
     if is_spec(source) or source.startswith(IN_MEMORY):
         return re.sub(r"[^\w.-]+", "-", source)
-    return standard[0] if standard else Path(source).resolve().stem
+    return standard[0] if standard else Path(os.path.realpath(source)).stem
 
 
 def same_source(one: str, other: str) -> bool:
@@ -204,7 +204,7 @@ def _place(source: str) -> object:
         return source
     standard = parse_standard(source)
     if standard is None:
-        return user_path(source).resolve()
+        return os.path.realpath(user_path(source))  # a loop of links is no error here
     name, root = standard
     return name, None if root is None else root.resolve()
 

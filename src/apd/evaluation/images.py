@@ -34,7 +34,7 @@ from apd.evaluation.store import Key
 from apd.util.files import read_bounded, read_json, write_atomic
 from apd.util.png import decode_png16, encode_png16
 from apd.util.shape import NUMBER, TEXT, TRUTH, Each, check_shape
-from apd.util.text import short, to_json
+from apd.util.text import cell, short, to_json
 
 LEVELS = 65535
 FORMAT = 1
@@ -180,7 +180,7 @@ class ImageFolder:
         table = io.StringIO()
         writer = csv.DictWriter(table, list(KeptImage.__dataclass_fields__), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
         write_atomic(self.folder / "index.csv", table.getvalue())
         write_atomic(self.folder / "index.json", to_json(index) + "\n")
 
@@ -287,11 +287,3 @@ def _safe(id_: str, pixels: str) -> str:
     digest = hashlib.blake2b(f"{id_}\0{pixels}".encode(errors="surrogateescape"), digest_size=6).hexdigest()
     readable = re.sub(r"[^A-Za-z0-9]+", "-", re.sub(r"\.\w{1,5}$", "", id_)).strip("-")[-40:]
     return f"{readable}-{digest}" if readable else digest
-
-
-def _cell(value: object) -> object:
-    """A value for a table: text without line breaks and control characters, and never a spreadsheet's formula."""
-    if not isinstance(value, str):
-        return value
-    text = to_json(value)[1:-1] if not value.isprintable() else value
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

@@ -74,6 +74,18 @@ def to_json(value: object, indent: int | None = 2) -> str:
     return text if printable(text.replace("\n", "")) == text.replace("\n", "") else json.dumps(value, indent=indent)
 
 
+def cell(value: object) -> object:
+    """A value for a CSV file: text without line breaks and control characters, and never a spreadsheet's formula.
+
+    >>> cell("=HYPERLINK(1)"), cell("two\\nlines"), cell(-1.5)
+    ("'=HYPERLINK(1)", 'two\\\\nlines', -1.5)
+    """
+    if not isinstance(value, str):
+        return value
+    text = to_json(value)[1:-1] if not value.isprintable() else value
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
 def quoted(path: Path | str) -> str:
     """Quote a path or name for a shell, for commands that are suggested.
 
