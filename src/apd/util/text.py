@@ -75,10 +75,10 @@ def to_json(value: object, indent: int | None = 2) -> str:
 
 
 def cell(value: object) -> object:
-    """A value for a CSV file: text without line breaks and control characters, and never a spreadsheet's formula.
+    r"""A value for a CSV file: text without line breaks and control characters, and never a spreadsheet's formula.
 
-    >>> cell("=HYPERLINK(1)"), cell("two\\nlines"), cell(-1.5)
-    ("'=HYPERLINK(1)", 'two\\\\nlines', -1.5)
+    >>> cell("=HYPERLINK(1)"), cell("two\nlines"), cell(-1.5)
+    ("'=HYPERLINK(1)", 'two\\nlines', -1.5)
     """
     if not isinstance(value, str):
         return value
