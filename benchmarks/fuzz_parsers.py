@@ -140,10 +140,10 @@ def _suites(folder: Path) -> tuple[Change, Callable[[bytes], object]]:
 @_parser("split files", 8)
 def _split_files(folder: Path) -> tuple[Change, Callable[[bytes], object]]:
     (folder / "images").mkdir()
-    for name in ("a.jpg", "b.jpg", "c.jpg"):
+    for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg"):
         (folder / "images" / name).write_bytes(b"")
-    rows = [["a.jpg", 0, "cat"], ["b.jpg", 1, "snow_leopard"], ["c.jpg", 0, "cat"]]
-    seed, file = {"train": rows, "val": [], "test": rows}, folder / "split_zhou_X.json"
+    train, test = ([[f"{one}.jpg", 0, "cat"], [f"{two}.jpg", 1, "snow_leopard"]] for one, two in ("ab", "cd"))
+    seed, file = {"train": train, "val": [], "test": test}, folder / "split_zhou_X.json"
     return structure_of([seed], _json), _into(file, lambda: load_coop(file, str(file)))
 
 

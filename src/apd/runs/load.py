@@ -17,6 +17,7 @@ from apd.models.prompts import Prompts, PromptSpec
 from apd.models.shared import share_classifier, shared_clip
 from apd.models.sources import absolute
 from apd.runs.folder import Run
+from apd.util.text import short
 from apd.util.trust import trust
 
 
@@ -48,7 +49,13 @@ def load_run(
     if encoder is None:
         trust(model)
         revision = None if model else recorded["revision"]
-        encoder = load_clip(model or recorded["source"], revision=revision, device=device)
+        try:
+            encoder = load_clip(model or recorded["source"], revision=revision, device=device)
+        except OSError as error:  # a name too long for the file system, a loop of links
+            what = short(model or recorded["source"])
+            raise InputError(
+                f"The CLIP model {what} of {path} cannot be opened ({error.strerror or error})."
+            ) from error
     found = describe_encoder(encoder.info)
     for key in ("weights_sha256", "tokenizer_sha256", "preprocessing"):
         if found[key] != recorded[key]:

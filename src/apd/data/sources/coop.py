@@ -90,8 +90,11 @@ def _locate(path: Path, rows: dict[str, list[Row]], images: Path | None) -> tupl
         for image in needed:
             check_inside(image, path)
         for root in roots:
-            if all((root / image).is_file() for image in needed):
-                return root, option
+            try:
+                if all((root / image).is_file() for image in needed):
+                    return root, option
+            except OSError as error:  # a name too long for the file system
+                raise InputError(f"{path} lists an image that cannot be looked for ({error.strerror}).") from error
     first = next(split[0][0] for split in slashed.values() if split)
     where = f"not in {images}" if images else "neither beside it nor in a folder beside it"
     raise InputError(f"{path} lists {first}, which is {where}: put it there.")
