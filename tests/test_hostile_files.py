@@ -109,6 +109,14 @@ def test_prompts_are_no_larger_than_what_is_saved(clip: DualEncoder) -> None:
             Prompts.from_tensors(spec, clip.info, {"text_tokens.0": torch.zeros(4, 8)})
 
 
+def test_prompts_of_a_type_that_torch_does_not_convert(clip: DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = PromptSpec(text_tokens=2, visual_tokens=2)
+    saved = Prompts(spec, clip.info).state_dict()
+    monkeypatch.setattr(Prompts, "load_state_dict", lambda *_: torch.zeros(2).view(3))
+    with refused("torch.float32"):
+        Prompts.from_tensors(spec, clip.info, saved)
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 def test_pickles_are_not_run_and_archives_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compressed: bool

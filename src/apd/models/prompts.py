@@ -253,7 +253,11 @@ class Prompts(ShownInShort):
         if wanted != got:
             odd = sorted(set(wanted.items()) ^ set(got.items()))[0]
             raise InputError(f"The saved prompts do not fit {info.source}: {odd[0]} {odd[1]} is on one side only.")
-        prompts.load_state_dict(tensors)
+        try:
+            prompts.load_state_dict(tensors)
+        except RuntimeError as error:  # numbers of a type that torch does not turn into these
+            kinds = ", ".join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
+            raise InputError(f"The saved prompts are of a type that is not read ({kinds}).") from error
         return prompts
 
     def text(self) -> list[Tensor]:
