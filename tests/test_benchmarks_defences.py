@@ -67,4 +67,4 @@ def test_rows_are_kept_and_make_the_page(case: Case, tmp_path: Path, monkeypatch
     page.write_page(tmp_path)
     text = page.PAGE.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert "| health checks | 2 of 2 | 2 of 2 | 0 of 0 |" in text
+    assert "| health checks | 2 of 2 | 2 of 2 | - |" in text

@@ -13,6 +13,12 @@ from benchmarks.defences.table import STOPS
 PAGE = Path("docs/reliability.md")
 INFLATED = 10
 """Points of accuracy under attack beyond those of the hidden model that count as looking robust."""
+TITLES = {
+    "small": "A small CNN on the built-in digits",
+    "testbed-cifar10": "A small CLIP model on CIFAR-10",
+    "testbed-eurosat": "Honest runs of that CLIP model on EuroSAT",
+    "glyphs-digits": "Honest runs of the built-in CLIP model on the built-in digits",
+}
 HIDDEN = ("plain CNN, seed 0", "zero-shot CLIP")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
@@ -32,8 +38,8 @@ def _section(file: Path) -> Iterator[str]:
     planted = sorted(planted, key=lambda row: list(PLANTED).index(row["name"]))
     hidden = next((row["attacked"] for row in honest if row["name"] in HIDDEN), None)
     inflated = [row for row in planted if hidden is None or (row["attacked"] or 0) > hidden + INFLATED]
-    title = {"small": "A small CNN on the built-in digits"}.get(file.stem.removeprefix("defences-"))
-    yield f"### {title or file.stem.removeprefix('defences-')}\n"
+    name = file.stem.removeprefix("defences-")
+    yield f"### {TITLES.get(name, name)}\n"
     where = f"{found['images']} images, {found['attack']}, eps {255 * found['eps']:g}/255"
     library = f"AutoAttack on {found['library_images']} of them" if found["library_images"] else "without AutoAttack"
     yield f"{where}; {library}. Source: `{file.as_posix()}`.\n"
@@ -67,6 +73,8 @@ def _fired(row: dict[str, Any]) -> Sequence[str] | None:
 
 def _count(rows: Sequence[dict[str, Any]], caught: Any) -> str:
     known = [found for row in rows if (found := caught(row)) is not None]
+    if not known:
+        return "-"
     flagged = [found for found in known if set(found) - {STOPS}]
     stopped = sum(list(found) == [STOPS] for found in known)
     return f"{len(flagged)} of {len(known)}" + (f", and {stopped} stop it with an error" if stopped else "")
