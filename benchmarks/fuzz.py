@@ -1,4 +1,4 @@
-"""Fuzz the parsers of files from strangers: each case is read, or refused by one clear line, within 10 s of the processor and 2 GB.
+"""Fuzz the parsers of files from strangers: a case is read, or refused by one clear line, in 10 s of the processor and 2 GB.
 
 python -m benchmarks.fuzz --cases 1000000 --seed 0                  shared out among the parsers, the cheap ones get more
 python -m benchmarks.fuzz --parsers suites --only 4711              one case again, with its traceback
