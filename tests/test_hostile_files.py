@@ -262,10 +262,11 @@ def test_indexes_of_kept_images_name_their_own_folder_only(tmp_path: Path, name:
 
 def test_plans_name_outcomes_of_their_own_folder_only(tmp_path: Path) -> None:
     row = {"protocol": "few-shot", "data": "d", "method": "m", "shots": 1, "seed": 0, "views": {}, "final": {}}
-    plan = {"suite": "s", "against": None, "entries": [{**row, "job": "../../elsewhere"}]}
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    with refused("plan.json", "'../../elsewhere'"):
-        read_bench(tmp_path)
+    for job in ("../../elsewhere", "a" * 5000):
+        plan = {"suite": "s", "against": None, "entries": [{**row, "job": job}]}
+        (tmp_path / "plan.json").write_text(json.dumps(plan))
+        with refused("plan.json", *(["'../../elsewhere'"] if "/" in job else [])):
+            read_bench(tmp_path)
 
 
 def test_shards_of_a_model_lie_in_its_folder(tmp_path: Path) -> None:
