@@ -157,12 +157,16 @@ def labels_changed(run: Path) -> None:
 
 
 def attack_renamed(run: Path) -> None:
+    rename_attack(run, "pgd-50")
+
+
+def rename_attack(run: Path, name: str) -> None:
     attack = the_attack(run)
 
     def rename(summary: dict[str, Any], outcomes: dict[str, Any]) -> None:
-        outcomes["predictions"]["pgd-50"] = outcomes["predictions"].pop(attack)
-        outcomes["undefended"]["pgd-50"] = outcomes["undefended"].pop(attack)
-        summary["undefended"]["attacks"]["pgd-50"] = summary["undefended"]["attacks"].pop(attack)
+        outcomes["predictions"][name] = outcomes["predictions"].pop(attack)
+        outcomes["undefended"][name] = outcomes["undefended"].pop(attack)
+        summary["undefended"]["attacks"][name] = summary["undefended"]["attacks"].pop(attack)
 
     restate(run, rename)
 

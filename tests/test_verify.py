@@ -10,7 +10,14 @@ import pytest
 import yaml
 
 import apd
-from benchmarks.forgeries import FORGERIES, card_edited, encoder_swapped, outcomes_flipped_everywhere
+from benchmarks.forgeries import (
+    FORGERIES,
+    card_edited,
+    change,
+    encoder_swapped,
+    outcomes_flipped_everywhere,
+    rename_attack,
+)
 
 from .command_line import Cli
 from .refusals import check_error
@@ -84,18 +91,24 @@ def test_the_command_has_a_line_per_finding_and_exit_code_1(cli: Cli, stranger: 
     assert any(line.startswith("ok   prompts") for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("part", "value"), [("data", {"source": "evil_module:data"}), ("method", {"name": "evil_module:Method"})]
-)
+@pytest.mark.parametrize("place", ["data", "method", "model", "attack", "source of an attack"])
 def test_code_that_a_stranger_names_is_not_imported(
-    part: str, value: dict[str, str], cli: Cli, stranger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, cli: Cli, stranger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("evil_module.py").write_text("from pathlib import Path\nPath('executed').touch()\n")
+    name = f"evil_{place.replace(' ', '_')}:thing"
+    Path(f"{name.partition(':')[0]}.py").write_text(
+        "from pathlib import Path\nPath('executed').touch()\nthing = print\n"
+    )
     record = yaml.safe_load((stranger / "config.yaml").read_text())
-    record[part].update(value)
-    (stranger / "config.yaml").write_text(yaml.safe_dump(record))
-    check_error(cli("verify", stranger), ["evil_module", "--trust-code"])
+    if place == "model":
+        change(stranger / "run.json", lambda manifest: manifest["model"].update(source=name))
+    elif place in record:
+        record[place].update({"data": {"source": name}, "method": {"name": name}}[place])
+    else:
+        rename_attack(stranger, f"transfer:{name}" if place.startswith("source") else name)
+    (stranger / "config.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
+    assert cli("verify", stranger, "--samples", 2).code == 1
     assert not Path("executed").exists()
 
 

@@ -24,9 +24,6 @@ def verify(
     samples: Annotated[int, typer.Option(min=1, help="Images per evaluation that are attacked again.")] = 64,
     seed: Annotated[int | None, typer.Option(help="Draws these images. (default: at random)")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Import what the run names as package.module:name.")
-    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge a run that somebody else has made: one line per finding, exit code 0 verified, 1 not.
@@ -43,9 +40,7 @@ def verify(
     from apd.evaluation.verify import verify_run
 
     with quiet_stdout():
-        found = verify_run(
-            run, data=data or (), model=model, samples=samples, seed=seed, device=device, trust_code=trust_code
-        )
+        found = verify_run(run, data=data or (), model=model, samples=samples, seed=seed, device=device)
     if as_json:
         print(to_json(found.to_dict()))
     else:

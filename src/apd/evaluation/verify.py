@@ -9,7 +9,6 @@ from pathlib import Path
 
 from apd.data import Dataset, load_data
 from apd.data.dataset import Decoded, Split
-from apd.data.load import DATA
 from apd.errors import ApdError, InputError
 from apd.evaluation.engine import Evaluation
 from apd.evaluation.findings import Finding, Verification
@@ -24,22 +23,18 @@ from apd.evaluation.summary import Finished, summarise
 from apd.evaluation.surroundings import surroundings_of
 from apd.evaluation.verify_files import Claim, check_files, read_claims
 from apd.evaluation.verify_images import check_kept
-from apd.models import names_code
 from apd.models.classifier import PromptedCLIP
 from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.util.device import pick_device
-from apd.util.files import read_yaml
 from apd.util.messages import get_logger, speaking
-from apd.util.plugins import is_spec
 from apd.util.text import one_line, printable
+from apd.util.trust import trust
 
 log = get_logger("apd.evaluation")
 
 SAMPLES = 64
 """Images per evaluation that are attacked again unless another number is asked for."""
-_NAMED = ("targeted", "foolbox", "torchattacks")
-"""Words before the colon in an attack's name that are not a module's."""
 _SURE = 0.999
 """Confidence of the interval in which the accuracy on all images must lie: one in a thousand honest ones may not."""
 _UNLIKELY = 0.01
@@ -54,7 +49,6 @@ def verify_run(
     samples: int = SAMPLES,
     seed: int | None = None,
     device: str = "auto",
-    trust_code: bool = False,
     quiet: bool = False,
 ) -> Verification:
     """Judge a run folder that somebody else has made.
@@ -70,22 +64,20 @@ def verify_run(
         samples: images per evaluation that are attacked again.
         seed: draws them; None: drawn at random, so that nobody can know them beforehand.
         device: auto, cpu, cuda, cuda:1 or mps.
-        trust_code: import what the run names as ``package.module:name``.
         quiet: show nothing.
 
     Raises:
-        InputError: not a finished run, or one that names code to import.
+        InputError: not a finished run.
 
     Example:
         >>> import apd
         >>> apd.verify_run("runs/stranger").verified  # doctest: +SKIP
     """
     run = Run.open(path)
-    if not trust_code:
-        _refuse_code(run, data, model)
+    trust(data, model)
     drawn = random.SystemRandom().randrange(2**31) if seed is None else seed
     with speaking(quiet):
-        found = list(_findings(run, list(data), _Again(model, samples, drawn, device, trust_code)))
+        found = list(_findings(run, list(data), _Again(model, samples, drawn, device)))
     return Verification(str(path), samples, drawn, tuple(found))
 
 
@@ -97,34 +89,6 @@ class _Again:
     samples: int
     seed: int
     device: str
-    trust_code: bool
-
-
-def _refuse_code(run: Run, data: Sequence[str], model: str | None) -> None:
-    """Refuse to import what a stranger's settings name.
-
-    Raises:
-        InputError: a model, data set or method that is code.
-    """
-    record = read_yaml(run.path / "config.yaml") if (run.path / "config.yaml").is_file() else {}
-    record = record if isinstance(record, dict) else {}
-    parts = {name: record.get(name) for name in ("data", "method")}
-    source, method = (
-        str(part.get(key, "")) if isinstance(part, dict) else str(part or "")
-        for part, key in ((parts["data"], "source"), (parts["method"], "name"))
-    )
-    own = str(run.manifest.get("model", {}).get("source", ""))
-    named = {
-        "model": own if model is None and names_code(own) else None,
-        "data": source if not data and (is_spec(source) or DATA.knows(source)) else None,
-        "method": method if is_spec(method) else None,
-    }
-    for what, code in named.items():
-        if code:
-            raise InputError(
-                f"{run.path} names code as its {what} ({printable(code)}), which is not imported from a stranger's run; read it, "
-                f"then --trust-code{'' if what == 'method' else f', or give your own with --{what}'}."
-            )
 
 
 def _findings(run: Run, data: list[str], again: _Again) -> Iterator[Finding]:
@@ -174,10 +138,8 @@ def _judge(claim: Claim, run: Run, classifier: PromptedCLIP, data: list[str], ag
         yield from check_kept(run.images, claim, serving, again.samples, again.seed)
     problem = _images_problem(claim, images)
     yield Finding("images", problem is None, problem or "the images and labels are those of the data", file)
-    if problem is None and not (unknown := _foreign_attacks(claim, again)):
+    if problem is None:
         yield from _attack_again(claim, serving, images, again)
-    elif problem is None:
-        yield Finding("again", False, f"not attacked again: {printable(unknown[0])} is code; see --trust-code", file)
 
 
 def _find_data(claim: Claim, run: Run, data: list[str]) -> Dataset:
@@ -194,16 +156,6 @@ def _find_data(claim: Claim, run: Run, data: list[str]) -> Dataset:
         if found.name == name:
             return found
     raise InputError(f"its data {name!r} is not here; give it: --data DATA")
-
-
-def _foreign_attacks(claim: Claim, again: _Again) -> list[str]:
-    return [] if again.trust_code else [name for name in claim.result.attacks if _is_code(name)]
-
-
-def _is_code(attack: str) -> bool:
-    """Whether an attack's name makes code be imported that is neither ours nor an installed library's."""
-    kind, _, rest = attack.partition(":")
-    return names_code(rest) if kind == "transfer" else is_spec(attack) and kind not in _NAMED
 
 
 def _images_problem(claim: Claim, data: Dataset) -> str | None:

@@ -25,7 +25,7 @@ from apd.runs.card import render_card
 from apd.runs.folder import Run
 from apd.runs.manifest import RESULT_WAY_OUT
 from apd.runs.output import summary_name
-from apd.util.files import parse_json, read_json
+from apd.util.files import LARGEST_JSON, parse_json, read_bounded, read_json
 from apd.util.tensors import sha256_of_file
 from apd.util.text import one_line
 
@@ -90,8 +90,8 @@ def _card(run: Run) -> Finding:
     try:
         results = [read_json(each, RESULT_WAY_OUT) for each in summary_files(run.results)]
         expected = render_card(run.path, run.manifest, run.config, results).splitlines()
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        lines = read_bounded(file, "evaluate again", LARGEST_JSON).decode().splitlines()
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return Finding("card", False, f"README.md cannot be compared with the results: {one_line(error, 200)}")
     wanted = [line for line in expected if not line.startswith(("# ", "classifier = apd.load_run("))]
     missing = sorted(set(wanted) - set(lines), key=wanted.index)
@@ -207,14 +207,14 @@ def _records(claim: Claim, results: Path) -> Finding:
 def _find_record(results: Path, wanted: Mapping[str, Any]) -> list[Record]:
     """Records of the same circumstances as far as they are wanted; the file's name has their hash."""
     found = []
-    for file in sorted(results.glob("*.jsonl")):
+    for file in filter(Path.is_file, sorted(results.glob("*.jsonl"))):  # a pipe would never end
         try:
             with open(file, encoding="utf-8") as lines:
                 about = parse_json(lines.readline(10**6), file, RESULT_WAY_OUT)["circumstances"]
             digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
             if file.stem.endswith(f"-{digest}") and wanted.items() <= about.items():
                 found.append(Record.load(file, about))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # not a record that could prove anything
     return found
 

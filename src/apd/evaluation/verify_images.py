@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from apd.evaluation.frozen import Subject
 from apd.evaluation.images import LEVELS, read_image
 from apd.evaluation.verify_files import Claim
 from apd.models.classifier import PromptedCLIP
+from apd.util.files import read_json
 from apd.util.text import one_line, printable
 
 LARGEST = 100_000_000
@@ -39,7 +39,7 @@ def check_kept(images: Path, claim: Claim, classifier: PromptedCLIP, samples: in
     """
     for index in sorted(images.glob("*/index.json")):
         try:
-            record = json.loads(_small(index).read_text(encoding="utf-8"))
+            record = read_json(_small(index), "remove it")
             if not _belongs(record["about"], claim):
                 continue
             rows = random.Random(seed).sample(record["images"], min(samples, len(record["images"])))

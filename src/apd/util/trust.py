@@ -56,9 +56,11 @@ def note_code(content: object, place: str) -> None:
         place: the file, for messages.
     """
     for text in _texts([content]):
-        if ":" in text and len(text) <= _LONGEST:
-            for name in _SPEC.findall(text):
+        rest = text if len(text) <= _LONGEST else ""
+        while ":" in rest:  # a name may follow another word and a colon, as in transfer:my_models:Toy
+            for name in _SPEC.findall(rest):
                 _of_files.setdefault(name, place)
+            rest = rest.partition(":")[2]
 
 
 def refusal(name: str) -> str | None:
