@@ -1,0 +1,42 @@
+"""The tables on certified accuracy and on other words are those of the committed measurements."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apd.errors import InputError
+from benchmarks import certified, wording
+from benchmarks.figures import BEGIN, END, between_markers
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(("name", "module"), [("certified", certified), ("wording", wording)])
+def test_the_page_holds_what_was_measured(name: str, module: Any) -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    text = (ROOT / "docs" / f"{name}.md").read_text()
+    section = text.split(BEGIN)[1].split(END)[0].strip()
+    command = re.match(r"`(python -m benchmarks\.\w+ .*?)`", section)
+    assert command is not None and module.page(record, command[1]) == section
+
+
+def test_certified_accuracy_is_nowhere_above_that_under_attack() -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / "certified.json").read_text())
+    points = [point for models in record.values() for one in models.values() for point in one["curve"]]
+    assert len(record) == 2 and len(points) >= 18
+    assert all(point["attacked"]["accuracy"] >= point["accuracy"] for point in points)
+
+
+def test_a_section_is_replaced_and_a_page_without_markers_refused(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    between_markers(page, "new")
+    assert page.read_text() == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
+    page.write_text("nothing")
+    with pytest.raises(InputError):
+        between_markers(page, "new")
