@@ -35,7 +35,7 @@ class Transfer(EvaluationAttack):
     Args:
         source: ``zero-shot``, a run folder, or a CLIP model.
         steps: steps of eps/10.
-        decay: of the momentum.
+        decay: the momentum's share of the gradient before.
         made_on: the source itself, known once the attack is prepared.
     """
 

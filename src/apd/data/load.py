@@ -204,7 +204,7 @@ def _place(source: str) -> object:
         return source
     standard = parse_standard(source)
     if standard is None:
-        return os.path.realpath(user_path(source))  # a loop of links is no error here
+        return os.path.realpath(user_path(source))  # a loop of links must not be an error here
     name, root = standard
     return name, None if root is None else root.resolve()
 
