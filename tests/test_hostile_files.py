@@ -417,6 +417,16 @@ def test_the_fuzzer_finds_its_files_readable_and_its_changes_refused(tmp_path: P
         assert read, parser.name
 
 
+@pytest.mark.parametrize(
+    ("name", "number"), [("split files", 2461), ("safetensors", 26222), ("outcomes and plans", 21602)]
+)
+def test_cases_that_once_ended_in_other_errors(tmp_path: Path, name: str, number: int) -> None:
+    benchmarks = pytest.importorskip("benchmarks.fuzz_parsers")
+    (parser,) = benchmarks.make_parsers(tmp_path, [name])
+    with pytest.raises(ApdError):
+        parser.run(parser.make(Random(f"0/{name}/{number}")))
+
+
 def test_yaml_is_still_read() -> None:
     assert parse_yaml("a: [1, &x 2, *x]", "here") == {"a": [1, 2, 2]}
     assert sys.getrecursionlimit() >= 1000
