@@ -94,7 +94,7 @@ def _changed(value: Any, random: Random) -> Any:
         if kind == 0:
             del value[key]
         elif kind == 1:
-            value[str(random.choice(_VALUES))[:500]] = random.choice(_VALUES)
+            value[str(random.choice(_VALUES))[:500]] = copy.deepcopy(random.choice(_VALUES))
         elif kind == 2:
             value[random.choice(list(value))] = copy.deepcopy(value[key])
         else:
@@ -105,9 +105,9 @@ def _changed(value: Any, random: Random) -> Any:
         if kind == 0:
             del value[at]
         elif kind == 1:
-            value.insert(at, random.choice(_VALUES))
+            value.insert(at, copy.deepcopy(random.choice(_VALUES)))
         elif kind == 2:
-            value += value[at:][:50]
+            value += copy.deepcopy(value[at:][:50])
         else:
             value[at] = _changed(value[at], random)
         return value
