@@ -29,6 +29,7 @@ from apd.evaluation.summary import Finished, summarise
 from apd.evaluation.surroundings import surroundings_of
 from apd.models.classifier import PromptedCLIP
 from apd.models.preprocessing import Preprocessing
+from apd.util.memory import Room
 from apd.util.messages import get_logger, speaking
 
 log = get_logger("apd.evaluation")
@@ -167,8 +168,13 @@ def _applicable(
     known = store.load(about)
     if known is None:
         x, labels, _ = samples.batch(range(min(PROBED, len(samples))), subject.device)
-        with subject.fixed():
-            known = {"why_not": no_gradient(subject, x, labels)}
+        room = Room()
+
+        def work(_: int | None) -> str | None:
+            with subject.within(room) as model, model.fixed():
+                return no_gradient(model, x, labels)
+
+        known = {"why_not": room.fit(len(x), work)}
         store.save(about, known)
     why_not = known["why_not"]
     if why_not is None:
