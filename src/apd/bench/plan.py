@@ -258,7 +258,8 @@ def _job(suite: Suite, block: Block, cell: _Cell, device: str) -> Job:
         extra = cell.extra(suite)
         update = {"classes": protocol.train_classes, **extra, **suite.located(extra)}
         section = sections[data].model_copy(update=update)
-        _check_enough(section, data)
+        if cell.unlabelled:
+            _check_enough(section, data)
         config = _located(suite, suite.run_config(data, method, drawn), model, section, device)
         decides |= _training_identity(config)
     if seed is not None:
