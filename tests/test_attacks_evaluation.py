@@ -238,4 +238,5 @@ def test_unknown_attacks_offer_the_nearest(name: str, way_out: str) -> None:
 def test_the_table_names_what_find_finds() -> None:
     for name in attacks.EVALUATION:
         if name != "clean":
-            assert attacks.find(name.replace("N", "3")).name == name.replace("N", "3")
+            example = name.replace("N", "3").replace("-P", "-5")
+            assert attacks.find(example).name == example

@@ -6,6 +6,7 @@ import copy
 import errno
 import json
 import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -312,7 +313,14 @@ def test_the_price_is_measured_on_the_runs_test_images(trained: Path, tmp_path: 
     answer = cli("export", trained, "--to", "torch", "--output", tmp_path / "x.pt2", *options, "--json")
     assert answer.code == 0, answer.err
     price = json.loads(answer.out)["price"]
-    wanted = apd.evaluate_run(trained, attacks=("pgd-3",), eps="8/255", limit=6, checks=False, control=False)
+    wanted = apd.evaluate_run(
+        shutil.copytree(trained, tmp_path / "run"),
+        attacks=("pgd-3",),
+        eps="8/255",
+        limit=6,
+        checks=False,
+        control=False,
+    )
     assert (price["images"], price["attack"], price["eps"]) == (6, "pgd-3", "8/255")
     assert price["clean"] == [wanted.clean] * 2
     assert price["adversarial"] == [wanted.attacks["pgd-3"].accuracy] * 2 and price["same_class"] == 100.0

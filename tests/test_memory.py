@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,19 +124,18 @@ def test_what_counts_as_out_of_memory() -> None:
 def test_room_is_halved_until_it_fits_and_then_kept() -> None:
     tries: list[int | None] = []
 
-    def work(limit: int) -> Callable[[int | None], int]:
-        def inner(most: int | None) -> int:
-            tries.append(most)
-            if (most or 20) > limit:
-                raise MemoryError
-            return most or 20
-
-        return inner
+    def work(room: Room, limit: int) -> int | None:
+        for attempt in room.attempts(20):
+            with attempt:
+                tries.append(room.most)
+                if (room.most or 20) > limit:
+                    raise MemoryError
+        return room.most
 
     room = Room()
-    assert (room.fit(20, work(6)), room.fit(20, work(6)), tries) == (5, 5, [None, 10, 5, 5])
+    assert (work(room, 6), work(room, 6), tries) == (5, 5, [None, 10, 5, 5])
     with pytest.raises(MemoryError):
-        room.fit(20, work(0))
+        work(room, 0)
     assert room.most == 1
 
 

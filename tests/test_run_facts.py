@@ -53,7 +53,7 @@ def test_the_teacher_and_the_measured_balance_are_in_manifest_and_card(
     assert about["weights_sha256"] != record["model"]["weights_sha256"]
     (row,) = [line for line in card(run).splitlines() if line.startswith("| teacher model |")]
     assert str(teacher) in row and other.info.weights_sha256 in row
-    assert f"| balance | {record['facts']['balance']} |" in card(run)
+    assert f"| balance | {record['facts']['balance']:.4g} |" in card(run)
 
 
 def test_who_had_no_other_teacher_and_no_balance_says_so(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:

@@ -20,7 +20,7 @@ from apd.methods import Step
 from apd.methods.clean import VLP
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
-from apd.training import loop
+from apd.training import process
 from apd.training.optim import ema_share, learning_rate, update_average
 from apd.training.step import TrainStep
 
@@ -121,7 +121,7 @@ def test_a_process_that_trained_on_one_device_does_not_pretend_to_train_on_anoth
     tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start(tmp_path / "first", clip, colours, "train.epochs=1")
-    monkeypatch.setattr(loop, "pick_device", lambda name: "cuda" if name == "cuda" else "cpu")
+    monkeypatch.setattr(process, "pick_device", lambda name: "cuda" if name == "cuda" else "cpu")
     with refused("cpu", "train.device=cuda"):
         start(tmp_path / "second", clip, colours, "train.epochs=1", "train.device=cuda")
 

@@ -157,7 +157,7 @@ class Plan:
         """
         record = parse_json(text, file, _WAY_OUT)
         check_shape(record, _SHAPE, file, _WAY_OUT)
-        odd = next((row["job"] for row in record["entries"] if not re.fullmatch(r"[\w.-]{1,200}", row["job"])), None)
+        odd = next((row["job"] for row in record["entries"] if not re.fullmatch(r"[\w. -]{1,200}", row["job"])), None)
         if odd is not None:  # a part of a path to its outcome
             raise InputError(f"{file} is damaged (a job is called {short(odd, 40)}); {_WAY_OUT}.")
         rows = tuple(_row(row) for row in record["entries"])

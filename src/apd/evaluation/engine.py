@@ -181,15 +181,13 @@ class Evaluation:
 
         Batches stay what they are: what attacks draw at random depends on them.
         """
-
-        def work(_: int | None) -> Record:
-            with self.subject.within(self.room) as subject:
+        for attempt in self.room.attempts(self.settings.batch_size or LARGEST):
+            with attempt, self.subject.within(self.room) as subject:
                 if subject is self.subject:
                     return self._find(name, wanted, attack)
                 known = self.known or self.__dict__.get("measured") or self.__dict__.get("pace")
                 return replace(self, subject=subject, known=known)._find(name, wanted, attack)
-
-        return self.room.fit(self.settings.batch_size or LARGEST, work)
+        raise AssertionError  # an attempt returns or raises
 
     def _find(self, name: str, wanted: Sequence[int], attack: attacks.EvaluationAttack | None) -> Record:
         record = self.store.record(self.circumstances(name))

@@ -169,12 +169,9 @@ def _applicable(
     if known is None:
         x, labels, _ = samples.batch(range(min(PROBED, len(samples))), subject.device)
         room = Room()
-
-        def work(_: int | None) -> str | None:
-            with subject.within(room) as model, model.fixed():
-                return no_gradient(model, x, labels)
-
-        known = {"why_not": room.fit(len(x), work)}
+        for attempt in room.attempts(len(x)):
+            with attempt, subject.within(room) as model, model.fixed():
+                known = {"why_not": no_gradient(model, x, labels)}
         store.save(about, known)
     why_not = known["why_not"]
     if why_not is None:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 
@@ -157,12 +156,9 @@ def _checks(own: Finished, control: Scores | None) -> list[Check]:
         seeds = seeds_of(ids, settings.seed)
         clean, known = right["clean"][index].to(y), standing[index].to(y.device)
         checked = Checked(x, y, seeds, clean, known, bool(settings.adversarial))
-
-        def work(_: int | None) -> list[dict[str, Any]]:
-            with subject.within(evaluation.room) as model, model.fixed():
-                return [check.model_dump() for check in model_checks(model, checked, settings.threat)]
-
-        found = evaluation.room.fit(len(index), work)
+        for attempt in evaluation.room.attempts(len(index)):
+            with attempt, subject.within(evaluation.room) as model, model.fixed():
+                found = [check.model_dump() for check in model_checks(model, checked, settings.threat)]
         evaluation.store.save(circumstances, found)
     checks = [black_box_says(Check(**check), evaluation.skipped, own.scores) for check in found]
     checks += library_checks(own.scores.attacks, len(samples))

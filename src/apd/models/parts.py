@@ -37,7 +37,7 @@ def in_parts(
 ) -> Found:
     """Return ``encode(x, tokens)``, computed in parts where the memory is too small for a whole batch.
 
-    Out of memory while a graph is made is passed on: who holds the rest of the graph has to begin again (`Room.fit`).
+    Out of memory while a graph is made is passed on: who holds the rest of the graph has to begin again (`Room.attempts`).
 
     Args:
         encode: an image tower: each image for itself.
@@ -45,19 +45,31 @@ def in_parts(
         tokens: its prompts.
         dims: where the batch is in what it returns, one for each tensor.
     """
-
-    def work(most: int | None) -> Found:
-        if most is None or len(x) <= most:
-            return encode(x, tokens)
-        found = [_again(encode, part, tokens) for part in torch.split(x, most)]
-        if isinstance(found[0], Tensor):
-            return torch.cat(found, dim=dims[0])
-        return tuple(torch.cat(parts, dim=dim) for parts, dim in zip(zip(*found, strict=True), dims, strict=True))  # type: ignore[return-value]
-
-    if torch.compiler.is_exporting():
-        return encode(x, tokens)
     room = _room.get() or Room()
-    return work(room.most) if torch.is_grad_enabled() else room.fit(len(x), work)
+    whole = room.most is None or len(x) <= room.most
+    if torch.compiler.is_exporting() or (whole and torch.is_grad_enabled()):
+        return encode(x, tokens)
+    if torch.is_grad_enabled():
+        return _joined(encode, x, tokens, dims, room.most or len(x))
+    for attempt in room.attempts(len(x)):
+        with attempt:
+            if room.most is None or len(x) <= room.most:
+                return encode(x, tokens)
+            return _joined(encode, x, tokens, dims, room.most)
+    raise AssertionError  # an attempt returns or raises
+
+
+def _joined(
+    encode: Callable[[Tensor, Sequence[Tensor]], Found],
+    x: Tensor,
+    tokens: Sequence[Tensor],
+    dims: Sequence[int],
+    most: int,
+) -> Found:
+    found = [_again(encode, part, tokens) for part in torch.split(x, most)]
+    if isinstance(found[0], Tensor):
+        return torch.cat(found, dim=dims[0])
+    return tuple(torch.cat(parts, dim=dim) for parts, dim in zip(zip(*found, strict=True), dims, strict=True))  # type: ignore[return-value]
 
 
 class InParts(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -167,7 +167,7 @@ class Loop:
 
     def _run_through(self, prepare: Any) -> dict[str, Any]:
         if not self.trained:
-            return {**self._validate(Log(self.run, len(self.batches)), 0), "steps": 0}
+            return {**self._report(Log(self.run, len(self.batches)), 0, self.validate()), "steps": 0}
         optimizer = build_optimizer(self.settings.optimizer, self.trained)
         found = self._restore(optimizer)
         start = found or 0
@@ -213,7 +213,7 @@ class Loop:
                 self.monitor.check_loss(metrics.terms(terms, done), done)
                 progress.status = " ".join(f"{name} {value:.3f}" for name, value in metrics.last.items())
             if self.run and due(self.schedule.validate_every):
-                self.summary = {**self._validate(metrics, done), "steps": done}
+                self.summary = {**self._report(metrics, done, self.validate()), "steps": done}
             self._agree_to_stop()
             # Not before the first step: what that one refuses costs no finished work that would be overwritten.
             if step == 0 or due(self.settings.checkpoint_every) or self.stop:
@@ -270,22 +270,20 @@ class Loop:
 
         Those are ``x_adv``, or else what the training attack makes.
         """
-
-        def work(_: int | None) -> tuple[dict[str, Tensor], Tensor]:
-            optimizer.zero_grad()
-            moved = self.moving.view(batch, threat) if self.moving and x_adv is None else x_adv
-            terms, images = module(batch, threat, moved)
-            self.accelerator.backward(torch.stack(list(terms.values())).sum() * batch.weight)
-            return terms, images
-
         # Several processes could not begin again together.
-        return self.room.fit(len(batch.x), work) if self.accelerator.num_processes == 1 else work(None)
+        alone = self.accelerator.num_processes == 1
+        for attempt in self.room.attempts(len(batch.x)) if alone else [nullcontext()]:
+            with attempt:
+                optimizer.zero_grad()
+                moved = self.moving.view(batch, threat) if self.moving and x_adv is None else x_adv
+                terms, images = module(batch, threat, moved)
+                self.accelerator.backward(torch.stack(list(terms.values())).sum() * batch.weight)
+        return terms, images
 
     def _named_gradients(self) -> dict[str, Tensor]:
         return {name: p.grad for name, p in self.method.named_parameters() if p.requires_grad and p.grad is not None}
 
-    def _validate(self, metrics: Log, done: int) -> dict[str, Any]:
-        found = self.validate()
+    def _report(self, metrics: Log, done: int, found: Validation) -> dict[str, Any]:
         attacked = self.schedule.threat(done - 1).eps > 0  # else an adversarial term of 0 says nothing
         record = found.record()
         warnings = self.monitor.check_validation(metrics.last_terms if attacked else {}, found)
@@ -305,7 +303,9 @@ class Loop:
     def validate(self) -> Validation:
         """Look at the validation split, clean and under the short attack, with what would be deployed."""
         model, val = self.deployed().frozen(), self.images.val
-        found = self.room.fit(VALIDATED, lambda _: look(model, val, self.settings, self.monitor))
+        for attempt in self.room.attempts(VALIDATED):
+            with attempt:
+                found = look(model, val, self.settings, self.monitor)
         return replace(found, agreement=not len(self.images.train))
 
     def calibration(self) -> Calibration | None:
