@@ -19,7 +19,7 @@ from apd.evaluation.progress import Pace, SoFar, say_clean, shown
 from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
 from apd.evaluation.store import Key, Outcome, Record, Store
-from apd.util.memory import Room
+from apd.util.memory import Attempt, Room
 from apd.util.messages import get_logger
 from apd.util.progress import pretty_seconds
 from apd.util.versions import versions
@@ -161,11 +161,16 @@ class Evaluation:
     def run(self) -> dict[str, Record]:
         """Outcomes under ``clean`` and each attack; misclassified samples are not attacked."""
         with self.subject.fixed():
-            records = {"clean": self._run("clean", range(len(self.samples)))}
+            records: dict[str, Record] = {}
+            for attempt, part in self._attempts():
+                with attempt:
+                    records["clean"] = part._find("clean", range(len(self.samples)), None)
             right = [i for i, key in enumerate(self.samples.keys) if records["clean"].outcomes[key].predicted == key[2]]
             say_clean(len(right), len(self.samples), self.on)
             for name, attack in self.named_attacks.items():
-                records[name] = self._run(name, right, attack)
+                for attempt, part in self._attempts():
+                    with attempt:
+                        records[name] = part._find(name, right, attack)
         return records
 
     @cached_property
@@ -176,18 +181,15 @@ class Evaluation:
             return found
         return {name: attack.prepared(self.surroundings) for name, attack in found.items()}
 
-    def _run(self, name: str, wanted: Sequence[int], attack: attacks.EvaluationAttack | None = None) -> Record:
-        """Find the outcomes of an attack; out of memory, take up where it was, with the images of a batch in smaller parts.
+    def _attempts(self) -> Iterator[tuple[Attempt, Evaluation]]:
+        """Yield attempts at finding outcomes; out of memory, one that gives the model the images of a batch in smaller parts.
 
-        Batches stay what they are: what attacks draw at random depends on them.
+        It takes up where the one before was. Batches stay what they are: what attacks draw at random depends on them.
         """
         for attempt in self.room.attempts(self.settings.batch_size or LARGEST):
-            with attempt, self.subject.within(self.room) as subject:
-                if subject is self.subject:
-                    return self._find(name, wanted, attack)
+            with self.subject.within(self.room) as subject:
                 known = self.known or self.__dict__.get("measured") or self.__dict__.get("pace")
-                return replace(self, subject=subject, known=known)._find(name, wanted, attack)
-        raise AssertionError  # an attempt returns or raises
+                yield attempt, self if subject is self.subject else replace(self, subject=subject, known=known)
 
     def _find(self, name: str, wanted: Sequence[int], attack: attacks.EvaluationAttack | None) -> Record:
         record = self.store.record(self.circumstances(name))

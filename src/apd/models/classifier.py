@@ -13,7 +13,7 @@ from apd.errors import InputError
 from apd.models.encoder import DualEncoder
 from apd.models.fast.kernels import without_autocast
 from apd.models.mixture import Mixture
-from apd.models.parts import in_parts
+from apd.models.parts import at_once, in_parts
 from apd.models.prompts import Prompts
 from apd.models.shown import ShownInShort
 from apd.util.text import first_of
@@ -52,7 +52,10 @@ class BoundCLIP:
 
     def embed(self, x: Tensor) -> Tensor:
         """Image features (B, D) as the encoder gives them, not of unit length, of images (B,3,S,S) in [0,1]."""
-        return _full(in_parts(self.encoder.encode_image, self._framed(x), self.visual, (0,)))
+        x = self._framed(x)
+        if at_once(x):  # a frame less on the stack of every attack
+            return _full(self.encoder.encode_image(x, self.visual))
+        return _full(in_parts(self.encoder.encode_image, x, self.visual, (0,)))
 
     def _framed(self, x: Tensor) -> Tensor:
         if self.frame is None:

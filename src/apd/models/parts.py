@@ -32,6 +32,14 @@ def within(room: Room) -> Iterator[None]:
         _room.reset(token)
 
 
+def at_once(x: Tensor) -> bool:
+    """Whether these images go through at once, or else not at all: a graph is being made, and they are known to fit."""
+    if torch.compiler.is_exporting():  # the length of a batch that is free must not be looked at
+        return True
+    room = _room.get()
+    return torch.is_grad_enabled() and (room is None or room.most is None or len(x) <= room.most)
+
+
 def in_parts(
     encode: Callable[[Tensor, Sequence[Tensor]], Found], x: Tensor, tokens: Sequence[Tensor], dims: Sequence[int]
 ) -> Found:
@@ -45,10 +53,9 @@ def in_parts(
         tokens: its prompts.
         dims: where the batch is in what it returns, one for each tensor.
     """
-    room = _room.get() or Room()
-    whole = room.most is None or len(x) <= room.most
-    if torch.compiler.is_exporting() or (whole and torch.is_grad_enabled()):
+    if at_once(x):
         return encode(x, tokens)
+    room = _room.get() or Room()
     if torch.is_grad_enabled():
         return _joined(encode, x, tokens, dims, room.most or len(x))
     for attempt in room.attempts(len(x)):
