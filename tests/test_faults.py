@@ -138,6 +138,11 @@ def test_one_process_at_a_time_writes_to_a_run_and_a_dead_one_does_not_count(
     unfinished.lock.release()
     for folder, command in (
         (run, ("evaluate", run, "--attack", "clean", "--limit", 2)),
+        (run, ("certify", run, "--limit", 1, "--n0", 2, "--n", 8, "--no-control")),
+        (
+            run,
+            ("wording", run, "--change", "typos", "--variants", 1, "--attack", "clean", "--limit", 2, "--no-control"),
+        ),
         (unfinished.path, None),
     ):
         connection, other = FORKED.Pipe()

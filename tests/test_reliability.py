@@ -102,6 +102,9 @@ def test_strict_exits_with_three(cli: Cli, run: Path, monkeypatch: pytest.Monkey
     answer = cli(*arguments, "--strict", "--json")
     assert answer.code == UNRELIABLE == 3
     assert json.loads(answer.out)["reliable"] is False
+    found.clear()  # nobody has looked, which is no reason to go on
+    answer = cli(*arguments, "--strict", "--json")
+    assert answer.code == UNRELIABLE and json.loads(answer.out)["reliable"] is None
 
 
 def test_tables_mark_what_is_not_reliable() -> None:

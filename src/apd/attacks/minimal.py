@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,15 +18,15 @@ _BISECTIONS = 10
 """Halvings of the segment between the clean image and the best one, at the end."""
 
 
-class MinimalNorm(EvaluationAttack):
+class MinimalNorm(EvaluationAttack, ABC):
     """An attack whose result is a distance; within a budget, it counts where that is at most eps."""
 
+    @abstractmethod
     def minimal(self, model: nn.Module, batch: AttackBatch, norm: Norm) -> tuple[Tensor, Tensor]:
         """Return the nearest misclassified images found (B,3,H,W), and their distances (B,).
 
         The distance is infinite, and the image the clean one, where none was found.
         """
-        raise NotImplementedError
 
     def __call__(self, model: nn.Module, batch: AttackBatch, threat: ThreatModel, watch: Watch = UNWATCHED) -> Found:
         """Attack ``batch``; images farther away than eps do not count, and stay clean."""

@@ -6,15 +6,19 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
 from apd.errors import InputError
+from apd.util.files import write_atomic
 from apd.util.messages import get_logger
 from apd.util.text import printable, quoted
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from apd.data import Dataset
     from apd.runs.folder import Run
 
@@ -55,6 +59,28 @@ def quiet_stdout() -> Iterator[None]:
     """Redirect what libraries print to standard error, so that standard output holds only the result."""
     with redirect_stdout(sys.stderr):
         yield
+
+
+class Shown(Protocol):
+    """A result that people and programs can read."""
+
+    def to_json(self) -> str:
+        """The result as JSON text."""
+
+    def table(self) -> RenderableType:
+        """The result as a table."""
+
+
+def show(result: Shown, as_json: bool, output: Path | None) -> None:
+    """Print a result as a table or as JSON, and write the JSON to ``output`` if there is one."""
+    if output is not None:
+        write_atomic(output, result.to_json() + "\n")
+    if as_json:
+        print(result.to_json())
+        return
+    from rich.console import Console
+
+    Console().print(result.table())
 
 
 def check_port(port: int) -> None:

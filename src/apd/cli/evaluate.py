@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import AsJson, quiet_stdout, say, split_names
+from apd.cli.common import AsJson, quiet_stdout, say, show, split_names
 from apd.errors import InputError
 from apd.runs.reliability import UNRELIABLE
-from apd.util.files import check_writable, write_atomic
+from apd.util.files import check_writable
 from apd.util.text import quoted
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ Attacks = Annotated[
 Strong = Annotated[
     bool,
     typer.Option(
-        "--strong", help="AutoAttack, the standard for published numbers, not the quick default attack: slow."
+        "--strong",
+        help="AutoAttack, the standard for published numbers, not the quick default attack: slow. Stronger: --attack strong.",
     ),
 ]
 Eps = Annotated[str | None, typer.Option(help="Budget in [0,1] pixel units, such as 4/255. (default: the run's)")]
@@ -68,7 +69,10 @@ SaveImages = Annotated[
 ]
 SkipBadImages = Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out, and count them.")]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Exit with code 3 if the result is not reliable (a health check failed).")
+    bool,
+    typer.Option(
+        "--strict", help="Exit with code 3 unless the result is reliable: a health check failed, or none ran."
+    ),
 ]
 Folder = Annotated[
     Path | None,
@@ -141,10 +145,10 @@ def evaluate(
         evaluation = asked.evaluation(given)
         along = None if curve is None else _along(evaluation, curve, given)
         result = evaluation() if along is None else along.result
-    _show(along or result, as_json, output)
+    show(along or result, as_json, output)
     _suggest(context, asked, result)
-    if strict and result.reliable is False:
-        say(f"Not reliable: {'; '.join(result.unreliable_because)} (--strict: exit code {UNRELIABLE})")
+    if strict and not result.reliable:  # unknown, too: nobody has looked
+        say(f"reliable: {result.reliability.describe()} (--strict: exit code {UNRELIABLE})")
         raise typer.Exit(UNRELIABLE)
 
 
@@ -256,14 +260,3 @@ def _stopped(place: Path | None, progress: str) -> str:
         return f"\nStopped. Outcomes are kept in run folders, or with --folder; start again with: {again}"
     kept = f"{progress}, and all that was finished before" if progress else "what was finished before"
     return f"\nStopped. Kept in {place}: {kept}. Resume with: {again}"
-
-
-def _show(result: Result | Curve, as_json: bool, output: Path | None) -> None:
-    if output is not None:
-        write_atomic(output, result.to_json() + "\n")
-    if as_json:
-        print(result.to_json())
-        return
-    from rich.console import Console
-
-    Console().print(result.table())

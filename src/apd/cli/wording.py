@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import AsJson, quiet_stdout, say, split_names
+from apd.cli.common import AsJson, quiet_stdout, say, show, split_names
 from apd.errors import InputError
-from apd.util.files import check_writable, write_atomic
+from apd.util.files import check_writable
 
 if TYPE_CHECKING:
     from apd.evaluation.wording.result import Wording
@@ -75,14 +75,7 @@ def wording(
         check_writable(output.parent)
     with quiet_stdout():
         found = _found(run, model, data, device, given)
-    if output is not None:
-        write_atomic(output, found.to_json() + "\n")
-    if as_json:
-        print(found.to_json())
-        return
-    from rich.console import Console
-
-    Console().print(found.table())
+    show(found, as_json, output)
 
 
 def _found(run: Path | None, model: str | None, data: str | None, device: str, given: dict[str, Any]) -> Wording:

@@ -19,8 +19,11 @@ from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.settings.explain import explain, setting_names
 from apd.util.device import pick_device
+from apd.util.messages import get_logger
+from apd.util.trust import trust
 
 S = TypeVar("S", bound=BaseModel)
+log = get_logger("apd.evaluation")
 
 
 def read_settings(section: type[S], values: Mapping[str, Any], function: str, others: Sequence[str] = ()) -> S:
@@ -72,26 +75,43 @@ def of_run(
     Raises:
         InputError: not a finished run, another CLIP model than the run's, images without labels.
     """
+    trust(data, model)
     run = Run.open(path)
+    images, other = images_for(run, data)
+    wanted = images.classes(classes or ("all" if other else run.config.data.classes))
+    classifier = serving(wanted, load_run(path, device=pick_device(device), model=model))
+    return RunInputs(run, classifier, wanted)
+
+
+def images_for(run: Run, data: str | Dataset | None) -> tuple[Dataset, bool]:
+    """Load the images that a run is judged on, with all classes, and whether they are others than its own.
+
+    Raises:
+        InputError: the run's own images have no labels.
+    """
     config = run.config
+    # The run's own data named again is the run's own data: drawn anew, its val could hold images it was trained on.
     source = data.source if isinstance(data, Dataset) else data
     other = source is not None and not same_source(source, config.data.source)
     if not other and config.data.class_names is not None:
         raise InputError(
-            f"{path} was trained on images without labels ({config.data.source}); give it labelled images: --data DATA "
-            "(Python: data=)."
+            f"{run.path} was trained on images without labels ({config.data.source}), which cannot be evaluated on; give it "
+            "labelled images: --data DATA (Python: data=)."
         )
     if isinstance(data, Dataset):
-        images = data
-    elif other:
-        images = load_data(source or "", shots="all")
-    else:
-        images = config.data.for_evaluation().load(config.train.seed)
-    wanted = images.classes(classes or ("all" if other else config.data.classes))
-    classifier = load_run(path, device=pick_device(device), model=model)
-    if classifier.class_names != wanted.class_names:
-        classifier = classifier.with_classes(wanted.class_names, wanted.templates)
-    return RunInputs(run, classifier, wanted)
+        return data, other
+    if source is not None and other:
+        return load_data(source, shots="all"), other
+    return config.data.for_evaluation().load(config.train.seed), other
+
+
+def serving(data: Dataset, classifier: PromptedCLIP) -> PromptedCLIP:
+    """Return the classifier for the classes of ``data``; say so if it was trained for others."""
+    if classifier.class_names == data.class_names:
+        return classifier
+    n = len(data.class_names)
+    log.info(f"The run knows other classes; its prompts serve the {n} classes of {data.name}.")
+    return classifier.with_classes(data.class_names, data.templates)
 
 
 def zero_shot(model: str, source: str, classes: Which = "all", device: str = "auto") -> tuple[PromptedCLIP, Dataset]:

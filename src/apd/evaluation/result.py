@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -16,7 +15,7 @@ from apd.evaluation.statistics import wilson
 from apd.runs.chance import chance_note
 from apd.runs.reliability import Reliability, reliability
 from apd.util.progress import counted
-from apd.util.text import printable
+from apd.util.text import plain, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -185,12 +184,7 @@ class Result(ResultRecord):
 
     def __str__(self) -> str:
         """The table as plain text."""
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=80)
-        with console.capture() as capture:
-            console.print(self.table())
-        return capture.get()
+        return plain(self.table(), width=80)
 
     def table(self) -> RenderableType:
         """A table and the health checks, for a person."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Unpack
 
-from apd.data import Dataset, load_data, same_source
-from apd.errors import InputError
+from apd.data import Dataset
+from apd.evaluation.inputs import images_for, serving
 from apd.evaluation.measure import evaluate, parse_settings
 from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
 from apd.evaluation.stored import save
 from apd.evaluation.surroundings import ZERO_SHOT
-from apd.models.classifier import PromptedCLIP
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.runs.load import load_run
@@ -63,21 +62,16 @@ def evaluate_run(
     trust(data, model)
     run = Run.open(path)
     config = run.config
-    # The run's own data named again is the run's own data: drawn anew, its val could hold images it was trained on.
-    source = data.source if isinstance(data, Dataset) else data
-    other = source is not None and not same_source(source, config.data.source)
+    images, other = images_for(run, data)
     given = {**_own_settings(config, other), **settings}
     chosen = parse_settings(given, "evaluate_run", ("data", "model", "device", "save_images"))
     if _TEACHER in chosen.attacks:
         given["attacks"] = [_taught_by(config) if name == _TEACHER else name for name in chosen.attacks]
-    if not other:
-        _check_labelled(path, config)
-    images = data if isinstance(data, Dataset) else _load(config, data if other else None)
     wanted = images.classes(chosen.classes)
     with speaking(chosen.quiet), run.lock.held():
         tidy(run.path)
         log.info(f"{wanted.summary()}; CLIP model {printable(model or config.model)}")
-        classifier = _serving(wanted, load_run(path, device=pick_device(device), model=model))
+        classifier = serving(wanted, load_run(path, device=pick_device(device), model=model))
         kept = run.images if save_images else None
         result = evaluate(classifier, images, store=run.results, save_images=kept, **given)
         save(run, result)
@@ -98,27 +92,3 @@ def _taught_by(config: RunConfig) -> str:
     teacher = getattr(config.method.settings, "teacher_model", None) or ZERO_SHOT
     log.info(f"{_TEACHER} is transfer:{printable(teacher)}")
     return f"transfer:{teacher}"
-
-
-def _check_labelled(path: str | Path, config: RunConfig) -> None:
-    if config.data.class_names is not None:
-        raise InputError(
-            f"{path} was trained on images without labels ({config.data.source}), which cannot be evaluated on; give it "
-            "labelled images: --data DATA (Python: data=)."
-        )
-
-
-def _load(config: RunConfig, other: str | None) -> Dataset:
-    """Load other data, or the run's own, with all classes: which are evaluated is the evaluation's own setting."""
-    if other:
-        return load_data(other, shots="all")
-    return config.data.for_evaluation().load(config.train.seed)
-
-
-def _serving(data: Dataset, classifier: PromptedCLIP) -> PromptedCLIP:
-    """Return the classifier for the classes of ``data``; say so if it was trained for others."""
-    if classifier.class_names == data.class_names:
-        return classifier
-    n = len(data.class_names)
-    log.info(f"The run knows other classes; its prompts serve the {n} classes of {data.name}.")
-    return classifier.with_classes(data.class_names, data.templates)

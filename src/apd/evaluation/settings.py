@@ -14,6 +14,18 @@ from apd.util.section import Section
 from apd.util.seed_range import Seed
 
 
+def number_or_word(value: object, *words: str) -> object:
+    """Check a limit: a number of images from 1, also as text, or one of these words.
+
+    >>> number_or_word("20", "all"), number_or_word("all", "all")
+    (20, 'all')
+    """
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if number not in words and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+        raise ValueError(f"limit: give a number of images from 1, or {' or '.join(words)} (got {value!r}).")
+    return number
+
+
 class EvaluationSettings(Section):
     """Which attacks, how far, on which images; every reported attack runs in float32."""
 
@@ -70,12 +82,7 @@ class EvaluationSettings(Section):
     @field_validator("limit", mode="before")
     @classmethod
     def _number_or_word(cls, value: object) -> object:
-        if value is None:
-            return "all"
-        number = int(value) if isinstance(value, str) and value.isdecimal() else value
-        if number not in ("auto", "all") and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
-            raise ValueError(f"limit: give a number of images from 1, all or auto (got {value!r}).")
-        return number
+        return "all" if value is None else number_or_word(value, "all", "auto")
 
     @field_validator("corruption")
     @classmethod

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import reprlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 # Joiners are invisible, but Persian, Hindi and emoji are spelled with them.
 _JOINERS = "\u200c\u200d"
@@ -72,6 +77,16 @@ def to_json(value: object, indent: int | None = 2) -> str:
     """JSON for files and standard output: characters as they are, or as escapes where some could not be printed."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     return text if printable(text.replace("\n", "")) == text.replace("\n", "") else json.dumps(value, indent=indent)
+
+
+def plain(table: RenderableType, width: int = 80) -> str:
+    """Return a table for the terminal as text without colours."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
 
 
 def cell(value: object) -> object:

@@ -130,16 +130,18 @@ def certify_run(
         settings: of `CertifySettings`.
 
     Raises:
-        InputError: an unknown setting, not a finished run, images that cannot be read.
+        InputError: an unknown setting, not a finished run, images that cannot be read, another process that is writing to the
+            run.
     """
     chosen = read_settings(CertifySettings, settings, "certify_run", ("data", "model", "device"))
     inputs = of_run(path, data, model, device, settings.get("classes"))
     skip = chosen.skip_bad_images or inputs.run.config.data.skip_bad_images
     # The classes are cut already.
     given: CertifyOptions = {**settings, "classes": "all", "skip_bad_images": skip}
-    found = certify(inputs.classifier, inputs.data, store=inputs.run.results, **given)
-    found = found.model_copy(update={"classes": settings.get("classes", inputs.run.config.data.classes)})
-    save_certified(inputs.run, found)
+    with inputs.run.lock.held():
+        found = certify(inputs.classifier, inputs.data, store=inputs.run.results, **given)
+        found = found.model_copy(update={"classes": settings.get("classes", inputs.run.config.data.classes)})
+        save_certified(inputs.run, found)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from pydantic import BaseModel
 from apd.evaluation.certified.smoothing import Smoothing, Votes
 from apd.evaluation.result import Accuracy
 from apd.util.progress import counted
-from apd.util.text import printable
+from apd.util.text import plain, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -99,12 +98,7 @@ class Certified(CertifiedScores):
 
     def __str__(self) -> str:
         """The table as plain text."""
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=80)
-        with console.capture() as capture:
-            console.print(self.table())
-        return capture.get()
+        return plain(self.table(), width=80)
 
     def table(self) -> RenderableType:
         """A table for a person."""

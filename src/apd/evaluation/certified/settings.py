@@ -7,6 +7,7 @@ from typing import Literal, TypedDict
 from pydantic import Field, field_validator, model_validator
 
 from apd.evaluation.certified.smoothing import Smoothing
+from apd.evaluation.settings import number_or_word
 from apd.util.section import Section
 from apd.util.seed_range import Seed
 
@@ -33,10 +34,7 @@ class CertifySettings(Section):
     @field_validator("limit", mode="before")
     @classmethod
     def _number_or_word(cls, value: object) -> object:
-        number = int(value) if isinstance(value, str) and value.isdecimal() else value
-        if number != "all" and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
-            raise ValueError(f"limit: give a number of images from 1, or all (got {value!r}).")
-        return number
+        return number_or_word(value, "all")
 
     @field_validator("radii")
     @classmethod

@@ -128,7 +128,8 @@ def evaluate_run_wording(
         settings: of `WordingSettings`; eps and norm are the run's unless they are given.
 
     Raises:
-        InputError: an unknown setting, not a finished run, a file that cannot be read.
+        InputError: an unknown setting, not a finished run, a file that cannot be read, another process that is writing to the
+            run.
     """
     chosen = read_settings(
         WordingSettings, settings, "evaluate_run_wording", ("data", "model", "device", "synonyms", "templates", "words")
@@ -141,11 +142,14 @@ def evaluate_run_wording(
     # The classes are cut already.
     given: WordingOptions = {**own, **settings, "classes": "all", "skip_bad_images": skip}
     files = {"synonyms": synonyms, "templates": templates, "words": words}
-    found = evaluate_wording(inputs.classifier, inputs.data, store=inputs.run.results, **files, **given)
-    found = found.model_copy(update={"classes": settings.get("classes", config.data.classes)})
-    name = "-".join([found.data, found.split, found.classes, found.attack, found.norm, found.eps_text, *found.changes])
-    safe = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{name}-seed{found.seed}-n{found.n}")[:180]
-    write_atomic(inputs.run.results / f"wording-{safe}.json", found.to_json() + "\n")
+    with inputs.run.lock.held():
+        found = evaluate_wording(inputs.classifier, inputs.data, store=inputs.run.results, **files, **given)
+        found = found.model_copy(update={"classes": settings.get("classes", config.data.classes)})
+        name = "-".join(
+            [found.data, found.split, found.classes, found.attack, found.norm, found.eps_text, *found.changes]
+        )
+        safe = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{name}-seed{found.seed}-n{found.n}")[:180]
+        write_atomic(inputs.run.results / f"wording-{safe}.json", found.to_json() + "\n")
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from torch import Tensor
 from apd.evaluation.result import Accuracy
 from apd.evaluation.wording.variants import Variant
 from apd.util.progress import counted
-from apd.util.text import printable
+from apd.util.text import plain, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -97,12 +96,7 @@ class Wording(WordingScores):
 
     def __str__(self) -> str:
         """The table as plain text."""
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=100)
-        with console.capture() as capture:
-            console.print(self.table())
-        return capture.get()
+        return plain(self.table(), width=100)
 
     def table(self) -> RenderableType:
         """A table for a person: rows are changes of words, on clean and on attacked images."""

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from apd import attacks
 from apd.attacks.threat import Norm, parse_eps
 from apd.errors import nearest
-from apd.evaluation.settings import EvaluationSettings
+from apd.evaluation.settings import EvaluationSettings, number_or_word
 from apd.evaluation.wording.variants import KINDS
 from apd.util.section import Section
 from apd.util.seed_range import Seed
@@ -58,10 +58,7 @@ class WordingSettings(Section):
     @field_validator("limit", mode="before")
     @classmethod
     def _number_or_word(cls, value: object) -> object:
-        number = int(value) if isinstance(value, str) and value.isdecimal() else value
-        if number != "all" and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
-            raise ValueError(f"limit: give a number of images from 1, or all (got {value!r}).")
-        return number
+        return number_or_word(value, "all")
 
     @model_validator(mode="after")
     def _can_attack(self) -> WordingSettings:
