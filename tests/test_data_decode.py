@@ -234,3 +234,12 @@ def test_progress_goes_to_standard_error_and_only_when_it_takes_long(
     assert (quiet.out, shown.out) == ("", "")
     assert "decoding images" not in quiet.err
     assert "decoding images" in shown.err
+
+
+def test_an_image_that_is_upright_and_in_rgb_is_not_copied() -> None:
+    """Two copies of a photo of 150 million pixels are 1.2 GB."""
+    image = Image.new("RGB", (4, 2), "red")
+    assert to_rgb(image) is image
+    image.getexif()[0x0112] = 6
+    turned = to_rgb(image)
+    assert turned is not image and turned.size == (2, 4) and image.size == (4, 2)

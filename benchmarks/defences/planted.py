@@ -248,6 +248,7 @@ PLANTED: dict[str, tuple[str, Callable[[Defence, Tensor], Tensor]]] = {
     "8-bit pixels": ("cut graph", _on_pixels(lambda x: (x * 255).to(torch.uint8).to(x) / 255)),
     # Saturation
     "logits times 10,000": ("saturation", _on_logits(lambda z: z * 1e4)),
+    "logits times 1e-42": ("saturation", _on_logits(lambda z: z * 1e-30 * 1e-12)),
     "softmax of large logits": ("saturation", _on_logits(lambda z: F.softmax(z * 20, dim=-1))),
     "log of saturated softmax": ("saturation", _on_logits(lambda z: (F.softmax(z * 20, dim=-1) + 1e-6).log())),
     "temperature by input": ("saturation", _on_logits(_confident)),

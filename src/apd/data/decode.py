@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from apd.data.unreadable import RAW_SUFFIXES, WAY_OUT, Source, complaint, how_to_convert
@@ -41,7 +41,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if image.has_transparency_data and image.width * image.height > MOST_TRANSPARENT:
         raise ValueError(f"it has {image.width} x {image.height} pixels with transparency, more than is read")
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    # Pillow copies what is upright and in RGB already: three times the memory of an image.
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         image = _from_16_bits(image)
     if image.mode == "F":
@@ -49,7 +52,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         coloured = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), coloured)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
