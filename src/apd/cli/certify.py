@@ -96,9 +96,9 @@ def _found(run: Path | None, model: str | None, data: str | None, device: str, g
     if model is None or data is None:
         raise InputError("Give a run folder, or both --model and --data.")
     from apd.evaluation.certified.certify import certify as certify_classifier
-    from apd.evaluation.inputs import zero_shot
+    from apd.evaluation.inputs import zero_shot_on
 
-    classifier, images = zero_shot(model, data, given.pop("classes", "all"), device)
+    classifier, images = zero_shot_on(model, data, given.pop("classes", "all"), device)
     return certify_classifier(classifier, images, **given)
 
 

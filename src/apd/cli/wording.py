@@ -93,8 +93,8 @@ def _found(run: Path | None, model: str | None, data: str | None, device: str, g
             raise
     if model is None or data is None:
         raise InputError("Give a run folder, or both --model and --data.")
-    from apd.evaluation.inputs import zero_shot
+    from apd.evaluation.inputs import zero_shot_on
     from apd.evaluation.wording.measure import evaluate_wording
 
-    classifier, images = zero_shot(model, data, given.pop("classes", "all"), device)
+    classifier, images = zero_shot_on(model, data, given.pop("classes", "all"), device)
     return evaluate_wording(classifier, images, **given)

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 from apd.data import Dataset, load_data, same_source
 from apd.data.dataset import Split, Which
 from apd.errors import InputError, nearest
+from apd.evaluation.classifiers import zero_shot
 from apd.evaluation.samples import Samples
-from apd.models import load_clip
 from apd.models.classifier import PromptedCLIP
 from apd.runs.folder import Run
 from apd.runs.load import load_run
@@ -114,15 +114,14 @@ def serving(data: Dataset, classifier: PromptedCLIP) -> PromptedCLIP:
     return classifier.with_classes(data.class_names, data.templates)
 
 
-def zero_shot(model: str, source: str, classes: Which = "all", device: str = "auto") -> tuple[PromptedCLIP, Dataset]:
+def zero_shot_on(model: str, source: str, classes: Which = "all", device: str = "auto") -> tuple[PromptedCLIP, Dataset]:
     """Load a CLIP model and images, and return the classifier by hand-written templates for their classes.
 
     Raises:
         InputError: a model or data that cannot be read.
     """
     data = load_data(source, shots="all").classes(classes)
-    clip = load_clip(model, device=pick_device(device))
-    return PromptedCLIP(clip, None, data.class_names, data.templates), data
+    return zero_shot(model, data, pick_device(device)), data
 
 
 def decode_sample(
