@@ -59,6 +59,46 @@ def test_uploads_are_bounded_and_headers_forbid_other_sites(address: str, tmp_pa
     assert httpx.get(address, headers={"Host": "elsewhere.example"}).status_code == 400
 
 
+def test_uploads_are_deleted_while_the_page_is_served_and_examples_stay(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from starlette.testclient import TestClient
+
+    from apd.explore.server import make_app
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # restored afterwards: the application sets it
+    monkeypatch.setattr("apd.explore.app.KEPT", 0.2)
+    monkeypatch.setattr("apd.explore.app.SWEPT", 0.05)
+    (tmp_path / "explore").mkdir()
+    image = photo(tmp_path / "a.png").read_bytes()
+    with TestClient(make_app(Explorer.open(trained), trained, tmp_path / "explore")) as client:
+        examples = sorted((tmp_path / "explore").rglob("example-*.png"))
+        (upload,) = client.post("/gradio_api/upload", files={"files": image}).json()
+        assert Path(upload).is_relative_to(tmp_path / "explore")
+        choose = next(d for d in client.get("/config").json()["dependencies"] if d["targets"][0][1] == "select")
+        question = {
+            "data": [],
+            "fn_index": choose["id"],
+            "session_hash": "one",
+            "event_data": {"index": 0, "value": None},
+        }
+        chosen = client.post("/gradio_api/run/predict", json=question).json()["data"][0]["path"]
+        deadline = time.monotonic() + 20
+        while Path(upload).exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        left = [file for file in (tmp_path / "explore").rglob("*") if file.is_file()]
+    assert sorted(left) == examples and Path(chosen) in examples
+
+
+def test_an_upload_s_age_counts_from_the_last_question_about_it(trained: Path, tmp_path: Path) -> None:
+    from apd.explore.app import _read
+
+    file = photo(tmp_path / "a.png")
+    os.utime(file, (1, 1))
+    _read(Explorer.open(trained), tmp_path, str(file), "red\nblue", 1, "each", 0, 0)
+    assert file.stat().st_mtime > 1
+
+
 @pytest.mark.slow
 def test_the_command_serves_this_machine_and_leaves_nothing(trained: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "apd", "explore", str(trained), "--port", "0"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -22,6 +24,9 @@ from apd.util.extras import import_extra
 from apd.util.text import printable
 
 log = logging.getLogger("apd.explore")
+
+KEPT, SWEPT = 3600.0, 60.0
+"""Seconds that an upload is kept after the last question about it, and between two looks for older ones."""
 
 _WELCOME = "Drop an image on the left, or choose an example."
 # The image's own value holds an address that Gradio would fetch; only the path of the upload goes to the server.
@@ -49,7 +54,9 @@ def build(explorer: Explorer, examples: Examples, uploads: Path) -> Any:
     """
     gr = import_extra("gradio", "explore", "apd explore")
     guarded = partial(_guarded, explorer, uploads)
-    with gr.Blocks(title=f"apd explore: {explorer.title}", analytics_enabled=False, fill_width=True) as page:
+    title = f"apd explore: {explorer.title}"
+    # Gradio deletes what was uploaded, and keeps the gallery's own files: the examples.
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(SWEPT, KEPT)) as page:
         gr.HTML(_head(explorer), js_on_load=None)
         with gr.Row():
             with gr.Column(scale=1, min_width=300, elem_classes="apd-left"):
@@ -195,8 +202,11 @@ def _read(
     seed: object,
     eps: object,
 ) -> _Question:
+    x = read_upload(path, uploads, explorer.robust.encoder.info.preprocessing)
+    with suppress(OSError):
+        os.utime(path)  # still in use: its age counts from here
     return _Question(
-        x=read_upload(path, uploads, explorer.robust.encoder.info.preprocessing),
+        x=x,
         classes=read_class_names(names),
         eps=read_number(eps, "eps", 0, explorer.budgets.most),
         steps=int(read_number(steps, "The number of attack steps", 1, MOST_STEPS)),
