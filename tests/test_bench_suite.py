@@ -106,6 +106,7 @@ ALL = ["zero-shot", "alp"]
         # A row that no block asks for.
         ({"methods": {"alp": "advvlp", "idle": "advvpl"}}, "methods.idle", ["'advvpl'", meant("advvlp")]),
         ({"block": {"seeds": [0, -1]}}, "", ["blocks.0.seeds.1", "0", "-1"]),
+        ({"block": {"shots": [4, 0]}}, "", ["shots: 0", "unlabelled"]),
     ],
 )
 @pytest.mark.usefixtures("broken_methods")

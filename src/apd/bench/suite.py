@@ -196,7 +196,12 @@ class Suite(Section):
                     )
 
     def _check_unlabelled(self, block: Block) -> None:
-        """Refuse a method with unlabelled images of its own where the block says how many there are."""
+        """Refuse no labels at all for every method, and two sources of unlabelled images for one."""
+        if block.shots and 0 in block.shots:
+            raise InputError(
+                "a block cannot have shots: 0, as not every method learns without labels; write "
+                "data: {shots: 0, unlabelled: rest} in the row of a method that does."
+            )
         for method in block.methods if block.unlabelled is not None else ():
             if self.extra_data(method):
                 raise InputError(
@@ -240,7 +245,12 @@ class Suite(Section):
         entry = self.data[data]
         own = {name: getattr(entry, name) for name in DataSettings.model_fields}
         return DataSettings(
-            **{**own, "source": self.resolve(entry.source), "shots": shots or entry.shots, "seed": seed}
+            **{
+                **own,
+                "source": self.resolve(entry.source),
+                "shots": entry.shots if shots is None else shots,
+                "seed": seed,
+            }
             | self.located(own)
         )
 
