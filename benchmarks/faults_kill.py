@@ -135,7 +135,7 @@ class Operations:
     def _next(self, written: str | None = None) -> None:
         self.done += 1
         if self.done == self.last:
-            if written is not None:  # only a part of what was written reached the file
+            if written is not None and not os.path.isdir(written):  # only a part of what was written reached the file
                 before, now = self.sizes.get(written, 0), os.path.getsize(written)
                 os.truncate(written, random.Random(self.last).randint(min(before, now), now))
             os.kill(os.getpid(), signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,21 @@ from benchmarks.faults_work import fingerprints
 
 
 def work(folder: Path) -> None:
-    """Five file operations: a folder, a file that is opened, synchronised and renamed, and one to remove what is left."""
+    """Seven file operations: a folder and its name, a file that is opened, synchronised, renamed, its name, what is left."""
     write_atomic(folder / "in" / "file.bin", b"x" * 1000)
 
 
 @pytest.mark.parametrize(
     ("operation", "left"),
-    [(1, set()), (2, {"in"}), (3, {"in", "temporary"}), (4, {"in", "temporary"}), (5, {"in", "file.bin"})],
+    [
+        (1, set()),
+        (2, {"in"}),
+        (3, {"in"}),
+        (4, {"in", "temporary"}),
+        (5, {"in", "temporary"}),
+        (6, {"in", "file.bin"}),
+        (7, {"in", "file.bin"}),
+    ],
 )
 def test_a_process_is_killed_before_an_operation_or_in_the_middle_of_a_write(
     tmp_path: Path, operation: int, left: set[str]
@@ -31,17 +40,18 @@ def test_a_process_is_killed_before_an_operation_or_in_the_middle_of_a_write(
     assert ended.killed and not ended.error
     found = {"temporary" if path.name.endswith(".tmp") else path.name: path for path in folder.rglob("*")}
     assert set(found) == left
-    if operation == 3:
+    if operation == 4:
         assert found["temporary"].stat().st_size < 1000, "a part of it was written"
+    shutil.rmtree(folder / "in", ignore_errors=True)
     whole = forked(lambda: work(folder), folder, Moment(), log)
-    assert (whole.killed, whole.operations) == (False, 5)
+    assert (whole.killed, whole.operations) == (False, 7)
     assert (folder / "in" / "file.bin").stat().st_size == 1000
 
 
 def test_a_line_that_is_cut_off_leaves_those_before_it(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     append_lines(folder / "lines", "first\n")
-    ended = forked(lambda: append_lines(folder / "lines", "second\n"), folder, Moment(operation=3), tmp_path / "log")
+    ended = forked(lambda: append_lines(folder / "lines", "second\n"), folder, Moment(operation=2), tmp_path / "log")
     assert ended.killed
     assert (folder / "lines").read_text().startswith("first\n") and (folder / "lines").stat().st_size < 13
     append_lines(folder / "lines", "third\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import yaml
 from apd.bench import load_suite
 from apd.errors import InputError
 from apd.runs.config import load_config
-from apd.util.files import check_writable, read_yaml, write_atomic
+from apd.util.files import append_lines, check_writable, read_yaml, write_atomic
 
-from .refusals import refused
+from .refusals import fail_with, refused
 
 
 def test_write_atomic_replaces_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +34,68 @@ def test_write_atomic_replaces_whole_files(tmp_path: Path, monkeypatch: pytest.M
     assert [item.name for item in file.parent.iterdir()] == ["file.txt"]
     check_writable(file.parent)
     assert [item.name for item in file.parent.iterdir()] == ["file.txt"]
+
+
+def watch_the_disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Note what is synchronised, and what is renamed."""
+    done: list[tuple[str, str]] = []
+    replace, fsync = os.replace, os.fsync
+
+    def renamed(source: Path, target: Path) -> None:
+        replace(source, target)
+        done.append(("renamed", Path(target).name))
+
+    def synchronised(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append(("synchronised", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+
+    monkeypatch.setattr("apd.util.files.os.replace", renamed)
+    monkeypatch.setattr("apd.util.files.os.fsync", synchronised)
+    return done
+
+
+def test_a_power_failure_loses_neither_content_nor_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, folder = watch_the_disk(monkeypatch), tmp_path / "a" / "b"
+    write_atomic(folder / "file", "new")
+    temporary = f".file.{os.getpid()}.tmp"
+    at = done.index(("renamed", "file"))
+    assert done[:at] == [("synchronised", name) for name in (tmp_path.name, "a", temporary)]
+    assert done[at + 1 :] == [("synchronised", "b")], "the folder, after the file has its name"
+    done.clear()
+    write_atomic(folder / "file", "newer", keep=folder / "older")
+    wanted = [("synchronised", temporary), ("renamed", "older"), ("renamed", "file"), ("synchronised", "b")]
+    assert done == wanted
+    done.clear()
+    append_lines(folder / "lines", "one\n")
+    assert done == [("synchronised", "lines"), ("synchronised", "b")]
+    append_lines(folder / "lines", "two\n")
+    assert done[2:] == [("synchronised", "lines")], "a name that is on the disk already"
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EBADF, errno.EACCES, errno.ENOTSUP])
+@pytest.mark.parametrize("call", ["open", "fsync"])
+def test_a_file_system_that_does_not_synchronise_folders_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    done, fsync, fail = watch_the_disk(monkeypatch), os.fsync, fail_with(code)
+    if call == "open":
+        monkeypatch.setattr("apd.util.files.os.open", fail)
+    else:
+        monkeypatch.setattr(
+            "apd.util.files.os.fsync", lambda fd: fsync(fd) if Path(f"/proc/self/fd/{fd}").is_file() else fail()
+        )
+    write_atomic(tmp_path / "new" / "file", "text")
+    assert (tmp_path / "new" / "file").read_text() == "text"
+    assert [name for what, name in done if what == "synchronised"] == [f".file.{os.getpid()}.tmp"]
+
+
+def test_a_disk_that_fails_to_synchronise_a_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, fail = os.fsync, fail_with(errno.EIO)
+    monkeypatch.setattr(
+        "apd.util.files.os.fsync", lambda fd: fsync(fd) if Path(f"/proc/self/fd/{fd}").is_file() else fail()
+    )
+    with refused(str(tmp_path / "file"), os.strerror(errno.EIO)):
+        write_atomic(tmp_path / "file", "text")
 
 
 def bomb(levels: int = 8, width: int = 10) -> str:

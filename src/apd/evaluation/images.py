@@ -31,7 +31,7 @@ from torch import Tensor
 from apd.attacks.threat import ThreatModel
 from apd.errors import InputError
 from apd.evaluation.store import Key
-from apd.util.files import read_bounded, read_json, write_atomic
+from apd.util.files import read_bounded, read_json, sync_folder, write_atomic
 from apd.util.png import decode_png16, encode_png16
 from apd.util.shape import NUMBER, TEXT, TRUTH, Each, check_shape
 from apd.util.text import cell, short, to_json
@@ -145,7 +145,7 @@ class ImageFolder:
         for i, key in enumerate(keys):
             name = f"{_safe(key[0], key[1])}.png"
             for place, image in (("adversarial", stored[i]), ("clean", before[i])):
-                write_atomic(self.folder / place / name, encode_png16(_levels(image)))
+                write_atomic(self.folder / place / name, encode_png16(_levels(image)), sync_name=False)
             self._kept[key] = KeptImage(
                 id=key[0],
                 file=f"adversarial/{name}",
@@ -161,6 +161,8 @@ class ImageFolder:
                 changed=bool(predicted[i] != wanted[i]),
                 pixels=key[1],
             )
+        for place in ("adversarial", "clean"):
+            sync_folder(self.folder / place)
         self.write()
 
     def write(self, complete: bool = False) -> None:

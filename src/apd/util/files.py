@@ -28,6 +28,17 @@ _WAY_OUT = {
 }
 
 
+_REFUSALS = {
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EBADF,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+}
+"""How file systems say that they do not synchronise folders, as some of networks and of Windows do not."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _LFS = b"version https://git-lfs.github.com/spec/v1"
 LARGEST_SETTINGS = 1_000_000
@@ -63,21 +74,23 @@ def storage_error(error: OSError) -> Exception:
     return InputError(f"{error.strerror} ({error.filename or 'no file named'}). {_WAY_OUT[error.errno]}")
 
 
-def write_atomic(path: Path, content: bytes | str, *, keep: Path | None = None) -> None:
-    """Write a file so that at any moment either the old or the new content is there, whole.
+def write_atomic(path: Path, content: bytes | str, *, keep: Path | None = None, sync_name: bool = True) -> None:
+    """Write a file so that at any moment either the old or the new content is there, whole, also after a power failure.
 
     Args:
         path: the file.
         content: of the file; text is written as UTF-8.
         keep: the old content moves there once the new one is on the disk. A kill just then leaves it there alone.
+        sync_name: wait until the folder is on the disk, too; False for many files, after which comes one `sync_folder`.
 
     Raises:
-        InputError: the place cannot be written or is full; the old content stays.
+        InputError: the place cannot be written or is full; the old content stays, unless only the new name could not be
+            synchronised.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -86,9 +99,38 @@ def write_atomic(path: Path, content: bytes | str, *, keep: Path | None = None) 
             if keep is not None and path.exists():
                 os.replace(path, keep)
             os.replace(temporary, path)
+            if sync_name:
+                sync_folder(path.parent)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that a power failure does not lose them with what is then written there."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk: a file that was synchronised may lose a new name without it.
+
+    Where the system or the file system cannot do so, nothing happens.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders; a folder may be one that only takes files
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def user_path(text: str | Path) -> Path:
@@ -134,7 +176,8 @@ def append_lines(path: Path, lines: str) -> None:
         InputError: the place cannot be written or is full.
     """
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
+        new = not path.exists()
         with open(path, "a+b") as file:
             if size := file.tell():
                 file.seek(size - 1)
@@ -144,6 +187,8 @@ def append_lines(path: Path, lines: str) -> None:
             file.write(lines.encode())
             file.flush()
             os.fsync(file.fileno())
+        if new:
+            sync_folder(path.parent)
 
 
 def read_yaml(file: Path) -> Any:
