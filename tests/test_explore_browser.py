@@ -21,6 +21,7 @@ import pytest
 from apd.explore.explorer import Explorer
 from apd.explore.uploads import MOST_BYTES
 
+from .pages import external_sources
 from .uploads import bomb, large, photo, svg, text
 
 pytest.importorskip("gradio", reason="needs the extra explore")
@@ -53,6 +54,7 @@ def address(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_uploads_are_bounded_and_headers_forbid_other_sites(address: str, tmp_path: Path) -> None:
     page = httpx.get(address)
     assert page.status_code == 200 and "default-src 'self'" in page.headers["content-security-policy"]
+    assert external_sources(page.text) == []
     with open(large(tmp_path / "large.png"), "rb") as stream:
         answer = httpx.post(f"{address}/gradio_api/upload", files={"files": stream}, timeout=60)
     assert answer.status_code == 413 and str(MOST_BYTES) in answer.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import io
 import json
 import os
@@ -30,6 +31,7 @@ from apd.runs.folder import Run
 from apd.serve import ServeSettings, create_app
 
 from .command_line import Cli
+from .pages import external_sources
 from .refusals import check_error, refused
 
 pytest.importorskip("fastapi")
@@ -153,6 +155,25 @@ def test_other_places(client: Client) -> None:
     assert answer.headers["allow"] == "POST"
     assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
     assert client.get("/docs").status_code == 200
+    assert "/docs" in detail(client.get("/redoc"), 404)
+
+
+def test_the_page_of_examples_shows_every_place_and_loads_nothing_from_elsewhere(client: Client) -> None:
+    answer = client.get("/docs")
+    page = html.unescape(answer.text)
+    assert answer.headers["content-type"].startswith("text/html") and external_sources(answer.text) == []
+    assert "<script" not in page and answer.headers["content-security-policy"].startswith("default-src 'none'")
+    for path, operations in client.get("/openapi.json").json()["paths"].items():
+        for operation in operations.values():
+            assert f"http://testserver{path}" in page and operation["summary"] in page
+    assert "curl -F images=@cat.jpg -F images=@dog.jpg http://testserver/v1/classify" in page
+    example = re.search(r'\{\s*"results".*?\n\}', page, re.DOTALL)
+    assert example is not None and json.loads(example[0])["results"][0]["probability"] == 0.5
+
+
+def test_the_page_of_examples_does_not_trust_the_name_it_is_asked_under(client: Client) -> None:
+    page = client.get("/docs", headers={"Host": "a.b/<script>;x"}).text
+    assert "<script" not in page
 
 
 def test_the_description_says_what_is_served(client: Client, trained: Path) -> None:

@@ -11,11 +11,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from apd.serve.batching import Batcher
 from apd.serve.body import read_images
+from apd.serve.docs_page import HEADERS, render_docs
 from apd.serve.metrics import Metrics
 from apd.serve.model import Pixels, Served
 from apd.serve.refused import Refused
@@ -126,7 +127,9 @@ def build(served: Served, settings: ServeSettings) -> FastAPI:
         yield
         await asyncio.to_thread(service.close)
 
-    app = FastAPI(title="apd serve", version=__version__, description=_about(service), lifespan=lifespan)
+    # FastAPI's own pages load scripts from another host; `docs_page` does not.
+    own: Any = {"docs_url": None, "redoc_url": None}
+    app = FastAPI(title="apd serve", version=__version__, description=_about(service), lifespan=lifespan, **own)
     app.state.service = service
     _add_errors(app)
     _add_routes(app, service)
@@ -170,6 +173,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", summary="Counters for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:
         return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        return HTMLResponse(render_docs(app.openapi(), str(request.base_url).rstrip("/")), headers=HEADERS)
 
 
 def _add_errors(app: FastAPI) -> None:
