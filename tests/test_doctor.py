@@ -49,12 +49,31 @@ def test_missing_packages_are_listed_with_the_command_that_installs_them(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     required = ["torch>=2", "ray>=2.50; extra == 'ray'", "none-such>=1; extra == 'ray'", "pytest>=8; extra == 'dev'"]
+    monkeypatch.setattr(environment, "_PROJECT", Path("/nowhere/pyproject.toml"))
     monkeypatch.setattr(metadata, "requires", lambda _: required)
     dev, ray = environment.extras()
     assert (dev["missing"], dev["installed"]) == ([], {"pytest": metadata.version("pytest")})
     assert "none-such" in ray["missing"] and ray["install"] == install_command("ray")
     shown = cli("doctor").out
     assert "none-such" in shown and install_command("ray") in shown
+
+
+def test_a_checkout_s_extras_count_and_not_those_of_an_older_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda _: ["ray>=2.50; extra == 'ray'"])
+    assert {found["extra"] for found in environment.extras()} == set(PROJECT["optional-dependencies"])
+    assert {"fastapi", "prometheus-client", "uvicorn"} <= {
+        package
+        for found in environment.extras()
+        if found["extra"] == "serve"
+        for package in (*found["installed"], *found["missing"])
+    }
+    for name, extras in ((PACKAGE, ["new"]), ("another-project", ["ray"])):
+        monkeypatch.setattr(environment, "_PROJECT", tmp_path / "pyproject.toml")
+        text = f'[project]\nname = "{name}"\n[project.optional-dependencies]\nnew = ["{PACKAGE}[ray]", "none-such>=1"]'
+        (tmp_path / "pyproject.toml").write_text(text)
+        assert [found["extra"] for found in environment.extras()] == extras
 
 
 def test_doctor_fails_where_apd_cannot_work(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

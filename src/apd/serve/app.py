@@ -138,12 +138,13 @@ def build(served: Served, settings: ServeSettings) -> FastAPI:
 
 def _about(service: Service) -> str:
     known, below = service.served.calibration, service.settings.abstain_below
-    calibrated = "not calibrated" if known is None else known.describe()
-    abstains = "" if below is None else f" Below a probability of {below:g} there is no class (it abstains)."
-    return (
-        f"Classifies images as one of {len(service.served.class_names)} classes. The probabilities are {calibrated}; "
-        f"that holds for clean images, not for adversarial ones.{abstains}"
+    calibrated = (
+        "not calibrated."
+        if known is None
+        else f"{known.describe()}; that holds for clean images, not for adversarial ones."
     )
+    abstains = "" if below is None else f" Below a probability of {below:g} there is no class (it abstains)."
+    return f"Classifies images as one of {len(service.served.class_names)} classes. The probabilities are {calibrated}{abstains}"
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:

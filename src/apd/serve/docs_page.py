@@ -58,7 +58,7 @@ def _place(method: str, path: str, operation: Mapping[str, Any], whole: Mapping[
 
 
 def _said(of: Mapping[str, Any]) -> str:
-    most = f" At most {of['maxItems']} a request." if "maxItems" in of else ""
+    most = f" At most {of['maxItems']} per request." if "maxItems" in of else ""
     return f"{of.get('description', '')}{most}"
 
 

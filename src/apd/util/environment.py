@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import tempfile
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ USES = {
     "dev": "work on apd itself",
 }
 """Extras and what needs them."""
+_PROJECT = Path(__file__).resolve().parents[3] / "pyproject.toml"
+"""There in a checkout, where it is newer than what an editable install has recorded."""
 _GB = 10**9
 _NVIDIA = Path("/proc/driver/nvidia/version")
 """There if the machine has an NVIDIA driver, whatever torch can use."""
@@ -59,21 +62,41 @@ def describe_environment() -> dict[str, Any]:
 
 
 def extras() -> list[dict[str, Any]]:
-    """List the extras of the installed package: ``extra``, ``use``, ``installed`` versions, ``missing``, ``install``.
+    """List the extras of this package: ``extra``, ``use``, ``installed`` versions, ``missing``, ``install``.
 
-    Empty if apd is not installed as a package, as in a source tree on ``PYTHONPATH``.
+    A checkout's ``pyproject.toml`` says them, otherwise the installed package. Empty where there is neither.
     """
+    return [_extra(name, wanted) for name, wanted in sorted((_of_checkout() or _of_installed()).items())]
+
+
+def _of_checkout() -> dict[str, list[str]]:
+    """Packages by extra, from the checkout that this code lies in; empty outside of one."""
+    if not _PROJECT.is_file():
+        return {}
+    project = tomllib.loads(_PROJECT.read_text(encoding="utf-8")).get("project", {})
+    if project.get("name") != PACKAGE:
+        return {}
+    wanted = project["optional-dependencies"].items()
+    return {extra: [name for text in texts if (name := _name(text)) != PACKAGE] for extra, texts in wanted}
+
+
+def _of_installed() -> dict[str, list[str]]:
+    """Packages by extra, as recorded when the package was installed; empty if it is not."""
     try:
         required = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
-        return []
+        return {}
     packages: dict[str, list[str]] = {}
     for requirement in required:
         extra = re.search(r"extra\s*==\s*['\"]([\w.-]+)['\"]", requirement)
-        name = re.match(r"[\w.-]+", requirement)
-        if extra and name and name[0] != PACKAGE:
-            packages.setdefault(extra[1], []).append(name[0])
-    return [_extra(name, wanted) for name, wanted in sorted(packages.items())]
+        if extra and (name := _name(requirement)) != PACKAGE:
+            packages.setdefault(extra[1], []).append(name)
+    return packages
+
+
+def _name(requirement: str) -> str:
+    """The package's name, which a requirement begins with."""
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
 
 
 def _extra(name: str, packages: list[str]) -> dict[str, Any]:
