@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from apd.bench import load_suite, make_plan
+from apd.bench.report.rows import plan_file
 from apd.errors import ApdError, InputError
-from apd.evaluation import evaluate_run, run_folder
+from apd.evaluation import calibrate_run, evaluate_run, run_folder
 from apd.evaluation.store import Record
 from apd.models import DualEncoder
 from apd.runs.config import RunConfig
@@ -27,6 +29,7 @@ from apd.util.progress import Count
 
 from .command_line import Cli, Said
 from .refusals import check_error, contains, refused
+from .suites import Write
 from .training import FORKED, metrics, same, start
 
 
@@ -143,6 +146,8 @@ def test_one_process_at_a_time_writes_to_a_run_and_a_dead_one_does_not_count(
             run,
             ("wording", run, "--change", "typos", "--variants", 1, "--attack", "clean", "--limit", 2, "--no-control"),
         ),
+        (run, ("calibrate", run)),
+        (run, ("report", run, "--curve", "--no-images", "--output", tmp_path / "page.html")),
         (unfinished.path, None),
     ):
         connection, other = FORKED.Pipe()
@@ -165,6 +170,54 @@ def test_one_process_at_a_time_writes_to_a_run_and_a_dead_one_does_not_count(
         else:
             assert cli(*command).code == 0
         assert not (folder / LOCK).exists()
+
+
+def test_one_process_at_a_time_writes_to_an_output(cli: Cli, run: Path, tmp_path: Path, write: Write) -> None:
+    """A bench's folder, the demo's, and a single file, beside which others are written."""
+    suite, bench, page = write(), tmp_path / "bench", tmp_path / "pages" / "page.html"
+    write_atomic(plan_file(bench), make_plan(load_suite(suite), "cpu").to_json())
+    assert cli("evaluate", run, "--attack", "clean", "--limit", 2).code == 0
+    commands = {
+        bench: ("bench", suite, "--output", bench, "--table-only"),
+        tmp_path / "demo": ("demo", "--quick", "--output", tmp_path / "demo"),
+        page: ("report", run, "--no-images", "--output", page),
+    }
+    for place, command in commands.items():
+        lock = FolderLock(page.parent, entry=page.name) if place == page else FolderLock(place)
+        with lock.held():
+            before = contents(tmp_path)
+            check_error(cli(*command), [str(place)])
+            assert contents(tmp_path) == before
+    with FolderLock(page.parent, entry=page.name).held():
+        assert cli("report", run, "--no-images", "--output", page.with_name("other.html")).code == 0
+    leftovers = [page.with_name(f".{name}") for name in ("page.html.7.tmp", "other.html.7.tmp", "page.html.bak.7.tmp")]
+    for file in (*leftovers, page.with_name(f".{page.name}{LOCK}")):
+        file.write_text("half a page")
+    assert cli("report", run, "--no-images", "--output", page).code == 0
+    assert set(page.parent.iterdir()) == {page, page.with_name("other.html"), *leftovers[1:]}
+    assert cli(*commands[bench]).code == 0
+    assert not (bench / LOCK).exists()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_calibration_is_added_to_the_run_that_is_there(
+    cli: Cli, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is written anew between the command's first look at it and its lock."""
+    opened = Run.open
+
+    def open_late(path: Path, **more: Any) -> Run:
+        found = opened(path, **more)
+        found.manifest["summary"] = "old"
+        monkeypatch.setattr(Run, "open", opened)
+        return found
+
+    monkeypatch.setattr(Run, "open", open_late)
+    calibrate_run(run, device="cpu", quiet=True)
+    assert Run.open(run).manifest["summary"] != "old" and Run.open(run).calibration is not None
 
 
 def test_of_two_runs_that_start_in_one_folder_the_second_stops_at_its_first_write(
@@ -334,8 +387,11 @@ def test_leftovers_of_a_finished_run_are_removed_by_what_comes_next(
         (bench / name).mkdir(parents=True)
         (bench / name / LOCK).touch()
     lock = FolderLock(bench / "held")
+    for name in ("held", "stale"):
+        write_atomic(bench / name / ".run.json.7.tmp", "half a file")
     with lock.held():
         tidy(bench)
+        assert [file.parent.name for file in bench.rglob(".*.tmp")] == ["held"], "somebody is writing it"
         assert [file.parent.name for file in bench.rglob(LOCK)] == ["held"]
     (run / ".README.md.7.tmp").write_text("half a card")
     evaluate_run(run, attacks=["clean"], limit=2, checks=False, quiet=True, device="cpu")

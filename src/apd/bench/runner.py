@@ -122,7 +122,7 @@ def bench(suite: Suite, folder: str | Path, *, machine: Machine | None = None) -
     path, machine, failures = Path(folder).resolve(), machine or find_machine(), dict[str, str]()
     check_writable(path)
     plan = make_plan(suite, machine.device)
-    with FolderLock(path, "wait for its end, or choose another --output.").held(), speaking():
+    with _lock(path).held(), speaking():
         tidy(path)
         _tell_versions(plan, _outcomes(plan, path))
         for stage in _stages(plan, suite, path, failures):
@@ -135,8 +135,12 @@ def bench(suite: Suite, folder: str | Path, *, machine: Machine | None = None) -
                     progress.finished(report)
                     if report.error is not None:
                         failures[stage.jobs[report.job].label] = report.error
-        write_tables(path)
+        _write_tables(path)
     return failures
+
+
+def _lock(folder: Path) -> FolderLock:
+    return FolderLock(folder, "wait for its end, or choose another --output.")
 
 
 def _stages(plan: Plan, suite: Suite, folder: Path, failures: Mapping[str, str]) -> Iterator[Plan]:
@@ -202,17 +206,23 @@ def write_tables(folder: str | Path) -> Path:
         ``table.md``.
 
     Raises:
-        InputError: no bench there, or damaged files.
+        InputError: no bench there, damaged files, a bench at work in the folder.
     """
     path = Path(folder)
+    read_bench(path)  # a folder without a bench is not made for its lock
+    with _lock(path).held(), speaking():
+        tidy(path)
+        return _write_tables(path)
+
+
+def _write_tables(path: Path) -> Path:
     plan, outcomes = read_bench(path)
-    with speaking():
-        files = write_rows(path, plan, outcomes)
-        tables = make_tables(plan, outcomes)
-        write_atomic(path / "table.md", markdown(plan.suite, tables, plan.image_size))
-        write_atomic(path / "table.tex", latex(tables))
-        filled = [table for table in tables if table.rows]
-        plots = [*write_plots(path, filled), *write_curves(path, filled)]
-        names = [*(file.name for file in files), "table.md", "table.tex", *(["plots/"] if plots else [])]
-        log.info(f"Written: {folder}/{', '.join(names)}.")
+    files = write_rows(path, plan, outcomes)
+    tables = make_tables(plan, outcomes)
+    write_atomic(path / "table.md", markdown(plan.suite, tables, plan.image_size))
+    write_atomic(path / "table.tex", latex(tables))
+    filled = [table for table in tables if table.rows]
+    plots = [*write_plots(path, filled), *write_curves(path, filled)]
+    names = [*(file.name for file in files), "table.md", "table.tex", *(["plots/"] if plots else [])]
+    log.info(f"Written: {path}/{', '.join(names)}.")
     return path / "table.md"

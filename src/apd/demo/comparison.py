@@ -24,6 +24,7 @@ from apd.models.classifier import PromptedCLIP
 from apd.runs.load import load_run
 from apd.training.start import train
 from apd.util.files import check_writable, write_atomic
+from apd.util.locks import FolderLock, tidy
 from apd.util.messages import get_logger, speaking
 from apd.util.progress import pretty_seconds
 
@@ -96,10 +97,12 @@ def run_demo(output: Path, settings: DemoSettings = DEMO) -> dict[str, Any]:
         are to the control, in points, with paired 95 % intervals over images.
 
     Raises:
-        InputError: other files in ``output``, or a place that cannot be written.
+        InputError: other files in ``output``, a place that cannot be written, another demo at work in it.
     """
-    _claim(output, settings)
-    with speaking():
+    _check_folder(output)
+    with FolderLock(output).held(), speaking():
+        tidy(output)
+        write_atomic(output / _MARK, json.dumps(asdict(settings), indent=2) + "\n")
         clip = load_clip(settings.model)
         data = load_data(settings.data, shots=settings.shots, seed=settings.seed)
         log.info(
@@ -109,9 +112,10 @@ def run_demo(output: Path, settings: DemoSettings = DEMO) -> dict[str, Any]:
         )
         rows, results = _compare(output, clip, data, settings)
         write_atomic(output / "report.png", _picture(output, clip, data, settings))
-    differences = {name: _differences(result, results[CONTROL]) for name, result in results.items() if name != CONTROL}
-    summary = {"eps": settings.eps, "rows": rows, "differences": differences, "settings": asdict(settings)}
-    write_atomic(output / "summary.json", json.dumps(summary, indent=2) + "\n")
+        others = {name: result for name, result in results.items() if name != CONTROL}
+        differences = {name: _differences(result, results[CONTROL]) for name, result in others.items()}
+        summary = {"eps": settings.eps, "rows": rows, "differences": differences, "settings": asdict(settings)}
+        write_atomic(output / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -138,8 +142,9 @@ def _compare(
             **{**row.train, "epochs": epochs, "validate_every": max(1, epochs // 4)},
         )
         log.info(f"attacking {label}")
-        results[label] = _measure(load_run(run.path), data, settings, run.results)
-        save(run, results[label][1])
+        with run.held():
+            results[label] = _measure(load_run(run.path), data, settings, run.results)
+            save(run, results[label][1])
     return [_row(label, found) for label, found in results.items()], results
 
 
@@ -148,12 +153,12 @@ def _epochs(row: Row, settings: DemoSettings) -> int:
     return min(settings.epochs, int(row.train.get("epochs", settings.epochs)))
 
 
-def _claim(output: Path, settings: DemoSettings) -> None:
+def _check_folder(output: Path) -> None:
     """Refuse a folder with other things in it: the demo replaces its runs without asking."""
     check_writable(output)
-    if output.is_dir() and any(output.iterdir()) and not (output / _MARK).is_file():
+    foreign = output.is_dir() and any(not file.name.startswith(".") for file in output.iterdir())
+    if foreign and not (output / _MARK).is_file():
         raise InputError(f"{output} holds other files; give the demo a new or empty folder as --output.")
-    write_atomic(output / _MARK, json.dumps(asdict(settings), indent=2) + "\n")
 
 
 def _measure(classifier: PromptedCLIP, data: Dataset, settings: DemoSettings, store: Path) -> list[Result]:

@@ -47,7 +47,7 @@ def calibrate_run(
 
     Raises:
         InputError: not a finished run, no labelled images in the split, other classes than the run's, an image that cannot
-            be read.
+            be read; another process that is writing to the run.
 
     Example:
         >>> import apd
@@ -56,7 +56,7 @@ def calibrate_run(
     run = Run.open(path)
     images = _images(run, data, split)
     skip = skip_bad_images or run.config.data.skip_bad_images
-    with speaking(quiet):
+    with speaking(quiet), run.held():
         classifier = load_run(path, device=pick_device(device), model=model)
         if images.class_names != classifier.class_names:
             raise InputError(f"{images.name} has other classes than the run {path}; its probabilities are for its own.")
@@ -68,7 +68,7 @@ def calibrate_run(
                 for at in watched(starts, len(starts), "calibrating", "batches")
             ]
         found = Calibration.fit(torch.cat(logits), decoded.labels)
-    run.save_calibration(found)
+        run.save_calibration(found)
     return found
 
 

@@ -16,7 +16,6 @@ from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.util.device import pick_device
-from apd.util.locks import tidy
 from apd.util.messages import get_logger, speaking
 from apd.util.text import printable
 from apd.util.trust import trust
@@ -68,8 +67,7 @@ def evaluate_run(
     if _TEACHER in chosen.attacks:
         given["attacks"] = [_taught_by(config) if name == _TEACHER else name for name in chosen.attacks]
     wanted = images.classes(chosen.classes)
-    with speaking(chosen.quiet), run.lock.held():
-        tidy(run.path)
+    with speaking(chosen.quiet), run.held():
         log.info(f"{wanted.summary()}; CLIP model {printable(model or config.model)}")
         classifier = serving(wanted, load_run(path, device=pick_device(device), model=model))
         kept = run.images if save_images else None

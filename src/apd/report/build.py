@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from apd.runs.load import load_run
 from apd.util.device import pick_device
 from apd.util.extras import import_extra
 from apd.util.files import check_writable, write_atomic
+from apd.util.locks import output_lock
 from apd.util.messages import get_logger, speaking
 
 log = get_logger("apd.report")
@@ -76,7 +78,7 @@ def report(
 
     Raises:
         InputError: not a finished run, no evaluation, a CLIP model or images that have moved or changed, an output that is
-            another kind of file.
+            another kind of file; another process that is writing it, or, with ``curve``, to one of the runs.
 
     Example:
         >>> from apd.report import report
@@ -90,7 +92,9 @@ def report(
         raise InputError(f"{output} is not an HTML page, and would be replaced; give the report another file name.")
     check_writable(file.parent)
     found = read_runs([runs] if isinstance(runs, str | Path) else list(runs))
-    with speaking(quiet):
+    with speaking(quiet), output_lock(file), ExitStack() as held:
+        for facts in found if chosen.curve else ():
+            held.enter_context(facts.run.held())
         write_atomic(file, _page(found, chosen))
     return file
 

@@ -20,8 +20,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +174,18 @@ class Run:
                 f"The run {str(path)!r} is unfinished; resume with: apd train --output {quoted(path)} --resume"
             )
         return run
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from writing to a finished run while a command adds to it; what kills left goes first.
+
+        Raises:
+            InputError: another process is writing to it, or it is no longer finished.
+        """
+        with self.lock.held():
+            self.manifest = Run.open(self.path).manifest
+            tidy(self.path)
+            yield
 
     @property
     def finished(self) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -147,15 +148,24 @@ def user_path(text: str | Path) -> Path:
         ) from error
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, besides: Sequence[Path] = ()) -> None:
     """Remove the temporary files of `write_atomic` that killed processes have left in a folder and those below it.
 
-    Nobody may write there meanwhile (`apd.util.locks.FolderLock`): their temporary files would go, too.
+    Nobody may write there meanwhile (`apd.util.locks.FolderLock`), but below the folders ``besides``: their temporary files
+    would go, too.
     """
     for file in folder.rglob(".*.tmp"):
-        if _TEMPORARY.fullmatch(file.name):
+        if _TEMPORARY.fullmatch(file.name) and not any(file.is_relative_to(place) for place in besides):
             with suppress(OSError):
                 file.unlink()
+
+
+def leftovers(path: Path) -> list[Path]:
+    """The temporary files of `write_atomic` that killed processes have left of a file; see `remove_leftovers`."""
+    found = path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
+    return [
+        file for file in found if re.fullmatch(r"\d+", file.name.removeprefix(f".{path.name}.").removesuffix(".tmp"))
+    ]
 
 
 def is_lfs_pointer(path: Path) -> bool:

@@ -138,7 +138,7 @@ def certify_run(
     skip = chosen.skip_bad_images or inputs.run.config.data.skip_bad_images
     # The classes are cut already.
     given: CertifyOptions = {**settings, "classes": "all", "skip_bad_images": skip}
-    with inputs.run.lock.held():
+    with inputs.run.held():
         found = certify(inputs.classifier, inputs.data, store=inputs.run.results, **given)
         found = found.model_copy(update={"classes": settings.get("classes", inputs.run.config.data.classes)})
         save_certified(inputs.run, found)

@@ -142,7 +142,7 @@ def evaluate_run_wording(
     # The classes are cut already.
     given: WordingOptions = {**own, **settings, "classes": "all", "skip_bad_images": skip}
     files = {"synonyms": synonyms, "templates": templates, "words": words}
-    with inputs.run.lock.held():
+    with inputs.run.held():
         found = evaluate_wording(inputs.classifier, inputs.data, store=inputs.run.results, **files, **given)
         found = found.model_copy(update={"classes": settings.get("classes", config.data.classes)})
         name = "-".join(
