@@ -117,11 +117,30 @@ def test_a_missing_run_folder_is_told_before_anything_heavy_is_imported(line: st
     assert done.stdout == "2 []\n" and done.stderr.startswith("error: ") and contains(done.stderr, "'none'")
 
 
-@pytest.mark.parametrize("line", ["train digits --epoch 3", "trian digits", "predict", "evaluate --limit many"])
-def test_wrong_options_are_code_2(cli: Cli, line: str) -> None:
-    answer = cli(*line.split())
-    assert answer.code == 2
-    assert "Traceback" not in answer.err
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("train digits --epoch 3", ["--epoch", "--epochs", "apd train -h"]),
+        ("trian digits", ["trian", "train", "apd -h"]),
+        ("predict", ["run", "apd predict -h"]),
+        ("evaluate --model glyphs --data digits --limit many", ["many"]),
+        ("certify --sigma 1/x", ["--sigma", "apd certify -h"]),
+        ("verify run --samples 0", ["--samples", "apd verify -h"]),
+        ("export run", ["--to", "apd export -h"]),
+    ],
+)
+def test_wrong_options_are_one_line(cli: Cli, line: str, words: list[str]) -> None:
+    check_error(cli(*line.split()), words)
+
+
+def test_help_is_wrapped_by_the_terminal(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    prose = cli("evaluate", "-h").out.split("Examples:")[0].splitlines()
+    assert len([line for line in prose if line.strip()]) == 3, "usage and two paragraphs"
+
+
+def test_help_keeps_brackets(cli: Cli) -> None:
+    assert "[name, ...]" in " ".join(cli("wording", "-h").out.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("damage", ["version", "half-written checkpoint"])

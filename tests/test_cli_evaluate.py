@@ -125,6 +125,7 @@ def test_the_next_commands_are_suggested(cli: Cli, run: Path) -> None:
     said = [line.strip() for line in answer.err[answer.err.index("Next:") :].splitlines()[1:]]
     assert said[0] == f"apd evaluate '{moved}' --strong --limit 3"
     assert f"apd predict '{moved}' IMAGES" in said
+    assert f"apd export '{moved}' --to onnx --output 'my run.onnx'" in said, "--output is required"
     for command in said:
         assert cli(command.split()[1], "--help").code == 0, "only commands that there are"
 

@@ -209,6 +209,12 @@ def test_unknown_forms_and_options_are_refused(cli: Cli, trained: Path, tmp_path
     for wrong in (("--attack", "pgd-x"), ("--eps", "four")):
         answer = cli("export", trained, "--to", "onnx", "--output", tmp_path / "x", "--measure", 3, *wrong)
         check_error(answer, [wrong[1]])
+    for option, value, words in (
+        ("--attack", "pgd-5", ["attack", "--measure"]),
+        ("--eps", "4/255", ["eps", "--measure"]),
+        ("--license", "mit", ["license", "huggingface"]),
+    ):
+        check_error(cli("export", trained, "--to", "onnx", "--output", tmp_path / "x", option, value), words)
     check_error(cli("export", tmp_path, "--to", "onnx", "--output", tmp_path / "x"), [str(tmp_path)])
 
 

@@ -15,7 +15,7 @@ from apd.evaluation.settings import EvaluationSettings
 from apd.evaluation.stored import write_result
 
 from .command_line import Cli
-from .refusals import check_error, refused
+from .refusals import check_error, meant, refused
 from .toys import decoded, trained
 
 NASTY = "a|b<script>x</script>\x1b[31m`*"
@@ -113,6 +113,34 @@ def test_damaged_results_are_left_out_and_named(tmp_path: Path) -> None:
         apd.leaderboard([tmp_path / "nowhere"])
 
 
+def test_a_board_without_entries_is_refused_with_the_way_out(cli: Cli, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    check_error(cli("leaderboard", empty), [str(empty), "apd evaluate RUN"])
+    put(tmp_path / "runs" / "a")
+    put(tmp_path / "runs" / "b", name="toy2", attacks=("pgd-3",))
+    check_error(cli("leaderboard", tmp_path / "runs", "--attack", "pgd-22"), ["'pgd-22'", meant("pgd-2")])
+    check_error(cli("leaderboard", tmp_path / "runs", "--data", "tpy"), ["'tpy'", meant("toy")])
+    check_error(cli("leaderboard", tmp_path / "runs", "--data", "toy", "--attack", "pgd-3"), ["'toy'", "'pgd-3'"])
+    broken = tmp_path / "broken" / "results" / "summary-x.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{")
+    check_error(cli("leaderboard", tmp_path / "broken"), ["summary-x.json"])
+
+
+def test_names_are_whole_in_a_narrow_terminal(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("my-models-robust-935ff2cb52fd", "a-much-longer-name-of-a-folder-of-results"):
+        put(tmp_path / name, "linear" if name[0] == "a" else "conv")
+    shown = cli("leaderboard", tmp_path).out
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= 80
+    table, _, notes = shown.partition("lacks: ")
+    first = "".join(line[:22].strip() for line in table.splitlines())
+    for name in ("my-models-robust-935ff2cb52fd", "a-much-longer-name-of-a-folder-of-results"):
+        assert name in first
+    assert notes.split()[:2] == ["health", "checks,"]
+
+
 def test_the_command_writes_every_form_and_escapes_names(cli: Cli, tmp_path: Path) -> None:
     place = tmp_path / "runs" / "x"
     put(place, name=NASTY)
@@ -132,4 +160,3 @@ def test_the_command_writes_every_form_and_escapes_names(cli: Cli, tmp_path: Pat
     said = json.loads(cli("leaderboard", tmp_path / "runs", "--json").out)
     assert said == json.loads(texts[".json"]) and len(said["groups"][0]["entries"]) == 2
     check_error(cli("leaderboard", tmp_path, "--output", tmp_path / "board.txt"), [".md", ".html"])
-    assert cli("leaderboard", tmp_path / "runs", "--data", "another").code == 0

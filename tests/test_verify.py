@@ -20,7 +20,7 @@ from benchmarks.forgeries import (
 )
 
 from .command_line import Cli
-from .refusals import check_error
+from .refusals import check_error, contains, meant
 
 SAMPLES, SEED = 8, 5
 
@@ -114,6 +114,13 @@ def test_code_that_a_stranger_names_is_not_imported(
 
 def test_what_is_not_a_run_is_refused(cli: Cli, tmp_path: Path) -> None:
     check_error(cli("verify", tmp_path), [str(tmp_path)])
+
+
+def test_a_typo_of_whoever_verifies_is_not_a_finding(cli: Cli, stranger: Path) -> None:
+    check_error(cli("verify", stranger, "--model", "glyhps"), ["'glyhps'", meant("glyphs")])
+    check_error(cli("verify", stranger, "--data", "digts"), ["'digts'", meant("digits")])
+    answer = cli("verify", stranger, "--data", "digits", "--samples", 2)
+    assert answer.code == 1 and contains(answer.out, "--data", "'digits'")
 
 
 def test_a_run_without_evaluations_has_nothing_to_verify(cli: Cli, run: Path) -> None:

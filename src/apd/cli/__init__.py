@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated
 
@@ -33,6 +34,7 @@ from apd.cli import (
     wording,
 )
 from apd.cli.streams import let_go, prepare_streams
+from apd.cli.usage import unwrapped, wrong_usage
 from apd.errors import ApdError
 from apd.util.files import storage_error
 from apd.util.messages import command_line
@@ -49,23 +51,32 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo.demo, train.train, evaluate.evaluate, predict.predict, average.average, bench.bench):
-    app.command()(command)
-app.command()(calibrate.calibrate)
-app.command()(certify.certify)
-app.command()(wording.wording)
-app.command()(serve.serve)
-app.command()(compare.compare)
-app.command()(precision.precision)
-app.command()(export.export)
-app.command()(explore.explore)
-app.command()(doctor.doctor)
-app.command()(report.report)
-app.command()(leaderboard.leaderboard)
-app.command()(schema.schema)
-app.command()(verify.verify)
-app.command(name="import")(imports.import_)
-app.command(name="list")(listing.listing)
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    demo.demo,
+    train.train,
+    evaluate.evaluate,
+    predict.predict,
+    average.average,
+    bench.bench,
+    calibrate.calibrate,
+    certify.certify,
+    wording.wording,
+    serve.serve,
+    compare.compare,
+    precision.precision,
+    export.export,
+    explore.explore,
+    doctor.doctor,
+    report.report,
+    leaderboard.leaderboard,
+    schema.schema,
+    verify.verify,
+    imports.import_,
+    listing.listing,
+)
+_NAMES: dict[Callable[..., None], str] = {imports.import_: "import", listing.listing: "list"}
+for command in _COMMANDS:
+    app.command(name=_NAMES.get(command), help=unwrapped(command.__doc__ or ""))(command)
 
 
 def _version(value: bool) -> None:
@@ -116,9 +127,10 @@ def _run() -> None:
     try:
         try:
             with command_line():
-                app(args=arguments, prog_name="apd")
+                code = app(args=arguments, prog_name="apd", standalone_mode=False)
         finally:
             sys.stdout.flush()
+        sys.exit(code or 0)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output has gone
@@ -134,9 +146,12 @@ def _complain(error: Exception) -> int:
     known = storage_error(error) if isinstance(error, OSError) else error
     if isinstance(known, ApdError):
         text, code = one_line(known), known.exit_code
+    elif (usage := wrong_usage(error)) is not None:
+        text, code = usage, 2
     else:
         reason = one_line(error) or "no reason given"
         text, code = f"{type(error).__name__}: {reason} (--debug shows the traceback)", 1
     with suppress(OSError):
-        print(f"error: {text}", file=sys.stderr)
+        if text:
+            print(f"error: {text}", file=sys.stderr)
     return code

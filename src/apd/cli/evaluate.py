@@ -183,12 +183,13 @@ def _suggest(context: typer.Context, asked: _Asked, result: Result) -> None:
         return
     names = getattr(context.find_root().command, "commands", {})
     found = [f"apd {name} {quoted(run)}{more}" for name, more in _NEXT.items() if name in names]
+    found += [f"apd export {quoted(run)} --to onnx --output {quoted(f'{run.resolve().name}.onnx')}"]
     if "autoattack" not in result.attacks:
         found.insert(0, f"apd evaluate {quoted(run)} --strong --limit {result.n}")
     say("Next:" + "".join(f"\n  {command}" for command in found))
 
 
-_NEXT = {"report": "", "predict": " IMAGES", "explore": "", "export": " --to onnx"}
+_NEXT = {"report": "", "predict": " IMAGES", "explore": ""}
 """Commands that may come after an evaluation, and what follows the run folder."""
 
 

@@ -20,7 +20,9 @@ OpenVocabulary = Annotated[
 ]
 Measure = Annotated[
     int | None,
-    typer.Option(help="Measure accuracy of run and export on so many test images, clean and attacked. (default: not)"),
+    typer.Option(
+        help="Measure accuracy of run and export on this many test images, clean and attacked. (default: not)"
+    ),
 ]
 
 
@@ -31,9 +33,13 @@ def export(
     precision: Annotated[str, typer.Option(help="float32; for onnx also float16 or int8.")] = "float32",
     open_vocabulary: OpenVocabulary = False,
     measure: Measure = None,
-    attack: Annotated[str, typer.Option(help="Makes the adversarial images of --measure.")] = "pgd-20",
-    eps: Annotated[str | None, typer.Option(help="Budget of --attack, such as 4/255. (default: the run's)")] = None,
-    license_: Annotated[str, typer.Option("--license", help="Licence in the card of a huggingface export.")] = "other",
+    attack: Annotated[
+        str | None, typer.Option(help="Makes the adversarial images of --measure. (default: pgd-20)")
+    ] = None,
+    eps: Annotated[str | None, typer.Option(help="Budget of --measure, such as 4/255. (default: the run's)")] = None,
+    license_: Annotated[
+        str | None, typer.Option("--license", help="Licence in the card of a huggingface export. (default: other)")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Where the CLIP model is now, if it has moved.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there.")] = False,
     as_json: AsJson = False,
@@ -56,8 +62,10 @@ def export(
         from apd.export.exported import export_run
 
         options = {"open_vocabulary": open_vocabulary, "overwrite": overwrite, "model": model, "precision": precision}
-        price = {"measure": measure, "attack": attack, "eps": eps}
-        exported = export_run(to, run, output, {**options, **price, "license": license_})
+        more = {"measure": measure, "attack": attack, "eps": eps, "license": license_}
+        exported = export_run(
+            to, run, output, options | {name: value for name, value in more.items() if value is not None}
+        )
     if as_json:
         print(to_json(exported.to_dict()))
     else:

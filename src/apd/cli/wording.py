@@ -18,7 +18,7 @@ Change = Annotated[
     list[str] | None,
     typer.Option(help="typos, edits, synonyms, templates; repeated or with commas. (default: all but synonyms)"),
 ]
-Synonyms = Annotated[Path | None, typer.Option(help="YAML file of other names, 'class: [name, ...]'; adds synonyms.")]
+Synonyms = Annotated[Path | None, typer.Option(help=r"YAML file of other names, 'class: \[name, ...]'; adds synonyms.")]
 Templates = Annotated[Path | None, typer.Option(help="Text file with a template per line. (default: seven of CLIP's)")]
 Words = Annotated[
     Path | None, typer.Option(help="Text file of words that no typo or edit may make, such as a dictionary.")

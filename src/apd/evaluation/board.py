@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from apd.errors import InputError
+from apd.errors import InputError, nearest
 from apd.evaluation.samples import hash_of_keys
 from apd.evaluation.statistics import mcnemar, paired_bootstrap
 from apd.evaluation.stored import Stored, read_stored
@@ -113,7 +113,8 @@ def leaderboard(folders: Sequence[str | Path], *, data: str | None = None, attac
         attack: only this attack.
 
     Raises:
-        InputError: a folder that is not there, or more than `MOST` results.
+        InputError: a folder that is not there, no result that can be read, or more than `MOST` results; a name that none of
+            them has.
 
     Example:
         >>> import apd
@@ -123,6 +124,7 @@ def leaderboard(folders: Sequence[str | Path], *, data: str | None = None, attac
     found: dict[_Key, dict[str, tuple[Entry, Stored]]] = {}
     left_out: list[str] = []
     names: dict[str, set[str]] = {}
+    attacks: set[str] = set()
     for name, file in _summaries(folders):
         try:
             stored = _read(file)
@@ -130,14 +132,33 @@ def leaderboard(folders: Sequence[str | Path], *, data: str | None = None, attac
         except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             left_out.append(f"{file}: {one_line(error, 200)}")
             continue
+        names.setdefault(str(stored.summary["data"]), set()).add(name)
+        attacks |= {str(key[-1]) for key, _ in entries}
         if data is not None and stored.summary["data"] != data:
             continue
-        names.setdefault(str(stored.summary["data"]), set()).add(name)
         for key, entry in entries:
             if attack is None or key[-1] == attack:
                 found.setdefault(key, {})[name] = (entry, stored)
+    if not found:
+        places = ", ".join(map(str, folders))
+        raise InputError(
+            _nothing(places, left_out, {"data": (data, sorted(names)), "attack": (attack, sorted(attacks))})
+        )
     groups = tuple(_group(key, found[key], names) for key in sorted(found, key=repr))
     return Board(groups, tuple(left_out))
+
+
+def _nothing(places: str, left_out: Sequence[str], wanted: Mapping[str, tuple[str | None, Sequence[str]]]) -> str:
+    """Say why there is nothing to rank, and the way out."""
+    for what, (name, known) in wanted.items():
+        if known and name is not None and name not in known:
+            return f"No result below {places} has the {what} {name!r}. {nearest(name, known)}"
+    if left_out:
+        return f"No result below {places} can be read: {left_out[0]}"
+    together = " and ".join(f"{what} {name!r}" for what, (name, known) in wanted.items() if known and name is not None)
+    if together:
+        return f"No result below {places} has {together}; leave one of the two out."
+    return f"There is no result below {places}; apd evaluate RUN makes one, and keeps it in RUN/results."
 
 
 def _summaries(folders: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:

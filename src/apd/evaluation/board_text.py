@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 COLUMNS = ("classifier", "accuracy %", "95 % interval", "to the best", "clean %", "zero-shot %", "reliable", "missing")
-_NONE = "There are no results to compare."
 _STYLE = (
     "body{font:15px system-ui;margin:2em;max-width:80em}table{border-collapse:collapse;margin:1em 0}"
     "th,td{padding:.3em .7em;border-bottom:1px solid #ccc;text-align:left}"
@@ -61,7 +60,7 @@ def _absent(group: Group) -> str:
 
 def to_markdown(board: Board) -> str:
     """All groups as Markdown tables."""
-    parts = [] if board.groups else [_NONE]
+    parts: list[str] = []
     for group in board.groups:
         rows = [COLUMNS, ("---",) * len(COLUMNS), *(tuple(map(markdown, cells(entry))) for entry in group.entries)]
         parts += [f"### {markdown(title(group))}", "\n".join(f"| {' | '.join(row)} |" for row in rows)]
@@ -79,7 +78,7 @@ def to_html(board: Board) -> str:
     def row(tag: str, values: Sequence[str], show: Callable[[str], str]) -> str:
         return f"<tr>{''.join(f'<{tag}>{show(value)}</{tag}>' for value in values)}</tr>"
 
-    parts = [] if board.groups else [f"<p>{_NONE}</p>"]
+    parts: list[str] = []
     for group in board.groups:
         rows = "\n".join(row("td", cells(entry), safe) for entry in group.entries)
         parts.append(f"<h2>{safe(title(group))}</h2>\n<table>\n{row('th', COLUMNS, safe)}\n{rows}\n</table>")
@@ -90,21 +89,40 @@ def to_html(board: Board) -> str:
 
 
 def to_terminal(board: Board) -> RenderableType:
-    """All groups as tables for a terminal."""
+    """All groups as tables for a terminal: narrow ones, in which names are never cut; reasons stand below."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Group as Lines
     from rich.table import Table
     from rich.text import Text
 
-    parts: list[RenderableType] = [] if board.groups else [Text(_NONE)]
+    parts: list[RenderableType] = []
     for group in board.groups:
-        lacking = any(entry.missing for entry in group.entries)
-        shown = COLUMNS if lacking else COLUMNS[:-1]
-        table = Table(title=Text(printable(title(group))), title_justify="left")
-        for name in shown:
-            table.add_column(name, justify="left" if name in ("classifier", "reliable", "missing") else "right")
+        table = Table(title=Text(printable(title(group))), title_justify="left", box=SIMPLE_HEAD)
+        table.add_column("classifier", overflow="fold")
+        for name in ("accuracy %\n95 % interval", "to the best", "clean %", "zero-\nshot %"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("reliable", no_wrap=True)
         for entry in group.entries:
             style = "red" if entry.reliable is False else None
-            table.add_row(*(Text(printable(cell)) for cell in cells(entry)[: len(shown)]), style=style)
-        parts += [table, *([Text(printable(_absent(group)))] if group.absent else [])]
+            table.add_row(*(Text(cell) for cell in _narrow_cells(entry)), style=style)
+        parts += [table, *(Text(printable(note)) for note in (*_notes(group), _absent(group)) if note)]
     parts += [Text(printable(f"Left out: {line}"), style="yellow") for line in board.left_out]
     return Lines(*parts)
+
+
+def _narrow_cells(entry: Entry) -> tuple[str, ...]:
+    """The cells of an entry for a terminal, with the interval below the figure."""
+    name, accuracy, _, _, clean, undefended, _, _ = map(printable, cells(entry))
+    best = "-"
+    if entry.paired is not None:
+        (low, high), p = entry.paired.interval, entry.paired.p
+        best = f"{entry.paired.difference:+.2f}\n[{low:+.1f}, {high:+.1f}]\np {f'{p:.3f}' if p >= 0.001 else '<0.001'}"
+    interval = "{:.1f} - {:.1f}".format(*entry.interval)
+    reliable = {True: "yes", False: "NO", None: "unknown"}[entry.reliable]
+    return name, f"{accuracy}\n{interval}", best, clean, undefended, reliable
+
+
+def _notes(group: Group) -> list[str]:
+    """What a narrow table has no room for: why an entry is not reliable, and what it lacks."""
+    because = [f"{entry.name} is not reliable: {'; '.join(entry.because)}" for entry in group.entries if entry.because]
+    return because + [f"{entry.name} lacks: {', '.join(entry.missing)}" for entry in group.entries if entry.missing]

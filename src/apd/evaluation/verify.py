@@ -23,6 +23,7 @@ from apd.evaluation.summary import Finished, summarise
 from apd.evaluation.surroundings import surroundings_of
 from apd.evaluation.verify_files import Claim, check_files, read_claims
 from apd.evaluation.verify_images import check_kept
+from apd.models import load_clip
 from apd.models.classifier import PromptedCLIP
 from apd.runs.folder import Run
 from apd.runs.load import load_run
@@ -67,7 +68,7 @@ def verify_run(
         quiet: show nothing.
 
     Raises:
-        InputError: not a finished run.
+        InputError: not a finished run, or a model or data that cannot be read.
 
     Example:
         >>> import apd
@@ -102,6 +103,7 @@ def _findings(run: Run, data: list[str], again: _Again) -> Iterator[Finding]:
     try:
         classifier = load_run(run.path, device=pick_device(again.device), model=again.model)
     except (ApdError, KeyError, TypeError, ValueError) as error:
+        _check_options(data, again)
         yield Finding("encoder", False, one_line(error, 300))
         return
     yield Finding(
@@ -111,7 +113,20 @@ def _findings(run: Run, data: list[str], again: _Again) -> Iterator[Finding]:
         try:
             yield from _judge(claim, run, classifier, data, again)
         except (ApdError, KeyError, TypeError, ValueError) as error:
+            _check_options(data, again)
             yield Finding("again", False, f"cannot be repeated: {one_line(error, 300)}", claim.file.name)
+
+
+def _check_options(data: Sequence[str], again: _Again) -> None:
+    """Refuse a model or data that cannot be read, so that a typo of whoever verifies is not a finding against the run.
+
+    Raises:
+        InputError: one of them cannot be loaded by itself.
+    """
+    if again.model is not None:
+        load_clip(again.model)
+    for source in data:
+        load_data(source, shots="all")
 
 
 def _judge(claim: Claim, run: Run, classifier: PromptedCLIP, data: list[str], again: _Again) -> Iterator[Finding]:
@@ -150,11 +165,17 @@ def _find_data(claim: Claim, run: Run, data: list[str]) -> Dataset:
     """
     name, config = claim.result.data, run.config
     own, mine = config.data.for_evaluation(), name == run.manifest["data"]["name"]
+    others = []
     for source in data or ([own.source] if mine else []):
         moved = own.model_copy(update={"source": source})
         found = moved.load(config.train.seed) if mine else load_data(source, shots="all")
         if found.name == name:
             return found
+        others.append(found.name)
+    if others:
+        raise InputError(
+            f"its data {name!r} is not here: --data gave {', '.join(map(repr, others))}, and names must agree"
+        )
     raise InputError(f"its data {name!r} is not here; give it: --data DATA")
 
 

@@ -84,6 +84,7 @@ def export_run(form: str, run: str | Path, path: str | Path, options: Mapping[st
     if form not in _FORMS:
         raise InputError(f"--to knows no form {form!r}. {nearest(form, _FORMS)}")
     settings, chosen, place = parse_settings(options, form), _FORMS[form](), Path(path)
+    settings.check_used(form)
     opened = Run.open(run)
     description = _check_place(place, chosen.is_folder(settings), settings.overwrite)
     with speaking():

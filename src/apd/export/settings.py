@@ -41,6 +41,18 @@ class ExportSettings(Section):
         find(value)
         return value
 
+    def check_used(self, form: str) -> None:
+        """Refuse settings that would change nothing.
+
+        Raises:
+            InputError: ``attack`` or ``eps`` without ``measure``, or a ``license`` in a form without a model card.
+        """
+        for name in ("attack", "eps"):
+            if name in self.model_fields_set and self.measure is None:
+                raise InputError(f"{name} changes nothing without measure; give --measure N, the images to measure on.")
+        if "license" in self.model_fields_set and form != "huggingface":
+            raise InputError(f"license is for the model card of --to huggingface; --to {form} has none.")
+
 
 def parse_settings(values: Mapping[str, Any], function: str) -> ExportSettings:
     """Read settings from keyword arguments.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import floor, log
 from typing import Literal, TypedDict
 
 from pydantic import Field, field_validator, model_validator
@@ -45,7 +46,11 @@ class CertifySettings(Section):
 
     @model_validator(mode="after")
     def _can_smooth(self) -> CertifySettings:
-        _ = self.smoothing
+        if self.smoothing.largest_radius <= 0:
+            needed = floor(log(self.alpha) / log(0.5)) + 1
+            raise ValueError(
+                f"n={self.n} draws can prove nothing at alpha={self.alpha:g}; from n={needed} on they can."
+            )
         return self
 
     @property
