@@ -175,7 +175,7 @@ def test_synonyms_may_be_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [({"changes": "typoss"}, "typos"), ({"distance": 0}, "distance"), ({"attack": "pgdd"}, "pgdd"), ({"eps": "x"}, "eps"),
-     ({"templates": "no such file"}, "no such file"), ({"epss": 1}, "epss")],
+     ({"attack": "cw", "norm": "linf"}, "cw"), ({"templates": "no such file"}, "no such file"), ({"epss": 1}, "epss")],
 )  # fmt: skip
 def test_wrong_settings_are_refused(
     toy: apd.PromptedCLIP, data: apd.Dataset, wrong: dict[str, Any], named: str

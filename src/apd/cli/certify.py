@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import AsJson, quiet_stdout, say, show
-from apd.errors import InputError
+from apd.cli.common import AsJson, judge, quiet_stdout, show, split_numbers
 from apd.util.files import check_writable
 
 if TYPE_CHECKING:
@@ -61,49 +61,19 @@ def certify(
       apd certify runs/photos --attack --json
       apd certify --model glyphs --data digits --sigma 0.1
     """
-    options: dict[str, Any] = {
-        "split": split,
-        "classes": classes,
-        "sigma": sigma,
-        "n0": n0,
-        "n": n,
-        "alpha": alpha,
-        "limit": limit,
-    }
-    options |= {"seed": seed, "radii": None if radii is None else _numbers(radii)}
+    options: dict[str, Any] = {"sigma": sigma, "n0": n0, "n": n, "alpha": alpha, "seed": seed, "limit": limit}
+    options |= {"split": split, "classes": classes, "radii": None if radii is None else split_numbers("--radii", radii)}
+    options |= {"skip_bad_images": skip_bad_images or None}
     given = {name: value for name, value in options.items() if value is not None}
-    given |= {"attack": attack, "control": control, "skip_bad_images": skip_bad_images}
+    given |= {"attack": attack, "control": control}
     if output is not None:
         check_writable(output.parent)
     with quiet_stdout():
-        found = _found(run, model, data, device, given)
+        found = judge(run, model, data, device, given, _functions, "Finished images")
     show(found, as_json, output)
 
 
-def _found(run: Path | None, model: str | None, data: str | None, device: str, given: dict[str, Any]) -> Certified:
-    """Load what is certified, and certify it."""
-    if run is not None:
-        from apd.runs.folder import Run
+def _functions() -> tuple[Callable[..., Certified], Callable[..., Certified]]:
+    from apd.evaluation.certified.certify import certify, certify_run
 
-        Run.open(run)  # before torch is imported, so that a wrong folder is told at once
-        from apd.evaluation.certified.certify import certify_run
-
-        try:
-            return certify_run(run, data=data, model=model, device=device, **given)
-        except KeyboardInterrupt:
-            say(f"\nStopped. Finished images are kept in {run / 'results'}; the same command continues.")
-            raise
-    if model is None or data is None:
-        raise InputError("Give a run folder, or both --model and --data.")
-    from apd.evaluation.certified.certify import certify as certify_classifier
-    from apd.evaluation.inputs import zero_shot_on
-
-    classifier, images = zero_shot_on(model, data, given.pop("classes", "all"), device)
-    return certify_classifier(classifier, images, **given)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(f"--radii takes numbers separated by commas, such as 0.1,0.25, got {text!r}.") from error
+    return certify_run, certify

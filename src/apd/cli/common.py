@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
@@ -31,6 +31,7 @@ AbstainBelow = Annotated[
 ]
 
 _LAST_PORT = 65_535
+_Found = TypeVar("_Found")
 
 log = get_logger("apd.cli")
 
@@ -81,6 +82,60 @@ def show(result: Shown, as_json: bool, output: Path | None) -> None:
     from rich.console import Console
 
     Console().print(result.table())
+
+
+def judge(
+    run: Path | None,
+    model: str | None,
+    data: str | None,
+    device: str,
+    given: dict[str, Any],
+    functions: Callable[[], tuple[Callable[..., _Found], Callable[..., _Found]]],
+    kept: str,
+) -> _Found:
+    """Judge a run, or without one zero-shot CLIP on labelled images.
+
+    Args:
+        run: the run folder.
+        model: the CLIP model; with a run, where its own is now.
+        data: labelled images; with a run, None for its own.
+        device: to compute on.
+        given: settings that were given.
+        functions: imports and returns what judges a run folder, and what judges a classifier on a data set.
+        kept: what an interrupted call leaves in a run, for its message.
+
+    Raises:
+        InputError: neither a run nor both a model and data.
+    """
+    if run is not None:
+        from apd.runs.folder import Run
+
+        Run.open(run)  # before torch is imported, so that a wrong folder is told at once
+        of_run, _ = functions()
+        try:
+            return of_run(run, data=data, model=model, device=device, **given)
+        except KeyboardInterrupt:
+            say(f"\nStopped. {kept} are kept in {run / 'results'}; the same command continues.")
+            raise
+    if model is None or data is None:
+        raise InputError("Give a run folder, or both --model and --data.")
+    from apd.evaluation.inputs import zero_shot_on
+
+    _, of_classifier = functions()
+    classifier, images = zero_shot_on(model, data, given.get("classes", "all"), device)
+    return of_classifier(classifier, images, **given)
+
+
+def split_numbers(flag: str, text: str) -> tuple[float, ...]:
+    """Return the numbers in an option, which are separated by commas.
+
+    >>> split_numbers("--radii", "0.1,0.25")
+    (0.1, 0.25)
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{flag} takes numbers separated by commas, such as 0.5,2, got {text!r}.") from error
 
 
 def check_port(port: int) -> None:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from apd.cli.common import AsJson
-from apd.errors import InputError
+from apd.cli.common import AsJson, split_numbers
 from apd.util.text import printable, to_json
 
 
@@ -28,10 +27,7 @@ def precision(
     """
     from apd.evaluation.precision import precision as known
 
-    try:
-        wanted = [float(part) for part in points.split(",")]
-    except ValueError as error:
-        raise InputError(f"--points takes numbers separated by commas, such as 5,2, got {points!r}.") from error
+    wanted = split_numbers("--points", points)
     found = known(runs, wanted)
     if as_json:
         print(to_json({"accuracies": [one.to_dict() for one in found]}))

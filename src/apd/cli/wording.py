@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import AsJson, quiet_stdout, say, show, split_names
-from apd.errors import InputError
+from apd.cli.common import AsJson, judge, quiet_stdout, show, split_names
 from apd.util.files import check_writable
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def wording(
     variants: Variants = None,
     attack: Attack = None,
     eps: Annotated[str | None, typer.Option(help="Budget of the attack, such as 4/255. (default: the run's)")] = None,
-    norm: Annotated[str | None, typer.Option(help="linf or l2. (default: the run's)")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1. (default: the run's)")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of words, attack and --limit. (default: 0)")] = None,
     limit: Annotated[str | None, typer.Option(help="Number of images, or all. (default: 200)")] = None,
     control: Annotated[bool, typer.Option("--control/--no-control", help="Evaluate zero-shot CLIP too.")] = True,
@@ -69,32 +69,17 @@ def wording(
     options: dict[str, Any] = {"changes": None if changes is None else tuple(changes), "distance": distance}
     options |= {"variants": variants, "attack": attack, "eps": eps, "norm": norm, "seed": seed, "limit": limit}
     options |= {"split": split, "classes": classes, "synonyms": synonyms, "templates": templates, "words": words}
+    options |= {"skip_bad_images": skip_bad_images or None}
     given = {name: value for name, value in options.items() if value is not None}
-    given |= {"control": control, "skip_bad_images": skip_bad_images}
+    given |= {"control": control}
     if output is not None:
         check_writable(output.parent)
     with quiet_stdout():
-        found = _found(run, model, data, device, given)
+        found = judge(run, model, data, device, given, _functions, "Attacked images")
     show(found, as_json, output)
 
 
-def _found(run: Path | None, model: str | None, data: str | None, device: str, given: dict[str, Any]) -> Wording:
-    """Load what is evaluated, and evaluate it."""
-    if run is not None:
-        from apd.runs.folder import Run
+def _functions() -> tuple[Callable[..., Wording], Callable[..., Wording]]:
+    from apd.evaluation.wording.measure import evaluate_run_wording, evaluate_wording
 
-        Run.open(run)  # before torch is imported, so that a wrong folder is told at once
-        from apd.evaluation.wording.measure import evaluate_run_wording
-
-        try:
-            return evaluate_run_wording(run, data=data, model=model, device=device, **given)
-        except KeyboardInterrupt:
-            say(f"\nStopped. Attacked images are kept in {run / 'results'}; the same command continues.")
-            raise
-    if model is None or data is None:
-        raise InputError("Give a run folder, or both --model and --data.")
-    from apd.evaluation.inputs import zero_shot_on
-    from apd.evaluation.wording.measure import evaluate_wording
-
-    classifier, images = zero_shot_on(model, data, given.pop("classes", "all"), device)
-    return evaluate_wording(classifier, images, **given)
+    return evaluate_run_wording, evaluate_wording

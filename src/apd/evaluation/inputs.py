@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from torch import nn
 
 from apd.data import Dataset, load_data, same_source
 from apd.data.dataset import Split, Which
@@ -54,13 +55,15 @@ class RunInputs:
 
     Args:
         run: the folder.
-        classifier: for the classes of ``data``.
-        data: with the classes that were asked for.
+        classifier: for those ``classes`` of ``data``.
+        data: with all classes.
+        classes: which of them it is judged on.
     """
 
     run: Run
     classifier: PromptedCLIP
     data: Dataset
+    classes: Which
 
 
 def of_run(
@@ -78,9 +81,9 @@ def of_run(
     trust(data, model)
     run = Run.open(path)
     images, other = images_for(run, data)
-    wanted = images.classes(classes or ("all" if other else run.config.data.classes))
-    classifier = serving(wanted, load_run(path, device=pick_device(device), model=model))
-    return RunInputs(run, classifier, wanted)
+    which = classes or ("all" if other else run.config.data.classes)
+    classifier = serving(images.classes(which), load_run(path, device=pick_device(device), model=model))
+    return RunInputs(run, classifier, images, which)
 
 
 def images_for(run: Run, data: str | Dataset | None) -> tuple[Dataset, bool]:
@@ -115,32 +118,66 @@ def serving(data: Dataset, classifier: PromptedCLIP) -> PromptedCLIP:
 
 
 def zero_shot_on(model: str, source: str, classes: Which = "all", device: str = "auto") -> tuple[PromptedCLIP, Dataset]:
-    """Load a CLIP model and images, and return the classifier by hand-written templates for their classes.
+    """Load a CLIP model and images, and return the classifier by hand-written templates for some of their classes.
 
     Raises:
         InputError: a model or data that cannot be read.
     """
-    data = load_data(source, shots="all").classes(classes)
-    return zero_shot(model, data, pick_device(device)), data
+    data = load_data(source, shots="all")
+    return zero_shot(model, data.classes(classes), pick_device(device)), data
 
 
-def decode_sample(
-    classifier: PromptedCLIP, data: Dataset, split: Split, limit: int | None, seed: int, skip_bad: bool
-) -> Samples:
+def check_data(classifier: nn.Module, data: Dataset, split: Split) -> None:
+    """Refuse data of other classes than the classifier's, and a split without labelled images.
+
+    Raises:
+        InputError: what differs, or which split.
+    """
+    if isinstance(classifier, PromptedCLIP) and classifier.class_names != data.class_names:
+        raise InputError(
+            f"The classifier knows {_some(classifier.class_names)}, but {data.name} has {_some(data.class_names)}; "
+            "use classifier.with_classes(data.class_names, data.templates), or other data."
+        )
+    if len(data.split(split)) == 0 or (data.settings.shots == 0 and split == "val"):
+        raise InputError(
+            f"The {split} split of {data.name} has no images with labels; choose another split, or evaluate on other "
+            "data: --data DATA (Python: data=)."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{len(names)} classes ({shown}{', ...' if len(names) > 5 else ''})"
+
+
+class SampleSettings(Protocol):
+    """Settings that say which images of a data set are judged."""
+
+    @property
+    def split(self) -> Split:
+        """The images' split."""
+
+    @property
+    def limit(self) -> int | Literal["all"]:
+        """How many of them."""
+
+    @property
+    def seed(self) -> int:
+        """Draws those that the limit keeps."""
+
+    @property
+    def skip_bad_images(self) -> bool:
+        """Whether to leave out images that cannot be read."""
+
+
+def decode_sample(classifier: PromptedCLIP, data: Dataset, settings: SampleSettings) -> Samples:
     """Decode the images of a split that a limit keeps, as the classifier wants them.
 
     Raises:
         InputError: classes that differ, a split without images, an image that cannot be read.
     """
-    if classifier.class_names != data.class_names:
-        raise InputError(
-            f"The classifier has {len(classifier.class_names)} other classes than {data.name}; use "
-            "classifier.with_classes(data.class_names, data.templates), or other data."
-        )
-    images = data.split(split)
-    if not len(images) or (data.settings.shots == 0 and split == "val"):
-        raise InputError(
-            f"The {split} split of {data.name} has no images with labels; choose another split, or other data."
-        )
-    sample = images.sample(limit, seed)
-    return Samples(sample.decode(classifier.encoder.info.preprocessing, skip_bad=skip_bad, progress=True))
+    check_data(classifier, data, settings.split)
+    limit = None if settings.limit == "all" else settings.limit
+    sample = data.split(settings.split).sample(limit, settings.seed)
+    preprocessing = classifier.encoder.info.preprocessing
+    return Samples(sample.decode(preprocessing, skip_bad=settings.skip_bad_images, progress=True))

@@ -18,7 +18,7 @@ from apd.evaluation.checks import REVISION
 from apd.evaluation.engine import Evaluation
 from apd.evaluation.frozen import Subject
 from apd.evaluation.gradients import no_gradient
-from apd.evaluation.inputs import read_settings
+from apd.evaluation.inputs import check_data, read_settings
 from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
 from apd.evaluation.sample import choose_sample
@@ -79,7 +79,7 @@ def evaluate(
     chosen = parse_settings(settings)
     with speaking(chosen.quiet):
         data = data.classes(chosen.classes)
-        _check_data(classifier, data, chosen)
+        check_data(classifier, data, chosen.split)
         control = _control(classifier, undefended, chosen)
         found = []
         own, *others = _evaluations(classifier, control, data, chosen, Store(store), image_size)
@@ -87,20 +87,6 @@ def evaluate(
         for evaluation in (own, *others):
             found.append(Finished(evaluation, evaluation.run()))
         return summarise(found, control is not None, data.class_names, data.name, len(data.split(chosen.split)))
-
-
-def _check_data(classifier: nn.Module, data: Dataset, settings: EvaluationSettings) -> None:
-    """Refuse data of other classes than the classifier's, and a split without images."""
-    if isinstance(classifier, PromptedCLIP) and classifier.class_names != data.class_names:
-        raise InputError(
-            f"The classifier knows {_some(classifier.class_names)}, but {data.name} has {_some(data.class_names)}; "
-            "use classifier.with_classes(data.class_names, data.templates), or other data."
-        )
-    if len(data.split(settings.split)) == 0 or (data.settings.shots == 0 and settings.split == "val"):
-        raise InputError(
-            f"The {settings.split} split of {data.name} has no images with labels; choose another split, or evaluate on other "
-            "data: --data DATA (Python: data=)."
-        )
 
 
 def _control(
@@ -288,8 +274,3 @@ def parse_settings(
         InputError: one line for the first that is wrong.
     """
     return read_settings(EvaluationSettings, values, function, others)
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return f"{len(names)} classes ({shown}{', ...' if len(names) > 5 else ''})"

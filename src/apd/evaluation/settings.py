@@ -26,6 +26,17 @@ def number_or_word(value: object, *words: str) -> object:
     return number
 
 
+def check_norm(attack: str, norm: Norm) -> None:
+    """Check that an attack, by its name, attacks within this norm.
+
+    Raises:
+        ValueError: it does not.
+    """
+    norms = attacks.find(attack).norms
+    if norm not in norms:
+        raise ValueError(f"{attack} attacks within {' and '.join(norms)}, not {norm}; use --norm {norms[0]}, or fmn")
+
+
 class EvaluationSettings(Section):
     """Which attacks, how far, on which images; every reported attack runs in float32."""
 
@@ -95,11 +106,7 @@ class EvaluationSettings(Section):
     def _eps_fits_norm(self) -> EvaluationSettings:
         parse_eps(self.eps, self.norm)
         for name in self.adversarial:
-            norms = attacks.find(name).norms
-            if self.norm not in norms:
-                raise ValueError(
-                    f"{name} attacks within {' and '.join(norms)}, not {self.norm}; use --norm {norms[0]}, or fmn"
-                )
+            check_norm(name, self.norm)
         return self
 
     @property

@@ -81,8 +81,7 @@ def certify(
     started = time.perf_counter()
     with speaking(chosen.quiet):
         data = data.classes(chosen.classes)
-        limit = None if chosen.limit == "all" else chosen.limit
-        samples = decode_sample(classifier, data, chosen.split, limit, chosen.seed, chosen.skip_bad_images)
+        samples = decode_sample(classifier, data, chosen)
         folder = None if store is None else Path(store)
         own = Candidate("", Subject.of(classifier), classifier, folder)
         zero_shot = classifier.zero_shot() if chosen.control else None
@@ -127,20 +126,18 @@ def certify_run(
         data: other labelled images than the run's own.
         model: where the run's CLIP model is now, if it has moved since.
         device: auto, cpu, cuda, cuda:1 or mps.
-        settings: of `CertifySettings`.
+        settings: of `CertifySettings`; classes and skip_bad_images are the run's unless they are given.
 
     Raises:
         InputError: an unknown setting, not a finished run, images that cannot be read, another process that is writing to the
             run.
     """
-    chosen = read_settings(CertifySettings, settings, "certify_run", ("data", "model", "device"))
+    read_settings(CertifySettings, settings, "certify_run", ("data", "model", "device"))  # before the model is loaded
     inputs = of_run(path, data, model, device, settings.get("classes"))
-    skip = chosen.skip_bad_images or inputs.run.config.data.skip_bad_images
-    # The classes are cut already.
-    given: CertifyOptions = {**settings, "classes": "all", "skip_bad_images": skip}
+    own: CertifyOptions = {"skip_bad_images": inputs.run.config.data.skip_bad_images}
+    given: CertifyOptions = {**own, **settings, "classes": inputs.classes}
     with inputs.run.held():
         found = certify(inputs.classifier, inputs.data, store=inputs.run.results, **given)
-        found = found.model_copy(update={"classes": settings.get("classes", inputs.run.config.data.classes)})
         save_certified(inputs.run, found)
     return found
 

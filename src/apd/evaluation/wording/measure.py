@@ -23,6 +23,7 @@ from apd.evaluation.wording.result import Change, Wording, WordingScores, change
 from apd.evaluation.wording.settings import WordingOptions, WordingSettings
 from apd.evaluation.wording.variants import TEMPLATES, Sources, read_lines, read_synonyms
 from apd.models.classifier import PromptedCLIP
+from apd.runs.folder import Run
 from apd.util.files import write_atomic
 from apd.util.messages import get_logger, speaking
 from apd.util.progress import watched
@@ -76,8 +77,7 @@ def evaluate_wording(
     started = time.perf_counter()
     with speaking(chosen.quiet):
         data = data.classes(chosen.classes)
-        limit = None if chosen.limit == "all" else chosen.limit
-        samples = decode_sample(classifier, data, chosen.split, limit, chosen.seed, chosen.skip_bad_images)
+        samples = decode_sample(classifier, data, chosen)
         kept = Store(None if store is None else Path(store))
         own = _scores(classifier, samples, chosen, sources, kept)
         bare = classifier.prompts is None
@@ -125,7 +125,7 @@ def evaluate_run_wording(
         synonyms: YAML file of alternative names.
         templates: text file with a template per line.
         words: text file of words that no edit may make.
-        settings: of `WordingSettings`; eps and norm are the run's unless they are given.
+        settings: of `WordingSettings`; eps, norm, classes and skip_bad_images are the run's unless they are given.
 
     Raises:
         InputError: an unknown setting, not a finished run, a file that cannot be read, another process that is writing to the
@@ -138,19 +138,20 @@ def evaluate_run_wording(
     inputs = of_run(path, data, model, device, settings.get("classes"))
     config = inputs.run.config
     own: WordingOptions = {"eps": config.train.eps, "norm": config.train.norm}
-    skip = chosen.skip_bad_images or config.data.skip_bad_images
-    # The classes are cut already.
-    given: WordingOptions = {**own, **settings, "classes": "all", "skip_bad_images": skip}
+    own["skip_bad_images"] = config.data.skip_bad_images
+    given: WordingOptions = {**own, **settings, "classes": inputs.classes}
     files = {"synonyms": synonyms, "templates": templates, "words": words}
     with inputs.run.held():
         found = evaluate_wording(inputs.classifier, inputs.data, store=inputs.run.results, **files, **given)
-        found = found.model_copy(update={"classes": settings.get("classes", config.data.classes)})
-        name = "-".join(
-            [found.data, found.split, found.classes, found.attack, found.norm, found.eps_text, *found.changes]
-        )
-        safe = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{name}-seed{found.seed}-n{found.n}")[:180]
-        write_atomic(inputs.run.results / f"wording-{safe}.json", found.to_json() + "\n")
+        _save(inputs.run, found)
     return found
+
+
+def _save(run: Run, found: Wording) -> None:
+    """Keep the result in the run, in place of one under the same circumstances."""
+    name = "-".join([found.data, found.split, found.classes, found.attack, found.norm, found.eps_text, *found.changes])
+    safe = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{name}-seed{found.seed}-n{found.n}")[:180]
+    write_atomic(run.results / f"wording-{safe}.json", found.to_json() + "\n")
 
 
 def _sources(

@@ -6,10 +6,9 @@ from typing import Literal, TypedDict
 
 from pydantic import Field, field_validator, model_validator
 
-from apd import attacks
 from apd.attacks.threat import Norm, parse_eps
 from apd.errors import nearest
-from apd.evaluation.settings import EvaluationSettings, number_or_word
+from apd.evaluation.settings import EvaluationSettings, check_norm, number_or_word
 from apd.evaluation.wording.variants import KINDS
 from apd.util.section import Section
 from apd.util.seed_range import Seed
@@ -26,7 +25,7 @@ class WordingSettings(Section):
     candidates: int = Field(20, ge=1, description="draws per choice in the search for edits (LEAF's rho)")
     attack: str = Field("pgd-10", description="attack on the images, by name; clean: none")
     eps: str = Field("1/255", description="budget of the attack in [0,1] pixel units, as a fraction or a float")
-    norm: Norm = Field("linf", description="linf or l2")
+    norm: Norm = Field("linf", description="linf, l2 or l1")
     seed: Seed = Field(0, description="seed of the words, of the attack and of the images that a limit keeps")
     split: Literal["train", "val", "test"] = Field("test", description="the images; every choice is made on val")
     classes: Literal["all", "base", "new"] = Field("all", description="all classes, the first half or the second")
@@ -64,7 +63,7 @@ class WordingSettings(Section):
     def _can_attack(self) -> WordingSettings:
         parse_eps(self.eps, self.norm)
         if self.attack != "clean":
-            attacks.find(self.attack)
+            check_norm(self.attack, self.norm)
         return self
 
     @property

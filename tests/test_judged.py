@@ -1,0 +1,81 @@
+"""What commands that judge a run, or zero-shot CLIP, say of the images they took."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import apd
+from apd.errors import InputError
+from apd.runs.folder import Run
+
+from .command_line import Cli
+from .toys import pictures
+
+CERTIFY: dict[str, Any] = {"sigma": 0.2, "n0": 4, "n": 28, "limit": 2, "control": False, "quiet": True}
+WORDING: dict[str, Any] = {
+    "changes": "typos",
+    "variants": 1,
+    "attack": "clean",
+    "limit": 2,
+    "control": False,
+    "quiet": True,
+}
+BOTH = pytest.mark.parametrize(
+    ("judge", "options"), [(apd.certify_run, CERTIFY), (apd.evaluate_run_wording, WORDING)], ids=["certify", "wording"]
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that knows the first five digits."""
+    data = apd.load_data("digits", shots=1, classes="base")
+    folder = tmp_path_factory.mktemp("base") / "run"
+    return apd.train("glyphs", data, method="coop", epochs=1, output=folder, quiet=True)
+
+
+@BOTH
+def test_other_data_are_judged_with_all_classes_and_said_to_be(base: Run, judge: Any, options: dict[str, Any]) -> None:
+    names = ["cat", "dog", "cow", "bird"]
+    pair = pictures(12, 4, seed=1)
+    assert judge(base.path, data=apd.Dataset.from_tensors("pictures", names, pair, pair), **options).classes == "all"
+    assert judge(base.path, **options).classes == "base"
+    new = judge(base.path, classes="new", **options)
+    assert (new.classes, new.n_available) == ("new", len(apd.load_data("digits").classes("new").test))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("certify", "--sigma", 0.2, "--n0", 4, "--n", 28), ("wording", "--change", "templates", "--attack", "clean")],
+    ids=["certify", "wording"],
+)
+def test_zero_shot_on_some_classes_is_said_to_be(cli: Cli, command: tuple[object, ...]) -> None:
+    answer = cli(*command, "--model", "glyphs", "--data", "digits", "--classes", "new", "--limit", 2, "--json")
+    found = json.loads(answer.out)
+    assert (found["classes"], found["n_available"]) == ("new", len(apd.load_data("digits").classes("new").test))
+
+
+@BOTH
+def test_unreadable_images_of_a_run_that_skips_them_can_be_refused(
+    clip_folder: Path, colours: Path, tmp_path: Path, judge: Any, options: dict[str, Any]
+) -> None:
+    data = shutil.copytree(colours, tmp_path / "colours")
+    for file in apd.load_data(data, shots=2).test.sources[:3]:
+        Path(str(file)).write_bytes(b"no image")
+    run = apd.train(
+        str(clip_folder),
+        apd.load_data(data, shots=2),
+        method="coop",
+        epochs=1,
+        output=tmp_path / "run",
+        skip_bad_images=True,
+        quiet=True,
+    )
+    everything = {**options, "limit": "all"}
+    assert judge(run.path, **everything).n_available > 3
+    with pytest.raises(InputError):
+        judge(run.path, skip_bad_images=False, **everything)
