@@ -17,7 +17,7 @@ from apd.util.locks import FolderLock
 from . import test_imported
 from .command_line import Cli
 from .plain_clip import TEXT, VISION, Weights, random_weights, save_open_clip
-from .refusals import check_error, refused
+from .refusals import check_error, meant, refused
 from .test_foreign_towers import bare
 from .test_imported import LEARNERS, TOWERS
 
@@ -125,7 +125,7 @@ def test_two_processes_do_not_write_to_one_evaluation(cli: Cli, module: str, col
         ("odd", ["image_size", "--image-size"]),
         ("wide", ["7", "3"]),
         ("number", ["number", "int"]),
-        ("missing", ["missing", "AttributeError"]),
+        ("missing", ["missing", "toy_factories"]),
     ],
 )
 def test_what_is_not_a_classifier_is_refused(
@@ -134,6 +134,18 @@ def test_what_is_not_a_classifier_is_refused(
     size = () if factory == "odd" else ("--image-size", 12)
     answer = cli("evaluate", "--classifier", f"{module}:{factory}", "--data", colours, "--limit", 4, *size)
     check_error(answer, told)
+    assert factory != "odd" or not Path("evaluations").exists()
+
+
+def test_a_clip_model_alone_is_refused() -> None:
+    with refused("PromptedCLIP"):
+        apd.evaluate(apd.load_clip("glyphs"), apd.load_data("digits", shots=1), limit=2)
+
+
+def test_what_comes_next_is_a_board(cli: Cli, module: str, colours: Path) -> None:
+    arguments = ("--classifier", f"{module}:sized", "--data", colours, "--attack", "clean", "--limit", 4)
+    assert cli("evaluate", *arguments).err.rstrip().endswith("Next: apd leaderboard evaluations")
+    assert cli("evaluate", *arguments, "--folder", "kept here").err.rstrip().endswith("leaderboard 'kept here'")
 
 
 def test_options_that_do_not_go_together_are_refused(cli: Cli, run: Path, colours: Path, tmp_path: Path) -> None:
@@ -143,6 +155,8 @@ def test_options_that_do_not_go_together_are_refused(cli: Cli, run: Path, colour
     check_error(cli("evaluate", "--model", "glyphs", "--data", colours, "--image-size", 9), ["--image-size"])
     check_error(cli("evaluate", "--model", "glyphs", "--data", colours, "--save-images"), ["--save-images", "--folder"])
     check_error(cli("evaluate", "--classifier", "nowhere_at_all:f", "--data", colours), ["nowhere_at_all:f"])
+    check_error(cli("evaluate", "--classifier", "my_models", "--data", colours), ["'my_models'", "package.module:name"])
+    check_error(cli("evaluate", "--classifier", "shutil:copytre", "--data", colours), ["'copytre'", meant("copytree")])
     file = tmp_path / "model.pth.tar-5"
     torch.save({}, file)
     check_error(cli("evaluate", "--classifier", f"maple:{file}", "--data", colours), ["--model"])

@@ -228,7 +228,8 @@ def test_a_run_trained_under_noise_says_so_and_is_certified_from_its_folder(tmp_
 
 @pytest.mark.parametrize(
     ("wrong", "named"),
-    [({"sigma": 0}, "sigma"), ({"alpha": 0.7}, "alpha"), ({"n": 0}, "n"), ({"n": 9}, "n=10"), ({"limit": 0}, "limit"),
+    [({"sigma": 0}, "sigma"), ({"sigma": 25}, "sigma"), ({"alpha": 0.7}, "alpha"),
+     ({"n": 0}, "n"), ({"n": 9}, "n=10"), ({"limit": 0}, "limit"),
      ({"radii": (-1.0,)}, "radii"),
      ({"sigmaa": 1}, "sigmaa")],
 )  # fmt: skip

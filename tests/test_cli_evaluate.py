@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,16 @@ def test_the_next_commands_are_suggested(cli: Cli, run: Path) -> None:
     assert f"apd export '{moved}' --to onnx --output 'my run.onnx'" in said, "--output is required"
     for command in said:
         assert cli(command.split()[1], "--help").code == 0, "only commands that there are"
+
+
+def test_the_next_commands_repeat_what_they_need(cli: Cli, run: Path, colours: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(colours, tmp_path / "other photos")
+    answer = cli("evaluate", run, "--data", other, "--eps", "2/255", "--attack", "clean", "--limit", 3)
+    said = [shlex.split(line) for line in answer.err[answer.err.index("Next:") :].splitlines()[1:]]
+    by_name = {command[1]: command[2:] for command in said}
+    assert by_name["evaluate"] == [str(run), "--strong", "--limit", "3", "--data", str(other), "--eps", "2/255"]
+    assert by_name["report"] == [str(run), "--data", str(other)]
+    assert "--data" not in by_name["predict"] + by_name["explore"] + by_name["export"]
 
 
 def test_accuracy_at_chance_level_is_told(cli: Cli, run: Path, tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ def test_only_comparable_figures_stand_together(tmp_path: Path) -> None:
     put(tmp_path / "runs" / "other-eps", eps="8/255")
     put(tmp_path / "runs" / "other-attack", attacks=("pgd-3",))
     put(tmp_path / "runs" / "other-data", name="toy2")
+    (alone,) = apd.leaderboard([tmp_path / "runs" / "a" / "results"]).groups
+    assert [entry.name for entry in alone.entries] == ["a"]
     board = apd.leaderboard([tmp_path / "runs"])
     together = [{entry.name for entry in group.entries} for group in board.groups]
     assert sorted(map(len, together)) == [1, 1, 1, 1, 2]

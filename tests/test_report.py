@@ -344,6 +344,7 @@ def test_a_page_that_is_replaced_is_said_to_be(evaluated: Path, tmp_path: Path, 
 def test_runs_that_cannot_be_reported_are_refused(run: Path, evaluated: Path, tmp_path: Path, cli: Cli) -> None:
     check_error(cli("report", run, "--output", tmp_path / "x.html"), [str(run), "apd evaluate"])
     check_error(cli("report", evaluated, "--output", tmp_path), [str(tmp_path)])
+    check_error(cli("report", evaluated, "--output", tmp_path / "x.pdf"), ["x.pdf", "x.html"])
     moved = shutil.copytree(evaluated, tmp_path / "moved")
     check_error(cli("report", moved, "--model", tmp_path / "nowhere", "--output", tmp_path / "x.html"), ["--no-images"])
     photo = tmp_path / "photo.jpg"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -90,7 +90,6 @@ Output = Annotated[Path | None, typer.Option(help="Also write the JSON to this f
 
 
 def evaluate(
-    context: typer.Context,
     run: RunFolder = None,
     model: Model = None,
     classifier: Classifier = None,
@@ -146,7 +145,7 @@ def evaluate(
         along = None if curve is None else _along(evaluation, curve, given)
         result = evaluation() if along is None else along.result
     show(along or result, as_json, output)
-    _suggest(context, asked, result)
+    _suggest(asked, result, given)
     if strict and not result.reliable:  # unknown, too: nobody has looked
         say(f"reliable: {result.reliability.describe()} (--strict: exit code {UNRELIABLE})")
         raise typer.Exit(UNRELIABLE)
@@ -174,23 +173,32 @@ def _attacks(names: list[str] | None, strong: bool) -> list[str] | None:
     return ["autoattack"] if strong else split_names(names) if names else None
 
 
-def _suggest(context: typer.Context, asked: _Asked, result: Result) -> None:
-    """Say which commands may come next."""
+def _suggest(asked: _Asked, result: Result, given: dict[str, Any]) -> None:
+    """Say which commands may come next, with the options that they need, too."""
     run, model, data = asked.run, asked.model, asked.data
     if run is None:
-        if data is not None and model is not None:
+        if asked.classifier is not None:
+            say(f"Next: apd leaderboard {quoted(asked.kept_in() or '')}")
+        elif data is not None and model is not None:
             say(f"Next: apd train {quoted(data)} --model {quoted(model)}")
         return
-    names = getattr(context.find_root().command, "commands", {})
-    found = [f"apd {name} {quoted(run)}{more}" for name, more in _NEXT.items() if name in names]
-    found += [f"apd export {quoted(run)} --to onnx --output {quoted(f'{run.resolve().name}.onnx')}"]
+    place, moved = quoted(run), _options({"model": model})
+    images = _options({"data": data}) + moved
+    found = [
+        f"apd report {place}{images}",
+        f"apd predict {place} IMAGES{moved}",
+        f"apd explore {place}{moved}",
+        f"apd export {place} --to onnx --output {quoted(f'{run.resolve().name}.onnx')}{moved}",
+    ]
     if "autoattack" not in result.attacks:
-        found.insert(0, f"apd evaluate {quoted(run)} --strong --limit {result.n}")
+        same = _options({name: given.get(name) for name in ("split", "classes", "corruption", "eps", "norm", "seed")})
+        found.insert(0, f"apd evaluate {place} --strong --limit {result.n}{images}{same}")
     say("Next:" + "".join(f"\n  {command}" for command in found))
 
 
-_NEXT = {"report": "", "predict": " IMAGES", "explore": ""}
-"""Commands that may come after an evaluation, and what follows the run folder."""
+def _options(values: Mapping[str, object]) -> str:
+    """The options that have a value, as they are typed, each after a space."""
+    return "".join(f" --{name} {quoted(str(value))}" for name, value in values.items() if value is not None)
 
 
 @dataclass(frozen=True)

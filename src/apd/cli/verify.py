@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from apd.cli.common import AsJson, quiet_stdout
+from apd.util.progress import counted
 from apd.util.text import printable, to_json
 
 if TYPE_CHECKING:
@@ -53,5 +54,5 @@ def _show(found: Verification) -> None:
     for finding in found.findings:
         where = f" [{finding.result}]" if finding.result else ""
         print(printable(f"{'ok  ' if finding.ok else 'FAIL'} {finding.about}: {finding.message}{where}"))
-    failed, again = len(found.failed), f"--samples {found.samples} --seed {found.seed}"
-    print(f"{'verified' if found.verified else f'NOT verified: {failed} findings'} (repeat with {again})")
+    judged = "verified" if found.verified else f"NOT verified: {counted(len(found.failed), 'finding')}"
+    print(f"{judged} (repeat with --samples {found.samples} --seed {found.seed})")

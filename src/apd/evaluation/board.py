@@ -183,6 +183,8 @@ def _summaries(folders: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
 
 
 def _name(folder: Path, run: Path) -> str:
+    if folder not in (run, *run.parents):  # the folder of the results itself was given
+        return run.resolve().name
     relative = run.relative_to(folder).as_posix()
     return folder.resolve().name if relative == "." else f"{folder.name}/{relative}" if folder.name else relative
 

@@ -16,6 +16,7 @@ from apd.runs.load import load_run
 from apd.util.device import pick_device
 from apd.util.messages import speaking
 from apd.util.progress import watched
+from apd.util.text import first_of
 
 BATCH = 64
 """Images at a time."""
@@ -59,7 +60,10 @@ def calibrate_run(
     with speaking(quiet), run.held():
         classifier = load_run(path, device=pick_device(device), model=model)
         if images.class_names != classifier.class_names:
-            raise InputError(f"{images.name} has other classes than the run {path}; its probabilities are for its own.")
+            raise InputError(
+                f"{images.name} has other classes than the run {path}; give images of the run's: "
+                f"{first_of(classifier.class_names, 'classes')}."
+            )
         decoded = images.split(split).decode(classifier.encoder.info.preprocessing, skip_bad=skip, progress=True)
         frozen, starts = classifier.frozen(), range(0, len(decoded), BATCH)
         with torch.no_grad():
@@ -88,10 +92,7 @@ def _images(run: Run, data: str | Dataset | None, split: Split) -> Dataset:
     elif other:
         images = load_data(source or "", shots="all")
     elif own.class_names is not None or (own.shots == 0 and split == "val"):
-        raise InputError(
-            f"{run.path} was trained on images without labels, which cannot be calibrated on; give it labelled images: "
-            "--data DATA (Python: data=)."
-        )
+        raise InputError(f"{run.path} has no labelled images of its own; give it some: --data DATA (Python: data=).")
     else:
         images = own.model_copy(update=dict.fromkeys(UNLABELLED)).load(run.config.train.seed)
     if not len(images.split(split)):

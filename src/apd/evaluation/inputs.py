@@ -97,10 +97,7 @@ def images_for(run: Run, data: str | Dataset | None) -> tuple[Dataset, bool]:
     source = data.source if isinstance(data, Dataset) else data
     other = source is not None and not same_source(source, config.data.source)
     if not other and config.data.class_names is not None:
-        raise InputError(
-            f"{run.path} was trained on images without labels ({config.data.source}), which cannot be evaluated on; give it "
-            "labelled images: --data DATA (Python: data=)."
-        )
+        raise InputError(f"{run.path} has no labelled images of its own; give it some: --data DATA (Python: data=).")
     if isinstance(data, Dataset):
         return data, other
     if source is not None and other:

@@ -19,7 +19,7 @@ from apd.data import Dataset, load_data
 from apd.errors import InputError
 from apd.evaluation.classifiers import load_classifier, zero_shot
 from apd.evaluation.frozen import Subject
-from apd.evaluation.measure import evaluate, own_image_size, parse_settings
+from apd.evaluation.measure import evaluate, own_image_size, parse_settings, preprocessing_of
 from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
 from apd.evaluation.stored import write_result
@@ -90,6 +90,7 @@ def evaluate_classifier(
         if model is not None and chosen.control and not isinstance(found, PromptedCLIP):
             control = zero_shot(model, wanted, pick_device(device))
         size = _image_size(found, image_size, control)
+        preprocessing_of(found, images, size)  # before the folder is made
         return _evaluate_into(folder, found, name, images, control, size, save_images, settings)
 
 
@@ -150,7 +151,6 @@ def _evaluate_into(
         return evaluate(classifier, data, undefended=control, image_size=image_size, **settings)
     fingerprint = Subject.of(classifier).fingerprint
     place = Path(folder) / f"{_short(name)}-{fingerprint[:_DIGITS]}"
-    log.info(f"Kept in {place}")
     kept = place / "images" if save_images else None
     store = place / "results"
     with FolderLock(place).held():
@@ -160,6 +160,7 @@ def _evaluate_into(
         )
         write_atomic(place / "classifier.json", to_json(_record(classifier, name, fingerprint, result)) + "\n")
         write_result(store, result)
+    log.info(f"Kept in {place}")
     return result
 
 

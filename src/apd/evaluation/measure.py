@@ -28,6 +28,7 @@ from apd.evaluation.store import Store
 from apd.evaluation.summary import Finished, summarise
 from apd.evaluation.surroundings import surroundings_of
 from apd.models.classifier import PromptedCLIP
+from apd.models.encoder import DualEncoder
 from apd.models.preprocessing import Preprocessing
 from apd.util.memory import Room
 from apd.util.messages import get_logger, speaking
@@ -98,7 +99,9 @@ def _control(
     own = classifier.zero_shot() if isinstance(classifier, PromptedCLIP) else None
     control = undefended or own
     if control is None:
-        log.info("No zero-shot control: the classifier is not a PromptedCLIP; give one as undefended.")
+        log.info(
+            "No zero-shot control: for one, name a CLIP model with --model (Python: a PromptedCLIP as undefended=)."
+        )
     return control
 
 
@@ -112,7 +115,7 @@ def _evaluations(
 ) -> list[Evaluation]:
     """Choose the sample, and return what is to be done on it, for the model and for the control if that is another."""
     images, n_classes = data.split(settings.split), len(data.class_names)
-    preprocessing = _preprocessing(classifier, data, image_size)
+    preprocessing = preprocessing_of(classifier, data, image_size)
 
     def decode(some: ImageSet) -> Decoded:
         return _decode(some, preprocessing, settings)
@@ -171,12 +174,16 @@ def _applicable(
     return chosen, skipped
 
 
-def _preprocessing(classifier: nn.Module, data: Dataset, image_size: int | None) -> Preprocessing:
+def preprocessing_of(classifier: nn.Module, data: Dataset, image_size: int | None) -> Preprocessing:
     """How the classifier wants its images.
 
     Raises:
-        InputError: nothing says how large they are.
+        InputError: nothing says how large they are; a CLIP model alone, which has no classes.
     """
+    if isinstance(classifier, DualEncoder):
+        raise InputError(
+            "A CLIP model alone is not a classifier; give apd.PromptedCLIP(clip, None, data.class_names, data.templates)."
+        )
     if isinstance(classifier, PromptedCLIP):
         return classifier.encoder.info.preprocessing
     image_size = image_size or own_image_size(classifier)

@@ -71,7 +71,7 @@ class Calibration:
     def describe(self) -> str:
         """Say what was done, in one sentence without its end."""
         return (
-            f"calibrated on {self.images} validation images (temperature {self.temperature:.3g}, calibration error "
+            f"calibrated on {self.images} images (temperature {self.temperature:.3g}, calibration error "
             f"{100 * self.ece_before:.1f} % before, {100 * self.ece_after:.1f} % after)"
         )
 

@@ -88,6 +88,8 @@ def report(
     import_extra("jinja2", "report", "apd report")
     if file.is_dir():
         raise InputError(f"{output} is a folder; give the report a file name, such as {file / 'report.html'}.")
+    if file.suffix.lower() not in ("", ".html", ".htm"):
+        raise InputError(f"{output} would be an HTML page by another ending; name it {file.with_suffix('.html')}.")
     if file.is_file() and not _is_page(file):
         raise InputError(f"{output} is not an HTML page, and would be replaced; give the report another file name.")
     check_writable(file.parent)

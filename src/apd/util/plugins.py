@@ -18,6 +18,7 @@ from apd.util.trust import is_spec, refusal, trust
 __all__ = ["Registry", "code_hash", "is_spec", "package_of"]
 
 T = TypeVar("T")
+_MISSING = object()
 
 
 def code_hash(found: object) -> str:
@@ -74,7 +75,9 @@ class Registry(Mapping[str, T]):
             return self._load(points[name])
         if is_spec(name):
             return self._import(name)
-        raise InputError(f"No {self.kind} {name!r}. {nearest(name, [*self.built_in, *points])}")
+        known = [*self.built_in, *points]
+        way_out = nearest(name, known) if known else "Name it as package.module:name."
+        raise InputError(f"No {self.kind} {name!r}. {way_out}")
 
     def knows(self, name: str) -> bool:
         """Whether a name is built in, was given as an object, or is another package's."""
@@ -166,7 +169,12 @@ class Registry(Mapping[str, T]):
         try:
             loaded: object = import_module(module)
             for part in path.split("."):
-                loaded = getattr(loaded, part)
+                within, loaded = loaded, getattr(loaded, part, _MISSING)
+                if loaded is _MISSING and "<" not in path and module != "__main__":
+                    names = [name for name in vars(within) if not name.startswith("_")]
+                    raise InputError(f"{about} is not there: {module} has no {part!r}. {nearest(part, names)}")
+        except InputError:
+            raise
         except Exception as error:  # whatever another module raises
             reason = " ".join(str(error).split())
             way_out = f"install {module.partition('.')[0]}, or start from the folder that holds it"
