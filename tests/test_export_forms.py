@@ -22,11 +22,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import apd
-from apd.export import RobustCLIP, exported
+from apd.export import RobustCLIP
 from apd.export.baked import PIPELINE_TEMPLATE
 from apd.export.base import Source
 from apd.export.card import render_export_card
 from apd.export.huggingface_form import HuggingFaceForm
+from apd.export.place import Place
 from apd.export.settings import ExportSettings
 from apd.models import DualEncoder
 from apd.models.calibration import Calibration
@@ -219,11 +220,12 @@ def test_a_folder_is_replaced_whole_or_stays(make: Make, tmp_path: Path, monkeyp
     with refused(str(folder), "--overwrite"):
         apd.export.huggingface(run, folder, **QUICK)
     with monkeypatch.context() as patch, refused("Cannot write"):
-        # The description is the last file to be written, then the old folder goes aside and the new one comes.
-        write, put = exported.write_atomic, Refusing(2)
-        patch.setattr(exported, "write_atomic", lambda *given: (write(*given), patch.setattr(os, "replace", put)))
+        # What was made is ready, the old folder goes aside, and then the new one does not come.
+        put, replace = Place.put, Refusing(3)
+        patch.setattr(Place, "put", lambda *given: (patch.setattr(os, "replace", replace), put(*given)))
         apd.export.huggingface(run, folder, overwrite=True, license="mit", **QUICK)
-    assert put.left == -1 and state() == first
+    assert replace.left == -1 and state() == first
+    assert [file.name for file in folder.parent.iterdir()] == ["x"]
     apd.export.huggingface(run, folder, overwrite=True, license="mit", **QUICK)
     assert "license: mit" in (folder / "README.md").read_text() and state().keys() == first.keys()
     assert [file.name for file in folder.parent.iterdir()] == ["x"]

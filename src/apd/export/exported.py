@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,17 +13,16 @@ from apd.export.check import BATCH_SIZES, TOLERANCE, choose_images, compare
 from apd.export.description import describe
 from apd.export.huggingface_form import HuggingFaceForm
 from apd.export.open_clip_form import OpenClipForm
+from apd.export.place import Place
 from apd.export.price import Price, measure, threat_of
 from apd.export.programs import OnnxForm, TorchForm
 from apd.export.settings import parse_settings
 from apd.runs.folder import Run
 from apd.runs.load import load_run
-from apd.util.files import check_writable, write_atomic, writing
+from apd.util.files import writing
 from apd.util.messages import speaking
-from apd.util.text import one_line, quoted, to_json
+from apd.util.text import one_line, to_json
 
-DESCRIPTION = "classifier.json"
-"""The description in an export that is a folder."""
 _FORMS: dict[str, type[Form]] = {form.name: form for form in (OnnxForm, TorchForm, HuggingFaceForm, OpenClipForm)}
 
 
@@ -78,56 +75,34 @@ def export_run(form: str, run: str | Path, path: str | Path, options: Mapping[st
         options: of `ExportSettings`.
 
     Raises:
-        InputError: an unknown form or option, no finished run, an output that is there, what the form cannot represent.
+        InputError: an unknown form or option, no finished run, an output that is there or that another process is writing,
+            what the form cannot represent.
         ApdError: the model cannot be traced, or the exported one gives other logits; what was there is left alone.
     """
     if form not in _FORMS:
         raise InputError(f"--to knows no form {form!r}. {nearest(form, _FORMS)}")
-    settings, chosen, place = parse_settings(options, form), _FORMS[form](), Path(path)
+    settings, chosen = parse_settings(options, form), _FORMS[form]()
     settings.check_used(form)
     opened = Run.open(run)
-    description = _check_place(place, chosen.is_folder(settings), settings.overwrite)
-    with speaking():
+    place = Place(Path(path), chosen.is_folder(settings))
+    with speaking(), place.held(settings.overwrite) as new:
         source = Source(opened, load_run(run, model=settings.model), settings)
         chosen.check(source)
         threat_of(source)  # a wrong eps is told before any work
         images = choose_images(opened, source.classifier, settings.check_images)
         tolerance = TOLERANCE if settings.precision == "float32" else None
-        with writing(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as aside:
-                new = Path(aside, place.name)
-                facts = _written(chosen, source, new)
-                models = chosen.load(source, new)
-                agreement = compare(source.classifier, models, images.pixels, tolerance)
-                price = measure(source, models[0]) if settings.measure else None
-                check = {"images": len(images.pixels), "image_source": images.about, "batch_sizes": BATCH_SIZES}
-                checked = {**asdict(agreement), "tolerance": tolerance, **check}
-                known = {**facts, "check": checked, **({"price": asdict(price)} if price else {})}
-                record = describe(source, form, known)
-                _put(new, place, to_json(record) + "\n", description)
-    notes = tuple(facts.get("notes", ()))
-    return Exported(
-        form, place, description, settings.precision, bytes=_size(place), price=price, notes=notes, **checked
-    )
-
-
-def _check_place(place: Path, is_folder: bool, overwrite: bool) -> Path:
-    """Return where the description goes; refuse a place that is taken, before any work.
-
-    Raises:
-        InputError: something is there and ``overwrite`` is not asked for, or something other than an export.
-    """
-    check_writable(place.parent)
-    description = place / DESCRIPTION if is_folder else place.with_name(f"{place.name}.json")
-    if place.is_dir() != is_folder and place.exists():
-        raise InputError(f"{place} is a {'file' if is_folder else 'folder'}; choose another --output.")
-    taken = next((file for file in (place, description) if file.exists()), None)
-    if taken is not None and not overwrite:
-        raise InputError(f"{taken} is there already; replace it with --overwrite, or choose another --output.")
-    if is_folder and place.exists() and not description.is_file() and any(place.iterdir()):
-        raise InputError(f"The folder {quoted(place)} holds other files and no export; choose another --output.")
-    return description
+        with writing(place.path):
+            facts = _written(chosen, source, new)
+        models = chosen.load(source, new)
+        agreement = compare(source.classifier, models, images.pixels, tolerance)
+        price = measure(source, models[0]) if settings.measure else None
+        check = {"images": len(images.pixels), "image_source": images.about, "batch_sizes": BATCH_SIZES}
+        checked = {**asdict(agreement), "tolerance": tolerance, **check}
+        known = {**facts, "check": checked, **({"price": asdict(price)} if price else {})}
+        place.put(to_json(describe(source, form, known)) + "\n")
+        found = (form, place.path, place.description, settings.precision)
+        notes = tuple(facts.get("notes", ()))
+        return Exported(*found, bytes=_size(place.path), price=price, notes=notes, **checked)
 
 
 def _written(form: Form, source: Source, place: Path) -> dict[str, Any]:
@@ -140,33 +115,6 @@ def _written(form: Form, source: Source, place: Path) -> dict[str, Any]:
         raise ApdError(
             f"{name} cannot be exported to {form.name}: {type(error).__name__}: {one_line(error, 300)}"
         ) from error
-
-
-def _put(new: Path, place: Path, record: str, description: Path) -> None:
-    """Move what was written to its place, its description with it."""
-    _as_readable_as_others(new)
-    if new.is_file():
-        write_atomic(description, record)
-        os.replace(new, place)
-        return
-    write_atomic(new / DESCRIPTION, record)
-    old = new.with_name("replaced")
-    if place.exists():
-        os.replace(place, old)
-    try:
-        os.replace(new, place)
-    except OSError:
-        if old.exists():
-            os.replace(old, place)
-        raise
-
-
-def _as_readable_as_others(new: Path) -> None:
-    """Give files the permissions that new ones have here; some libraries make theirs unreadable for other users."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for file in [new] if new.is_file() else [file for file in new.rglob("*") if file.is_file()]:
-        file.chmod(0o666 & ~mask)
 
 
 def _size(place: Path) -> int:

@@ -134,6 +134,16 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Wait until a folder is on the disk with all the files and folders in it."""
+    for place in [*folder.rglob("*"), folder]:
+        if place.is_dir():
+            sync_folder(place)
+        else:
+            with open(place, "r+b") as file:  # Windows synchronises only what may be written
+                os.fsync(file.fileno())
+
+
 def user_path(text: str | Path) -> Path:
     """Return a path with the home directory in place of ``~``.
 
