@@ -348,3 +348,15 @@ def test_no_images_and_ids_that_stand_twice_are_refused() -> None:
     data = data_of(5)
     with refused("val", "pictures"):
         evaluate(PromptedCLIP(toy_clip(5), None, data.class_names), data, split="val")
+
+
+def test_the_column_of_zero_shot_clip_is_left_out_only_where_it_says_nothing() -> None:
+    images, model, twin = decoded(12, 3), trained(3), trained(3)
+    for parameter in list(twin.parameters())[-2:]:
+        parameter.mul_(2)  # other weights, equal answers
+
+    def shown(control: nn.Module | None) -> str:
+        return str(evaluate_tensors(model, images, NAMES[:3], settings(attacks="clean"), undefended=control))
+
+    assert "zero-shot %" in shown(twin)
+    assert "zero-shot %" not in shown(model) + shown(None)

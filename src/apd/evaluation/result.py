@@ -146,6 +146,8 @@ class Result(ResultRecord):
     pixels: tuple[str, ...] = Field((), exclude=True, repr=False)
     class_names: tuple[str, ...] = Field((), exclude=True, repr=False)
     undefended_predictions: dict[str, tuple[int, ...]] | None = Field(None, exclude=True, repr=False)
+    is_control: bool = Field(False, exclude=True, repr=False)
+    """Whether the classifier is zero-shot CLIP itself."""
 
     @property
     def sound(self) -> bool:
@@ -202,13 +204,12 @@ class Result(ResultRecord):
         table = Table()
         table.add_column("attack", no_wrap=True, overflow="ellipsis", max_width=_LONGEST)
         # Zero-shot CLIP itself needs no second column of its own numbers.
-        itself = self.undefended is not None and self.undefended_predictions == self.predictions
-        for name in ("accuracy %", "95 % interval", *(() if itself else ("zero-shot %",)), "time"):
+        base = None if self.is_control else self.undefended
+        for name in ("accuracy %", "95 % interval", *(("zero-shot %",) if base else ()), "time"):
             table.add_column(name, justify="right")
-        base = None if itself else self.undefended
 
         def row(name: str, accuracy: float, ends: tuple[float, float], other: float | None, time: str = "") -> None:
-            beside = [] if itself else ["-" if other is None else f"{other:.2f}"]
+            beside = [] if other is None else [f"{other:.2f}"]
             style = "bold" if name == _WORST else None
             table.add_row(Text(name), f"{accuracy:.2f}", _ends(ends), *beside, time, style=style)
 

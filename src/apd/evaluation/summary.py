@@ -128,6 +128,7 @@ def summarise(
         pixels=tuple(pixels for _, pixels, _ in own.evaluation.samples.keys),
         class_names=tuple(class_names),
         undefended_predictions=_fixed((others or found)[0].predictions) if controlled else None,
+        is_control=controlled and not others,
         precision=PRECISION,
         versions=versions(),
     )
