@@ -260,7 +260,7 @@ def test_a_port_in_use_is_told(cli: Cli, trained: Path) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        check_error(cli("explore", trained, "--port", port), [str(port), "--port"])
+        check_error(cli("explore", trained, "--port", port), [str(port), "--port", "--host"])
 
 
 def test_without_gradio_the_extra_is_named(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

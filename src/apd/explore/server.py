@@ -139,6 +139,6 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
             listener.bind((host, port))
         except OSError as error:
             raise InputError(
-                f"Cannot listen on {host}, port {port} ({error.strerror}); choose another with --port, or 0 for a free one."
+                f"Cannot listen on {host}, port {port} ({error.strerror}); choose another with --port (0: a free one) or --host."
             ) from error
         yield listener

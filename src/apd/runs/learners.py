@@ -61,7 +61,10 @@ def read_learner(content: Any, form: str, source: str) -> Learned:
     tensors = _learner(content, source)
     found = _form(tensors)
     if found != form and not (form == "fap" and found == "maple" and not any(map(_is_deep, tensors))):
-        raise InputError(f"{source} is not of the form {form}: its tensors are those of {found}. Give --form {found}.")
+        raise InputError(
+            f"{source} is not of the form {form}: its tensors are those of {found}. Say so: --form {found}, or --classifier "
+            f"{found}:FILE."
+        )
     suffix = tensors.get("token_suffix")
     text = [_tensor(tensors, "ctx", source)]
     if form == "coop":
@@ -104,7 +107,7 @@ def _is_deep(name: str) -> bool:
 
 def _tensor(tensors: Mapping[str, Tensor], name: str, source: str) -> Tensor:
     if name not in tensors:
-        known = printable(", ".join(sorted(tensors)[:4])) or "no tensors"
+        known = printable(", ".join(sorted(tensors)[:4])) or "no tensors, at its top or in state_dict"
         raise InputError(f"{source} has no tensor {name}; it holds {known}.")
     if not tensors[name].isfinite().all():
         raise InputError(f"{source}: {name} has values that are not finite numbers: its training has diverged.")

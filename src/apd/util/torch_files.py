@@ -73,7 +73,7 @@ def read_torch_file(file: Path, source: str) -> Any:
     if file.suffix == ".safetensors":
         return read_tensors(file, "get it again")[0]
     if not file.is_file():
-        raise InputError(f"{source}: there is no file {printable(str(file))}.")
+        raise InputError(f"There is no file {printable(str(file))}.")
     if is_lfs_pointer(file):
         raise InputError(f"{file} is a Git LFS pointer instead of weights; to get the file: git lfs pull")
     try:

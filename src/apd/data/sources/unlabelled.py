@@ -123,7 +123,9 @@ def read_list(file: str) -> tuple[str, ...]:
     path = user_path(file)
     if not path.is_file():
         hint = f" (base-to-new is --set data.classes={file})" if file in ("base", "new", "all") else ""
-        raise InputError(f"data.class_names={file}: there is no such file with one class name per line{hint}.")
+        raise InputError(
+            f"data.class_names={file} (--classes): there is no such file with one class name per line{hint}."
+        )
     return tuple(without_ids(read_lines(path, f"data.class_names={file}")))
 
 

@@ -150,6 +150,8 @@ def read_lines(file: str | Path) -> tuple[str, ...]:
     Raises:
         InputError: no such file, no text, or nothing in it.
     """
+    if not Path(file).is_file():
+        raise InputError(f"There is no file {str(file)!r}; it should be text with one entry per line.")
     try:
         lines = tuple(line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
