@@ -142,6 +142,12 @@ def test_the_next_commands_repeat_what_they_need(cli: Cli, run: Path, colours: P
     assert "--data" not in by_name["predict"] + by_name["explore"] + by_name["export"]
 
 
+def test_a_budget_of_the_whole_range_is_told(cli: Cli, run: Path) -> None:
+    common = ("evaluate", run, "--attack", "clean", "--limit", 3)
+    assert "1/255" in cli(*common, "--eps", "1").err
+    assert "1/255" not in cli(*common, "--eps", "1", "--norm", "l2").err
+
+
 def test_accuracy_at_chance_level_is_told(cli: Cli, run: Path, tmp_path: Path) -> None:
     other = save_colours(tmp_path / "other", per_class=12, classes=("dark", "bright"))
     for number in range(0, 12, 2):

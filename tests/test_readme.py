@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from apd.methods import METHODS
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
 
@@ -49,3 +50,8 @@ def test_links_lead_somewhere(page: str) -> None:
             titles = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
             assert anchor in anchors, f"{page} links to {target}"
+
+
+def test_it_counts_the_methods() -> None:
+    words = {17: "Seventeen", 18: "Eighteen", 19: "Nineteen", 20: "Twenty", 21: "Twenty-one"}
+    assert f"**{words[len(set(METHODS) - {'zero-shot'})]} methods in one loop**" in README

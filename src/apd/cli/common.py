@@ -46,6 +46,12 @@ def say_inputs(data: Dataset, model: str, more: str = "") -> None:
     say(f"{data.summary()}; CLIP model {printable(model)}{more}")
 
 
+def say_whole_range(eps: float, norm: str) -> None:
+    """Warn of a budget of 1, which is written by those who mean one step of an 8-bit image."""
+    if norm == "linf" and eps == 1:
+        say("eps 1 lets an attacker turn any pixel from black to white; one step of an 8-bit image is 1/255.")
+
+
 def say_calibration(run: Run) -> None:
     """Print whether the probabilities of a run are calibrated, and how to have them so."""
     known = run.calibration

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import AsJson, quiet_stdout, say, show, split_names
+from apd.cli.common import AsJson, quiet_stdout, say, say_whole_range, show, split_names
 from apd.errors import InputError
 from apd.runs.reliability import UNRELIABLE
 from apd.util.files import check_writable
@@ -145,6 +145,7 @@ def evaluate(
         along = None if curve is None else _along(evaluation, curve, given)
         result = evaluation() if along is None else along.result
     show(along or result, as_json, output)
+    say_whole_range(result.eps, result.norm)
     _suggest(asked, result, given)
     if strict and not result.reliable:  # unknown, too: nobody has looked
         say(f"reliable: {result.reliability.describe()} (--strict: exit code {UNRELIABLE})")

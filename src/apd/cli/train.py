@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import AsJson, log, quiet_stdout, say, say_inputs
+from apd.cli.common import AsJson, log, quiet_stdout, say, say_inputs, say_whole_range
 from apd.errors import InputError
 from apd.util.progress import counted
 from apd.util.text import quoted, to_json
@@ -115,6 +115,7 @@ def _json(run: Run) -> str:
 def _train(
     flags: dict[str, Any], file: Path | None, sets: list[str], output: Path | None, resume: bool, overwrite: bool
 ) -> Run:
+    from apd.attacks.threat import parse_eps
     from apd.data import short_name
     from apd.data.load import BUILT_IN
     from apd.models import BUILT_IN as EMBEDDED
@@ -133,6 +134,7 @@ def _train(
     def on_data(data: Dataset) -> None:
         nonlocal stops
         say_inputs(data, config.model, f"; method {config.method.name}, to {output}")
+        say_whole_range(parse_eps(config.train.eps, config.train.norm), config.train.norm)
         if config.model in EMBEDDED and config.data.source not in BUILT_IN:
             say(f"{config.model} is {EMBEDDED[config.model]}. For photos give --model, such as {_FOR_PHOTOS}.")
         stops = not config.data.skip_bad_images and _bad_test_images(data)
