@@ -111,3 +111,11 @@ def test_attacks_from_elsewhere_run(
     code = re.findall(r"```python\n(.*?)```", (DOCS / "other-attacks.md").read_text(encoding="utf-8"), re.DOTALL)
     exec("\n".join(code), {})
     assert len(re.findall(r": \d+%$", capsys.readouterr().out, re.MULTILINE)) == 2
+
+
+def test_the_page_of_the_command_line_has_a_row_for_each_command_with_json() -> None:
+    rows = set(re.findall(r"^\| `apd (\w+)", (DOCS / "command-line.md").read_text(encoding="utf-8"), re.MULTILINE))
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert rows == {
+        name for name, command in commands.items() if any(each.name == "as_json" for each in command.params)
+    }
