@@ -11,11 +11,11 @@ import yaml
 
 from apd.attacks import EVALUATION
 from apd.bench import PROTOCOLS, Suite, load_suite, make_plan
+from apd.bench.blocks import Block
 from apd.bench.estimate import attack_passes
 from apd.bench.plan import Job, Plan
 from apd.bench.protocols import EvalSpec
 from apd.bench.report.published import load_published, published_markdown
-from apd.bench.suite import Block
 from apd.data import load_data
 from apd.demo import DEMO, METHODS
 from apd.errors import nearest
@@ -107,6 +107,7 @@ ALL = ["zero-shot", "alp"]
         ({"methods": {"alp": "advvlp", "idle": "advvpl"}}, "methods.idle", ["'advvpl'", meant("advvlp")]),
         ({"block": {"seeds": [0, -1]}}, "", ["blocks.0.seeds.1", "0", "-1"]),
         ({"block": {"shots": [4, 0]}}, "", ["shots: 0", "unlabelled"]),
+        ({"block": {"unlabelled": []}}, "", ["unlabelled"]),
     ],
 )
 @pytest.mark.usefixtures("broken_methods")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from apd.bench.suite import DataEntry
+from apd.bench.blocks import DataEntry
 from apd.data import load_data
 from apd.data.settings import DataSettings
 from apd.runs.config import RunConfig

@@ -66,7 +66,8 @@ def _parameter(param: Any) -> tuple[str, str, str]:
 
 def settings_page() -> str:
     """Every setting of runs, methods, evaluations and suites, and of all other sections, with default and meaning."""
-    from apd.bench.suite import Block, DataEntry, Final, Suite
+    from apd.bench.blocks import Block, DataEntry, Final
+    from apd.bench.suite import Suite
     from apd.data.settings import DataSettings
     from apd.evaluation.settings import EvaluationSettings
     from apd.methods import METHODS

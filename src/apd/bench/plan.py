@@ -16,9 +16,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+from apd.bench.blocks import Block, Final
 from apd.bench.loaded import dataset, encoder_info, whole
 from apd.bench.protocols import PROTOCOLS, EvalSpec
-from apd.bench.suite import Block, Final, Suite
+from apd.bench.suite import Suite
 from apd.data import ImageSet
 from apd.data.load import load_unlabelled
 from apd.data.settings import REST, UNLABELLED, DataSettings

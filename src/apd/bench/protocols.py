@@ -13,7 +13,7 @@ from apd.attacks.threat import format_eps, parse_eps
 from apd.errors import InputError
 
 if TYPE_CHECKING:
-    from apd.bench.suite import Block
+    from apd.bench.blocks import Block
 
 Which = Literal["all", "base", "new"]
 WORST = "worst"

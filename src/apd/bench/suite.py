@@ -6,13 +6,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from apd.attacks.threat import parse_eps
+from apd.bench.blocks import ELSEWHERE, Block, DataEntry, Final, SomeNames
 from apd.bench.protocols import PROTOCOLS
-from apd.data.settings import UNLABELLED, DataSettings, Shots
+from apd.data.settings import UNLABELLED, DataSettings
 from apd.data.sources.standard import find_name
 from apd.errors import InputError, nearest
 from apd.evaluation import parse_settings
@@ -22,87 +23,12 @@ from apd.settings.explain import explain, setting_names, source_of
 from apd.settings.layers import leaves, merged
 from apd.util.files import read_yaml, user_path
 from apd.util.section import Section
-from apd.util.seed_range import Seed
 from apd.util.text import short
-
-
-def _listed(value: object) -> object:
-    """Turn a single name into a list of one."""
-    return (value,) if isinstance(value, str | int | float) else value
-
-
-def _text(value: object) -> object:
-    return repr(value) if isinstance(value, int | float) else value
-
 
 _TAKEN = r"test|val|base|new|.*[ -]final"
 """Names that `apd.bench.protocols.EvalSpec` gives to a part of a data set, or to a part in the second stage."""
-_ELSEWHERE = {
-    "train": {"seed": "a block has seeds", "device": "apd bench computes on GPUs where there are any, unless --gpus 0"},
-    "data": {
-        "seed": "a block has seeds",
-        "classes": "the protocol of a block chooses them",
-        "class_names": "a suite evaluates on labelled images; name their data set, and the others as unlabelled",
-    },
-}
-"""Settings of a run that a suite sets itself, by section, and how."""
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-SomeNames = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_listed)]
-Eps = Annotated[str, BeforeValidator(_text)]
-
-
 MOST_RUNS, MOST_EVALUATIONS, MOST_PAIRS = 100_000, 1_000_000, 2_000
 """What the blocks of a suite may ask for; the settings of each pair are checked before anything runs."""
-
-
-class DataEntry(DataSettings):
-    """A data set: where it is, and what training on it is like for all methods.
-
-    ``source`` may be a path relative to the root; ``shots`` hold where a block names none.
-    """
-
-    model: str | None = Field(None, description="CLIP model of the runs that train on it, instead of the suite's")
-    eps: Eps = Field("1/255", description="budget of training and attacks, in [0,1] pixel units")
-    train: dict[str, Any] = Field({}, description="settings of the section train, over the suite's; for all methods")
-
-    @model_validator(mode="after")
-    def _set_elsewhere(self) -> DataEntry:
-        for name, hint in _ELSEWHERE["data"].items():
-            if name in self.model_fields_set:
-                raise ValueError(f"{name} has no effect in an entry of data: {hint}")
-        return self
-
-
-class Block(Section):
-    """A protocol on some data sets with some methods: every combination is a run."""
-
-    protocol: str = Field(description="a name of `apd.bench.protocols.PROTOCOLS`")
-    data: SomeNames
-    methods: SomeNames
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), BeforeValidator(_listed)] = (0,)
-    shots: Annotated[tuple[Shots, ...], Field(min_length=1), BeforeValidator(_listed)] | None = Field(
-        None, description="one or several (a curve); null: the data set's"
-    )
-    unlabelled: Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_listed)] | None = Field(
-        None,
-        description="few-shot: numbers of unlabelled images (a curve), drawn from the data set's unlabelled source, or else from "
-        "its training images that are not shots; null: as the methods say",
-    )
-    to: Names = Field((), description="cross-dataset and domain-shift: the data sets to evaluate on")
-    eps: Annotated[tuple[Eps, ...], BeforeValidator(_listed)] = Field((), description="eps-curve: the budgets")
-    corruptions: Names = Field((), description="corruption: which")
-    severity: int = Field(3, ge=1, le=5, description="corruption: how strong")
-    attacks: SomeNames | None = Field(None, description="instead of the suite's")
-    limit: int | None = Field(None, ge=1, description="instead of the suite's")
-
-
-class Final(Section):
-    """A second stage: stronger attacks on the best methods of every table of these protocols."""
-
-    attacks: SomeNames = ("autoattack",)
-    limit: int = Field(100, ge=1, description="test images")
-    best: int = Field(2, ge=1, description="how many methods, by the protocol's main figure in the first stage")
-    protocols: SomeNames = ("few-shot",)
 
 
 class Suite(Section):
@@ -225,7 +151,7 @@ class Suite(Section):
         """
         rows = self._rows(data, method)
         for row, sections in rows.items():
-            for name, hint in _ELSEWHERE["train"].items():
+            for name, hint in ELSEWHERE["train"].items():
                 if name in sections.get("train", {}):
                     raise InputError(_at(row, f"train.{name} has no effect in a suite: {hint}."))
         eps = {} if data is None else {"eps": self.data[data].eps}

@@ -16,12 +16,12 @@ from apd.evaluation.result import Accuracy, Result
 from apd.evaluation.store import Key
 from apd.runs.folder import Run
 from apd.runs.manifest import RESULT_WAY_OUT, read_result
-from apd.runs.output import summary_name
+from apd.runs.output import SUMMARY, summary_files, summary_name
 from apd.util.files import read_json, write_atomic
 from apd.util.shape import COUNT, TEXT, Each, Table, check_shape
 from apd.util.text import to_json
 
-_SUMMARY, _OUTCOMES = "summary-", "outcomes-"
+_OUTCOMES = "outcomes-"
 _OUTCOMES_SHAPE = {
     **dict.fromkeys(("ids", "pixels", "class_names"), Each(TEXT)),
     "labels": Each(COUNT),
@@ -131,11 +131,6 @@ def load_stored(run: Run) -> list[Stored]:
     return [read_stored(file) for file in summary_files(run.results)]
 
 
-def summary_files(results: Path) -> list[Path]:
-    """List the summaries in a folder of results, in the order of their names."""
-    return sorted(results.glob(f"{_SUMMARY}*.json"))
-
-
 def read_stored(file: Path) -> Stored:
     """Read a summary, and the outcomes beside it if they are its own.
 
@@ -165,7 +160,7 @@ def read_outcomes(file: Path) -> Outcomes | None:
 
 
 def _beside(file: Path) -> Path:
-    return file.with_name(_OUTCOMES + file.name.removeprefix(_SUMMARY))
+    return file.with_name(_OUTCOMES + file.name.removeprefix(SUMMARY))
 
 
 def _damaged(file: Path, error: Exception) -> InputError:

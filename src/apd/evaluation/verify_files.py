@@ -19,12 +19,12 @@ from apd.evaluation.findings import Finding
 from apd.evaluation.result import SCHEMA_VERSION, Accuracy, ResultRecord
 from apd.evaluation.samples import hash_of_keys
 from apd.evaluation.store import Record
-from apd.evaluation.stored import Outcomes, read_outcomes, summary_files
+from apd.evaluation.stored import Outcomes, read_outcomes
 from apd.evaluation.summary import per_class
 from apd.runs.card import render_card
 from apd.runs.folder import Run
 from apd.runs.manifest import RESULT_WAY_OUT
-from apd.runs.output import summary_name
+from apd.runs.output import summary_files, summary_name
 from apd.util.files import LARGEST_JSON, parse_json, read_bounded, read_json
 from apd.util.tensors import sha256_of_file
 from apd.util.text import one_line

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,7 +28,7 @@ from apd.errors import ApdError, InputError
 from apd.runs.checkpoint import Checkpoints
 from apd.runs.differences import check_same
 from apd.runs.manifest import read_result
-from apd.runs.output import FORMAT, SUMMARY, check_output, finite, read_manifest, summary_name, taken
+from apd.runs.output import FORMAT, check_output, clear, finite, read_manifest, summary_files, summary_name, taken
 from apd.util.files import write_atomic, writing
 from apd.util.locks import FolderLock, tidy
 from apd.util.tensors import read_tensors, sha256_of_file, write_tensors
@@ -43,18 +42,6 @@ if TYPE_CHECKING:
 
 _LARGEST_PROMPTS = 2 * 2**30
 """Bytes: the class-specific prompts of thousands of classes in every block."""
-# run.json goes last and comes first: as long as it is there, a half-removed or half-made folder is known as a run.
-_OWN = (
-    "config.yaml",
-    "prompts.safetensors",
-    "metrics.jsonl",
-    "checkpoint",
-    "results",
-    "images",
-    "tensorboard",
-    "README.md",
-    "run.json",
-)
 
 
 class Run:
@@ -92,7 +79,7 @@ class Run:
         """Return tables of the run and its evaluations for notebooks."""
         from apd.runs.shown import run_html
 
-        return run_html(self, self._summaries())
+        return run_html(self, summary_files(self.results))
 
     @classmethod
     def create(
@@ -345,11 +332,8 @@ class Run:
     def _save_card(self) -> None:
         from apd.runs.card import render_card
 
-        results = [read_result(file) for file in self._summaries()]
+        results = [read_result(file) for file in summary_files(self.results)]
         write_atomic(self._file("README.md"), render_card(self.path, self.manifest, self.config, results))
-
-    def _summaries(self) -> list[Path]:
-        return sorted(self.results.glob(f"{SUMMARY}*.json"))
 
     def _file(self, name: str) -> Path:
         return self.path / name
@@ -382,7 +366,7 @@ class Run:
             if not self._overwrite and self._file("run.json").exists():
                 raise InputError(taken(self.path))
             tidy(self.path)
-            self._clear()
+            clear(self.path)
             # The settings first: with them alone, a run that is killed here can be resumed by its folder's name.
             write_atomic(self._file("config.yaml"), self._starting.to_yaml())
             self._save_manifest()
@@ -398,13 +382,3 @@ class Run:
                 f"{self.path} has gone while it was written to (removed, moved or unmounted), and what was not saved before is "
                 f"lost. Put it back, and resume with: {again}"
             )
-
-    def _clear(self) -> None:
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            for name in _OWN:
-                place = self._file(name)
-                if place.is_dir():
-                    shutil.rmtree(place)
-                else:
-                    place.unlink(missing_ok=True)

@@ -5,17 +5,30 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from apd.errors import InputError
 from apd.runs.manifest import check_manifest
-from apd.util.files import check_writable, read_json
+from apd.util.files import check_writable, read_json, writing
 from apd.util.text import quoted
 
 SUMMARY = "summary-"
 """Begins the names of files that keep what an evaluation found."""
+# run.json goes last and comes first: as long as it is there, a half-removed or half-made folder is known as a run.
+_OWN = (
+    "config.yaml",
+    "prompts.safetensors",
+    "metrics.jsonl",
+    "checkpoint",
+    "results",
+    "images",
+    "tensorboard",
+    "README.md",
+    "run.json",
+)
 _LONGEST_NAME = 180
 _WAY_OUT = "train again with --overwrite"
 FORMAT = 1
@@ -98,6 +111,23 @@ def _is_ours(file: Path) -> bool:
         return file.is_file() and load_config(file).to_yaml() == file.read_text(encoding="utf-8")
     except (InputError, OSError, UnicodeDecodeError):
         return False
+
+
+def clear(folder: Path) -> None:
+    """Make the folder of a new run, and remove from it what a run before has written."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _OWN:
+            place = folder / name
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
+
+
+def summary_files(results: Path) -> list[Path]:
+    """List what evaluations found, in a folder of results, in the order of the files' names."""
+    return sorted(results.glob(f"{SUMMARY}*.json"))
 
 
 def summary_name(result: Mapping[str, Any]) -> str:
