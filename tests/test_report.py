@@ -20,11 +20,9 @@ from PIL import Image
 import apd
 from apd.evaluation.certified.stored import load_certified
 from apd.evaluation.compare import compare_runs
-from apd.evaluation.stored import Outcomes, load_stored
+from apd.evaluation.stored import load_stored
 from apd.report import report
-from apd.report.charts import Line, line_chart, round_ticks, spaced
-from apd.report.facts import choose_headline, names_of
-from apd.report.wall import Gallery, choose
+from apd.report.facts import choose_headline
 from apd.runs.folder import Run
 
 from .command_line import Cli
@@ -205,20 +203,6 @@ def test_images_that_the_evaluation_kept_are_shown(evaluated: Path, tmp_path: Pa
         report(run, tmp_path / "report.html", quiet=True)
 
 
-def outcomes(right: dict[str, str]) -> Outcomes:
-    """Outcomes in which a 1 is a right answer, for ids that are not in order."""
-    n = len(right["clean"])
-    predictions = {name: tuple(0 if mark == "1" else 1 for mark in marks) for name, marks in right.items()}
-    return Outcomes(
-        tuple(f"{9 - i}" for i in range(n)), ("p",) * n, (0,) * n, ("good", "bad"), predictions, undefended=None
-    )
-
-
-def test_images_are_chosen_in_the_order_of_their_ids() -> None:
-    found = choose(outcomes({"clean": "111110", "pgd-1": "101100"}), "pgd-1", each=2)
-    assert found == [(3, True), (2, True), (4, False), (1, False)]
-
-
 @pytest.fixture
 def hostile(evaluated: Path, tmp_path: Path) -> Path:
     """A run one of whose classes is called like an attack on the page."""
@@ -328,14 +312,6 @@ def test_a_run_evaluated_without_outcomes_says_so(evaluated: Path, tmp_path: Pat
     assert found.rows("evaluations")
 
 
-def test_images_fit_the_page() -> None:
-    gallery = Gallery()
-    names = [gallery.add(torch.rand(3, 224, 224, generator=torch.Generator().manual_seed(i))) for i in range(30)]
-    found = gallery.encode(300_000)
-    assert list(found) == names and sum(map(len, found.values())) <= 300_000
-    assert max(map(len, gallery.encode().values())) > max(map(len, found.values()))
-
-
 def test_a_page_that_is_replaced_is_said_to_be(evaluated: Path, tmp_path: Path, cli: Cli) -> None:
     said = [cli("report", evaluated, "--no-images", "--output", tmp_path / "x.html").err for _ in range(2)]
     assert ["Written" in text for text in said] == [True, False] and "Replaced" in said[1]
@@ -370,32 +346,6 @@ def test_the_command_writes_the_page(evaluated: Path, tmp_path: Path, cli: Cli) 
     answer = cli("report", evaluated, "--no-images", "--output", tmp_path / "page.html")
     assert (answer.code, answer.out) == (0, "")
     assert str(tmp_path / "page.html") in answer.err and Page(tmp_path / "page.html").data["runs"]
-
-
-def test_folders_are_named_by_what_tells_them_apart() -> None:
-    assert names_of([Path("/r/apd")]) == ["apd"]
-    assert names_of([Path("/r/a/apd"), Path("/r/b/apd")]) == ["a/apd", "b/apd"]
-
-
-def test_points_are_drawn_in_proportion() -> None:
-    line = Line("x", "own", [(0, 100.0), (1, 50.0), (4, 0.0)], ["a", "b", "c"])
-    drawn = line_chart("t", "s", [line], ("x", "y"), percent=True)
-    first, second, last = drawn.lines[0].marks
-    assert (first.x, first.y, last.x, last.y) == (drawn.left, drawn.top, drawn.right, drawn.bottom)
-    assert second.x - first.x == pytest.approx((last.x - first.x) / 4, abs=0.1)
-    assert second.y == pytest.approx((first.y + last.y) / 2, abs=0.1)
-
-
-def test_ticks_are_not_written_over_each_other() -> None:
-    ticks = [(0, "a"), (40, "b"), (60, "c"), (100, "d"), (160, "e"), (200, "f")]
-    assert [text for _, text in spaced(ticks, 50)] == ["a", "", "c", "", "", "f"]
-    assert spaced([(0, "a")]) == ((0, "a"),)
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 3.79), (0, 20), (-0.3, 0.2), (0, 1e-4), (0, 0)])
-def test_ticks_cover_the_range(low: float, high: float) -> None:
-    ticks = round_ticks(low, high)
-    assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 8
 
 
 @pytest.fixture(scope="module")

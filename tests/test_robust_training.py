@@ -84,6 +84,22 @@ def test_a_shift_is_undone_to_the_last_bit_also_after_an_error() -> None:
 # Whole trainings
 
 
+def climbed(x: Tensor, x_adv: Tensor, gradient: Tensor, eps: float) -> Tensor:
+    """A step of eps along the sign of the gradient, inside the ball and [0,1]."""
+    return (x + (x_adv.detach() + eps * gradient.sign() - x).clamp(-eps, eps)).clamp(0, 1)
+
+
+def slow_rate(step: int, warmup: int, steps: int) -> float:
+    """Linear warm-up over so many steps, then half a cosine."""
+    turned = max(0, step - warmup) / (steps - warmup)
+    return 0.05 * min(1, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * turned))
+
+
+def added(parameters: list[Tensor], changes: list[Tensor]) -> None:
+    for p, change in zip(parameters, changes, strict=True):
+        p.data.add_(change)
+
+
 def slow_training(
     clip: DualEncoder,
     colours: Path,
@@ -127,23 +143,20 @@ def slow_training(
         for _ in range(0 if replays or carried else 2):
             x_adv.requires_grad_()
             (g,) = gradients(x_adv, [x_adv])
-            x_adv = (x + (x_adv.detach() + eps * g.sign() - x).clamp(-eps, eps)).clamp(0, 1)
+            x_adv = climbed(x, x_adv, g, eps)
         x_adv = x_adv.detach().requires_grad_()
         *got, pixels = gradients(x_adv, [*prompts, x_adv], smoothing)
         if shift is not None:
             values = [p.detach().clone() for p in prompts]
-            for p, v in zip(prompts, shift(values, got), strict=True):
-                p.data.add_(v)
+            added(prompts, shift(values, got))
             got = gradients(x_adv.detach(), prompts, smoothing)
             for p, value in zip(prompts, values, strict=True):
                 p.data.copy_(value)
         if replays or carried:
-            x_adv = (x + (x_adv.detach() + eps * pixels.sign() - x).clamp(-eps, eps)).clamp(0, 1)
+            x_adv = climbed(x, x_adv, pixels, eps)
         kept[chosen] = x_adv.detach()
-        turned = max(0, step - per_epoch) / (steps - per_epoch)
-        rate = 0.05 * min(1, (step + 1) / per_epoch) * 0.5 * (1 + math.cos(math.pi * turned))
-        for p, g in zip(prompts, got, strict=True):
-            p.data.sub_(rate * g)
+        rate = slow_rate(step, per_epoch, steps)
+        added(prompts, [-(rate * g) for g in got])
         trajectory.append([p.detach().clone() for p in prompts])
     return trajectory
 

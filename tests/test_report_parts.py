@@ -1,0 +1,61 @@
+"""The parts of `apd report`'s page by themselves: which images, how they fit, names, and charts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from apd.evaluation.stored import Outcomes
+from apd.report.charts import Line, line_chart, round_ticks, spaced
+from apd.report.facts import names_of
+from apd.report.wall import Gallery, choose
+
+
+def outcomes(right: dict[str, str]) -> Outcomes:
+    """Outcomes in which a 1 is a right answer, for ids that are not in order."""
+    n = len(right["clean"])
+    predictions = {name: tuple(0 if mark == "1" else 1 for mark in marks) for name, marks in right.items()}
+    return Outcomes(
+        tuple(f"{9 - i}" for i in range(n)), ("p",) * n, (0,) * n, ("good", "bad"), predictions, undefended=None
+    )
+
+
+def test_images_are_chosen_in_the_order_of_their_ids() -> None:
+    found = choose(outcomes({"clean": "111110", "pgd-1": "101100"}), "pgd-1", each=2)
+    assert found == [(3, True), (2, True), (4, False), (1, False)]
+
+
+def test_images_fit_the_page() -> None:
+    gallery = Gallery()
+    names = [gallery.add(torch.rand(3, 224, 224, generator=torch.Generator().manual_seed(i))) for i in range(30)]
+    found = gallery.encode(300_000)
+    assert list(found) == names and sum(map(len, found.values())) <= 300_000
+    assert max(map(len, gallery.encode().values())) > max(map(len, found.values()))
+
+
+def test_folders_are_named_by_what_tells_them_apart() -> None:
+    assert names_of([Path("/r/apd")]) == ["apd"]
+    assert names_of([Path("/r/a/apd"), Path("/r/b/apd")]) == ["a/apd", "b/apd"]
+
+
+def test_points_are_drawn_in_proportion() -> None:
+    line = Line("x", "own", [(0, 100.0), (1, 50.0), (4, 0.0)], ["a", "b", "c"])
+    drawn = line_chart("t", "s", [line], ("x", "y"), percent=True)
+    first, second, last = drawn.lines[0].marks
+    assert (first.x, first.y, last.x, last.y) == (drawn.left, drawn.top, drawn.right, drawn.bottom)
+    assert second.x - first.x == pytest.approx((last.x - first.x) / 4, abs=0.1)
+    assert second.y == pytest.approx((first.y + last.y) / 2, abs=0.1)
+
+
+def test_ticks_are_not_written_over_each_other() -> None:
+    ticks = [(0, "a"), (40, "b"), (60, "c"), (100, "d"), (160, "e"), (200, "f")]
+    assert [text for _, text in spaced(ticks, 50)] == ["a", "", "c", "", "", "f"]
+    assert spaced([(0, "a")]) == ((0, "a"),)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 3.79), (0, 20), (-0.3, 0.2), (0, 1e-4), (0, 0)])
+def test_ticks_cover_the_range(low: float, high: float) -> None:
+    ticks = round_ticks(low, high)
+    assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 8
