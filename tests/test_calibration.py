@@ -121,6 +121,14 @@ def test_training_records_a_calibration_that_calibrate_finds_again(cli: Cli, run
     assert {file.name: file.read_bytes() for file in run.iterdir() if file.name in before} == before
 
 
+def test_an_error_that_did_not_fall_is_told(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for after, told in ((0.17, True), (0.10, False)):
+        monkeypatch.setattr(
+            "apd.evaluation.calibrate_run", lambda *_, after=after, **__: Calibration(1.0, 16, 0.14, after)
+        )
+        assert ("--data LABELLED_IMAGES" in cli("calibrate", run).err) == told
+
+
 def test_calibrate_refuses_what_it_cannot_use(cli: Cli, run: Path, tmp_path: Path) -> None:
     check_error(cli("calibrate", run, "--split", "train"), ["train", str(run)])
     check_error(cli("calibrate", run, "--split", "tets"), ["tets", "test"])

@@ -76,7 +76,8 @@ class DataSettings(GrowingSection):
         """
         if self.shots == 0 and self.unlabelled is None and self.class_names is None:
             raise ValueError(
-                "data.shots=0 leaves no images to train on: ask for 1 or more, or name data.unlabelled or data.class_names"
+                "data.shots=0 leaves no images to train on: ask for 1 or more, or name images without labels in data.unlabelled "
+                "(--unlabelled DATA), or their classes in data.class_names (--classes FILE)"
             )
         if self.class_names is not None and self.shots != 0:
             raise ValueError(
