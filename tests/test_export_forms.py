@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -275,6 +276,40 @@ def test_open_clip_weights_give_the_logits_of_torchs_own_modules(
         logits = state["logit_scale"].exp() * features @ classes.T
     torch.testing.assert_close(logits, apd.load_run(run)(pixels()), rtol=0, atol=1e-4)
     assert (len(found.notes) == 2) == (prompts["text_tokens"] > 0), found.notes
+
+
+@pytest.mark.parametrize(("prompts", "family"), [(TEXT, "clip"), (FRAME, "clip"), (FRAME, "glyphs")])
+def test_open_clip_itself_loads_the_folder(
+    make: Make, tmp_path: Path, colours: Path, prompts: dict[str, Any], family: str
+) -> None:
+    open_clip = pytest.importorskip(
+        "open_clip", reason="open_clip cannot be imported here; scripts/test_open_clip.sh", exc_type=ImportError
+    )
+    run, place = make(prompts, family), f"local-dir:{tmp_path / 'oc'}"
+    apd.export.open_clip(run, tmp_path / "oc", **QUICK)
+    model, _, preprocess = open_clip.create_model_and_transforms(place)
+    original = apd.load_run(run)
+    encoder, bound = original.encoder, original.bind_detached()
+    side, how = encoder.info.image_size, encoder.info.preprocessing
+    x = torch.rand(5, 3, side, side, generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (how.mean, how.std))
+    texts = [f"a photo of a {name}." for name in NAMES]
+    ids = open_clip.get_tokenizer(place)(texts)
+    square = Image.open(colours / NAMES[0] / "004.png").convert("RGB").resize((side, side))
+    shown = torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255
+    with torch.no_grad():
+        image, text = model.encode_image((x - mean) / std), model.encode_text(ids)
+        classes = load_file(tmp_path / "oc" / "class_features.safetensors")["class_features"]
+        logits = model.logit_scale.exp() * F.normalize(image, dim=-1) @ classes.T
+        compared = {
+            "image features": (image, bound.embed(x)),
+            "text features": (text, encoder.encode_text(encoder.prompt_ids(texts))),
+            "logits": (logits, original(x)),
+            "pixels": (preprocess(square), (shown - mean) / std),
+        }
+    for name, (theirs, ours) in compared.items():
+        print(f"{family}, {name}: largest difference {float((theirs - ours).abs().max()):.2e}")
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4 if name == "logits" else 1e-5)
 
 
 def test_open_clip_weights_are_read_back_with_their_prompts(make: Make, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Against the package open_clip, random weights on both sides; skipped where it is not installed.
 
-It needs torchvision, so CI has an environment of its own: pip install torch torchvision open_clip_torch, then this package.
+scripts/test_open_clip.sh installs it, and torchvision, which it needs, into a folder of their own.
 """
 
 from __future__ import annotations

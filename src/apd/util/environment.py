@@ -31,6 +31,7 @@ USES = {
     "serve": "apd serve",
     "siglip": "SigLIP tokenizers",
     "tensorboard": "train.tensorboard",
+    "timm": "EVA, MobileCLIP and other image towers of timm",
     "dev": "work on apd itself",
 }
 """Extras and what needs them."""

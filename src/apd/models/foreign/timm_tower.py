@@ -17,6 +17,7 @@ from apd.models.foreign.layouts import TEXT, Tensors, Towers
 from apd.models.foreign.open_clip_config import SUPPORTED, text_config
 from apd.models.huggingface import HuggingFaceEncoder, check_values
 from apd.models.preprocessing import Preprocessing
+from apd.util.extras import install_command
 from apd.util.text import printable
 
 
@@ -134,8 +135,8 @@ def _network(model: Mapping[str, Any], side: int, source: str) -> _Tower:
     except Exception as error:  # timm imports torchvision, which fails in many ways where it does not fit torch
         why = " ".join(str(error).split())[:100]
         raise InputError(
-            f"{source}: the image tower {printable(name)} needs the package timm, which cannot be imported here ({why}): pip "
-            f"install timm torchvision. Without it: {SUPPORTED}."
+            f"{source}: the image tower {printable(name)} needs the package timm, which cannot be imported here ({why}): "
+            f"{install_command('timm')}. Without it: {SUPPORTED}."
         ) from error
     if pool in ("abs_attn", "rot_attn") or projection not in ("linear", "none", "", None):
         raise InputError(f"{source}: vision_cfg.timm_pool {pool} with timm_proj {projection} is not supported.")
