@@ -137,6 +137,18 @@ def test_what_is_not_a_classifier_is_refused(
     assert factory != "odd" or not Path("evaluations").exists()
 
 
+def test_a_side_of_no_pixels_is_refused(colours: Path) -> None:
+    """Not taken for one that was not given."""
+    model = Mean()
+    model.image_size = 12  # type: ignore[assignment]
+    data = apd.load_data(colours).classes("base")
+    assert apd.evaluate(model, data, attacks="clean", limit=2, quiet=True).image_size == 12
+    with refused("image_size", "0"):
+        apd.evaluate(model, data, attacks="clean", limit=2, image_size=0, quiet=True)
+    with refused("image_size", "0"):
+        apd.evaluate_classifier(model, data, folder=None, attacks="clean", limit=2, image_size=0, quiet=True)
+
+
 def test_a_clip_model_alone_is_refused() -> None:
     with refused("PromptedCLIP"):
         apd.evaluate(apd.load_clip("glyphs"), apd.load_data("digits", shots=1), limit=2)

@@ -108,6 +108,11 @@ def test_machines_are_shared_out(monkeypatch: Any) -> None:
         find_machine(gpus=2)
     with refused("--gpus 5", "4"):
         find_machine(gpus=5)
+    for workers in (0, -1):
+        with refused(f"--workers {workers}"):
+            find_machine(workers=workers)
+    with refused("--gpus -1"):
+        find_machine(gpus=-1)
     with refused("'rai'", meant("ray")):
         find_machine("rai")
 

@@ -155,6 +155,10 @@ def test_votes_are_kept_image_by_image_and_shared_with_zero_shot(
     again = certify(classifier, data, store=tmp_path, **QUICK)
     assert toy.seen == draws + 2 * (16 + 240)
     assert again.images == first.images
+    file.write_text(lines[0][:20])  # killed in its first line
+    for _ in range(2):
+        certify(classifier, data, store=tmp_path, **QUICK)
+    assert toy.seen == 2 * draws + 2 * (16 + 240), "the second call finds all votes of the first"
     reworded = classifier.with_classes(["x b", "y a"])  # other texts, the same noise
     swapped = certify(
         reworded, apd.Dataset.from_tensors("p", ["x b", "y a"], *([pictures(24, 2, seed=3)] * 2)), **QUICK

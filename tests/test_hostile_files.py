@@ -25,6 +25,7 @@ from apd.bench import load_suite
 from apd.data.decode import decode_all, open_image
 from apd.data.sources.class_list import read_class_names
 from apd.errors import ApdError, InputError
+from apd.evaluation.certified.stored import load_certified
 from apd.evaluation.store import Record
 from apd.evaluation.stored import load_stored
 from apd.models import DualEncoder
@@ -170,12 +171,14 @@ def test_json(content: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_pipes_in_a_run_or_among_images_are_not_waited_for(run: Path, tmp_path: Path) -> None:
-    for name in ("results/summary-x.json", "prompts.safetensors"):
+    for name in ("results/summary-x.json", "results/certified-x.json", "prompts.safetensors"):
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).unlink(missing_ok=True)
         os.mkfifo(run / name)
     with refused("summary-x.json"):
         load_stored(Run.open(run))
+    with refused("certified-x.json"):
+        load_certified(Run.open(run))
     with refused("prompts.safetensors"):
         Run.open(run).load_prompts()
     os.mkfifo(tmp_path / "a.png")

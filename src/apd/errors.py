@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-_JOINERS = "\u200c\u200d"
+JOINERS = "\u200c\u200d"
 """Invisible characters with which Persian, Hindi and emoji are spelled."""
 
 
@@ -22,7 +22,7 @@ class ApdError(Exception):
         return (
             text
             if text.isprintable()
-            else "".join(c if c.isprintable() or c in _JOINERS else ascii(c)[1:-1] for c in text)
+            else "".join(c if c.isprintable() or c in JOINERS else ascii(c)[1:-1] for c in text)
         )
 
     def _render_traceback_(self) -> list[str]:

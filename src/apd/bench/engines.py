@@ -16,6 +16,7 @@ from typing import Any
 from apd.bench.job import Report, attempt
 from apd.bench.plan import Job
 from apd.util.extras import import_extra
+from apd.util.text import one_line
 
 DEATHS = 3
 """Workers a job may lose before it counts as failed."""
@@ -183,8 +184,8 @@ def run_ray(
                 try:
                     report = ray.get(reference)
                 except ray.exceptions.RayTaskError as error:  # the job could not even be begun there
-                    reason = " ".join(str(error).split())[:200]
-                    report = Report(job.id, error=f"Ray gave up on it ({type(error).__name__}: {reason})")
+                    reason = f"{type(error).__name__}: {one_line(error, 200)}"
+                    report = Report(job.id, error=f"Ray gave up on it ({reason})")
                 except ray.exceptions.RayError:
                     report = queue.worker_died(job)
                 if report is not None:

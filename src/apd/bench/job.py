@@ -26,6 +26,7 @@ from apd.training.start import start_training
 from apd.util.device import pick_device
 from apd.util.files import read_json, write_atomic
 from apd.util.shape import NUMBER, TEXT, Table, check_shape
+from apd.util.text import one_line
 from apd.util.versions import __version__, versions
 
 
@@ -248,7 +249,7 @@ def attempt(job: Job, folder: Path, threads: int) -> Report:
         try:
             return Report(job.id, do(job, folder, fresh=tries == 3))
         except Exception as error:
-            reason = " ".join(str(error).split()) or "no reason given"
+            reason = one_line(error) or "no reason given"
             message, kept = f"{type(error).__name__}: {reason}", _lacks_room(error)
         if tries == 2 and (kept or job.config is None or _is_whole(_run_folder(job, folder))):
             break

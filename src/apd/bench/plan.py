@@ -32,7 +32,7 @@ from apd.util.shape import COUNT, TEXT, Each, Table, check_shape
 from apd.util.text import short
 
 Shots = int | Literal["all"]
-_WAY_OUT = "run the bench again, finished runs are kept"
+WAY_OUT = "run the bench again, finished runs are kept"
 _SPECS = Table(
     {
         **dict.fromkeys(("name", "split", "data", "eps"), TEXT),
@@ -156,11 +156,11 @@ class Plan:
         Raises:
             InputError: a damaged text.
         """
-        record = parse_json(text, file, _WAY_OUT)
-        check_shape(record, _SHAPE, file, _WAY_OUT)
+        record = parse_json(text, file, WAY_OUT)
+        check_shape(record, _SHAPE, file, WAY_OUT)
         odd = next((row["job"] for row in record["entries"] if not re.fullmatch(r"[\w. -]{1,200}", row["job"])), None)
         if odd is not None:  # a part of a path to its outcome
-            raise InputError(f"{file} is damaged (a job is called {short(odd, 40)}); {_WAY_OUT}.")
+            raise InputError(f"{file} is damaged (a job is called {short(odd, 40)}); {WAY_OUT}.")
         rows = tuple(_row(row) for row in record["entries"])
         return cls(record["suite"], rows, against=record["against"], image_size=record.get("image_size"))
 

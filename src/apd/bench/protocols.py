@@ -14,8 +14,8 @@ from apd.errors import InputError
 
 if TYPE_CHECKING:
     from apd.bench.blocks import Block
+    from apd.data.dataset import Which
 
-Which = Literal["all", "base", "new"]
 WORST = "worst"
 
 

@@ -42,6 +42,8 @@ def _show(comparison: Comparison) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from apd.evaluation.statistics import p_text
+
     console = Console()
     console.print(Text(f"A {printable(comparison.a)}\nB {printable(comparison.b)}"))
     table = Table(
@@ -55,13 +57,12 @@ def _show(comparison: Comparison) -> None:
         parts += [f"{row.norm} {row.eps}" if row.eps else ""]
         low, high = row.interval
         points = f"{row.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
-        chance = f"{row.p:.3f}" if row.p >= 0.001 else "<0.001"
         about = Text(printable(" ".join(filter(None, parts))))
         a, b = (
             f"{value:.1f}{_UNRELIABLE if reliable is False else ''}"
             for value, reliable in ((row.a, row.reliable_a), (row.b, row.reliable_b))
         )
-        table.add_row(about, str(row.n), a, b, Text(points), chance)
+        table.add_row(about, str(row.n), a, b, Text(points), p_text(row.p))
     console.print(table)
     for line in comparison.unreliable:
         console.print(Text(printable(f"{_UNRELIABLE} {line}"), style="bold red"))

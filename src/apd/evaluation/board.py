@@ -15,7 +15,7 @@ from apd.evaluation.samples import hash_of_keys
 from apd.evaluation.statistics import mcnemar, paired_bootstrap
 from apd.evaluation.stored import Stored, read_stored
 from apd.runs.reliability import reliability
-from apd.util.files import read_json, read_yaml
+from apd.util.files import plain_file, read_json, read_yaml
 from apd.util.text import one_line
 
 MOST = 10_000
@@ -192,8 +192,8 @@ def _name(folder: Path, run: Path) -> str:
 def _read(file: Path) -> Stored:
     """Read a result and its outcomes, having looked at the size of both."""
     for each in (file, file.with_name(file.name.replace("summary-", "outcomes-", 1))):
-        if each.is_symlink() or (each.exists() and (not each.is_file() or each.stat().st_size > LARGEST)):
-            raise InputError(f"{each.name} is a link, not a file, or larger than {LARGEST // 1_000_000} MB")
+        if each == file or os.path.lexists(each):
+            plain_file(each, LARGEST)
     return read_stored(file)
 
 
@@ -220,10 +220,11 @@ def _entries(name: str, stored: Stored) -> Iterator[tuple[_Key, Entry]]:
         if lacks
     )
     scores = dict(result["attacks"])
+    worst = f"worst of {', '.join(sorted(scores))}"
     if len(scores) > 1:
-        scores[f"worst of {', '.join(sorted(scores))}"] = result["worst"]
+        scores[worst] = result["worst"]
     for attack, score in scores.items():
-        other = None if base is None else base["attacks"].get(attack, base["worst"])["accuracy"]
+        other = None if base is None else (base["worst"] if attack == worst else base["attacks"][attack])["accuracy"]
         low, high = map(float, score["interval"])
         if not all(0 <= value <= 100 for value in (low, high, score["accuracy"], result["clean"], other or 0)):
             raise ValueError("an accuracy is not between 0 and 100 %")

@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from apd.evaluation.board import Board, Entry, Group
+from apd.evaluation.statistics import p_text
 from apd.util.text import markdown, printable
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ def _to_best(entry: Entry) -> str:
     if entry.paired is None:
         return "-"
     low, high = entry.paired.interval
-    p = entry.paired.p
-    return f"{entry.paired.difference:+.2f} [{low:+.2f}, {high:+.2f}], p {f'{p:.3f}' if p >= 0.001 else '<0.001'}"
+    return f"{entry.paired.difference:+.2f} [{low:+.2f}, {high:+.2f}], p {p_text(entry.paired.p)}"
 
 
 def title(group: Group) -> str:
@@ -115,8 +115,8 @@ def _narrow_cells(entry: Entry) -> tuple[str, ...]:
     name, accuracy, _, _, clean, undefended, _, _ = map(printable, cells(entry))
     best = "-"
     if entry.paired is not None:
-        (low, high), p = entry.paired.interval, entry.paired.p
-        best = f"{entry.paired.difference:+.2f}\n[{low:+.1f}, {high:+.1f}]\np {f'{p:.3f}' if p >= 0.001 else '<0.001'}"
+        low, high = entry.paired.interval
+        best = f"{entry.paired.difference:+.2f}\n[{low:+.1f}, {high:+.1f}]\np {p_text(entry.paired.p)}"
     interval = "{:.1f} - {:.1f}".format(*entry.interval)
     reliable = {True: "yes", False: "NO", None: "unknown"}[entry.reliable]
     return name, f"{accuracy}\n{interval}", best, clean, undefended, reliable

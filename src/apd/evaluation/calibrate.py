@@ -17,6 +17,7 @@ from apd.util.device import pick_device
 from apd.util.messages import speaking
 from apd.util.progress import watched
 from apd.util.text import first_of
+from apd.util.trust import trust
 
 BATCH = 64
 """Images at a time."""
@@ -54,6 +55,7 @@ def calibrate_run(
         >>> import apd
         >>> apd.calibrate_run("runs/digits").temperature  # doctest: +SKIP
     """
+    trust(data, model)
     run = Run.open(path)
     images = _images(run, data, split)
     skip = skip_bad_images or run.config.data.skip_bad_images
@@ -89,8 +91,8 @@ def _images(run: Run, data: str | Dataset | None, split: Split) -> Dataset:
         raise InputError(f"--split train holds the images that {run.path} was trained on; use val or test.")
     if isinstance(data, Dataset):
         images = data
-    elif other:
-        images = load_data(source or "", shots="all")
+    elif source is not None and other:
+        images = load_data(source, shots="all")
     elif own.class_names is not None or (own.shots == 0 and split == "val"):
         raise InputError(f"{run.path} has no labelled images of its own; give it some: --data DATA (Python: data=).")
     else:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from apd.attacks.threat import ThreatModel
 from apd.errors import InputError
-from apd.evaluation.store import Key
+from apd.evaluation.store import Key, digest
 from apd.util.files import read_bounded, read_json, sync_folder, write_atomic
 from apd.util.png import decode_png16, encode_png16
 from apd.util.shape import NUMBER, TEXT, TRUTH, Each, check_shape
@@ -219,8 +219,7 @@ def _way_out(index: Path) -> str:
 
 def folder_of(folder: Path, circumstances: Mapping[str, str]) -> Path:
     """Where the images of an attack under these circumstances go."""
-    digest = hashlib.sha256(json.dumps(circumstances, sort_keys=True).encode()).hexdigest()[:16]
-    return folder / f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', circumstances['attack'])[:60]}-{digest}"
+    return folder / f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', circumstances['attack'])[:60]}-{digest(circumstances)}"
 
 
 def read_image(path: str | Path) -> Tensor:

@@ -19,7 +19,7 @@ from apd.data import Dataset, load_data
 from apd.errors import InputError
 from apd.evaluation.classifiers import load_classifier, zero_shot
 from apd.evaluation.frozen import Subject
-from apd.evaluation.measure import evaluate, own_image_size, parse_settings, preprocessing_of
+from apd.evaluation.measure import evaluate, parse_settings, preprocessing_of, side_of
 from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
 from apd.evaluation.stored import write_result
@@ -29,7 +29,7 @@ from apd.util.device import pick_device
 from apd.util.files import check_writable, read_json, remove_leftovers, write_atomic
 from apd.util.locks import FolderLock
 from apd.util.messages import get_logger, speaking
-from apd.util.text import to_json
+from apd.util.text import printable, to_json
 from apd.util.versions import versions
 
 log = get_logger("apd.evaluation")
@@ -121,7 +121,7 @@ def evaluate_zero_shot(
     images = load_data(data, shots="all") if isinstance(data, str) else data
     wanted = images.classes(chosen.classes)
     with speaking(chosen.quiet):
-        log.info(f"{wanted.summary()}; CLIP model {model}")
+        log.info(f"{wanted.summary()}; CLIP model {printable(model)}")
         found = zero_shot(model, wanted, pick_device(device))
         return _evaluate_into(folder, found, model, images, None, None, save_images, settings)
 
@@ -170,15 +170,15 @@ def _short(name: str) -> str:
 
 
 def _record(classifier: nn.Module, name: str, fingerprint: str, result: Result) -> dict[str, Any]:
-    prompted = isinstance(classifier, PromptedCLIP)
+    prompted = classifier if isinstance(classifier, PromptedCLIP) else None
     return {
         "format": FORMAT,
         "classifier": name,
         "fingerprint": fingerprint,
         "class_names": list(result.class_names),
-        "templates": list(classifier.templates) if isinstance(classifier, PromptedCLIP) else None,
-        "model": describe_encoder(classifier.encoder.info) if isinstance(classifier, PromptedCLIP) else None,
-        "kind": "prompts" if prompted else "module",
+        "templates": None if prompted is None else list(prompted.templates),
+        "model": None if prompted is None else describe_encoder(prompted.encoder.info),
+        "kind": "module" if prompted is None else "prompts",
         "image_size": result.image_size,
         "versions": versions(),
     }
@@ -201,10 +201,10 @@ def _image_size(classifier: nn.Module, given: int | None, control: PromptedCLIP 
     """
     if isinstance(classifier, PromptedCLIP):
         return None
-    size = given or own_image_size(classifier)
+    size = side_of(classifier, given)
     if control is not None:
         other = control.encoder.info.image_size
-        size = size or other
+        size = other if size is None else size
         if size != other:
             raise InputError(
                 f"{control.encoder.info.source} takes images of {other} px and the classifier of {size} px: they cannot be "

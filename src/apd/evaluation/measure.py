@@ -186,7 +186,7 @@ def preprocessing_of(classifier: nn.Module, data: Dataset, image_size: int | Non
         )
     if isinstance(classifier, PromptedCLIP):
         return classifier.encoder.info.preprocessing
-    image_size = image_size or own_image_size(classifier)
+    image_size = side_of(classifier, image_size)
     if image_size is None and data.source.startswith(IN_MEMORY):
         first = data.test.sources[0]
         sides = first().size if callable(first) else (0, 1)
@@ -204,8 +204,16 @@ def decode_for(classifier: PromptedCLIP, images: ImageSet, settings: EvaluationS
     return _decode(images, classifier.encoder.info.preprocessing, settings)
 
 
-def own_image_size(classifier: nn.Module) -> int | None:
-    """Read the side of the images that a module takes off its attribute ``image_size``, where it has one."""
+def side_of(classifier: nn.Module, given: int | None) -> int | None:
+    """Return the side of the images that a module takes: as given, else its attribute ``image_size`` where it has one.
+
+    Raises:
+        InputError: less than a pixel.
+    """
+    if given is not None:
+        if given < 1:
+            raise InputError(f"image_size is the side of the images in pixels, at least 1, got {given}.")
+        return given
     own = getattr(classifier, "image_size", None)
     return own if isinstance(own, int) and not isinstance(own, bool) and own > 0 else None
 

@@ -10,19 +10,20 @@ from apd.util.notebook import html_table
 from apd.util.text import printable
 
 if TYPE_CHECKING:
-    from apd.evaluation.result import Result, Scores
+    from apd.evaluation.result import Result
 
 
 def result_html(result: Result, notes: Sequence[str]) -> str:
     """Return the accuracies of a result beside those of zero-shot CLIP, and lines below them."""
     base = result.undefended
-    rows = [("clean", result.clean, result.clean_interval, base and base.clean)]
+    rows = [("clean", result.clean, result.clean_interval, None if base is None else base.clean)]
     rows += [
-        (name, score.accuracy, score.interval, base and base.attacks[name].accuracy)
+        (name, score.accuracy, score.interval, None if base is None else base.attacks[name].accuracy)
         for name, score in result.attacks.items()
     ]
     if len(result.attacks) > 1:
-        rows.append(("worst of all", result.worst.accuracy, result.worst.interval, base and base.worst.accuracy))
+        other = None if base is None else base.worst.accuracy
+        rows.append(("worst of all", result.worst.accuracy, result.worst.interval, other))
     under = f" under {result.corruption}" if result.corruption else ""
     title = (
         f"{result.data} {result.split}, {result.n} of {result.n_available} images{under}, {result.norm} eps "
@@ -32,6 +33,6 @@ def result_html(result: Result, notes: Sequence[str]) -> str:
     return "\n".join([table, *(f"<div>{escape(printable(note))}</div>" for note in notes)])
 
 
-def _row(row: tuple[str, float, tuple[float, float], float | Scores | None]) -> tuple[str, ...]:
+def _row(row: tuple[str, float, tuple[float, float], float | None]) -> tuple[str, ...]:
     name, accuracy, (low, high), other = row
     return name, f"{accuracy:.2f}", f"{low:.2f} to {high:.2f}", "-" if other is None else f"{other:.2f}"

@@ -129,6 +129,15 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
+def p_text(p: float) -> str:
+    """Write a p-value for people.
+
+    >>> p_text(0.0423), p_text(0.0001)
+    ('0.042', '<0.001')
+    """
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
 @dataclass(frozen=True)
 class OverTrainings:
     """Mean of one figure over trainings with different seeds, in its own unit, and where the mean of many would lie."""

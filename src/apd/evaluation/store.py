@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,11 @@ from apd.util.shape import COUNT, NUMBER, TEXT, Each, Table, check_shape
 
 Key = tuple[str, str, int]
 """Id, fingerprint of the pixels and label: what makes a sample the same sample."""
+
+
+def digest(circumstances: Mapping[str, Any]) -> str:
+    """Hash the circumstances of what a file keeps, for its name."""
+    return hashlib.sha256(json.dumps(dict(circumstances), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,5 @@ class Store:
 
     def _path(self, circumstances: dict[str, Any], suffix: str) -> Path:
         assert self.folder is not None
-        digest = hashlib.sha256(json.dumps(circumstances, sort_keys=True).encode()).hexdigest()[:16]
         name = re.sub(r"[^A-Za-z0-9.+-]+", "_", circumstances["attack"])[:60]  # an attack from elsewhere has any name
-        return self.folder / f"{name}-{digest}.{suffix}"
+        return self.folder / f"{name}-{digest(circumstances)}.{suffix}"

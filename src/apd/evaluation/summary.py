@@ -95,10 +95,7 @@ def summarise(
     labels = decoded.labels.tolist()
     control = others[0].scores if others else own.scores if controlled else None
     return Result(
-        clean=own.scores.clean,
-        clean_interval=own.scores.clean_interval,
-        attacks=own.scores.attacks,
-        worst=own.scores.worst,
+        **vars(own.scores),
         undefended=control,
         per_class=per_class(labels, own.predictions, class_names),
         checks=_checks(own, control) if settings.checks else [],

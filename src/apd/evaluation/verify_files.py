@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from apd.evaluation.engine import PRECISION
 from apd.evaluation.findings import Finding
 from apd.evaluation.result import SCHEMA_VERSION, Accuracy, ResultRecord
 from apd.evaluation.samples import hash_of_keys
-from apd.evaluation.store import Record
+from apd.evaluation.store import Record, digest
 from apd.evaluation.stored import Outcomes, read_outcomes
 from apd.evaluation.summary import per_class
 from apd.runs.card import render_card
@@ -211,8 +209,7 @@ def _find_record(results: Path, wanted: Mapping[str, Any]) -> list[Record]:
         try:
             with open(file, encoding="utf-8") as lines:
                 about = parse_json(lines.readline(10**6), file, RESULT_WAY_OUT)["circumstances"]
-            digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-            if file.stem.endswith(f"-{digest}") and wanted.items() <= about.items():
+            if file.stem.endswith(f"-{digest(about)}") and wanted.items() <= about.items():
                 found.append(Record.load(file, about))
         except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # not a record that could prove anything

@@ -19,7 +19,7 @@ from apd.evaluation.frozen import Subject
 from apd.evaluation.images import LEVELS, read_image
 from apd.evaluation.verify_files import Claim
 from apd.models.classifier import PromptedCLIP
-from apd.util.files import read_json
+from apd.util.files import plain_file, read_json
 from apd.util.text import one_line, printable
 
 LARGEST = 100_000_000
@@ -39,7 +39,7 @@ def check_kept(images: Path, claim: Claim, classifier: PromptedCLIP, samples: in
     """
     for index in sorted(images.glob("*/index.json")):
         try:
-            record = read_json(_small(index), "remove it")
+            record = read_json(plain_file(index, LARGEST), "remove it")
             if not _belongs(record["about"], claim):
                 continue
             rows = random.Random(seed).sample(record["images"], min(samples, len(record["images"])))
@@ -62,16 +62,10 @@ def _belongs(about: Mapping[str, Any], claim: Claim) -> bool:
     )
 
 
-def _small(file: Path) -> Path:
-    if file.is_symlink() or not file.is_file() or file.stat().st_size > LARGEST:
-        raise InputError(f"{file.name} is a link, not a file, or larger than {LARGEST // 1_000_000} MB")
-    return file
-
-
 def _read(folder: Path, name: str) -> Tensor:
     if not _PLACE.fullmatch(name):
         raise InputError(f"the index names a file elsewhere: {name}")
-    return read_image(_small(folder / name))
+    return read_image(plain_file(folder / name, LARGEST))
 
 
 def _problem(

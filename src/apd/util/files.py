@@ -280,6 +280,17 @@ def read_bounded(file: Path, way_out: str, largest: int) -> bytes:
     return content
 
 
+def plain_file(file: Path, largest: int) -> Path:
+    """Return a file that a stranger may have made, having looked at what it is before it is opened.
+
+    Raises:
+        InputError: a link, what is not a file, or more than ``largest`` bytes.
+    """
+    if file.is_symlink() or not file.is_file() or file.stat().st_size > largest:
+        raise InputError(f"{file.name} is a link, not a file, or larger than {largest // 1_000_000} MB")
+    return file
+
+
 def read_lines(file: Path, place: str | None = None) -> list[str]:
     """The lines of a list, such as class names: UTF-8 text, without spaces around them and without empty ones.
 

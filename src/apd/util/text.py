@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apd.errors import JOINERS
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-# Joiners are invisible, but Persian, Hindi and emoji are spelled with them.
-_JOINERS = "\u200c\u200d"
 # An underscore or ampersand within ordinary text means nothing; those that do would change how the rest is shown.
 _MARKDOWN = re.compile(r"[\\`*\[\]|<>]|~~+|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -28,7 +28,7 @@ def printable(text: str) -> str:
     ('a\\x1b[31mb\\nc', 'piñata')
     """
     return "".join(
-        char if char.isprintable() or char in _JOINERS else char.encode("unicode_escape").decode() for char in text
+        char if char.isprintable() or char in JOINERS else char.encode("unicode_escape").decode() for char in text
     )
 
 

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Literal
 from apd.attacks.threat import format_eps, parse_eps
 from apd.bench.plan import TableRow
 from apd.bench.protocols import PROTOCOLS, Metric
-from apd.bench.report.plots import MARKERS, SEEDS, Point, attacked, axis_of, bars_of, points_of, save_picture, seeded
+from apd.bench.report.plots import (
+    IMAGES,
+    MARKERS,
+    SEEDS,
+    Point,
+    attacked,
+    axis_of,
+    bars_of,
+    points_of,
+    save_picture,
+    seeded,
+)
 from apd.bench.report.tables import Table
 
 if TYPE_CHECKING:
@@ -109,7 +120,7 @@ def _bars(tables: Sequence[Table], metric: Metric) -> str:
     several = any(seeded(table, metric) for table in tables)
     if several:
         return SEEDS
-    return "one training each" if len(metric.parts) > 1 else "bars: 95 % interval over images (one training each)"
+    return "one training each" if len(metric.parts) > 1 else IMAGES
 
 
 def _panels(tables: Sequence[Table], metric: Metric, axis: Axis) -> dict[str, dict[str, Line]]:

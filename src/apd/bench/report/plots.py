@@ -86,7 +86,7 @@ def _plot(table: Table, tables: Sequence[Table]) -> Plot | None:
     """The plot of a table: a curve over eps, or clean against attacked accuracy."""
     if PROTOCOLS[table.protocol].curve == "eps":
         labels = ("attack budget eps (1/255 of the pixel range)", UNDER_ATTACK)
-        note = _withbars_of(table, table.main)
+        note = _with_bars(table, table.main)
         return Plot(f"{table.protocol} {table.title}", table.title, note, labels, _over_eps(table), line=True)
     if not attacked(table):
         return None
@@ -96,7 +96,7 @@ def _plot(table: Table, tables: Sequence[Table]) -> Plot | None:
     xs, ys = points_of(table, clean), points_of(table, table.main)
     series = {label: Series((xs[label],), (ys[label],)) for label in xs if label in ys}
     labels = (CLEAN, axis_of(table.main))
-    return Plot(f"{table.protocol} {name}", table.title, _withbars_of(table, clean), labels, series, line=False)
+    return Plot(f"{table.protocol} {name}", table.title, _with_bars(table, clean), labels, series, line=False)
 
 
 def axis_of(metric: Metric) -> str:
@@ -113,7 +113,7 @@ def attacked(table: Table) -> bool:
     return table.main.name != "clean" and "clean" in {metric.name for metric in table.metrics}
 
 
-def _withbars_of(table: Table, metric: Metric) -> str:
+def _with_bars(table: Table, metric: Metric) -> str:
     """The table's note, and what the bars of this metric are."""
     return f"{table.note}; {SEEDS if seeded(table, metric) else IMAGES}"
 

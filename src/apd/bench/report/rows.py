@@ -11,7 +11,7 @@ from typing import Any
 
 from apd.attacks.threat import format_eps, parse_eps
 from apd.bench.job import EvalOutcome, Outcome, read_outcome
-from apd.bench.plan import Plan, TableRow
+from apd.bench.plan import WAY_OUT, Plan, TableRow
 from apd.errors import InputError
 from apd.util.extras import install_command
 from apd.util.files import LARGEST_JSON, read_bounded, write_atomic
@@ -58,13 +58,12 @@ def read_bench(folder: Path) -> tuple[Plan, dict[str, Outcome]]:
         raise InputError(
             f"{folder} holds no bench (no plan.json); apd bench SUITE --output {quoted(folder)} makes one."
         )
-    way_out = "run the bench again, finished runs are kept"
     try:
-        plan = Plan.from_json(read_bounded(file, way_out, LARGEST_JSON), file)
+        plan = Plan.from_json(read_bounded(file, WAY_OUT, LARGEST_JSON), file)
     except InputError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged ({error}); run the bench again, finished runs are kept.") from error
+        raise InputError(f"{file} is damaged ({error}); {WAY_OUT}.") from error
     found = {row.job: read_outcome(folder, row.job) for row in plan.rows}
     return plan, {job: outcome for job, outcome in found.items() if outcome is not None}
 

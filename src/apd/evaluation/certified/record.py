@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,8 +10,8 @@ from typing import Any
 
 from apd.errors import InputError
 from apd.evaluation.certified.smoothing import Votes
-from apd.evaluation.store import Key
-from apd.util.files import append_lines, parse_json
+from apd.evaluation.store import Key, digest
+from apd.util.files import append_lines, parse_json, read_bounded
 
 
 @dataclass
@@ -23,11 +22,13 @@ class VoteRecord:
         path: None keeps them in memory only.
         about: the circumstances, in the first line.
         known: by image.
+        begun: whether the file has its first line.
     """
 
     path: Path | None
     about: Mapping[str, str]
     known: dict[Key, Votes] = field(default_factory=dict)
+    begun: bool = False
 
     @classmethod
     def load(cls, folder: Path | None, about: Mapping[str, str]) -> VoteRecord:
@@ -38,26 +39,31 @@ class VoteRecord:
         """
         if folder is None:
             return cls(None, about)
-        digest = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()[:16]
-        record = cls(folder / f"votes-{digest}.jsonl", about)
-        if record.path is not None and record.path.exists():
-            whole = [line for line in record.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        path = folder / f"votes-{digest(about)}.jsonl"
+        record = cls(path, about)
+        if path.exists():
+            lines = read_bounded(path, _WAY_OUT, _LARGEST).splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith(b"\n")]
+            record.begun = bool(whole)
             try:
-                for row in (parse_json(line, record.path, "remove it to certify again") for line in whole[1:]):
+                for row in (parse_json(line, path, _WAY_OUT) for line in whole[1:]):
                     key = (str(row["id"]), str(row["pixels"]), int(row["label"]))
                     record.known[key] = Votes(tuple(map(int, row["first"])), tuple(map(int, row["counts"])))
             except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{record.path} is not a record of votes ({error}); remove it to certify again."
-                ) from error
+                raise InputError(f"{path} is not a record of votes ({error}); {_WAY_OUT}.") from error
         return record
 
     def add(self, key: Key, found: Votes) -> None:
         """Keep the votes on one image."""
-        rows: list[dict[str, Any]] = []
-        if self.path is not None and not self.path.exists():
-            rows.append({"about": dict(self.about)})
-        rows.append({**dict(zip(("id", "pixels", "label"), key, strict=True)), **asdict(found)})
         self.known[key] = found
-        if self.path is not None:
-            append_lines(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        if self.path is None:
+            return
+        rows: list[dict[str, Any]] = [] if self.begun else [{"about": dict(self.about)}]
+        rows.append({**dict(zip(("id", "pixels", "label"), key, strict=True)), **asdict(found)})
+        append_lines(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        self.begun = True
+
+
+_WAY_OUT = "remove it to certify again"
+_LARGEST = 2**30
+"""Bytes of a record."""

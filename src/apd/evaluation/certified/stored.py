@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from apd.errors import InputError
 from apd.evaluation.certified.result import Certified
 from apd.runs.folder import Run
-from apd.util.files import write_atomic
+from apd.util.files import LARGEST_JSON, read_bounded, write_atomic
 
 _PREFIX = "certified-"
+_WAY_OUT = "remove it and certify again: apd certify RUN"
 
 
 def save_certified(run: Run, found: Certified) -> Path:
@@ -32,7 +33,7 @@ def load_certified(run: Run) -> list[Certified]:
     found = []
     for file in sorted(run.results.glob(f"{_PREFIX}*.json")):
         try:
-            found.append(Certified.model_validate_json(file.read_text(encoding="utf-8")))
-        except (ValidationError, ValueError) as error:
-            raise InputError(f"{file} is damaged; remove it and certify again: apd certify RUN.") from error
+            found.append(Certified.model_validate_json(read_bounded(file, _WAY_OUT, LARGEST_JSON)))
+        except ValidationError as error:
+            raise InputError(f"{file} is damaged; {_WAY_OUT}.") from error
     return found

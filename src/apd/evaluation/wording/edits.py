@@ -148,10 +148,10 @@ class Editor:
         for turn in range(max(map(len, options))):
             names, tried = list(current), [False] * len(current)
             for place, own in enumerate(options):
-                option = own[turn] if turn < len(own) else None
-                fits = option is not None and option.strip() and option not in names[:place] + names[place + 1 :]
-                if fits and (not check or option == current[place] or self.allowed(option or "", self.names[place])):
-                    names[place], tried[place] = option or "", True
+                if turn >= len(own) or not own[turn].strip() or own[turn] in names[:place] + names[place + 1 :]:
+                    continue
+                if not check or own[turn] == current[place] or self.allowed(own[turn], self.names[place]):
+                    names[place], tried[place] = own[turn], True
             moved = (features(names) - clean).square().sum(dim=-1).cpu()
             for place, ready in enumerate(tried):
                 if ready and float(moved[place]) > float(reached[place]):

@@ -21,7 +21,7 @@ from apd.evaluation.samples import Samples
 from apd.evaluation.store import Store
 from apd.evaluation.wording.result import Change, Wording, WordingScores, change
 from apd.evaluation.wording.settings import WordingOptions, WordingSettings
-from apd.evaluation.wording.variants import TEMPLATES, Sources, read_lines, read_synonyms
+from apd.evaluation.wording.variants import TEMPLATES, Sources, read_entries, read_synonyms
 from apd.models.classifier import PromptedCLIP
 from apd.runs.folder import Run
 from apd.util.files import write_atomic
@@ -163,8 +163,8 @@ def _sources(
         candidates=settings.candidates,
         seed=settings.seed,
         synonyms=None if synonyms is None else read_synonyms(synonyms),
-        templates=TEMPLATES if templates is None else read_lines(templates),
-        words=frozenset() if words is None else frozenset(read_lines(words)),
+        templates=TEMPLATES if templates is None else read_entries(templates),
+        words=frozenset() if words is None else frozenset(read_entries(words)),
     )
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from apd.errors import InputError, nearest
-from apd.evaluation.wording.edits import Editor
+from apd.evaluation.wording.edits import Editor, Features
 from apd.models.classifier import PromptedCLIP
-from apd.util.files import read_yaml
+from apd.util.files import read_lines, read_yaml
 from apd.util.text import first_of
 
 KINDS = ("typos", "edits", "synonyms", "templates")
@@ -119,7 +118,7 @@ class Sources:
         return found
 
 
-def _features(classifier: PromptedCLIP) -> Any:
+def _features(classifier: PromptedCLIP) -> Features:
     def features(names: Sequence[str]) -> Tensor:
         with torch.no_grad():
             return Variant(tuple(names), classifier.templates).of(classifier).class_features()
@@ -144,18 +143,13 @@ def read_synonyms(file: str | Path) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def read_lines(file: str | Path) -> tuple[str, ...]:
+def read_entries(file: str | Path) -> tuple[str, ...]:
     """Read templates or words, one per line; empty lines do not count.
 
     Raises:
-        InputError: no such file, no text, or nothing in it.
+        InputError: see `apd.util.files.read_lines`; nothing in it.
     """
-    if not Path(file).is_file():
-        raise InputError(f"There is no file {str(file)!r}; it should be text with one entry per line.")
-    try:
-        lines = tuple(line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read {file} ({error}); it should be UTF-8 text with one entry per line.") from error
+    lines = tuple(read_lines(Path(file)))
     if not lines:
         raise InputError(f"{file} is empty; it should have one entry per line.")
     return lines
