@@ -107,6 +107,20 @@ def test_bad_usage_is_one_line(cli: Cli, trained: Path, colours: Path, line: str
     check_error(answer, [word.format(colours=colours, run=trained) for word in words])
 
 
+def test_a_folder_that_is_no_run_says_what_it_is(cli: Cli, run: Path, tmp_path: Path) -> None:
+    check_error(cli("evaluate", run.parent), [str(run.parent), str(run)])
+    suite = tmp_path / "suite" / "runs" / "0123" / "run"
+    suite.mkdir(parents=True)
+    (suite / "run.json").write_text("{}")
+    check_error(cli("predict", tmp_path / "suite", "x.jpg"), [str(suite)])
+    export = tmp_path / "export"
+    (export / "results").mkdir(parents=True)
+    (export / "classifier.json").write_text("{}")
+    check_error(cli("certify", export), [f"apd leaderboard {export}"])
+    (export / "results").rmdir()
+    check_error(cli("explore", export), ["export"])
+
+
 @pytest.mark.parametrize("line", ["evaluate none", "predict none x.jpg"])
 def test_a_missing_run_folder_is_told_before_anything_heavy_is_imported(line: str) -> None:
     code = (

@@ -13,6 +13,7 @@ from typing import Any
 from apd.errors import InputError
 from apd.runs.manifest import check_manifest
 from apd.util.files import check_writable, read_json, writing
+from apd.util.progress import counted
 from apd.util.text import quoted
 
 SUMMARY = "summary-"
@@ -35,6 +36,21 @@ FORMAT = 1
 """Version of the run folder; a folder of another version is refused."""
 
 
+def _way_to_a_run(folder: Path) -> str:
+    """Say where a run is instead, or what the folder holds."""
+    below = sorted(file.parent for pattern in ("*/run.json", "runs/*/run/run.json") for file in folder.glob(pattern))
+    if below:
+        return f"{counted(len(below), 'run')} below it: name one, such as {quoted(below[0])}"
+    if (folder / "classifier.json").is_file():
+        kept = (folder / "results").is_dir()
+        return (
+            f"it keeps an evaluation: apd leaderboard {quoted(folder)}"
+            if kept
+            else "it is an export: name the run it is of"
+        )
+    return "apd train … --output makes one"
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a run.
 
@@ -45,7 +61,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"No run folder {str(folder)!r}; apd train … --output {quoted(folder)} makes one.")
     if not file.is_file():
-        raise InputError(f"{str(folder)!r} is not a run folder (it has no run.json); apd train … --output makes one.")
+        raise InputError(f"{str(folder)!r} is not a run folder (it has no run.json); {_way_to_a_run(folder)}.")
     manifest = read_json(file, _WAY_OUT)
     try:
         version, _ = manifest["format"], manifest["status"]
