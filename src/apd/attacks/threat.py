@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from apd.attacks import l1
@@ -15,6 +16,14 @@ from apd.errors import InputError
 from apd.util.text import short
 
 Norm = Literal["linf", "l2", "l1"]
+
+
+def _text(value: object) -> object:
+    return value if value is None or isinstance(value, str) else repr(value)
+
+
+EpsText = Annotated[str, BeforeValidator(_text)]
+"""A budget among settings, as it was written; `parse_eps` reads it."""
 
 _ORDER: dict[str, float] = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 _DUAL: dict[str, float] = {"linf": 1.0, "l2": 2.0, "l1": math.inf}

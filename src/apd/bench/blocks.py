@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, model_validator
 
+from apd.attacks.threat import EpsText
 from apd.data.settings import DataSettings, Shots
 from apd.util.section import Section
 from apd.util.seed_range import Seed
@@ -14,10 +15,6 @@ from apd.util.seed_range import Seed
 def _listed(value: object) -> object:
     """Turn a single name into a list of one."""
     return (value,) if isinstance(value, str | int | float) else value
-
-
-def _text(value: object) -> object:
-    return repr(value) if isinstance(value, int | float) else value
 
 
 ELSEWHERE = {
@@ -31,7 +28,6 @@ ELSEWHERE = {
 """Settings of a run that a suite sets itself, by section, and how."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 SomeNames = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_listed)]
-Eps = Annotated[str, BeforeValidator(_text)]
 
 
 class DataEntry(DataSettings):
@@ -41,7 +37,7 @@ class DataEntry(DataSettings):
     """
 
     model: str | None = Field(None, description="CLIP model of the runs that train on it, instead of the suite's")
-    eps: Eps = Field("1/255", description="budget of training and attacks, in [0,1] pixel units")
+    eps: EpsText = Field("1/255", description="budget of training and attacks, in [0,1] pixel units")
     train: dict[str, Any] = Field({}, description="settings of the section train, over the suite's; for all methods")
 
     @model_validator(mode="after")
@@ -68,7 +64,7 @@ class Block(Section):
         "its training images that are not shots; null: as the methods say",
     )
     to: Names = Field((), description="cross-dataset and domain-shift: the data sets to evaluate on")
-    eps: Annotated[tuple[Eps, ...], BeforeValidator(_listed)] = Field((), description="eps-curve: the budgets")
+    eps: Annotated[tuple[EpsText, ...], BeforeValidator(_listed)] = Field((), description="eps-curve: the budgets")
     corruptions: Names = Field((), description="corruption: which")
     severity: int = Field(3, ge=1, le=5, description="corruption: how strong")
     attacks: SomeNames | None = Field(None, description="instead of the suite's")

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from apd import attacks
 from apd.attacks.autoattack import BLACK_BOX
-from apd.attacks.threat import Norm, ThreatModel, parse_eps
+from apd.attacks.threat import EpsText, Norm, ThreatModel, parse_eps
 from apd.data.corruptions import parse_corruption
 from apd.util.section import Section
 from apd.util.seed_range import Seed
@@ -44,7 +44,7 @@ class EvaluationSettings(Section):
         ("clean", "apgd-ce+dlr"),
         description="clean (always included), pgd-N, apgd-ce+dlr, autoattack, strong and others: apd list attacks",
     )
-    eps: str = Field("1/255", description="budget of the attacks in [0,1] pixel units, as a fraction or a float")
+    eps: EpsText = Field("1/255", description="budget of the attacks in [0,1] pixel units, as a fraction or a float")
     norm: Norm = Field("linf", description="linf, l2 or l1")
     seed: Seed = Field(0, description="seed of the attacks' random starts and of the images that a limit keeps")
     split: Literal["train", "val", "test"] = Field("test", description="the images; every choice is made on val")
@@ -65,11 +65,6 @@ class EvaluationSettings(Section):
     checks: bool = Field(True, description="run the health checks, on the first images")
     skip_bad_images: bool = Field(False, description="leave out images that cannot be read, and count them")
     quiet: bool = Field(False, description="no progress on standard error")
-
-    @field_validator("eps", mode="before")
-    @classmethod
-    def _eps_text(cls, value: object) -> str:
-        return value if isinstance(value, str) else repr(value)
 
     @field_validator("attacks", mode="before")
     @classmethod

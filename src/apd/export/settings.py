@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from apd.attacks import find
+from apd.attacks.threat import EpsText
 from apd.errors import InputError, nearest
 from apd.settings.explain import explain, setting_names
 from apd.util.section import Section
@@ -27,13 +28,8 @@ class ExportSettings(Section):
         None, ge=1, description="test images on which the price in accuracy is measured; null: none"
     )
     attack: str = Field("pgd-20", description="makes the adversarial images of that measurement, on the original")
-    eps: str | None = Field(None, description="its budget in [0,1] pixel units; null: the run's")
+    eps: EpsText | None = Field(None, description="its budget in [0,1] pixel units; null: the run's")
     license: str = Field("other", description="licence in the model card of a Hugging Face export")
-
-    @field_validator("eps", mode="before")
-    @classmethod
-    def _eps_text(cls, value: object) -> object:
-        return value if value is None or isinstance(value, str) else repr(value)
 
     @field_validator("attack")
     @classmethod

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from apd.attacks.settings import AttackSettings
-from apd.attacks.threat import Norm, ThreatModel, parse_eps
+from apd.attacks.threat import EpsText, Norm, ThreatModel, parse_eps
 from apd.util.section import GrowingSection, Section
 from apd.util.seed_range import Seed
 
@@ -63,7 +63,7 @@ class TrainSettings(GrowingSection):
         "tracker_options": {},
     }
 
-    eps: str = Field("1/255", description="training budget in [0,1] pixel units, as a fraction or a float")
+    eps: EpsText = Field("1/255", description="training budget in [0,1] pixel units, as a fraction or a float")
     norm: Norm = Field("linf", description="linf, l2 or l1")
     attack: AttackSettings = AttackSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -110,11 +110,6 @@ class TrainSettings(GrowingSection):
         {}, description="what a tracker's constructor takes, such as {wandb: {project: mine, tags: [a]}}"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-
-    @field_validator("eps", mode="before")
-    @classmethod
-    def _eps_text(cls, value: object) -> str:
-        return value if isinstance(value, str) else repr(value)
 
     @field_validator("trackers", mode="before")
     @classmethod

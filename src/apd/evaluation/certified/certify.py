@@ -82,16 +82,11 @@ def certify(
     with speaking(chosen.quiet):
         data = data.classes(chosen.classes)
         samples = decode_sample(classifier, data, chosen)
-        folder = None if store is None else Path(store)
-        own = Candidate("", Subject.of(classifier), classifier, folder)
-        zero_shot = classifier.zero_shot() if chosen.control else None
-        other = None if zero_shot is None else Candidate(" of zero-shot CLIP", Subject.of(zero_shot), zero_shot, folder)
-        candidates = [own] if other is None or own.subject.fingerprint == other.subject.fingerprint else [own, other]
-        found = _certified(candidates, samples, chosen)
+        found = _certified(_candidates(classifier, store, chosen.control), samples, chosen)
     decoded = samples.decoded
     return Certified(
         **vars(found[0]),
-        undefended=None if other is None else found[-1],
+        undefended=found[-1] if chosen.control else None,
         sigma=chosen.sigma,
         n0=chosen.n0,
         n=chosen.n,
@@ -140,6 +135,17 @@ def certify_run(
         found = certify(inputs.classifier, inputs.data, store=inputs.run.results, **given)
         save_certified(inputs.run, found)
     return found
+
+
+def _candidates(classifier: PromptedCLIP, store: str | Path | None, control: bool) -> list[Candidate]:
+    """The classifier, and zero-shot CLIP where that is asked for and is another."""
+    folder = None if store is None else Path(store)
+    own = Candidate("", Subject.of(classifier), classifier, folder)
+    if not control:
+        return [own]
+    zero_shot = classifier.zero_shot()
+    other = Candidate(" of zero-shot CLIP", Subject.of(zero_shot), zero_shot, folder)
+    return [own] if own.subject.fingerprint == other.subject.fingerprint else [own, other]
 
 
 def _certified(candidates: Sequence[Candidate], samples: Samples, settings: CertifySettings) -> list[CertifiedScores]:

@@ -79,13 +79,13 @@ def evaluate_wording(
         data = data.classes(chosen.classes)
         samples = decode_sample(classifier, data, chosen)
         kept = Store(None if store is None else Path(store))
-        own = _scores(classifier, samples, chosen, sources, kept)
-        bare = classifier.prompts is None
-        other = _scores(classifier.zero_shot(), samples, chosen, sources, kept) if chosen.control and not bare else None
+        own = control = _scores(classifier, samples, chosen, sources, kept)
+        if chosen.control and classifier.prompts is not None:
+            control = _scores(classifier.zero_shot(), samples, chosen, sources, kept)
     prompts = classifier.prompts
     return Wording(
         **vars(own),
-        undefended=(own if bare else other) if chosen.control else None,
+        undefended=control if chosen.control else None,
         attack=chosen.attack,
         eps_text=format_eps(chosen.evaluation.threat.eps),
         norm=chosen.norm,

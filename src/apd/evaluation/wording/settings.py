@@ -6,7 +6,7 @@ from typing import Literal, TypedDict
 
 from pydantic import Field, field_validator, model_validator
 
-from apd.attacks.threat import Norm, parse_eps
+from apd.attacks.threat import EpsText, Norm, parse_eps
 from apd.errors import nearest
 from apd.evaluation.settings import EvaluationSettings, check_norm, number_or_word
 from apd.evaluation.wording.variants import KINDS
@@ -24,7 +24,7 @@ class WordingSettings(Section):
     distance: int = Field(1, ge=1, description="characters per class name that typos and edits change")
     candidates: int = Field(20, ge=1, description="draws per choice in the search for edits (LEAF's rho)")
     attack: str = Field("pgd-10", description="attack on the images, by name; clean: none")
-    eps: str = Field("1/255", description="budget of the attack in [0,1] pixel units, as a fraction or a float")
+    eps: EpsText = Field("1/255", description="budget of the attack in [0,1] pixel units, as a fraction or a float")
     norm: Norm = Field("linf", description="linf, l2 or l1")
     seed: Seed = Field(0, description="seed of the words, of the attack and of the images that a limit keeps")
     split: Literal["train", "val", "test"] = Field("test", description="the images; every choice is made on val")
@@ -48,11 +48,6 @@ class WordingSettings(Section):
         if not value:
             raise ValueError(f"changes: give at least one of {', '.join(KINDS)}.")
         return tuple(dict.fromkeys(value))
-
-    @field_validator("eps", mode="before")
-    @classmethod
-    def _eps_text(cls, value: object) -> str:
-        return value if isinstance(value, str) else repr(value)
 
     @field_validator("limit", mode="before")
     @classmethod
