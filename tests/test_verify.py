@@ -116,6 +116,13 @@ def test_what_is_not_a_run_is_refused(cli: Cli, tmp_path: Path) -> None:
     check_error(cli("verify", tmp_path), [str(tmp_path)])
 
 
+def test_an_honest_curve_is_verified(cli: Cli, run: Path) -> None:
+    answer = cli("evaluate", run, "--curve", "1/255,4/255", "--attack", "pgd-1", "--limit", 4)
+    assert answer.code == 0, answer.err
+    answer = cli("verify", run, "--samples", 2)
+    assert answer.code == 0, answer.out
+
+
 def test_a_typo_of_whoever_verifies_is_not_a_finding(cli: Cli, stranger: Path) -> None:
     check_error(cli("verify", stranger, "--model", "glyhps"), ["'glyhps'", meant("glyphs")])
     check_error(cli("verify", stranger, "--data", "digts"), ["'digts'", meant("digits")])
