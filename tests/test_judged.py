@@ -48,6 +48,14 @@ def test_other_data_are_judged_with_all_classes_and_said_to_be(base: Run, judge:
     assert (new.classes, new.n_available) == ("new", len(apd.load_data("digits").classes("new").test))
 
 
+def test_a_data_set_with_the_run_s_classes_alone_is_judged_on_all_it_has(base: Run) -> None:
+    data = apd.load_data("digits", shots=1, classes="base")
+    assert apd.evaluate_run(base.path, data=data, attacks="clean", limit=2, quiet=True).n_classes == 5
+    assert apd.certify_run(base.path, data=data, **CERTIFY).n_classes == 5
+    whole = apd.load_data("digits", shots=1)
+    assert apd.evaluate_run(base.path, data=whole, attacks="clean", limit=2, quiet=True).classes == "base"
+
+
 @pytest.mark.parametrize(
     "command",
     [("certify", "--sigma", 0.2, "--n0", 4, "--n", 28), ("wording", "--change", "templates", "--attack", "clean")],

@@ -80,14 +80,16 @@ def of_run(
     """
     trust(data, model)
     run = Run.open(path)
-    images, other = images_for(run, data)
-    which = classes or ("all" if other else run.config.data.classes)
+    images, usual = images_for(run, data)
+    which = usual if classes is None else classes
     classifier = serving(images.classes(which), load_run(path, device=pick_device(device), model=model))
     return RunInputs(run, classifier, images, which)
 
 
-def images_for(run: Run, data: str | Dataset | None) -> tuple[Dataset, bool]:
-    """Load the images that a run is judged on, with all classes, and whether they are others than its own.
+def images_for(run: Run, data: str | Dataset | None) -> tuple[Dataset, Which]:
+    """Load the images that a run is judged on, with all classes, and say which of them it is judged on by default.
+
+    Those that it was trained on, of its own data; all of other data, and of a data set that has some of its classes only.
 
     Raises:
         InputError: the run's own images have no labels.
@@ -99,10 +101,10 @@ def images_for(run: Run, data: str | Dataset | None) -> tuple[Dataset, bool]:
     if not other and config.data.class_names is not None:
         raise InputError(f"{run.path} has no labelled images of its own; give it some: --data DATA (Python: data=).")
     if isinstance(data, Dataset):
-        return data, other
+        return data, "all" if other or data.settings.classes != "all" else config.data.classes
     if source is not None and other:
-        return load_data(source, shots="all"), other
-    return config.data.for_evaluation().load(config.train.seed), other
+        return load_data(source, shots="all"), "all"
+    return config.data.for_evaluation().load(config.train.seed), config.data.classes
 
 
 def serving(data: Dataset, classifier: PromptedCLIP) -> PromptedCLIP:

@@ -61,8 +61,8 @@ def evaluate_run(
     trust(data, model)
     run = Run.open(path)
     config = run.config
-    images, other = images_for(run, data)
-    given = {**_own_settings(config, other), **settings}
+    images, which = images_for(run, data)
+    given = {**_own_settings(config), "classes": which, **settings}
     chosen = parse_settings(given, "evaluate_run", ("data", "model", "device", "save_images"))
     if _TEACHER in chosen.attacks:
         given["attacks"] = [_taught_by(config) if name == _TEACHER else name for name in chosen.attacks]
@@ -76,10 +76,9 @@ def evaluate_run(
     return result
 
 
-def _own_settings(config: RunConfig, other: bool) -> dict[str, Any]:
-    """The run's own settings, those of its data only if it is evaluated on them."""
-    own = {"eps": config.train.eps, "norm": config.train.norm, "skip_bad_images": config.data.skip_bad_images}
-    return own if other else {**own, "classes": config.data.classes}
+def _own_settings(config: RunConfig) -> dict[str, Any]:
+    """The run's own settings of an evaluation."""
+    return {"eps": config.train.eps, "norm": config.train.norm, "skip_bad_images": config.data.skip_bad_images}
 
 
 def _taught_by(config: RunConfig) -> str:
