@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from apd.attacks.evaluation import UNWATCHED, AttackBatch, EvaluationAttack, Found, Watch
 from apd.attacks.threat import ThreatModel
 from apd.errors import InputError
+from apd.util.text import one_line
 
 PATTERN = r"(foolbox|torchattacks):\w+(\(.*\))?"
 """``foolbox:LinfPGD`` or ``torchattacks:PGD(steps=20)``: a class of the library and what its constructor takes."""
@@ -130,7 +131,7 @@ def _made(name: str, module: str, kind: str, make: Callable[[Any], Any]) -> Any:
     try:
         return make(getattr(found, kind))
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name} cannot be made ({' '.join(str(error).split())}).") from error
+        raise InputError(f"{name} cannot be made ({one_line(error)}).") from error
 
 
 def _of_foolbox(name: str, kind: str, options: dict[str, Any]) -> Attacker:

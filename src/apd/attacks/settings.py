@@ -10,7 +10,7 @@ from apd.attacks.base import TrainingAttack
 from apd.attacks.objectives import LOSSES
 from apd.attacks.training import TRAINING_ATTACKS
 from apd.util.section import RECORDED, GrowingSection
-from apd.util.text import short
+from apd.util.text import one_line, short
 
 
 class AttackSettings(GrowingSection):
@@ -83,7 +83,7 @@ class AttackSettings(GrowingSection):
             self.attack_class.from_settings(self)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"train.attack.options={short(self.options)} do not make a {self.kind} ({' '.join(str(error).split())})"
+                f"train.attack.options={short(self.options)} do not make a {self.kind} ({one_line(error)})"
             ) from error
 
     @property

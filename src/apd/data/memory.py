@@ -15,6 +15,7 @@ from apd.data.dataset import IN_MEMORY, Dataset, ImageSet
 from apd.data.settings import DataSettings
 from apd.data.splits import Pools, few_shot
 from apd.errors import InputError
+from apd.util.text import one_line
 
 
 def tensor_images(name: str, split: str, x: Tensor, y: Tensor) -> ImageSet:
@@ -57,7 +58,7 @@ def torch_images(name: str, split: str, part: Any) -> ImageSet:
     except (TypeError, ValueError, IndexError, KeyError) as error:
         raise InputError(
             f"{name} {split}: items must be pairs of an image (PIL, or a tensor (3,H,W), uint8 or in [0,1]) and a label, but "
-            f"{type(error).__name__}: {' '.join(str(error).split())}."
+            f"{type(error).__name__}: {one_line(error)}."
         ) from error
     sources = tuple(partial(_item, part, i) for i in range(len(labels)))
     return ImageSet(tuple(f"{name}/{split}/{i:06d}" for i in range(len(labels))), torch.tensor(labels), sources)

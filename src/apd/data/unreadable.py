@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from apd.util.files import is_lfs_pointer
+from apd.util.text import one_line
 
 Source = Path | Callable[[], Image.Image]
 """Where an image comes from: a file, or a function without arguments that opens it."""
@@ -41,7 +42,7 @@ def _reason(source: Source, error: Exception) -> str:
             return "by its content it is a HEIC or AVIF photo, whatever its name"
     if isinstance(error, UnidentifiedImageError):
         return "its content is not an image, or of a format that is not read"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__
 
 
 def _holds_heif(path: Path) -> bool:

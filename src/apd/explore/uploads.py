@@ -14,7 +14,7 @@ from torch import Tensor
 from apd.data.decode import to_rgb
 from apd.errors import InputError
 from apd.models.preprocessing import Preprocessing
-from apd.util.text import short
+from apd.util.text import one_line, short
 
 MOST_BYTES = 20 * 2**20
 """Largest upload."""
@@ -60,7 +60,7 @@ def read_upload(path: str | Path, folder: Path, preprocessing: Preprocessing) ->
     except UnidentifiedImageError as error:
         raise InputError(_unknown(file)) from error
     except Exception as error:  # Pillow's decoders raise nearly everything for a broken file
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = one_line(error) or type(error).__name__
         raise InputError(f"This image cannot be read: it is damaged or incomplete ({short(why)}).") from error
     pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
     return pixels.view(square.height, square.width, 3).permute(2, 0, 1).float() / 255

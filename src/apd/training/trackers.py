@@ -8,7 +8,7 @@ from typing import Any
 
 from apd.errors import InputError, nearest
 from apd.runs.folder import Run
-from apd.util.text import to_json
+from apd.util.text import one_line, to_json
 
 PROJECT = "apd"
 """Project, or experiment, that a tracker files a run under unless its options name another."""
@@ -64,7 +64,7 @@ def _started(name: str, options: dict[str, Any], run: Run) -> Any:
         if name != TENSORBOARD:
             tracker.store_init_configuration(_scalars(run.config.model_dump(mode="json")))
     except Exception as error:  # whatever a tracker raises
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"train.trackers: cannot start {name} ({type(error).__name__}: {reason}).") from error
     return tracker
 

@@ -13,6 +13,7 @@ from types import FunctionType
 from typing import TypeVar
 
 from apd.errors import ApdError, InputError, nearest
+from apd.util.text import one_line
 from apd.util.trust import is_spec, refusal, trust
 
 __all__ = ["Registry", "code_hash", "is_spec", "package_of"]
@@ -120,7 +121,7 @@ class Registry(Mapping[str, T]):
             raise
         except Exception as error:  # whatever another module raises
             raise InputError(
-                f"The {self.kind} {name!r} cannot be made ({type(error).__name__}: {' '.join(str(error).split())}); it is "
+                f"The {self.kind} {name!r} cannot be made ({type(error).__name__}: {one_line(error)}); it is "
                 "called without arguments: name a function that takes none."
             ) from error
 
@@ -152,7 +153,7 @@ class Registry(Mapping[str, T]):
         try:
             loaded = point.load()
         except Exception as error:  # whatever another package's module raises
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise InputError(
                 f"{about} cannot be imported ({type(error).__name__}: {reason}); fix or uninstall it."
             ) from error
@@ -176,7 +177,7 @@ class Registry(Mapping[str, T]):
         except InputError:
             raise
         except Exception as error:  # whatever another module raises
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             way_out = f"install {module.partition('.')[0]}, or start from the folder that holds it"
             if module == "__main__" or "<" in path:  # a script, a notebook cell, inside a function
                 way_out = "it was defined in a script or notebook, and exists there only: run that again, or move it to a module"

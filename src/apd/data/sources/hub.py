@@ -23,7 +23,7 @@ from apd.errors import InputError
 from apd.util.extras import import_extra
 from apd.util.files import is_lfs_pointer
 from apd.util.progress import counted
-from apd.util.text import short
+from apd.util.text import one_line, short
 
 Columns = tuple[str, str]
 Splits = Mapping[str, Any]
@@ -52,7 +52,7 @@ def hub_splits(spec: str) -> Splits:
         splits: Splits = load_dataset(name, configuration or None)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise InputError(
-            f"cannot load hf:{spec} ({_line(error)}): check the name and the network; offline, it must be in the cache."
+            f"cannot load hf:{spec} ({one_line(error, 300)}): check the name and the network; offline, it must be in the cache."
         ) from error
     return split_by_column(splits, f"hf:{spec}")
 
@@ -81,7 +81,7 @@ def parquet_splits(path: Path, source: str) -> Splits:
     try:
         splits: Splits = load_dataset("parquet", **files)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise InputError(f"cannot read {path} as parquet ({_line(error.__cause__ or error)}).") from error
+        raise InputError(f"cannot read {path} as parquet ({one_line(error.__cause__ or error, 300)}).") from error
     return split_by_column(splits, source)
 
 
@@ -107,7 +107,7 @@ def saved_splits(path: Path, source: str) -> Splits:
     try:
         saved = load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot read the saved data set {path} ({_line(error)}).") from error
+        raise InputError(f"cannot read the saved data set {path} ({one_line(error, 300)}).") from error
     return split_by_column(saved if isinstance(saved, DatasetDict) else {"train": saved}, source)
 
 
@@ -162,10 +162,6 @@ def _holds_bytes(feature: Any) -> bool:
 
 def _need_datasets(source: str) -> None:
     import_extra("datasets", "hub", f"the data set {source}")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _pools(splits: Splits, name: str, source: str, columns: Columns | None) -> Pools:

@@ -24,7 +24,7 @@ from apd.models.preprocessing import Preprocessing
 from apd.models.sources import HUB, NAMES, PREFIXES
 from apd.models.sources import OPEN_CLIP_CONFIG as CONFIG
 from apd.util.files import is_lfs_pointer
-from apd.util.text import printable
+from apd.util.text import one_line, printable
 from apd.util.torch_files import read_torch_file
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Place:
                 error.__cause__, LocalEntryNotFoundError
             )
             if problem is None and not absent:
-                raise InputError(f"No model at {self.source!r}: {' '.join(str(error).split())[:200]}") from error
+                raise InputError(f"No model at {self.source!r}: {one_line(error, 200)}") from error
             return None, problem
 
     def has(self, *names: str) -> bool:
@@ -232,7 +232,7 @@ def _tokenizer(place: Place, text: Mapping[str, Any]) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(at, revision=revision, trust_remote_code=False)
     except Exception as error:  # the libraries raise a dozen kinds for what is not a tokenizer
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error, 200)
         raise InputError(
             unreachable(place.source, error) or f"{place.source}: the tokenizer {printable(at)} cannot be read: {why}"
         ) from error

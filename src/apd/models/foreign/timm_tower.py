@@ -18,7 +18,7 @@ from apd.models.foreign.open_clip_config import SUPPORTED, text_config
 from apd.models.huggingface import HuggingFaceEncoder, check_values
 from apd.models.preprocessing import Preprocessing
 from apd.util.extras import install_command
-from apd.util.text import printable
+from apd.util.text import one_line, printable
 
 
 class TimmEncoder(HuggingFaceEncoder):
@@ -133,7 +133,7 @@ def _network(model: Mapping[str, Any], side: int, source: str) -> _Tower:
     try:
         timm: Any = import_module("timm")
     except Exception as error:  # timm imports torchvision, which fails in many ways where it does not fit torch
-        why = " ".join(str(error).split())[:100]
+        why = one_line(error, 100)
         raise InputError(
             f"{source}: the image tower {printable(name)} needs the package timm, which cannot be imported here ({why}): "
             f"{install_command('timm')}. Without it: {SUPPORTED}."
@@ -151,7 +151,7 @@ def _network(model: Mapping[str, Any], side: int, source: str) -> _Tower:
             trunk = timm.create_model(name, num_classes=classes, global_pool=pool, pretrained=False)
         return _Tower(trunk, head)
     except Exception as error:  # of whatever kind a network raises for settings it does not take
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error, 200)
         raise InputError(f"{source}: timm cannot build {printable(name)} of {side} px: {why}") from error
 
 
