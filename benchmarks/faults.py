@@ -1,10 +1,13 @@
-"""Kill trainings, evaluations and benches hundreds of times, resume them, and compare what they leave with an undisturbed one.
+"""Kill trainings, evaluations, exports, reports and benches hundreds of times, start them again, and compare what they leave
+with what an undisturbed one does.
 
 python -m benchmarks.faults --kills 300
+python -m benchmarks.faults --only "export to torch" --only report --each 20 --results docs/results/faults-outputs.json
 
 Half of the kills come at a random time, the others at a random file operation: before a file is opened, renamed or removed, or
 when a part of what was written has reached the disk. A cycle starts from nothing, is killed some times at most, and ends; then
-every file is compared. The random moments come from the seed. What is done is kept: the same command goes on after it.
+every file is compared. After each kill of an export or a report, what others see of it is also looked at: the old files or the
+new ones. The random moments come from the seed. What is done is kept: the same command goes on after it.
 
 A tiny random CLIP, so that a kill costs a second; the processes are forked from one that has imported everything.
 """
@@ -18,9 +21,10 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +36,15 @@ from benchmarks.faults_kill import Ended, Moment, forked
 from benchmarks.faults_work import TARGETS, Place, Target, fingerprints, warm_up
 from benchmarks.page import BEGIN, END
 
-SHARES = {"training": 0.45, "evaluation": 0.45, "bench": 0.07, "worker of a bench": 0.03}
+SHARES = {
+    "training": 0.4,
+    "evaluation": 0.4,
+    "export to torch": 0.05,
+    "export to onnx": 0.01,
+    "report": 0.04,
+    "bench": 0.07,
+    "worker of a bench": 0.03,
+}
 """Of all kills; those of benches take several times as long."""
 MOST_KILLS = 4
 """Kills in a cycle."""
@@ -48,9 +60,11 @@ class Cycle:
         kind: what the moments were drawn from.
         number: of the cycle.
         kills: moments at which it was killed: seconds, or numbers of file operations.
-        differing: files that are not those of an undisturbed one: missing, damaged, others, left over.
+        differing: files that are not those of an undisturbed one: missing, damaged, others, left over. Those that are neither
+            the old nor the new one right after a kill are among them.
         error: why it did not end; empty where it did.
         seconds: of all its processes.
+        between: kills after which an export or a page was neither the old one nor the new one, but a file of it was missing.
     """
 
     target: str
@@ -60,6 +74,7 @@ class Cycle:
     differing: list[str] = field(default_factory=list)
     error: str = ""
     seconds: float = 0.0
+    between: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,11 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--kills", type=int, default=300, help="of all targets together (default: 300)")
+    parser.add_argument("--only", action="append", choices=[*TARGETS], help="this target; may be repeated")
+    parser.add_argument("--each", type=int, help="kills of each target, instead of --kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=Path("docs/results/faults.json"))
-    parser.add_argument(
-        "--page", type=Path, default=Path("docs/results/faults.md"), help="the table for the documentation"
-    )
+    parser.add_argument("--page", type=Path, help="where to put the table between the markers, such as docs/faults.md")
     parser.add_argument("--again", action="store_true", help="forget the kills that the results hold")
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after these, between two cycles")
     a = parser.parse_args(argv)
@@ -79,11 +94,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     done = [] if a.again else _read(a.results, a.seed)
     end = time.monotonic() + 60 * a.minutes
+    chosen = [name for name in a.only or TARGETS if find_spec(TARGETS[name].needs) is not None]
     with tempfile.TemporaryDirectory(prefix="apd-faults-") as scratch, speaking(quiet=True):
         place = Place.make(Path(scratch))
-        warm_up(place)
-        for name, target in TARGETS.items():
-            for cycle in _cycles(place, name, target, round(a.kills * SHARES[name]), done, a.seed):
+        warm_up(place, chosen)
+        for name in chosen:
+            if time.monotonic() > end:
+                break
+            kills = round(a.kills * SHARES[name]) if a.each is None else a.each
+            for cycle in _cycles(place, name, TARGETS[name], kills, done, a.seed):
                 done.append(cycle)
                 _write(a.results, a.seed, done)
                 print(
@@ -91,8 +110,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
                 if time.monotonic() > end:
                     break
-    before, _, rest = a.page.read_text(encoding="utf-8").partition(BEGIN)
-    write_atomic(a.page, f"{before}{BEGIN}\n\n{table(done)}\n{END}{rest.partition(END)[2]}")
+    if a.page is not None:
+        before, _, rest = a.page.read_text(encoding="utf-8").partition(BEGIN)
+        write_atomic(a.page, f"{before}{BEGIN}\n\n{table(done)}\n{END}{rest.partition(END)[2]}")
     print(table(done))
 
 
@@ -117,19 +137,33 @@ def _cycles(place: Place, name: str, target: Target, kills: int, done: Sequence[
 
 @dataclass(frozen=True)
 class Whole:
-    """An undisturbed piece of work: how long it took, its file operations, and its files."""
+    """An undisturbed piece of work: how long it took, its file operations, its files, and those that were there before."""
 
     seconds: float
     operations: int
     files: dict[str, str]
+    before: dict[str, str]
+
+    def seen(self, found: Mapping[str, str], names: Sequence[str]) -> tuple[bool, list[str]]:
+        """Look at files that are replaced together, after a kill.
+
+        Returns:
+            Whether all of them are there; names of those that are neither the old nor the new ones, or both mixed.
+        """
+        for files in (self.before, self.files):
+            wrong = [name for name in names if name in found and found[name] != files.get(name)]
+            if not wrong:
+                break
+        return all(name in found for name in names), wrong
 
 
 def _undisturbed(place: Place, target: Target) -> Whole:
     folder = _fresh(place, target)
+    before = fingerprints(folder) if folder.exists() else {}
     ended = _run(place, target, folder, Moment())
     if ended.error:
         raise SystemExit(f"An undisturbed one fails:\n{ended.error}")
-    return Whole(ended.seconds, ended.operations, fingerprints(folder))
+    return Whole(ended.seconds, ended.operations, fingerprints(folder), before)
 
 
 def _fresh(place: Place, target: Target) -> Path:
@@ -147,7 +181,7 @@ def _run(place: Place, target: Target, folder: Path, moment: Moment) -> Ended:
 
 def _cycle(place: Place, name: str, kind: str, number: int, whole: Whole, draw: random.Random, most: int) -> Cycle:
     """Start from nothing, kill and resume, let it end, and compare."""
-    target, kills, seconds = TARGETS[name], list[float](), 0.0
+    target, kills, seconds, between, broken = TARGETS[name], list[float](), 0.0, 0, set[str]()
     folder = _fresh(place, target)
     wanted = 1 if target.workers else min(most, draw.randint(1, MOST_KILLS))
     while True:
@@ -159,11 +193,14 @@ def _cycle(place: Place, name: str, kind: str, number: int, whole: Whole, draw: 
         seconds += ended.seconds
         if ended.killed:
             kills.append(at)
+            together, neither = whole.seen(fingerprints(folder, target.replaced), target.replaced)
+            between += not together
+            broken.update(neither)
         if ended.error or not ended.killed or target.workers:
             break
     found = fingerprints(folder) if not ended.error else whole.files
-    differing = sorted(file for file in {*found, *whole.files} if found.get(file) != whole.files.get(file))
-    return Cycle(name, kind, number, kills, differing, ended.error, round(seconds, 2))
+    broken.update(file for file in {*found, *whole.files} if found.get(file) != whole.files.get(file))
+    return Cycle(name, kind, number, kills, sorted(broken), ended.error, round(seconds, 2), between)
 
 
 def _moment(kind: str, share: float, whole: Whole) -> tuple[Moment, float]:
@@ -176,8 +213,16 @@ def _moment(kind: str, share: float, whole: Whole) -> tuple[Moment, float]:
 
 def table(done: Sequence[Cycle]) -> str:
     """Counts per target and kind, as Markdown."""
-    columns = ("killed", "at a", "kills", "resumed to the end", "all files the same", "damaged or left-over files")
-    lines = ["| " + " | ".join(columns) + " |", "|---|---|---:|---:|---:|---:|"]
+    columns = (
+        "killed",
+        "at a",
+        "kills",
+        "old or new after the kill",
+        "resumed to the end",
+        "all files the same",
+        "damaged or left-over files",
+    )
+    lines = ["| " + " | ".join(columns) + " |", "|---|---|---:|---:|---:|---:|---:|"]
     rows = [(name, kind) for name in TARGETS for kind in (TIME, FILES)]
     for name, kind in [*rows, ("all", "")]:
         mine = [cycle for cycle in done if name == "all" or (cycle.target, cycle.kind) == (name, kind)]
@@ -186,7 +231,9 @@ def table(done: Sequence[Cycle]) -> str:
         ended = [cycle for cycle in mine if not cycle.error]
         same, differing = sum(not cycle.differing for cycle in ended), sum(len(cycle.differing) for cycle in ended)
         kills = sum(len(cycle.kills) for cycle in mine)
-        shown = (name, kind, kills, f"{len(ended)} of {len(mine)}", f"{same} of {len(ended)}", differing)
+        whole = kills - sum(cycle.between for cycle in mine)
+        whole_shown = f"{whole} of {kills}" if name != "all" and TARGETS[name].replaced else ""
+        shown = (name, kind, kills, whole_shown, f"{len(ended)} of {len(mine)}", f"{same} of {len(ended)}", differing)
         lines.append("| " + " | ".join(map(str, shown)) + " |")
     return "\n".join(lines) + "\n"
 

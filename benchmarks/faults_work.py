@@ -1,4 +1,4 @@
-"""What `benchmarks.faults` interrupts: a training, an evaluation and a bench of a tiny CLIP; and what they leave."""
+"""What `benchmarks.faults` interrupts: trainings, evaluations, exports, reports and benches of a tiny CLIP; what they leave."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import hashlib
 import json
 import multiprocessing
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +25,10 @@ from apd.bench.loaded import encoder
 from apd.data import load_data
 from apd.evaluation import run_folder
 from apd.evaluation.store import Record
+from apd.export import exported
 from apd.models import load_clip
 from apd.models.encoder import DualEncoder
+from apd.report import build
 from apd.runs.config import load_config
 from apd.runs.folder import Run
 from apd.runs.load import load_run
@@ -46,6 +49,8 @@ SETS = (
     "train.log_every=1",
     "train.ema=0.9",
 )
+SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
+PAGE = "page.html"
 CASCADE = Cascade("cascade", (pgd_evaluation(1), pgd_evaluation(2), pgd_evaluation(4)))
 
 
@@ -97,15 +102,15 @@ class Forked(Machine):
         return engines.run_local(jobs, folder, workers=self.workers, threads=self.threads)
 
 
-def train(place: Place, output: Path) -> None:
+def train(place: Place, output: Path, seed: int = 0) -> None:
     """Start or resume a training."""
-    flags = {"model": str(place.folder / "clip"), "data.source": str(place.data), "data.shots": 4}
+    flags = {"model": str(place.folder / "clip"), "data.source": str(place.data), "data.shots": 4, "train.seed": seed}
     start_training(load_config(None, flags, SETS), clip=place.clip, output=output, resume=True, quiet=True)
 
 
-def prepare_evaluation(place: Place, output: Path) -> None:
+def prepare_evaluation(place: Place, output: Path, run: str = "trained") -> None:
     """Copy a trained run, which is evaluated."""
-    shutil.copytree(place.folder / "trained", output)
+    shutil.copytree(place.folder / run, output)
 
 
 def evaluate(place: Place, output: Path) -> None:
@@ -121,6 +126,45 @@ def evaluate(place: Place, output: Path) -> None:
         save_images=True,
         quiet=True,
     )
+
+
+def prepare_export(place: Place, output: Path, form: str) -> None:
+    """Export another run, whose export is replaced."""
+    if not (place.folder / form).exists():
+        _export(place, place.folder / form, form, place.folder / "older")
+    shutil.copytree(place.folder / form, output)
+
+
+def export(place: Place, output: Path, form: str) -> None:
+    """Export a run in place of the other one's export."""
+    _export(place, output, form, place.folder / "trained")
+
+
+def _export(place: Place, output: Path, form: str, run: Path) -> None:
+    exported.load_run = lambda path, **_: load_run(path, encoder=place.clip)
+    exported.export_run(form, run, output / f"model{SUFFIXES[form]}", {"overwrite": True, "check_images": 64})
+
+
+def prepare_report(place: Place, output: Path) -> None:
+    """Copy an evaluated run, and the page on another one."""
+    for name, run in (("page", "older"), ("evaluated", "trained")):
+        if not (place.folder / name).exists():
+            prepare_evaluation(place, place.folder / name, run)
+            evaluate(place, place.folder / name)
+    if not (place.folder / "page" / PAGE).exists():
+        _report(place, place.folder / "page", place.folder / "page" / PAGE)
+    shutil.copytree(place.folder / "evaluated", output / "run")
+    shutil.copy(place.folder / "page" / PAGE, output / PAGE)
+
+
+def write_report(place: Place, output: Path) -> None:
+    """Write a page in place of the other run's, with images under attack and a curve, whose outcomes the run keeps."""
+    _report(place, output / "run", output / PAGE)
+
+
+def _report(place: Place, run: Path, page: Path) -> None:
+    build.load_run = lambda path, **more: load_run(path, **{**more, "encoder": place.clip})
+    build.report(run, page, curve=True, quiet=True)
 
 
 def run_bench(place: Place, output: Path, machine: Machine) -> None:
@@ -155,46 +199,68 @@ class Target:
         work: starts or resumes it in a folder.
         prepare: makes what it starts from.
         workers: whether its worker processes are killed instead of itself.
+        replaced: names of the files in the folder that it replaces with others, all together.
+        needs: module without which there is no such work.
     """
 
     work: Callable[[Place, Path], None]
     prepare: Callable[[Place, Path], None] | None = None
     workers: bool = False
+    replaced: tuple[str, ...] = ()
+    needs: str = "apd"
+
+
+def _to(form: str, needs: str) -> Target:
+    file = f"model{SUFFIXES[form]}"
+    work, prepare = partial(export, form=form), partial(prepare_export, form=form)
+    return Target(work, prepare, replaced=(file, f"{file}.json"), needs=needs)
 
 
 TARGETS = {
     "training": Target(train),
     "evaluation": Target(evaluate, prepare_evaluation),
+    "export to torch": _to("torch", "apd"),
+    "export to onnx": _to("onnx", "onnxruntime"),
+    "report": Target(write_report, prepare_report, replaced=(PAGE,), needs="jinja2"),
     "bench": Target(lambda place, output: run_bench(place, output, InProcess("local", 1, 1, 0))),
     "worker of a bench": Target(lambda place, output: run_bench(place, output, Forked("local", 1, 1, 0)), workers=True),
 }
 
 
-def warm_up(place: Place) -> None:
-    """Import and load everything once, so that forked processes need not; leaves the run that evaluations start from."""
+def warm_up(place: Place, names: Iterable[str] = ("evaluation", "bench")) -> None:
+    """Import and load everything once, so that forked processes need not; leaves the runs that others start from.
+
+    Args:
+        place: the models and images.
+        names: of the targets that will be forked.
+    """
     write_suite(place)
-    trained = place.folder / "trained"
-    if not trained.exists() or not Run.open(trained, finished=False).finished:
-        train(place, trained)
+    for seed, name in enumerate(("trained", "older")):
+        run = place.folder / name
+        if not run.exists() or not Run.open(run, finished=False).finished:
+            train(place, run, seed)
     encoder(str(place.folder / "clip"), "cpu")
     load_data(str(place.data))
     scratch = place.folder / "warm"
     shutil.rmtree(scratch, ignore_errors=True)
-    for name in ("evaluation", "bench"):
+    for name in names:
         target = TARGETS[name]
         if target.prepare is not None:
             target.prepare(place, scratch / name)
         target.work(place, scratch / name)
-    shutil.rmtree(scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
     encoder(str(place.folder / "clip"), "cpu")
 
 
-def fingerprints(folder: Path) -> dict[str, str]:
-    """A hash of what each file of a folder says, times left out; hidden files are in it by name."""
+def fingerprints(folder: Path, names: Sequence[str] | None = None) -> dict[str, str]:
+    """A hash of what each file of a folder says, or those of these names, times left out; hidden files are in it by name."""
     found = {}
-    for file in sorted(folder.rglob("*")):
+    for file in sorted(folder.rglob("*")) if names is None else [folder / name for name in names]:
         if file.is_file():
-            content = repr(_content(file)).encode()
+            try:
+                content = repr(_content(file)).encode()
+            except ValueError:  # damaged
+                content = file.read_bytes()
             found[str(file.relative_to(folder))] = hashlib.sha256(content).hexdigest()[:16]
     return found
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from apd.util.files import append_lines, write_atomic
-from benchmarks.faults import FILES, TIME, Cycle, table
+from benchmarks.faults import FILES, TIME, Cycle, Whole, table
 from benchmarks.faults_kill import Moment, forked
 from benchmarks.faults_work import fingerprints
 
@@ -80,16 +80,33 @@ def test_files_are_compared_without_times(tmp_path: Path) -> None:
     assert set(fingerprints(tmp_path / "b")) - set(a) == {".run.json.7.tmp"}
 
 
+def test_what_a_kill_leaves_is_old_or_new_or_between_or_broken() -> None:
+    names = ("model", "model.json")
+    whole = Whole(1.0, 9, {"model": "new", "model.json": "new"}, {"model": "old", "model.json": "old"})
+    for model, description, wanted in (
+        ("old", "old", (True, [])),
+        ("new", "new", (True, [])),
+        ("new", None, (False, [])),
+        ("new", "old", (True, ["model.json"])),
+        ("half", "old", (True, ["model", "model.json"])),
+        ("half", "new", (True, ["model"])),
+    ):
+        found = {"model": model, ".model.lock": "there"} | ({"model.json": description} if description else {})
+        assert whole.seen(found, names) == wanted
+
+
 def test_the_table_counts_what_went_wrong() -> None:
     cycles = [
         Cycle("training", TIME, 0, [0.1, 0.2]),
         Cycle("training", FILES, 0, [3], differing=["run.json", ".x.1.tmp"]),
+        Cycle("report", FILES, 0, [7, 8, 9], between=1),
         Cycle("bench", FILES, 0, [5, 6], error="it broke"),
     ]
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table(cycles).splitlines()[2:]]
     assert rows == [
-        ["training", TIME, "2", "1 of 1", "1 of 1", "0"],
-        ["training", FILES, "1", "1 of 1", "0 of 1", "2"],
-        ["bench", FILES, "2", "0 of 1", "0 of 0", "0"],
-        ["all", "", "5", "2 of 3", "1 of 2", "2"],
+        ["training", TIME, "2", "", "1 of 1", "1 of 1", "0"],
+        ["training", FILES, "1", "", "1 of 1", "0 of 1", "2"],
+        ["report", FILES, "3", "2 of 3", "1 of 1", "1 of 1", "0"],
+        ["bench", FILES, "2", "", "0 of 1", "0 of 0", "0"],
+        ["all", "", "8", "", "3 of 4", "2 of 3", "2"],
     ]
