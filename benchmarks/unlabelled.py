@@ -51,6 +51,8 @@ def cases(options: Options, results: Results) -> Iterator[Case]:
     geometry, images, steps = ("mini", 2_000, 4) if options.quick else (options.geometry, 100_000, 24)
     batch = 8
     about = {"geometry": geometry, "images": images, "batch": batch, "classes": CLASSES, "side": SIDE}
+    # Whole batches in every epoch of both sides: 40 labelled images alone, and with the unlabelled ones.
+    mixed = {**about, "images": KEPT, "shots": 4}
     about |= {"memory_gb": 0.0 if options.quick else 4.0}
     # PGD-2: six passes of the student and one of the teacher, streamed and kept.
     gflop = (1 + 1 / 3) * 7 * batch * GEOMETRIES[geometry].image_gflop()
@@ -60,6 +62,13 @@ def cases(options: Options, results: Results) -> Iterator[Case]:
         lambda: child(options, {**about, "steps": steps}),
         {"ours": Side(gflop, steps, warm=1)},
         seconds=START + LOOK * images,
+    )
+    yield Case(
+        f"unlabelled-beside-labelled{options.suffix(geometry)}",
+        mixed,
+        lambda: child(options, {**mixed, "steps": steps // 2}),
+        {"ours": Side(gflop, steps // 2, warm=1), "reference": Side(gflop, steps // 2, warm=1)},
+        seconds=START + LOOK * KEPT,
     )
 
 
@@ -86,6 +95,27 @@ def linked(folder: Path, count: int) -> Path:
 
 
 def measure(about: dict[str, Any]) -> Row:
+    """Measure streamed images where ``about`` says how many may be kept, else images without labels beside labelled ones."""
+    return measure_streamed(about) if "memory_gb" in about else measure_mixed(about)
+
+
+def measure_mixed(about: dict[str, Any]) -> Row:
+    """Seconds a step whose batches have unlabelled images too (ours), and a step on labelled ones alone (reference)."""
+    device = torch.device(about["device"])
+    clip = apd.load_clip(about["folder"], device=device)
+    with tempfile.TemporaryDirectory() as place:
+        labelled = photos(Path(place) / "labelled", CLASSES, 5, SIDE)
+        source = linked(Path(place), about["images"])
+        sides = {
+            "ours": stepping(clip, labelled, source, about, 4.0),
+            "reference": stepping(clip, labelled, None, about, 4.0),
+        }
+        for run in sides.values():
+            run()
+        return compared(interleaved(sides, dict.fromkeys(sides, about["steps"]), device))
+
+
+def measure_streamed(about: dict[str, Any]) -> Row:
     """Seconds a step with streamed images (ours) and with kept ones (reference), the peak memory, and the shares of waiting.
 
     ``share`` is what a step spends until it has its batch, cropping included; ``share_decoding`` is the part in which it
@@ -117,7 +147,7 @@ def measure(about: dict[str, Any]) -> Row:
 def stepping(
     clip: apd.DualEncoder,
     labelled: Path,
-    source: Path,
+    source: Path | None,
     about: dict[str, Any],
     memory_gb: float,
     *,
@@ -125,7 +155,9 @@ def stepping(
     spent: dict[str, float] | None = None,
 ) -> Callable[[], None]:
     """Each call takes the next training step; seconds in which it waits for its images are added to ``spent``."""
-    data = apd.load_data(labelled, shots=1, unlabelled=source, unlabelled_limit=limit, memory_gb=memory_gb)
+    data = apd.load_data(
+        labelled, shots=about.get("shots", 1), unlabelled=source, unlabelled_limit=limit, memory_gb=memory_gb
+    )
     images = decode(clip, data, skip_bad=False, show=False)
     settings = TrainSettings(batch_size=about["batch"], epochs=1000, device=str(clip.device))
     name, chosen = method_settings("apd-frozen", GEOMETRIES[about["geometry"]])

@@ -345,3 +345,15 @@ def test_published_numbers_name_source_and_setting() -> None:
     assert "| FAP | 70.52 | 38.05 | 49.58 | 21.86 |" in shown
     assert published_markdown("corruption", 224) == []
     assert published_markdown("base-to-new", 32) == published_markdown("base-to-new", None) == [], "not of such images"
+
+
+def test_a_row_without_labels_is_not_the_run_with_them(write: Write) -> None:
+    rest = {"unlabelled": "rest"}
+    methods = {
+        "zero-shot": None,
+        "apd": {"name": "apd", "data": rest},
+        "none": {"name": "apd", "data": rest | {"shots": 0}},
+    }
+    block = {"protocol": "few-shot", "data": "colours", "methods": ["apd", "none"], "shots": 1}
+    jobs = make_plan(load_suite(write(methods=methods, blocks=[block], against=None))).jobs.values()
+    assert sorted(job.config.data.shots for job in jobs if job.config is not None) == [0, 1]

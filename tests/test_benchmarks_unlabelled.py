@@ -27,9 +27,18 @@ def test_a_row_has_memory_and_shares_of_waiting(tmp_path: Path) -> None:
     assert row["peak_mb"] >= row["memory_before_mb"] > 0 and row["check_s"] > 0
 
 
+def test_a_row_compares_steps_with_and_without_unlabelled_images(tmp_path: Path) -> None:
+    about = {"geometry": "mini", "images": 12, "batch": 4, "shots": 2, "steps": 2, "device": "cpu"}
+    row = unlabelled.measure({**about, "folder": str(save(GEOMETRIES["mini"], tmp_path / "clip"))})
+    assert row["rounds"] == {"ours": 2, "reference": 2, "floor": 0}
+    assert row["ratio_reference"] > 0 and "peak_mb" not in row
+
+
 def test_the_suite_is_of_more_images_than_are_kept(tmp_path: Path) -> None:
     options = Options(results=tmp_path)
-    (case,) = unlabelled.cases(options, Results(tmp_path / "unlabelled.json", options))
+    case, mixed = unlabelled.cases(options, Results(tmp_path / "unlabelled.json", options))
+    labelled, batch = unlabelled.CLASSES * mixed.settings["shots"], mixed.settings["batch"]
+    assert labelled % batch == 0 and (labelled + mixed.settings["images"]) % batch == 0
     size = GEOMETRIES[case.settings["geometry"]].image_size
     assert case.settings["images"] == 100_000
     assert case.settings["images"] * 3 * size**2 > case.settings["memory_gb"] * 1024**3

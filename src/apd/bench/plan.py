@@ -264,7 +264,8 @@ def _job(suite: Suite, block: Block, cell: _Cell, device: str) -> Job:
         config = _located(suite, suite.run_config(data, method, drawn), model, section, device)
         decides |= _training_identity(config)
     if seed is not None:
-        decides |= {"shots": shots, "seed": seed}
+        own = config is not None and config.data.shots == 0
+        decides |= {"shots": 0 if own else shots, "seed": seed}
     label = _label(f"{method} on {data}", shots, seed, protocol.train_classes)
     label += f", {cell.unlabelled} unlabelled" if cell.unlabelled is not None and config is not None else ""
     return Job(_digest(decides), label, model, config, sections, device, suite.split, specs)
@@ -298,7 +299,6 @@ def _training_identity(config: RunConfig) -> dict[str, Any]:
     extra = {name: value for name, value in found["data"].items() if name in UNLABELLED}
     if config.data.unlabelled not in (None, REST):
         extra["unlabelled"] = unlabelled_identity(config.data.unlabelled, config.data.columns)
-    extra |= {"shots": 0} if config.data.shots == 0 else {}
     return {"method": found["method"] | others, "train": train, "classes": config.data.classes, **extra}
 
 
