@@ -35,7 +35,9 @@ def write_page(results: Path, docs: Path) -> None:
         raise InputError(f"{page} lacks the lines {BEGIN} and {END}; put them where the figures belong.")
     before, rest = text.split(BEGIN, 1)
     after = rest.split(END, 1)[1]
-    suites = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"), key=lambda f: f.stem)}
+    found = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"), key=lambda f: f.stem)}
+    # Other programs of this folder keep results of a form of their own here, which other pages show.
+    suites = {name: rows for name, rows in found.items() if isinstance(rows, list)}
     parts = list(headline(suites))
     for suite, rows in suites.items():
         if rows and suite != "flops":

@@ -191,6 +191,7 @@ def test_the_page_shows_what_the_files_hold_and_keeps_the_rest(tmp_path: Path) -
     docs.mkdir(), results.mkdir()
     page = docs / "benchmarks.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    (results / "fuzz.json").write_text('{"cases": 3}')  # of another program
     write_page(results, docs)
     assert page.read_text() == f"before\n{BEGIN}\n\n{NOTHING}\n\n{END}\nafter\n"
 
