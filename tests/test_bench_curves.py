@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,21 @@ def test_a_curve_over_unlabelled_images_ends_where_its_data_set_does() -> None:
     assert [picture.axis for picture in found] == ["unlabelled"] * 2 and "4 labelled per class" in found[0].name
     xs = [lines["apd"].xs for lines in found[1].panels.values()]
     assert xs == [(0, 100), (0, 100, 900), (0, 100)]
+
+
+def test_the_mean_is_one_curve_whatever_the_order_of_the_data_sets() -> None:
+    plan, outcomes = plan_of("shots", {"a": (1, 2, 4), "b": (1, 2, 4)})
+    last = [row for row in plan.rows if row.shots == 4]
+    turned = Plan("curves", (*(row for row in plan.rows if row.shots != 4), *reversed(last)))
+    panels = list(pictures(make_tables(turned, outcomes)))[1].panels
+    assert panels["mean over 2 data sets"]["apd"].xs == (1, 2, 4)
+
+
+def test_a_method_of_one_number_is_left_to_the_tables() -> None:
+    plan, outcomes = plan_of("shots", {"a": (1, 2, 4)})
+    alone = [replace(row, method="once") for row in plan.rows if row.method == "apd" and row.shots == 4]
+    (panel,) = list(pictures(make_tables(Plan("curves", (*plan.rows, *alone)), outcomes)))[1].panels.values()
+    assert panel.keys() == {"zero-shot", "apd"}
 
 
 def test_one_number_is_no_curve() -> None:

@@ -40,3 +40,18 @@ def test_a_section_is_replaced_and_a_page_without_markers_refused(tmp_path: Path
     page.write_text("nothing")
     with pytest.raises(InputError):
         between_markers(page, "new")
+
+
+def test_the_means_over_shots_are_those_of_the_committed_outcomes() -> None:
+    text = (ROOT / "docs" / "results" / "few-shot" / "table.md").read_text()
+    found = {}
+    for part in text.split("\n### ")[1:]:
+        if title := re.match(r"mean over .*, (\d+) shots\n", part):
+            cells = re.findall(r"^\| ([^|]+) \|.*\| \**([\d.]+)\** \|$", part, re.M)
+            found[title[1]] = dict(cells)
+    section = (ROOT / "docs" / "results.md").read_text().split("## Few labels")[1].split("\n## ")[0]
+    told = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in told] == ["shots", "1", "2", "4", "16"]
+    for shots, *values, _ in told[1:]:
+        measured = [found[shots].get(name, "not run on cifar10 and digits") for name in told[0][1:4]]
+        assert values == measured

@@ -127,15 +127,21 @@ def _panels(tables: Sequence[Table], metric: Metric, axis: Axis) -> dict[str, di
     """The panels in which any method has several points: of the means the one over most data sets, then each data set."""
     lines: dict[tuple[str, ...], dict[str, Line]] = {}
     eps: dict[str, str] = {}
-    for members in dict.fromkeys(tuple(row.data for row in table.members) for table in tables):
-        own = [table for table in tables if tuple(row.data for row in table.members) == members]
+    # In one order, as another block may name the same data sets in another one.
+    for members in dict.fromkeys(_members(table) for table in tables):
+        own = [table for table in tables if _members(table) == members]
         eps |= {row.data: next(iter(row.evals.values())).eps for row in own[0].members}
-        found = _lines(own, metric, axis)
-        if any(len(line.xs) > 1 for line in found.values()):
+        # A curve has several points; one alone is left to the tables.
+        found = {label: line for label, line in _lines(own, metric, axis).items() if len(line.xs) > 1}
+        if found:
             lines[members] = found
     means = sorted((members for members in lines if len(members) > 1), key=len)
     chosen = [*means[-1:], *(members for members in lines if len(members) == 1)]
     return {_title(members, eps): lines[members] for members in chosen}
+
+
+def _members(table: Table) -> tuple[str, ...]:
+    return tuple(sorted(row.data for row in table.members))
 
 
 def _title(members: Sequence[str], eps: Mapping[str, str]) -> str:
