@@ -121,6 +121,21 @@ def test_an_honest_curve_is_verified(cli: Cli, run: Path) -> None:
     assert answer.code == 0, answer.err
     answer = cli("verify", run, "--samples", 2)
     assert answer.code == 0, answer.out
+    # The largest budget is the one that has health checks.
+    for file in (run / "results").glob("summary-*.json"):
+        if json.loads(file.read_text())["checks"]:
+            change(file, lambda record: record.update(checks=[], reliable=None, because=[]))
+    found = apd.verify_run(run, samples=2, device="cpu", quiet=True)
+    assert "checks" in {finding.about for finding in found.failed}, found.failed
+
+
+def test_health_checks_that_were_taken_away_are_missed(stranger: Path) -> None:
+    for file in (stranger / "results").glob("summary-*.json"):
+        change(file, lambda record: record.update(checks=[], reliable=None, because=[]))
+    for file in (stranger / "results").glob("checks-*.json"):
+        file.unlink()
+    found = apd.verify_run(stranger, samples=SAMPLES, seed=SEED, device="cpu", quiet=True)
+    assert "checks" in {finding.about for finding in found.failed}, found.failed
 
 
 def test_a_typo_of_whoever_verifies_is_not_a_finding(cli: Cli, stranger: Path) -> None:
