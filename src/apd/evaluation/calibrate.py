@@ -94,7 +94,9 @@ def _images(run: Run, data: str | Dataset | None, split: Split) -> Dataset:
     elif source is not None and other:
         images = load_data(source, shots="all")
     elif own.class_names is not None or (own.shots == 0 and split == "val"):
-        raise InputError(f"{run.path} has no labelled images of its own; give it some: --data DATA (Python: data=).")
+        raise InputError(
+            f"{run.path} has no labelled images of its own (its data: {own.source}); give it some: --data DATA (Python: data=)."
+        )
     else:
         images = own.model_copy(update=dict.fromkeys(UNLABELLED)).load(run.config.train.seed)
     if not len(images.split(split)):

@@ -99,7 +99,10 @@ def images_for(run: Run, data: str | Dataset | None) -> tuple[Dataset, Which]:
     source = data.source if isinstance(data, Dataset) else data
     other = source is not None and not same_source(source, config.data.source)
     if not other and config.data.class_names is not None:
-        raise InputError(f"{run.path} has no labelled images of its own; give it some: --data DATA (Python: data=).")
+        raise InputError(
+            f"{run.path} has no labelled images of its own (its data: {config.data.source}); give it some: --data DATA "
+            "(Python: data=)."
+        )
     if isinstance(data, Dataset):
         return data, "all" if other or data.settings.classes != "all" else config.data.classes
     if source is not None and other:
