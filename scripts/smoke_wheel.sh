@@ -5,6 +5,7 @@ set -euo pipefail
 python=$(realpath --no-symlinks "${1:?a Python with the package build}")
 cd "$(dirname "$0")/.."
 constraints=$PWD/constraints.txt
+unset PYTHONPATH  # pip would take a checkout on it for the installed package
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -14,7 +15,6 @@ trap 'rm -rf "$work"' EXIT
 "$work/venv/bin/python" -m pip install --quiet --quiet --constraint "$constraints" "$work"/dist/*.whl
 
 cd "$work"
-unset PYTHONPATH
 apd=$work/venv/bin/apd
 "$apd" --version
 "$apd" --help >/dev/null
