@@ -1,14 +1,16 @@
-"""Processes that are killed: after some time, or at one of their file operations, in the middle of a write too."""
+"""Processes that are killed: after some CPU time, or at one of their file operations, in the middle of a write too."""
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,11 @@ class Moment:
     """When a process is killed; None and None: never.
 
     Args:
-        seconds: after its start.
+        cpu: seconds of CPU time that it has used, or its workers together: a busy machine does not change what is reached.
         operation: before its file operation of that number, from 1 on; a write that is under way is cut off.
     """
 
-    seconds: float | None = None
+    cpu: float | None = None
     operation: int | None = None
 
 
@@ -40,12 +42,14 @@ class Ended:
         seconds: that it took.
         error: its traceback; empty where there was none.
         operations: file operations it did, where it was not killed.
+        cpu: seconds of CPU time that it, or its workers together, used.
     """
 
     killed: bool
     seconds: float
     error: str = ""
     operations: int = 0
+    cpu: float = 0.0
 
 
 def forked(work: Callable[[], None], folder: Path, moment: Moment, log: Path, *, worker: bool = False) -> Ended:
@@ -56,9 +60,9 @@ def forked(work: Callable[[], None], folder: Path, moment: Moment, log: Path, *,
         folder: below which file operations count.
         moment: when it is killed.
         log: for what it prints.
-        worker: kill a process that it has started, if there is one then, instead of itself.
+        worker: kill a process that it has started, if there is one then, instead of itself; their CPU time counts.
     """
-    started = time.monotonic()
+    started, clock = time.monotonic(), Clock()
     child = os.fork()
     if child == 0:
         _child(work, folder, moment, log)
@@ -67,17 +71,18 @@ def forked(work: Callable[[], None], folder: Path, moment: Moment, log: Path, *,
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             break
-        if not killed and moment.seconds is not None and time.monotonic() - started >= moment.seconds:
-            killed = _kill_a_worker(child) if worker else _kill(child)
+        alive = _children(child) if worker else [child]
+        if clock.read(alive) >= (math.inf if moment.cpu is None else moment.cpu) and alive and not killed:
+            killed = _kill(alive[-1])
         time.sleep(TICK)
     seconds = time.monotonic() - started
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-        return Ended(True, seconds)
+        return Ended(True, seconds, cpu=clock.seconds)
     text = log.read_text(encoding="utf-8", errors="replace")
     if os.waitstatus_to_exitcode(status) != 0:
-        return Ended(killed, seconds, text[-2000:] or f"status {status}")
+        return Ended(killed, seconds, text[-2000:] or f"status {status}", cpu=clock.seconds)
     last = text.rstrip().rpartition("\n")[2]
-    return Ended(killed, seconds, operations=int(last) if last.isdigit() else 0)
+    return Ended(killed, seconds, operations=int(last) if last.isdigit() else 0, cpu=clock.seconds)
 
 
 def _child(work: Callable[[], None], folder: Path, moment: Moment, log: Path) -> None:
@@ -141,16 +146,38 @@ class Operations:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Clock:
+    """Counts the CPU time of processes, those that have ended included."""
+
+    def __init__(self) -> None:
+        self._used: dict[int, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Of all processes together, when they were last read."""
+        return sum(self._used.values())
+
+    def read(self, processes: Iterable[int]) -> float:
+        """Read the clocks of those that are alive; return the sum of all."""
+        for process in processes:
+            with suppress(OSError):  # it has ended
+                # What clock_getcpuclockid(3) gives for a process.
+                self._used[process] = time.clock_gettime((~process << 3) | 2)
+        return self.seconds
+
+
 def _kill(process: int) -> bool:
-    os.kill(process, signal.SIGKILL)
-    return True
-
-
-def _kill_a_worker(parent: int) -> bool:
-    """Kill one child of a process; return whether there was one."""
+    """Kill a process; return whether it was there."""
     try:
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()
-        os.kill(int(children[-1]), signal.SIGKILL)
-    except (OSError, IndexError, ValueError):
+        os.kill(process, signal.SIGKILL)
+    except OSError:
         return False
     return True
+
+
+def _children(parent: int) -> list[int]:
+    """The processes that a process has started and that are alive."""
+    try:
+        return [int(one) for one in Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()]
+    except OSError:
+        return []

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from apd.util.files import append_lines, write_atomic
-from benchmarks.faults import FILES, TIME, Cycle, Whole, table
+from benchmarks.faults import FILES, TARGETS, TIME, Cycle, Whole, _cycles, _read, table
 from benchmarks.faults_kill import Moment, forked
-from benchmarks.faults_work import fingerprints
+from benchmarks.faults_work import Place, Target, fingerprints
 
 
 def work(folder: Path) -> None:
@@ -64,8 +66,55 @@ def test_errors_and_times_are_told_apart_from_kills(tmp_path: Path) -> None:
 
     ended = forked(fail, tmp_path, Moment(), tmp_path / "log")
     assert not ended.killed and "it broke" in ended.error
-    endless = forked(lambda: [None for _ in iter(int, 1)], tmp_path, Moment(seconds=0.05), tmp_path / "log")
-    assert endless.killed and endless.seconds >= 0.05
+    endless = forked(lambda: [None for _ in iter(int, 1)], tmp_path, Moment(cpu=0.05), tmp_path / "log")
+    assert endless.killed and endless.cpu >= 0.05
+
+
+def test_waiting_brings_no_kill_nearer_and_a_worker_has_its_own_clock(tmp_path: Path) -> None:
+    waiting = forked(lambda: time.sleep(0.2), tmp_path, Moment(cpu=0.1), tmp_path / "log")
+    assert not waiting.killed and waiting.cpu < 0.1 < waiting.seconds
+
+    def start_a_worker() -> None:
+        worker = os.fork()
+        if worker == 0:
+            _burn(60)
+        os.waitpid(worker, 0)
+        _burn(0.1)  # its own CPU time does not count
+
+    ended = forked(start_a_worker, tmp_path, Moment(cpu=0.05), tmp_path / "log", worker=True)
+    assert ended.killed and not ended.error and 0.05 <= ended.cpu < 10
+
+
+def _burn(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_every_kill_hits_and_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(_: object, folder: Path) -> None:
+        for name in "abcdef":
+            if not (folder / name).exists():
+                write_atomic(folder / name, name)
+            _burn(0.003)
+
+    place, target = Place(tmp_path, None), Target(slowly)  # type: ignore[arg-type]
+    monkeypatch.setitem(TARGETS, "training", target)
+    cycles = list(_cycles(place, "training", target, 9, [], 0))
+    for kind, wanted in ((TIME, 5), (FILES, 4)):
+        assert sum(len(cycle.kills) for cycle in cycles if cycle.kind == kind) == wanted
+    assert all(cycle.kills and not cycle.error for cycle in cycles)
+    rest = list(_cycles(place, "training", target, 9, cycles[:-1], 0))
+    assert [(cycle.kind, cycle.number) for cycle in rest] == [(cycles[-1].kind, cycles[-1].number)]
+    assert not list(_cycles(place, "training", target, 9, cycles, 0))
+
+
+def test_kills_of_another_seed_are_not_thrown_away(tmp_path: Path) -> None:
+    file = tmp_path / "faults.json"
+    file.write_text('{"seed": 1, "cycles": []}')
+    with pytest.raises(SystemExit):
+        _read(file, 0)
+    assert _read(file, 1) == []
 
 
 def test_files_are_compared_without_times(tmp_path: Path) -> None:
