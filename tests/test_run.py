@@ -24,6 +24,7 @@ from apd.util.locks import LOCK
 
 from .refusals import fail_with, refused
 from .runs import NAMES
+from .test_files import watch_the_disk
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -40,6 +41,24 @@ def test_a_new_run_touches_nothing_before_it_saves(tmp_path: Path, config: RunCo
     assert Run.open(run.path, finished=False).config == config
     with refused(f"apd train --output {run.path} --resume"):
         Run.open(run.path)
+
+
+def test_the_metrics_are_on_the_disk_before_what_counts_them(
+    tmp_path: Path, config: RunConfig, manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(tmp_path / "run", config, manifest)
+    done = watch_the_disk(monkeypatch)
+    run.log({"step": 1})
+    assert ("synchronised", "metrics.jsonl") not in done, "not every line is waited for"
+    done.clear()
+    run.save_checkpoint(1, {"a": torch.zeros(2)}, {})
+    saved = done.index(("renamed", "state.safetensors"))
+    assert done.index(("synchronised", "metrics.jsonl")) < done.index(("synchronised", "run")) < saved
+    run.log({"step": 2})
+    run.save_prompts({"a": torch.zeros(2)})
+    done.clear()
+    run.finish({})
+    assert done.index(("synchronised", "metrics.jsonl")) < done.index(("renamed", "run.json"))
 
 
 @pytest.mark.parametrize("written", [0, 1])

@@ -29,7 +29,7 @@ from apd.runs.checkpoint import Checkpoints
 from apd.runs.differences import check_same
 from apd.runs.manifest import read_result
 from apd.runs.output import FORMAT, check_output, clear, finite, read_manifest, summary_files, summary_name, taken
-from apd.util.files import write_atomic, writing
+from apd.util.files import sync_file, write_atomic, writing
 from apd.util.locks import FolderLock, tidy
 from apd.util.tensors import read_tensors, sha256_of_file, write_tensors
 from apd.util.text import quoted, to_json
@@ -242,6 +242,8 @@ class Run:
             return
         metrics = self._file("metrics.jsonl")
         logged = metrics.stat().st_size if metrics.exists() else 0
+        if logged:
+            sync_file(metrics)  # a checkpoint may not outlast the lines before it
         record = {
             "format": FORMAT,
             "step": step,
@@ -295,6 +297,8 @@ class Run:
         """
         if not self._ready():
             return
+        if self._file("metrics.jsonl").exists():
+            sync_file(self._file("metrics.jsonl"))
         hashes = {
             "prompts_sha256": sha256_of_file(self._file("prompts.safetensors")),
             "config_sha256": sha256_of_file(self._file("config.yaml")),

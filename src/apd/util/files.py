@@ -134,13 +134,24 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Wait until the content of a file, and its name, are on the disk.
+
+    Raises:
+        InputError: the disk is full, or the like.
+    """
+    with writing(path), open(path, "r+b") as file:  # Windows synchronises only what may be written
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
 def sync_tree(folder: Path) -> None:
     """Wait until a folder is on the disk with all the files and folders in it."""
     for place in [*folder.rglob("*"), folder]:
         if place.is_dir():
             sync_folder(place)
         else:
-            with open(place, "r+b") as file:  # Windows synchronises only what may be written
+            with open(place, "r+b") as file:
                 os.fsync(file.fileno())
 
 
