@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 import apd
+from apd.data.dataset import Which
 from apd.errors import InputError
 from apd.runs.folder import Run
 
 from .command_line import Cli
+from .refusals import refused
 from .toys import pictures
 
 CERTIFY: dict[str, Any] = {"sigma": 0.2, "n0": 4, "n": 28, "limit": 2, "control": False, "quiet": True}
@@ -54,6 +56,29 @@ def test_a_data_set_with_the_run_s_classes_alone_is_judged_on_all_it_has(base: R
     assert apd.certify_run(base.path, data=data, **CERTIFY).n_classes == 5
     whole = apd.load_data("digits", shots=1)
     assert apd.evaluate_run(base.path, data=whole, attacks="clean", limit=2, quiet=True).classes == "base"
+
+
+@pytest.mark.parametrize("part", ["base", "new"])
+def test_a_data_set_that_was_cut_to_some_classes_is_recorded_as_that_and_verified(
+    base: Run, tmp_path: Path, part: Which
+) -> None:
+    run, data = shutil.copytree(base.path, tmp_path / "run"), apd.load_data("digits", shots=1).classes(part)
+    shutil.rmtree(run / "results", ignore_errors=True)
+    result = apd.evaluate_run(run, data=data, attacks="pgd-1", limit=8, control=False, quiet=True)
+    assert (result.classes, result.n_available) == (part, len(data.test))
+    found = apd.verify_run(run, samples=4, seed=0, device="cpu", quiet=True)
+    assert found.verified, found.failed
+
+
+@BOTH
+def test_the_other_classes_than_those_that_were_kept_are_refused(
+    base: Run, judge: Any, options: dict[str, Any]
+) -> None:
+    data = apd.load_data("digits", shots=1).classes("new")
+    assert judge(base.path, data=data, **options).classes == "new"
+    assert judge(base.path, data=data, **{**options, "classes": "new"}).classes == "new", "not a half of them"
+    with refused("digits", "classes=base"):
+        judge(base.path, data=data, **{**options, "classes": "base"})
 
 
 @pytest.mark.parametrize(

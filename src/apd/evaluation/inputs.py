@@ -82,7 +82,7 @@ def of_run(
     run = Run.open(path)
     images, usual = images_for(run, data)
     which = usual if classes is None else classes
-    classifier = serving(images.classes(which), load_run(path, device=pick_device(device), model=model))
+    classifier = serving(part_of(images, which), load_run(path, device=pick_device(device), model=model))
     return RunInputs(run, classifier, images, which)
 
 
@@ -108,6 +108,21 @@ def images_for(run: Run, data: str | Dataset | None) -> tuple[Dataset, Which]:
     if source is not None and other:
         return load_data(source, shots="all"), "all"
     return config.data.for_evaluation().load(config.train.seed), config.data.classes
+
+
+def part_of(data: Dataset, which: Which) -> Dataset:
+    """Keep the classes that are judged; its ``settings.classes`` says which of all these are.
+
+    Raises:
+        InputError: the data set has some of its classes only, and others are asked for.
+    """
+    own = data.settings.classes
+    if own != "all" and which not in ("all", own):
+        raise InputError(
+            f"{data.name} was cut to its {own} classes, so classes={which} is not in it; give the whole data set, or leave "
+            "classes away."
+        )
+    return data if own != "all" else data.classes(which)
 
 
 def serving(data: Dataset, classifier: PromptedCLIP) -> PromptedCLIP:

@@ -19,6 +19,7 @@ from apd.data import Dataset, load_data
 from apd.errors import InputError
 from apd.evaluation.classifiers import load_classifier, zero_shot
 from apd.evaluation.frozen import Subject
+from apd.evaluation.inputs import part_of
 from apd.evaluation.measure import evaluate, parse_settings, preprocessing_of, side_of
 from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
@@ -80,7 +81,7 @@ def evaluate_classifier(
     chosen = parse_settings(settings, "evaluate_classifier", others)
     _check_folder(folder, save_images)
     images = load_data(data, shots="all") if isinstance(data, str) else data
-    wanted = images.classes(chosen.classes)
+    wanted = part_of(images, chosen.classes)
     with speaking(chosen.quiet):
         found = classifier
         if isinstance(found, str):
@@ -119,7 +120,7 @@ def evaluate_zero_shot(
     chosen = parse_settings(settings, "evaluate_zero_shot", ("folder", "device", "save_images"))
     _check_folder(folder, save_images)
     images = load_data(data, shots="all") if isinstance(data, str) else data
-    wanted = images.classes(chosen.classes)
+    wanted = part_of(images, chosen.classes)
     with speaking(chosen.quiet):
         log.info(f"{wanted.summary()}; CLIP model {printable(model)}")
         found = zero_shot(model, wanted, pick_device(device))

@@ -18,7 +18,7 @@ from apd.evaluation.checks import REVISION
 from apd.evaluation.engine import Evaluation
 from apd.evaluation.frozen import Subject
 from apd.evaluation.gradients import no_gradient
-from apd.evaluation.inputs import check_data, read_settings
+from apd.evaluation.inputs import check_data, part_of, read_settings
 from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
 from apd.evaluation.sample import choose_sample
@@ -79,7 +79,8 @@ def evaluate(
     """
     chosen = parse_settings(settings)
     with speaking(chosen.quiet):
-        data = data.classes(chosen.classes)
+        data = part_of(data, chosen.classes)
+        chosen = chosen.model_copy(update={"classes": data.settings.classes})
         check_data(classifier, data, chosen.split)
         control = _control(classifier, undefended, chosen)
         found = []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from apd.data import Dataset
-from apd.evaluation.inputs import images_for, serving
+from apd.evaluation.inputs import images_for, part_of, serving
 from apd.evaluation.measure import evaluate, parse_settings
 from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
@@ -66,7 +66,7 @@ def evaluate_run(
     chosen = parse_settings(given, "evaluate_run", ("data", "model", "device", "save_images"))
     if _TEACHER in chosen.attacks:
         given["attacks"] = [_taught_by(config) if name == _TEACHER else name for name in chosen.attacks]
-    wanted = images.classes(chosen.classes)
+    wanted = part_of(images, chosen.classes)
     with speaking(chosen.quiet), run.held():
         log.info(f"{wanted.summary()}; CLIP model {printable(model or config.model)}")
         classifier = serving(wanted, load_run(path, device=pick_device(device), model=model))

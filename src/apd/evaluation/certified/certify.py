@@ -17,7 +17,7 @@ from apd.evaluation.certified.settings import CertifyOptions, CertifySettings
 from apd.evaluation.certified.smoothing import Votes, votes
 from apd.evaluation.certified.stored import save_certified
 from apd.evaluation.frozen import Subject
-from apd.evaluation.inputs import decode_sample, of_run, read_settings
+from apd.evaluation.inputs import decode_sample, of_run, part_of, read_settings
 from apd.evaluation.samples import Samples
 from apd.models.classifier import PromptedCLIP
 from apd.util.messages import get_logger, speaking
@@ -80,7 +80,7 @@ def certify(
     chosen = read_settings(CertifySettings, settings, "certify", ("data", "store"))
     started = time.perf_counter()
     with speaking(chosen.quiet):
-        data = data.classes(chosen.classes)
+        data = part_of(data, chosen.classes)
         samples = decode_sample(classifier, data, chosen)
         found = _certified(_candidates(classifier, store, chosen.control), samples, chosen)
     decoded = samples.decoded
@@ -95,7 +95,7 @@ def certify(
         seed=chosen.seed,
         data=data.name,
         split=chosen.split,
-        classes=chosen.classes,
+        classes=data.settings.classes,
         n_images=len(decoded),
         n_available=len(data.split(chosen.split)),
         n_classes=len(data.class_names),

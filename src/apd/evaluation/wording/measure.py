@@ -15,7 +15,7 @@ from apd.attacks.threat import format_eps
 from apd.data import Dataset
 from apd.evaluation.engine import Evaluation
 from apd.evaluation.frozen import Subject, exact_float32
-from apd.evaluation.inputs import decode_sample, of_run, read_settings
+from apd.evaluation.inputs import decode_sample, of_run, part_of, read_settings
 from apd.evaluation.result import Accuracy
 from apd.evaluation.samples import Samples
 from apd.evaluation.store import Store
@@ -76,7 +76,7 @@ def evaluate_wording(
     sources = _sources(chosen, synonyms, templates, words)
     started = time.perf_counter()
     with speaking(chosen.quiet):
-        data = data.classes(chosen.classes)
+        data = part_of(data, chosen.classes)
         samples = decode_sample(classifier, data, chosen)
         kept = Store(None if store is None else Path(store))
         own = control = _scores(classifier, samples, chosen, sources, kept)
@@ -93,7 +93,7 @@ def evaluate_wording(
         seed=chosen.seed,
         data=data.name,
         split=chosen.split,
-        classes=chosen.classes,
+        classes=data.settings.classes,
         n=len(samples),
         n_available=len(data.split(chosen.split)),
         class_names=classifier.class_names,
