@@ -20,6 +20,12 @@ def test_wilson_agrees_with_scipy(k: int, n: int, confidence: float) -> None:
     assert wilson(k, n, confidence) == pytest.approx((reference.low, reference.high), abs=1e-12)
 
 
+@pytest.mark.parametrize("confidence", [0.95, 0.999])
+def test_the_interval_of_none_and_of_all_holds_their_share_to_the_bit(confidence: float) -> None:
+    for n in range(1, 100):
+        assert wilson(0, n, confidence)[0] == 0 and wilson(n, n, confidence)[1] == 1
+
+
 @pytest.mark.parametrize(("k", "n"), [(0, 0), (-1, 5), (6, 5)])
 def test_wilson_refuses_what_is_no_share(k: int, n: int) -> None:
     with refused(f"k={k}", f"n={n}"):

@@ -31,7 +31,7 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     if n < 1 or not 0 <= k <= n:
         raise InputError(f"An interval needs n >= 1 samples and 0 <= k <= n successes, got k={k}, n={n}.")
     low, high = _score_interval(k / n, n, confidence)
-    return max(0.0, low), min(1.0, high)
+    return (low if k > 0 else 0.0), (high if k < n else 1.0)  # rounding must not leave the share itself outside
 
 
 def _score_interval(p: float, n: float, confidence: float) -> tuple[float, float]:
