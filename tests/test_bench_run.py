@@ -212,6 +212,18 @@ def test_base_to_new_and_transfer_use_the_right_classes(write: Write, tmp_path: 
     assert "| H clean | H worst |" in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_another_norm_end_to_end(write: Write, colours: Path, tmp_path: Path) -> None:
+    data = {"colours": {"source": str(colours), "eps": "0.5", "norm": "l2", "shots": 2}}
+    block = {"protocol": "eps-curve", "data": "colours", "methods": "zero-shot", "eps": ["0.5", "3"]}
+    assert bench(load_suite(write(data=data, blocks=[block])), tmp_path / "out", machine=here()) == {}
+    assert {row["eps"] for row in table_rows(tmp_path / "out")} == {"0", "l2 0.5", "l2 3"}
+    assert "| clean | eps l2 0.5 | eps l2 3 |" in (tmp_path / "out" / "table.md").read_text()
+    records = list((tmp_path / "out" / "runs").glob("*/results/*pgd-2*.jsonl"))
+    norms = {json.loads(file.read_text().splitlines()[0])["circumstances"]["norm"] for file in records}
+    assert norms == {"l2"}
+    assert (tmp_path / "out" / "plots" / "eps-curve-colours-2-shots.png").exists()
+
+
 def test_budgets_corruptions_and_teachers_end_to_end(write: Write, tmp_path: Path) -> None:
     common = {"data": "colours", "methods": ["zero-shot", "apd"]}
     suite = write(

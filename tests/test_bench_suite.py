@@ -40,6 +40,8 @@ VIEW = EvalSpec("test", "test", "a", "1/255", ("pgd-5",), 10)
         ({"attacks": "fgsmm"}, ["'fgsmm'", nearest("fgsmm", ["pgd-20"], EVALUATION)]),
         ({"final": {"best": 0}}, ["final.best"]),
         ({"data": {"colours": {"source": "x", "eps": 4}}}, ["eps", "4", "4/255"]),
+        ({"data": {"colours": {"source": "x", "norm": "l3"}}}, ["data.colours.norm", "l3"]),
+        ({"data": {"colours": {"source": "x", "norm": "l1"}}, "attacks": "cw"}, ["cw", "l1", "l2"]),
         ({"block": {"protocol": "fewshot"}}, ["'fewshot'", meant("few-shot")]),
         ({"block": {"methods": "advvpl"}}, ["'advvpl'", meant("advvlp")]),
         ({"block": {"data": "color"}}, ["'color'", meant("colours")]),
@@ -357,3 +359,21 @@ def test_a_row_without_labels_is_not_the_run_with_them(write: Write) -> None:
     block = {"protocol": "few-shot", "data": "colours", "methods": ["apd", "none"], "shots": 1}
     jobs = make_plan(load_suite(write(methods=methods, blocks=[block], against=None))).jobs.values()
     assert sorted(job.config.data.shots for job in jobs if job.config is not None) == [0, 1]
+
+
+def test_a_norm_is_part_of_the_budget_of_training_and_attacks(write: Write, colours: Path) -> None:
+    def planned(**entry: Any) -> Plan:
+        data = {"colours": {"source": str(colours), "shots": 2, **entry}}
+        block = {"protocol": "eps-curve", "data": "colours", "methods": ["zero-shot", "advvlp"], "eps": ["0.5", "2"]}
+        return make_plan(load_suite(write(data=data, blocks=[block])))
+
+    plan = planned(eps="1.5", norm="l2")
+    assert [spec.name for spec in plan.rows[0].evals.values()] == ["eps l2 0.5", "eps l2 2"]
+    (config,) = [job.config for job in plan.jobs.values() if job.config]
+    assert (config.train.norm, config.train.eps) == ("l2", "1.5")
+    assert Plan.from_json(plan.to_json()).rows == plan.rows
+    with refused("eps", "2"):
+        planned(eps="0.5")
+    block = Block(protocol="few-shot", data=("a",), methods=("m",))
+    (linf,) = PROTOCOLS["few-shot"].evals(block, VIEW)
+    assert "norm" not in linf.record(), "plans of before know no norm"

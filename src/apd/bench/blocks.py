@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, model_validator
 
-from apd.attacks.threat import EpsText
+from apd.attacks.threat import EpsText, Norm
 from apd.data.settings import DataSettings, Shots
 from apd.util.section import Section
 from apd.util.seed_range import Seed
@@ -38,6 +38,7 @@ class DataEntry(DataSettings):
 
     model: str | None = Field(None, description="CLIP model of the runs that train on it, instead of the suite's")
     eps: EpsText = Field("1/255", description="budget of training and attacks, in [0,1] pixel units")
+    norm: Norm = Field("linf", description="norm of that budget: linf, l2 or l1")
     train: dict[str, Any] = Field({}, description="settings of the section train, over the suite's; for all methods")
 
     @model_validator(mode="after")

@@ -202,6 +202,7 @@ def _evaluated(job: Job, spec: EvalSpec, trained: PromptedCLIP | None, folder: P
         store=folder / "runs" / job.id / "results",
         attacks=spec.attacks,
         eps=spec.eps,
+        norm=spec.norm,
         limit=spec.limit,
         split=job.split,
         classes=spec.classes,

@@ -40,7 +40,7 @@ _SPECS = Table(
         "limit": (None, COUNT),
         "classes?": TEXT,
         "corruption?": (None, TEXT),
-        "names?": TEXT,
+        **dict.fromkeys(("names?", "norm?"), TEXT),
     }
 )
 _SHAPE = {
@@ -137,7 +137,7 @@ class Plan:
         rows = [
             {
                 _FILE_KEYS.get(key, key): value
-                for key, value in asdict(row).items()
+                for key, value in _record(row).items()
                 if key not in _NEW or value is not None
             }
             for row in self.rows
@@ -182,6 +182,11 @@ _NEW = ("unlabelled",)
 """What rows got after plans had been kept: left out where it is None."""
 _FILE_KEYS = {"evals": "views"}
 """Names in ``plan.json`` that are not those of `TableRow`."""
+
+
+def _record(row: TableRow) -> dict[str, Any]:
+    specs = {name: {key: spec.record() for key, spec in getattr(row, name).items()} for name in ("evals", "final")}
+    return asdict(row) | specs
 
 
 def _row(record: Mapping[str, Any]) -> TableRow:
@@ -247,7 +252,7 @@ def _job(suite: Suite, block: Block, cell: _Cell, device: str) -> Job:
     data, shots, method, seed = cell.data, cell.shots, cell.method, cell.seed
     protocol, drawn = PROTOCOLS[block.protocol], seed or 0
     attacks, limit = block.attacks or suite.attacks, block.limit or suite.limit
-    template = EvalSpec("test", suite.split, data, suite.data[data].eps, attacks, limit)
+    template = EvalSpec("test", suite.split, data, suite.data[data].eps, attacks, limit, norm=suite.data[data].norm)
     specs = {_eval_key(spec, suite): spec for spec in protocol.evals(block, template)}
     others = {spec.data for spec in specs.values()} - {data}
     sections = {data: suite.section(data, shots=shots, seed=drawn)}
@@ -315,7 +320,7 @@ def _final(spec: EvalSpec, final: Final) -> EvalSpec:
 
 
 def _eval_key(spec: EvalSpec, suite: Suite) -> str:
-    about = asdict(spec) | {"data": data_identity(suite.section(spec.data)), "of": suite.split}
+    about = spec.record() | {"data": data_identity(suite.section(spec.data)), "of": suite.split}
     return _digest({key: value for key, value in about.items() if key not in ("name", "split")})
 
 

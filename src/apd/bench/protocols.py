@@ -6,10 +6,10 @@ A protocol is an entry of `PROTOCOLS`; its functions see one block of a suite an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from apd.attacks.threat import format_eps, parse_eps
+from apd.attacks.threat import Norm, format_eps, parse_eps
 from apd.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class EvalSpec:
         corruption: ``KIND:SEVERITY``, applied before any attack.
         names: ``own``: the prompts serve this data set's class names and templates; ``kept``: its class names with the
             training templates, because they are the same classes.
+        norm: of the budget.
     """
 
     name: str
@@ -45,6 +46,17 @@ class EvalSpec:
     classes: Which = "all"
     corruption: str | None = None
     names: Literal["own", "kept"] = "own"
+    norm: Norm = "linf"
+
+    @property
+    def budget(self) -> str:
+        """The budget as people write it; the norm stands before it unless it is Linf."""
+        text = format_eps(parse_eps(self.eps, self.norm))
+        return text if self.norm == "linf" else f"{self.norm} {text}"
+
+    def record(self) -> dict[str, Any]:
+        """Everything as a dictionary; the norm, which plans did not have at first, only where it is not Linf."""
+        return {key: value for key, value in asdict(self).items() if (key, value) != ("norm", "linf")}
 
 
 @dataclass(frozen=True)
@@ -118,19 +130,16 @@ def _targets(names: Literal["own", "kept"]) -> Callable[[Block, EvalSpec], list[
 
 
 def _budgets(block: Block, spec: EvalSpec) -> list[EvalSpec]:
-    budgets: dict[str, str] = {}
+    budgets: dict[str, EvalSpec] = {}
     for eps in block.eps:  # one budget written in two ways is one
-        budgets.setdefault(_pretty(eps), eps)
-    return [replace(spec, name=f"eps {name}", eps=eps) for name, eps in budgets.items()]
+        found = replace(spec, eps=eps)
+        budgets.setdefault(found.budget, found)
+    return [replace(found, name=f"eps {budget}") for budget, found in budgets.items()]
 
 
 def _corrupted(block: Block, spec: EvalSpec) -> list[EvalSpec]:
     names = {f"{kind}-{block.severity}": f"{kind}:{block.severity}" for kind in block.corruptions}
     return [spec, *(replace(spec, name=name, split=name, corruption=kind) for name, kind in names.items())]
-
-
-def _pretty(eps: str) -> str:
-    return format_eps(parse_eps(eps))
 
 
 def _plain(evals: Sequence[EvalSpec]) -> list[Metric]:

@@ -68,11 +68,12 @@ class Suite(Section):
             PROTOCOLS[block.protocol].check(block)
             self._check_models(block)
             self._check_unlabelled(block)
-            parse_settings({"attacks": block.attacks or self.attacks})
+            self._check_attacks(block.attacks or self.attacks, block.data)
             for corruption in block.corruptions:
                 parse_settings({"corruption": f"{corruption}:{block.severity}"})
             for eps in block.eps:
-                parse_eps(eps)
+                for name in block.data:
+                    parse_eps(eps, self.data[name].norm)
         if self.against is not None:
             _known("method", [self.against], self.methods)
         for name, entry in self.data.items():
@@ -80,15 +81,21 @@ class Suite(Section):
                 raise InputError(
                     f"a data set cannot be called {name!r}, as a part of one is in the results; give it another name."
                 )
-            parse_eps(entry.eps)
+            parse_eps(entry.eps, entry.norm)
         if self.final:
             _known("protocol", self.final.protocols, PROTOCOLS)
             if not {block.protocol for block in self.blocks}.intersection(self.final.protocols):
                 raise InputError(
                     f"no block has a protocol of final.protocols ({', '.join(self.final.protocols)}); name one that a block has."
                 )
-            parse_settings({"attacks": self.final.attacks})
+            second = [name for b in self.blocks if b.protocol in self.final.protocols for name in b.data]
+            self._check_attacks(self.final.attacks, second)
         return self
+
+    def _check_attacks(self, attacks: Iterable[str], data: Iterable[str]) -> None:
+        """Refuse attacks that nothing knows, or that have no form for the norm of a data set."""
+        for norm in dict.fromkeys(self.data[name].norm for name in data):
+            parse_settings({"attacks": tuple(attacks), "norm": norm})
 
     def _check_count(self) -> None:
         """Count before anything is combined: a short file can ask for more than any machine holds."""
@@ -154,7 +161,7 @@ class Suite(Section):
             for name, hint in ELSEWHERE["train"].items():
                 if name in sections.get("train", {}):
                     raise InputError(_at(row, f"train.{name} has no effect in a suite: {hint}."))
-        eps = {} if data is None else {"eps": self.data[data].eps}
+        eps = {} if data is None else {"eps": self.data[data].eps, "norm": self.data[data].norm}
         images = {"source": str(data), **self.extra_data(method)}
         raw = merged({"data": images, "train": eps}, *rows.values(), {"train": {"seed": seed}})
         try:

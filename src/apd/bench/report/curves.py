@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from apd.attacks.threat import format_eps, parse_eps
 from apd.bench.plan import TableRow
 from apd.bench.protocols import PROTOCOLS, Metric
 from apd.bench.report.plots import (
@@ -130,7 +129,7 @@ def _panels(tables: Sequence[Table], metric: Metric, axis: Axis) -> dict[str, di
     # In one order, as another block may name the same data sets in another one.
     for members in dict.fromkeys(_members(table) for table in tables):
         own = [table for table in tables if _members(table) == members]
-        eps |= {row.data: next(iter(row.evals.values())).eps for row in own[0].members}
+        eps |= {row.data: next(iter(row.evals.values())).budget for row in own[0].members}
         # A curve has several points; one alone is left to the tables.
         found = {label: line for label, line in _lines(own, metric, axis).items() if len(line.xs) > 1}
         if found:
@@ -147,7 +146,7 @@ def _members(table: Table) -> tuple[str, ...]:
 def _title(members: Sequence[str], eps: Mapping[str, str]) -> str:
     if len(members) > 1:
         return f"mean over {len(members)} data sets"
-    return f"{members[0]}, eps {format_eps(parse_eps(eps[members[0]]))}"
+    return f"{members[0]}, eps {eps[members[0]]}"
 
 
 def _lines(tables: Sequence[Table], metric: Metric, axis: Axis) -> dict[str, Line]:

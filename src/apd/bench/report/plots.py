@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from PIL import Image
 
-from apd.attacks.threat import parse_eps
+from apd.attacks.threat import Norm, parse_eps
 from apd.bench.protocols import PROTOCOLS, Metric
 from apd.bench.report.compare import MeanStd, Seeds, marks_of
 from apd.bench.report.tables import Table
@@ -85,9 +85,11 @@ def write_plots(folder: Path, tables: Sequence[Table]) -> list[Path]:
 def _plot(table: Table, tables: Sequence[Table]) -> Plot | None:
     """The plot of a table: a curve over eps, or clean against attacked accuracy."""
     if PROTOCOLS[table.protocol].curve == "eps":
-        labels = ("attack budget eps (1/255 of the pixel range)", UNDER_ATTACK)
+        norm, series = _over_eps(table)
+        unit = "1/255 of the pixel range" if norm == "linf" else f"{norm}, of the whole image"
+        labels = (f"attack budget eps ({unit})", UNDER_ATTACK)
         note = _with_bars(table, table.main)
-        return Plot(f"{table.protocol} {table.title}", table.title, note, labels, _over_eps(table), line=True)
+        return Plot(f"{table.protocol} {table.title}", table.title, note, labels, series, line=True)
     if not attacked(table):
         return None
     same = [other for other in tables if (other.protocol, other.title) == (table.protocol, table.title)]
@@ -141,10 +143,14 @@ def _point(figure: MeanStd, sets: Sequence[Seeds], metric: Metric, several: bool
     return Point(figure.mean, (max(0.0, figure.mean - 100 * low), max(0.0, 100 * high - figure.mean)))
 
 
-def _over_eps(table: Table) -> dict[str, Series]:
-    budgets = [metric for metric in table.metrics if metric.name.startswith("eps ")]
-    columns = [(255 * parse_eps(m.name.removeprefix("eps ")), points_of(table, m)) for m in budgets]
-    return {label: _curve((x, column[label]) for x, column in columns if label in column) for label in table.rows}
+def _over_eps(table: Table) -> tuple[Norm, dict[str, Series]]:
+    """The norm of the budgets (`EvalSpec.budget`), and curves over them; Linf in 255ths."""
+    named = {metric: metric.name.split()[1:] for metric in table.metrics if metric.name.startswith("eps ")}
+    norm: Norm = next((norm for norm in get_args(Norm) for words in named.values() if norm in words), "linf")
+    unit = 255 if norm == "linf" else 1
+    columns = [(unit * parse_eps(words[-1], norm), points_of(table, metric)) for metric, words in named.items()]
+    series = {label: _curve((x, column[label]) for x, column in columns if label in column) for label in table.rows}
+    return norm, series
 
 
 def _curve(points: Iterable[tuple[float, Point]]) -> Series:

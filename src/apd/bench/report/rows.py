@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from apd.attacks.threat import format_eps, parse_eps
 from apd.bench.job import EvalOutcome, Outcome, read_outcome
 from apd.bench.plan import WAY_OUT, Plan, TableRow
 from apd.errors import InputError
@@ -95,7 +94,7 @@ def rows(plan: Plan, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]
                     "protocol": row.protocol,
                     "split": spec.split,
                     "attack": attack,
-                    "eps": "0" if attack == "clean" else format_eps(parse_eps(spec.eps)),
+                    "eps": "0" if attack == "clean" else spec.budget,
                     "accuracy": round(found.accuracy(attack), 4),
                     "n": len(found.right[attack]),
                     "seconds": round(outcomes[row.job].seconds + found.seconds, 2),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from apd.attacks.threat import format_eps, parse_eps
 from apd.bench.job import Outcome
 from apd.bench.plan import Plan, TableRow
 from apd.bench.protocols import PROTOCOLS, EvalSpec, Metric
@@ -144,7 +143,7 @@ def _unlabelled(row: TableRow) -> str:
 
 
 def _note(evals: Sequence[EvalSpec]) -> str:
-    budgets = dict.fromkeys(format_eps(parse_eps(spec.eps)) for spec in evals)
+    budgets = dict.fromkeys(spec.budget for spec in evals)
     images = "all images" if evals[0].limit is None else f"at most {evals[0].limit} images"
     return f"{', '.join(evals[0].attacks)} at eps {', '.join(budgets)} on {images}"
 
