@@ -17,10 +17,11 @@ import apd
 from apd.attacks.threat import format_eps
 from apd.evaluation.result import Accuracy
 from apd.evaluation.samples import hash_of_keys
+from apd.evaluation.store import digest
 from apd.evaluation.summary import per_class
 from apd.runs.card import render_card
 from apd.runs.folder import Run
-from apd.runs.output import summary_name
+from apd.runs.output import summary_files, summary_name
 from apd.util.tensors import sha256_of_file
 
 
@@ -80,8 +81,27 @@ def restate(run: Path, to: Callable[[dict[str, Any], dict[str, Any]], None], *, 
         prefix = old.name.partition("-")[0]
         old.with_name(summary_name(summary).replace("summary", prefix, 1)).write_text(json.dumps(record))
     if card:
-        found = Run.open(run)
-        (run / "README.md").write_text(render_card(run, found.manifest, found.config, [summary]))
+        write_card(run)
+
+
+def write_card(run: Path) -> None:
+    """Write the model card that the results give."""
+    found = Run.open(run)
+    results = [json.loads(file.read_text()) for file in summary_files(found.results)]
+    (run / "README.md").write_text(render_card(run, found.manifest, found.config, results))
+
+
+def restate_records(run: Path, **values: str) -> None:
+    """Change what the records of attacks say they depend on, and the hash of it in their names."""
+    for file in (run / "results").glob("*.jsonl"):
+        first, _, rest = file.read_text().partition("\n")
+        record = json.loads(first)
+        about = record["circumstances"]
+        if about["attack"] != "clean":
+            old, about = digest(about), {**about, **values}
+            file.unlink()
+            renamed = file.with_name(file.name.replace(old, digest(about)))
+            renamed.write_text(json.dumps({**record, "circumstances": about}) + f"\n{rest}")
 
 
 def prompts_changed(run: Path) -> None:
@@ -105,6 +125,13 @@ def eps_lowered(run: Path) -> None:
         summary.update(eps=eps, eps_text=format_eps(eps))
 
     restate(run, lower)
+
+
+def attacked_within_less(run: Path) -> None:
+    """The attack ran within a quarter of the eps that every file states."""
+    eps = 4 * float(json.loads(the_summary(run).read_text())["eps"])
+    restate(run, lambda summary, _: summary.update(eps=eps, eps_text=format_eps(eps)))
+    restate_records(run, eps=repr(eps))
 
 
 def flip(summary: dict[str, Any], outcomes: dict[str, Any]) -> None:
@@ -175,6 +202,16 @@ def seed_changed(run: Path) -> None:
     restate(run, lambda summary, _: summary.update(seed=7))
 
 
+def seed_duplicated(run: Path) -> None:
+    """The same outcomes stand there once more, as those of another seed."""
+    file = the_summary(run)
+    kept = {each: each.read_bytes() for each in (file, file.with_name(file.name.replace("summary-", "outcomes-")))}
+    restate(run, lambda summary, _: summary.update(seed=summary["seed"] + 1), card=False)
+    for each, content in kept.items():
+        each.write_bytes(content)
+    write_card(run)
+
+
 def card_edited(run: Path) -> None:
     stated = json.loads(the_summary(run).read_text())["attacks"][the_attack(run)]["accuracy"]
     card = run / "README.md"
@@ -225,6 +262,32 @@ def unreliable_called_reliable(run: Path) -> None:
     change(the_summary(run), lambda record: record.update(reliable=not record["reliable"]))
 
 
+def reasons_emptied(run: Path) -> None:
+    def empty(record: dict[str, Any]) -> None:
+        assert record["unreliable_because"], "only a result that is not reliable has reasons"
+        record["unreliable_because"] = []
+
+    change(the_summary(run), empty)
+
+
+def checks_removed(run: Path) -> None:
+    nothing: dict[str, Any] = {"checks": [], "reliable": None, "unreliable_because": []}
+    for file in (run / "results").glob("checks-*.json"):
+        file.unlink()
+    restate(run, lambda summary, _: summary.update(nothing))
+
+
+def failed_checks_removed(run: Path) -> None:
+    """Only the checks that passed are left, and the result is called reliable."""
+
+    def leave(summary: dict[str, Any], _: object) -> None:
+        left = [check for check in summary["checks"] if check["passed"] is not False]
+        assert len(left) < len(summary["checks"]), "a check must have failed"
+        summary.update(checks=left, reliable=True, unreliable_because=[])
+
+    restate(run, leave)
+
+
 def accuracy_edited(run: Path) -> None:
     change(the_summary(run), lambda record: record["attacks"][the_attack(run)].update(accuracy=99.0))
 
@@ -249,12 +312,14 @@ FORGERIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "prompts changed": (prompts_changed, "prompts"),
     "prompts of another run, with their hash": (prompts_of_another_run, "classifier"),
     "eps in the result lowered": (eps_lowered, "records"),
+    "attacked within a quarter of the stated eps": (attacked_within_less, "again"),
     "outcomes flipped": (outcomes_flipped, "records"),
     "outcomes flipped in every file": (outcomes_flipped_everywhere, "again"),
     "hard images left out": (hard_images_left_out, "images"),
     "labels changed": (labels_changed, "images"),
     "attack renamed": (attack_renamed, "records"),
     "seed changed": (seed_changed, "records"),
+    "outcomes copied under another seed": (seed_duplicated, "records"),
     "figures of the card edited": (card_edited, "card"),
     "figures added to the card": (row_added_to_the_card, "card"),
     "settings changed": (config_changed, "config"),
@@ -263,6 +328,9 @@ FORGERIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "CLIP model swapped, with its hashes": (encoder_swapped_with_its_hashes, "classifier"),
     "templates changed": (templates_changed, "classifier"),
     "health checks edited": (checks_edited, "checks"),
+    "health checks removed": (checks_removed, "checks"),
+    "failed health checks removed": (failed_checks_removed, "checks"),
+    "reasons of an unreliable result emptied": (reasons_emptied, "results"),
     "reliability edited": (unreliable_called_reliable, "results"),
     "accuracy edited": (accuracy_edited, "results"),
     "control weakened": (control_weakened, "results"),

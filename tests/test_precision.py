@@ -82,6 +82,10 @@ def test_runs_are_read_as_trainings(run: Path, tmp_path: Path, cli: Cli) -> None
     for attack in kept["predictions"]:  # all wrong
         kept["predictions"][attack] = [(label + 1) % 3 for label in kept["labels"]]
         about["attacks"].get(attack, {})["accuracy"] = 0.0
+    with refused(str(run), str(other), "prompts"):
+        precision([run, other])
+    manifest = other / "run.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "prompts_sha256": "0" * 64}))
     about |= {"clean": 0.0, "worst": {**about["worst"], "accuracy": 0.0}}
     file.write_text(json.dumps(kept))
     summary.write_text(json.dumps(about))

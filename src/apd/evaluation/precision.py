@@ -54,7 +54,7 @@ def precision(runs: Sequence[str | Path], points: Sequence[float] = (5.0, 2.0, 1
         points: precisions, in percentage points, to say the number of images for.
 
     Raises:
-        InputError: no run, one twice, a folder without kept outcomes, runs without an evaluation in common.
+        InputError: no run, one twice or copied, a folder without kept outcomes, runs without an evaluation in common.
 
     Example:
         >>> import apd
@@ -62,6 +62,7 @@ def precision(runs: Sequence[str | Path], points: Sequence[float] = (5.0, 2.0, 1
     """
     if not runs or len({Path(run).resolve() for run in runs}) < len(runs):
         raise InputError("Give one or more evaluated run folders, each once.")
+    _check_different(runs)
     kept = [_largest(run) for run in runs]
     shared = [about for about in kept[0] if all(about in own for own in kept)]
     found = [row for about in shared for row in _rows(about, [own[about] for own in kept], points)]
@@ -71,6 +72,22 @@ def precision(runs: Sequence[str | Path], points: Sequence[float] = (5.0, 2.0, 1
             "--limit."
         )
     return found
+
+
+def _check_different(runs: Sequence[str | Path]) -> None:
+    """Refuse copies of one training: as several seeds they would make its accuracy look certain.
+
+    Raises:
+        InputError: two runs with the same prompts.
+    """
+    known: dict[str, str | Path] = {}
+    for run in runs:
+        digest = Run.open(run).manifest.get("prompts_sha256")
+        if digest is not None and digest in known:
+            raise InputError(
+                f"{known[digest]} and {run} have the same prompts, so they are one training, not two; leave one away."
+            )
+        known[str(digest)] = run
 
 
 def _largest(path: str | Path) -> dict[Circumstances, Outcomes]:
