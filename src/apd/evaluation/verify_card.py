@@ -33,7 +33,7 @@ _CELL = re.compile(r"((?:\\.|[^\\|])*)(?:\||$)")
 _ORDINARY = {"95", "100"}
 """Numbers that any wording may have: of a 95 % interval, of a whole."""
 _WORDED = ("probabilities", "training images", "validation images", "unlabelled images")
-"""Circumstances whose rows hold words that are no values."""
+"""Circumstances whose rows hold words instead of values."""
 _MANY_CELLS = 4
 """A row of more cells says by itself which evaluation it is of; one of fewer belongs to the text above it."""
 
