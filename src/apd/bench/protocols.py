@@ -34,7 +34,7 @@ class EvalSpec:
         corruption: ``KIND:SEVERITY``, applied before any attack.
         names: ``own``: the prompts serve this data set's class names and templates; ``kept``: its class names with the
             training templates, because they are the same classes.
-        norm: of the budget.
+        norm: the one that ``eps`` is measured in.
     """
 
     name: str
