@@ -35,10 +35,10 @@ demo: $(VENV)/.runtime
 	$(BIN)/apd demo --output runs/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto -m "not slow" --durations=5
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --durations=5
 
 coverage: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto -m "not slow" --cov=src --cov-report=term --cov-fail-under=95
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --cov=src --cov-report=term --cov-fail-under=95
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer.main
 import yaml
 
 from apd.bench import estimate
@@ -56,6 +58,14 @@ def short_calibration() -> Iterator[None]:
     """Estimates of a bench need a second of measuring to be good, and tests start dozens of benches."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimate, "_PATIENCE", 0.02)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_once() -> Iterator[None]:
+    """Typer makes all commands anew at each call of the command line, which takes as long as a small evaluation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
         yield
 
 

@@ -6,9 +6,34 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
+from apd.attacks.patch import Patch
+from apd.attacks.targeted import Targeted
+from apd.attacks.transfer import Transfer
+from apd.attacks.universal import Universal
+
 from .command_line import Cli
 
 
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these attacks are given is tested here, not how far they climb."""
+
+    def shorten(kind: type) -> None:
+        make = kind.__init__
+
+        def made(self: object, *arguments: object, **options: object) -> None:
+            make(self, *arguments, **options)
+            object.__setattr__(self, "steps", 2)
+
+        monkeypatch.setattr(kind, "__init__", made)
+
+    for kind in (Transfer, Universal, Patch, Targeted):
+        shorten(kind)
+
+
+@pytest.mark.usefixtures("short")
 def test_attacks_that_need_more_than_the_model(cli: Cli, run: Path) -> None:
     sibling = shutil.copytree(run, run.parent / "sibling")
     names = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from apd import attacks
@@ -18,6 +17,8 @@ from .toys import trained
 
 def nearest_by_scipy(delta: np.ndarray, x: np.ndarray, eps: float) -> np.ndarray:
     """The same perturbation as a quadratic programme in its positive and its negative part."""
+    from scipy.optimize import minimize
+
     n = len(delta)
     bounds = [(0, 1 - v) for v in x] + [(0, v) for v in x]
     found = minimize(

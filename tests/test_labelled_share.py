@@ -19,7 +19,14 @@ from apd.training.pool import Pool
 from tests.refusals import refused
 from tests.toys import decoded
 
-QUICK = {"epochs": 2, "eps": "4/255", "validate_every": 2, "checkpoint_every": 1, "device": "cpu"}
+QUICK = {
+    "epochs": 2,
+    "eps": "4/255",
+    "validate_every": 2,
+    "checkpoint_every": 1,
+    "device": "cpu",
+    "attack": {"steps": 1},
+}
 METHOD = {"name": "apd", "prompts": {"text_tokens": 2, "visual_tokens": 2}}
 
 

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from apd.cli.listing import listing
 from apd.methods import METHODS, find_method
 from apd.runs.config import load_config
+from apd.util import plugins
 from apd.util.messages import command_line
 
 from .command_line import Cli, in_process
@@ -70,6 +72,20 @@ def test_an_installed_package_s_method_is_listed_trains_and_is_evaluated(
     )
     training = cli("train", "--config", tmp_path / "run" / "config.yaml", "--output", tmp_path / "other")
     assert training.code == 2 and "No method 'mart'" in training.err
+
+
+def test_packages_are_looked_up_once_and_again_after_an_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up = []
+    monkeypatch.setattr(plugins, "entry_points", lambda group: looked_up.append(group) or entry_points(group=group))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not METHODS.knows("late") and not METHODS.knows("later") and len(looked_up) == 1
+    about = tmp_path / "late-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: late\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[apd.methods]\nlate = somewhere:Late\n")
+    assert METHODS.knows("late") and METHODS.package("late") == "late" and len(looked_up) == 2
 
 
 @pytest.mark.usefixtures("broken_methods")

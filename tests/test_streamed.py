@@ -26,7 +26,7 @@ from tests.models import save_colours
 from tests.refusals import refused
 
 PREPROCESSING = Preprocessing(8, 8, "crop", "bicubic", (0.5,) * 3, (0.5,) * 3)
-QUICK = {"epochs": 2, "batch_size": 4, "eps": "4/255", "checkpoint_every": 1, "device": "cpu"}
+QUICK = {"epochs": 2, "batch_size": 4, "eps": "4/255", "checkpoint_every": 1, "device": "cpu", "attack": {"steps": 1}}
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
