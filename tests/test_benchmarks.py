@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from apd.data.dataset import Decoded
 from apd.methods import Step
 from apd.models.fast import kernels
 from apd.models.prompts import Prompts
+from benchmarks import growth
 from benchmarks.cases import Options
 from benchmarks.evaluation import Subject, attack_case, foolbox_pgd, pyautoattack, same_logits, twins
 from benchmarks.flops import counted, formulas
@@ -35,6 +35,8 @@ from benchmarks.startup import FIRST_STEP, photos
 from benchmarks.step import THREAT, Problem, floor, ours, problem, published
 from benchmarks.step_rows import FLOORS, method_settings, predicted
 from benchmarks.towers import Towers
+
+from .forked import Forked
 
 MINI = GEOMETRIES["mini"]
 
@@ -227,20 +229,25 @@ def test_a_lack_of_memory_is_told_from_other_errors(error: Exception, memory: bo
     assert lacks_memory(error) == memory
 
 
+def grow(small: dict[str, Any], large: dict[str, Any]) -> None:
+    """Print both points, the second within 100 MB; for a process of its own."""
+    fits = growth.measure(small)
+    with patch("benchmarks.growth.memory_available", return_value=10**8):
+        print(json.dumps([fits, growth.measure(large)]), flush=True)
+
+
 def test_a_point_of_growth_has_seconds_and_memory_or_says_that_it_does_not_fit(folder: Path) -> None:
     small = {"folder": str(folder), "device": "cpu", "rounds": 1, "classes": 5, "batch": 2, "steps": 1, "depth": 2}
-    large = small | {"classes": 5000}
-    code = f"""
-import json
-from benchmarks import growth
-fits = growth.measure({small})
-growth.memory_available = lambda: 10**8
-print(json.dumps([fits, growth.measure({large})]))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    fits, burst = json.loads(done.stdout.splitlines()[-1])
+    process = Forked(grow, small, small | {"classes": 5000})
+    fits, burst = json.loads(process.output.readlines()[-1])
+    assert process.wait() == 0
     assert fits["ours_s"] > 0 and fits["peak_mb"] >= fits["memory_before_mb"] > 50
     assert burst["out_of_memory"] and "ours_s" not in burst
+
+
+def first_step(words: list[str]) -> None:
+    sys.argv = ["-c", *words]
+    exec(FIRST_STEP, {})
 
 
 def test_the_first_step_is_noticed(tmp_path: Path, folder: Path) -> None:
@@ -257,5 +264,5 @@ def test_the_first_step_is_noticed(tmp_path: Path, folder: Path) -> None:
         "--output",
         str(tmp_path / "r"),
     ]
-    done = subprocess.run([sys.executable, "-c", FIRST_STEP, *words], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.endswith("first step\n")
+    process = Forked(first_step, words)
+    assert process.output.read().endswith("first step\n") and process.wait() == 0

@@ -293,6 +293,19 @@ def test_closed_streams_are_no_error_and_nothing_is_printed_into_files(tmp_path:
     assert len(head.stdout.splitlines()) == 1 and head.stderr == ""
 
 
+ONE_AFTER_THE_OTHER = """
+import sys
+from apd.cli import main
+for words in sys.argv[1:]:
+    sys.argv = ["apd", *words.split()]
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
+
 def test_an_old_locale_without_home_and_temporary_folder(clip_folder: Path, colours: Path, tmp_path: Path) -> None:
     """Train and evaluate where ASCII is all that can be printed, with a class name that is not ASCII."""
     data, name = shutil.copytree(colours, tmp_path / "data"), "r\u00f6d \U0001f534"
@@ -300,8 +313,11 @@ def test_an_old_locale_without_home_and_temporary_folder(clip_folder: Path, colo
     bare = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONWARNDEFAULTENCODING": "1"}
     gone = {"HOME": "", "TMPDIR": str(tmp_path / "gone")}
     folder, few = tmp_path / "run", " ".join(map(str, QUICK))
-    train = f"apd train {data} --model {clip_folder} {few} --output {folder} --json"
-    done = shell(f"{train} && apd evaluate {folder} --attack pgd-1 --limit 4", **bare, **gone)
+    both = (
+        f"train {data} --model {clip_folder} {few} --output {folder} --json",
+        f"evaluate {folder} --attack pgd-1 --limit 4",
+    )
+    done = shell(shlex.join([sys.executable, "-c", ONE_AFTER_THE_OTHER, *both]), **bare, **gone)
     assert done.returncode == 0, done.stderr
     answer, end = json.JSONDecoder().raw_decode(done.stdout)
     assert name in answer["class_names"] and done.stdout.isascii() and "pgd-1" in done.stdout[end:]

@@ -22,7 +22,7 @@ from apd.util.extras import install_command
 from apd.util.versions import versions
 
 from .command_line import QUICK, Cli
-from .suites import Write
+from .suites import Write, here
 
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
 
@@ -127,7 +127,8 @@ def test_train_and_average_print_json(cli: Cli, clip_folder: Path, colours: Path
     assert mean["averaged"] == Run.open(tmp_path / "mean").manifest["averaged"]
 
 
-def test_bench_prints_json(cli: Cli, write: Write, tmp_path: Path) -> None:
+def test_bench_prints_json(cli: Cli, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apd.bench.find_machine", lambda *_: here())
     answer = cli("bench", write(), "--output", tmp_path / "bench", "--json")
     found = json.loads(answer.out)
     lines = (tmp_path / "bench" / "results.csv").read_text().splitlines()

@@ -18,9 +18,10 @@ from apd.util.files import write_atomic
 from apd.util.locks import LOCK, FolderLock
 
 from .command_line import Cli
+from .forked import FORKED
 from .refusals import check_error, contains, refused
 from .suites import Write
-from .training import FORKED, metrics, weights
+from .training import metrics, weights
 
 
 def hold(folder: Path, connection: Any) -> None:

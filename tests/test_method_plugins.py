@@ -20,7 +20,8 @@ from apd.runs.config import load_config
 from apd.util import plugins
 from apd.util.messages import command_line
 
-from .command_line import Cli, in_process
+from .command_line import Cli
+from .forked import Forked, command
 from .refusals import meant, refused
 
 ROOT = Path(__file__).parents[1]
@@ -33,8 +34,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plugin")
     source = shutil.copytree(EXAMPLE, folder / "source")
     flags = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check"]
-    command = [sys.executable, "-m", "pip", "install", *flags, "--target", str(folder / "site"), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    install = [sys.executable, "-m", "pip", "install", *flags, "--target", str(folder / "site"), str(source)]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder / "site"
 
@@ -64,9 +65,9 @@ def test_an_installed_package_s_method_is_listed_trains_and_is_evaluated(
 
     card = (tmp_path / "run" / "README.md").read_text()
     assert "mart" not in cli("list", "methods").out
-    again = in_process("evaluate", tmp_path / "run", "--attack", "pgd-1", "--limit", 3, "--json")
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["clean"] == json.loads(evaluated.out)["clean"]
+    again = Forked(command, "evaluate", tmp_path / "run", "--attack", "pgd-1", "--limit", 3, "--json")
+    assert json.load(again.output)["clean"] == json.loads(evaluated.out)["clean"]
+    assert again.wait() == 0
     assert "beta: 2.0" in card and (tmp_path / "run" / "README.md").read_text() == card, (
         "with the method's own settings"
     )

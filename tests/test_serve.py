@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ from apd.runs.folder import Run
 from apd.serve import ServeSettings, create_app
 
 from .command_line import Cli
+from .forked import Forked, command
 from .pages import external_sources
 from .refusals import check_error, refused
 
@@ -343,12 +343,9 @@ def test_a_client_that_leaves_does_no_harm(live: int) -> None:
         assert read_answer(connection)[0] == 200
 
 
-def start(run: Path, port: int, *options: object) -> tuple[subprocess.Popen[str], int]:
-    command = [sys.executable, "-m", "apd", "serve", str(run), "--port", str(port), *map(str, options)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stderr is not None
-    for line in process.stderr:
+def start(run: Path, port: int) -> tuple[Forked, int]:
+    process = Forked(command, "serve", run, "--port", port, descriptor=2)
+    for line in process.output:
         if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
             return process, int(found[1])
     raise AssertionError("the server did not start")
@@ -364,7 +361,7 @@ def test_killed_and_restarted_and_asked_to_stop_while_a_request_is_in_flight(tra
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(request_head(len(body)) + body[:50])
         time.sleep(0.3)
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         time.sleep(0.3)
         connection.sendall(body[50:])
         status, answer = read_answer(connection)

@@ -17,7 +17,8 @@ from apd.runs.folder import Run
 from apd.training import loop
 from apd.training.log import Log
 
-from .training import FORKED, keep_gradients, metrics, same, start, train_in_process
+from .forked import FORKED
+from .training import keep_gradients, metrics, same, start, train_in_process
 
 
 @pytest.mark.parametrize(

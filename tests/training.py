@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,11 +70,6 @@ def metrics(run: Run) -> list[dict[str, float]]:
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-FORKED = multiprocessing.get_context("forkserver")
-"""Makes processes by forking one that has imported everything: processes of their own, without seconds of imports each."""
-FORKED.set_forkserver_preload(["tests.training", "tests.models", "rich.progress"])
 
 
 def train_in_process(path: Path, clip_folder: Path, colours: Path, sets: Sequence[str]) -> None:
