@@ -14,6 +14,7 @@ FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
     ["tests.training", "tests.models", "rich.progress", "apd.serve.server", "benchmarks.serve"]
 )
+STREAMS = {1: "stdout", 2: "stderr"}
 
 
 class Forked:
@@ -43,6 +44,8 @@ class Forked:
 def _run(there: Connection, descriptor: int, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
     os.dup2(there.fileno(), descriptor)
     there.close()
+    # Python's own stream may still believe that it writes to a file.
+    setattr(sys, STREAMS[descriptor], os.fdopen(descriptor, "w", encoding="utf-8", buffering=1, closefd=False))
     function(*arguments)
 
 
