@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apd.attacks import find
+from apd.attacks import Averaged, find
 from apd.evaluation import Result, evaluate, evaluate_tensors, parse_settings
 from apd.evaluation.checks import COLLAPSED, collapse
 from apd.evaluation.result import Accuracy, Scores
@@ -140,6 +140,33 @@ class Kept(Hidden):
         return share * own + (1 - share) * answers
 
 
+class Scaled(Hidden):
+    """Logits that float32 cannot hold with all digits, or whose squares it cannot hold."""
+
+    factor: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.model(x) * 1e-20
+        return z * (self.factor / 1e-20)
+
+
+class Noisy(Hidden):
+    """Answers by chance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.model(x + 0.05 * torch.randn_like(x))
+        return z
+
+
+class SameNoise(Hidden):
+    """A mean over draws of noise that are the same for every image and every call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn(4, *x.shape[1:], generator=torch.Generator().manual_seed(0))
+        z: Tensor = torch.stack([self.model(x + 0.05 * each).log_softmax(dim=-1) for each in noise]).mean(dim=0)
+        return z
+
+
 @pytest.mark.parametrize(
     ("model", "named"),
     [  # What a check must name at least; others may fail too.
@@ -147,6 +174,10 @@ class Kept(Hidden):
         (lambda: Watching(), {"gradient recording"}),
         (lambda: Kept(kept=decoded(40, 5).pixels(), smooth=False), {"jumps", "flat spots"}),
         (lambda: Kept(kept=decoded(40, 5).pixels(), smooth=True), {"flat spots"}),
+        (lambda: Scaled(factor=1e-42), {"logit range"}),
+        (lambda: Scaled(factor=1e25), {"logit range"}),
+        (lambda: Noisy(), {"batch size"}),
+        (lambda: Averaged(Noisy(), 20), {"batch size"}),
     ],
 )
 def test_what_hides_is_named(model: Any, named: set[str]) -> None:
@@ -167,6 +198,11 @@ def test_a_clip_of_other_code_may_be_cut_too() -> None:
 
 def test_honest_models_pass_in_another_norm() -> None:
     result = judged(trained(5), norm="l2", eps=0.5)
+    assert result.reliable is True, result.checks
+
+
+def test_a_mean_over_the_same_draws_for_all_images_is_reliable() -> None:
+    result = judged(SameNoise())
     assert result.reliable is True, result.checks
 
 

@@ -37,7 +37,8 @@ EVALUATION: dict[str, str] = {
     "targeted:CLASS": "PGD-100 towards one class; images that do not become it count as right",
     "fmn": "FMN, 200 steps: the smallest perturbation, which counts if it is within eps",
     "cw": "Carlini-Wagner, the same for L2 only",
-    "transfer:SOURCE": "black box: images made on zero-shot CLIP (transfer:zero-shot), a run folder or a CLIP model",
+    "transfer:SOURCE": "black box: images made on zero-shot CLIP (transfer:zero-shot), a run folder, a CLIP model, or what "
+    "taught a run (transfer:teacher, without prompts tuned for that run alone)",
     "universal": "one perturbation for all images, learned on validation images",
     "patch-P": "a square of any pixels on P % of the image, at a random place (patch-5) or a fixed one (patch-5:center)",
     "eot-N": "for classifiers that answer by chance: PGD-40, gradients averaged over N draws",

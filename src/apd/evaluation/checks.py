@@ -6,6 +6,7 @@ After Athalye 2018 (Obfuscated Gradients), Carlini 2019 (On Evaluating Adversari
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,7 +25,7 @@ from apd.models.classifier import COINCIDE, FrozenClassifier, closest_classes
 CHECKED = 64
 """Samples the checks look at, in one batch; fewer where ``batch_size`` is smaller."""
 
-REVISION = "4"
+REVISION = "5"
 """Raised with every change of the checks, so that kept ones of before are not taken for today's."""
 
 CHECK_PASSES = 190
@@ -76,6 +77,7 @@ def model_checks(subject: Subject, checked: Checked, threat: ThreatModel) -> lis
     why_not = no_gradient(subject, x, labels)
     found = [*_class_features(subject), has_gradient(why_not)]
     found += [_no_budget(subject, checked, threat, why_not is None), _batch_size(subject, checked)]
+    found += [_logit_range(subject, checked)]
     if why_not is None:
         found += [recording(subject, x), _zero_gradients(subject, checked)]
         found += [true_gradients(subject, x, labels, checked.seeds, threat), _huge_budget(subject, checked, threat)]
@@ -136,6 +138,24 @@ def _batch_size(subject: Subject, checked: Checked) -> Check:
         passed=moved <= LOGIT_TOLERANCE,
         value=moved,
         message=f"logits move by {moved:.1e} of the largest between a batch and one image at a time",
+    )
+
+
+def _logit_range(subject: Subject, checked: Checked) -> Check:
+    """Logits must differ by numbers that float32 holds with all its digits, and whose squares it holds, too.
+
+    Smaller ones are rounded, and zero on a device that flushes them; gradients of larger ones overflow.
+    """
+    logits = subject.logits(checked.x).float()
+    spread, float32 = logits.amax(dim=1) - logits.amin(dim=1), torch.finfo(torch.float32)
+    # Written so that a value that is not a number is outside.
+    share = float((~((spread >= float32.tiny) & (spread <= math.sqrt(float32.max)))).float().mean())
+    return Check(
+        name="logit range",
+        passed=share <= FEW,
+        value=share,
+        message=f"on {share:.1%} of images the largest and the smallest logit differ by less than {float32.tiny:.0e} or more "
+        f"than {math.sqrt(float32.max):.0e}; above {FEW:.0%} answers and gradients depend on how a device rounds",
     )
 
 

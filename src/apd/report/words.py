@@ -17,6 +17,7 @@ _CHECKS = {
     "collapse": "Without an attack, the model is about as good as zero-shot CLIP, or better.",
     "eps 0": "An attack that may change nothing changes no prediction.",
     "batch size": "An image gets the same answer alone and among others.",
+    "logit range": "Answers are neither so small nor so large that rounding changes them.",
     "zero gradients": "The attack finds a slope to follow on (nearly) every image.",
     "huge eps": "When an attack may change an image into any other, (nearly) nothing is right any more, as it must be.",
     "random noise": "Random noise of the same size does less harm than the attack.",

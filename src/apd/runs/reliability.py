@@ -18,6 +18,7 @@ BECAUSE = {
     "flat spots": "answers stand still around the evaluated images only",
     "eps 0": "an attack that may change nothing changes answers",
     "batch size": "answers depend on the batch or on chance",
+    "logit range": "logits are too small or too large for float32",
     "zero gradients": "many images give no gradient",
     "huge eps": "images stand although an attack may change them into any other",
     "random noise": "random noise fools images that stood under the attacks",
