@@ -91,7 +91,7 @@ BAD_USAGE: list[tuple[str, list[str]]] = [
     ("evaluate {run} --split tset", ["split", "'tset'", "'test'"]),
     ("evaluate {run} --device coda", ["'coda'", "auto"]),
     ("predict {run} {run}/none.jpg", ["none.jpg"]),
-    ("predict {run} {run}", ["{run}"]),
+    ("predict {run} {run}", ["{run}", "IMAGES"]),
     ("predict {run} {colours}/*.webp", ["*.webp"]),
     ("predict {run} {colours} --format yaml", ["'yaml'", "table, json, csv"]),
     ("predict {run} {colours} --format csv --json", ["--json", "--format csv"]),
@@ -105,6 +105,15 @@ BAD_USAGE: list[tuple[str, list[str]]] = [
 def test_bad_usage_is_one_line(cli: Cli, trained: Path, colours: Path, line: str, words: list[str]) -> None:
     answer = cli(*(part.format(colours=colours, run=trained) for part in line.split()))
     check_error(answer, [word.format(colours=colours, run=trained) for word in words])
+
+
+@pytest.mark.parametrize("path", ["{run}/none.jpg", "{colours}/*.webp", "{run}"])
+def test_of_a_path_without_images_nothing_can_be_skipped(cli: Cli, trained: Path, colours: Path, path: str) -> None:
+    given = path.format(run=trained, colours=colours)
+    for more in ([], ["--skip-bad-images"]):
+        answer = cli("predict", trained, given, *more)
+        check_error(answer, [given])
+        assert "skip" not in answer.err.lower().replace("skipped", "")
 
 
 def test_a_folder_that_is_no_run_says_what_it_is(cli: Cli, run: Path, tmp_path: Path) -> None:
@@ -131,20 +140,39 @@ def test_a_missing_run_folder_is_told_before_anything_heavy_is_imported(line: st
     assert done.stdout == "2 []\n" and done.stderr.startswith("error: ") and contains(done.stderr, "'none'")
 
 
+NOT_OURS = (
+    *("missing argument", "missing option", "invalid value", "no such", "unexpected extra", "requires an argument"),
+    *("input should", "unable to parse", "valid integer", "valid float", "x>=", "does not take a value"),
+)
+"""Words of click and pydantic, which name neither the value nor the way out."""
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ("train digits --epoch 3", ["--epoch", "--epochs", "apd train -h"]),
         ("trian digits", ["trian", "train", "apd -h"]),
-        ("predict", ["run", "apd predict -h"]),
+        ("predict", ["RUN", "apd predict -h"]),
+        ("predict run", ["IMAGES", "apd predict -h"]),
         ("evaluate --model glyphs --data digits --limit many", ["many"]),
-        ("certify --sigma 1/x", ["--sigma", "apd certify -h"]),
-        ("verify run --samples 0", ["--samples", "apd verify -h"]),
+        ("evaluate --model glyphs --data digits --limit many", ["limit", "auto", "all", "'many'"]),
+        ("train digits --set train.epochs=many", ["train.epochs", "--set", "'many'"]),
+        ("train digits --set train.optimizer.name=adam", ["train.optimizer.name", "'adam'", "'adamw'"]),
+        ("train digits --set train.optimizer.lr=0", ["train.optimizer.lr", "0"]),
+        ("train digits --epochs many", ["--epochs", "'many'", "apd train -h"]),
+        ("train digits --output", ["--output", "apd train -h"]),
+        ("train digits faces", ["'faces'", "apd train -h"]),
+        ("certify --sigma 1/x", ["--sigma", "'1/x'", "apd certify -h"]),
+        ("verify run --samples 0", ["--samples", "1", "'0'", "apd verify -h"]),
+        ("predict run x.jpg --abstain-below 2", ["--abstain-below", "1", "'2'", "apd predict -h"]),
+        ("predict run x.jpg --json=yes", ["--json", "apd predict -h"]),
         ("export run", ["--to", "apd export -h"]),
     ],
 )
 def test_wrong_options_are_one_line(cli: Cli, line: str, words: list[str]) -> None:
-    check_error(cli(*line.split()), words)
+    answer = cli(*line.split())
+    check_error(answer, words)
+    assert not [theirs for theirs in NOT_OURS if theirs in answer.err.lower()]
 
 
 def test_help_is_wrapped_by_the_terminal(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Write = Callable[[dict[str, Any]], Any]
 FORMATS = ("table", "json", "csv")
+_PATHS = "IMAGES are image files, folders of them, or patterns such as 'new/*.jpg'."
 _SHOWN = 20
 """Unreadable files that are named; the others are counted."""
 
@@ -164,12 +165,14 @@ def _encodable(name: str) -> str:
 def _refuse(complaints: list[str], unreadable: list[str]) -> NoReturn:
     from apd.data.unreadable import how_to_convert
 
-    for complaint in complaints[1:_SHOWN]:
+    # Only what is an image's own fault can be left out; of a path that leads nowhere there is nothing to leave.
+    nowhere = complaints[: len(complaints) - len(unreadable)]
+    first, *others = complaints[len(nowhere) :] + nowhere if unreadable else nowhere
+    for complaint in others[: _SHOWN - 1]:
         say(complaint)
-    more = f" (And {len(complaints) - 1} more.)" if len(complaints) > 1 else ""
-    raise InputError(
-        f"{complaints[0]}{more} Replace or remove it, or leave it out with --skip-bad-images.{how_to_convert(unreadable)}"
-    )
+    more = f" (And {len(others)} more.)" if others else ""
+    way_out = "Replace or remove it, or leave it out with --skip-bad-images." if unreadable else _PATHS
+    raise InputError(f"{first}{more} {way_out}{how_to_convert(unreadable)}")
 
 
 def _say_left_out(complaints: list[str], unreadable: list[str]) -> None:

@@ -24,6 +24,7 @@ from apd.runs.folder import Run
 from apd.runs.manifest import RESULT_WAY_OUT
 from apd.runs.output import summary_files, summary_name
 from apd.util.files import parse_json, read_json
+from apd.util.kinds import complaint
 from apd.util.tensors import sha256_of_file
 from apd.util.text import one_line
 
@@ -115,9 +116,8 @@ def read_claims(results: Path) -> Iterator[Finding | Claim]:
 
 def _problem(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        return f"not a result of version {SCHEMA_VERSION}: {place}: {first['msg']}; evaluate again with this apd"
+        problem = one_line(complaint(error.errors()[0]), 200)
+        return f"not a result of version {SCHEMA_VERSION}: {problem}; evaluate again with this apd"
     return one_line(error, 300)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from apd.errors import InputError
 from apd.models.encoder import DualEncoder, EncoderInfo
 from apd.models.shown import ShownInShort
+from apd.util.kinds import complaint
 from apd.util.section import GrowingSection
 
 Depth = Annotated[int, Field(ge=1)] | Literal["all"]
@@ -65,11 +66,8 @@ class PromptSpec(GrowingSection):
         try:
             return cls.model_validate(record)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InputError(
-                f"{place} records prompts that cannot be ({where}: {first['msg']}); restore it."
-            ) from error
+            problem = complaint(error.errors()[0])
+            raise InputError(f"{place} records prompts that cannot be ({problem}); restore it.") from error
 
     @model_validator(mode="after")
     def _need_text_tokens(self) -> PromptSpec:

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from apd.errors import nearest
+from apd.util.kinds import wanted
 from apd.util.text import short
 
 MEMBER = "*"
@@ -80,7 +81,8 @@ def explain(
     elif cause is not None:
         message = f"{source}: {cause}" if source else str(cause)
     else:
-        message = f"{name}{place}: {first['msg'][0].lower()}{first['msg'][1:]}, got {short(first['input'])}."
+        alike = [wanted(each) for each in details if _located(each["loc"], names)[0] == name]
+        message = f"{name}{place} must be {' or '.join(dict.fromkeys(alike))}, got {short(first['input'])}."
     others = {_located(each["loc"], names)[0] for each in details} - {name}
     return f"{message} (And {len(others)} more.)" if others else message
 

@@ -13,6 +13,7 @@ from apd.data.dataset import ImageSet
 from apd.data.splits import Pools
 from apd.errors import InputError
 from apd.util.files import read_bounded
+from apd.util.kinds import complaint
 
 Row = tuple[str, int, str]
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
@@ -46,10 +47,8 @@ def _read(path: Path) -> dict[str, list[Row]]:
         content = read_bounded(path, "a split file lists images", _LARGEST)
         rows = TypeAdapter(dict[str, list[Row]]).validate_json(content.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise InputError(
-            f"{path} is not a CoOp split file ({where}: {first['msg']}): "
+            f"{path} is not a CoOp split file ({complaint(error.errors()[0])}): "
             'it needs {"train": [[path, label, class name], ...], "val": [...], "test": [...]}.'
         ) from error
     missing = [split for split in ("train", "test") if not rows.get(split)]
