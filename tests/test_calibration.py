@@ -15,6 +15,7 @@ from torch import Tensor
 
 import apd
 from apd.data.decode import read_image
+from apd.evaluation.verify_card import check_card
 from apd.models.calibration import BINS, Calibration, expected_calibration_error, probabilities
 from apd.runs.folder import Run
 
@@ -98,8 +99,10 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
 
 
 def test_a_record_is_read_again() -> None:
-    found = Calibration.fit(*problem(2.0))
+    found = Calibration.fit(*problem(2.0), split="test")
     assert Calibration.read(found.record()) == found
+    older = {key: value for key, value in found.record().items() if key != "split"}
+    assert Calibration.read(older).split == "val"
 
 
 def test_training_records_a_calibration_that_calibrate_finds_again(cli: Cli, run: Path) -> None:
@@ -117,8 +120,12 @@ def test_training_records_a_calibration_that_calibrate_finds_again(cli: Cli, run
     again = Run.open(run).calibration
     assert again is not None and json.loads(answer.out) == again.record()
     assert again.temperature == pytest.approx(Run.open(run).manifest["calibration"]["temperature"])
-    assert again.record() == pytest.approx(Run.open(run).manifest["calibration"], rel=1e-4)
+    assert again.record() == Run.open(run).manifest["calibration"]
     assert {file.name: file.read_bytes() for file in run.iterdir() if file.name in before} == before
+    assert cli("calibrate", run, "--split", "test").code == 0
+    card = (run / "README.md").read_text()
+    row = next(line for line in card.splitlines() if line.startswith("| probabilities |"))
+    assert "test images" in row and "validation" not in row and check_card(Run.open(run)) is None
 
 
 def test_an_error_that_did_not_fall_is_told(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

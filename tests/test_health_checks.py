@@ -17,7 +17,9 @@ from apd.evaluation.checks import COLLAPSED, collapse
 from apd.evaluation.result import Accuracy, Scores
 from apd.models.classifier import PromptedCLIP
 from apd.models.encoder import Tokens
+from apd.runs.chance import chance_note
 
+from .refusals import contains
 from .test_evaluation import data_of
 from .toys import ToyCLIP, decoded, toy_clip, trained
 
@@ -217,6 +219,11 @@ def test_honest_models_pass(kind: str) -> None:
         assert result.reliable is True, (factor, result.checks)
 
 
+def test_an_accuracy_at_chance_level_may_be_any_model_s() -> None:
+    note = chance_note({"clean": 10.0, "clean_interval": (8.0, 13.0), "n_classes": 10})
+    assert note is not None and contains(note, "10.0") and not contains(note, "CLIP")
+
+
 def test_a_collapse_warns_and_leaves_the_result_reliable() -> None:
     def scores(right: int, n: int = 100) -> Scores:
         clean = Accuracy.of([True] * right + [False] * (n - right))
@@ -230,5 +237,7 @@ def test_a_collapse_warns_and_leaves_the_result_reliable() -> None:
     result = evaluate_tensors(
         weak, decoded(40, 5), NAMES, parse_settings({"attacks": "clean", "eps": EPS}), undefended=trained(5)
     )
-    assert "collapse" in failed(result)
+    (told,) = (check.message for check in result.checks if check.name == "collapse")
+    assert "collapse" in failed(result) and not contains(told, "training") and not contains(told, "train.augment.flip")
+    assert contains(collapse(scores(11), scores(95)).message, "train.augment.flip")
     assert dataclasses.asdict(result.reliability)["warnings"]

@@ -73,7 +73,7 @@ def calibrate_run(
                 frozen(decoded.pixels(slice(at, at + BATCH)).to(classifier.encoder.device)).cpu()
                 for at in watched(starts, len(starts), "calibrating", "batches")
             ]
-        found = Calibration.fit(torch.cat(logits), decoded.labels)
+        found = Calibration.fit(torch.cat(logits), decoded.labels, split)
         run.save_calibration(found)
     return found
 

@@ -246,8 +246,24 @@ def library_checks(attacks: dict[str, AttackAccuracy], n: int) -> list[Check]:
     return found
 
 
-def collapse(own: Scores, control: Scores) -> Check:
-    """A warning where the model knows far fewer images than zero-shot CLIP does, without any attack."""
+_LOST_IN_TRAINING = (
+    "training has lost what the model knew (learning rate too high, labels mixed up, or images mirrored that must not be, "
+    "such as digits: train.augment.flip=false)"
+)
+_NEVER_KNOWN = (
+    "the model does not know these images, its outputs are in another order than the class names, or it takes other images "
+    "than pixels in [0,1] of this size"
+)
+
+
+def collapse(own: Scores, control: Scores, *, foreign: bool = False) -> Check:
+    """A warning where the model knows far fewer images than zero-shot CLIP does, without any attack.
+
+    Args:
+        own: the model's accuracies.
+        control: those of zero-shot CLIP.
+        foreign: the model is a module of other code, which was not trained here.
+    """
     lost = control.clean - own.clean
     apart = own.clean_interval[1] < control.clean_interval[0]
     return Check(
@@ -255,8 +271,7 @@ def collapse(own: Scores, control: Scores) -> Check:
         passed=not (apart and lost > COLLAPSED),
         value=round(lost, 2),
         message=f"clean accuracy {own.clean:.1f} % is far below the {control.clean:.1f} % of zero-shot CLIP on the same images: "
-        "training has lost what the model knew (learning rate too high, labels mixed up, or images mirrored that must not be, "
-        "such as digits: train.augment.flip=false)",
+        f"{_NEVER_KNOWN if foreign else _LOST_IN_TRAINING}",
         warns=True,
     )
 

@@ -25,6 +25,7 @@ from apd.evaluation.engine import PRECISION, Evaluation
 from apd.evaluation.forecast import LARGEST
 from apd.evaluation.result import Accuracy, AttackAccuracy, Check, ClassScores, Result, Scores
 from apd.evaluation.store import Record
+from apd.models.classifier import FrozenClassifier
 from apd.util.seeds import shuffled
 from apd.util.versions import versions
 
@@ -161,7 +162,8 @@ def _checks(own: Finished, control: Scores | None) -> list[Check]:
     checks = [black_box_says(Check(**check), evaluation.skipped, own.scores) for check in found]
     checks += library_checks(own.scores.attacks, len(samples))
     if control is not None and control is not own.scores:
-        checks.append(collapse(own.scores, control))
+        foreign = not isinstance(subject.model, FrozenClassifier)
+        checks.append(collapse(own.scores, control, foreign=foreign))
     if control is not None and settings.adversarial:
         message = f"zero-shot CLIP keeps {control.worst.accuracy:.2f} % (near 0 at a sufficiently large eps)"
         checks.append(Check(name="undefended", passed=None, value=control.worst.accuracy, message=message))

@@ -17,10 +17,12 @@ BINS = 15
 _MOST = 100.0
 """The temperature lies between 1/100 and 100; only a classifier worse than chance reaches an end."""
 
+_SPLITS = {"val": "validation", "train": "training"}
+
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature that was fitted on validation images, and how far off the probabilities were without and with it.
+    """A temperature that was fitted on labelled images, and how far off the probabilities were without and with it.
 
     It holds for clean images like those it was fitted on; an attack raises the probability of a wrong class at will.
 
@@ -29,23 +31,26 @@ class Calibration:
         images: how many it was fitted on.
         ece_before: expected calibration error on these images at temperature 1, in [0,1].
         ece_after: with the temperature.
+        split: which images of the data these were: ``val``, ``test`` or ``train``.
     """
 
     temperature: float
     images: int
     ece_before: float
     ece_after: float
+    split: str = "val"
 
     @classmethod
-    def fit(cls, logits: Tensor, labels: Tensor) -> Calibration:
+    def fit(cls, logits: Tensor, labels: Tensor, split: str = "val") -> Calibration:
         """Fit the temperature that makes the labels most likely.
 
         To the images one is added whose class is unknown (uniform), so that the temperature stays finite where all
         images are right.
 
         Args:
-            logits: (N, C) of clean validation images.
+            logits: (N, C) of clean images that the classifier was not trained on.
             labels: (N,) the right classes.
+            split: which images of the data these are.
 
         Raises:
             InputError: no images, labels beyond the classes, or logits that are not finite.
@@ -56,22 +61,28 @@ class Calibration:
         if not bool(z.isfinite().all()) or int(y.min()) < 0 or int(y.max()) >= z.shape[1]:
             raise InputError("Calibration needs finite logits and labels among the classes.")
         temperature = _most_likely(z, y)
-        errors = [expected_calibration_error((z / t).softmax(dim=1), y) for t in (1.0, temperature)]
-        return cls(temperature, len(z), *errors)
+        before, after = (expected_calibration_error((z / t).softmax(dim=1), y) for t in (1.0, temperature))
+        return cls(temperature, len(z), before, after, split)
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Calibration:
         """The calibration that `record` wrote."""
-        return cls(**{name: record[name] for name in cls.__dataclass_fields__})
+        known = {"split": "val", **record}  # older runs, which knew no other, do not name it
+        return cls(**{name: known[name] for name in cls.__dataclass_fields__})
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)
 
+    @property
+    def fitted_on(self) -> str:
+        """How many images of which split, in words."""
+        return f"{self.images} {_SPLITS.get(self.split, self.split)} images"
+
     def describe(self) -> str:
         """Say what was done, in one sentence without its end."""
         return (
-            f"calibrated on {self.images} images (temperature {self.temperature:.3g}, calibration error "
+            f"calibrated on {self.fitted_on} (temperature {self.temperature:.3g}, calibration error "
             f"{100 * self.ece_before:.1f} % before, {100 * self.ece_after:.1f} % after)"
         )
 

@@ -13,6 +13,7 @@ import yaml
 from apd.attacks.threat import parse_eps
 from apd.data.load import short_name
 from apd.data.settings import REST
+from apd.models.calibration import Calibration
 from apd.runs.chance import chance_note
 from apd.runs.reliability import reliability
 from apd.util.text import code_block, code_span, markdown
@@ -182,10 +183,10 @@ def _rounded(value: Any) -> Any:
 def _calibrated(manifest: Mapping[str, Any]) -> str:
     if "calibration" not in manifest:
         return "not calibrated (apd calibrate RUN)"
-    known = manifest["calibration"]
-    before, after = (100 * known[key] for key in ("ece_before", "ece_after"))
+    known = Calibration.read(manifest["calibration"])
+    before, after = 100 * known.ece_before, 100 * known.ece_after
     return (
-        f"temperature {known['temperature']:.3g}, fitted on {known['images']} validation images; calibration error "
+        f"temperature {known.temperature:.3g}, fitted on {known.fitted_on}; calibration error "
         f"{before:.1f} % before, {after:.1f} % after"
     )
 

@@ -31,6 +31,7 @@ def chance_note(result: Mapping[str, Any]) -> str | None:
     if not n or not at_chance(result["clean"], tuple(result["clean_interval"]), n):
         return None
     return (
-        f"Clean accuracy is at chance level: guessing among {n} classes gives {100 / n:.1f} %. The CLIP model does not know "
-        "such images, or the class names do not say what they show; robust accuracy means little."
+        f"Clean accuracy is at chance level: guessing among {n} classes gives {100 / n:.1f} %. The model does not know "
+        "such images, the class names do not say what they show or, in a model of your own, are not in the order of its "
+        "outputs; robust accuracy means little."
     )

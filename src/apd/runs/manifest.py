@@ -38,7 +38,7 @@ _SHAPE = {
     "facts?": _ANYTHING,
     "seconds?": NUMBER,
     "imported?": {"form": TEXT, "file": TEXT, "sha256": TEXT},
-    "calibration?": {"temperature": NUMBER, "images": COUNT, "ece_before": NUMBER, "ece_after": NUMBER},
+    "calibration?": {"temperature": NUMBER, "images": COUNT, "ece_before": NUMBER, "ece_after": NUMBER, "split?": TEXT},
 }
 _OF_A_FINISHED_RUN = (
     *("model", "data", "class_names", "templates", "prompts", "prompts_sha256", "seeds", "versions", "summary"),

@@ -40,12 +40,13 @@ class Status(BaseModel):
 
 
 class CalibrationInfo(BaseModel):
-    """Temperature scaling on validation images (Guo et al. 2017)."""
+    """Temperature scaling on labelled images (Guo et al. 2017)."""
 
     temperature: float
-    images: int = Field(description="Validation images that the temperature was fitted on.")
+    images: int = Field(description="Images that the temperature was fitted on.")
     ece_before: float = Field(description="Expected calibration error on these at temperature 1, from 0 to 1.")
     ece_after: float
+    split: str = Field(description="Which images of the data these were: val, test or train.")
 
 
 class Limits(BaseModel):
