@@ -19,6 +19,8 @@ from apd.util.text import markdown
 from benchmarks.forgeries import FORGERIES
 
 COMMAND = "python -m benchmarks.verification"
+ATTACK, EPS = "pgd-1", "14/255"
+"""Too weak for a reliable result: to hide that is among the forgeries."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Size:
 def honest_run(place: Path, size: Size) -> Path:
     """Train on digits and evaluate; what a stranger would hand out."""
     data = apd.load_data("digits", shots=size.shots, seed=0)
-    run = apd.train(apd.load_clip("glyphs"), data, epochs=size.epochs, output=place / "run", quiet=True, eps="4/255")
-    apd.evaluate_run(run.path, attacks="pgd-10", limit=size.images, save_images=True, quiet=True)
+    run = apd.train(apd.load_clip("glyphs"), data, epochs=size.epochs, output=place / "run", quiet=True, eps=EPS)
+    apd.evaluate_run(run.path, attacks=ATTACK, limit=size.images, save_images=True, quiet=True)
     return run.path
 
 
@@ -50,11 +52,14 @@ def rows(place: Path, size: Size) -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
     for number in range(3):
         verdict = judged(run, Size(size.epochs, size.shots, size.images, size.samples, size.seed + number))
-        (again,) = [each.message for each in verdict.findings if each.about == "again" and "pgd-10" in each.message]
+        (again,) = [
+            each.message for each in verdict.findings if each.about == "again" and each.message.startswith(ATTACK)
+        ]
         found.append({"run": f"honest, seed {size.seed + number}", **_row(verdict), "again": again})
     for kind, (forge, expected) in FORGERIES.items():
         copy = shutil.copytree(run, place / kind.replace(" ", "-") / "run")
         forge(copy)
+        print(kind, flush=True)
         found.append({"run": kind, **_row(judged(copy, size)), "expected": expected})
         shutil.rmtree(copy.parent)
     return found
