@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import logging
@@ -9,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import yaml
 
 from apd.bench import estimate
 from apd.cli import main
-from apd.models import DualEncoder, load_clip
+from apd.models import DualEncoder, huggingface, load_clip
 from apd.models.prompts import Prompts
 from apd.runs.config import RunConfig, load_config
 from apd.runs.folder import Run
@@ -35,6 +37,7 @@ from .suites import Write, tiny
 # Sums depend on the number of threads in the last digit; processes started by tests inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+GLYPHS = str(files("apd") / "assets" / "glyphs")
 TESTBED = Path(__file__).resolve().parents[2] / "shared" / "testbed"
 
 
@@ -79,6 +82,24 @@ def testbed() -> Path:
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random CLIP on disk."""
     return save_clip(tmp_path_factory.mktemp("models") / "clip")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_once(clip_folder: Path) -> Iterator[None]:
+    """Give copies of the two models that most tests load, whose files no test changes: reading them takes longer."""
+    read, kept = huggingface._read, dict[tuple[str, ...], Any]()
+
+    def copied(folder: str, source: str, config: Any, dtype: torch.dtype, where: dict[str, Any]) -> Any:
+        if folder not in (GLYPHS, str(clip_folder.resolve())):
+            return read(folder, source, config, dtype, where)
+        key = (folder, str(dtype), str(where))
+        if key not in kept:
+            kept[key] = read(folder, source, config, dtype, where)
+        return copy.deepcopy(kept[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface, "_read", copied)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -129,7 +129,8 @@ def test_train_and_average_print_json(cli: Cli, clip_folder: Path, colours: Path
 
 def test_bench_prints_json(cli: Cli, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("apd.bench.find_machine", lambda *_: here())
-    answer = cli("bench", write(), "--output", tmp_path / "bench", "--json")
+    block = {"protocol": "few-shot", "data": "colours", "methods": ["zero-shot", "vlp"]}
+    answer = cli("bench", write(blocks=[block]), "--output", tmp_path / "bench", "--json")
     found = json.loads(answer.out)
     lines = (tmp_path / "bench" / "results.csv").read_text().splitlines()
     assert answer.code == 0 and found["failures"] == {} and found["output"] == str(tmp_path / "bench")
