@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from apd.errors import InputError
-from benchmarks import certified, wording
+from benchmarks import certified, probe, wording
 from benchmarks.figures import BEGIN, END, between_markers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +23,12 @@ def test_the_page_holds_what_was_measured(name: str, module: Any) -> None:
     section = text.split(BEGIN)[1].split(END)[0].strip()
     command = re.match(r"`(python -m benchmarks\.\w+ .*?)`", section)
     assert command is not None and module.page(record, command[1]) == section
+
+
+def test_the_table_of_teachers_is_what_was_measured() -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / "probe.json").read_text())
+    section = (ROOT / "docs" / "method.md").read_text().split(BEGIN)[1].split(END)[0].strip()
+    assert probe.page(record) == section
 
 
 def test_certified_accuracy_is_nowhere_above_that_under_attack() -> None:

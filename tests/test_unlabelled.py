@@ -19,7 +19,7 @@ from apd.methods import Method, Step
 from apd.methods.apd import APD
 from apd.methods.apd_settings import APDSettings
 from apd.methods.base import Preparation
-from apd.methods.teachers import FROZEN, MEAN, TUNED, choose, mean_logits
+from apd.methods.teachers import FITTED, FROZEN, MEAN, choose, mean_logits
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import PromptSpec
@@ -173,7 +173,7 @@ def test_the_teacher_whose_soft_labels_fit_best_is_chosen() -> None:
     labels = torch.arange(60) % 3
     right, chance = 3.0 * F.one_hot(labels, 3), torch.zeros(60, 3)
     assert choose(right, chance, labels) == (FROZEN, 1.0)
-    assert choose(chance, right, labels)[0] == TUNED
+    assert choose(chance, right, labels)[0] == FITTED
     # Each is sure and right on its own half, unsure on the other: both together know more.
     half = (torch.arange(60) < 30)[:, None]
     first, second = (torch.where(half == which, 6.0 * F.one_hot(labels, 3), chance) for which in (True, False))

@@ -110,11 +110,12 @@ def test_advpt_learns_from_unlabelled_images_beside_labelled_ones(
     assert not same(one.load_prompts(), other.load_prompts())
 
 
+@pytest.mark.parametrize("teacher", ["auto", "probe"])
 def test_metrics_are_of_the_agreement_with_the_frozen_teacher(
-    tmp_path: Path, clip: DualEncoder, photos: Path, said: Said
+    tmp_path: Path, clip: DualEncoder, photos: Path, said: Said, teacher: str
 ) -> None:
     data = load_data(photos, shots=0, class_names=NAMES)
-    run = train(tmp_path / "run", clip, data, teacher="auto", balance="auto")
+    run = train(tmp_path / "run", clip, data, teacher=teacher, balance="auto")
     val = data.val.decode(clip.info.preprocessing)
     guessed, expected = (
         model.bind_detached().logits(val.pixels()).argmax(-1)

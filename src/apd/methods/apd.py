@@ -40,17 +40,24 @@ from apd.attacks.objectives import (
     squared_distance,
 )
 from apd.data.batch import Batch
+from apd.data.dataset import Decoded
 from apd.errors import InputError
 from apd.methods.apd_settings import APDSettings
 from apd.methods.base import Method, MethodSettings, Preparation, prompted
+from apd.methods.probe import fit_probe, probe_logits
 from apd.methods.step import PerObject, Step
-from apd.methods.teachers import FROZEN, MEAN, TUNED, choose, logits_of, mean_logits, other_clip, tune_prompts
+from apd.methods.teachers import FITTED, FROZEN, MEAN, choose, logits_of, mean_logits, other_clip, tune_prompts
 from apd.models.classifier import BoundCLIP, PromptedCLIP
 from apd.models.encoder import EncoderInfo
 
+CHOSEN = ("probe", "auto")
+"""Teachers that are chosen on validation images."""
+_BLENDED = (*CHOSEN, "mean")
+"""Teachers with a share of zero-shot CLIP and a share of what was fitted."""
+
 
 class APD(Method):
-    """Adversarial Prompt Distillation with a frozen, a clean-tuned or an online teacher."""
+    """Adversarial Prompt Distillation with a frozen, a probed, a clean-tuned or an online teacher."""
 
     summary: ClassVar[str] = "adversarial tuning of visual and text tokens, taught by a clean CLIP"
     source: ClassVar[str] = "Adversarial Prompt Distillation (ICASSP 2026, arXiv 2411.15244), reconstructed"
@@ -59,16 +66,19 @@ class APD(Method):
     pseudo_labels: ClassVar[bool] = False
     balance: Tensor
     shares: Tensor
+    probe: Tensor
 
     def __init__(self, settings: APDSettings, zero_shot: PromptedCLIP, seed: int = 0) -> None:
         super().__init__(settings, zero_shot, seed)
         self.untouched = base = other_clip(zero_shot, settings.teacher_model)
         # A seed of its own: a teacher that starts as the student's copy would teach it nothing at first.
-        self.teacher = base if settings.teacher == "frozen" else prompted(base, settings.prompts, seed + 1)
+        self.teacher = base if settings.teacher in ("frozen", "probe") else prompted(base, settings.prompts, seed + 1)
         self.teacher.requires_grad_(settings.teacher == "online")
         self.teacher.encoder.requires_grad_(False)
-        if settings.teacher in ("auto", "mean"):
+        if settings.teacher in _BLENDED:
             self.register_buffer("shares", torch.tensor(MEAN))
+        if settings.teacher == "probe":
+            self.register_buffer("probe", torch.zeros(base.encoder.info.embed_dim, len(zero_shot.class_names)))
         if base.prompts is not None and settings.teacher in ("tuned", "online"):
             raise InputError(
                 f"method.teacher_model={settings.teacher_model} has learned prompts, which method.teacher={settings.teacher} "
@@ -84,8 +94,13 @@ class APD(Method):
         online = PerObject[Step, BoundCLIP](lambda step: teacher.bind())
         self._bound, self._online = bound, online
         self._online_embeds = PerObject[Step, Tensor](lambda step: online(step).embed(step.x))
-        self._untouched_logits = PerObject[Batch, Tensor](lambda batch: bound(base).logits(batch.x))
-        self._fixed_embeds = PerObject[Batch, Tensor](lambda batch: bound(teacher).embed(batch.x))
+        embeds = PerObject[Batch, Tensor](lambda batch: bound(base).embed(batch.x))
+        self._untouched_logits = PerObject[Batch, Tensor](
+            lambda batch: bound(base).logits_from_features(F.normalize(embeds(batch), dim=-1))
+        )
+        self._fixed_embeds = (
+            embeds if teacher is base else PerObject[Batch, Tensor](lambda batch: bound(teacher).embed(batch.x))
+        )
         self._fixed_states = PerObject[Batch, Tensor](lambda batch: _states(bound(teacher), batch.x)[1])
         widths = self.teacher.encoder.info.embed_dim, zero_shot.encoder.info.embed_dim
         wanting = [name for name in ("image_features", "image_features_l2", "text_features") if getattr(settings, name)]
@@ -98,29 +113,41 @@ class APD(Method):
             )
 
     def prepare(self, before: Preparation) -> None:
-        """Measure what the untouched teacher knows, and tune its prompts on clean images if it is ``tuned``.
+        """Fit a teacher on clean labelled images, unless it is frozen or online, and measure what it knows.
 
-        Without any label nothing can be measured or tuned: ``auto`` is then the frozen teacher, and its soft labels all there is.
+        Without any label nothing can be measured or fitted: a teacher that would be chosen is then the frozen one, and its
+        soft labels all there is.
         """
-        if "auto" in (self.settings.balance, self.settings.teacher) and not len(before.images):
-            if self.settings.balance == "auto":
+        s, chosen = self.settings, self.settings.teacher in CHOSEN
+        if not len(before.images):
+            if s.balance == "auto":
                 self.balance.fill_(1.0)
-            if self.settings.teacher == "auto":
+            if chosen:
                 self.shares.copy_(torch.tensor(FROZEN))
             return
-        if self.settings.balance == "auto" and self.settings.teacher != "auto":
+        if s.balance == "auto" and not chosen:
             # Of the untouched teacher, which has not seen them.
-            known = logits_of(self.untouched, before.images).argmax(dim=-1)
+            known = logits_of(self.untouched.bind_detached().logits, before.images).argmax(dim=-1)
             self.balance.fill_((known == before.images.labels).float().mean())
-        if self.settings.teacher in ("frozen", "online"):
-            return
-        tune_prompts(self.teacher, before)
-        if self.settings.teacher == "auto":
-            answers = [logits_of(one, before.validation) for one in (self.untouched, self.teacher)]
-            shares, accuracy = choose(answers[0], answers[1], before.validation.labels)
-            self.shares.copy_(torch.tensor(shares))
-            if self.settings.balance == "auto":
-                self.balance.fill_(accuracy)
+        if s.teacher == "probe":
+            features = logits_of(self.untouched.bind_detached().features, before.images)
+            self.probe.copy_(fit_probe(features, before.images.labels, self.probe.shape[1]))
+        elif s.teacher in ("tuned", *_BLENDED):
+            tune_prompts(self.teacher, before)
+        if chosen:
+            self._choose(before.validation)
+
+    def _choose(self, validation: Decoded) -> None:
+        """Choose the teacher on validation images, and take its accuracy there for the share of its soft labels."""
+        bound = self.untouched.bind_detached()
+        if self.settings.teacher == "probe":
+            fitted = probe_logits(logits_of(bound.features, validation), self.probe)
+        else:
+            fitted = logits_of(self.teacher.bind_detached().logits, validation)
+        shares, accuracy = choose(logits_of(bound.logits, validation), fitted, validation.labels)
+        self.shares.copy_(torch.tensor(shares))
+        if self.settings.balance == "auto":
+            self.balance.fill_(accuracy)
 
     def labeller(self) -> PromptedCLIP:
         """Return the untouched teacher."""
@@ -129,9 +156,9 @@ class APD(Method):
     def facts(self) -> dict[str, Any]:
         """Return the share of the soft label and the teacher that were used, if there are any: measured or set."""
         found: dict[str, Any] = {} if self.settings.balance is None else {"balance": round(self.balance.item(), 6)}
-        if self.settings.teacher == "auto":
-            names = {FROZEN: "frozen", TUNED: "tuned", MEAN: "mean"}
-            found |= {"teacher": names[tuple(self.shares.tolist())]}
+        if self.settings.teacher in CHOSEN:
+            fitted = "probe" if self.settings.teacher == "probe" else "tuned"
+            found |= {"teacher": {FROZEN: "frozen", FITTED: fitted, MEAN: "mean"}[tuple(self.shares.tolist())]}
         return found
 
     def _teacher(self, step: Step) -> BoundCLIP:
@@ -149,18 +176,22 @@ class APD(Method):
         return F.normalize(self._teacher_embeds(step), dim=-1)
 
     def _teacher_logits(self, step: Step) -> Tensor:
-        if self.settings.teacher in ("auto", "mean"):
-            return self._mean_logits(step)
+        if self.settings.teacher in _BLENDED:
+            return self._blended_logits(step)
         return self._teacher(step).logits_from_features(self._teacher_features(step))
 
-    def _mean_logits(self, step: Step) -> Tensor:
+    def _blended_logits(self, step: Step) -> Tensor:
         """The logits (B, C) of the teacher that was chosen, or of the mean of both, without a graph."""
         with torch.no_grad():
             shares = tuple(self.shares.tolist())
             if shares == FROZEN:
                 return self._untouched_logits(step.batch)
-            tuned = self._bound(self.teacher).logits_from_features(self._teacher_features(step))
-            return tuned if shares == TUNED else mean_logits(self._untouched_logits(step.batch), tuned, self.shares)
+            features = self._teacher_features(step)
+            if self.settings.teacher == "probe":
+                fitted = probe_logits(features, self.probe)
+            else:
+                fitted = self._bound(self.teacher).logits_from_features(features)
+            return fitted if shares == FITTED else mean_logits(self._untouched_logits(step.batch), fitted, self.shares)
 
     def _on_adversarial(self, step: Step) -> BoundCLIP:
         return self._teacher(step).detach() if self.robust is None else self._bound(self.robust)

@@ -1,8 +1,9 @@
-"""Which clean teacher serves: the hand-written prompt, prompts tuned on the labelled images, or the mean of both.
+"""Which clean teacher serves: zero-shot CLIP, one fitted on the labelled images, or the mean of both.
 
-The rule: the one whose soft labels have the lowest cross-entropy on the validation images, which neither has seen. Where
-zero-shot CLIP knows nothing of a domain that is the tuned one; where a few images teach it less than it knew, the frozen
-one. Cross-entropy, not accuracy: it judges the soft labels, which are what is taught, and scatters less on few images.
+What is fitted is a linear probe (`apd.methods.probe`), or prompts. The rule: the one whose soft labels have the lowest
+cross-entropy on the validation images, which neither has seen. Where zero-shot CLIP knows nothing of a domain that is the
+fitted one; where a few images teach it less than it knew, the frozen one. Cross-entropy, not accuracy: it judges the soft
+labels, which are what is taught, and scatters less on few images.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from apd.models.shared import shared_classifier, shared_clip
 if TYPE_CHECKING:
     from apd.data.dataset import Images
 
-FROZEN, TUNED, MEAN = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
-"""Shares of the frozen and of the tuned teacher's probabilities in the soft label."""
+FROZEN, FITTED, MEAN = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
+"""Shares of the frozen and of the fitted teacher's probabilities in the soft label."""
 _BATCH = 256
 
 
@@ -63,17 +64,16 @@ def tune_prompts(teacher: PromptedCLIP, before: Preparation) -> None:
     teacher.prompts.load_state_dict(clean.student.prompts.state_dict())
 
 
-def mean_logits(frozen: Tensor, tuned: Tensor, shares: Tensor) -> Tensor:
+def mean_logits(frozen: Tensor, fitted: Tensor, shares: Tensor) -> Tensor:
     """Return logits (B, C) whose softmax is the mean, by these shares (2,), of the softmax of both (B, C)."""
-    both = torch.stack([frozen, tuned]).log_softmax(dim=-1)
+    both = torch.stack([frozen, fitted]).log_softmax(dim=-1)
     return torch.logsumexp(both + shares.log()[:, None, None], dim=0)
 
 
-def logits_of(classifier: PromptedCLIP, images: Images) -> Tensor:
-    """Return the logits (N, C) of images that are not augmented."""
-    bound = classifier.bind_detached()
+def logits_of(logits: Callable[[Tensor], Tensor], images: Images) -> Tensor:
+    """Return the logits (N, C), or whatever else a function gives per image, of images that are not augmented."""
     with torch.no_grad():
-        return torch.cat([bound.logits(images.pixels(index)) for index in in_parts(images, _BATCH)])
+        return torch.cat([logits(images.pixels(index)) for index in in_parts(images, _BATCH)])
 
 
 def predictions(logits: Callable[[Tensor], Tensor], images: Images) -> Tensor:
@@ -89,19 +89,19 @@ def predictions(logits: Callable[[Tensor], Tensor], images: Images) -> Tensor:
         return torch.cat([logits(images.pixels(index)).argmax(dim=-1) for index in in_parts(images, _BATCH)])
 
 
-def choose(frozen: Tensor, tuned: Tensor, labels: Tensor) -> tuple[tuple[float, float], float]:
+def choose(frozen: Tensor, fitted: Tensor, labels: Tensor) -> tuple[tuple[float, float], float]:
     """Choose by the rule at the head of this page.
 
     Args:
-        frozen: logits (N, C) of the hand-written prompt on validation images.
-        tuned: logits (N, C) of tuned prompts.
+        frozen: logits (N, C) of zero-shot CLIP on validation images.
+        fitted: logits (N, C) of the teacher that was fitted on the labelled images.
         labels: (N,).
 
     Returns:
         The shares, and the chosen teacher's accuracy on these images, in [0,1].
     """
     found: dict[tuple[float, float], Tensor] = {}
-    for shares in (FROZEN, TUNED, MEAN):
-        found[shares] = mean_logits(frozen, tuned, torch.tensor(shares, device=labels.device))
+    for shares in (FROZEN, FITTED, MEAN):
+        found[shares] = mean_logits(frozen, fitted, torch.tensor(shares, device=labels.device))
     best = min(found, key=lambda shares: float(F.cross_entropy(found[shares], labels)))
     return best, float((found[best].argmax(dim=-1) == labels).float().mean())

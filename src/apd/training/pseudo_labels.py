@@ -33,11 +33,13 @@ def pseudo_labels(method: Method, before: Preparation, images: Images) -> Tensor
     device = images.unlabelled.labels.device
     tuned = prompted(frozen, PromptSpec(), before.seed + 1).to(device)
     tune_prompts(tuned, before)
-    shares, _ = choose(logits_of(frozen, images.val), logits_of(tuned, images.val), images.val.labels)
-    first, second, by = frozen.bind_detached(), tuned.bind_detached(), torch.tensor(shares, device=device)
-    return predictions(lambda x: mean_logits(first.logits(x), second.logits(x), by), images.unlabelled)
+    first, second = frozen.bind_detached().logits, tuned.bind_detached().logits
+    shares, _ = choose(logits_of(first, images.val), logits_of(second, images.val), images.val.labels)
+    by = torch.tensor(shares, device=device)
+    return predictions(lambda x: mean_logits(first(x), second(x), by), images.unlabelled)
 
 
 def judged_by_teacher(method: Method, images: Images) -> Images:
     """Return the images with the frozen teacher's most probable classes as labels of those for validation."""
-    return replace(images, val=replace(images.val, labels=logits_of(method.labeller(), images.val).argmax(dim=-1)))
+    known = logits_of(method.labeller().bind_detached().logits, images.val)
+    return replace(images, val=replace(images.val, labels=known.argmax(dim=-1)))

@@ -1,0 +1,106 @@
+"""The linear probe as teacher: the optimum that scikit-learn finds, when it is chosen, and who is taught by it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from apd.attacks import PGD, ThreatModel
+from apd.data.batch import Batch
+from apd.data.dataset import Decoded
+from apd.methods import Method, Step
+from apd.methods.apd import APD
+from apd.methods.apd_settings import APDSettings
+from apd.methods.base import Preparation
+from apd.methods.probe import PENALTY, fit_probe, probe_logits
+from apd.models import DualEncoder
+from apd.models.classifier import PromptedCLIP
+from apd.models.prompts import PromptSpec
+from tests.toys import decoded
+
+SMALL = PromptSpec(text_tokens=2, visual_tokens=2)
+NAMES = ("red", "green", "blue")
+
+
+def no_tuning(method: Method) -> None:
+    raise AssertionError("a probe needs no prompts to be tuned")
+
+
+def before(images: Decoded, validation: Decoded) -> Preparation:
+    return Preparation(images, PGD(1), ThreatModel(0.01), 0, no_tuning, validation)
+
+
+@pytest.fixture
+def bare(clip: DualEncoder) -> PromptedCLIP:
+    return PromptedCLIP(clip, None, NAMES)
+
+
+@pytest.fixture
+def images(clip: DualEncoder) -> Decoded:
+    found = decoded(30, 3)
+    return replace(found, images=F.interpolate(found.images, size=clip.info.image_size))
+
+
+def reference(features: Tensor, labels: Tensor) -> Tensor:
+    """Probabilities of scikit-learn's logistic regression on the same images."""
+    fitted = LogisticRegression(C=1 / PENALTY, fit_intercept=False, tol=1e-8, max_iter=10_000)
+    fitted.fit(features.numpy(), labels.numpy())
+    return torch.from_numpy(fitted.predict_proba(features.numpy())).float()
+
+
+@pytest.mark.parametrize(("n", "classes"), [(6, 3), (60, 3), (40, 10)])
+def test_a_probe_is_scikit_learn_s_logistic_regression(n: int, classes: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    labels = torch.arange(n) % classes
+    features = F.normalize(torch.randn(n, 16, generator=generator) + F.one_hot(labels, 16), dim=-1)
+    weights = fit_probe(features, labels, classes)
+    torch.testing.assert_close(
+        probe_logits(features, weights).softmax(-1), reference(features, labels), atol=2e-4, rtol=0
+    )
+    assert torch.equal(weights, fit_probe(features, labels, classes))
+
+
+def test_a_class_without_an_image_is_never_its_answer() -> None:
+    features, labels = F.normalize(torch.randn(8, 4), dim=-1), torch.arange(8) % 2
+    answers = probe_logits(features, fit_probe(features, labels, 3)).argmax(-1)
+    assert 2 not in answers.tolist()
+
+
+def test_where_the_probe_knows_the_classes_it_teaches(bare: PromptedCLIP, images: Decoded) -> None:
+    method = APD(APDSettings(teacher="probe", prompts=SMALL), bare)
+    method.prepare(before(images, images))  # the same images: the probe has learned them, and zero-shot CLIP has not
+    features = bare.bind_detached().features(images.pixels())
+    expected = reference(features, images.labels)
+    accuracy = float((expected.argmax(-1) == images.labels).float().mean())
+    assert method.facts() == {"balance": pytest.approx(accuracy, abs=1e-5), "teacher": "probe"}
+    batch = Batch.of(images.pixels()[:5], images.labels[:5])
+    step = Step(batch, method.student.bind())
+    w = method.balance
+    mixed = (1 - w) * F.one_hot(images.labels[:5], 3) + w * expected[:5]
+    torch.testing.assert_close(method.inner(step, step.student.detach()).target, mixed, atol=2e-4, rtol=0)
+
+
+def test_where_zero_shot_clip_knows_more_it_teaches(bare: PromptedCLIP, images: Decoded) -> None:
+    known = bare.bind_detached().logits(images.pixels()).argmax(-1)
+    shuffled = replace(images, labels=torch.randint(3, (30,), generator=torch.Generator().manual_seed(0)))
+    method = APD(APDSettings(teacher="probe", prompts=SMALL), bare)
+    method.prepare(before(shuffled, replace(images, labels=known)))
+    assert method.facts() == {"balance": 1.0, "teacher": "frozen"}
+
+
+def test_what_was_fitted_is_part_of_the_state(bare: PromptedCLIP, images: Decoded) -> None:
+    """Else a resumed run would be taught by nobody."""
+    method, other = (APD(APDSettings(teacher="probe", prompts=SMALL), bare) for _ in range(2))
+    method.prepare(before(images, images))
+    other.restore(method.state())
+    assert method.probe.any() and torch.equal(method.probe, other.probe) and torch.equal(method.shares, other.shares)
+
+
+def test_other_terms_of_the_teacher_leave_it_frozen() -> None:
+    assert APDSettings(teacher="probe", image_features=1.0).teacher == "frozen"
+    assert APDSettings(teacher="probe", variant="rslad").teacher == "frozen"
