@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,35 +15,40 @@ SOURCE = ROOT / "src" / "apd"
 MENTIONED = sorted({*re.findall(r"`([^`\n]+)`", PAGE), *re.findall(r"^ {4}(encoder\.\w+)", PAGE, re.MULTILINE)})
 
 
+@cache
+def nodes() -> list[ast.AST]:
+    """The syntax of the whole package."""
+    return [node for file in SOURCE.rglob("*.py") for node in ast.walk(ast.parse(file.read_text()))]
+
+
+@cache
 def defined() -> set[str]:
     """All names that the package defines: classes, functions, parameters, attributes and assigned names."""
     names: set[str] = set()
-    for file in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ClassDef | ast.FunctionDef):
-                names.add(node.name)
-            elif isinstance(node, ast.arg):
-                names.add(node.arg)
-            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                names.add(node.id)
-            elif isinstance(node, ast.alias):
-                names.update((node.asname or node.name).split("."))
+    for node in nodes():
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.alias):
+            names.update((node.asname or node.name).split("."))
     return names
 
 
+@cache
 def members() -> dict[str, set[str]]:
     """What each class of the package defines itself."""
     found: dict[str, set[str]] = {}
-    for file in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ClassDef):
-                found.setdefault(node.name, set()).update(
-                    part.name for part in node.body if isinstance(part, ast.FunctionDef)
-                )
+    for node in nodes():
+        if isinstance(node, ast.ClassDef):
+            found.setdefault(node.name, set()).update(
+                part.name for part in node.body if isinstance(part, ast.FunctionDef)
+            )
     return found
 
 
-DEFINED, MEMBERS = defined(), members()
 # Words of the page that are commands, arguments or other packages' names.
 OTHERS = set(
     [
@@ -71,10 +77,10 @@ def test_what_the_page_mentions_exists(text: str) -> None:
         places = [SOURCE / text, ROOT / text, ROOT / "docs" / text]
         assert any(place.exists() for place in places), f"there is no {text}"
         return
-    unknown = {word for word in re.findall(r"[A-Za-z_]\w*", text) if word not in DEFINED | OTHERS}
+    unknown = {word for word in re.findall(r"[A-Za-z_]\w*", text) if word not in defined() | OTHERS}
     assert not unknown, f"{sorted(unknown)} in `{text}` is not defined anywhere"
     for owner, member in re.findall(r"\b([A-Z]\w+)\.(\w+)\b", text):
-        assert member in MEMBERS[owner], f"{owner} does not define {member}"
+        assert member in members()[owner], f"{owner} does not define {member}"
 
 
 def test_few_modules_lie_loose() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from apd.attacks.minimal import FMN
 from apd.attacks.patch import Patch
 from apd.attacks.targeted import Targeted
 from apd.attacks.transfer import Transfer
@@ -29,7 +30,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(kind, "__init__", made)
 
-    for kind in (Transfer, Universal, Patch, Targeted):
+    for kind in (Transfer, Universal, Patch, Targeted, FMN):
         shorten(kind)
 
 
@@ -63,6 +64,7 @@ def test_the_teacher_of_a_run_is_the_clip_model_that_taught_it(cli: Cli, run: Pa
     assert list(json.loads(answer.out)["attacks"]) == ["transfer:zero-shot"]
 
 
+@pytest.mark.usefixtures("short")
 def test_other_norms_and_their_attacks(cli: Cli, run: Path) -> None:
     answer = cli("evaluate", run, "--attack", "pgd-2,fmn", "--norm", "l1", "--eps", 3, "--limit", 2, "--json")
     assert answer.code == 0, answer.err

@@ -20,7 +20,7 @@ from tests.refusals import refused
 from tests.toys import decoded
 
 QUICK = {
-    "epochs": 2,
+    "epochs": 1,
     "eps": "4/255",
     "validate_every": 2,
     "checkpoint_every": 1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,11 +21,14 @@ HABITS = {
 }
 
 
-def texts() -> Iterator[tuple[str, str]]:
+@cache
+def texts() -> list[tuple[str, str]]:
     """Every line of pages and sources, with its place."""
-    for file in [*PAGES, *SOURCES]:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            yield f"{file.relative_to(ROOT)}:{number}", line
+    return [
+        (f"{file.relative_to(ROOT)}:{number}", line)
+        for file in [*PAGES, *SOURCES]
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+    ]
 
 
 @pytest.mark.parametrize("habit", HABITS)
