@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from apd.util.files import append_lines, write_atomic
-from benchmarks.faults import FILES, TARGETS, TIME, Cycle, Whole, _cycles, _read, table
+from benchmarks.faults import FILES, TARGETS, TIME, Cycle, Whole, _cycles, _read, main, table
 from benchmarks.faults_kill import Moment, forked
 from benchmarks.faults_work import Place, Target, fingerprints
 
@@ -107,6 +107,22 @@ def test_every_kill_hits_and_what_is_done_is_not_done_again(tmp_path: Path, monk
     rest = list(_cycles(place, "training", target, 9, cycles[:-1], 0))
     assert [(cycle.kind, cycle.number) for cycle in rest] == [(cycles[-1].kind, cycles[-1].number)]
     assert not list(_cycles(place, "training", target, 9, cycles, 0))
+
+
+@pytest.mark.slow
+def test_a_training_is_killed_and_what_was_done_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "faults.json"
+    arguments = ["--only", "training", "--each", "2", "--results", str(file)]
+    main(arguments)
+    cycles = json.loads(file.read_text())["cycles"]
+    assert [(cycle["kind"], len(cycle["kills"]), cycle["differing"], cycle["error"]) for cycle in cycles] == [
+        (TIME, 1, [], ""),
+        (FILES, 1, [], ""),
+    ]
+    file.write_text(json.dumps({"seed": 0, "cycles": cycles[:1]}))
+    main(arguments)
+    kept, again = json.loads(file.read_text())["cycles"]
+    assert kept == cycles[0] and again["kills"] == cycles[1]["kills"] and again["differing"] == []
 
 
 def test_kills_of_another_seed_are_not_thrown_away(tmp_path: Path) -> None:
