@@ -110,6 +110,28 @@ def test_a_second_call_computes_only_what_is_new_and_other_weights_have_another_
     assert len(list(Path("kept").iterdir())) == 2
 
 
+def test_what_is_kept_is_compared_reported_and_its_precision_known(cli: Cli, module: str, colours: Path) -> None:
+    one, other = (
+        evaluate(cli, f"{module}:{name}", colours, "--eps", "0.4", "--image-size", 12) for name in ("sized", "plain")
+    )
+    first, second = sorted(Path("evaluations").iterdir(), key=lambda place: "plain" in place.name)
+    (row, *_) = apd.compare_runs([first, second])[0].rows
+    assert (row.attack, row.a, row.b) == ("clean", one["clean"], other["clean"])
+    assert {known.attack for known in apd.precision([first])} == {"clean", "pgd-2"}
+    answer = cli("report", first, second, "--output", "both.html")
+    assert answer.code == 0, answer.err
+    answer = cli("report", first, "--output", "one.html")
+    assert answer.code == 0, answer.err
+    page = Path("one.html").read_text()
+    told = json.loads(page.partition('id="apd-data">')[2].partition("</script>")[0])["runs"][0]
+    assert told["summary"]["clean"] == one["clean"] and told["about"]["classifier"] == f"{module}:sized"
+    assert f"apd evaluate --classifier {module}:sized" in page and "apd train" not in page and "prompts" not in page
+    check_error(cli("report", first, "--curve", "--output", "one.html"), [str(first), "--curve"])
+    for file in (first / "results").glob("outcomes-*"):
+        file.unlink()
+    check_error(cli("precision", first), [str(first), "--classifier"])
+
+
 def test_two_processes_do_not_write_to_one_evaluation(cli: Cli, module: str, colours: Path) -> None:
     evaluate(cli, f"{module}:sized", colours)
     (place,) = Path("evaluations").iterdir()

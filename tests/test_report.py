@@ -291,6 +291,25 @@ def test_certified_accuracy_has_a_curve(evaluated: Path, tmp_path: Path) -> None
         report(run, tmp_path / "report.html", images=False, quiet=True)
 
 
+def test_a_run_that_was_certified_alone_has_a_page(run: Path, evaluated: Path, tmp_path: Path, cli: Cli) -> None:
+    shutil.rmtree(run / "results", ignore_errors=True)
+    found = apd.certify_run(run, sigma=0.1, n0=4, n=60, limit=3, control=False, quiet=True, device="cpu")
+    answer = cli("report", run, "--output", tmp_path / "x.html")
+    assert answer.code == 0, answer.err
+    page = Page(tmp_path / "x.html")
+    (told,) = page.data["runs"]
+    assert told["summary"] is None and told["attack"] is None and told["wall"] is None
+    assert [one["accuracy"] for one in told["certified"][0]["curve"]] == [one.accuracy for one in found.curve]
+    text = (tmp_path / "x.html").read_text()
+    assert "apd certify runs/again --sigma 0.1 " in text and "--limit 3" in text and "apd evaluate RUN" in text
+    anchors = {
+        about["href"] for tag, about in page.elements if tag == "a" and (about.get("href") or "").startswith("#run")
+    }
+    assert anchors <= {f"#{about['id']}" for _, about in page.elements if about.get("id")} and anchors
+    check_error(cli("report", run, "--curve", "--output", tmp_path / "x.html"), [str(run), "--curve"])
+    check_error(cli("report", run, evaluated, "--output", tmp_path / "x.html"), [str(run), "apd evaluate"])
+
+
 def test_the_headline_is_the_run_s_own_data_on_most_images(evaluated: Path, tmp_path: Path) -> None:
     run = shutil.copytree(evaluated, tmp_path / "run")
     for settings in (

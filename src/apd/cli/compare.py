@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Evaluated run folders.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN RUN...", help="Evaluated folders, also of other models."),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Compare runs image by image, each with the first: difference, 95 % interval, p-value.
@@ -25,6 +28,7 @@ def compare(
     Examples:
       apd compare runs/control runs/apd
       apd compare runs/control runs/apd --json
+      apd compare evaluations/my-model-0123456789ab runs/apd
     """
     from apd.evaluation.compare import compare_runs
 

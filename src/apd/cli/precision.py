@@ -12,7 +12,7 @@ from apd.util.text import printable, to_json
 
 
 def precision(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Evaluated run folders; several: other seeds.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Evaluated folders; several: other seeds.")],
     points: Annotated[str, typer.Option(help="Precisions in points, with commas, to say the images for.")] = "5,2,1",
     as_json: AsJson = False,
 ) -> None:

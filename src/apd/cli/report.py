@@ -11,7 +11,10 @@ from apd.cli.common import quiet_stdout, say
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN...]", help="Evaluated run folders.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN [RUN...]", help="Evaluated folders, also of other models."),
+    ],
     output: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
     curve: Annotated[
         bool, typer.Option("--curve", help="Also attack up to 100 images at five eps, and measure confidences.")

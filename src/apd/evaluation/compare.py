@@ -12,10 +12,8 @@ import numpy as np
 
 from apd.errors import InputError
 from apd.evaluation.statistics import mcnemar, paired_bootstrap
-from apd.evaluation.stored import Stored, load_stored
-from apd.runs.folder import Run
+from apd.evaluation.stored import Stored, how_to_evaluate, stored_in
 from apd.runs.reliability import reliability
-from apd.util.text import quoted
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def compare_runs(runs: Sequence[str | Path]) -> list[Comparison]:
     Images are the same if id, pixels and label are. Attacks are compared at the same eps and norm only.
 
     Args:
-        runs: two or more run folders that were evaluated.
+        runs: two or more run folders that were evaluated, or folders that `apd evaluate --classifier` has written.
 
     Returns:
         One comparison per run after the first.
@@ -114,10 +112,10 @@ def _unreliable(**sides: Sequence[Stored]) -> tuple[str, ...]:
 
 
 def _kept(path: str | Path) -> list[Stored]:
-    found = [stored for stored in load_stored(Run.open(path)) if stored.outcomes is not None]
+    found = [stored for stored in stored_in(path) if stored.outcomes is not None]
     if not found:
         raise InputError(
-            f"{path} keeps no outcomes image by image to compare; evaluate it: apd evaluate {quoted(path)} "
+            f"{path} keeps no outcomes image by image to compare; evaluate it: {how_to_evaluate(path)} "
             "(images that were attacked before are not attacked again)."
         )
     return found

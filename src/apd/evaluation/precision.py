@@ -11,9 +11,7 @@ import numpy as np
 
 from apd.errors import InputError
 from apd.evaluation.statistics import OverTrainings, images_for, over_trainings, paired_bootstrap, wilson
-from apd.evaluation.stored import Outcomes, Stored, load_stored
-from apd.runs.folder import Run
-from apd.util.text import quoted
+from apd.evaluation.stored import Outcomes, Stored, how_to_evaluate, stored_in
 
 Circumstances = tuple[str, ...]
 """Data, split, classes, corruption, norm and eps of an evaluation."""
@@ -50,7 +48,8 @@ def precision(runs: Sequence[str | Path], points: Sequence[float] = (5.0, 2.0, 1
     """Say how precisely the accuracies are known that evaluations of a run, or of runs with several seeds, have kept.
 
     Args:
-        runs: evaluated run folders; several are taken for trainings that differ in their seed.
+        runs: evaluated run folders, or folders that `apd evaluate --classifier` has written; several are taken for trainings
+            that differ in their seed.
         points: precisions, in percentage points, to say the number of images for.
 
     Raises:
@@ -93,12 +92,12 @@ def _check_different(runs: Sequence[str | Path]) -> None:
 def _largest(path: str | Path) -> dict[Circumstances, Outcomes]:
     """A run's evaluation with most images under each of its circumstances."""
     found: dict[Circumstances, Outcomes] = {}
-    for stored in load_stored(Run.open(path)):
+    for stored in stored_in(path):
         about = _about(stored)
         if stored.outcomes is not None and (about not in found or len(stored.outcomes) > len(found[about])):
             found[about] = stored.outcomes
     if not found:
-        raise InputError(f"{path} keeps no outcomes image by image; evaluate it: apd evaluate {quoted(path)}")
+        raise InputError(f"{path} keeps no outcomes image by image; evaluate it: {how_to_evaluate(path)}")
     return found
 
 

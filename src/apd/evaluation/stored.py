@@ -19,7 +19,7 @@ from apd.runs.manifest import RESULT_WAY_OUT, read_result
 from apd.runs.output import SUMMARY, summary_files, summary_name
 from apd.util.files import read_json, write_atomic
 from apd.util.shape import COUNT, TEXT, Each, Table, check_shape
-from apd.util.text import to_json
+from apd.util.text import quoted, to_json
 
 _OUTCOMES = "outcomes-"
 _OUTCOMES_SHAPE = {
@@ -120,6 +120,35 @@ def _write_outcomes(file: Path, result: Result) -> None:
         result.undefended_predictions,
     )
     write_atomic(_beside(file), to_json(asdict(kept), indent=None) + "\n")
+
+
+def stored_in(path: str | Path) -> list[Stored]:
+    """Read all evaluations of a run folder, or of a folder that `apd evaluate --classifier` has written.
+
+    Raises:
+        InputError: another folder, an unfinished run, a damaged file.
+    """
+    folder = Path(path)
+    if is_kept(folder):
+        return [read_stored(file) for file in summary_files(folder / "results")]
+    return load_stored(Run.open(path))
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a folder holds evaluations of a classifier that is not a run."""
+    is_run = (folder / "run.json").is_file()
+    return (
+        (folder / "classifier.json").is_file() and (folder / "results").is_dir() and not is_run
+    )  # an export has no results
+
+
+def how_to_evaluate(path: str | Path) -> str:
+    """The command that evaluates what a folder is of."""
+    return (
+        "apd evaluate --classifier … (or --model …), as before"
+        if is_kept(Path(path))
+        else f"apd evaluate {quoted(path)}"
+    )
 
 
 def load_stored(run: Run) -> list[Stored]:

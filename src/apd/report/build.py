@@ -68,7 +68,8 @@ def report(
     page names.
 
     Args:
-        runs: one run folder, or several, which are compared with the first.
+        runs: one run folder, or several, which are compared with the first; also folders that `apd evaluate --classifier` has
+            written.
         output: the HTML file; a page that is there is replaced.
         quiet: no progress on standard error.
         settings: of `ReportSettings`, such as ``curve=True`` or ``images=False``.
@@ -96,6 +97,8 @@ def report(
     found = read_runs([runs] if isinstance(runs, str | Path) else list(runs))
     with speaking(quiet), output_lock(file), ExitStack() as held:
         for facts in found if chosen.curve else ():
+            if facts.folder is None or facts.headline is None:
+                raise InputError(f"{facts.path} keeps no evaluated prompts to attack; make its report without --curve.")
             held.enter_context(facts.run.held())
         write_atomic(file, _page(found, chosen))
     return file
@@ -134,6 +137,8 @@ def _why_no_wall(facts: RunFacts, settings: ReportSettings) -> str:
     """Say why no images are shown; nothing if they are."""
     if not settings.images:
         return "The report was made without images."
+    if facts.folder is None:
+        return "The folder keeps what became of each image, but not the classifier that would be attacked."
     if facts.attack is None:
         return "The evaluation has no attack; apd evaluate RUN adds one."
     if facts.outcomes is None:
@@ -180,7 +185,7 @@ def _compared(found: Sequence[RunFacts]) -> tuple[list[Mapping[str, Any]], str]:
     if len(found) < 2:
         return [], ""
     try:
-        comparisons = compare_runs([facts.run.path for facts in found])
+        comparisons = compare_runs([facts.path for facts in found])
     except InputError as error:
         return [], str(error)
     names = [facts.name for facts in found]

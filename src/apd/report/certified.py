@@ -29,6 +29,9 @@ def _view(found: Certified) -> dict[str, Any]:
         "chart": line_chart(title, summary, lines, ("L2 radius", "certified accuracy in %"), percent=True),
         "about": f"{found.n_images} {found.split} images of {found.data}, {found.n0} + {found.n} draws per image",
         "sound": found.sound,
+        "command": f"apd certify runs/again --sigma {found.sigma:g} --n0 {found.n0} --n {found.n} --alpha {found.alpha:g} "
+        f"--seed {found.seed} --split {found.split} --classes {found.classes} "
+        f"--limit {found.n_images + len(found.skipped_images)}",
         "curve": [{"radius": point.radius, "accuracy": point.accuracy} for point in found.curve],
     }
 

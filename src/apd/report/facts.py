@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from apd.errors import InputError
+from apd.evaluation.certified.stored import load_certified
+from apd.evaluation.kept import read_record
 from apd.evaluation.statistics import mcnemar, paired_bootstrap, wilson
-from apd.evaluation.stored import Outcomes, Stored, load_stored
+from apd.evaluation.stored import Outcomes, Stored, how_to_evaluate, is_kept, stored_in
 from apd.models.calibration import Calibration
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.util.files import LARGEST_JSON, parse_json, read_bounded
 from apd.util.shape import Each, check_shape
-from apd.util.text import quoted
 
 POINTS = 300
 """Points of a training curve that are shown, at most."""
@@ -27,19 +28,32 @@ CONFUSIONS = 15
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run, its evaluations and the one that the report opens with.
+    """A run or a classifier of other code, its evaluations and the one that the report opens with.
 
     Args:
         name: what it is called on the page.
-        run: the folder.
+        path: the folder.
+        folder: the run; None where the folder keeps evaluations of a classifier that is not a run.
         evaluations: all that the folder keeps.
-        headline: the evaluation that the page is about.
+        headline: the evaluation that the page is about; None where a run was certified only.
     """
 
     name: str
-    run: Run
+    path: Path
+    folder: Run | None
     evaluations: Sequence[Stored]
-    headline: Stored
+    headline: Stored | None
+
+    @property
+    def run(self) -> Run:
+        """The run, of which more is told than of other classifiers."""
+        assert self.folder is not None
+        return self.folder
+
+    @cached_property
+    def classifier(self) -> Mapping[str, Any]:
+        """What was evaluated, where that is not a run."""
+        return read_record(self.path) or {}
 
     @cached_property
     def config(self) -> RunConfig:
@@ -49,35 +63,37 @@ class RunFacts:
     @property
     def summary(self) -> Mapping[str, Any]:
         """The headline's numbers."""
+        assert self.headline is not None
         return self.headline.summary
 
     @property
     def outcomes(self) -> Outcomes | None:
         """What became of each image of the headline."""
-        return self.headline.outcomes
+        return None if self.headline is None else self.headline.outcomes
 
     @cached_property
     def attack(self) -> str | None:
         """The headline's strongest attack: the one under which fewest images are right; None without any."""
-        scores = self.summary["attacks"]
+        scores = {} if self.headline is None else self.summary["attacks"]
         return min(scores, key=lambda name: (scores[name]["accuracy"], name)) if scores else None
 
     @cached_property
     def calibration(self) -> Calibration | None:
         """What makes the run's probabilities mean what they say; None where it was not measured."""
-        return self.run.calibration
+        return None if self.folder is None else self.folder.calibration
 
     @property
     def own_data(self) -> bool:
         """Whether the headline is about the data that the run was trained on."""
-        return bool(self.summary["data"] == self.run.manifest["data"]["name"])
+        return self.folder is not None and bool(self.summary["data"] == self.folder.manifest["data"]["name"])
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[RunFacts]:
-    """Read finished runs with evaluations.
+    """Read finished runs with evaluations, and folders that `apd evaluate --classifier` has written.
 
     Raises:
-        InputError: no run, the same twice, an unfinished run, a run without an evaluation.
+        InputError: no run, the same twice, an unfinished run, a run without an evaluation (several runs), or with neither an
+            evaluation nor a certification (one).
     """
     if not paths:
         raise InputError("A report needs at least one run folder.")
@@ -87,11 +103,13 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunFacts]:
             raise InputError(f"{path} is given twice; give each run once.")
     found = []
     for path, name in zip(paths, names_of(places), strict=True):
-        run = Run.open(path)
-        evaluations = load_stored(run)
-        if not evaluations:
-            raise InputError(f"{path} has no evaluation to report; run: apd evaluate {quoted(path)}")
-        found.append(RunFacts(name, run, evaluations, choose_headline(run, evaluations)))
+        run = None if is_kept(Path(path)) else Run.open(path)
+        evaluations = stored_in(path)
+        certified_alone = run is not None and len(paths) == 1 and bool(load_certified(run))
+        if not evaluations and not certified_alone:
+            raise InputError(f"{path} has no evaluation to report; run: {how_to_evaluate(path)}")
+        headline = choose_headline(run, evaluations) if evaluations else None
+        found.append(RunFacts(name, Path(path), run, evaluations, headline))
     return found
 
 
@@ -108,22 +126,22 @@ def names_of(places: Sequence[Path]) -> list[str]:
     return [str(place) for place in places]
 
 
-def choose_headline(run: Run, evaluations: Sequence[Stored]) -> Stored:
+def choose_headline(run: Run | None, evaluations: Sequence[Stored]) -> Stored:
     """Choose the evaluation that a report opens with.
 
     Attacked before clean, the run's own data, uncorrupted test images and eps before others; of these the one on most
     images, and of as many the lowest accuracy.
     """
-    train = run.config.train
+    train = None if run is None else run.config.train
 
     def rank(stored: Stored) -> tuple[Any, ...]:
         about = stored.summary
         return (
             bool(about["attacks"]),
-            about["data"] == run.manifest["data"]["name"],
+            run is not None and about["data"] == run.manifest["data"]["name"],
             about.get("corruption") is None,
             about["split"] == "test",
-            (about["norm"], about["eps_text"]) == (train.norm, train.eps),
+            train is not None and (about["norm"], about["eps_text"]) == (train.norm, train.eps),
             about["n"],
             -about["worst"]["accuracy"],
         )

@@ -9,12 +9,14 @@ from apd.report import words
 from apd.report.certified import certified_views
 from apd.report.charts import Chart, Line, line_chart
 from apd.report.facts import Confusion, RunFacts, eps_curve, per_class, series, training_log, versus_zero_shot
+from apd.runs.learners import FORMS
 from apd.util.progress import pretty_seconds
 from apd.util.tensors import read_tensors
 from apd.util.text import quoted
 
 FRAGILE = 5
 """Classes that are named as the most fragile."""
+_OURS = "robust prompts"
 GRID = 20
 """Classes of which the whole table of confusions is shown; of more, only the most frequent ones."""
 
@@ -27,17 +29,41 @@ def run_view(facts: RunFacts, place: int, curve: Sequence[Mapping[str, Any]] = (
         place: its number on the page, from 1.
         curve: points of accuracy against eps that were computed for the report.
     """
-    summary, outcomes = facts.summary, facts.outcomes
-    attack = facts.attack
-    confusion = {"clean": Confusion.of(outcomes, "clean")} if outcomes else {}
-    if outcomes and attack:
-        confusion["attacked"] = Confusion.of(outcomes, attack)
-    classes = per_class(summary, confusion.get("attacked"))
-    points = eps_curve(facts.evaluations, summary)
     return {
         "id": f"run{place}",
         "name": facts.name,
         "about": _about(facts),
+        "certified": [] if facts.folder is None else certified_views(facts.run),
+        "calibration": None if facts.calibration is None else facts.calibration.record(),
+        "calibrated": "not calibrated" if facts.calibration is None else facts.calibration.describe(),
+        "training": None if facts.folder is None else _training(facts),
+        "settings": None if facts.folder is None else facts.config.to_yaml(),
+        "cost": _cost(facts),
+        "commands": _commands(facts),
+        **(_NOT_EVALUATED if facts.headline is None else _evaluation(facts)),
+        "computed": list(curve),
+        "computed_chart": _curve_chart(curve, _OURS),
+    }
+
+
+_NOT_EVALUATED: Mapping[str, Any] = {
+    **dict.fromkeys(("summary", "attack", "verdict", "curve_chart"), None),
+    **dict.fromkeys(("threat", "strength", "attacks"), ""),
+    **dict.fromkeys(("checks", "swatches", "evaluations", "curve", "classes", "fragile"), ()),
+    **{key: {} for key in ("versus", "confusions", "grids")},
+}
+"""What a run that was only certified has in place of `_evaluation`."""
+
+
+def _evaluation(facts: RunFacts) -> dict[str, Any]:
+    """What the headline and the evaluations beside it say."""
+    summary, outcomes, attack = facts.summary, facts.outcomes, facts.attack
+    confusion = {"clean": Confusion.of(outcomes, "clean")} if outcomes else {}
+    if outcomes and attack:
+        confusion["attacked"] = Confusion.of(outcomes, attack)
+    classes = per_class(summary, confusion.get("attacked"))
+    points, learned = eps_curve(facts.evaluations, summary), facts.folder is not None
+    return {
         "summary": summary,
         "attack": attack,
         "versus": {row["attack"]: row for row in versus_zero_shot(outcomes)},
@@ -45,28 +71,24 @@ def run_view(facts: RunFacts, place: int, curve: Sequence[Mapping[str, Any]] = (
         "checks": words.check_rows(summary),
         "threat": words.threat_words(summary),
         "strength": words.strength(summary),
-        "attacks": words.attack_words(summary) if attack else "",
+        "attacks": words.attack_words(summary, learned) if attack else "",
         "swatches": words.swatches(summary),
         "evaluations": [one.summary for one in facts.evaluations],
         "curve": points,
-        "curve_chart": _curve_chart(points),
-        "computed": list(curve),
-        "computed_chart": _curve_chart(curve),
-        "certified": certified_views(facts.run),
-        "training": _training(facts),
+        "curve_chart": _curve_chart(points, _OURS if learned else facts.name),
         "classes": classes,
         "fragile": sorted(classes, key=lambda row: (row["worst"], row["clean"], row["class"]))[:FRAGILE],
         "confusions": {name: found.most() for name, found in confusion.items()},
         "grids": {name: _grid(found) for name, found in confusion.items() if len(found.class_names) <= GRID},
-        "cost": _cost(facts),
-        "settings": facts.config.to_yaml(),
-        "commands": _commands(facts),
-        "calibration": None if facts.calibration is None else facts.calibration.record(),
-        "calibrated": "not calibrated" if facts.calibration is None else facts.calibration.describe(),
     }
 
 
 def _about(facts: RunFacts) -> dict[str, Any]:
+    if facts.folder is None:
+        known = facts.classifier
+        rows = {"classifier": known.get("classifier"), "kind": known.get("kind"), "data": facts.summary["data"]}
+        versions = known.get("versions")
+        return {**rows, "apd": versions.get("apd") if isinstance(versions, Mapping) else None}
     manifest, config = facts.run.manifest, facts.config
     rows = {
         "method": config.method.name,
@@ -85,8 +107,8 @@ def _percent(point: Mapping[str, Any], who: str) -> str:
     return f"{who}: {point['accuracy']:.1f} % ({low:.1f} to {high:.1f})"
 
 
-def _curve_chart(points: Sequence[Mapping[str, Any]]) -> Chart | None:
-    """Accuracy against eps; None unless there are two eps besides 0."""
+def _curve_chart(points: Sequence[Mapping[str, Any]], own_name: str) -> Chart | None:
+    """Accuracy against eps, under a name for the classifier; None unless there are two eps besides 0."""
     if len(points) < 3:
         return None
 
@@ -100,7 +122,7 @@ def _curve_chart(points: Sequence[Mapping[str, Any]]) -> Chart | None:
         )
 
     others = [(point, point["undefended"]) for point in points if point["undefended"] is not None]
-    lines = [line("robust prompts", "own", [(point, point) for point in points])]
+    lines = [line(own_name, "own", [(point, point) for point in points])]
     lines += [line("zero-shot CLIP", "other", others)] if others else []
     first, last = points[0], points[-1]
     summary = f"From {first['accuracy']:.1f} % without an attack to {last['accuracy']:.1f} % at eps {last['eps_text']}."
@@ -146,11 +168,18 @@ def _grid(found: Confusion) -> dict[str, Any]:
 
 def _cost(facts: RunFacts) -> dict[str, Any]:
     """What training and the headline's evaluation took, and how small the result is."""
-    manifest, summary = facts.run.manifest, facts.summary
+    rows = {} if facts.folder is None else _cost_of_training(facts)
+    for name, score in facts.summary["attacks"].items() if facts.headline else ():
+        rows[f"attack {name} on {facts.summary['n']} images"] = pretty_seconds(score["seconds"])
+    return {name: value for name, value in rows.items() if value}
+
+
+def _cost_of_training(facts: RunFacts) -> dict[str, str]:
+    manifest = facts.run.manifest
     file = facts.run.path / "prompts.safetensors"
     tensors, _ = read_tensors(file, "train again with --overwrite")
     data = manifest["data"]
-    rows = {
+    return {
         "training": pretty_seconds(manifest["seconds"]) if "seconds" in manifest else "not recorded",
         "training images": str(data.get("train_images", "not recorded")),
         "unlabelled images": str(data["unlabelled_images"]) if data.get("unlabelled_images") else "",
@@ -158,18 +187,34 @@ def _cost(facts: RunFacts) -> dict[str, Any]:
         "learned numbers": f"{sum(tensor.numel() for tensor in tensors.values()):,}",
         "size of what is learned": f"{file.stat().st_size / 1000:,.1f} kB",
     }
-    for name, score in summary["attacks"].items():
-        rows[f"attack {name} on {summary['n']} images"] = pretty_seconds(score["seconds"])
-    return {name: value for name, value in rows.items() if value}
 
 
 def _commands(facts: RunFacts) -> list[str]:
-    """The commands that repeat training and evaluation, with the settings saved as config.yaml."""
-    summary = facts.summary
-    evaluate = ["apd evaluate runs/again", f"--attack {','.join(summary['attacks']) or 'clean'}"]
+    """The commands that repeat training, with the settings saved as config.yaml, and the evaluation or certification."""
+    train = [] if facts.folder is None else ["apd train --config config.yaml --output runs/again"]
+    if facts.headline is not None:
+        return [*train, _evaluate_again(facts)]
+    return [*train, *(one["command"] for one in certified_views(facts.run))]
+
+
+def _evaluate_again(facts: RunFacts) -> str:
+    summary, what = facts.summary, "runs/again" if facts.folder is not None else _classifier(facts)
+    evaluate = [f"apd evaluate {what}", f"--attack {','.join(summary['attacks']) or 'clean'}"]
     evaluate += [f"--{name} {summary[key]}" for name, key in (("eps", "eps_text"), ("norm", "norm"), ("seed", "seed"))]
     evaluate += [f"--{name} {summary[name]}" for name in ("split", "classes")]
     evaluate += [f"--limit {summary['n'] + len(summary['skipped_images'])}"]
     evaluate += [f"--corruption {summary['corruption']}"] if summary.get("corruption") else []
     evaluate += [] if facts.own_data else [f"--data {quoted(summary['data'])}"]
-    return ["apd train --config config.yaml --output runs/again", " ".join(evaluate)]
+    return " ".join(evaluate)
+
+
+def _classifier(facts: RunFacts) -> str:
+    """The options that name a classifier that is not a run."""
+    known = facts.classifier
+    name, model = str(known.get("classifier")), known.get("model")
+    source = quoted(str(model.get("source"))) if isinstance(model, Mapping) else ""
+    if name.partition(":")[0] in FORMS and source:
+        return f"--classifier {quoted(name)} --model {source}"
+    if source:
+        return f"--model {quoted(name)} --folder evaluations"
+    return f"--classifier {quoted(name)} --image-size {facts.summary['image_size']}"

@@ -68,14 +68,15 @@ def strength(summary: Mapping[str, Any]) -> str:
     return f"change an image by a {_LENGTH[summary['norm']]} of up to {summary['eps_text']}"
 
 
-def attack_words(summary: Mapping[str, Any]) -> str:
-    """Which attacks ran, of what they are made, and that the attacker knows all."""
+def attack_words(summary: Mapping[str, Any], learned: bool = True) -> str:
+    """Which attacks ran, of what they are made, and that the attacker knows all, prompts included where some were learned."""
     parts = [
         f"{name} ({', '.join(score['runs'])})" if tuple(score["runs"]) != (name,) else name
         for name, score in summary["attacks"].items()
     ]
+    all_of_it = "the classifier, the learned prompts included" if learned else "the classifier"
     return (
-        f"Attacks: {', '.join(parts)}. They know everything about the classifier, the learned prompts included (white-box), and "
+        f"Attacks: {', '.join(parts)}. They know everything about {all_of_it} (white-box), and "
         "an image counts as right only if it is right under all of them."
     )
 
