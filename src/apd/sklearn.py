@@ -79,7 +79,7 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
     Attributes:
         classes_: the labels, sorted; the columns of `predict_proba`.
         classifier_: the `apd.PromptedCLIP`; ``classifier_.frozen()`` is what attack libraries take.
-        run_: the `apd.Run`, in a temporary folder.
+        run_: the `apd.Run`, in a temporary folder that is removed when Python exits; copy ``run_.path`` to keep it.
 
     Example:
         >>> from apd.sklearn import RobustCLIPClassifier

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from apd.explore.explorer import Explorer
 from apd.explore.uploads import MOST_BYTES
 from apd.util.device import pick_device
 from apd.util.extras import import_extra
+from apd.util.temporary import folder_for_a_while
 
 LOCAL = "127.0.0.1"
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
@@ -56,9 +56,9 @@ def explore(
     import_extra("gradio", "explore", "apd explore")
     import uvicorn
 
-    with _listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="apd-explore-") as folder:
+    with _listening(host, port) as listener, folder_for_a_while("apd-explore-") as folder:
         explorer = Explorer.open(run, model=model, device=pick_device(device))
-        app = make_app(explorer, run, Path(folder), host)
+        app = make_app(explorer, run, folder, host)
         name, number = host if host not in ("0.0.0.0", "::") else LOCAL, listener.getsockname()[1]
         on_ready(f"http://{f'[{name}]' if ':' in name else name}:{number}")
         # uvicorn hands a signal on when it has stopped; without a handler SIGTERM would leave the uploads behind.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -25,6 +24,7 @@ from apd.settings.options import TrainOptions
 from apd.util.files import user_path
 from apd.util.messages import get_logger, speaking
 from apd.util.processes import is_first_process
+from apd.util.temporary import folder_until_exit
 from apd.util.trust import trust
 from apd.util.versions import versions
 
@@ -58,7 +58,7 @@ def train(
         attack: of the training images: a name (``"pgd"``), an `apd.attacks.TrainingAttack`, or a mapping as in the section
             ``train.attack``, whose ``loss`` may be a function; None for the default.
         eps: training budget in [0,1] pixel units, as ``1/255`` or a float.
-        output: run folder; None for a new temporary folder.
+        output: run folder; None for a temporary folder that is removed when Python exits.
         resume: continue an unfinished run in ``output``.
         overwrite: replace a run in ``output``.
         skip_bad_images: continue without images that cannot be read, and count them; no others are drawn in their place.
@@ -115,7 +115,7 @@ def start_training(
         config: settings.
         clip: the CLIP of ``config.model``, if it is loaded already.
         data: the data set of ``config.data``, if it is loaded already.
-        output: run folder; None for a new temporary folder.
+        output: run folder; None for a temporary folder that is removed when Python exits.
         resume: continue an unfinished run in ``output``; a finished one is returned unchanged.
         overwrite: replace a run in ``output``.
         quiet: show nothing.
@@ -143,10 +143,17 @@ def start_training(
         others = config.method.other_models()
         held = {name: hold_teacher(source, clip) for name, source in others.items()}
         teachers = {name: about for name, (_, about) in held.items()}
-        place = tempfile.mkdtemp(prefix="apd-") if output is None else output
+        place = _until_exit() if output is None else output
         manifest = describe(clip, data, images, config, teachers)
         run = Run.create(place, config, manifest, resume=resume, overwrite=overwrite, writer=first)
         return train_loop(clip, data, images, config, run)
+
+
+def _until_exit() -> Path:
+    """Make the folder of a run that is given none."""
+    place = folder_until_exit("apd-")
+    log.info(f"The run is in {place}, which is removed when Python exits; output= keeps it elsewhere.")
+    return place
 
 
 def _refuse_inside(output: Path, source: str | None) -> None:
