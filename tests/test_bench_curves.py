@@ -14,6 +14,7 @@ from apd.bench.job import EvalOutcome, Outcome
 from apd.bench.plan import Plan, TableRow, make_plan
 from apd.bench.protocols import EvalSpec
 from apd.bench.report.curves import pictures, write_curves
+from apd.bench.report.plots import IMAGES, SEEDS
 from apd.bench.report.rows import rows, write_rows
 from apd.bench.report.tables import make_tables
 from apd.bench.suite import load_suite
@@ -81,6 +82,16 @@ def test_the_mean_is_one_curve_whatever_the_order_of_the_data_sets() -> None:
     turned = Plan("curves", (*(row for row in plan.rows if row.shots != 4), *reversed(last)))
     panels = list(pictures(make_tables(turned, outcomes)))[1].panels
     assert panels["mean over 2 data sets"]["apd"].xs == (1, 2, 4)
+
+
+def test_the_note_says_what_the_bars_that_are_drawn_are() -> None:
+    plan, outcomes = plan_of("shots", {"a": (1, 2, 4)})
+    one_seed = [row for row in plan.rows if row.seed != 1]
+    # Another method has two seeds, but at one number of shots alone: it is no curve.
+    alone = [replace(row, method="once") for row in plan.rows if row.method == "apd" and row.shots == 4]
+    for planned, wanted in ((plan.rows, [SEEDS, SEEDS]), ((*one_seed, *alone), [IMAGES, "one training each"])):
+        notes = [picture.note for picture in pictures(make_tables(Plan("curves", planned), outcomes))]
+        assert [note.rpartition("; ")[2] for note in notes] == wanted
 
 
 def test_a_method_of_one_number_is_left_to_the_tables() -> None:

@@ -22,6 +22,7 @@ from apd.util.extras import install_command
 from apd.util.versions import versions
 
 from .command_line import QUICK, Cli
+from .refusals import contains
 from .suites import Write, here
 
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
@@ -56,6 +57,21 @@ def test_missing_packages_are_listed_with_the_command_that_installs_them(
     assert "none-such" in ray["missing"] and ray["install"] == install_command("ray")
     shown = cli("doctor").out
     assert "none-such" in shown and install_command("ray") in shown
+
+
+def test_a_version_out_of_range_is_told_with_the_command_that_installs_another(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    required = ["pytest>=99; extra == 'dev'", "numpy>=1,<2; extra == 'old'", "numpy>=1; extra == 'fine'"]
+    monkeypatch.setattr(environment, "_PROJECT", Path("/nowhere/pyproject.toml"))
+    monkeypatch.setattr(metadata, "requires", lambda _: required)
+    found = {extra["extra"]: extra["unfit"] for extra in environment.extras()}
+    version = metadata.version("pytest")
+    assert found["dev"] == {"pytest": {"installed": version, "wanted": ">=99", "problem": "too old"}}
+    assert found["old"]["numpy"]["problem"] == "too new" and found["fine"] == {}
+    shown = cli("doctor").out
+    assert contains(shown, version, "too old") and f"numpy {metadata.version('numpy')}" in shown
+    assert install_command("dev") in shown and install_command("fine") not in shown
 
 
 def test_a_checkout_s_extras_count_and_not_those_of_an_older_install(

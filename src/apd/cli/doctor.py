@@ -91,7 +91,12 @@ def _cache(cache: dict[str, Any]) -> str:
 
 
 def _extra(extra: dict[str, Any]) -> list[str]:
-    if not extra["missing"]:
-        return [f"{extra['extra']:<12} installed: {extra['use']}"]
-    missing = ", ".join(extra["missing"])
-    return [f"{extra['extra']:<12} missing {missing}: {extra['use']}", f"{'':<12} {extra['install']}"]
+    bad = [f"missing {', '.join(extra['missing'])}"] if extra["missing"] else []
+    bad += [
+        f"{name} {about['installed']} is {about['problem']} ({about['wanted']})"
+        for name, about in extra["unfit"].items()
+    ]
+    if bad:
+        return [f"{extra['extra']:<12} {', '.join(bad)}: {extra['use']}", f"{'':<12} {extra['install']}"]
+    known = ", ".join(f"{name} {version}" for name, version in extra["installed"].items())
+    return [f"{extra['extra']:<12} installed: {extra['use']} ({known})"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import torch
+from packaging.requirements import Requirement
 
 from apd.util.device import pick_device
 from apd.util.extras import install_command
@@ -63,52 +64,58 @@ def describe_environment() -> dict[str, Any]:
 
 
 def extras() -> list[dict[str, Any]]:
-    """List the extras of this package: ``extra``, ``use``, ``installed`` versions, ``missing``, ``install``.
+    """List the extras of this package: ``extra``, ``use``, ``installed`` versions, ``missing``, ``unfit``, ``install``.
 
+    ``unfit`` holds packages whose version is another than the extra asks for: ``installed``, ``wanted`` and the ``problem``.
     A checkout's ``pyproject.toml`` says them, otherwise the installed package. Empty where there is neither.
     """
     return [_extra(name, wanted) for name, wanted in sorted((_of_checkout() or _of_installed()).items())]
 
 
-def _of_checkout() -> dict[str, list[str]]:
-    """Packages by extra, from the checkout that this code lies in; empty outside of one."""
+def _of_checkout() -> dict[str, list[Requirement]]:
+    """Requirements by extra, from the checkout that this code lies in; empty outside of one."""
     if not _PROJECT.is_file():
         return {}
     project = tomllib.loads(_PROJECT.read_text(encoding="utf-8")).get("project", {})
     if project.get("name") != PACKAGE:
         return {}
     wanted = project["optional-dependencies"].items()
-    return {extra: [name for text in texts if (name := _name(text)) != PACKAGE] for extra, texts in wanted}
+    return {extra: [need for need in map(Requirement, texts) if need.name != PACKAGE] for extra, texts in wanted}
 
 
-def _of_installed() -> dict[str, list[str]]:
-    """Packages by extra, as recorded when the package was installed; empty if it is not."""
+def _of_installed() -> dict[str, list[Requirement]]:
+    """Requirements by extra, as recorded when the package was installed; empty if it is not."""
     try:
         required = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
         return {}
-    packages: dict[str, list[str]] = {}
-    for requirement in required:
-        extra = re.search(r"extra\s*==\s*['\"]([\w.-]+)['\"]", requirement)
-        if extra and (name := _name(requirement)) != PACKAGE:
-            packages.setdefault(extra[1], []).append(name)
-    return packages
+    found: dict[str, list[Requirement]] = {}
+    for need in map(Requirement, required):
+        extra = re.search(r"extra\s*==\s*['\"]([\w.-]+)['\"]", str(need.marker))
+        if extra and need.name != PACKAGE:
+            found.setdefault(extra[1], []).append(need)
+    return found
 
 
-def _name(requirement: str) -> str:
-    """The package's name, which a requirement begins with."""
-    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
-
-
-def _extra(name: str, packages: list[str]) -> dict[str, Any]:
-    found = {package: _version(package) for package in packages}
+def _extra(name: str, needs: list[Requirement]) -> dict[str, Any]:
+    found = {need.name: _version(need.name) for need in needs}
     return {
         "extra": name,
         "use": USES.get(name, ""),
         "installed": {package: version for package, version in found.items() if version},
         "missing": [package for package, version in found.items() if version is None],
+        "unfit": {need.name: about for need in needs if (about := _unfit(need, found[need.name]))},
         "install": install_command(name),
     }
+
+
+def _unfit(need: Requirement, installed: str | None) -> dict[str, str] | None:
+    """Say what is wrong with an installed version; None where it is in the range that is asked for."""
+    if installed is None or need.specifier.contains(installed, prereleases=True):
+        return None
+    least = [one for one in need.specifier if one.operator in (">=", ">", "~=")]
+    old = any(not one.contains(installed, prereleases=True) for one in least)
+    return {"installed": installed, "wanted": str(need.specifier), "problem": "too old" if old else "too new"}
 
 
 def _version(package: str) -> str | None:

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Literal
 from apd.bench.plan import TableRow
 from apd.bench.protocols import PROTOCOLS, Metric
 from apd.bench.report.plots import (
-    IMAGES,
     MARKERS,
-    SEEDS,
     Point,
     attacked,
     axis_of,
     bars_of,
     points_of,
     save_picture,
-    seeded,
+    what_bars_are,
 )
 from apd.bench.report.tables import Table
 
@@ -92,7 +90,8 @@ def pictures(tables: Sequence[Table]) -> Iterator[Picture]:
                 panels = _panels(group, metric, axis)
                 if panels:
                     name = f"{protocol} {metric.name} over {axis}{fixed}" + (f", {about}" if len(notes) > 1 else "")
-                    note = f"{about}{fixed}; {_bars(group, metric)}"
+                    drawn = (line for lines in panels.values() for line in lines.values() if not line.constant)
+                    note = f"{about}{fixed}; {what_bars_are(point for line in drawn for point in line.ys)}"
                     yield Picture(name, axis, axis_of(metric), note, panels)
 
 
@@ -113,13 +112,6 @@ def _about(row: TableRow) -> str:
     spec = next(iter(row.evals.values()))
     images = "all test images" if spec.limit is None else f"at most {spec.limit} test images"
     return f"{', '.join(spec.attacks)} on {images}"
-
-
-def _bars(tables: Sequence[Table], metric: Metric) -> str:
-    several = any(seeded(table, metric) for table in tables)
-    if several:
-        return SEEDS
-    return "one training each" if len(metric.parts) > 1 else IMAGES
 
 
 def _panels(tables: Sequence[Table], metric: Metric, axis: Axis) -> dict[str, dict[str, Line]]:

@@ -7,10 +7,10 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from PIL import Image
 
@@ -31,6 +31,7 @@ log = get_logger("apd.bench")
 
 CLEAN, UNDER_ATTACK = "accuracy on clean images (%)", "accuracy under attack (%)"
 SEEDS, IMAGES = "bars: standard deviation over seeds", "bars: 95 % interval over images (one training each)"
+BOTH = "bars: standard deviation over seeds; of one training, 95 % interval over images"
 MARKERS = "os^Dv<>pP*Xh"
 """One per method, so that they are told apart without colours."""
 _COLOURS = 128
@@ -38,10 +39,11 @@ _COLOURS = 128
 
 @dataclass(frozen=True)
 class Point:
-    """One measured accuracy in percent, and how far its bar reaches down and up; (0, 0): no bar."""
+    """One measured accuracy in percent, how far its bar reaches down and up, and over what that is; (0, 0): no bar."""
 
     value: float
     bar: tuple[float, float] = (0.0, 0.0)
+    over: Literal["seeds", "images"] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def _plot(table: Table, tables: Sequence[Table]) -> Plot | None:
         norm, series = _over_eps(table)
         unit = "1/255 of the pixel range" if norm == "linf" else f"{norm}, of the whole image"
         labels = (f"attack budget eps ({unit})", UNDER_ATTACK)
-        note = _with_bars(table, table.main)
+        note = f"{table.note}; {what_bars_are(point for one in series.values() for point in one.ys)}"
         return Plot(f"{table.protocol} {table.title}", table.title, note, labels, series, line=True)
     if not attacked(table):
         return None
@@ -98,7 +100,8 @@ def _plot(table: Table, tables: Sequence[Table]) -> Plot | None:
     xs, ys = points_of(table, clean), points_of(table, table.main)
     series = {label: Series((xs[label],), (ys[label],)) for label in xs if label in ys}
     labels = (CLEAN, axis_of(table.main))
-    return Plot(f"{table.protocol} {name}", table.title, _with_bars(table, clean), labels, series, line=False)
+    note = f"{table.note}; {what_bars_are(point for one in series.values() for point in (*one.xs, *one.ys))}"
+    return Plot(f"{table.protocol} {name}", table.title, note, labels, series, line=False)
 
 
 def axis_of(metric: Metric) -> str:
@@ -115,9 +118,12 @@ def attacked(table: Table) -> bool:
     return table.main.name != "clean" and "clean" in {metric.name for metric in table.metrics}
 
 
-def _with_bars(table: Table, metric: Metric) -> str:
-    """The table's note, and what the bars of this metric are."""
-    return f"{table.note}; {SEEDS if seeded(table, metric) else IMAGES}"
+def what_bars_are(points: Iterable[Point]) -> str:
+    """Say what the bars of the points that are drawn are."""
+    kinds = {point.over for point in points} - {None}
+    if len(kinds) > 1:
+        return BOTH
+    return {"seeds": SEEDS, "images": IMAGES}[str(kinds.pop())] if kinds else "one training each"
 
 
 def seeded(table: Table, metric: Metric) -> bool:
@@ -134,13 +140,14 @@ def points_of(table: Table, metric: Metric) -> dict[str, Point]:
 def _point(figure: MeanStd, sets: Sequence[Seeds], metric: Metric, several: bool) -> Point:
     if several:
         bar = figure.deviation or 0.0
-        return Point(figure.mean, (min(bar, figure.mean), min(bar, 100 - figure.mean)))
+        over: Literal["seeds"] | None = None if figure.deviation is None else "seeds"
+        return Point(figure.mean, (min(bar, figure.mean), min(bar, 100 - figure.mean)), over)
     if len(metric.parts) > 1 or len(sets) > 1:
         return Point(figure.mean)  # a mean of several accuracies has no such interval
     (cell,) = sets[0].values()
     marks = marks_of(cell, metric.parts[0])
     low, high = wilson(int(marks.sum()), len(marks))
-    return Point(figure.mean, (max(0.0, figure.mean - 100 * low), max(0.0, 100 * high - figure.mean)))
+    return Point(figure.mean, (max(0.0, figure.mean - 100 * low), max(0.0, 100 * high - figure.mean)), "images")
 
 
 def _over_eps(table: Table) -> tuple[Norm, dict[str, Series]]:
