@@ -60,6 +60,13 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert {str(page.relative_to(DOCS).with_suffix(".md")) for page in PAGES} | GENERATED == set(listed)
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=lambda page: page.name)
+def test_links_lead_somewhere_where_the_pages_are_read_unbuilt(page: Path) -> None:
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+    targets = [target for target in re.findall(r"\]\(([^)#\s]+)", text) if ":" not in target]
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
 def test_every_command_and_option_is_in_the_reference(reference: ModuleType) -> None:
     page = reference.commands_page()
     parts = dict(re.findall(r"^## apd (\S+)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE))

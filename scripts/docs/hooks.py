@@ -31,6 +31,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         page = str(Path(file.src_uri).with_suffix(".md"))
         made[page] = notebook_page(file.content_string, Path(file.src_uri).name)
     for name, text in made.items():
+        if (stub := files.get_file_from_path(name)) is not None:  # what readers of the unbuilt pages find there
+            files.remove(stub)
         files.append(File.generated(config, name, content=text))
     return files
 
