@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from apd.errors import InputError
+from apd.evaluation.kept import read_record
 from apd.evaluation.statistics import OverTrainings, images_for, over_trainings, paired_bootstrap, wilson
-from apd.evaluation.stored import Outcomes, Stored, how_to_evaluate, stored_in
+from apd.evaluation.stored import Outcomes, Stored, how_to_evaluate, is_kept, stored_in
+from apd.runs.folder import Run
 
 Circumstances = tuple[str, ...]
 """Data, split, classes, corruption, norm and eps of an evaluation."""
@@ -73,6 +75,14 @@ def precision(runs: Sequence[str | Path], points: Sequence[float] = (5.0, 2.0, 1
     return found
 
 
+def _weights(path: Path) -> str | None:
+    """A hash of what was learned; None where the folder does not say it."""
+    found = (
+        (read_record(path) or {}).get("fingerprint") if is_kept(path) else Run.open(path).manifest.get("prompts_sha256")
+    )
+    return found if isinstance(found, str) else None
+
+
 def _check_different(runs: Sequence[str | Path]) -> None:
     """Refuse copies of one training: as several seeds they would make its accuracy look certain.
 
@@ -81,7 +91,7 @@ def _check_different(runs: Sequence[str | Path]) -> None:
     """
     known: dict[str, str | Path] = {}
     for run in runs:
-        digest = Run.open(run).manifest.get("prompts_sha256")
+        digest = _weights(Path(run))
         if digest is not None and digest in known:
             raise InputError(
                 f"{known[digest]} and {run} have the same prompts, so they are one training, not two; leave one away."
