@@ -80,7 +80,7 @@ def _best(views: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The run that keeps most under attack; None where the runs were not attacked alike."""
     alike = {
         (s["data"], s["split"], s["norm"], s["eps"], s["n"], s["corruption"], *s["attacks"])
-        for s in (view["summary"] for view in views)
+        for s in (view["summary"] for view in views if view["summary"])
     }
     attacked = all(view["attack"] for view in views)
     return max(views, key=lambda view: view["summary"]["worst"]["accuracy"]) if attacked and len(alike) == 1 else None
