@@ -84,7 +84,7 @@ def test_a_share_of_batches_of_one_is_refused() -> None:
 def test_a_training_with_a_share_tunes_its_teacher_and_learns_something_else(
     tmp_path: Path, clip: DualEncoder, colours: Path, method: str
 ) -> None:
-    data = load_data(colours, shots=2, validation=1, unlabelled="rest")
+    data = load_data(colours, shots=2, validation=1, unlabelled="rest", unlabelled_limit=8)
     section = {**METHOD, "name": method}
     plain, mixed = (
         apd.train(clip, data, method=section, output=tmp_path / name, batch_size=4, **QUICK, **more)
