@@ -70,7 +70,8 @@ def test_a_suite_leaves_results_tables_and_plots_and_is_done_once(write: Write, 
 def test_tables_are_made_again_without_runs_model_and_data(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
-    bench(load_suite(write()), tmp_path / "out", machine=here())
+    block = {"protocol": "few-shot", "data": "colours", "methods": ["zero-shot", "vlp"]}
+    bench(load_suite(write(blocks=[block])), tmp_path / "out", machine=here())
     kept = tmp_path / "kept"
     kept.mkdir()
     (tmp_path / "out" / "outcomes").rename(kept / "outcomes")
