@@ -31,7 +31,7 @@ from torch import Tensor
 from apd.attacks.threat import ThreatModel
 from apd.errors import InputError
 from apd.evaluation.store import Key, digest
-from apd.util.files import read_bounded, read_json, sync_folder, write_atomic
+from apd.util.files import read_bounded, read_json, sync_folder, write_atomic, writing
 from apd.util.png import decode_png16, encode_png16
 from apd.util.shape import NUMBER, TEXT, TRUTH, Each, check_shape
 from apd.util.text import cell, short, to_json
@@ -162,7 +162,8 @@ class ImageFolder:
                 pixels=key[1],
             )
         for place in ("adversarial", "clean"):
-            sync_folder(self.folder / place)
+            with writing(self.folder / place):
+                sync_folder(self.folder / place)
         self.write()
 
     def write(self, complete: bool = False) -> None:

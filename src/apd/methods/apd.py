@@ -119,7 +119,7 @@ class APD(Method):
         soft labels all there is.
         """
         s, chosen = self.settings, self.settings.teacher in CHOSEN
-        if not len(before.images):
+        if (chosen or s.balance == "auto") and not len(before.images):
             if s.balance == "auto":
                 self.balance.fill_(1.0)
             if chosen:

@@ -140,9 +140,10 @@ def sync_file(path: Path) -> None:
     Raises:
         InputError: the disk is full, or the like.
     """
-    with writing(path), open(path, "r+b") as file:  # Windows synchronises only what may be written
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
+    with writing(path):
+        with open(path, "r+b") as file:  # Windows synchronises only what may be written
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
 
 
 def sync_tree(folder: Path) -> None:
