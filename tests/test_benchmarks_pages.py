@@ -50,11 +50,14 @@ def test_a_section_is_replaced_and_a_page_without_markers_refused(tmp_path: Path
 
 def test_the_means_over_shots_are_those_of_the_committed_outcomes() -> None:
     text = (ROOT / "docs" / "results" / "few-shot" / "table.md").read_text()
-    found = {}
+    found, less = {}, {}
     for part in text.split("\n### ")[1:]:
         if title := re.match(r"mean over .*, (\d+) shots\n", part):
             cells = re.findall(r"^\| ([^|]+) \|.*\| \**([\d.]+)\** \|$", part, re.M)
             found[title[1]] = dict(cells)
+            apart = re.search(r"^\| control \|.*\| \**-([\d.]+) \[-([\d.]+), -([\d.]+)\] worse\** \|$", part, re.M)
+            assert apart is not None
+            less[title[1]] = "{0} [{2}, {1}]".format(*apart.groups())
     section = (ROOT / "docs" / "results.md").read_text().split("## Few labels")[1].split("\n## ")[0]
     tables = [
         [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines() if line.startswith("| ")]
@@ -65,4 +68,5 @@ def test_the_means_over_shots_are_those_of_the_committed_outcomes() -> None:
         names = [name for name in head[1:] if "less" not in name]
         for shots, *values in rows:
             assert values[: len(names)] == [found[shots].get(name, "not run") for name in names]
+    assert [row[-1] for row in tables[0][1:]] == [less[row[0]] for row in tables[0][1:]]
     assert {"1", "16"} <= {row[0] for row in tables[1]}

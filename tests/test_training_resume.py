@@ -100,12 +100,11 @@ def test_ctrl_c_in_the_last_step_of_the_teacher_is_not_lost(
 def test_killed_five_times_at_random_steps_it_ends_bit_identical(
     tmp_path: Path, clip: DualEncoder, clip_folder: Path, colours: Path
 ) -> None:
-    extra = ["train.epochs=20", "train.checkpoint_every=1", "train.validate_every=10", "method.teacher=online"]
-    extra += ["train.attack.steps=1"]
+    extra = ["train.epochs=30", "train.checkpoint_every=1", "train.validate_every=10", "method.teacher=online"]
     whole = start(tmp_path / "whole", clip, colours, *extra)
     broken, rng = tmp_path / "broken", torch.Generator().manual_seed(0)
     arguments = (broken, clip_folder, colours, extra)
-    steps, killed_at = 40, []
+    steps, killed_at = 60, []
     for number in range(5):
         process = FORKED.Process(target=train_in_process, args=arguments)
         process.start()
