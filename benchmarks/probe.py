@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 import apd
 from apd.data import Dataset, ImageSet
 from apd.methods import probe
-from apd.methods.teachers import FITTED, FROZEN, choose, logits_of, mean_logits
+from apd.methods.teachers import choose, logits_of, mean_logits
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
 from apd.util.files import write_atomic
@@ -36,7 +36,7 @@ SETS = {
     "caltech101": ("data/caltech101/split_zhou_Caltech101.json", 0.003),
 }
 """Source below the testbed, and learning rate of tuned prompts (suites/testbed.yaml)."""
-TUNED, CHOSEN = "tuned prompts", "chosen"
+TUNED, CHOSEN, BEST = "tuned prompts", "teacher=probe", "teacher=best"
 LIMIT = 2000
 """Left-over images, at most, that a teacher is judged on."""
 
@@ -97,12 +97,29 @@ def measured(clip: DualEncoder, data: Dataset, prompts: PromptedCLIP | None) -> 
         weights = probe.fit_probe(train, parts[0].labels, len(data.class_names), penalty)
         found[f"probe, {penalty:g}"] = judged(probe.probe_logits(rest, weights), labels)
     weights = probe.fit_probe(train, parts[0].labels, len(data.class_names))
-    shares, _ = choose(bound.logits_from_features(val), probe.probe_logits(val, weights), parts[1].labels)
-    found[CHOSEN] = judged(mean_logits(known, probe.probe_logits(rest, weights), torch.tensor(shares)), labels)
-    found["teacher"] = {FROZEN: "zero-shot", FITTED: "probe"}.get(shares, "mean")
+    teachers = {"zero-shot": (bound.logits_from_features(val), known)}
+    teachers["probe"] = probe.probe_logits(val, weights), probe.probe_logits(rest, weights)
+    found[CHOSEN] = chosen(teachers, parts[1].labels, labels)
     if prompts is not None:
-        found[TUNED] = judged(logits_of(prompts.bind_detached().logits, parts[2]), labels)
+        own = prompts.bind_detached().logits
+        teachers["tuned"] = logits_of(own, parts[1]), logits_of(own, parts[2])
+        found[TUNED] = judged(teachers["tuned"][1], labels)
+        found[BEST] = chosen(teachers, parts[1].labels, labels)
     return found
+
+
+def chosen(teachers: Mapping[str, tuple[Tensor, Tensor]], val: Tensor, labels: Tensor) -> list[Any]:
+    """What those of the teachers know that validation images speak for, and their names.
+
+    Args:
+        teachers: each one's logits on validation images and on those it is judged on.
+        val: labels of the validation images.
+        labels: of the others.
+    """
+    shares, _ = choose([each for each, _ in teachers.values()], val)
+    mean = mean_logits([each for _, each in teachers.values()], torch.tensor(shares))
+    names = " + ".join(name for name, share in zip(teachers, shares, strict=True) if share)
+    return [*judged(mean, labels), names]
 
 
 def judged(logits: Tensor, labels: Tensor) -> list[float]:
@@ -113,11 +130,15 @@ def judged(logits: Tensor, labels: Tensor) -> list[float]:
 
 def page(record: dict[str, Any]) -> str:
     """The table of docs/method.md."""
-    columns = ["zero-shot", TUNED, *(f"probe, {penalty:g}" for penalty in PENALTIES), CHOSEN]
+    columns = ["zero-shot", TUNED, *(f"probe, {penalty:g}" for penalty in PENALTIES), CHOSEN, BEST]
     rows = []
     for where, found in record.items():
         cells = ["-" if name not in found else "{:.1f} / {:.2f}".format(*found[name]) for name in columns]
-        rows.append([where, str(found["images"]), *cells[:-1], f"{cells[-1]} ({found['teacher']})"])
+        cells[-2:] = [
+            f"{cell} ({found[name][2]})" if name in found else cell
+            for name, cell in zip((CHOSEN, BEST), cells[-2:], strict=True)
+        ]
+        rows.append([where, str(found["images"]), *cells])
     head = ["data, shots", "images", *(name.replace("probe, ", "probe, penalty ") for name in columns)]
     about = "`python -m benchmarks.probe --testbed TESTBED`, accuracy in percent / cross-entropy, one draw of shots:"
     return f"{about}\n\n{table(head, rows)}"

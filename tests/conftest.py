@@ -7,6 +7,7 @@ import functools
 import gc
 import logging
 import os
+import random
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import typer.main
@@ -54,6 +56,14 @@ def pytest_collection_finish() -> None:
     """Keep the garbage collector off what lives to the end: all modules and tests."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Draw the same numbers in every run of a test, whichever tests came before it in this process."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,11 +17,11 @@ from apd.data.batch import Batch
 from apd.data.dataset import Decoded
 from apd.methods import Method, Step
 from apd.methods.apd import APD
-from apd.methods.apd_settings import APDSettings
+from apd.methods.apd_settings import APDSettings, Teacher
 from apd.methods.base import Preparation
 from apd.methods.probe import PENALTY, fit_probe, probe_logits
 from apd.models import DualEncoder
-from apd.models.classifier import PromptedCLIP
+from apd.models.classifier import BoundCLIP, PromptedCLIP
 from apd.models.prompts import PromptSpec
 from tests.toys import decoded
 
@@ -31,8 +33,8 @@ def no_tuning(method: Method) -> None:
     raise AssertionError("a probe needs no prompts to be tuned")
 
 
-def before(images: Decoded, validation: Decoded) -> Preparation:
-    return Preparation(images, PGD(1), ThreatModel(0.01), 0, no_tuning, validation)
+def before(images: Decoded, validation: Decoded, tune: Callable[[Method], None] = no_tuning) -> Preparation:
+    return Preparation(images, PGD(1), ThreatModel(0.01), 0, tune, validation)
 
 
 @pytest.fixture
@@ -65,8 +67,11 @@ def test_a_probe_is_scikit_learn_s_logistic_regression(n: int, classes: int) -> 
     assert torch.equal(weights, fit_probe(features, labels, classes))
 
 
-def test_a_class_without_an_image_is_never_its_answer() -> None:
-    features, labels = F.normalize(torch.randn(8, 4), dim=-1), torch.arange(8) % 2
+def test_a_class_without_an_image_is_not_its_answer() -> None:
+    """Features of a CLIP model point in much the same direction, from which that class is pushed away."""
+    labels = torch.arange(8) % 2
+    noise = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    features = F.normalize(0.3 * noise + F.one_hot(labels, 4) + 1, dim=-1)
     answers = probe_logits(features, fit_probe(features, labels, 3)).argmax(-1)
     assert 2 not in answers.tolist()
 
@@ -93,14 +98,34 @@ def test_where_zero_shot_clip_knows_more_it_teaches(bare: PromptedCLIP, images: 
     assert method.facts() == {"balance": 1.0, "teacher": "frozen"}
 
 
-def test_what_was_fitted_is_part_of_the_state(bare: PromptedCLIP, images: Decoded) -> None:
+def test_the_best_teacher_may_be_the_mean_of_tuned_prompts_and_a_probe(bare: PromptedCLIP, images: Decoded) -> None:
+    """Each is sure of what it knows: tuned prompts of the first class, the probe of the others."""
+    method = APD(APDSettings(teacher="best", prompts=SMALL), bare)
+    tuned = torch.where(images.labels[:, None] == 0, 6.0 * F.one_hot(images.labels, 3), torch.zeros(30, 3))
+    features = bare.bind_detached().features(images.pixels())
+    shown = replace(images, labels=images.labels.masked_fill(images.labels == 0, 1))
+    with patch.object(BoundCLIP, "logits", lambda _, x: tuned[: len(x)]):
+        method.prepare(before(shown, images, lambda _: None))
+    assert method.facts()["teacher"] == "tuned+probe"
+    batch = Batch.of(images.pixels()[:5], images.labels[:5])
+    step = Step(batch, method.student.bind())
+    own = method.teacher.bind_detached().logits(batch.x).softmax(-1)
+    expected = (own + probe_logits(features[:5], method.probe).softmax(-1)) / 2
+    w = method.balance
+    mixed = (1 - w) * F.one_hot(images.labels[:5], 3) + w * expected
+    torch.testing.assert_close(method.inner(step, step.student.detach()).target, mixed, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("teacher", ["probe", "best"])
+def test_what_was_fitted_is_part_of_the_state(bare: PromptedCLIP, images: Decoded, teacher: Teacher) -> None:
     """Else a resumed run would be taught by nobody."""
-    method, other = (APD(APDSettings(teacher="probe", prompts=SMALL), bare) for _ in range(2))
-    method.prepare(before(images, images))
+    method, other = (APD(APDSettings(teacher=teacher, prompts=SMALL), bare) for _ in range(2))
+    method.prepare(before(images, images, lambda _: None))
     other.restore(method.state())
     assert method.probe.any() and torch.equal(method.probe, other.probe) and torch.equal(method.shares, other.shares)
 
 
 def test_other_terms_of_the_teacher_leave_it_frozen() -> None:
     assert APDSettings(teacher="probe", image_features=1.0).teacher == "frozen"
+    assert APDSettings(teacher="best", image_features=1.0).teacher == "frozen"
     assert APDSettings(teacher="probe", variant="rslad").teacher == "frozen"

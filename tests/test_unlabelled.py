@@ -19,7 +19,7 @@ from apd.methods import Method, Step
 from apd.methods.apd import APD
 from apd.methods.apd_settings import APDSettings
 from apd.methods.base import Preparation
-from apd.methods.teachers import FITTED, FROZEN, MEAN, choose, mean_logits
+from apd.methods.teachers import choose, mean_logits
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import PromptSpec
@@ -162,22 +162,26 @@ def test_apd_s_attack_on_an_unlabelled_image_climbs_the_teacher_s_answer(clip: D
     torch.testing.assert_close(target, 0.7 * F.one_hot(labels, 3) + 0.3 * known)
 
 
-def test_the_mean_of_two_teachers_is_that_of_their_probabilities() -> None:
-    one, two = torch.randn(5, 3), torch.randn(5, 3)
-    both = mean_logits(one, two, torch.tensor([0.25, 0.75])).softmax(-1)
+def test_the_mean_of_teachers_is_that_of_their_probabilities() -> None:
+    one, two, three = torch.randn(5, 3), torch.randn(5, 3), torch.randn(5, 3)
+    both = mean_logits([one, two], torch.tensor([0.25, 0.75])).softmax(-1)
     torch.testing.assert_close(both, 0.25 * one.softmax(-1) + 0.75 * two.softmax(-1))
-    torch.testing.assert_close(mean_logits(one, two, torch.tensor(FROZEN)).softmax(-1), one.softmax(-1))
+    torch.testing.assert_close(mean_logits([one, two], torch.tensor([1.0, 0.0])).softmax(-1), one.softmax(-1))
+    two_of_three = mean_logits([one, two, three], torch.tensor([0.5, 0.0, 0.5])).softmax(-1)
+    torch.testing.assert_close(two_of_three, (one.softmax(-1) + three.softmax(-1)) / 2)
 
 
 def test_the_teacher_whose_soft_labels_fit_best_is_chosen() -> None:
     labels = torch.arange(60) % 3
     right, chance = 3.0 * F.one_hot(labels, 3), torch.zeros(60, 3)
-    assert choose(right, chance, labels) == (FROZEN, 1.0)
-    assert choose(chance, right, labels)[0] == FITTED
+    assert choose([right, chance], labels) == ((1.0, 0.0), 1.0)
+    assert choose([chance, right], labels)[0] == (0.0, 1.0)
+    assert choose([chance, right, chance], labels)[0] == (0.0, 1.0, 0.0)
     # Each is sure and right on its own half, unsure on the other: both together know more.
     half = (torch.arange(60) < 30)[:, None]
     first, second = (torch.where(half == which, 6.0 * F.one_hot(labels, 3), chance) for which in (True, False))
-    assert choose(first, second, labels)[0] == MEAN
+    assert choose([first, second], labels)[0] == (0.5, 0.5)
+    assert choose([first, chance, second], labels)[0] == (0.5, 0.0, 0.5)
 
 
 @pytest.mark.parametrize("knows", ["frozen", "tuned"])

@@ -46,18 +46,23 @@ from apd.methods.apd_settings import APDSettings
 from apd.methods.base import Method, MethodSettings, Preparation, prompted
 from apd.methods.probe import fit_probe, probe_logits
 from apd.methods.step import PerObject, Step
-from apd.methods.teachers import FITTED, FROZEN, MEAN, choose, logits_of, mean_logits, other_clip, tune_prompts
+from apd.methods.teachers import choose, logits_of, mean_logits, other_clip, tune_prompts
 from apd.models.classifier import BoundCLIP, PromptedCLIP
 from apd.models.encoder import EncoderInfo
 
-CHOSEN = ("probe", "auto")
+CHOSEN = ("best", "probe", "auto")
 """Teachers that are chosen on validation images."""
-_BLENDED = (*CHOSEN, "mean")
-"""Teachers with a share of zero-shot CLIP and a share of what was fitted."""
+_PARTS = {
+    "auto": ("frozen", "tuned"),
+    "mean": ("frozen", "tuned"),
+    "probe": ("frozen", "probe"),
+    "best": ("frozen", "tuned", "probe"),
+}
+"""What may have a share in such a teacher's soft labels."""
 
 
 class APD(Method):
-    """Adversarial Prompt Distillation with a frozen, a probed, a clean-tuned or an online teacher."""
+    """Adversarial Prompt Distillation with a frozen, a probed, a clean-tuned or an online teacher, or the mean of some."""
 
     summary: ClassVar[str] = "adversarial tuning of visual and text tokens, taught by a clean CLIP"
     source: ClassVar[str] = "Adversarial Prompt Distillation (ICASSP 2026, arXiv 2411.15244), reconstructed"
@@ -72,17 +77,19 @@ class APD(Method):
         super().__init__(settings, zero_shot, seed)
         self.untouched = base = other_clip(zero_shot, settings.teacher_model)
         # A seed of its own: a teacher that starts as the student's copy would teach it nothing at first.
-        self.teacher = base if settings.teacher in ("frozen", "probe") else prompted(base, settings.prompts, seed + 1)
+        self._parts = _PARTS.get(settings.teacher, ())
+        own = settings.teacher in ("tuned", "online") or "tuned" in self._parts
+        self.teacher = prompted(base, settings.prompts, seed + 1) if own else base
         self.teacher.requires_grad_(settings.teacher == "online")
         self.teacher.encoder.requires_grad_(False)
-        if settings.teacher in _BLENDED:
-            self.register_buffer("shares", torch.tensor(MEAN))
-        if settings.teacher == "probe":
+        if self._parts:
+            self.register_buffer("shares", torch.full((len(self._parts),), 1 / len(self._parts)))
+        if "probe" in self._parts:
             self.register_buffer("probe", torch.zeros(base.encoder.info.embed_dim, len(zero_shot.class_names)))
         if base.prompts is not None and settings.teacher in ("tuned", "online"):
             raise InputError(
                 f"method.teacher_model={settings.teacher_model} has learned prompts, which method.teacher={settings.teacher} "
-                "would not use; choose frozen, mean or auto."
+                "would not use; choose frozen, mean, auto, probe or best."
             )
         self.second = other_clip(zero_shot, settings.second_teacher) if settings.second_teacher else None
         self.robust = other_clip(zero_shot, settings.robust_teacher) if settings.robust_teacher else None
@@ -95,9 +102,7 @@ class APD(Method):
         self._bound, self._online = bound, online
         self._online_embeds = PerObject[Step, Tensor](lambda step: online(step).embed(step.x))
         embeds = PerObject[Batch, Tensor](lambda batch: bound(base).embed(batch.x))
-        self._untouched_logits = PerObject[Batch, Tensor](
-            lambda batch: bound(base).logits_from_features(F.normalize(embeds(batch), dim=-1))
-        )
+        self._untouched_features = PerObject[Batch, Tensor](lambda batch: F.normalize(embeds(batch), dim=-1))
         self._fixed_embeds = (
             embeds if teacher is base else PerObject[Batch, Tensor](lambda batch: bound(teacher).embed(batch.x))
         )
@@ -123,31 +128,39 @@ class APD(Method):
             if s.balance == "auto":
                 self.balance.fill_(1.0)
             if chosen:
-                self.shares.copy_(torch.tensor(FROZEN))
+                self.shares.copy_(torch.tensor([float(part == "frozen") for part in self._parts]))
             return
         if s.balance == "auto" and not chosen:
             # Of the untouched teacher, which has not seen them.
             known = logits_of(self.untouched.bind_detached().logits, before.images).argmax(dim=-1)
             self.balance.fill_((known == before.images.labels).float().mean())
-        if s.teacher == "probe":
+        if "probe" in self._parts:
             features = logits_of(self.untouched.bind_detached().features, before.images)
             self.probe.copy_(fit_probe(features, before.images.labels, self.probe.shape[1]))
-        elif s.teacher in ("tuned", *_BLENDED):
+        if s.teacher == "tuned" or "tuned" in self._parts:
             tune_prompts(self.teacher, before)
         if chosen:
             self._choose(before.validation)
 
     def _choose(self, validation: Decoded) -> None:
         """Choose the teacher on validation images, and take its accuracy there for the share of its soft labels."""
-        bound = self.untouched.bind_detached()
-        if self.settings.teacher == "probe":
-            fitted = probe_logits(logits_of(bound.features, validation), self.probe)
-        else:
-            fitted = logits_of(self.teacher.bind_detached().logits, validation)
-        shares, accuracy = choose(logits_of(bound.logits, validation), fitted, validation.labels)
+        features = logits_of(self.untouched.bind_detached().features, validation)
+        known = []
+        for part in self._parts:
+            if part == "tuned":
+                known.append(logits_of(self.teacher.bind_detached().logits, validation))
+            else:
+                known.append(self._of_untouched(part, features))
+        shares, accuracy = choose(known, validation.labels)
         self.shares.copy_(torch.tensor(shares))
         if self.settings.balance == "auto":
             self.balance.fill_(accuracy)
+
+    def _of_untouched(self, part: str, features: Tensor) -> Tensor:
+        """Return what zero-shot CLIP or the probe makes of the untouched teacher's features (B, D): logits (B, C)."""
+        if part == "probe":
+            return probe_logits(features, self.probe)
+        return self._bound(self.untouched).logits_from_features(features)
 
     def labeller(self) -> PromptedCLIP:
         """Return the untouched teacher."""
@@ -157,9 +170,13 @@ class APD(Method):
         """Return the share of the soft label and the teacher that were used, if there are any: measured or set."""
         found: dict[str, Any] = {} if self.settings.balance is None else {"balance": round(self.balance.item(), 6)}
         if self.settings.teacher in CHOSEN:
-            fitted = "probe" if self.settings.teacher == "probe" else "tuned"
-            found |= {"teacher": {FROZEN: "frozen", FITTED: fitted, MEAN: "mean"}[tuple(self.shares.tolist())]}
+            used = self._used()
+            found |= {"teacher": "mean" if len(used) == 2 == len(self._parts) else "+".join(used)}
         return found
+
+    def _used(self) -> list[str]:
+        """List what has a share in the soft labels."""
+        return [part for part, share in zip(self._parts, self.shares.tolist(), strict=True) if share]
 
     def _teacher(self, step: Step) -> BoundCLIP:
         return self._online(step) if self.settings.teacher == "online" else self._bound(self.teacher)
@@ -176,22 +193,20 @@ class APD(Method):
         return F.normalize(self._teacher_embeds(step), dim=-1)
 
     def _teacher_logits(self, step: Step) -> Tensor:
-        if self.settings.teacher in _BLENDED:
+        if self._parts:
             return self._blended_logits(step)
         return self._teacher(step).logits_from_features(self._teacher_features(step))
 
     def _blended_logits(self, step: Step) -> Tensor:
-        """The logits (B, C) of the teacher that was chosen, or of the mean of both, without a graph."""
+        """The logits (B, C) of the teacher that was chosen, or of the mean of several, without a graph."""
+        known = []
         with torch.no_grad():
-            shares = tuple(self.shares.tolist())
-            if shares == FROZEN:
-                return self._untouched_logits(step.batch)
-            features = self._teacher_features(step)
-            if self.settings.teacher == "probe":
-                fitted = probe_logits(features, self.probe)
-            else:
-                fitted = self._bound(self.teacher).logits_from_features(features)
-            return fitted if shares == FITTED else mean_logits(self._untouched_logits(step.batch), fitted, self.shares)
+            for part in self._used():
+                if part == "tuned":
+                    known.append(self._bound(self.teacher).logits_from_features(self._teacher_features(step)))
+                else:
+                    known.append(self._of_untouched(part, self._untouched_features(step.batch)))
+            return known[0] if len(known) == 1 else mean_logits(known, self.shares[self.shares > 0])
 
     def _on_adversarial(self, step: Step) -> BoundCLIP:
         return self._teacher(step).detach() if self.robust is None else self._bound(self.robust)
@@ -227,7 +242,7 @@ class APD(Method):
         with torch.no_grad():
             second = self._softened(self._bound(self.second).logits(x_adv))
         tau = self.settings.tau
-        return tau * mean_logits(target / tau, second / tau, target.new_full((2,), 0.5))
+        return tau * mean_logits([target / tau, second / tau], target.new_full((2,), 0.5))
 
     def _hard_labels(self, step: Step) -> Tensor:
         """The labels (B,); of images without one, the teacher's most probable class."""

@@ -12,7 +12,7 @@ from apd.methods.base import MethodSettings
 if TYPE_CHECKING:
     from apd.settings.train import TrainSettings
 
-Teacher = Literal["frozen", "tuned", "online", "mean", "auto", "probe"]
+Teacher = Literal["frozen", "tuned", "online", "mean", "auto", "probe", "best"]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     # Hard and soft labels, the soft ones as far as the untouched CLIP knows these classes, in loss and attack (this
@@ -60,8 +60,8 @@ class APDSettings(MethodSettings):
         "auto",
         description="frozen: the hand-written prompt; tuned: on clean images first; mean: of both; auto: the one of these "
         "three whose soft labels fit the validation images best; probe: as auto, with a linear probe on the CLIP's features in "
-        "place of tuned prompts (auto and probe are frozen where more than soft labels on x is asked of them); online: along "
-        "with the student",
+        "place of tuned prompts; best: any of the hand-written prompt, tuned prompts and a probe, or the mean of some, chosen so "
+        "(auto, probe and best are frozen where more than soft labels on x is asked of them); online: along with the student",
     )
     teacher_model: str | None = Field(
         None,
@@ -78,8 +78,8 @@ class APDSettings(MethodSettings):
     balance: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = Field(
         None,
         description="share w of the soft label: adv_ce is taken times 1 - w, adv_kl times w; auto: the teacher's accuracy "
-        "(of teacher auto or probe on the validation images, else of zero-shot CLIP on the training images); null: the weights "
-        "alone, also if one of them is set",
+        "(of teacher auto, probe or best on the validation images, else of zero-shot CLIP on the training images); null: the "
+        "weights alone, also if one of them is set",
     )
     clean_ce: float = Field(0.0, ge=0, description="weight of CE(z_S(x), y)")
     clean_kl: float = Field(0.0, ge=0, description="weight of KL(p_T(x) || p_S(x))")
@@ -120,7 +120,7 @@ class APDSettings(MethodSettings):
             preset = {name: value for name, value in preset.items() if name != "balance"}
         found = {**preset, **values}
         # What choosing comes to there; so a saved configuration can be given another variant.
-        frozen = found.get("teacher", "auto") in ("auto", "probe") and not _soft_label_alone(found)
+        frozen = found.get("teacher", "auto") in ("auto", "probe", "best") and not _soft_label_alone(found)
         return {**found, "teacher": "frozen"} if frozen else found
 
     @model_validator(mode="after")

@@ -1,14 +1,15 @@
-"""Which clean teacher serves: zero-shot CLIP, one fitted on the labelled images, or the mean of both.
+"""Which clean teacher serves: zero-shot CLIP, one fitted on the labelled images, or the mean of several.
 
 What is fitted is a linear probe (`apd.methods.probe`), or prompts. The rule: the one whose soft labels have the lowest
-cross-entropy on the validation images, which neither has seen. Where zero-shot CLIP knows nothing of a domain that is the
+cross-entropy on the validation images, which none has seen. Where zero-shot CLIP knows nothing of a domain that is a
 fitted one; where a few images teach it less than it knew, the frozen one. Cross-entropy, not accuracy: it judges the soft
 labels, which are what is taught, and scatters less on few images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,8 +26,6 @@ from apd.models.shared import shared_classifier, shared_clip
 if TYPE_CHECKING:
     from apd.data.dataset import Images
 
-FROZEN, FITTED, MEAN = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
-"""Shares of the frozen and of the fitted teacher's probabilities in the soft label."""
 _BATCH = 256
 
 
@@ -64,10 +63,9 @@ def tune_prompts(teacher: PromptedCLIP, before: Preparation) -> None:
     teacher.prompts.load_state_dict(clean.student.prompts.state_dict())
 
 
-def mean_logits(frozen: Tensor, fitted: Tensor, shares: Tensor) -> Tensor:
-    """Return logits (B, C) whose softmax is the mean, by these shares (2,), of the softmax of both (B, C)."""
-    both = torch.stack([frozen, fitted]).log_softmax(dim=-1)
-    return torch.logsumexp(both + shares.log()[:, None, None], dim=0)
+def mean_logits(known: Sequence[Tensor], shares: Tensor) -> Tensor:
+    """Return logits (B, C) whose softmax is the mean, by these shares (T,), of the softmax of T teachers' logits (B, C)."""
+    return torch.logsumexp(torch.stack([*known]).log_softmax(dim=-1) + shares.log()[:, None, None], dim=0)
 
 
 def logits_of(logits: Callable[[Tensor], Tensor], images: Images) -> Tensor:
@@ -89,19 +87,20 @@ def predictions(logits: Callable[[Tensor], Tensor], images: Images) -> Tensor:
         return torch.cat([logits(images.pixels(index)).argmax(dim=-1) for index in in_parts(images, _BATCH)])
 
 
-def choose(frozen: Tensor, fitted: Tensor, labels: Tensor) -> tuple[tuple[float, float], float]:
-    """Choose by the rule at the head of this page.
+def choose(known: Sequence[Tensor], labels: Tensor) -> tuple[tuple[float, ...], float]:
+    """Choose one teacher or the mean of several, by the rule at the head of this page.
 
     Args:
-        frozen: logits (N, C) of zero-shot CLIP on validation images.
-        fitted: logits (N, C) of the teacher that was fitted on the labelled images.
+        known: each teacher's logits (N, C) on validation images.
         labels: (N,).
 
     Returns:
-        The shares, and the chosen teacher's accuracy on these images, in [0,1].
+        The teachers' shares in the soft label, and the accuracy of what was chosen on these images, in [0,1].
     """
-    found: dict[tuple[float, float], Tensor] = {}
-    for shares in (FROZEN, FITTED, MEAN):
-        found[shares] = mean_logits(frozen, fitted, torch.tensor(shares, device=labels.device))
+    found: dict[tuple[float, ...], Tensor] = {}
+    for count in range(1, len(known) + 1):
+        for those in combinations(range(len(known)), count):
+            shares = tuple(1 / count if i in those else 0.0 for i in range(len(known)))
+            found[shares] = mean_logits(known, torch.tensor(shares, device=labels.device))
     best = min(found, key=lambda shares: float(F.cross_entropy(found[shares], labels)))
     return best, float((found[best].argmax(dim=-1) == labels).float().mean())

@@ -34,9 +34,9 @@ def pseudo_labels(method: Method, before: Preparation, images: Images) -> Tensor
     tuned = prompted(frozen, PromptSpec(), before.seed + 1).to(device)
     tune_prompts(tuned, before)
     first, second = frozen.bind_detached().logits, tuned.bind_detached().logits
-    shares, _ = choose(logits_of(first, images.val), logits_of(second, images.val), images.val.labels)
+    shares, _ = choose([logits_of(first, images.val), logits_of(second, images.val)], images.val.labels)
     by = torch.tensor(shares, device=device)
-    return predictions(lambda x: mean_logits(first(x), second(x), by), images.unlabelled)
+    return predictions(lambda x: mean_logits([first(x), second(x)], by), images.unlabelled)
 
 
 def judged_by_teacher(method: Method, images: Images) -> Images:
