@@ -38,7 +38,7 @@ START = 30.0
 
 def cases(options: Options, results: Results) -> Iterator[Case]:
     """The suite: throughput, and minutes of load on a small model, where everything but the model weighs most."""
-    geometry, images, rounds, minutes = ("mini", 64, 2, 0.1) if options.quick else (options.geometry, 64, 5, 3.0)
+    geometry, images, rounds, minutes = ("mini", 64, 2, 0.1) if options.quick else (options.geometry, 64, 5, 10.0)
     about = {"geometry": geometry, "images": images, "per_request": 4, "classes": CLASSES}
     gflop = images * GEOMETRIES[geometry].image_gflop()
     sides = {"ours": Side(gflop, rounds, warm=1), "reference": Side(gflop, rounds, warm=1)}
