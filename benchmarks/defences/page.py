@@ -16,6 +16,7 @@ INFLATED = 10
 TITLES = {
     "small": "A small CNN on the built-in digits",
     "testbed-cifar10": "A small CLIP model on CIFAR-10",
+    "honest-cifar10": "Honest runs of that CLIP model on CIFAR-10",
     "testbed-eurosat": "Honest runs of that CLIP model on EuroSAT",
     "glyphs-digits": "Honest runs of the built-in CLIP model on the built-in digits",
 }

@@ -40,6 +40,8 @@ def _reason(source: Source, error: Exception) -> str:
             return f"{source.suffix[1:].upper()} is a format that cannot be read here"
         if _holds_heif(source):
             return "by its content it is a HEIC or AVIF photo, whatever its name"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
     if isinstance(error, UnidentifiedImageError):
         return "its content is not an image, or of a format that is not read"
     return one_line(error) or type(error).__name__
