@@ -24,6 +24,7 @@ from apd.data.decode import decode_all, open_image
 from apd.data.sources.class_list import read_class_names
 from apd.data.sources.class_names import readable_names
 from apd.data.sources.coop import load_coop
+from apd.data.sources.csv_table import load_csv
 from apd.data.sources.unlabelled import read_list
 from apd.data.splits import check_names
 from apd.evaluation.images import read_index
@@ -145,6 +146,16 @@ def _split_files(folder: Path) -> tuple[Change, Callable[[bytes], object]]:
     train, test = ([[f"{one}.jpg", 0, "cat"], [f"{two}.jpg", 1, "snow_leopard"]] for one, two in ("ab", "cd"))
     seed, file = {"train": train, "val": [], "test": test}, folder / "split_zhou_X.json"
     return structure_of([seed], _json), _into(file, lambda: load_coop(file, str(file)))
+
+
+@_parser("tables", 4)
+def _tables(folder: Path) -> tuple[Change, Callable[[bytes], object]]:
+    for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg"):
+        (folder / name).write_bytes(b"")
+    plain = "path,label\na.jpg,cat\nb.jpg,snow_leopard\nc.jpg,cat\nd.jpg,snow_leopard\n"
+    split = 'path;label;split\na.jpg;cat;train\n"b.jpg";dog;train\nc.jpg;cat;test\nd.jpg;dog;test\n'
+    file = folder / "t.csv"
+    return bytes_of([plain.encode(), split.encode()]), _into(file, lambda: load_csv(file, str(file)))
 
 
 @_parser("safetensors", 16)

@@ -13,6 +13,7 @@ from apd.data.dataset import IN_MEMORY, Dataset, ImageSet, Shots, Which
 from apd.data.settings import REST, DataSettings
 from apd.data.sources.class_names import BARE_WORDNET_ID, warn_of_nameless
 from apd.data.sources.coop import load_coop
+from apd.data.sources.csv_table import SUFFIXES, csv_images, is_csv, load_csv
 from apd.data.sources.digits import load_digits
 from apd.data.sources.folder import load_folder
 from apd.data.sources.hub import (
@@ -66,7 +67,7 @@ def load_data(
     Args:
         source: a built-in name (``digits``); a standard data set (``dtd`` below ``$APD_DATA``, or ``dtd@ROOT``); a
             folder of class folders, with or without train, val and test; a CoOp split file ``split_zhou_*.json``;
-            ``hf:owner/name[:configuration]``; parquet; a ``save_to_disk`` folder.
+            a CSV file with a path and a class per row; ``hf:owner/name[:configuration]``; parquet; a ``save_to_disk`` folder.
         shots: training images per class, or ``all``.
         seed: draws the shots. For a CoOp split file the images are those that CoOp draws with this seed.
         templates: sentences with ``{}`` for the class name; by default the data's own, mostly ``a photo of a {}.``
@@ -140,9 +141,9 @@ def load_unlabelled(source: str, columns: Columns | None = None) -> ImageSet:
     """All images of a source of unlabelled ones, with ids that begin with ``unlabelled/``.
 
     Args:
-        source: a folder with images in it or in folders below, whose names are ignored; parquet, a ``save_to_disk`` folder or
-            ``hf:owner/name``, whose labels need not exist; or anything else that `load_data` takes. Of a source with splits,
-            the training images.
+        source: a folder with images in it or in folders below, whose names are ignored; a CSV file, parquet, a
+            ``save_to_disk`` folder or ``hf:owner/name``, whose labels need not exist; or anything else that `load_data`
+            takes. Of a source with splits, the training images.
         columns: the first is the image column of tables that have it.
 
     Raises:
@@ -155,6 +156,8 @@ def load_unlabelled(source: str, columns: Columns | None = None) -> ImageSet:
         return anonymous(rows_without_labels(splits, source, columns))
     if path.is_dir() and not is_name:
         return folder_images(path.resolve())
+    if is_csv(path) and not is_name:
+        return anonymous(csv_images(path, source, columns))
     train = _pools(source, None).train
     if not len(train):
         raise InputError(f"data.unlabelled={source} is a test set without training images; name other images.")
@@ -178,6 +181,7 @@ def list_data() -> list[tuple[str, str]]:
         ("digits", "built in: 1,797 real scans of handwritten digits, 10 classes (from scikit-learn)"),
         ("FOLDER", "class folders of images, with or without train/, val/ and test/ above; classes.txt may name them"),
         ("split_zhou_NAME.json", "a CoOp split file, with the images beside it"),
+        ("FILE.csv", "a CSV or TSV file with an image's path and its class per row; a column split divides it"),
         ("hf:OWNER/NAME[:CONFIGURATION]", "a data set of the Hugging Face hub (needs datasets)"),
         ("FILE.parquet", "a parquet file with an image and a label column, or a folder of such files (needs datasets)"),
         ("SAVED_FOLDER", "a folder written by save_to_disk of the datasets library"),
@@ -257,7 +261,7 @@ def _pools(text: str, columns: Columns | None) -> Pools:
     if table is not None:
         return table
     if columns is not None:
-        raise InputError(f"columns={columns} fit hub, parquet and saved data sets only, not {text}.")
+        raise InputError(f"columns={columns} fit CSV, parquet, hub and saved data sets only, not {text}.")
     if text in BUILT_IN:
         return BUILT_IN[text]()
     if standard:
@@ -285,7 +289,9 @@ def _naming_hint(source: str, names: Sequence[str]) -> str:
 
 
 def _table(path: Path, text: str, columns: Columns | None) -> Pools | None:
-    """Parquet and saved tables; None for anything else."""
+    """CSV, parquet and saved tables; None for anything else."""
+    if is_csv(path):
+        return load_csv(path, text, columns)
     if path.suffix == ".parquet" and path.is_file():
         return load_parquet(path, text, columns)
     if path.is_dir() and is_saved(path):
@@ -314,11 +320,16 @@ def _hub(spec: str, columns: Columns | None) -> Pools:
 
 def _unknown(text: str, path: Path) -> str:
     if path.is_file():
-        return f"{text} is a file of another kind: data is a folder, a .json split file or a .parquet file."
+        return f"{text} is a file of another kind: data is a folder, a .json split file, a .csv or a .parquet file."
     folders = [folder.name for folder in subfolders(path.parent)] if path.parent.is_dir() else []
     meant = nearest(path.name, folders) if folders else ""
     beside = f" {meant}" if meant.startswith("Did") else ""
-    if path.is_absolute() or text.startswith((".", "~")) or path.suffix in (".json", ".parquet") or text.count("/") > 1:
+    if (
+        path.is_absolute()
+        or text.startswith((".", "~"))
+        or path.suffix in (".json", ".parquet", *SUFFIXES)
+        or text.count("/") > 1
+    ):
         return f"there is no folder or file {text}.{beside}"
     if "/" in text:
         return f"there is no folder {text}.{beside} A data set of the hub is written hf:{text}."

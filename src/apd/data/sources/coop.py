@@ -35,7 +35,7 @@ def load_coop(path: Path, source: str, images: Path | None = None) -> Pools:
     """
     rows = _read(path)
     names = _class_names(rows["train"] + rows["val"] + rows["test"], path)
-    root, rows = _locate(path, rows, images)
+    root, rows = locate(path, rows, images)
     train, val, test = (image_set(rows[split], root, path) for split in ("train", "val", "test"))
     return Pools(path.parent.resolve().name, source, names, train, val if len(val) else None, test, coop_draw=True)
 
@@ -73,10 +73,13 @@ def _class_names(rows: list[Row], path: Path) -> tuple[str, ...]:
     return tuple(names[label].replace("_", " ") for label in range(len(names)))
 
 
-def _locate(path: Path, rows: dict[str, list[Row]], images: Path | None) -> tuple[Path, dict[str, list[Row]]]:
-    """The folder of the images (``images``, or else the file's own or one beside it), and the rows as they fit it.
+def locate(path: Path, rows: dict[str, list[Row]], images: Path | None) -> tuple[Path, dict[str, list[Row]]]:
+    """The folder of the images (``images``, or else the list's own or one beside it), and the rows as they fit it.
 
     The first image of every split, and the first with a backslash, must be there.
+
+    Raises:
+        InputError: for images that are not there, and for paths that lead out of the folder.
     """
     slashed = {
         split: [(_slashed(image), label, name) for image, label, name in split_rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from apd.data.sources.class_names import warn
@@ -10,7 +10,7 @@ from apd.data.sources.split_names import WORDS
 from apd.errors import InputError
 from apd.util.text import first_of
 
-_COLUMN = "split"
+COLUMN = "split"
 
 
 def split_by_column(splits: Mapping[str, Any], source: str) -> Mapping[str, Any]:
@@ -20,20 +20,30 @@ def split_by_column(splits: Mapping[str, Any], source: str) -> Mapping[str, Any]
         InputError: for values of that column that are splits in part.
     """
     rows = next(iter(splits.values()), None)
-    if rows is None or len(splits) > 1 or _COLUMN not in rows.column_names:
+    if rows is None or len(splits) > 1 or COLUMN not in rows.column_names:
         return splits
-    values = rows[_COLUMN][:]
-    found = [WORDS.get(str(value).strip().casefold()) for value in values]
-    if len(set(found)) < 2 and None not in found:
+    found = splits_of(rows[COLUMN][:], source)
+    if found is None:
         return splits
-    unknown = sorted({str(value) for value, split in zip(values, found, strict=True) if split is None})
-    if set(found) == {None}:
-        warn(f"The column {_COLUMN!r} of {source} is ignored: {first_of(unknown, 'values')} are not names of splits.")
-        return splits
-    if unknown:
-        raise InputError(
-            f"the column {_COLUMN!r} of {source} names splits in some rows, but also {first_of(unknown, 'values')}: write "
-            "train, val or test in every row, or rename the column."
-        )
-    names = sorted({split for split in found if split})
+    names = sorted(set(found))
     return {name: rows.select([row for row, split in enumerate(found) if split == name]) for name in names}
+
+
+def splits_of(values: Sequence[object], source: str) -> list[str] | None:
+    """The split of each row (train, val, test) by its column of splits; None where that does not divide the table.
+
+    Raises:
+        InputError: for values that are splits in part.
+    """
+    words = [WORDS.get(str(value).strip().casefold()) for value in values]
+    found = [word for word in words if word]
+    if len(found) == len(words):
+        return found if len(set(found)) > 1 else None
+    unknown = sorted({str(value) for value, word in zip(values, words, strict=True) if word is None})
+    if not found:
+        warn(f"The column {COLUMN!r} of {source} is ignored: {first_of(unknown, 'values')} are not names of splits.")
+        return None
+    raise InputError(
+        f"the column {COLUMN!r} of {source} names splits in some rows, but also {first_of(unknown, 'values')}: write "
+        "train, val or test in every row, or rename the column."
+    )
