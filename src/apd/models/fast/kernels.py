@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+_HAS_ONEDNN = bool(
+    cast(Any, torch.backends.mkldnn).is_available()
+) and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 _lowered: WeakKeyDictionary[nn.Linear, tuple[tuple[Any, ...], Tensor, Tensor | None]] = WeakKeyDictionary()
 
 
@@ -30,18 +33,16 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def _trains(layer: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
+def _trains(layer: nn.Linear | PatchEmbedding) -> bool:
+    # Asked at every product, so not through `parameters`, which takes as long as a small product.
+    return layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad)
 
 
 def _onednn(x: Tensor) -> bool:
     # A graph for other runtimes gets the plain product: oneDNN's operator is known to this build of torch alone.
     if x.dtype is not torch.float32 or x.device.type != "cpu" or torch.compiler.is_exporting():
         return False
-    backend = cast(Any, torch.backends.mkldnn)
-    return bool(backend.is_available() and backend.enabled) and torch.backends.cpu.get_cpu_capability().startswith(
-        "AVX"
-    )
+    return _HAS_ONEDNN and bool(cast(Any, torch.backends.mkldnn).enabled)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
