@@ -71,8 +71,8 @@ def test_errors_and_times_are_told_apart_from_kills(tmp_path: Path) -> None:
 
 
 def test_waiting_brings_no_kill_nearer_and_a_worker_has_its_own_clock(tmp_path: Path) -> None:
-    waiting = forked(lambda: time.sleep(0.2), tmp_path, Moment(cpu=0.1), tmp_path / "log")
-    assert not waiting.killed and waiting.cpu < 0.1 < waiting.seconds
+    waiting = forked(lambda: time.sleep(1), tmp_path, Moment(cpu=0.5), tmp_path / "log")
+    assert not waiting.killed and waiting.cpu < 0.5 < waiting.seconds
 
     def start_a_worker() -> None:
         worker = os.fork()

@@ -87,7 +87,7 @@ def test_uploads_are_deleted_while_the_page_is_served_and_examples_stay(
             "event_data": {"index": 0, "value": None},
         }
         chosen = client.post("/gradio_api/run/predict", json=question).json()["data"][0]["path"]
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while Path(upload).exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         left = [file for file in (tmp_path / "explore").rglob("*") if file.is_file()]

@@ -38,7 +38,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 def line_with(said: Said, wanted: str) -> str:
     """The first line that holds ``wanted``, once it is there."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         for line in said():
             if wanted in line:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,27 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def train_in_process(path: Path, clip_folder: Path, colours: Path, sets: Sequence[str]) -> None:
-    """Start or resume a run; for a process of its own."""
+def train_in_process(
+    path: Path, clip_folder: Path, colours: Path, sets: Sequence[str], end: tuple[int, float] | None = None
+) -> None:
+    """Start or resume a run; for a process of its own.
+
+    Args:
+        path: the run folder.
+        clip_folder: the CLIP model.
+        colours: the data.
+        sets: settings.
+        end: a step, and how many seconds of CPU time after it the process is killed, by SIGPROF; None: it is not.
+    """
+    if end is not None:
+        log, (step, seconds) = Run.log, end
+
+        def log_then_wait(self: Run, record: Mapping[str, Any]) -> None:
+            log(self, record)
+            if record["step"] >= step and not signal.getitimer(signal.ITIMER_PROF)[0]:
+                signal.setitimer(signal.ITIMER_PROF, seconds)
+
+        Run.log = log_then_wait  # type: ignore[method-assign]
     start(path, load_clip(clip_folder), colours, *sets, resume=True)
 
 
