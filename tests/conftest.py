@@ -75,6 +75,14 @@ def short_calibration() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def without_waiting_for_the_disk() -> Iterator[None]:
+    """What a test writes outlives no power cut: dozens of waits per training would be a large share of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: os.fstat(file) and None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def commands_once() -> Iterator[None]:
     """Typer makes all commands anew at each call of the command line, which takes as long as a small evaluation."""
     with pytest.MonkeyPatch.context() as patch:

@@ -79,7 +79,8 @@ class NotANumber(Hidden):
 def test_without_a_gradient_a_black_box_attacks_and_the_result_is_not_reliable(
     model: type[Hidden], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = judged(model(), attacks=("pgd-2", "apgd-ce"))
+    # Within a large eps most images fall to the first of Square's 5,000 queries.
+    result = judged(model(), attacks=("pgd-2", "apgd-ce"), eps=0.5)
     assert set(result.attacks) == {"square"} and result.attacks["square"].runs == ("square",)
     assert result.reliable is False and "gradient" in failed(result)
     (check,) = (check for check in result.checks if check.name == "gradient")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apd.evaluation import evaluate_tensors, parse_settings
+from apd.evaluation import Result, evaluate_tensors, parse_settings
 from apd.models import DualEncoder
 from apd.models.classifier import BoundCLIP
 from apd.models.huggingface import HuggingFaceEncoder
@@ -36,17 +38,35 @@ def full(limit: int, error: type[Exception] | Exception, tries: list[int]) -> An
 FULL = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 
 
+@pytest.fixture(scope="module")
+def learned(
+    tmp_path_factory: pytest.TempPathFactory, clip: DualEncoder, colours: Path
+) -> Callable[..., dict[str, Tensor]]:
+    """What a training with these settings learns where memory is enough; each is trained once."""
+
+    @cache
+    def prompts(*sets: str) -> dict[str, Tensor]:
+        return start(tmp_path_factory.mktemp("enough") / "run", clip, colours, *sets).load_prompts()
+
+    return prompts
+
+
 @pytest.mark.parametrize("error", FULL, ids=["device", "machine"])
 @pytest.mark.parametrize("kind", ["pgd", "free", "carried"])
 def test_a_training_out_of_memory_halves_what_the_tower_gets_and_learns_the_same(
-    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch, kind: str, error: Exception
+    tmp_path: Path,
+    clip: DualEncoder,
+    colours: Path,
+    learned: Callable[..., dict[str, Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    error: Exception,
 ) -> None:
     sets = (f"train.attack.kind={kind}", "train.epochs=4", "method.teacher=frozen")
-    whole = start(tmp_path / "whole", clip, colours, *sets)
+    before = learned(*sets)
     tries: list[int] = []
     monkeypatch.setattr(HuggingFaceEncoder, "encode_image", full(3, error, tries))
-    parts = start(tmp_path / "parts", clip, colours, *sets)
-    before, after = whole.load_prompts(), parts.load_prompts()
+    after = start(tmp_path / "parts", clip, colours, *sets).load_prompts()
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=1e-3, atol=1e-4)
@@ -96,13 +116,20 @@ class Small(nn.Module):
         return z
 
 
+CHOSEN = parse_settings({"attacks": ("pgd-3", "apgd-ce"), "eps": 0.05, "control": False, "batch_size": 16})
+
+
+@cache
+def measured() -> Result:
+    """An evaluation where memory is enough."""
+    return evaluate_tensors(trained(5), decoded(40, 5, seed=5), tuple("abcde"), CHOSEN)
+
+
 @pytest.mark.parametrize("size", [16, None])
 def test_an_evaluation_out_of_memory_has_the_same_outcomes(tmp_path: Path, size: int | None) -> None:
     """Attacks that draw for a whole batch too: the batch stays, only the model gets parts of it."""
     names, images = tuple("abcde"), decoded(40, 5, seed=5)
-    chosen = {"attacks": ("pgd-3", "apgd-ce"), "eps": 0.05, "control": False, "batch_size": 16}
-    settings = parse_settings(chosen)
-    whole = evaluate_tensors(trained(5), images, names, settings)
+    settings, whole = CHOSEN, measured()
     model = Small(trained(5), 3)
     parts = evaluate_tensors(model, images, names, settings.model_copy(update={"batch_size": size}), store=tmp_path)
     assert 1 < model.largest <= 3

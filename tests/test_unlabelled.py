@@ -78,7 +78,7 @@ def test_impossible_choices_are_refused(colours: Path, settings: dict[str, objec
 
 @pytest.mark.parametrize("method", ["apd", "advvlp", "trades", "agft", "coapt", "promptkd"])
 def test_no_label_of_an_unlabelled_image_is_used(tmp_path: Path, clip: DualEncoder, colours: Path, method: str) -> None:
-    data = some(colours)
+    data = some(colours, unlabelled_limit=8)
     other = replace(data, unlabelled=replace(data.unlabelled, labels=(data.unlabelled.labels + 1) % 3))
     assert not torch.equal(data.unlabelled.labels, other.unlabelled.labels)
     one, two = (train(tmp_path / str(i), clip, each, method) for i, each in enumerate((data, other)))
@@ -94,7 +94,7 @@ def test_a_training_stopped_in_between_ends_with_the_same_prompts(
 ) -> None:
     from apd.training.loop import Loop
 
-    data = some(colours)
+    data = some(colours, unlabelled_limit=8)
     whole = train(tmp_path / "whole", clip, data, method)
     own, count = Loop.train_batch, 0
 
@@ -117,7 +117,7 @@ def test_an_attack_loss_on_labels_takes_the_teacher_s_class_of_unlabelled_images
 ) -> None:
     section = {"name": "apd", "prompts": SMALL, "inner": inner}
     quick = {**QUICK, "epochs": 1, "attack": {"loss": "margin"}}
-    assert apd.train(clip, some(colours), method=section, output=tmp_path / "run", **quick).finished
+    assert apd.train(clip, some(colours, unlabelled_limit=8), method=section, output=tmp_path / "run", **quick).finished
 
 
 def mixed_batch() -> Batch:
