@@ -180,7 +180,7 @@ def test_an_explicit_limit_is_told_how_long_it_takes_if_that_is_long(
 
 def test_what_is_known_so_far_is_a_count_and_no_estimate() -> None:
     seconds, lines = 0.0, []
-    so_far = progress.SoFar(total=150, done=50, standing=20, now=lambda: seconds)
+    so_far = progress.SoFar("pgd-10", total=150, done=50, standing=20, now=lambda: seconds)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress.log, "info", lines.append)
         so_far.part("pgd-10", 50, 20)

@@ -13,18 +13,24 @@ from apd.report.facts import names_of
 from apd.report.wall import Gallery, choose
 
 
-def outcomes(right: dict[str, str]) -> Outcomes:
+def outcomes(right: dict[str, str], labels: tuple[int, ...] = (0,) * 6) -> Outcomes:
     """Outcomes in which a 1 is a right answer, for ids that are not in order."""
-    n = len(right["clean"])
-    predictions = {name: tuple(0 if mark == "1" else 1 for mark in marks) for name, marks in right.items()}
-    return Outcomes(
-        tuple(f"{9 - i}" for i in range(n)), ("p",) * n, (0,) * n, ("good", "bad"), predictions, undefended=None
-    )
+    n = len(labels)
+    predictions = {
+        name: tuple(label if mark == "1" else 1 - label for mark, label in zip(marks, labels, strict=True))
+        for name, marks in right.items()
+    }
+    return Outcomes(tuple(f"{9 - i}" for i in range(n)), ("p",) * n, labels, ("a", "b"), predictions, undefended=None)
 
 
 def test_images_are_chosen_in_the_order_of_their_ids() -> None:
     found = choose(outcomes({"clean": "111110", "pgd-1": "101100"}), "pgd-1", each=2)
     assert found == [(3, True), (2, True), (4, False), (1, False)]
+
+
+def test_images_are_of_each_class_in_turn() -> None:
+    found = choose(outcomes({"clean": "111111", "pgd-1": "111110"}, (0, 0, 1, 1, 1, 0)), "pgd-1", each=4)
+    assert found == [(1, True), (4, True), (0, True), (3, True), (5, False)]
 
 
 def test_images_fit_the_page() -> None:

@@ -19,6 +19,7 @@ def doctor(as_json: AsJson = False) -> None:
       apd doctor
       apd doctor --json
     """
+    say("Looking at packages, devices and caches, and trying the built-in model ...")
     with quiet_stdout():
         from apd.util.environment import describe_environment
 

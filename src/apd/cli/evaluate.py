@@ -181,7 +181,8 @@ def _suggest(asked: _Asked, result: Result, given: dict[str, Any]) -> None:
         if asked.classifier is not None:
             say(f"Next: apd leaderboard {quoted(asked.kept_in() or '')}")
         elif data is not None and model is not None:
-            say(f"Next: apd train {quoted(data)} --model {quoted(model)}")
+            threat = _options({name: given.get(name) for name in ("eps", "norm")})
+            say(f"Next: apd train {quoted(data)} --model {quoted(model)}{threat}")
         return
     place, moved = quoted(run), _options({"model": model})
     images = _options({"data": data}) + moved

@@ -40,3 +40,5 @@ def report(
     with quiet_stdout():
         file = write(runs, output, curve=curve, images=images, attack=attack, data=data, model=model, device=device)
     say(f"{'Replaced' if before else 'Written'}: {file} ({file.stat().st_size / 1e6:.1f} MB); open it in a browser.")
+    if not curve:
+        say("With --curve it also shows the accuracy under weaker and stronger attacks.")

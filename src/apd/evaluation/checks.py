@@ -195,7 +195,8 @@ def _noise(subject: Subject, checked: Checked, threat: ThreatModel) -> Check:
         name="random noise",
         passed=int(wrong.sum()) <= int((~checked.standing).sum()) and missed <= FEW * len(wrong),
         value=missed,
-        message=f"noise alone fools {int(wrong.sum())} of {len(wrong)} images, {missed} of which stood under every attack",
+        message=f"under noise in place of an attack {int(wrong.sum())} of {len(wrong)} images are wrong, {missed} of which stood "
+        "under every attack",
     )
 
 
@@ -265,15 +266,14 @@ def collapse(own: Scores, control: Scores, *, foreign: bool = False) -> Check:
         foreign: the model is a module of other code, which was not trained here.
     """
     lost = control.clean - own.clean
-    apart = own.clean_interval[1] < control.clean_interval[0]
-    return Check(
-        name="collapse",
-        passed=not (apart and lost > COLLAPSED),
-        value=round(lost, 2),
-        message=f"clean accuracy {own.clean:.1f} % is far below the {control.clean:.1f} % of zero-shot CLIP on the same images: "
-        f"{_NEVER_KNOWN if foreign else _LOST_IN_TRAINING}",
-        warns=True,
-    )
+    passed = not (own.clean_interval[1] < control.clean_interval[0] and lost > COLLAPSED)
+    both = f"{control.clean:.1f} % of zero-shot CLIP on the same images"
+    if passed:
+        message = f"clean accuracy {own.clean:.1f} %, beside {both}"
+    else:
+        why = _NEVER_KNOWN if foreign else _LOST_IN_TRAINING
+        message = f"clean accuracy {own.clean:.1f} % is far below the {both}: {why}"
+    return Check(name="collapse", passed=passed, value=round(lost, 2), message=message, warns=True)
 
 
 def black_box_says(check: Check, skipped: Sequence[str], scores: Scores) -> Check:

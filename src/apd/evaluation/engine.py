@@ -21,7 +21,7 @@ from apd.evaluation.settings import EvaluationSettings
 from apd.evaluation.store import Key, Outcome, Record, Store
 from apd.util.memory import Attempt, Room
 from apd.util.messages import get_logger
-from apd.util.progress import pretty_seconds
+from apd.util.progress import counted, pretty_seconds
 from apd.util.versions import versions
 
 log = get_logger("apd.evaluation")
@@ -205,7 +205,7 @@ class Evaluation:
         known = [record.outcomes[self.samples.keys[i]] for i in wanted if i not in left]
         standing = sum(outcome.predicted == outcome.label for outcome in known)
         pace = Pace(name, len(wanted), len(known), size, most)
-        so_far = None if attack is None else SoFar(len(wanted), len(known), standing)
+        so_far = None if attack is None else SoFar(name, len(wanted), len(known), standing)
         try:
             with shown(pace, f"{name}{self.on}", self.subject.model):
                 for index, parts in self._batches(record, todo, size):
@@ -258,7 +258,7 @@ class Evaluation:
         if n and known is not None and self.settings.limit != "auto":
             seconds = known.expected_seconds(n, [name], self.n_classes)
             if seconds >= FORETOLD:
-                log.info(f"  {name}{self.on} on {n} images: at most about {pretty_seconds(seconds)}")
+                log.info(f"  {name}{self.on} on {counted(n, 'image')}: at most about {pretty_seconds(seconds)}")
 
     def _batches(
         self, record: Record, todo: Sequence[int], size: int

@@ -66,7 +66,7 @@ class Pace(Count):
     def __str__(self) -> str:
         """Say how many images are done, in which part, after what time, and how long it may take."""
         part = f"in {self.part}, " if self.part else ""
-        return f"{self.done} of {self.total} images, {part}{clock(self.now() - self.started)}{self.left()}"
+        return f"{self.done} of {self.total} images done, {part}{clock(self.now() - self.started)}{self.left()}"
 
 
 class SoFar:
@@ -75,33 +75,35 @@ class SoFar:
     They come in the order of the data, often class by class: their share does not estimate the accuracy of all.
 
     Args:
+        name: the attack's name.
         total: images under attack.
         done: how many were finished in an earlier call.
         standing: finished ones that are still classified rightly.
         now: seconds of a clock.
     """
 
-    def __init__(self, total: int, done: int, standing: int, now: Callable[[], float] = time.monotonic) -> None:
-        self.total, self.done, self.standing, self.now = total, done, standing, now
+    def __init__(
+        self, name: str, total: int, done: int, standing: int, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.name, self.total, self.done, self.standing, self.now = name, total, done, standing, now
         self.next = now() + PATIENCE
 
     def part(self, part: str, tried: int, standing: int) -> None:
         """A part of the attack has been tried on this many images of a batch, and these still stand."""
-        self._say(self.done + tried, self.standing + standing, f" {part}")
+        self._say(self.done + tried, self.standing + standing, part)
 
     def batch(self, tried: int, standing: int) -> None:
         """A batch of this many images is done, and these stand."""
         self.done, self.standing = self.done + tried, self.standing + standing
         if self.done < self.total:
-            self._say(self.done, self.standing, "")
+            self._say(self.done, self.standing, self.name)
 
     def _say(self, done: int, standing: int, what: str) -> None:
         if not done or self.now() < self.next:
             return
         self.next = self.now() + EVERY
-        log.info(
-            f"  so far {standing} of {done} images withstand{what}; {self.total - done} to come, in the data's order"
-        )
+        to_come = f"; {self.total - done} to come, in the data's order" if done < self.total else ""
+        log.info(f"  so far {standing} of {done} images withstand {what}{to_come}")
 
 
 def say_clean(right: int, n: int, on: str) -> None:

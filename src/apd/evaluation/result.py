@@ -157,7 +157,8 @@ class Result(ResultRecord):
     @property
     def chance_note(self) -> str | None:
         """A sentence where the clean accuracy cannot be told from guessing; None where it can."""
-        return chance_note(self.model_dump(include={"clean", "clean_interval", "n_classes"}))
+        known = self.model_dump(include={"clean", "clean_interval", "n_classes"})
+        return chance_note(known, untrained=self.is_control)
 
     def robust_mask(self, attack: str = "worst") -> Tensor:
         """Which samples (n,) are right under ``clean``, one attack, or the ``worst`` of all (clean included)."""

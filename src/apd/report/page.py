@@ -64,7 +64,7 @@ def render(
 
 
 def _title(views: Sequence[Mapping[str, Any]]) -> str:
-    return f"How robust is {views[0]['name']}?" if len(views) == 1 else f"{len(views)} runs side by side"
+    return f"How robust is the run {views[0]['name']}?" if len(views) == 1 else f"{len(views)} runs side by side"
 
 
 def _shown(value: Any) -> Any:

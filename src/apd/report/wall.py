@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,7 +70,7 @@ def _address(image: Tensor, side: int, quality: int) -> str:
 
 
 def choose(outcomes: Outcomes, attack: str, each: int) -> list[tuple[int, bool]]:
-    """Choose images by a rule that does not look at them: in the order of their ids, as many successes as failures.
+    """Choose images by a rule that does not look at them: as many successes as failures, and of each class one in turn.
 
     Args:
         outcomes: what became of each image of the evaluation.
@@ -81,8 +82,19 @@ def choose(outcomes: Outcomes, attack: str, each: int) -> list[tuple[int, bool]]
     """
     clean, held = outcomes.right("clean"), outcomes.right(attack)
     order = [i for i in sorted(range(len(outcomes)), key=lambda i: outcomes.ids[i]) if clean[i]]
-    kept = [(i, True) for i in order if held[i]][:each]
-    return kept + [(i, False) for i in order if not held[i]][:each]
+    kept = _in_turn([i for i in order if held[i]], outcomes.labels)[:each]
+    fell = _in_turn([i for i in order if not held[i]], outcomes.labels)[:each]
+    return [(i, True) for i in kept] + [(i, False) for i in fell]
+
+
+def _in_turn(order: Sequence[int], labels: Sequence[int]) -> list[int]:
+    """The first image of each class in turn, then the second of each."""
+    seen: Counter[int] = Counter()
+    turns = []
+    for i in order:
+        turns.append((seen[labels[i]], labels[i], i))
+        seen[labels[i]] += 1
+    return [i for *_, i in sorted(turns)]
 
 
 @dataclass(frozen=True, eq=False)

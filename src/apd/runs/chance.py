@@ -21,8 +21,12 @@ def at_chance(accuracy: float, interval: tuple[float, float], n_classes: int) ->
     return interval[0] <= chance and accuracy < 2 * chance
 
 
-def chance_note(result: Mapping[str, Any]) -> str | None:
+def chance_note(result: Mapping[str, Any], *, untrained: bool = False) -> str | None:
     """Say so if the clean accuracy of a result (as JSON has it) cannot be told from guessing.
+
+    Args:
+        result: the result.
+        untrained: it is zero-shot CLIP's, which has seen none of these classes' images.
 
     Returns:
         A sentence; None where it can be told, and for results of before that do not name the number of classes.
@@ -30,8 +34,13 @@ def chance_note(result: Mapping[str, Any]) -> str | None:
     n = result.get("n_classes")
     if not n or not at_chance(result["clean"], tuple(result["clean_interval"]), n):
         return None
+    level = f"Clean accuracy is at chance level: guessing among {n} classes gives {100 / n:.1f} %."
+    if untrained:
+        return (
+            f"{level} Zero-shot CLIP does not know such images, or the class names do not say what they show; its robust "
+            "accuracy means little. Prompts trained on labelled images can know them all the same."
+        )
     return (
-        f"Clean accuracy is at chance level: guessing among {n} classes gives {100 / n:.1f} %. The model does not know "
-        "such images, the class names do not say what they show or, in a model of your own, are not in the order of its "
-        "outputs; robust accuracy means little."
+        f"{level} The model does not know such images, the class names do not say what they show or, in a model of your own, "
+        "are not in the order of its outputs; robust accuracy means little."
     )
