@@ -373,6 +373,8 @@ def test_killed_and_restarted_and_asked_to_stop_while_a_request_is_in_flight(tra
     assert again == port
     body = HEAD + png() + b"\r\n--x--\r\n"
     with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(request_head(len(body)) + body)
+        assert read_answer(connection)[0] == 200, "the connection is accepted and stays open"
         connection.sendall(request_head(len(body)) + body[:50])
         time.sleep(0.3)
         process.terminate()
