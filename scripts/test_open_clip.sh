@@ -9,4 +9,4 @@ folder=$PWD/build/open-clip
 rm -rf "$folder"
 "$python" -m pip install --quiet --quiet --no-deps --constraint constraints.txt --target "$folder" open_clip_torch timm torchvision ftfy
 PYTHONPATH=$folder${PYTHONPATH:+:$PYTHONPATH} "$python" -m pytest -p tests.torchvision_cpu -m "not slow" -rs \
-    tests/test_open_clip_itself.py tests/test_export_forms.py -k "open_clip or itself"
+    tests/test_open_clip_itself.py tests/test_export_forms.py tests/test_export_carried.py -k "open_clip or itself"

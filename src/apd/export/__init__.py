@@ -52,7 +52,8 @@ def torch(run: str | Path, path: str | Path, **options: Unpack[ExportOptions]) -
 def huggingface(run: str | Path, path: str | Path, **options: Unpack[ExportOptions]) -> Exported:
     """Export a run as a folder for `RobustCLIP` and the Hugging Face hub; arguments and errors as for `onnx`.
 
-    Where the prompts can be baked into a plain CLIP model, transformers loads the folder without this package.
+    Where the prompts can be baked into a plain CLIP model, transformers loads the folder without this package; with visual
+    tokens it does with ``trust_remote_code=True``, by code in the folder.
 
     Example:
         >>> import apd
@@ -65,8 +66,10 @@ def huggingface(run: str | Path, path: str | Path, **options: Unpack[ExportOptio
 def open_clip(run: str | Path, path: str | Path, **options: Unpack[ExportOptions]) -> Exported:
     """Export a run as a folder for open_clip: weights, configuration and class features; as for `onnx`.
 
+    With visual tokens the folder carries a module that loads it.
+
     Raises:
-        InputError: also for prompts that a plain CLIP model has no weights for, such as visual tokens.
+        InputError: also for a SigLIP, and for learned text with ``open_vocabulary``.
     """
     return _export("open_clip", run, path, options)
 

@@ -2,7 +2,8 @@
 
 Class features: a text tower without blocks, whose tokenizer knows every class name as one word, gives each class its feature.
 A frame of pixels: patches are embedded linearly, so that its share is a constant, which the position embeddings take up.
-Tokens in the image tower's sequence are rows that a plain model does not have; they cannot be baked in.
+Tokens in the image tower's sequence are rows that a plain model does not have; they cannot be baked in. They go into the weights
+beside it, and code that the export carries puts them into the sequence (`apd.export.carried`).
 """
 
 from __future__ import annotations
@@ -27,10 +28,21 @@ _AT_LARGEST = 2
 
 def why_not_plain(classifier: PromptedCLIP, open_vocabulary: bool) -> str | None:
     """Say in a sentence why these prompts cannot become weights of a plain CLIP model; None where they can."""
-    prompts, family = classifier.prompts, classifier.encoder.info.family
-    if prompts is not None and prompts.visual():
-        n = len(prompts.visual()[0])
+    if has_visual_tokens(classifier):
+        assert classifier.prompts is not None
+        n = len(classifier.prompts.visual()[0])
         return f"{n} visual tokens join the sequence of the image tower, for which a plain CLIP model has no weights"
+    return why_not_but_visual(classifier, open_vocabulary)
+
+
+def has_visual_tokens(classifier: PromptedCLIP) -> bool:
+    """Whether tokens join the sequence of the image tower."""
+    return classifier.prompts is not None and bool(classifier.prompts.visual())
+
+
+def why_not_but_visual(classifier: PromptedCLIP, open_vocabulary: bool) -> str | None:
+    """Say as `why_not_plain` does what cannot become weights of a plain CLIP model, visual tokens aside."""
+    prompts, family = classifier.prompts, classifier.encoder.info.family
     if open_vocabulary and prompts is not None and prompts.text():
         return "learned text tokens act inside the text tower, for which a plain CLIP model has no weights"
     if family != "clip":

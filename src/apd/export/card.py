@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from apd.export.base import Source
+from apd.export.carried import TRANSFORMERS
 from apd.export.description import public_name
 from apd.export.robust_clip import TAGS
 from apd.runs.card import on_hub
@@ -25,14 +26,16 @@ from transformers import pipeline
 
 classify = pipeline("zero-shot-image-classification", model="OWNER/NAME")
 classify("photo.jpg", candidate_labels={labels})"""
+_CODE = _PLAIN.replace('"OWNER/NAME")', '"OWNER/NAME", trust_remote_code=True)')
 
 
-def render_export_card(source: Source, plain: bool) -> str:
+def render_export_card(source: Source, plain: bool, carries_code: bool = False) -> str:
     """Write the Markdown text of ``README.md``, with the header that the hub reads.
 
     Args:
         source: what is exported.
         plain: whether transformers loads it without this package.
+        carries_code: whether it does with ``trust_remote_code``, by code that the export carries.
     """
     run, names = source.run, list(source.classifier.class_names)
     results = [read_result(file) for file in sorted(run.results.glob("summary-*.json"))]
@@ -49,6 +52,11 @@ def render_export_card(source: Source, plain: bool) -> str:
     usage = [code_block(_LOADED, "python")]
     if plain:
         usage += ["\nOr with transformers alone:\n", code_block(_PLAIN.format(labels=names[:3]), "python")]
+    elif carries_code:
+        usage += [
+            f"\nOr with transformers alone; `trust_remote_code` runs `{TRANSFORMERS}` of this repository on your machine:\n"
+        ]
+        usage += [code_block(_CODE.format(labels=names[:3]), "python")]
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---",

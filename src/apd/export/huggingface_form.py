@@ -1,18 +1,29 @@
-"""The Hugging Face form: a folder for `RobustCLIP`, and for plain transformers where prompts can be baked in."""
+"""The Hugging Face form: a folder for `RobustCLIP`, and for transformers: plain, or with code that the folder carries."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from apd.errors import InputError
-from apd.export.baked import class_tokenizer, texts_of, why_not_plain, with_class_tower, with_frame
+from apd.export.baked import (
+    class_tokenizer,
+    has_visual_tokens,
+    texts_of,
+    why_not_but_visual,
+    why_not_plain,
+    with_class_tower,
+    with_frame,
+)
 from apd.export.base import Form, Runner, Source
 from apd.export.card import render_export_card
+from apd.export.carried import TRANSFORMERS, copy_to
 from apd.export.description import temperature
 from apd.export.robust_clip import CONFIG, PROMPTS, RobustCLIP
 from apd.models.classifier import PromptedCLIP
@@ -51,10 +62,12 @@ class HuggingFaceForm(Form):
         """See `Form.write`."""
         classifier, is_open = source.classifier, source.settings.open_vocabulary
         why_not = why_not_plain(classifier, is_open)
+        carries_code = has_visual_tokens(classifier) and not is_open and why_not_but_visual(classifier, is_open) is None
+        has_frame = why_not is not None and not carries_code
         clip = place if why_not is None else place / "clip"
         clip.mkdir(parents=True)
-        _write_clip(classifier, clip, is_open, baked_frame=why_not is None)
-        prompts = _explicit_prompts(classifier, is_open, has_frame=why_not is not None)
+        _write_clip(classifier, clip, is_open, baked_frame=not has_frame)
+        prompts = _explicit_prompts(classifier, is_open, has_frame)
         if prompts is not None:
             write_tensors(place / PROMPTS, prompts.state_dict(), {"format": "pt"})
         record = {
@@ -66,19 +79,31 @@ class HuggingFaceForm(Form):
             "open_vocabulary": is_open,
         }
         config = place / CONFIG
+        if carries_code:
+            _write_code(place, clip)
         known = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {"model_type": _PROMPTED}
         write_atomic(config, to_json({**known, "apd": record}) + "\n")
-        write_atomic(place / "README.md", render_export_card(source, plain=why_not is None))
+        write_atomic(place / "README.md", render_export_card(source, why_not is None, carries_code))
         if why_not is None:
             return {"plain_transformers": True}
+        if carries_code:
+            note = f"transformers loads this export with trust_remote_code=True only, which runs {TRANSFORMERS} of the folder"
+            return {"plain_transformers": False, "code": TRANSFORMERS, "notes": [f"{note}: {why_not}."]}
         return {"plain_transformers": False, "notes": [f"Plain transformers cannot load this export: {why_not}."]}
 
     def load(self, source: Source, place: Path) -> list[Runner]:
         """See `Form.load`."""
         robust = RobustCLIP.from_pretrained(str(place))
         runners: list[Runner] = [robust]
-        if robust.record["clip"] == ".":
-            runners.append(_plain(source, place, robust.record))
+        if (place / TRANSFORMERS).is_file():
+            # The module that was copied there, imported from here: what stands in a folder is not run.
+            from apd.export.carried.modeling_prompted_clip import PromptedCLIPModel
+
+            runners.append(_plain(source, place, robust.record, PromptedCLIPModel))
+        elif robust.record["clip"] == ".":
+            from transformers import AutoModelForZeroShotImageClassification
+
+            runners.append(_plain(source, place, robust.record, AutoModelForZeroShotImageClassification))
         return runners
 
 
@@ -126,6 +151,38 @@ def _processor(how: Preprocessing, family: str) -> dict[str, Any]:
     }
 
 
+def _write_code(place: Path, clip: Path) -> None:
+    """Write what transformers reads of an export with visual tokens: a configuration that names the code, and the code.
+
+    The weights are in the files of `RobustCLIP`, to which an index points.
+    """
+    copy_to(place, TRANSFORMERS)
+    for file in clip.iterdir():
+        if file.name != CONFIG and file.suffix == ".json":
+            shutil.copyfile(file, place / file.name)
+    found: dict[str, str] = {}
+    for file in (*sorted(clip.glob("*.safetensors")), place / PROMPTS):
+        with safe_open(file, "pt") as tensors:
+            found |= dict.fromkeys(tensors.keys(), file.relative_to(place).as_posix())
+            if file.name == PROMPTS:
+                shape, depth = tensors.get_slice("visual_tokens.0").get_shape(), len(list(tensors.keys()))
+    write_atomic(place / "model.safetensors.index.json", to_json({"metadata": {}, "weight_map": found}) + "\n")
+    module, kind = Path(TRANSFORMERS).stem, "PromptedCLIPModel"
+    classes = {"AutoConfig": "PromptedCLIPConfig", "AutoModel": kind, "AutoModelForZeroShotImageClassification": kind}
+    plain = json.loads((clip / CONFIG).read_text(encoding="utf-8"))
+    del plain["model_type"]  # by which transformers would find it, and load a plain model of it
+    config = {
+        "model_type": _PROMPTED,
+        "architectures": [kind],
+        "auto_map": {name: f"{module}.{found}" for name, found in classes.items()},
+        "clip_config": plain,
+        "hidden_size": 12,  # see `PromptedCLIPConfig`
+        "visual_tokens": shape[0],
+        "visual_depth": depth,
+    }
+    write_atomic(place / CONFIG, to_json(config) + "\n")
+
+
 @torch.no_grad()
 def _explicit_prompts(classifier: PromptedCLIP, is_open: bool, has_frame: bool) -> Prompts | None:
     """Copy the prompts that are not baked in, each token written out; None where nothing is left."""
@@ -151,12 +208,13 @@ def _explicit_prompts(classifier: PromptedCLIP, is_open: bool, has_frame: bool) 
     return prompts
 
 
-def _plain(source: Source, place: Path, record: dict[str, Any]) -> Runner:
-    """Load with transformers alone; class names are put into the templates as its pipeline does."""
-    from transformers import AutoModelForZeroShotImageClassification, AutoTokenizer
+def _plain(source: Source, place: Path, record: dict[str, Any], kind: Any) -> Runner:
+    """Load a model of transformers of this class; class names are put into the templates as its pipeline does."""
+    from transformers import AutoTokenizer
 
-    model: Any = AutoModelForZeroShotImageClassification.from_pretrained(place)
-    tokenizer = AutoTokenizer.from_pretrained(place)
+    model: Any = kind.from_pretrained(place)
+    # Not from a folder with code, about which transformers would ask on the terminal.
+    tokenizer = AutoTokenizer.from_pretrained(place / record["clip"])
     info = source.classifier.encoder.info
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (info.preprocessing.mean, info.preprocessing.std))
     template = record["templates"][0]

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apd.errors import InputError
-from apd.export.baked import why_not_plain, with_frame
+from apd.export.baked import has_visual_tokens, why_not_but_visual, with_frame
 from apd.export.base import Form, Runner, Source
+from apd.export.carried import OPEN_CLIP, copy_to
 from apd.models.huggingface import HuggingFaceEncoder
 from apd.models.preprocessing import Preprocessing
 from apd.util.files import write_atomic
@@ -22,12 +23,16 @@ from apd.util.text import to_json
 CONFIG, WEIGHTS, FEATURES = "open_clip_config.json", "open_clip_model.safetensors", "class_features.safetensors"
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 """Those that open_clip has, and its setting ``quick_gelu``."""
+_TOKENS = "visual.prompts"
+"""Weights that open_clip's own models do not have, so that open_clip refuses them unless the code of the folder adds them."""
 _EPS = 1e-5
 _OPENAI_WORDS = 49_408
 
 
 class OpenClipForm(Form):
     """A folder for ``open_clip.create_model`` with class features to compare image features with.
+
+    Where there are visual tokens, the folder carries a module that loads it; open_clip alone refuses its weights.
 
     open_clip is not needed to write it. The check computes the image tower (and the text tower, if it is used) in `tower`,
     which knows only the written files and open_clip's conventions.
@@ -40,7 +45,7 @@ class OpenClipForm(Form):
         """See `Form.check`."""
         super().check(source)
         encoder = source.classifier.encoder
-        why_not = why_not_plain(source.classifier, source.settings.open_vocabulary)
+        why_not = why_not_but_visual(source.classifier, source.settings.open_vocabulary)
         if why_not is not None:
             raise InputError(
                 f"--to open_clip cannot hold these prompts: {why_not}. Use --to onnx, torch or huggingface."
@@ -62,6 +67,7 @@ class OpenClipForm(Form):
         place.mkdir()
         prompted = classifier.prompts is not None and bool(classifier.prompts.text())
         state = renamed(with_frame(encoder, bound.frame).state_dict())
+        state |= {f"{_TOKENS}.{depth}": rows for depth, rows in enumerate(bound.visual)}
         write_atomic(place / CONFIG, to_json(_config(encoder)) + "\n")
         write_tensors(place / WEIGHTS, state, {"format": "pt"})
         write_tensors(place / FEATURES, {"class_features": bound.classes}, {"format": "pt"})
@@ -70,12 +76,19 @@ class OpenClipForm(Form):
         notes = []
         if prompted:
             notes.append(f"The learned text is in {FEATURES} alone: encode_text gives features without prompts.")
-        if how.mode == "crop" and how.resize != how.size:
+        if has_visual_tokens(classifier):
+            copy_to(place, OPEN_CLIP)
+            notes.append(
+                f"open_clip alone refuses these weights, since they hold visual tokens: load() of {OPEN_CLIP}, which is in "
+                "the folder, loads them."
+            )
+        elif how.mode == "crop" and how.resize != how.size:
             notes.append(
                 f"open_clip resizes the short side to {how.size} px, this run was trained after resizing to {how.resize} px and "
                 "cropping; prepare images as the description says."
             )
-        return {"notes": notes, "text_tower_unused": prompted}
+        code = {"code": OPEN_CLIP} if has_visual_tokens(classifier) else {}
+        return {"notes": notes, "text_tower_unused": prompted, **code}
 
     def load(self, source: Source, place: Path) -> list[Runner]:
         """See `Form.load`."""
@@ -185,11 +198,20 @@ def tower(state: Mapping[str, Tensor], config: Mapping[str, Any], x: Tensor) -> 
     geometry = config["vision_cfg"]
     h = F.conv2d(x, state["visual.conv1.weight"], stride=geometry["patch_size"]).flatten(2).transpose(1, 2)
     first = state["visual.class_embedding"].expand(len(x), 1, -1)
-    h = _norm(torch.cat([first, h], dim=1) + state["visual.positional_embedding"], state, "visual.ln_pre")
+    h = torch.cat([first, h], dim=1) + state["visual.positional_embedding"]
+    n_own = h.shape[1]
+    h = _norm(_with_tokens(h, state, 0, n_own), state, "visual.ln_pre")
     heads = geometry["width"] // geometry["head_width"]
     for depth in range(geometry["layers"]):
+        h = h if depth == 0 else _with_tokens(h, state, depth, n_own)
         h = _block(h, state, f"visual.transformer.resblocks.{depth}", heads, config["quick_gelu"])
     return _norm(h[:, 0], state, "visual.ln_post") @ state["visual.proj"]
+
+
+def _with_tokens(h: Tensor, state: Mapping[str, Tensor], depth: int, n_own: int) -> Tensor:
+    """Put the visual tokens of a block, if it has some, after the tower's own rows, in place of what is there."""
+    tokens = state.get(f"{_TOKENS}.{depth}")
+    return h if tokens is None else torch.cat([h[:, :n_own], tokens.expand(len(h), -1, -1)], dim=1)
 
 
 def _norm(h: Tensor, state: Mapping[str, Tensor], name: str) -> Tensor:
