@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from scipy.stats import binomtest
 
 import apd
 from apd.evaluation.compare import Row, compare_runs
 from apd.evaluation.statistics import mcnemar
 from apd.evaluation.stored import load_stored
+from apd.runs.differences import differences
 from apd.runs.folder import Run
 
 from .command_line import Cli
@@ -141,3 +143,36 @@ def test_mcnemar_agrees_with_scipy(seed: int) -> None:
     assert mcnemar(a, a) == 1.0
     with refused("shapes"):
         mcnemar(a, b[:3])
+
+
+def retrained(run: Path, path: Path, **train: Any) -> Path:
+    """A copy of a run that says it was trained with these settings, and for twice as many steps."""
+    shutil.copytree(run, path)
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    config["train"] |= train
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    manifest = json.loads((path / "run.json").read_text())
+    manifest["summary"]["steps"] *= 2
+    (path / "run.json").write_text(json.dumps(manifest))
+    return path
+
+
+def test_what_the_trainings_differ_in_is_told(run: Path, tmp_path: Path, cli: Cli) -> None:
+    apd.evaluate_run(run, **QUICK)
+    steps = json.loads((run / "run.json").read_text())["summary"]["steps"]
+    other = retrained(run, tmp_path / "other", eps="7/255", device="cuda:1")
+    (found,) = compare_runs([run, other])
+    eps = Run.open(run).config.train.eps
+    assert found.settings == (("steps", str(steps), str(2 * steps)), ("train.eps", str(eps), "7/255"))
+    answer = cli("compare", run, other)
+    assert "7/255" in answer.out and str(2 * steps) in answer.out
+    assert compare_runs([run, shutil.copytree(run, tmp_path / "same")])[0].settings == ()
+
+
+def test_another_method_is_told_by_its_name_alone(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["method"] = {"name": "pmg", "prompts": config["method"]["prompts"]}
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    assert [name for name, *_ in differences(run, other)] == ["method.name"]
+    assert differences(run, tmp_path) == ()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from apd.cli.common import AsJson, say
-from apd.util.text import printable, quoted, to_json
+from apd.util.text import one_line, printable, quoted, to_json
 
 if TYPE_CHECKING:
     from apd.evaluation.compare import Comparison
@@ -50,6 +50,8 @@ def _show(comparison: Comparison) -> None:
 
     console = Console()
     console.print(Text(f"A {printable(comparison.a)}\nB {printable(comparison.b)}"))
+    for name, a, b in comparison.settings:
+        console.print(Text(printable(f"  {name}: A {one_line(a, 60)}, B {one_line(b, 60)}")))
     table = Table(
         "images under", caption="B - A in points with 95 % interval; p: McNemar's test", caption_justify="left"
     )

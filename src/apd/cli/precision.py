@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from apd.cli.common import AsJson, split_numbers
-from apd.util.text import printable, to_json
+from apd.cli.common import AsJson, say, split_numbers
+from apd.util.text import first_of, one_line, printable, to_json
 
 
 def precision(
@@ -26,9 +26,21 @@ def precision(
       apd precision runs/seed0 runs/seed1 runs/seed2 --points 3
     """
     from apd.evaluation.precision import precision as known
+    from apd.runs.differences import SEEDS, differences
 
     wanted = split_numbers("--points", points)
     found = known(runs, wanted)
+    for run in runs[1:]:
+        other = [
+            f"{name} {one_line(a, 60)} / {one_line(b, 60)}"
+            for name, a, b in differences(runs[0], run)
+            if name not in SEEDS
+        ]
+        if other:
+            say(
+                f"{runs[0]} and {run} differ in more than their seed ({first_of(other, 'settings')}): what they vary by is not "
+                "what other seeds would change."
+            )
     if as_json:
         print(to_json({"accuracies": [one.to_dict() for one in found]}))
         return

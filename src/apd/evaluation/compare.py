@@ -13,6 +13,7 @@ import numpy as np
 from apd.errors import InputError
 from apd.evaluation.statistics import mcnemar, paired_bootstrap
 from apd.evaluation.stored import Stored, how_to_evaluate, stored_in
+from apd.runs.differences import Difference, differences
 from apd.runs.reliability import reliability
 
 
@@ -55,13 +56,15 @@ class Row:
 class Comparison:
     """Two runs, by their folders, and the rows of their table.
 
-    ``unreliable`` names each evaluation behind them that cannot be trusted, and why.
+    ``unreliable`` names each evaluation behind them that cannot be trusted, and why; ``settings`` each setting in which their
+    trainings differ, with both values.
     """
 
     a: str
     b: str
     rows: tuple[Row, ...]
     unreliable: tuple[str, ...] = ()
+    settings: tuple[Difference, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -94,7 +97,13 @@ def compare_runs(runs: Sequence[str | Path]) -> list[Comparison]:
         raise InputError(f"{twice} is given twice; give each run once.")
     kept = [_kept(run) for run in runs]
     return [
-        Comparison(str(runs[0]), str(other), _rows(runs[0], kept[0], other, found), _unreliable(a=kept[0], b=found))
+        Comparison(
+            str(runs[0]),
+            str(other),
+            _rows(runs[0], kept[0], other, found),
+            _unreliable(a=kept[0], b=found),
+            differences(runs[0], other),
+        )
         for other, found in zip(runs[1:], kept[1:], strict=True)
     ]
 
