@@ -179,7 +179,8 @@ def _draw(pools: Pools, shots: Shots, seed: int, validation: int | None) -> tupl
         origin = "training images that are not shots"
     else:
         train, val = _draw_both(pools, pools.val, shots, few, seed)
-        origin = "the data's own" if few is None else f"{few} a class of the data's own"
+        own = "the fifth set aside for it" if pools.divided else "the data's own"
+        origin = own if few is None else f"{few} a class of {own}"
     small = fewer_than(shots, train, pools.class_names)
     how = "all" if shots == "all" else f"{shots} a class{small}, seed {seed}"
     return train, val, f"train {len(train)} images ({how}), validation {len(val)} ({origin}), test {len(pools.test)}"

@@ -20,6 +20,7 @@ from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.settings.explain import explain, setting_names
 from apd.util.device import pick_device
+from apd.util.files import user_path
 from apd.util.messages import get_logger
 from apd.util.trust import trust
 
@@ -107,7 +108,24 @@ def images_for(run: Run, data: str | Dataset | None) -> tuple[Dataset, Which]:
         return data, "all" if other or data.settings.classes != "all" else config.data.classes
     if source is not None and other:
         return load_data(source, shots="all"), "all"
-    return config.data.for_evaluation().load(config.train.seed), config.data.classes
+    return own_data(run), config.data.classes
+
+
+def own_data(run: Run) -> Dataset:
+    """Load the data that a run was trained on, its test images among them.
+
+    Raises:
+        InputError: the data cannot be read, or are not where the run names them; a relative path counts from where one is.
+    """
+    own = run.config.data
+    try:
+        return own.for_evaluation().load(run.config.train.seed)
+    except InputError as error:
+        if user_path(own.source).exists():
+            raise
+        raise InputError(
+            f"{error} The run {run.path} was trained on it; say where it is now: --data DATA (Python: data=)."
+        ) from error
 
 
 def part_of(data: Dataset, which: Which) -> Dataset:

@@ -21,6 +21,7 @@ from apd.errors import InputError
 from apd.evaluation.examples import Attacked, amplified, attacked
 from apd.evaluation.frozen import Subject
 from apd.evaluation.images import read_image, read_index
+from apd.evaluation.inputs import own_data
 from apd.evaluation.samples import Samples
 from apd.evaluation.stored import Outcomes
 from apd.models.calibration import Calibration, probabilities
@@ -116,12 +117,12 @@ def see(facts: RunFacts, classifier: PromptedCLIP, source: str | None) -> Seen:
     Raises:
         InputError: images that cannot be read, or other data than the run's whose place nobody told.
     """
-    config, summary = facts.config, facts.summary
+    summary = facts.summary
     if source is None and not facts.own_data:
         raise InputError(
             f"{facts.run.path} was evaluated on {summary['data']}, which is not its own data; give the images with --data."
         )
-    data = load_data(source, shots="all") if source else config.data.for_evaluation().load(config.train.seed)
+    data = load_data(source, shots="all") if source else own_data(facts.run)
     wanted = data.classes(summary["classes"])
     if classifier.class_names != wanted.class_names:
         classifier = classifier.with_classes(wanted.class_names, wanted.templates)
