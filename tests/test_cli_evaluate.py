@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import apd
@@ -130,6 +131,14 @@ def test_the_next_commands_are_suggested(cli: Cli, run: Path) -> None:
     assert f"apd export '{moved}' --to onnx --output 'my run.onnx'" in said, "--output is required"
     for command in said:
         assert cli(command.split()[1], "--help").code == 0, "only commands that there are"
+
+
+def test_data_that_have_moved_are_asked_for(cli: Cli, run: Path) -> None:
+    file = run / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["data"]["source"] = "../photos"
+    file.write_text(yaml.safe_dump(config))
+    check_error(cli("evaluate", run), ["../photos", str(run), "--data"])
 
 
 def test_the_next_commands_repeat_what_they_need(cli: Cli, run: Path, colours: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import apd
 from apd.evaluation.compare import Row, compare_runs
 from apd.evaluation.statistics import mcnemar
 from apd.evaluation.stored import load_stored
-from apd.runs.differences import differences
 from apd.runs.folder import Run
+from apd.runs.setting_differences import differences
 
 from .command_line import Cli
 from .models import save_colours

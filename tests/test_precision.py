@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from scipy.stats import binom, binomtest, ttest_1samp
 
 import apd
@@ -95,6 +96,12 @@ def test_runs_are_read_as_trainings(run: Path, tmp_path: Path, cli: Cli) -> None
     assert both.needed == {4: images_for(4, both.accuracy)}
     answer = cli("precision", run, other, "--json")
     assert answer.code == 0 and len(json.loads(answer.out)["accuracies"]) == 2
+    assert "train.eps" not in answer.err
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["train"] |= {"seed": 5, "eps": "7/255"}
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    answer = cli("precision", run, other)
+    assert "train.eps" in answer.err and "7/255" in answer.err and "train.seed" not in answer.err
     assert "clean" in cli("precision", run).out
     assert cli("precision", run, "--points", "x").code == 2
     assert cli("precision", run, run).code == 2

@@ -26,7 +26,7 @@ def precision(
       apd precision runs/seed0 runs/seed1 runs/seed2 --points 3
     """
     from apd.evaluation.precision import precision as known
-    from apd.runs.differences import SEEDS, differences
+    from apd.runs.setting_differences import SEEDS, differences
 
     wanted = split_numbers("--points", points)
     found = known(runs, wanted)

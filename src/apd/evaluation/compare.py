@@ -13,8 +13,8 @@ import numpy as np
 from apd.errors import InputError
 from apd.evaluation.statistics import mcnemar, paired_bootstrap
 from apd.evaluation.stored import Stored, how_to_evaluate, stored_in
-from apd.runs.differences import Difference, differences
 from apd.runs.reliability import reliability
+from apd.runs.setting_differences import Difference, differences
 
 
 @dataclass(frozen=True)

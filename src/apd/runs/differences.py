@@ -1,61 +1,67 @@
-"""What two trainings differ in: a difference between their results may come from any of it."""
+"""Where two records of a run differ, and whether a run may be resumed with other settings."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from apd.runs.folder import Run
+from apd.errors import InputError
 
-SEEDS = ("train.seed", "data.seed")
-_HOUSEKEEPING = (
-    "train.device",
-    "train.tensorboard",
-    "train.trackers",
-    "train.tracker_options",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.epochs",  # with other images or batches it is another number of steps, which are compared
-    "train.steps",
-    "data.memory_gb",
-    "data.skip_bad_images",
-)
-Difference = tuple[str, str, str]
+if TYPE_CHECKING:
+    from apd.runs.config import RunConfig
+
+_FREE = ("train.device", "data.memory_gb", "train.tracker")
+"""Settings, by how their names begin, that may change when a run is resumed: the prompts are the same."""
 
 
-def differences(a: str | Path, b: str | Path) -> tuple[Difference, ...]:
-    """Each setting in which the trainings of two run folders differ, and the number of optimiser steps.
+def flat(record: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys."""
+    if not isinstance(record, Mapping):
+        return {prefix: record}
+    return {
+        name: value for key in record for name, value in flat(record[key], f"{prefix}.{key}" if prefix else key).items()
+    }
 
-    Where the methods differ, their own settings are left out.
 
-    Returns:
-        Name and both values, as text; empty for folders that are no trainings of ours.
+def first_difference(before: Any, now: Any, name: str) -> str | None:
+    """The first dotted key whose value differs, with both values; None where nothing does."""
+    old, new = flat(before, name), flat(now, name)
+    return next(
+        (
+            f"{key} ({old.get(key)}, now {new.get(key)})"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and not key.endswith(".revision")  # the hash tells whether weights differ
+        ),
+        None,
+    )
+
+
+def check_same(
+    path: Path, configs: tuple[RunConfig, RunConfig], manifests: tuple[Mapping[str, Any], Mapping[str, Any]]
+) -> None:
+    """Check that the run at ``path`` is resumed with what it was started with.
+
+    Args:
+        path: named in errors.
+        configs: settings before and now.
+        manifests: content of ``run.json`` before and now.
+
+    Raises:
+        InputError: another setting, model, teacher, data set or class name.
     """
-    known = [_known(Path(path)) for path in (a, b)]
-    if None in known:
-        return ()
-    one, other = (found or {} for found in known)
-    names = [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
-    if "method.name" in names:
-        names = [name for name in names if name == "method.name" or not name.startswith("method.")]
-    return tuple((name, _text(one.get(name)), _text(other.get(name))) for name in names)
-
-
-def _known(path: Path) -> dict[str, Any] | None:
-    if not (path / "run.json").is_file():
-        return None
-    run = Run.open(path)
-    found = {"steps": run.manifest.get("summary", {}).get("steps"), **_flat(run.config.model_dump())}
-    return {name: value for name, value in found.items() if name not in _HOUSEKEEPING}
-
-
-def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
-    return found
-
-
-def _text(value: Any) -> str:
-    return "-" if value is None else str(value)
+    before, now = (flat(config.model_dump(mode="json")) for config in configs)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not key.startswith(_FREE):
+            raise InputError(
+                f"{path} was started with {key}={before.get(key)}, now {now.get(key)}; --resume continues with the same "
+                "settings. Drop the change, or start again with --overwrite."
+            )
+    old, new = manifests
+    for key in ("model", "teachers", "data", "class_names", "templates"):
+        if key not in old:  # a run of before it was kept
+            continue
+        differing = first_difference(old[key], json.loads(json.dumps(new.get(key))), key)
+        if differing:
+            raise InputError(f"{path} was started with another {differing}; start again with --overwrite.")

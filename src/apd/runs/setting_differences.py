@@ -1,0 +1,61 @@
+"""What two trainings differ in: a difference between their results may come from any of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from apd.runs.folder import Run
+
+SEEDS = ("train.seed", "data.seed")
+_HOUSEKEEPING = (
+    "train.device",
+    "train.tensorboard",
+    "train.trackers",
+    "train.tracker_options",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.epochs",  # with other images or batches it is another number of steps, which are compared
+    "train.steps",
+    "data.memory_gb",
+    "data.skip_bad_images",
+)
+Difference = tuple[str, str, str]
+
+
+def differences(a: str | Path, b: str | Path) -> tuple[Difference, ...]:
+    """Each setting in which the trainings of two run folders differ, and the number of optimiser steps.
+
+    Where the methods differ, their own settings are left out.
+
+    Returns:
+        Name and both values, as text; empty where a folder does not hold a training of ours.
+    """
+    known = [_known(Path(path)) for path in (a, b)]
+    if None in known:
+        return ()
+    one, other = (found or {} for found in known)
+    names = [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
+    if "method.name" in names:
+        names = [name for name in names if name == "method.name" or not name.startswith("method.")]
+    return tuple((name, _text(one.get(name)), _text(other.get(name))) for name in names)
+
+
+def _known(path: Path) -> dict[str, Any] | None:
+    if not (path / "run.json").is_file():
+        return None
+    run = Run.open(path)
+    found = {"steps": run.manifest.get("summary", {}).get("steps"), **_flat(run.config.model_dump())}
+    return {name: value for name, value in found.items() if name not in _HOUSEKEEPING}
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return found
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else str(value)
