@@ -268,7 +268,7 @@ def test_listings_that_do_not_fit(tmp_path: Path) -> None:
     assert "no line for the class n00000001" in broken("imagenet-a", "classnames.txt", "n00000001 ", "n77777777 ")
     split = "split_zhou_EuroSAT.json"
     assert "lists c0/other.jpg, which is not in" in broken("eurosat", split, "c0/train0", "c0/other")
-    assert "fit hub, parquet and saved data sets only" in _with_columns(tmp_path)
+    assert "fit CSV, parquet, hub and saved data sets only" in _with_columns(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet-a", "imagenet-v2", "tiny-imagenet", "fgvc-aircraft", "cifar10"])

@@ -130,10 +130,10 @@ def test_no_bar_below_a_level_that_a_program_has_set(
 def test_the_passes_of_an_attack_are_told(said: Said) -> None:
     model, pace = torch.nn.Identity(), Pace("autoattack", 30, 12, 18, 40)
     with shown(pace, "autoattack on zero-shot CLIP", model):
-        assert re.fullmatch(r"autoattack on zero-shot CLIP: 12 of 30 images, \d+ s", line_with(said, "12 of 30"))
+        assert re.fullmatch(r"autoattack on zero-shot CLIP: 12 of 30 images done, \d+ s", line_with(said, "12 of 30"))
         pace.begin("fab-t")
         model(torch.rand(1))
-        line = r"autoattack on zero-shot CLIP: 12 of 30 images, in fab-t, \d+ s, at most about .+ left"
+        line = r"autoattack on zero-shot CLIP: 12 of 30 images done, in fab-t, \d+ s, at most about .+ left"
         assert re.fullmatch(line, line_with(said, " left"))
     model(torch.rand(1))
     assert pace.passes == 1, "nobody counts any longer"
@@ -142,20 +142,20 @@ def test_the_passes_of_an_attack_are_told(said: Said) -> None:
 def test_the_time_left_is_bounded_in_the_first_batch_and_estimated_afterwards() -> None:
     seconds = 100.0
     pace = Pace("autoattack", 23, 3, 8, 1000, now=lambda: seconds)  # 20 images in three batches
-    assert str(pace) == "3 of 23 images, 0 s"
+    assert str(pace) == "3 of 23 images done, 0 s"
     pace.begin("apgd-t")
     seconds += 70
     pace.look(500)
-    assert str(pace) == "3 of 23 images, in apgd-t, 1 min 10 s, at most about 6 min left"  # 3 * 140 - 70 = 350 s
+    assert str(pace) == "3 of 23 images done, in apgd-t, 1 min 10 s, at most about 6 min left"  # 3 * 140 - 70 = 350 s
     pace.look(10_000)
     assert str(pace).endswith("at most about 2 min left"), "two more batches like this one"
     seconds += 10
     pace.advance(8)
     seconds += 20
-    assert str(pace) == "11 of 23 images, 1 min 40 s, about 2 min left"  # 12 images of 10 s, 20 s of them gone
+    assert str(pace) == "11 of 23 images done, 1 min 40 s, about 2 min left"  # 12 images of 10 s, 20 s of them gone
     pace.begin("autoattack")
     seconds += 100
-    assert str(pace) == "11 of 23 images, 3 min 20 s", "later than expected: nothing is known"
+    assert str(pace) == "11 of 23 images done, 3 min 20 s", "later than expected: nothing is known"
 
 
 def test_training_images_pass_with_a_gradient() -> None:
