@@ -189,6 +189,7 @@ def test_upload_classes_and_eps_change_both_answers(watched: Watched, tmp_path: 
     page.locator("#eps input[type=range]").press("End")
     stronger = watched.changed(weaker)
     page.locator("#classes textarea").fill("cat\ndog\n<img src=x> piano")
+    page.wait_for_timeout(500)  # nobody leaves the field in the millisecond in which the last letter was typed
     page.locator("#classes textarea").press("Tab")
     renamed = watched.changed(stronger)
     assert all("piano" in card and "dog" in card for card in renamed)
