@@ -42,7 +42,7 @@ from apd.attacks.objectives import (
 from apd.data.batch import Batch
 from apd.data.dataset import Decoded
 from apd.errors import InputError
-from apd.methods.apd_settings import APDSettings
+from apd.methods.apd_settings import CHOSEN, APDSettings
 from apd.methods.base import Method, MethodSettings, Preparation, prompted
 from apd.methods.probe import fit_probe, probe_logits
 from apd.methods.step import PerObject, Step
@@ -50,8 +50,6 @@ from apd.methods.teachers import choose, logits_of, mean_logits, other_clip, tun
 from apd.models.classifier import BoundCLIP, PromptedCLIP
 from apd.models.encoder import EncoderInfo
 
-CHOSEN = ("best", "probe", "auto")
-"""Teachers that are chosen on validation images."""
 _PARTS = {
     "auto": ("frozen", "tuned"),
     "mean": ("frozen", "tuned"),

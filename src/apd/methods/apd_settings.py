@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from apd.settings.train import TrainSettings
 
 Teacher = Literal["frozen", "tuned", "online", "mean", "auto", "probe", "best"]
+CHOSEN = ("auto", "probe", "best")
+"""Teachers that are chosen on validation images."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     # Hard and soft labels, the soft ones as far as the untouched CLIP knows these classes, in loss and attack (this
@@ -120,7 +122,7 @@ class APDSettings(MethodSettings):
             preset = {name: value for name, value in preset.items() if name != "balance"}
         found = {**preset, **values}
         # What choosing comes to there; so a saved configuration can be given another variant.
-        frozen = found.get("teacher", "auto") in ("auto", "probe", "best") and not _soft_label_alone(found)
+        frozen = found.get("teacher", "auto") in CHOSEN and not _soft_label_alone(found)
         return {**found, "teacher": "frozen"} if frozen else found
 
     @model_validator(mode="after")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from apd.runs.differences import flat
 from apd.runs.folder import Run
 
 SEEDS = ("train.seed", "data.seed")
@@ -46,15 +46,8 @@ def _known(path: Path) -> dict[str, Any] | None:
     if not (path / "run.json").is_file():
         return None
     run = Run.open(path)
-    found = {"steps": run.manifest.get("summary", {}).get("steps"), **_flat(run.config.model_dump())}
+    found = {"steps": run.manifest.get("summary", {}).get("steps"), **flat(run.config.model_dump(mode="json"))}
     return {name: value for name, value in found.items() if name not in _HOUSEKEEPING}
-
-
-def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
-    return found
 
 
 def _text(value: Any) -> str:

@@ -101,7 +101,7 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error.reason}): save it as CSV in UTF-8.") from error
     except csv.Error as error:
-        raise InputError(f"{path} is not a CSV table ({error}).") from error
+        raise InputError(f"{path} is not a CSV table ({error}): close its quotes, or save it as CSV again.") from error
     if len(lines) < 2:
         raise InputError(f"{path} lists no images: it needs a row with the names of the columns, and a row per image.")
     head = [name.strip() for name in lines[0][1]]
