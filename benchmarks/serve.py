@@ -186,9 +186,11 @@ def main(clip: str, batch: int) -> None:
     from apd.serve import ServeSettings, server
     from apd.serve.app import build
     from apd.serve.model import Served
+    from apd.util.threads import on_passing_thread
 
     settings, at = ServeSettings(max_batch=batch), server.listen("127.0.0.1", 0)
-    app = build(Served(apd.PromptedCLIP(apd.load_clip(clip), None, class_names(CLASSES)), None), settings)
+    served = on_passing_thread(lambda: Served(apd.PromptedCLIP(apd.load_clip(clip), None, class_names(CLASSES)), None))
+    app = build(served, settings)
     print(at.getsockname()[1], flush=True)
     server.serve(app, at, settings)
 

@@ -20,6 +20,7 @@ from apd.errors import InputError, nearest
 from apd.models.classifier import FrozenClassifier, PromptedCLIP, check_distinct
 from apd.runs.folder import Run
 from apd.runs.load import load_run
+from apd.util.threads import on_passing_thread
 
 ZERO_SHOT, ROBUST = "zero-shot", "robust"
 Gradients = Literal["each", "zero-shot", "robust"]
@@ -152,7 +153,8 @@ class Explorer:
         train = run.config.train
         budgets = Budgets.around(parse_eps(train.eps, train.norm), train.norm)
         title = f"{Path(path).resolve().name}: {run.config.method.name} on {run.manifest['data']['name']}"
-        return cls(load_run(path, device=device, model=model), budgets, title)
+        robust = on_passing_thread(lambda: load_run(path, device=device, model=model))
+        return cls(robust, budgets, title)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -52,7 +52,8 @@ def create_app(
     from apd.runs.load import load_run
     from apd.serve.app import build
     from apd.serve.model import Served
+    from apd.util.threads import on_passing_thread
 
     opened = Run.open(run)
-    classifier = load_run(run, model=model, device=device)
-    return build(Served(classifier, opened.calibration), settings or ServeSettings())
+    served = on_passing_thread(lambda: Served(load_run(run, model=model, device=device), opened.calibration))
+    return build(served, settings or ServeSettings())
