@@ -70,3 +70,17 @@ def test_the_means_over_shots_are_those_of_the_committed_outcomes() -> None:
             assert values[: len(names)] == [found[shots].get(name, "not run") for name in names]
     assert [row[-1] for row in tables[0][1:]] == [less[row[0]] for row in tables[0][1:]]
     assert {"1", "16"} <= {row[0] for row in tables[1]}
+
+
+def test_figures_of_class_specific_prompts_are_those_of_the_committed_outcomes() -> None:
+    text = (ROOT / "docs" / "results" / "class-specific" / "table.md").read_text()
+    means = {part.split(" shot")[0].split(", ")[-1]: part for part in text.split("\n### mean over ")[1:]}
+    section = (ROOT / "docs" / "results.md").read_text().split("## A text context of its own")[1].split("\n## ")[0]
+    _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")
+    ]
+    assert len(rows) == 6
+    for method, shots, *figures, difference in rows:
+        lines = [line.replace("*", "") for line in means[shots].splitlines() if line.startswith(f"| {method} |")]
+        assert lines[0] == f"| {method} | 1 | {' | '.join(figures)} |"
+        assert not difference or lines[1].endswith(f"| {difference} |")

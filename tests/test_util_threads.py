@@ -24,9 +24,7 @@ def test_an_error_reaches_the_caller() -> None:
 
 
 @pytest.mark.parametrize("where", ["serve", "explore"])
-def test_server_and_explorer_load_on_such_a_thread(
-    where: str, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_and_explorer_load_on_such_a_thread(where: str, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fastapi")
     from apd.explore import explorer
     from apd.serve import create_app
