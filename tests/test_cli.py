@@ -92,6 +92,16 @@ def test_training_says_which_clip_it_trains(cli: Cli, clip_folder: Path, colours
     assert f"CLIP model {clip_folder}" in other.err and "For photos" not in other.err
 
 
+def test_sentences_around_the_class_name_are_an_option(
+    cli: Cli, clip_folder: Path, colours: Path, tmp_path: Path
+) -> None:
+    sentences = ["a drawing of a {}.", "the {}."]
+    options = [word for sentence in sentences for word in ("--template", sentence)]
+    cli("train", colours, "--model", clip_folder, *QUICK, *options, "--output", tmp_path / "run")
+    assert Run.open(tmp_path / "run").config.data.templates == tuple(sentences)
+    check_error(cli("train", colours, "--template", "a drawing"), ["'a drawing'", "{}"])
+
+
 def test_commands_begin_with_what_they_work_on(cli: Cli, clip_folder: Path, tmp_path: Path) -> None:
     names = ("blue", "bright", "dark", "green")
     folder, run = save_colours(tmp_path / "photos", per_class=10, classes=names), tmp_path / "run"

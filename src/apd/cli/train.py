@@ -39,6 +39,13 @@ ClassList = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="With --shots 0: one class name per line, if DATA are images without labels."),
 ]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SENTENCE",
+        help="'a satellite photo of {}.', with {} for the class name; repeatable. (default: the data's)",
+    ),
+]
 Eps = Annotated[str | None, typer.Option(help="Budget in [0,1] pixel units, such as 1/255. (default: 1/255)")]
 Seed = Annotated[int | None, typer.Option(help="Seed of shots, prompts, order and attacks. (default: 0)")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
@@ -61,6 +68,7 @@ def train(
     shots: Shots = None,
     unlabelled: Unlabelled = None,
     classes: ClassList = None,
+    template: Template = None,
     eps: Eps = None,
     seed: Seed = None,
     epochs: Epochs = None,
@@ -81,6 +89,7 @@ def train(
       apd train photos --model ./my-clip --shots 4 --set method.teacher=online --set train.optimizer.lr=0.01
       apd train photos --model ./my-clip --method maple --set method.preset=published
       apd train photos --model ./my-clip --unlabelled more-photos
+      apd train satellite --model ./my-clip --template 'a satellite photo of {}.'
       apd train more-photos --model ./my-clip --shots 0 --classes classes.txt
       apd train --config runs/photos/config.yaml --seed 1 --output runs/photos-1
       apd train --output runs/photos --resume
@@ -91,6 +100,7 @@ def train(
         "data.shots": shots,
         "data.unlabelled": unlabelled,
         "data.class_names": classes,
+        "data.templates": template or None,
         "data.skip_bad_images": skip_bad_images or None,
         "method.name": method,
         "train.eps": eps,
