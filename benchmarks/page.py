@@ -37,7 +37,11 @@ def write_page(results: Path, docs: Path) -> None:
     after = rest.split(END, 1)[1]
     found = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"), key=lambda f: f.stem)}
     # Other programs of this folder keep results of a form of their own here, which other pages show.
-    suites = {name: rows for name, rows in found.items() if isinstance(rows, list)}
+    suites = {
+        name: rows
+        for name, rows in found.items()
+        if isinstance(rows, list) and all("load_before" in row for row in rows)
+    }
     parts = list(headline(suites))
     for suite, rows in suites.items():
         if rows and suite != "flops":

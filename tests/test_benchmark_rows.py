@@ -218,8 +218,11 @@ def test_the_page_shows_what_the_files_hold_and_keeps_the_rest(tmp_path: Path) -
     (results / "profile-fap-mini.md").write_text("### tables of another\n")
     write("step-other", {"name": "fap-step-b4-c20", **compared({"ours": [1.0], "reference": [11.0]})})
     write("flops", {"name": "fap-step-b4-c20", "ours_gflop": 2.0, "reference_gflop": 24.0, "times_fewer": 12.0})
+    for name, of_another_program in (("export", '[{"run": "x"}]'), ("fuzz", '{"cases": 1}')):
+        (results / f"{name}.json").write_text(of_another_program)
     write_page(results, docs)
     text = page.read_text()
+    assert "### export" not in text and "### fuzz" not in text
     assert "| fap-step-b4-c20 | 2 | 24 | 12 |  |  | 11 (2), 13 (1) |" in text and "### flops" not in text
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert "| fap-step-b4-c20 | 1 | 13 | 0.75 | 13 [12.5, 13.5] | 1.5 [1.25, 1.75] | 2 / 2 / 2 | quick |" in text
