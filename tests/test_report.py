@@ -23,6 +23,7 @@ from apd.evaluation.compare import compare_runs
 from apd.evaluation.stored import load_stored
 from apd.report import report
 from apd.report.facts import choose_headline
+from apd.report.page import best_under_attack
 from apd.runs.folder import Run
 
 from .command_line import Cli
@@ -397,3 +398,12 @@ def test_a_browser_shows_it_without_network_or_complaint(browser: Any, page: Pat
     assert not said and not [url for url in asked if not url.startswith(("file:", "data:"))]
     assert overflow == 0 and broken == 0
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_of_runs_that_keep_as_much_under_attack_the_more_accurate_one_leads() -> None:
+    def view(name: str, robust: float, clean: float) -> dict[str, Any]:
+        about = {"data": "d", "split": "test", "norm": "linf", "eps": 0.1, "n": 9, "corruption": None, "attacks": ["a"]}
+        return {"name": name, "attack": "a", "summary": {**about, "worst": {"accuracy": robust}, "clean": clean}}
+
+    found = best_under_attack([view("one", 0.2, 0.3), view("two", 0.2, 0.4), view("three", 0.1, 0.9)])
+    assert found is not None and found["name"] == "two"

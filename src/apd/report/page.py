@@ -52,7 +52,7 @@ def render(
     return template.render(
         style=(folder / "page.css").read_text(encoding="utf-8"),
         title=printable(_title(views)),
-        best=_shown(_best(views)),
+        best=_shown(best_under_attack(views)),
         runs=_shown(views),
         comparisons=_shown(comparisons),
         no_comparison=printable(no_comparison),
@@ -76,14 +76,16 @@ def _shown(value: Any) -> Any:
     return [_shown(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def _best(views: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The run that keeps most under attack; None where the runs were not attacked alike."""
+def best_under_attack(views: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the run that keeps most under attack, of equal ones most without; None where they were not attacked alike."""
     alike = {
         (s["data"], s["split"], s["norm"], s["eps"], s["n"], s["corruption"], *s["attacks"])
         for s in (view["summary"] for view in views if view["summary"])
     }
     attacked = all(view["attack"] for view in views)
-    return max(views, key=lambda view: view["summary"]["worst"]["accuracy"]) if attacked and len(alike) == 1 else None
+    if not attacked or len(alike) != 1:
+        return None
+    return max(views, key=lambda view: (view["summary"]["worst"]["accuracy"], view["summary"]["clean"]))
 
 
 def _data(views: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str:
