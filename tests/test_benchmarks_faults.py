@@ -175,3 +175,10 @@ def test_the_table_counts_what_went_wrong() -> None:
         ["bench", FILES, "2", "", "0 of 1", "0 of 0", "0"],
         ["all", "", "8", "", "3 of 4", "2 of 3", "2"],
     ]
+
+
+def test_the_second_table_of_kills_is_that_of_the_committed_file() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    done = _read(docs / "results" / "faults-outputs.json", 0)
+    assert sum(len(cycle.kills) for cycle in done) == 80
+    assert table(done).strip() in (docs / "faults.md").read_text(encoding="utf-8")

@@ -14,8 +14,8 @@ def on_passing_thread(load: Callable[[], T]) -> T:
     """Call ``load`` on a thread that ends with it, where a model is loaded on one thread and answers on another.
 
     Each thread that has computed in parallel holds OpenMP workers of its own until it ends. The idle ones of the thread that
-    loaded count: with more workers than cores OpenMP lets all of them sleep between two operations, which costs the thread that
-    answers about a quarter of its speed on two cores (``python -m benchmarks --suite serve``).
+    loaded count: with more workers than cores OpenMP lets all of them sleep between two operations, which slows the thread that
+    answers.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="apd-load") as pool:
         return pool.submit(copy_context().run, load).result()
