@@ -17,7 +17,9 @@ from PIL import Image
 import apd
 from apd.cli.common import split_names
 from apd.demo import DemoSettings, run_demo
+from apd.runs.config import load_config
 from apd.runs.folder import Run
+from apd.settings.options import TrainOptions
 from apd.util.device import pick_device
 
 from .command_line import QUICK, Answer, Cli, Said, in_process
@@ -83,6 +85,21 @@ def test_list(cli: Cli, kind: str) -> None:
     shown = cli("list", kind)
     assert all(row["name"] in shown.out for row in rows)
     assert "apd train" in shown.err
+
+
+def test_list_settings_names_every_setting_of_a_training_with_its_default(cli: Cli) -> None:
+    rows = {row["name"]: row for row in json.loads(cli("list", "settings", "--json").out)}
+    assert all(row["description"] for row in rows.values())
+    assert "default" not in rows["data.source"]
+    named = {"data.source": "x", **{name: row["default"] for name, row in rows.items() if "default" in row}}
+    assert load_config(flags=named) == load_config(flags={"data.source": "x"})
+    assert {name for name in rows if name.startswith("train.")} >= {
+        f"train.{name}" for name in TrainOptions.__annotations__ if name not in ("optimizer", "augment")
+    }
+    shown = cli("list", "settings")
+    assert re.search(r"train\.optimizer\.lr .*\(default: 0\.003\)", shown.out)
+    assert "--set NAME=VALUE" in shown.err
+    assert "train.optimizer.lr" not in cli("list").out
 
 
 def test_training_says_which_clip_it_trains(cli: Cli, clip_folder: Path, colours: Path, tmp_path: Path) -> None:

@@ -112,6 +112,15 @@ def test_what_is_told_beside_a_bar_is_whole(title: str, columns: int) -> None:
     assert max(map(len, capture.get().splitlines())) <= columns
 
 
+def test_the_time_left_counts_what_follows() -> None:
+    now = [0.0]
+    count = Count(10, "steps", now=lambda: now[0], then=60.0)
+    assert "left" not in str(count)
+    now[0] = 5.0
+    count.advance(5)
+    assert str(count) == "5 of 10 steps, 5 s, about 65 s left in all"
+
+
 def test_no_bar_where_a_program_has_a_log_of_its_own(terminal: pytest.CaptureFixture[str], said: Said) -> None:
     with speaking(), Progress("training", Count(8)):
         line_with(said, "0 of 8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from apd.models import DualEncoder
 from apd.settings.train import TrainSettings
 from apd.training import loop
 from apd.training.batches import Images
+from apd.util.progress import Count
 
 from .test_robust_training import LABELS, X, build
 
@@ -85,3 +87,33 @@ def test_passes_are_those_of_the_table(
     with counter.of(clip):
         training.run_through(lambda: None)
     assert (counter.forward / 16, counter.backward / 16) == passes
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "expected"),
+    [
+        ("apd", {}, 12),
+        ("apd", {"attack": {"steps": 7}}, 32),
+        ("apd", {"attack": {"kind": "free"}}, 4),
+        ("promptkd", {}, 4),
+    ],
+)
+def test_the_time_left_of_a_teacher_counts_the_training_that_follows(
+    clip: DualEncoder, monkeypatch: pytest.MonkeyPatch, name: str, train: dict, expected: float
+) -> None:
+    """In steps of the teacher, whose step is one pass; of another CLIP's nothing is known."""
+    from accelerate import Accelerator
+
+    counts: list[Count] = []
+
+    def counted(*args: object, **kwargs: object) -> Count:
+        counts.append(Count(*args, **kwargs))
+        return counts[-1]
+
+    monkeypatch.setattr(loop, "Count", counted)
+    batch = Decoded((X * 255).to(torch.uint8), LABELS, tuple("abcd"))
+    config = TrainSettings(epochs=4, batch_size=4, **train)
+    training = loop.Loop(build(clip, name), Images(batch, batch, 16, False), config, Accelerator(cpu=True), None)
+    training.tune(build(clip, "vlp"))
+    training.tune(build(copy.deepcopy(clip), "vlp"))
+    assert [count.then for count in counts] == [expected, None]

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import textwrap
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,21 +21,28 @@ if TYPE_CHECKING:
     from apd.util.plugins import Registry
 
 KINDS = ("models", "methods", "attacks", "data")
+SETTINGS = "settings"
+"""Listed on its own only: there are many."""
 
 
 def listing(
-    kind: Annotated[str | None, typer.Argument(help="models, methods, attacks or data. (default: all)")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="models, methods, attacks, data or settings. (default: the first four)")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List models, methods, attacks or data. For methods, --json adds sources, settings and published presets.
+    """List models, methods, attacks or data, or the settings of a training with their defaults.
+
+    For methods, --json adds sources, settings and published presets.
 
     Examples:
       apd list
       apd list methods
       apd list methods --json
+      apd list settings
     """
-    if kind is not None and kind not in KINDS:
-        raise InputError(f"apd list knows no {kind!r}. {nearest(kind, KINDS)}")
+    if kind is not None and kind not in (*KINDS, SETTINGS):
+        raise InputError(f"apd list knows no {kind!r}. {nearest(kind, (*KINDS, SETTINGS))}")
     tables = {name: _rows(name) for name in ([kind] if kind else KINDS)}
     if as_json:
         named: dict[str, Any] = {
@@ -49,7 +57,8 @@ def listing(
         for key, text in rows:
             package = _package(name, key)
             print(_entry(f"  {key:<{width}}  ", text + (f" (package {package})" if package else "")))
-    say("Next: apd train DATA --model MODEL --method METHOD")
+    setting = " --set NAME=VALUE" if kind == SETTINGS else ""
+    say(f"Next: apd train DATA --model MODEL --method METHOD{setting}")
 
 
 def _entry(key: str, text: str) -> str:
@@ -61,6 +70,8 @@ def _entry(key: str, text: str) -> str:
 
 
 def _rows(kind: str) -> list[tuple[str, str]]:
+    if kind == SETTINGS:
+        return [(name, _meaning(about)) for name, about in _training().items()]
     found, problems = _registry(kind).listing()
     for problem in problems:
         say(problem)
@@ -68,6 +79,16 @@ def _rows(kind: str) -> list[tuple[str, str]]:
         return [(name, method.summary) for name, method in found.items()]
     others = [(name, _summary(entry)) for name, entry in found.items() if name not in _registry(kind)]
     return [*_built_in(kind), *others]
+
+
+def _meaning(about: dict[str, Any]) -> str:
+    """What a setting does, and its default as YAML has it."""
+    import yaml
+
+    if "default" not in about:
+        return f"{about['description']} (no default)"
+    default = yaml.safe_dump(about["default"], default_flow_style=True, width=1000).removesuffix("...\n").strip()
+    return f"{about['description']} (default: {default})"
 
 
 def _built_in(kind: str) -> list[tuple[str, str]]:
@@ -113,7 +134,9 @@ def _package(kind: str, name: str) -> str | None:
 
 
 def _details(kind: str, name: str) -> dict[str, Any]:
-    """What JSON says about a method besides its summary."""
+    """What JSON says besides name and description: much about a method, the default of a setting."""
+    if kind == SETTINGS:
+        return _training()[name]
     if kind != "methods":
         return {}
     from apd.methods import find_method
@@ -124,20 +147,37 @@ def _details(kind: str, name: str) -> dict[str, Any]:
         "trains": str(method.Settings().prompts),
         "adversarial": method.adversarial,
         "module": method.__module__,
-        "settings": _settings(method.Settings()),
+        "settings": _settings(method.Settings(), "method."),
         "published": dict(method.Settings.published),
     }
 
 
-def _settings(section: BaseModel, prefix: str = "method") -> dict[str, dict[str, Any]]:
-    """Dotted names to default and description."""
+@cache
+def _training() -> dict[str, dict[str, Any]]:
+    """The settings of a training by the default method, without data."""
+    from apd.runs.config import RunConfig
+
+    config = RunConfig.model_validate({"data": {"source": "DATA"}})
+    method = type(config.method).model_fields["name"]
+    return {
+        **_settings(config, skip=("method",)),
+        "method.name": {"default": config.method.name, "description": method.description},
+        **_settings(config.method.settings, "method."),
+    }
+
+
+def _settings(section: BaseModel, prefix: str = "", skip: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+    """Dotted names to default, if there is one, and description."""
     from pydantic import BaseModel
 
     found: dict[str, dict[str, Any]] = {}
     for name, field in type(section).model_fields.items():
+        if name in skip:
+            continue
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            found |= _settings(value, f"{prefix}.{name}")
+            found |= _settings(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}.{name}"] = {"default": value, "description": field.description}
+            default = {} if field.is_required() else {"default": value}
+            found[f"{prefix}{name}"] = {**default, "description": field.description}
     return found

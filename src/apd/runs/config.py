@@ -60,7 +60,7 @@ class MethodConfig(Section):
     given explicitly.
     """
 
-    name: str = "apd"
+    name: str = Field("apd", description="training method; its own settings stand beside it")
     settings: SerializeAsAny[MethodSettings]
 
     @model_validator(mode="before")

@@ -116,6 +116,7 @@ class Loop:
         settings: the section ``train``.
         accelerator: device and processes.
         run: where metrics and checkpoints go; None: nowhere (a teacher's tuning, repeated if interrupted).
+        then: length, in steps of this loop, of the training that follows a teacher's tuning.
     """
 
     def __init__(
@@ -125,8 +126,10 @@ class Loop:
         settings: TrainSettings,
         accelerator: Accelerator,
         run: Run | None,
+        then: float | None = None,
     ) -> None:
         self.method, self.images, self.settings, self.accelerator, self.run = method, images, settings, accelerator, run
+        self.then = then
         if settings.eps_per_image and accelerator.num_processes > 1:
             raise InputError(
                 f"train.eps_per_image shares eps out within a batch and needs one process, got {accelerator.num_processes}."
@@ -158,7 +161,14 @@ class Loop:
         settings = self.settings.model_copy(update={"labelled_share": None})
         if self.images.unlabelled is not None and settings.steps is None and settings.epochs < TEACHER_EPOCHS:
             settings = settings.model_copy(update={"epochs": TEACHER_EPOCHS})
-        Loop(method, images, settings, self.accelerator, None).run_through(lambda: None)
+        Loop(method, images, settings, self.accelerator, None, self._after(method)).run_through(lambda: None)
+
+    def _after(self, teacher: Method) -> float | None:
+        """What follows the tuning of a teacher, in steps of it: a clean step is one pass; unknown for another CLIP."""
+        if teacher.student.encoder is not self.method.student.encoder:
+            return None
+        attack = self.settings.attack.attack_class.from_settings(self.settings.attack)
+        return self.steps * (1 + (attack.passes if self.method.adversarial else 0))
 
     def run_through(self, prepare: Any) -> dict[str, Any]:
         """All steps that are left; returns the last validation and what was warned of."""
@@ -183,7 +193,7 @@ class Loop:
         title = "training" if self.run else "tuning the teacher"
         metrics = Log(self.run, len(self.batches), self._trackers)
         with (
-            Progress(title, Count(self.steps, "steps", start), keep=True) as progress,
+            Progress(title, Count(self.steps, "steps", start, then=self.then), keep=True) as progress,
             interrupts(self),
             closing(metrics),
         ):

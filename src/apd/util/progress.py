@@ -41,10 +41,18 @@ class Count:
         unit: their name, in the plural; may be empty.
         done: units known from an earlier start.
         now: seconds of a clock.
+        then: how long the work that follows takes, in these units; it counts in the time left.
     """
 
-    def __init__(self, total: int, unit: str = "", done: int = 0, now: Callable[[], float] = time.monotonic) -> None:
-        self.total, self.unit, self.done, self.now = total, unit, done, now
+    def __init__(
+        self,
+        total: int,
+        unit: str = "",
+        done: int = 0,
+        now: Callable[[], float] = time.monotonic,
+        then: float | None = None,
+    ) -> None:
+        self.total, self.unit, self.done, self.now, self.then = total, unit, done, now, then
         self.known, self.started = done, now()
         self.since = self.started
 
@@ -58,8 +66,8 @@ class Count:
         if self.done <= self.known:
             return ""
         pace = (self.since - self.started) / (self.done - self.known)
-        seconds = pace * (self.total - self.done) - (self.now() - self.since)
-        return f", about {pretty_seconds(seconds)} left" if seconds > 0 else ""
+        seconds = pace * (self.total - self.done + (self.then or 0)) - (self.now() - self.since)
+        return f", about {pretty_seconds(seconds)} left{' in all' if self.then else ''}" if seconds > 0 else ""
 
     def __str__(self) -> str:
         """Say how many units are done, after what time, and how long it may take."""
