@@ -14,10 +14,11 @@ from PIL import Image
 
 import apd
 from apd import evaluation
+from apd.evaluation.kept import evaluate_zero_shot
 
 from .command_line import Cli
 from .models import save_colours
-from .refusals import check_error
+from .refusals import check_error, refused
 
 
 def test_evaluate_prints_json_alone_and_keeps_outcomes(cli: Cli, run: Path) -> None:
@@ -197,3 +198,20 @@ def test_predict_agrees_with_the_classifier(cli: Cli, run: Path, colours: Path, 
     skipped = cli("predict", run, files[0], tmp_path / "broken.png", "--skip-bad-images", "--json")
     assert [row["image"] for row in json.loads(skipped.out)] == [str(files[0])]
     assert "1 unreadable" in cli("predict", run, files[0], tmp_path / "broken.png", "--skip-bad-images").err
+
+
+def test_zero_shot_with_other_sentences_around_the_class_name(
+    cli: Cli, run: Path, clip_folder: Path, colours: Path, tmp_path: Path
+) -> None:
+    sentences = ("a drawing of a {}.", "it's the {}.")
+    options = [word for sentence in sentences for word in ("--template", sentence)]
+    images = ("--data", colours, "--attack", "clean", "--limit", 4)
+    answer = cli("evaluate", "--model", clip_folder, *images, *options, "--folder", tmp_path / "kept")
+    (record,) = (tmp_path / "kept").glob("*/classifier.json")
+    assert json.loads(record.read_text())["templates"] == list(sentences)
+    (line,) = (line for line in answer.err.splitlines() if line.startswith("Next: "))
+    assert shlex.split(line)[-4:] == options
+    for place in ((run,), ("--classifier", "tests.models:anything", "--model", clip_folder)):
+        check_error(cli("evaluate", *place, *images, *options), ["--template"])
+    with refused("apd.load_data"):
+        evaluate_zero_shot(str(clip_folder), apd.load_data(colours), templates=sentences)

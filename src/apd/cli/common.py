@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from apd.runs.folder import Run
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, alone on standard output.")]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SENTENCE",
+        help="'a satellite photo of {}.', with {} for the class name; repeatable. (default: the data's)",
+    ),
+]
 AbstainBelow = Annotated[
     float | None,
     typer.Option(

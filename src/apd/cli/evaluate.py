@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import AsJson, quiet_stdout, say, say_whole_range, show, split_names
+from apd.cli.common import AsJson, Template, quiet_stdout, say, say_whole_range, show, split_names
 from apd.errors import InputError
 from apd.runs.reliability import UNRELIABLE
 from apd.util.files import check_writable
@@ -94,6 +94,7 @@ def evaluate(
     model: Model = None,
     classifier: Classifier = None,
     data: Data = None,
+    template: Template = None,
     split: Split = None,
     classes: Classes = None,
     attack: Attacks = None,
@@ -139,7 +140,7 @@ def evaluate(
     given = {name: value for name, value in options.items() if value is not None}
     if output is not None:
         check_writable(output.parent)
-    asked = _Asked(run, model, classifier, data, folder, image_size, device, save_images)
+    asked = _Asked(run, model, classifier, data, template or None, folder, image_size, device, save_images)
     with quiet_stdout(), _stop_explained(asked):
         evaluation = asked.evaluation(given)
         along = None if curve is None else _along(evaluation, curve, given)
@@ -182,7 +183,8 @@ def _suggest(asked: _Asked, result: Result, given: dict[str, Any]) -> None:
             say(f"Next: apd leaderboard {quoted(asked.kept_in() or '')}")
         elif data is not None and model is not None:
             threat = _options({name: given.get(name) for name in ("eps", "norm")})
-            say(f"Next: apd train {quoted(data)} --model {quoted(model)}{threat}")
+            sentences = "".join(_options({"template": sentence}) for sentence in asked.template or ())
+            say(f"Next: apd train {quoted(data)} --model {quoted(model)}{sentences}{threat}")
         return
     place, moved = quoted(run), _options({"model": model})
     images = _options({"data": data}) + moved
@@ -211,6 +213,7 @@ class _Asked:
     model: str | None
     classifier: str | None
     data: str | None
+    template: list[str] | None
     folder: Path | None
     image_size: int | None
     device: str
@@ -224,7 +227,7 @@ class _Asked:
         """
         shared = {"device": self.device, "save_images": self.save_images, **given}
         if self.run is not None:
-            self._refuse("with a run folder", "classifier", "folder", "image_size")
+            self._refuse("with a run folder", "classifier", "template", "folder", "image_size")
             from apd.runs.folder import Run
 
             Run.open(self.run)  # before torch is imported, so that a wrong folder is told at once
@@ -237,7 +240,9 @@ class _Asked:
 
         if self.classifier is None:
             self._refuse("without --classifier", "image_size")
-            return partial(evaluate_zero_shot, str(self.model), self.data, folder=self.folder, **shared)
+            zero_shot = partial(evaluate_zero_shot, str(self.model), self.data, templates=self.template)
+            return partial(zero_shot, folder=self.folder, **shared)
+        self._refuse("with --classifier", "template")
         more = {"folder": self.folder or FOLDER, "image_size": self.image_size, "model": self.model, **shared}
         return partial(evaluate_classifier, self.classifier, self.data, **more)
 

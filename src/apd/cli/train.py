@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import AsJson, log, quiet_stdout, say, say_inputs, say_whole_range
+from apd.cli.common import AsJson, Template, log, quiet_stdout, say, say_inputs, say_whole_range
 from apd.errors import InputError
 from apd.util.progress import counted
 from apd.util.text import quoted, to_json
@@ -38,13 +38,6 @@ Unlabelled = Annotated[
 ClassList = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="With --shots 0: one class name per line, if DATA are images without labels."),
-]
-Template = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="SENTENCE",
-        help="'a satellite photo of {}.', with {} for the class name; repeatable. (default: the data's)",
-    ),
 ]
 Eps = Annotated[str | None, typer.Option(help="Budget in [0,1] pixel units, such as 1/255. (default: 1/255)")]
 Seed = Annotated[int | None, typer.Option(help="Seed of shots, prompts, order and attacks. (default: 0)")]

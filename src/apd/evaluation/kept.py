@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -99,6 +100,7 @@ def evaluate_zero_shot(
     model: str,
     data: str | Dataset,
     *,
+    templates: Sequence[str] | None = None,
     folder: str | Path | None = None,
     device: str = "auto",
     save_images: bool = False,
@@ -109,6 +111,7 @@ def evaluate_zero_shot(
     Args:
         model: as `apd.load_clip` takes it, fine-tuned towers (``BASE+FILE``) included.
         data: as `apd.load_data` takes it, or a data set.
+        templates: sentences with ``{}`` for the class name; None: those of the data.
         folder: FOLDER/NAME-HASH keeps the result; None: nothing is kept.
         device: auto, cpu, cuda, cuda:1 or mps.
         save_images: keep the adversarial images, too.
@@ -117,9 +120,11 @@ def evaluate_zero_shot(
     Raises:
         InputError: an unknown model or setting, images that cannot be read.
     """
-    chosen = parse_settings(settings, "evaluate_zero_shot", ("folder", "device", "save_images"))
+    chosen = parse_settings(settings, "evaluate_zero_shot", ("templates", "folder", "device", "save_images"))
     _check_folder(folder, save_images)
-    images = load_data(data, shots="all") if isinstance(data, str) else data
+    images = load_data(data, shots="all", templates=templates) if isinstance(data, str) else data
+    if templates is not None and not isinstance(data, str):
+        raise InputError("evaluate_zero_shot: a data set has its templates already; give them to apd.load_data.")
     wanted = part_of(images, chosen.classes)
     with speaking(chosen.quiet):
         log.info(f"{wanted.summary()}; CLIP model {printable(model)}")
