@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -42,3 +43,22 @@ def test_server_and_explorer_load_on_such_a_thread(where: str, trained: Path, mo
     else:
         explorer.Explorer.open(trained)
     assert len(threads) == 1 and not threads[0].is_alive()
+
+
+def test_ctrl_c_does_not_wait_for_the_loading() -> None:
+    begun, released, loaded = threading.Event(), threading.Event(), threading.Event()
+
+    def load() -> None:
+        begun.set()
+        released.wait(10)
+        loaded.set()
+
+    def interrupt() -> None:
+        begun.wait(60)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        on_passing_thread(load)
+    assert not loaded.is_set()
+    released.set()
