@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from apd.errors import InputError
-from benchmarks import certified, probe, wording
+from benchmarks import certified, export, probe, wording
 from benchmarks.figures import BEGIN, END, between_markers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +30,30 @@ def test_the_table_of_teachers_is_what_was_measured() -> None:
     record = json.loads((ROOT / "benchmarks" / "results" / "probe.json").read_text())
     section = (ROOT / "docs" / "method.md").read_text().split(BEGIN)[1].split(END)[0].strip()
     assert probe.page(record) == section
+
+
+def test_the_table_of_exports_is_what_was_measured_and_within_the_bound() -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / "export.json").read_text())
+    section = (ROOT / "docs" / "deploying.md").read_text().split(BEGIN)[1].split(END)[0].strip()
+    assert export.page(record) == section
+    for one in record:
+        for form in one["forms"].values():
+            assert max(form["max_difference"].values()) < 1e-4
+            assert form["same_class"] == [one["images"]] * 2
+        assert one["pipeline_same_class"] == one["images"]
+
+
+def test_exports_are_compared_at_every_batch_size_clean_and_attacked() -> None:
+    x, harmed = torch.eye(3).repeat(3, 1), torch.eye(3).flip(0).repeat(3, 1)
+    off = torch.tensor([0.0, 0.0, 2.0])
+
+    def model(images: torch.Tensor) -> torch.Tensor:
+        return images + (off if len(images) == 1 else 0)  # wrong only alone
+
+    found = export.compared(model, x, harmed, [x, harmed])
+    assert found["max_difference"]["1"] == 2 and {found["max_difference"][str(size)] for size in (7, 64)} == {0}
+    assert found["same_class"] == [9, 9]
+    assert export.compared(lambda images: images.flip(1), x, harmed, [x, harmed])["same_class"] == [3, 3]
 
 
 def test_certified_accuracy_is_nowhere_above_that_under_attack() -> None:
