@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from apd import attacks
 from apd.attacks import PGD, Objective, cross_entropy, misclassified, sample_seeds
@@ -17,6 +18,7 @@ from apd.evaluation import (
     engine,
     evaluate,
     evaluate_tensors,
+    forecast,
     parse_settings,
     progress,
     sample,
@@ -132,6 +134,26 @@ def test_measured_shares_are_those_of_the_images() -> None:
     assert found.right == pytest.approx(float(right.float().mean()))
     assert found.robust == pytest.approx((int(robust.sum()) + 1) / (int(right.sum()) + 1))
     assert found.seconds > 0
+
+
+def test_the_pace_is_that_of_all_passes_not_of_the_quickest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where others use the machine too, some passes wait for them, and so will the attack."""
+    clock, passes = [0.0], iter([0.01, 0.01, 0.06, 0.01, 0.01] * 100)
+
+    def perf_counter() -> float:
+        return clock[0]
+
+    model, samples = trained(5), Samples(decoded(3, 5))
+    subject = Subject.of(model)
+    answer = type(subject).predict
+
+    def slow(self: Subject, x: Tensor) -> Tensor:
+        clock[0] += next(passes)
+        return answer(self, x)
+
+    monkeypatch.setattr(forecast.time, "perf_counter", perf_counter)
+    monkeypatch.setattr(Subject, "predict", slow)
+    assert forecast._seconds(subject, samples, [0], attacked=False) == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize(("n_classes", "last"), [(2, "apgd-margin"), (3, "apgd-dlr")])
