@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -73,10 +74,13 @@ def check_equal(folder: Path, model: Any, x: Tensor) -> float:
     with torch.no_grad():
         image, text = model.encode_image(pixels), model.encode_text(ids)
         own_image, own_text = encoder.encode_image(x), encoder.encode_text(ids)
-    difference = max(float((own_image - image).abs().max()), float((own_text - text).abs().max()))
-    size = float(torch.cat([image.flatten(), text.flatten()]).abs().max())
-    print(f"{folder.name}: largest difference {difference:.2e} of values up to {size:.2f}")
-    assert difference <= 1e-5 * max(1.0, size)
+    pairs = [(own_image, image), (own_text, text)]
+    difference = max(float((own - other).abs().max()) for own, other in pairs)
+    units = [(F.normalize(own, dim=-1), F.normalize(other, dim=-1)) for own, other in pairs]
+    apart = max(float((own - other).abs().max()) for own, other in units)
+    print(f"{folder.name}: largest difference {difference:.2e}, of features of unit length {apart:.2e}")
+    assert all(torch.allclose(own, other, atol=1e-5, rtol=1e-5) for own, other in pairs)
+    assert apart <= 1e-6
     return difference
 
 
