@@ -57,6 +57,8 @@ def listing(
         for key, text in rows:
             package = _package(name, key)
             print(_entry(f"  {key:<{width}}  ", text + (f" (package {package})" if package else "")))
+    if kind == SETTINGS:
+        say("Settings of methods other than the default: apd list methods --json")
     setting = " --set NAME=VALUE" if kind == SETTINGS else ""
     say(f"Next: apd train DATA --model MODEL --method METHOD{setting}")
 
