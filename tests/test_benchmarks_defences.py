@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from apd.attacks import ThreatModel
-from benchmarks.defences import page
+from benchmarks.defences import page, table
 from benchmarks.defences.indicators import INDICATORS, indicators
 from benchmarks.defences.planted import PLANTED, Case, plant
 from benchmarks.defences.subjects import Subjects
@@ -62,6 +63,9 @@ def test_rows_are_kept_and_make_the_page(case: Case, tmp_path: Path, monkeypatch
     rows = measure(subjects, file, names, library_images=0)
     assert [row.name for row in rows] == names == [row["name"] for row in json.loads(file.read_text())["rows"]]
     assert "true gradients" in rows[0].caught and "flat spots" in rows[1].caught and rows[1].library is None
+    monkeypatch.setattr(table, "LIBRARY", ("apgd-ce",))
+    assert [replace(row, library=None) for row in measure(subjects, file, names, library_images=2)] == rows
+    assert [row["library"] for row in json.loads(file.read_text())["rows"]] == [[], []]
     monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
     page.PAGE.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
     page.write_page(tmp_path)

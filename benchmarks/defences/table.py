@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -53,7 +53,7 @@ class Row:
 
 
 def measure(subjects: Subjects, file: Path, planted: Sequence[str] | None, library_images: int) -> list[Row]:
-    """Measure what the file does not hold yet.
+    """Measure what the file does not hold yet; AutoAttack alone for rows that lack only that.
 
     Args:
         subjects: the models and images.
@@ -62,44 +62,43 @@ def measure(subjects: Subjects, file: Path, planted: Sequence[str] | None, libra
         library_images: images for AutoAttack; 0 leaves it out.
     """
     kept = json.loads(file.read_text())["rows"] if file.exists() else []
-    rows = [Row(**row) for row in kept]
+    rows = {row["name"]: Row(**row) for row in kept}
+    about = {"attack": ATTACK, "eps": subjects.eps, "images": len(subjects.images), "library_images": library_images}
     models = [(name, "honest") for name in subjects.honest] if not planted else []
     models += [(name, PLANTED[name][0]) for name in (PLANTED if planted is None else planted)]
     for name, kind in models:
-        if any(row.name == name for row in rows):
-            continue
-        rows.append(_row(subjects, name, kind, library_images))
-        print(rows[-1], flush=True)
-        about = {
-            "attack": ATTACK,
-            "eps": subjects.eps,
-            "images": len(subjects.images),
-            "library_images": library_images,
-        }
-        write_atomic(file, json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-    return rows
+        row = rows.get(name)
+        if row is None:
+            row = _row(subjects, name, kind)
+        if library_images and row.library is None and row.refused is None:
+            row = replace(row, library=_library(subjects, name, kind, library_images))
+        if row is not rows.get(name):
+            rows[name] = row
+            print(row, flush=True)
+            write_atomic(file, json.dumps({**about, "rows": [asdict(each) for each in rows.values()]}, indent=1) + "\n")
+    return list(rows.values())
 
 
-def _row(subjects: Subjects, name: str, kind: str, library_images: int) -> Row:
-    # A new model each time: some keep a state. What is random is random from one seed.
-    def model() -> nn.Module:
-        torch.manual_seed(0)
-        return subjects.honest[name] if kind == "honest" else plant(name, subjects.case)
+def _model(subjects: Subjects, name: str, kind: str) -> nn.Module:
+    """A new model each time, as some keep a state; what is random is random from one seed."""
+    torch.manual_seed(0)
+    return subjects.honest[name] if kind == "honest" else plant(name, subjects.case)
 
+
+def _row(subjects: Subjects, name: str, kind: str) -> Row:
     settings = parse_settings({"attacks": ATTACK, "eps": repr(subjects.eps), "quiet": True, "batch_size": 64})
     try:
-        result = evaluate_tensors(model(), subjects.images, subjects.class_names, settings)
+        result = evaluate_tensors(_model(subjects, name, kind), subjects.images, subjects.class_names, settings)
     except ApdError as error:
         return Row(name, kind, None, None, [], None, [], refused=str(error))
     caught = [check.name for check in result.checks if check.passed is False and not check.warns]
     right = result.robust_mask("clean").nonzero().flatten()
     x, labels = subjects.case.x[right], subjects.case.labels[right]
-    threat = ThreatModel(subjects.eps)
     fired: list[str] = []
     if len(x):
-        fired = [name for name, fires in indicators(_plain(model()), x, labels, threat).items() if fires]
-    library = _library(_plain(model()), x[:library_images], labels[:library_images], threat) if library_images else None
-    return Row(name, kind, result.clean, result.worst.accuracy, caught, library, fired)
+        found = indicators(_plain(_model(subjects, name, kind)), x, labels, ThreatModel(subjects.eps))
+        fired = [indicator for indicator, fires in found.items() if fires]
+    return Row(name, kind, result.clean, result.worst.accuracy, caught, None, fired)
 
 
 def _plain(model: nn.Module) -> nn.Module:
@@ -107,8 +106,13 @@ def _plain(model: nn.Module) -> nn.Module:
     return model if frozen is None else frozen()
 
 
-def _library(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, threat: ThreatModel) -> list[str]:
-    """AutoAttack's own flags, whether Square fools what APGD did not, and whether it stops with an error."""
+def _library(subjects: Subjects, name: str, kind: str, images: int) -> list[str]:
+    """AutoAttack's own flags on some right images, whether Square fools what APGD did not, and whether it stops with an error."""
+    with torch.no_grad():
+        answers = _plain(_model(subjects, name, kind))(subjects.case.x)
+    right = (answers.argmax(dim=-1) == subjects.case.labels).nonzero().flatten()[:images]
+    x, labels = subjects.case.x[right], subjects.case.labels[right]
+    model, threat = _plain(_model(subjects, name, kind)), ThreatModel(subjects.eps)
     found: list[str] = []
     standing = AttackBatch(x, labels, [str(i) for i in range(len(x))])
     try:
