@@ -4,9 +4,9 @@ python -m benchmarks.fuzz --cases 1000000 --seed 0                  shared out a
 python -m benchmarks.fuzz --parsers suites --only 4711              one case again, with its traceback
 python -m benchmarks.fuzz --cases 1000000 --minutes 10              as many as that, the parsers getting as much time each
 
-A mutation fuzzer of our own, as atheris (coverage-guided) is not to be had for every Python: a case is a valid file with a few
-random changes of its bytes or of its structure, made from (seed, parser, number) alone. Cases run in a process of their own, so
-that a crash of a library is counted as well.
+A mutation fuzzer of our own: a case is a valid file with a few random changes of its bytes or of its structure, made from (seed,
+parser, number) alone. Cases run in a process of their own, so that a crash of a library is counted as well.
+`benchmarks.fuzz_guided` looks further, with atheris.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _work(parser: Parser, seed: int, numbers: range, until: float, shared: mmap.
                 accepted += 1
             except ApdError as refusal:
                 refused += 1
-                if (problem := _unclear(refusal)) is not None:
+                if (problem := unclear(refusal)) is not None:
                     print(json.dumps({"case": number, "fault": problem}), file=found, flush=True)
             except (Exception, Hang) as fault:
                 place = traceback.extract_tb(fault.__traceback__)[-1]
@@ -217,7 +217,7 @@ def _hang(*_: object) -> None:
     raise Hang(f"more than {SECONDS:g} s of the processor")
 
 
-def _unclear(refusal: ApdError) -> str | None:
+def unclear(refusal: ApdError) -> str | None:
     """What is wrong with a refusal, which should be one line of printable text that says something."""
     text = str(refusal)
     if not text.strip() or "\n" in text or "Traceback" in text or " object at 0x" in text:
