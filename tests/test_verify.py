@@ -15,6 +15,7 @@ from benchmarks.forgeries import (
     card_edited,
     change,
     encoder_swapped,
+    kept_image_exchanged,
     outcomes_flipped_everywhere,
     rename_attack,
 )
@@ -74,6 +75,13 @@ def test_tampering_is_noticed(kind: str, stranger: Path) -> None:
     tamper(stranger)
     found = apd.verify_run(stranger, samples=SAMPLES, seed=SEED, device="cpu", quiet=True)
     assert not found.verified and about in {finding.about for finding in found.failed}, found.failed
+
+
+def test_one_exchanged_image_among_all_kept_ones_is_noticed(stranger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apd.evaluation.verify_images.BATCH", 4)
+    kept_image_exchanged(stranger)
+    found = apd.verify_run(stranger, samples=1, seed=SEED, device="cpu", quiet=True)
+    assert "kept images" in {finding.about for finding in found.failed}
 
 
 @pytest.fixture(scope="module")

@@ -150,7 +150,7 @@ def _judge(claim: Claim, run: Run, classifier: PromptedCLIP, data: list[str], ag
         file,
     )
     if same:
-        yield from check_kept(run.images, claim, serving, again.samples, again.seed)
+        yield from check_kept(run.images, claim, serving)
     problem = _images_problem(claim, images)
     yield Finding("images", problem is None, problem or "the images and labels are those of the data", file)
     if problem is None:
