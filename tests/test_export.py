@@ -283,6 +283,7 @@ def test_an_encoder_of_another_kind_is_traced(tmp_path: Path) -> None:
     np.testing.assert_allclose(program(x).numpy(), classifier(x).numpy(), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.testbed
 def test_a_real_run_is_exported(testbed: Path, tmp_path: Path, cli: Cli) -> None:
     run, model = tmp_path / "run", testbed / "clip"

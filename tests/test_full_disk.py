@@ -24,8 +24,7 @@ from .training import start
 WRITES = ("open", "write", "fsync", "replace")
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-@pytest.mark.parametrize("call", WRITES)
+@pytest.mark.parametrize(("call", "code"), [*((call, errno.ENOSPC) for call in WRITES), ("open", errno.EROFS)])
 def test_a_disk_that_fails_at_any_write_of_a_training_costs_nothing_that_was_saved(
     tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:

@@ -33,6 +33,7 @@ USES = {
     "siglip": "SigLIP tokenizers",
     "tensorboard": "train.tensorboard",
     "timm": "EVA, MobileCLIP and other image towers of timm",
+    "fuzz": "python -m benchmarks.fuzz_guided, on Linux with x86-64",
     "dev": "work on apd itself",
 }
 """Extras and what needs them."""
