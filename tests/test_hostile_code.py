@@ -197,3 +197,27 @@ def test_a_model_brings_no_other_packages_or_models_along(tmp_path: Path) -> Non
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
     with refused("config.json", "quantised"):
         apd.load_clip(folder)
+
+
+def test_a_name_is_noticed_however_long_the_text_around_it_is(module: str, run: Path) -> None:
+    (run / "tower.pt").write_bytes(b"weights")
+    change(run / "run.json", model={"source": f"{module}:make+{run}/{'./' * 600}tower.pt"})
+    with refused(f"{module}:make", "run.json"):
+        apd.load_run(run)
+    name = f"os:{'path.os.' * 200}abort"
+    change(run / "run.json", model={"source": name})
+    with refused("run.json", FLAG):
+        apd.load_run(run)
+    assert not ran()
+
+
+@pytest.mark.parametrize("text", [":" * 10**5 + "a" * 10**5, "a." * 10**5, "a:" * 10**5, "a" * 10**5 + "\\"])
+def test_names_in_long_texts_take_no_time(module: str, text: str) -> None:
+    note_code({"a": [text]}, "run.json")
+    assert not trust.is_spec(text) and refusal(text) is None
+    assert set(trust._of_files) <= {"a:a"}
+
+
+def test_a_name_in_a_file_is_found_wherever_a_word_begins(module: str) -> None:
+    note_code(["transfer:my_models:Toy", "hf:owner/name", "9a:b", "mean(one:A,two:B)+three:C"], "run.json")
+    assert set(trust._of_files) == {"transfer:my_models", "my_models:Toy", "one:A", "two:B", "three:C"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from apd.util.text import printable
@@ -17,9 +17,10 @@ ENVIRONMENT = "APD_TRUST_CODE"
 """The environment variable that lets files name code; processes that are started inherit it."""
 FLAG = "--trust-code"
 """The flag that sets it for one command."""
-_SPEC = re.compile(r"(?!hf:)[A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_<][\w.<>]*")
-_LONGEST = 1000
-"""Characters of a text in a file that may name code; no module has a longer name."""
+_SPEC = re.compile(r"(?!hf:)[A-Za-z_][\w.]*:[A-Za-z_<][\w.<>]*")
+_WITHIN = re.compile(r"(?<![\w.])(?!hf:)[A-Za-z_][\w.]*:(?=[A-Za-z_<])")
+"""The part of a name before its colon, wherever it stands; linear in the text, which may have megabytes."""
+_REST = re.compile(r"[\w.<>]+")
 _of_files: dict[str, str] = {}
 _of_user: set[str] = set()
 
@@ -30,7 +31,10 @@ def is_spec(name: str) -> bool:
     >>> is_spec("my_models:Toy"), is_spec("hf:owner/name"), is_spec("C:/models")
     (True, False, False)
     """
-    return _SPEC.fullmatch(name) is not None
+    if _SPEC.fullmatch(name) is None:
+        return False
+    module = name.partition(":")[0]
+    return ".." not in module and not module.endswith(".")
 
 
 def trust(*values: object) -> None:
@@ -40,7 +44,7 @@ def trust(*values: object) -> None:
         values: arguments; texts are searched for names, mappings and lists too. A text that is a path to something does not
             name code: a stranger may call a folder anything.
     """
-    _of_user.update(name for text in _texts(values) if not _is_path(text) for name in _SPEC.findall(text))
+    _of_user.update(name for text in _texts(values) if not _is_path(text) for name in _names(text))
 
 
 def trust_files() -> None:
@@ -56,11 +60,8 @@ def note_code(content: object, place: str) -> None:
         place: the file, for messages.
     """
     for text in _texts([content]):
-        rest = text if len(text) <= _LONGEST else ""
-        while ":" in rest:  # a name may follow another word and a colon, as in transfer:my_models:Toy
-            for name in _SPEC.findall(rest):
-                _of_files.setdefault(name, place)
-            rest = rest.partition(":")[2]
+        for name in _names(text):
+            _of_files.setdefault(name, place)
 
 
 def refusal(name: str) -> str | None:
@@ -71,6 +72,14 @@ def refusal(name: str) -> str | None:
         f"{printable(_of_files[name])} names code to import, {name!r}; code that only a file names is not run. If you trust it, "
         f"name it yourself (--model, --data, --method, --attack or --set; in Python give the object), or add {FLAG}."
     )
+
+
+def _names(text: str) -> Iterator[str]:
+    """All names of code in a text; one may follow another word and a colon, as in transfer:my_models:Toy."""
+    if ":" in text:
+        for found in _WITHIN.finditer(text):
+            rest = _REST.match(text, found.end())
+            yield found[0] + (rest[0] if rest else "")
 
 
 def _texts(values: Iterable[object]) -> Iterable[str]:
