@@ -5,103 +5,29 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import apd
 from apd.attacks.threat import format_eps
 from apd.evaluation.result import Accuracy
-from apd.evaluation.samples import hash_of_keys
-from apd.evaluation.store import digest
-from apd.evaluation.summary import per_class
-from apd.runs.card import render_card
-from apd.runs.folder import Run
-from apd.runs.output import summary_files, summary_name
 from apd.util.tensors import sha256_of_file
-
-
-def change(file: Path, to: Callable[[Any], None]) -> None:
-    record = json.loads(file.read_text())
-    to(record)
-    file.write_text(json.dumps(record))
-
-
-def the_summary(run: Path) -> Path:
-    """The summary of the run's only evaluation, under one attack."""
-    (file,) = (run / "results").glob("summary-*.json")
-    return file
-
-
-def the_attack(run: Path) -> str:
-    (name,) = json.loads(the_summary(run).read_text())["attacks"]
-    return str(name)
-
-
-def another_clip(run: Path) -> Path:
-    """The run's CLIP model with other weights."""
-    source = json.loads((run / "run.json").read_text())["model"]["source"]
-    built_in = Path(str(files("apd"))) / "assets" / source
-    place = shutil.copytree(built_in if built_in.is_dir() else source, run.parent / "other")
-    for file in place.glob("*.safetensors"):
-        weights = {
-            name: value * 1.02 if value.is_floating_point() else value for name, value in load_file(file).items()
-        }
-        save_file(weights, file, {"format": "pt"})
-    return place
-
-
-def restate(run: Path, to: Callable[[dict[str, Any], dict[str, Any]], None], *, card: bool = True) -> None:
-    """Change an evaluation, and make all that a forger can compute agree with it: accuracies, hashes, names, card."""
-    file = the_summary(run)
-    beside = file.with_name(file.name.replace("summary-", "outcomes-"))
-    summary, outcomes = json.loads(file.read_text()), json.loads(beside.read_text())
-    to(summary, outcomes)
-    labels, predictions = outcomes["labels"], outcomes["predictions"]
-
-    def score(*names: str) -> dict[str, Any]:
-        rows = [[guess == label for guess, label in zip(predictions[n], labels, strict=True)] for n in names]
-        return Accuracy.of([all(each) for each in zip(*rows, strict=True)]).model_dump(mode="json")
-
-    summary["clean"], summary["clean_interval"] = score("clean").values()
-    summary["attacks"] = {
-        name: {**old, **score(name)}
-        for name, old in zip([n for n in predictions if n != "clean"], summary["attacks"].values(), strict=True)
-    }
-    summary["worst"], summary["n"] = score(*predictions), len(labels)
-    classes = per_class(labels, predictions, outcomes["class_names"])
-    summary["per_class"] = {name: scores.model_dump() for name, scores in classes.items()}
-    summary["images_sha256"] = hash_of_keys(list(zip(outcomes["ids"], outcomes["pixels"], labels, strict=True)))
-    for old, record in ((file, summary), (beside, outcomes)):
-        old.unlink()
-        prefix = old.name.partition("-")[0]
-        old.with_name(summary_name(summary).replace("summary", prefix, 1)).write_text(json.dumps(record))
-    if card:
-        write_card(run)
-
-
-def write_card(run: Path) -> None:
-    """Write the model card that the results give."""
-    found = Run.open(run)
-    results = [json.loads(file.read_text()) for file in summary_files(found.results)]
-    (run / "README.md").write_text(render_card(run, found.manifest, found.config, results))
-
-
-def restate_records(run: Path, **values: str) -> None:
-    """Change what the records of attacks say they depend on, and the hash of it in their names."""
-    for file in (run / "results").glob("*.jsonl"):
-        first, _, rest = file.read_text().partition("\n")
-        record = json.loads(first)
-        about = record["circumstances"]
-        if about["attack"] != "clean":
-            old, about = digest(about), {**about, **values}
-            file.unlink()
-            renamed = file.with_name(file.name.replace(old, digest(about)))
-            renamed.write_text(json.dumps({**record, "circumstances": about}) + f"\n{rest}")
+from benchmarks.forging import (
+    another_clip,
+    change,
+    hard_images,
+    restate,
+    restate_records,
+    take,
+    the_attack,
+    the_index,
+    the_summary,
+    write_card,
+)
 
 
 def prompts_changed(run: Path) -> None:
@@ -156,22 +82,26 @@ def outcomes_flipped_everywhere(run: Path) -> None:
         file.write_text("".join(json.dumps(row) + "\n" for row in [*kept, *last.values()]))
 
 
-def hard_images_left_out(run: Path) -> None:
-    attack = the_attack(run)
-
-    def drop(_: object, outcomes: dict[str, Any]) -> None:
-        wrong = [
-            i
-            for i, (a, b) in enumerate(zip(outcomes["predictions"][attack], outcomes["labels"], strict=True))
-            if a != b
-        ]
-        assert wrong
-        lists = [outcomes[key] for key in ("ids", "pixels", "labels")]
-        lists += [*outcomes["predictions"].values(), *outcomes["undefended"].values()]
-        for each in lists:
-            each[:] = [value for i, value in enumerate(each) if i not in wrong]
+def hard_images_left_out(run: Path, *, unreadable: bool = False) -> None:
+    def drop(summary: dict[str, Any], outcomes: dict[str, Any]) -> None:
+        wrong = hard_images(run, outcomes)
+        if unreadable:
+            summary["skipped_images"] = [outcomes["ids"][i] for i in wrong]
+        take(outcomes, [i for i in range(len(outcomes["ids"])) if i not in wrong])
 
     restate(run, drop)
+
+
+def hard_images_called_unreadable(run: Path) -> None:
+    hard_images_left_out(run, unreadable=True)
+
+
+def easy_images_repeated(run: Path) -> None:
+    def repeat(_: object, outcomes: dict[str, Any]) -> None:
+        whole = range(len(outcomes["ids"]))
+        take(outcomes, [*whole, *(set(whole) - hard_images(run, outcomes))])
+
+    restate(run, repeat)
 
 
 def labels_changed(run: Path) -> None:
@@ -296,6 +226,42 @@ def control_weakened(run: Path) -> None:
     change(the_summary(run), lambda record: record["undefended"]["worst"].update(accuracy=0.77))
 
 
+def control_weakened_everywhere(run: Path) -> None:
+    """Zero-shot CLIP is said to know nothing, in every file, and the check that compares with it agrees."""
+
+    def weaken(summary: dict[str, Any], outcomes: dict[str, Any]) -> None:
+        n, classes = len(outcomes["labels"]), len(outcomes["class_names"])
+        nothing = Accuracy.of([False] * n).model_dump(mode="json")
+        for guesses in outcomes["undefended"].values():
+            guesses[:] = [(label + 1) % classes for label in outcomes["labels"]]
+        control = summary["undefended"]
+        control.update(clean=0.0, clean_interval=nothing["interval"], worst=nothing)
+        for score in control["attacks"].values():
+            score.update(nothing)
+        for check in summary["checks"]:
+            if check["name"] == "undefended":
+                check.update(value=0.0, message="zero-shot CLIP keeps 0.00 % (near 0 at a sufficiently large eps)")
+
+    restate(run, weaken)
+
+
+def failed_check_called_a_warning(run: Path) -> None:
+    def soften(summary: dict[str, Any], _: object) -> None:
+        for check in summary["checks"]:
+            check["warns"] |= check["passed"] is False
+        summary.update(reliable=True, unreliable_because=[])
+
+    restate(run, soften)
+
+
+def image_size_restated(run: Path) -> None:
+    restate(run, lambda summary, _: summary.update(image_size=224))
+
+
+def parts_of_the_attack_restated(run: Path) -> None:
+    restate(run, lambda summary, _: summary["attacks"][the_attack(run)].update(fooled_by={"apgd-ce": 3}))
+
+
 def data_renamed(run: Path) -> None:
     restate(run, lambda summary, _: summary.update(data="imagenet"))
 
@@ -308,6 +274,19 @@ def kept_image_exchanged(run: Path) -> None:
     shutil.copyfile(other, file)
 
 
+def kept_images_of_another_seed(run: Path) -> None:
+    """So that no evaluation is theirs, and nothing in them is compared with one."""
+    change(the_index(run), lambda index: index["about"].update(seed="77"))
+
+
+def kept_images_within_more(run: Path) -> None:
+    change(the_index(run), lambda index: index["about"].update(eps=1.0))
+
+
+def kept_images_left_out(run: Path) -> None:
+    change(the_index(run), lambda index: index.update(images=index["images"][:1]))
+
+
 FORGERIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "prompts changed": (prompts_changed, "prompts"),
     "prompts of another run, with their hash": (prompts_of_another_run, "classifier"),
@@ -316,6 +295,8 @@ FORGERIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "outcomes flipped": (outcomes_flipped, "records"),
     "outcomes flipped in every file": (outcomes_flipped_everywhere, "again"),
     "hard images left out": (hard_images_left_out, "images"),
+    "hard images called unreadable": (hard_images_called_unreadable, "images"),
+    "easy images repeated": (easy_images_repeated, "results"),
     "labels changed": (labels_changed, "images"),
     "attack renamed": (attack_renamed, "records"),
     "seed changed": (seed_changed, "records"),
@@ -334,7 +315,14 @@ FORGERIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "reliability edited": (unreliable_called_reliable, "results"),
     "accuracy edited": (accuracy_edited, "results"),
     "control weakened": (control_weakened, "results"),
+    "control weakened in every file": (control_weakened_everywhere, "again"),
+    "failed check called a warning": (failed_check_called_a_warning, "results"),
+    "image size restated": (image_size_restated, "again"),
+    "parts of the attack restated": (parts_of_the_attack_restated, "records"),
     "data renamed": (data_renamed, "again"),
     "kept image exchanged": (kept_image_exchanged, "kept images"),
+    "kept images of another seed": (kept_images_of_another_seed, "kept images"),
+    "kept images within more than eps": (kept_images_within_more, "kept images"),
+    "kept images left out": (kept_images_left_out, "kept images"),
 }
 """What a forger does to a run, and the finding that notices it."""

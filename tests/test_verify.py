@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,6 +20,7 @@ from benchmarks.forgeries import (
     outcomes_flipped_everywhere,
     rename_attack,
 )
+from benchmarks.forging import the_summary
 
 from .command_line import Cli
 from .refusals import check_error, contains, meant
@@ -25,6 +28,7 @@ from .refusals import check_error, contains, meant
 SAMPLES, SEED = 8, 5
 UNRELIABLE = (
     "attacked within a quarter of the stated eps",
+    "failed check called a warning",
     "failed health checks removed",
     "reasons of an unreliable result emptied",
 )
@@ -81,9 +85,49 @@ def test_an_exchanged_image_is_noticed_in_a_later_batch(stranger: Path, monkeypa
     monkeypatch.setattr("apd.evaluation.verify_images.BATCH", 1)
     (index,) = stranger.glob("images/*/index.json")
     first, *_, last = json.loads(index.read_text())["images"]
-    shutil.copyfile(index.with_name(first["file"]), index.with_name(last["file"]))
+    shutil.copyfile(index.parent / first["file"], index.parent / last["file"])
     found = apd.verify_run(stranger, samples=1, seed=SEED, device="cpu", quiet=True)
     assert {finding.about for finding in found.failed} == {"kept images"}
+
+
+def test_images_of_a_smaller_and_a_larger_evaluation_are_kept_together(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    for limit in (3, 6):
+        how: dict[str, Any] = {"limit": limit, "eps": "1/255", "batch_size": 3}
+        apd.evaluate_run(run, attacks="pgd-2", device="cpu", save_images=True, quiet=True, **how)
+    found = apd.verify_run(run, samples=2, seed=SEED, device="cpu", quiet=True)
+    assert found.verified and "kept images" in {finding.about for finding in found.findings}, found.failed
+
+
+def _without_images(run: Path) -> None:
+    file = the_summary(run)
+
+    def empty(outcomes: dict[str, Any]) -> None:
+        for each in [*map(outcomes.get, ("ids", "pixels", "labels")), *outcomes["predictions"].values()]:
+            each.clear()
+        outcomes["undefended"] = None
+
+    change(file.with_name(file.name.replace("summary-", "outcomes-")), empty)
+    change(file, lambda record: record.update(n=0, undefended=None))
+
+
+@pytest.mark.parametrize(
+    ("damage", "about", "says"),
+    [
+        (lambda run: (run / "results" / "checks-0.json").write_text('{"a": 1}'), None, None),
+        (lambda run: change(the_summary(run), lambda record: record.update(clean=10**400)), "results", "clean"),
+        (lambda run: change(the_summary(run), lambda record: record.update(eps=10**400)), "results", "eps"),
+        (_without_images, "results", "no image"),
+        (lambda run: rename_attack(run, "pgd-1000000000"), "again", "more steps"),
+    ],
+)
+def test_damaged_files_are_findings_and_not_exceptions(
+    damage: Callable[[Path], object], about: str | None, says: str | None, stranger: Path
+) -> None:
+    damage(stranger)
+    found = apd.verify_run(stranger, samples=1, seed=SEED, device="cpu", quiet=True)
+    told = [finding.message for finding in found.failed if finding.about == about]
+    assert found.verified if about is None else any(str(says) in message for message in told), found.failed
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +157,7 @@ def test_an_unreliable_result_is_verified_and_cannot_be_called_reliable(
 
 def test_a_forger_who_computes_everything_anew_is_noticed_by_the_attack_alone(stranger: Path) -> None:
     outcomes_flipped_everywhere(stranger)
+    shutil.rmtree(stranger / "images")  # which tell it, too
     found = apd.verify_run(stranger, samples=30, seed=SEED, device="cpu", quiet=True)
     assert {finding.about for finding in found.failed} <= {"again", "checks again", "results"}
     assert "again" in {finding.about for finding in found.failed}

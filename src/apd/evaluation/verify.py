@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from apd.data import Dataset, load_data
-from apd.data.dataset import Decoded, Split
+from apd.data.dataset import Decoded, ImageSet, Split
 from apd.errors import ApdError, InputError
 from apd.evaluation.engine import Evaluation
 from apd.evaluation.findings import Finding, Verification
@@ -22,7 +24,7 @@ from apd.evaluation.store import Store
 from apd.evaluation.summary import Finished, summarise
 from apd.evaluation.surroundings import surroundings_of
 from apd.evaluation.verify_files import Claim, check_files, read_claims
-from apd.evaluation.verify_images import check_kept
+from apd.evaluation.verify_images import check_kept, check_unclaimed
 from apd.models import load_clip
 from apd.models.classifier import PromptedCLIP
 from apd.runs.folder import Run
@@ -40,6 +42,10 @@ _SURE = 0.999
 """Confidence of the interval in which the accuracy on all images must lie: one in a thousand honest ones may not."""
 _UNLIKELY = 0.01
 """p-value of McNemar's test below which outcomes are called better than those of the attack that was repeated."""
+
+
+_ENDLESS = re.compile(r"(?:^(?:pgd|eot)-|=)\d{6,}")
+"""Attacks that are not repeated: they would take days on a single image."""
 
 
 def verify_run(
@@ -115,6 +121,7 @@ def _findings(run: Run, data: list[str], again: _Again) -> Iterator[Finding]:
         except (ApdError, KeyError, TypeError, ValueError) as error:
             _check_options(data, again)
             yield Finding("again", False, f"cannot be repeated: {one_line(error, 300)}", claim.file.name)
+    yield from check_unclaimed(run.images, claims)
 
 
 def _check_options(data: Sequence[str], again: _Again) -> None:
@@ -151,7 +158,7 @@ def _judge(claim: Claim, run: Run, classifier: PromptedCLIP, data: list[str], ag
     )
     if same:
         yield from check_kept(run.images, claim, serving)
-    problem = _images_problem(claim, images)
+    problem = _images_problem(claim, images) or _readable(claim, images, serving)
     yield Finding("images", problem is None, problem or "the images and labels are those of the data", file)
     if problem is None:
         yield from _attack_again(claim, serving, images, again)
@@ -185,6 +192,8 @@ def _images_problem(claim: Claim, data: Dataset) -> str | None:
     split: Split = result.split  # type: ignore[assignment]
     images = data.split(split)
     left_out = set(result.skipped_images)
+    if len(left_out) != len(result.skipped_images):
+        return "images are left out more than once"
     if result.n_available != len(images):
         return f"the {split} split has {len(images)} images, not {result.n_available}"
     drawn = images.sample(result.n + len(left_out), result.seed)
@@ -193,13 +202,28 @@ def _images_problem(claim: Claim, data: Dataset) -> str | None:
     if expected != set(stated):
         missing, more = len(expected - set(stated)), len(set(stated) - expected)
         return f"the seed draws other images: {missing} are left out, {more} are not of the draw"
+    if not left_out <= set(labels):
+        return "images are left out that the seed does not draw"
     wrong = sum(labels[id_] != label for id_, label in stated.items())
     return f"{wrong} labels are not those of the data" if wrong else None
+
+
+def _readable(claim: Claim, data: Dataset, classifier: PromptedCLIP) -> str | None:
+    """Say which images were left out as unreadable and can be read; None where none can."""
+    images: ImageSet = data.split(claim.result.split)  # type: ignore[arg-type]
+    left_out, settings = set(claim.result.skipped_images), _settings(claim)
+    for index in (i for i, id_ in enumerate(images.ids) if id_ in left_out):
+        with suppress(InputError):
+            if len(decode_for(classifier, images.select([index]), settings)):
+                return f"{one_line(images.ids[index], 100)} was left out as unreadable, and can be read"
+    return None
 
 
 def _attack_again(claim: Claim, classifier: PromptedCLIP, data: Dataset, again: _Again) -> Iterator[Finding]:
     """Draw images, and compare pixels, answers and accuracies with what was stated of them."""
     result, outcomes, file = claim.result, claim.outcomes, claim.file.name
+    if endless := next(filter(_ENDLESS.search, result.attacks), None):
+        raise InputError(f"{endless} has more steps than can be repeated")
     split: Split = result.split  # type: ignore[assignment]
     of = dict(zip(outcomes.ids, range(len(outcomes)), strict=True))
     chosen = data.split(split)
@@ -210,6 +234,16 @@ def _attack_again(claim: Claim, classifier: PromptedCLIP, data: Dataset, again: 
         f"Attacking {len(decoded)} of {result.n} images again: {', '.join(map(printable, result.attacks)) or 'clean'}"
     )
     found = _evaluated(classifier, decoded, data, settings)
+    own = {name: getattr(result, name) for name in _CIRCUMSTANCES} | {
+        name: a.runs for name, a in result.attacks.items()
+    }
+    now = {name: getattr(found, name) for name in _CIRCUMSTANCES} | {name: a.runs for name, a in found.attacks.items()}
+    differing = [
+        f"{name}: {own[name]} was stated, {now[name]} is found" for name in own if own[name] not in (None, now[name])
+    ]
+    yield Finding(
+        "again", not differing, one_line("; ".join(differing) or "it is repeated as it was stated", 300), file
+    )
     index = [of[id_] for id_ in found.ids]
     pixels = sum(outcomes.pixels[i] != each for i, each in zip(index, found.pixels, strict=True))
     yield Finding(
@@ -220,9 +254,17 @@ def _attack_again(claim: Claim, classifier: PromptedCLIP, data: Dataset, again: 
     )
     for name in outcomes.predictions:
         yield _compared(claim, name, index, found)
+    if outcomes.undefended is not None:
+        plain = _evaluated(classifier.zero_shot(), decoded, data, settings.model_copy(update={"checks": False}))
+        for name in outcomes.predictions:
+            yield _compared(claim, name, index, plain, undefended=True)
     worse = found.reliable is False and result.reliable is not False
     message = f"reliable: {found.reliability.describe()}" if worse else "the health checks pass or fail as was stated"
     yield Finding("checks again", not worse, message, file)
+
+
+_CIRCUMSTANCES = ("image_size", "n_classes", "precision")
+"""What a result says of how it was made that the evaluation of some images repeats."""
 
 
 def _evaluated(classifier: PromptedCLIP, decoded: Decoded, data: Dataset, settings: EvaluationSettings) -> Result:
@@ -255,23 +297,34 @@ def _settings(claim: Claim) -> EvaluationSettings:
     )
 
 
-def _compared(claim: Claim, attack: str, index: Sequence[int], found: Result) -> Finding:
-    """Compare what was stated under one attack with what it gives now, on the same images and on all."""
-    stated = [claim.outcomes.right(attack)[i] for i in index]
+def _compared(claim: Claim, attack: str, index: Sequence[int], found: Result, *, undefended: bool = False) -> Finding:
+    """Compare what was stated under one attack with what it gives now, on the same images and on all.
+
+    Args:
+        claim: the evaluation.
+        attack: its name.
+        index: places of the images in the outcomes.
+        found: the evaluation of these images, made now.
+        undefended: it is of zero-shot CLIP.
+    """
+    whole = claim.outcomes.right(attack, undefended=undefended)
+    predictions = (claim.outcomes.undefended if undefended else None) or claim.outcomes.predictions
+    stated = [whole[i] for i in index]
     now = found.robust_mask(attack).tolist()
     n, k = len(now), sum(now)
     low, high = (100 * end for end in wilson(k, n))
     least, most = (100 * end for end in wilson(k, n, _SURE))
-    before, overall = 100 * sum(stated) / n, 100 * sum(claim.outcomes.right(attack)) / len(claim.outcomes)
+    before, overall = 100 * sum(stated) / n, 100 * sum(whole) / len(whole)
     better = sum(stated) > k and mcnemar(stated, now) < _UNLIKELY
     if attack == "clean":  # nothing is drawn: the same pixels give the same answers, up to rounding
-        guesses = [claim.outcomes.predictions[attack][i] for i in index]
+        guesses = [predictions[attack][i] for i in index]
         better = sum(one != other for one, other in zip(guesses, found.predictions[attack], strict=True)) > max(
             1, n // 50
         )
     ok = low <= before <= high and least <= overall <= most and not better
+    of = "zero-shot CLIP, " if undefended else ""
     message = (
-        f"{printable(attack)}: {before:.1f} % was stated of these {n} images, {100 * k / n:.1f} % is found "
+        f"{of}{printable(attack)}: {before:.1f} % was stated of these {n} images, {100 * k / n:.1f} % is found "
         f"({low:.1f} to {high:.1f}); {overall:.1f} % was stated of all {len(claim.outcomes)}"
     )
     return Finding("again", ok, message, claim.file.name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,17 @@ from pydantic import ValidationError
 
 from apd.attacks.threat import format_eps
 from apd.errors import InputError
-from apd.evaluation.checks import library_checks
+from apd.evaluation.checks import collapse, library_checks
 from apd.evaluation.engine import PRECISION
 from apd.evaluation.findings import Finding
-from apd.evaluation.result import SCHEMA_VERSION, Accuracy, ResultRecord
+from apd.evaluation.result import SCHEMA_VERSION, Accuracy, Check, ResultRecord, Scores
 from apd.evaluation.samples import hash_of_keys
 from apd.evaluation.store import Record, digest
 from apd.evaluation.stored import Outcomes, read_outcomes
 from apd.evaluation.summary import per_class
 from apd.evaluation.verify_card import check_card
 from apd.runs.folder import Run
-from apd.runs.manifest import RESULT_WAY_OUT
+from apd.runs.manifest import RESULT_WAY_OUT, read_result
 from apd.runs.output import summary_files, summary_name
 from apd.util.files import parse_json, read_json
 from apd.util.kinds import complaint
@@ -102,16 +104,18 @@ def read_claims(results: Path) -> Iterator[Finding | Claim]:
     for file in files:
         try:
             claim = _claim(file)
-        except (InputError, OSError, ValueError, KeyError, TypeError) as error:
+            problems = "; ".join(_problems(claim))
+            found = [Finding("results", not problems, problems or "the figures are those of the outcomes", file.name)]
+            found += [_records(claim, results), _checks(claim, results)]
+        except _DAMAGED as error:
             yield Finding("results", False, _problem(error), file.name)
-            continue
-        problems = list(_problems(claim))
-        yield Finding(
-            "results", not problems, "; ".join(problems) or "the figures are those of the outcomes", file.name
-        )
-        yield _records(claim, results)
-        yield _checks(claim, results)
-        yield claim
+        else:
+            yield from found
+            yield claim
+
+
+_DAMAGED = (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
+"""What files of a stranger may end in that are read without regard to their form."""
 
 
 def _problem(error: Exception) -> str:
@@ -127,6 +131,8 @@ def _claim(file: Path) -> Claim:
     outcomes = read_outcomes(file)
     if outcomes is None:
         raise InputError("the outcomes of single images are missing; evaluate again: apd evaluate RUN")
+    if len(outcomes) == 0:
+        raise InputError("an evaluation of no image")
     return Claim(file, result, raw, outcomes)
 
 
@@ -138,34 +144,54 @@ def _problems(claim: Claim) -> Iterator[str]:
     if result.n != len(outcomes) or {"clean", *result.attacks} != set(outcomes.predictions):
         yield "images or attacks are not those of the outcomes"
         return
+    if len(set(outcomes.ids)) != len(outcomes) or len(outcomes) + len(result.skipped_images) > result.n_available:
+        yield "images count more than once"
     if format_eps(result.eps) != result.eps_text:
         yield f"eps is {result.eps:g} and {result.eps_text}"
     if hash_of_keys(outcomes.keys) != result.images_sha256:
         yield "the images are others (images_sha256)"
     yield from _wrong_accuracies(result, outcomes)
+    yield from _wrong_checks(result)
     stated = {name: claim.raw.get(name) for name in ("reliable", "unreliable_because")}
     if stated != result.model_dump(mode="json", include={*stated}):
         yield "reliable is not what the health checks say"
 
 
 def _wrong_accuracies(result: ResultRecord, outcomes: Outcomes) -> Iterator[str]:
-    stated = {
-        "clean": Accuracy(accuracy=result.clean, interval=result.clean_interval),
-        "worst": result.worst,
-        **result.attacks,
-    }
-    for name, score in stated.items():
-        given = Accuracy.of(outcomes.right(name))
-        if (score.accuracy, score.interval) != (given.accuracy, given.interval):
-            yield f"{name} is stated as {score.accuracy} %, the outcomes give {given.accuracy} %"
-    base = result.undefended
-    if base is not None and outcomes.undefended is not None:
-        given = Accuracy.of(outcomes.right("worst", undefended=True))
-        if base.worst.accuracy != given.accuracy:
-            yield f"zero-shot CLIP is stated at {base.worst.accuracy} %, the outcomes give {given.accuracy} %"
+    yield from _wrong_scores(result, outcomes.right, "")
+    if (result.undefended is None) != (outcomes.undefended is None):
+        yield "zero-shot CLIP is stated by only one of summary and outcomes"
+    elif result.undefended is not None:
+        yield from _wrong_scores(result.undefended, partial(outcomes.right, undefended=True), "zero-shot CLIP, ")
     predictions = {name: list(guesses) for name, guesses in outcomes.predictions.items()}
     if result.per_class != per_class(list(outcomes.labels), predictions, outcomes.class_names):
         yield "the figures per class are not those of the outcomes"
+
+
+def _wrong_scores(scores: Scores, right: Callable[[str], list[bool]], of: str) -> Iterator[str]:
+    clean = Accuracy(accuracy=scores.clean, interval=scores.clean_interval)
+    for name, score in {"clean": clean, "worst": scores.worst, **scores.attacks}.items():
+        given = Accuracy.of(right(name))
+        if (score.accuracy, score.interval) != (given.accuracy, given.interval):
+            yield f"{of}{name} is stated as {score.accuracy} %, the outcomes give {given.accuracy} %"
+
+
+def _wrong_checks(result: ResultRecord) -> Iterator[str]:
+    """Say which health checks are not what the accuracies give, or claim only to warn."""
+    stated = {check.name: check for check in result.checks}
+    for check in result.checks:
+        if check.warns and check.name != "collapse":
+            yield f"the health check {check.name} only warns here, which it never does"
+    control = result.undefended
+    if not stated or control is None:
+        return
+    # A run that is zero-shot CLIP itself is its own control.
+    itself = control.model_dump() == result.model_dump(include=set(Scores.model_fields))
+    expected = {} if itself else {"collapse": collapse(result, control).passed}
+    given = {name: stated[name].passed for name in expected if name in stated}
+    keeps = stated.get("undefended")
+    if given != expected or (keeps is not None and keeps.value != control.worst.accuracy):
+        yield "the health checks that compare with zero-shot CLIP are not what the accuracies give"
 
 
 def _circumstances(result: ResultRecord, attack: str) -> dict[str, Any]:
@@ -190,8 +216,12 @@ def _records(claim: Claim, results: Path) -> Finding:
             claim.file.name,
         )
     for name, records in found.items():
-        if not any(_same_outcomes(claim.outcomes, name, record) for record in records):
+        same = [record for record in records if _same_outcomes(claim.outcomes, name, record)]
+        if not same:
             return Finding("records", False, f"outcomes under {name} are not those that were recorded", claim.file.name)
+        if name != "clean" and not any(_same_course(claim, name, record) for record in same):
+            problem = f"what fooled the images under {name}, or what its library warned of, is not as recorded"
+            return Finding("records", False, problem, claim.file.name)
     return Finding("records", True, "the outcomes are those that were recorded while the attacks ran", claim.file.name)
 
 
@@ -220,16 +250,25 @@ def _same_outcomes(outcomes: Outcomes, attack: str, record: Record) -> bool:
     return True
 
 
+def _same_course(claim: Claim, attack: str, record: Record) -> bool:
+    """Whether the parts that fooled images are those that were recorded, and the warnings, unless more images were recorded."""
+    score = claim.result.attacks[attack]
+    known = [record.outcomes.get(key) for key in claim.outcomes.keys]
+    by = Counter(outcome.by for outcome in known if outcome is not None and outcome.by)
+    others = len(record.outcomes) > sum(outcome is not None for outcome in known)
+    return by == score.fooled_by and (others or record.flags == score.flags)
+
+
 def _checked_at_a_larger_budget(claim: Claim, results: Path) -> bool:
     """Whether another result is like this one but for a larger eps, and has health checks, as `apd evaluate --curve` has it."""
     for file in summary_files(results):
         try:
-            other = read_json(file, RESULT_WAY_OUT)
+            other = read_result(file)
             alike = all(other[name] == claim.raw[name] for name in _SAME_ON_A_CURVE)
             alike = alike and other["attacks"].keys() == claim.raw["attacks"].keys()
             if alike and other["checks"] and float(other["eps"]) > claim.result.eps:
                 return True
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except _DAMAGED:
             continue  # what is wrong with it is told where it is read as a claim
     return False
 
@@ -251,13 +290,9 @@ def _checks(claim: Claim, results: Path) -> Finding:
         return Finding("checks", False, "what the attacks' library warned of is not among the checks", claim.file.name)
     for file in sorted(results.glob("checks-*.json")):
         try:
-            kept = read_json(file, RESULT_WAY_OUT)
-        except (OSError, ValueError):
+            kept = [Check.model_validate(check).model_dump() for check in read_json(file, RESULT_WAY_OUT)]
+        except _DAMAGED:
             continue
-        if kept and [_core(check) for check in kept] == [_core(check) for check in own[: len(kept)]]:
+        if kept and kept == own[: len(kept)]:
             return Finding("checks", True, "the health checks are those that were kept", claim.file.name)
     return Finding("checks", False, "the health checks are not those that were kept", claim.file.name)
-
-
-def _core(check: Mapping[str, Any]) -> Sequence[Any]:
-    return [check.get(name) for name in ("name", "passed", "value", "message")]

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apd.attacks import find
 from apd.attacks.threat import ThreatModel, parse_eps
 from apd.errors import InputError
 from apd.evaluation.findings import Finding
 from apd.evaluation.frozen import Subject
-from apd.evaluation.images import LEVELS, read_image
+from apd.evaluation.images import LEVELS, read_image, read_index
+from apd.evaluation.store import Key
 from apd.evaluation.verify_files import Claim
 from apd.models.classifier import PromptedCLIP
-from apd.util.files import plain_file, read_json
+from apd.util.files import plain_file
 from apd.util.text import one_line, printable
 
 LARGEST = 100_000_000
@@ -28,29 +30,79 @@ _PLACE = re.compile(r"(adversarial|clean)/[A-Za-z0-9-]+\.png")
 
 
 def check_kept(images: Path, claim: Claim, classifier: PromptedCLIP) -> Iterator[Finding]:
-    """Look at all adversarial images that an evaluation has kept, each at the cost of a prediction; nothing where it kept none.
+    """Look at all adversarial images of an evaluation that are kept, each at the cost of a prediction; nothing where none are.
 
     Args:
         images: ``RUN/images``.
         claim: the evaluation.
         classifier: for the classes of the evaluation.
     """
+    known = set(claim.outcomes.keys)
+    for index in sorted(images.glob("*/index.json")):
+        problem: str | None
+        try:
+            about, rows = _index(index)
+            if not _belongs(about, claim):
+                continue
+            own = [row for key, row in rows.items() if key in known]
+            batches = [own[i : i + BATCH] for i in range(0, len(own), BATCH)]
+            problem = next(
+                filter(None, (_problem(index.parent, about, some, claim, classifier) for some in batches)), None
+            )
+        except _DAMAGED as error:
+            problem = f"cannot be read: {one_line(error, 200)}"
+        yield _finding(index, problem, claim.file.name)
+
+
+def check_unclaimed(images: Path, claims: Sequence[Claim]) -> Iterator[Finding]:
+    """Look for kept images that belong to no evaluation, and for evaluations of which only some are kept.
+
+    Args:
+        images: ``RUN/images``.
+        claims: all evaluations of the run. An index may be of several, of which each has more images than the one before.
+    """
     for index in sorted(images.glob("*/index.json")):
         try:
-            record = read_json(plain_file(index, LARGEST), "remove it")
-            if not _belongs(record["about"], claim):
-                continue
-            rows = record["images"]
-            batches = (rows[i : i + BATCH] for i in range(0, len(rows), BATCH))
-            problem = next(
-                filter(None, (_problem(index.parent, record, some, claim, classifier) for some in batches)), None
-            )
-        except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            problem = f"cannot be read: {one_line(error, 200)}"
-        about = f"{printable(index.parent.name)}: "
-        yield Finding(
-            "kept images", problem is None, about + (problem or "images are as the index says"), claim.file.name
-        )
+            about, rows = _index(index)
+            complete = read_index(index)["complete"]
+            own = [claim for claim in claims if _belongs(about, claim)]
+        except _DAMAGED:
+            continue  # what is wrong with it was told
+        known = {key for claim in own for key in claim.outcomes.keys}
+        if not own and complete:
+            yield _finding(index, "belongs to no evaluation of this run")
+        elif own and not rows.keys() <= known:
+            yield _finding(index, f"{len(rows.keys() - known)} images are not of the evaluation")
+        elif own and complete and not any(_attacked(claim) <= rows.keys() for claim in own):
+            yield _finding(index, "some of the attacked images are missing")
+
+
+_DAMAGED = (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError)
+
+
+def _finding(index: Path, problem: str | None, where: str = "") -> Finding:
+    message = f"{printable(index.parent.name)}: {problem or 'images are as the index says'}"
+    return Finding("kept images", problem is None, message, where)
+
+
+def _index(file: Path) -> tuple[Mapping[str, Any], dict[Key, Mapping[str, Any]]]:
+    """What all images of an index have in common, and its rows."""
+    plain_file(file, LARGEST)
+    index = read_index(file)
+    rows = {(row["id"], row["pixels"], index["class_names"].index(row["label"])): row for row in index["images"]}
+    if len(rows) != len(index["images"]):
+        raise InputError("an image has more than one row")
+    return index["about"], rows
+
+
+def _attacked(claim: Claim) -> set[Key]:
+    """The images that an evaluation attacks: those that are right without an attack."""
+    return {key for key, right in zip(claim.outcomes.keys, claim.outcomes.right("clean"), strict=True) if right}
+
+
+def _limits(attack: str, claim: Claim) -> ThreatModel:
+    """What images of this attack stay within, by the evaluation and not by the index."""
+    return find(attack).limits(ThreatModel(claim.result.eps, claim.result.norm))  # type: ignore[arg-type]
 
 
 def _belongs(about: Mapping[str, Any], claim: Claim) -> bool:
@@ -60,6 +112,7 @@ def _belongs(about: Mapping[str, Any], claim: Claim) -> bool:
         and (about["norm"], about["seed"]) == (result.norm, str(result.seed))
         and about["model"] == result.classifier
         and about.get("corruption") == result.corruption
+        and parse_eps(about["eps"]) == _limits(about["attack"], claim).eps
     )
 
 
@@ -70,25 +123,28 @@ def _read(folder: Path, name: str) -> Tensor:
 
 
 def _problem(
-    folder: Path, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], claim: Claim, classifier: PromptedCLIP
+    folder: Path, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], claim: Claim, classifier: PromptedCLIP
 ) -> str | None:
     """Say what is wrong with some rows of an index; None where nothing is."""
-    threat = ThreatModel(parse_eps(record["about"]["eps"], claim.result.norm), claim.result.norm)  # type: ignore[arg-type]
+    threat, names = _limits(about["attack"], claim), claim.outcomes.class_names
     found = torch.stack([_read(folder, row["file"]) for row in rows])
     clean = torch.stack([_read(folder, row["clean_file"]) for row in rows])
-    known = {(id_, pixels) for id_, pixels, _ in claim.outcomes.keys}
     subject = Subject.of(classifier)
     with subject.fixed():
         predicted = subject.predict(found.to(subject.device)).tolist()
-    outside = threat.distance(found.double(), clean.double()) > threat.eps * (1 + 1e-4) + 2 / LEVELS
-    for row, original, far, guess in zip(rows, clean, outside.tolist(), predicted, strict=True):
+    distances = threat.distance(found.double(), clean.double()).tolist()
+    for row, original, distance, guess in zip(rows, clean, distances, predicted, strict=True):
         name = one_line(row["id"], 80)
-        if far:
+        if distance > threat.eps * (1 + 1e-4) + 2 / LEVELS:
             return f"{name} is further than eps {threat.eps:g} from its clean image"
-        if (row["id"], row["pixels"]) not in known or _fingerprint(original) != row["pixels"]:
+        if _fingerprint(original) != row["pixels"]:
             return f"the clean image of {name} is not the evaluated one"
-        if claim.outcomes.class_names[guess] != row["predicted_adversarial"]:
-            return f"{name} is classified as {printable(claim.outcomes.class_names[guess])} and not as the index says"
+        if names[guess] != row["predicted_adversarial"]:
+            return f"{name} is classified as {printable(names[guess])} and not as the index says"
+        # Only images that are right without an attack are attacked.
+        same = (row["predicted_clean"], row["attack"], row["eps"]) == (row["label"], about["attack"], threat.eps)
+        if not same or abs(row["distance"] - distance) > 2 / LEVELS:
+            return f"the index says something else of {name} than its files and the evaluation"
     return None
 
 
