@@ -89,7 +89,7 @@ def _card(run: Run) -> Finding:
     """Compare the figures and settings that the model card states with those of the run, whatever its words."""
     try:
         problem = check_card(run)
-    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _DAMAGED as error:
         return Finding("card", False, f"README.md cannot be compared with the results: {one_line(error, 200)}")
     if problem is not None:
         return Finding("card", False, f"README.md is not what the results give: {problem}")
