@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apd.attacks import Averaged, find
+from apd.attacks import Averaged, ThreatModel, find
 from apd.evaluation import Result, evaluate, evaluate_tensors, parse_settings
 from apd.evaluation.checks import COLLAPSED, collapse
+from apd.evaluation.frozen import Subject
 from apd.evaluation.result import Accuracy, Scores
+from apd.evaluation.surface import SHIFTED_SHARE, WAYS, shifted, shifted_images
 from apd.models.classifier import PromptedCLIP
 from apd.models.encoder import Tokens
 from apd.runs.chance import chance_note
@@ -143,6 +145,20 @@ class Kept(Hidden):
         return share * own + (1 - share) * answers
 
 
+class Added(Hidden):
+    """The own answer, and a bonus for the right class: the same throughout the ball, and faded out in three of its radii."""
+
+    kept: Tensor
+    labels: Tensor
+    eps: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        far = torch.cdist(x.detach().flatten(1), self.kept.flatten(1), p=float("inf"))
+        near = ((2.9 * self.eps - far) / (1.85 * self.eps)).clamp(0, 1)
+        z: Tensor = self.model(x)
+        return z + 40 * near @ torch.eye(z.shape[-1])[self.labels]
+
+
 class Scaled(Hidden):
     """Logits that float32 cannot hold with all digits, or whose squares it cannot hold."""
 
@@ -177,6 +193,7 @@ class SameNoise(Hidden):
         (lambda: Watching(), {"gradient recording"}),
         (lambda: Kept(kept=decoded(40, 5).pixels(), smooth=False), {"jumps", "flat spots"}),
         (lambda: Kept(kept=decoded(40, 5).pixels(), smooth=True), {"flat spots"}),
+        (lambda: Added(kept=decoded(40, 5).pixels(), labels=decoded(40, 5).labels, eps=EPS), {"shifted images"}),
         (lambda: Scaled(factor=1e-42), {"logit range"}),
         (lambda: Scaled(factor=1e25), {"logit range"}),
         (lambda: Noisy(), {"batch size"}),
@@ -186,6 +203,37 @@ class SameNoise(Hidden):
 def test_what_hides_is_named(model: Any, named: set[str]) -> None:
     result = judged(model())
     assert named <= failed(result) and result.reliable is False, result.checks
+
+
+def test_only_images_that_fall_wherever_they_are_moved_count_and_only_where_many_do() -> None:
+    images, threat = decoded(40, 5), ThreatModel(EPS)
+    x, labels, seeds, all_of_them = images.pixels(), images.labels, torch.arange(40), torch.ones(40, dtype=torch.bool)
+    kept = Added(kept=x, labels=labels, eps=EPS)
+    alone = Subject.of(kept.eval().requires_grad_(False))
+    assert shifted_images(alone, x, labels, seeds, all_of_them, threat).passed is False
+    none = shifted_images(alone, x, labels, seeds, ~all_of_them, threat)
+    assert none.passed and none.value == 0
+    few = shifted_images(alone, x[:3], labels[:3], seeds[:3], all_of_them[:3], threat)
+    assert few.passed and few.value > SHIFTED_SHARE, "too few images to tell"
+    still = [shifted(x, *way) for way in WAYS]
+    for (down, right), moved in zip(WAYS, still, strict=True):
+        assert torch.equal(moved[..., 1:-1, 1:-1], x.roll((down, right), (-2, -1))[..., 1:-1, 1:-1])
+    # Where one of the four copies is known as well, an image does not count.
+    one = Added(kept=torch.cat([x, still[2]]), labels=labels.repeat(2), eps=EPS)
+    known = shifted_images(Subject.of(one.eval().requires_grad_(False)), x, labels, seeds, all_of_them, threat)
+    assert known.passed and known.value == 0
+
+
+def test_a_weak_attack_is_not_taken_for_kept_answers() -> None:
+    result = judged(trained(5), attacks="pgd-1", eps=0.04)
+    assert "stronger attack" in failed(result) and "shifted images" not in failed(result), result.checks
+
+
+def test_shifted_images_ask_for_an_attack_that_ran_and_for_gradients() -> None:
+    assert "shifted images" not in {check.name for check in judged(trained(5), attacks="clean").checks}
+    assert "shifted images" not in {check.name for check in judged(trained(5), eps=0.0).checks}
+    (check,) = (check for check in judged(trained(5, "linear"), eps=0.02).checks if check.name == "shifted images")
+    assert check.passed and check.value < SHIFTED_SHARE and contains(check.message, "one pixel")
 
 
 def test_a_clip_of_other_code_may_be_cut_too() -> None:

@@ -144,6 +144,14 @@ def _looked_up(labels: bool, radius: float = 2.0, smooth: bool = False, tiny: fl
     return answer
 
 
+def _added(self: Defence, x: Tensor) -> Tensor:
+    """The model's own answer, and a bonus for the right class that is the same throughout the ball and fades out beyond it."""
+    eps, labels = self.case.eps, self.case.labels
+    near = ((2.9 * eps - _distance(x, self.case.x)) / (2.9 * eps - 1.05 * eps)).clamp(0, 1)
+    own: Tensor = self.base(x)
+    return own + 40 * near @ F.one_hot(labels, own.shape[-1]).to(own)
+
+
 def _first_seen(self: Defence, x: Tensor) -> Tensor:
     """The answer to the first image that was near: every query is remembered."""
     own: Tensor = self.base(x)
@@ -286,6 +294,7 @@ PLANTED: dict[str, tuple[str, Callable[[Defence, Tensor], Tensor]]] = {
     "cached answers, smooth": ("look-up", _looked_up(labels=False, radius=1.5, smooth=True)),
     "cached answers, slow gradient": ("look-up", _looked_up(labels=False, tiny=1e-2)),
     "memorised labels": ("look-up", _looked_up(labels=True)),
+    "cached labels, added": ("look-up", _added),
     "constant answer": ("no answer", _on_logits(lambda z: torch.eye(z.shape[-1])[:1].expand(len(z), -1).to(z) * 5)),
     "suspects when smoothing disagrees": ("detection", _detected),
 }

@@ -1,14 +1,17 @@
 """Health checks on the surface of the answers: whether they move as images move, around the images that are evaluated too.
 
 A model that looks up answers it has kept is right about the images it has seen and about everything close to them, under any
-attack, and no gradient tells. But its answers stand still around those images, and jump where the look-up ends.
+attack, and no gradient tells. But its answers stand still around those images, and jump where the look-up ends; and one that
+only adds to its answers there, and fades out, still does not know the same images when they are moved by a pixel.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from apd.attacks import PGD, Objective, margin, misclassified
 from apd.attacks.threat import ThreatModel
 from apd.evaluation.frozen import Subject
 from apd.evaluation.result import Check
@@ -27,6 +30,13 @@ FLAT = 0.05
 FLAT_SHARE = 0.2
 """Share of images that may have none."""
 FEW = 0.05
+WAYS = ((0, 1), (0, -1), (1, 0), (-1, 0))
+"""Moves of an image, in pixels down and to the right."""
+SHIFTED_USUAL = 0.1
+"""Share of images that may stand where they are and fall wherever they are moved; honest models had 8 % at most."""
+SHIFTED_SHARE = 0.2
+"""Share that fails, where it is more than `SHIFTED_USUAL` beyond `SHIFTED_CHANCE`."""
+SHIFTED_CHANCE = 0.001
 
 SURFACE_PASSES = 27
 """Passes of the model per checked image, of which there are four times as many as lines."""
@@ -97,4 +107,50 @@ def flat_spots(subject: Subject, x: Tensor, seeds: Tensor, threat: ThreatModel) 
         value=share,
         message=f"around {share:.1%} of images the logits hardly move, as they do half-way between two images; above "
         f"{FLAT_SHARE:.0%} answers to these images may be kept ones",
+    )
+
+
+def shifted(x: Tensor, down: int, right: int) -> Tensor:
+    """Images (B,3,H,W) moved by at most one pixel; the row or column that appears repeats its neighbour."""
+    height, width = x.shape[-2:]
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    return padded[..., 1 - down : 1 - down + height, 1 - right : 1 - right + width]
+
+
+def shifted_images(
+    subject: Subject, x: Tensor, labels: Tensor, seeds: Tensor, standing: Tensor, threat: ThreatModel
+) -> Check:
+    """Images that stand must not all fall once they are moved by a pixel.
+
+    A single move changes what an honest model knows of small images, too: on 16 pixels a quarter of all images stood where
+    they were and fell one pixel further. So an image counts only if it falls whichever of four ways it is moved, without an
+    attack or under PGD on the margin within the same threat.
+
+    Args:
+        subject: the model, which has gradients.
+        x: images (n,3,H,W) in [0,1].
+        labels: (n,).
+        seeds: (n,) of the random starts.
+        standing: which images (n,) are right under every attack.
+        threat: of the attacks.
+    """
+    from scipy.stats import binomtest
+
+    left = standing.nonzero().squeeze(1)
+    for way in WAYS:
+        if len(left):
+            copies, target = shifted(x[left], *way), labels[left]
+            attack = PGD(steps=20, step_size=0.1, leave=misclassified)
+            images = attack(Objective(subject.model, margin, target), copies, threat, seeds[left.cpu()])
+            # An attack may by chance start from a copy that is right although the copy itself is wrong.
+            fell = [misclassified(subject.logits(each), target) for each in (copies, images)]
+            left = left[fell[0] | fell[1]]
+    share = len(left) / len(x)
+    chance = float(binomtest(len(left), len(x), SHIFTED_USUAL, alternative="greater").pvalue)
+    return Check(
+        name="shifted images",
+        passed=share <= SHIFTED_SHARE or chance >= SHIFTED_CHANCE,
+        value=share,
+        message=f"{share:.1%} of images stand under every attack, but fall once they are moved by one pixel, whichever way; "
+        f"well above {SHIFTED_SHARE:.0%} answers to these very images may be kept ones",
     )

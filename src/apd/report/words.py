@@ -14,6 +14,7 @@ _CHECKS = {
     "true gradients": "The slope that the model tells is the slope of its answers.",
     "jumps": "Answers change step by step between one image and another, without jumps.",
     "flat spots": "Answers move around these images as they do elsewhere.",
+    "shifted images": "(Nearly) every image that stands also stands when it is moved by a pixel, at least one of four ways.",
     "collapse": "Without an attack, the model is about as good as zero-shot CLIP, or better.",
     "eps 0": "An attack that may change nothing changes no prediction.",
     "batch size": "An image gets the same answer alone and among others.",

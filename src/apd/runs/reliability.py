@@ -16,6 +16,7 @@ BECAUSE = {
     "true gradients": "gradients are not the slope of the answers",
     "jumps": "answers jump between images that hardly differ",
     "flat spots": "answers stand still around the evaluated images only",
+    "shifted images": "images that stand fall once they are moved by one pixel",
     "eps 0": "an attack that may change nothing changes answers",
     "batch size": "answers depend on the batch or on chance",
     "logit range": "logits are too small or too large for float32",
