@@ -30,6 +30,7 @@ from apd.data.splits import check_names
 from apd.evaluation.images import read_index
 from apd.evaluation.store import Record
 from apd.evaluation.stored import load_stored
+from apd.evaluation.verify_card import check_card
 from apd.models import load_clip
 from apd.models.preprocessing import Preprocessing
 from apd.models.prompts import Prompts, PromptSpec
@@ -41,6 +42,7 @@ from apd.util.png import decode_png16, encode_png16
 from apd.util.tensors import read_tensors
 from apd.util.text import code_span, markdown, one_line, printable
 from apd.util.torch_files import read_torch_file
+from apd.util.trust import note_code
 from benchmarks.fuzz_changes import Change, bytes_of, structure_of, text_of
 
 
@@ -268,6 +270,45 @@ def _cards(folder: Path) -> tuple[Change, Callable[[bytes], object]]:
             render_card(folder, opened.manifest, config, [each.summary for each in stored])
             run_html(opened, files[1:2])
         return opened.calibration, repr(opened)
+
+    return make, run
+
+
+_ADDED = """
+<!-- a note -->
+# About `a` <b>it</b>
+Robust accuracy 0.50, 50.0 % of 2 of 90 images at 4/255, by my_models:Toy.
+
+| what | value |
+|---|---|
+| **mine** | a \\| b |
+
+~~~text
+| pgd-5 | 50.0 (30.0 to 60.0) |
+"""
+
+
+@_parser("model cards", 4)
+def _model_cards(folder: Path) -> tuple[Change, Callable[[bytes], object]]:
+    (folder / "results").mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(_CONFIG))
+    (folder / "run.json").write_bytes(_json(_manifest()))
+    (folder / "results" / "summary-a.json").write_bytes(_json(_RESULT))
+    opened, card = Run.open(folder), folder / "README.md"
+    written = render_card(folder, opened.manifest, opened.config, [_RESULT])
+    characters, plain = text_of([written, written + _ADDED, _ADDED]), bytes_of([(written + _ADDED).encode()])
+
+    def make(random: Random) -> bytes:
+        text = _either(random, characters, characters, plain)
+        at = random.randrange(len(text) + 1)
+        return (
+            text if random.random() < 0.7 else text[:at] + text[at : at + 40] * random.choice((2, 20, 500)) + text[at:]
+        )
+
+    def run(case: bytes) -> object:
+        card.write_bytes(case)
+        note_code([case.decode(errors="replace")], "README.md")
+        return check_card(opened)
 
     return make, run
 

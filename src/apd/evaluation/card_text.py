@@ -17,7 +17,7 @@ from typing import Any
 from apd.errors import InputError
 from apd.util.files import parse_yaml
 
-LARGEST_CARD = 10**6
+LARGEST_CARD = 2**20
 """Bytes that a card may have; ours have some thousands."""
 LONGEST_LINE = 10_000
 """Characters of a line, unless the run's files give just this line."""
