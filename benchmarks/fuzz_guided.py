@@ -80,7 +80,7 @@ def _guided(name: str, seconds: float, asked: argparse.Namespace) -> dict[str, A
     fault = None
     if done.returncode != 0:
         case = _last(r"Test unit written to (\S+)", done.stderr)
-        lines = done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"]
+        lines = (done.stdout + done.stderr).strip().splitlines() or [f"the process ended with {done.returncode}"]
         fault = {"case": case, "output": [line for line in lines if "stat::" not in line][-20:]}
     return {"parser": name, **counts, "edges": reached, "fault": fault}
 
