@@ -88,7 +88,7 @@ def parse_card(text: str, known_lines: Iterable[str] = ()) -> CardText:
     """Read a card.
 
     Args:
-        text: of the whole file.
+        text: the whole file, decoded.
         known_lines: lines that may have any length.
 
     Raises:

@@ -309,7 +309,7 @@ def _wrong_figures(text: str, known: _Known) -> Iterator[str]:
 
 
 def _wrong_accuracies(text: str, known: _Known) -> Iterator[str]:
-    """Decimals beside a word for an accuracy that are no accuracies of the run, such as 0.987."""
+    """Decimals beside a word for an accuracy, such as 0.987, that the run does not give."""
     tokens = [token.lower() for token in _TOKEN.findall(text)]
     for i, token in enumerate(tokens):
         if "." not in token[:-1] or (float(token) <= 1 and len(token.partition(".")[2]) < 2):
