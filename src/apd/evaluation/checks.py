@@ -201,7 +201,7 @@ def _noise(subject: Subject, checked: Checked, threat: ThreatModel) -> Check:
 
 
 def _attacked_again(subject: Subject, checked: Checked, threat: ThreatModel) -> list[Check]:
-    """Another objective, other starts and 50 steps on what still stands should find little more."""
+    """Another objective, other starts and 50 steps on what still stands should find little more; then moved copies of it."""
     index, standing = checked.standing.nonzero().squeeze(1), checked.standing
     if len(index):
         part = replace(checked, x=checked.x[index], labels=checked.labels[index], seeds=checked.seeds[index.cpu()])

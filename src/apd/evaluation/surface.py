@@ -132,7 +132,7 @@ def shifted_images(
         labels: (n,).
         seeds: (n,) of the random starts.
         standing: which images (n,) are right under every attack.
-        threat: of the attacks.
+        threat: the limits within which copies are attacked.
     """
     from scipy.stats import binomtest
 
