@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in names:
         rows.append(_guided(name, 60 * asked.minutes / len(names), asked))
         print(json.dumps(rows[-1]), flush=True)
-    command = f"python -m benchmarks.fuzz_guided {shlex.join(sys.argv[1:] if argv is None else argv)}".rstrip()
+    of = f" --parsers {shlex.join(asked.parsers)}" if asked.parsers else ""
+    command = f"python -m benchmarks.fuzz_guided --minutes {asked.minutes:g}{of} --seed {asked.seed}"
     cases, faults = sum(row["cases"] for row in rows), sum(bool(row["fault"]) for row in rows)
     found = {"command": command, "cases": cases, "faults": faults, "python": sys.version.split()[0], "parsers": rows}
     asked.results.write_text(json.dumps(found, indent=1) + "\n")
