@@ -26,6 +26,7 @@ from apd.util.text import one_line, printable
 LARGEST = 100_000_000
 """Bytes of an index or an image that is read."""
 BATCH = 64
+"""Images that are read and classified at a time."""
 _PLACE = re.compile(r"(adversarial|clean)/[A-Za-z0-9-]+\.png")
 
 
