@@ -72,8 +72,8 @@ class Form(ABC):
             )
         if settings.open_vocabulary and prompts is not None and prompts.n_classes:
             raise InputError(
-                f"The prompts of {source.run.path} are class-specific, so they serve no other classes: leave out "
-                "--open-vocabulary, or train with method.prompts.class_specific=false."
+                f"The prompts of {source.run.path} are class-specific, and an exported text tower has one context for all names: "
+                "leave out --open-vocabulary, or train with method.prompts.class_specific=false."
             )
 
     @abstractmethod

@@ -247,16 +247,13 @@ class PromptedCLIP(ShownInShort):
     def with_classes(self, class_names: Sequence[str], templates: Sequence[str] | None = None) -> PromptedCLIP:
         """Use the prompts for other class names, without retraining.
 
-        Raises:
-            InputError: other classes than those that class-specific prompts were learned for.
+        Of class-specific prompts, a class that was not learned gets the mean of all contexts.
         """
-        if self.prompts is not None and self.prompts.n_classes and tuple(class_names) != self.class_names:
-            known = ", ".join(self.class_names[:3])
-            raise InputError(
-                f"These prompts are class-specific and serve only the {len(self.class_names)} classes they were learned for "
-                f"({known}, …). For other classes train with method.prompts.class_specific=false."
-            )
-        return PromptedCLIP(self.encoder, self.prompts, class_names, templates or self.templates)
+        prompts = self.prompts
+        if prompts is not None and prompts.n_classes and tuple(class_names) != self.class_names:
+            places = {name: place for place, name in enumerate(self.class_names)}
+            prompts = prompts.for_classes([places.get(name) for name in class_names])
+        return PromptedCLIP(self.encoder, prompts, class_names, templates or self.templates)
 
 
 def closest_classes(features: Tensor) -> tuple[float, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -40,7 +41,7 @@ class PromptSpec(GrowingSection):
     )
     std: float = Field(0.02, gt=0, description="standard deviation of the tokens that start at random")
     class_specific: bool = Field(
-        False, description="a text context of its own for each class; such prompts serve no other classes"
+        False, description="a text context of its own for each class; classes that were not trained get the mean of all"
     )
     frame: float = Field(
         0.0,
@@ -159,7 +160,7 @@ class Prompts(ShownInShort):
 
     def __init__(self, spec: PromptSpec, info: EncoderInfo, seed: int = 0, n_classes: int | None = None) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.info = spec, info
         text_depth, visual_depth = spec.depths(info)
         generator = torch.Generator().manual_seed(seed)
         if spec.class_specific and not n_classes:
@@ -257,6 +258,28 @@ class Prompts(ShownInShort):
             kinds = ", ".join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
             raise InputError(f"The saved prompts are of a type that is not read ({kinds}).") from error
         return prompts
+
+    def for_classes(self, learned: Sequence[int | None]) -> Prompts:
+        """Return class-specific prompts for other classes, copied: a class that was learned keeps its context.
+
+        Any other gets the mean of all contexts (this project's choice): what they have in common, as prompts that all
+        classes share would.
+
+        Args:
+            learned: for each class its place among those that were learned, or None.
+        """
+        if self.n_classes is None:
+            return self
+        other = Prompts(self.spec, self.info, n_classes=len(learned)).to(self.text_tokens[0].device)
+        tensors = self.state_dict()
+        for name in [name for name in tensors if name.startswith("text_tokens.")]:
+            contexts = tensors[name].unbind(dim=-3)
+            mean = tensors[name].mean(dim=-3)
+            tensors[name] = torch.stack([mean if i is None else contexts[i] for i in learned], dim=-3)
+        other.load_state_dict(tensors)
+        for ours, parameter in zip(other.parameters(), self.parameters(), strict=True):
+            ours.requires_grad_(parameter.requires_grad)
+        return other
 
     def text(self) -> list[Tensor]:
         """Text tokens (n, text_width), class-specific ones (C, n, text_width), one tensor per block; of experts (K, …)."""
