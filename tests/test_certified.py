@@ -250,5 +250,7 @@ def test_command_prints_a_table_and_json(cli: Cli, tmp_path: Path) -> None:
     assert (found["n_images"], found["sigma"], len(found["images"])) == (2, 0.1, 2)
     assert found["undefended"]["curve"] == found["curve"]
     assert cli("certify", "--model", "glyphs").code == 2
+    assert cli(*common, "--template", "a bad sentence").code == 2, "without {}"
+    assert json.loads(cli(*common, "--template", "a drawing of {}.", "--json").out)["n_images"] == 2
     assert cli(*common, "--radii", "x").code == 2
     assert cli("certify", tmp_path).code == 2

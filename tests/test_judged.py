@@ -92,6 +92,11 @@ def test_zero_shot_on_some_classes_is_said_to_be(cli: Cli, command: tuple[object
     assert (found["classes"], found["n_available"]) == ("new", len(apd.load_data("digits").classes("new").test))
 
 
+def test_a_run_has_its_own_templates(cli: Cli, base: Run) -> None:
+    answer = cli("certify", base.path, "--template", "a drawing of {}.")
+    assert answer.code == 2 and "--template has no meaning with a run folder" in answer.err
+
+
 @BOTH
 def test_unreadable_images_of_a_run_that_skips_them_can_be_refused(
     clip_folder: Path, colours: Path, tmp_path: Path, judge: Any, options: dict[str, Any]

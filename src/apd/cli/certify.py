@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import AsJson, judge, quiet_stdout, show, split_numbers
+from apd.cli.common import AsJson, Template, judge, quiet_stdout, show, split_numbers
 from apd.util.files import check_writable
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def certify(
     run: Annotated[Path | None, typer.Argument(help="Run folder; without it, give --model and --data.")] = None,
     model: Annotated[str | None, typer.Option(help="CLIP model; with RUN, where its CLIP model is now.")] = None,
     data: Annotated[str | None, typer.Option(help="Labelled images. (default: the run's)")] = None,
+    template: Template = None,
     split: Annotated[str | None, typer.Option(help="train, val or test. (default: test)")] = None,
     classes: Annotated[str | None, typer.Option(help="all, base or new. (default: the run's)")] = None,
     sigma: Sigma = None,
@@ -63,7 +64,7 @@ def certify(
     """
     options: dict[str, Any] = {"sigma": sigma, "n0": n0, "n": n, "alpha": alpha, "seed": seed, "limit": limit}
     options |= {"split": split, "classes": classes, "radii": None if radii is None else split_numbers("--radii", radii)}
-    options |= {"skip_bad_images": skip_bad_images or None}
+    options |= {"skip_bad_images": skip_bad_images or None, "templates": template or None}
     given = {name: value for name, value in options.items() if value is not None}
     given |= {"attack": attack, "control": control}
     if output is not None:

@@ -113,14 +113,16 @@ def judge(
         model: the CLIP model; with a run, where its own is now.
         data: labelled images; with a run, None for its own.
         device: to compute on.
-        given: settings that were given.
+        given: settings that were given; ``templates`` are those of zero-shot CLIP.
         functions: imports and returns what judges a run folder, and what judges a classifier on a data set.
         kept: what an interrupted call leaves in a run, for its message.
 
     Raises:
-        InputError: neither a run nor both a model and data.
+        InputError: neither a run nor both a model and data; templates with a run, which has its own.
     """
     if run is not None:
+        if "templates" in given:
+            raise InputError("--template has no meaning with a run folder; leave it out.")
         from apd.runs.folder import Run
 
         Run.open(run)  # before torch is imported, so that a wrong folder is told at once
@@ -135,8 +137,9 @@ def judge(
     from apd.evaluation.inputs import zero_shot_on
 
     _, of_classifier = functions()
-    classifier, images = zero_shot_on(model, data, given.get("classes", "all"), device)
-    return of_classifier(classifier, images, **given)
+    settings = {name: value for name, value in given.items() if name != "templates"}
+    classifier, images = zero_shot_on(model, data, given.get("classes", "all"), device, given.get("templates"))
+    return of_classifier(classifier, images, **settings)
 
 
 def split_numbers(flag: str, text: str) -> tuple[float, ...]:

@@ -152,13 +152,19 @@ def serving(data: Dataset, classifier: PromptedCLIP) -> PromptedCLIP:
     return classifier.with_classes(data.class_names, data.templates)
 
 
-def zero_shot_on(model: str, source: str, classes: Which = "all", device: str = "auto") -> tuple[PromptedCLIP, Dataset]:
-    """Load a CLIP model and images, and return the classifier by hand-written templates for some of their classes.
+def zero_shot_on(
+    model: str,
+    source: str,
+    classes: Which = "all",
+    device: str = "auto",
+    templates: Sequence[str] | None = None,
+) -> tuple[PromptedCLIP, Dataset]:
+    """Load a CLIP model and images, and return the classifier by templates, or the data's, for some of their classes.
 
     Raises:
         InputError: a model or data that cannot be read.
     """
-    data = load_data(source, shots="all")
+    data = load_data(source, shots="all", templates=templates)
     return zero_shot(model, data.classes(classes), pick_device(device)), data
 
 
