@@ -27,6 +27,7 @@ from apd.data.sources.hub import (
     parquet_splits,
     rows_without_labels,
     saved_splits,
+    table_files,
 )
 from apd.data.sources.layouts import ROOT, dressed, load_standard, parse_standard
 from apd.data.sources.split_names import subfolders
@@ -165,10 +166,20 @@ def load_unlabelled(source: str, columns: Columns | None = None) -> ImageSet:
 
 
 def _with_source(data: Dataset, pools: Pools, source: str) -> Dataset:
-    """The data set with the unlabelled images of another source."""
+    """The data set with the unlabelled images of another source.
+
+    Raises:
+        InputError: tables that share some of their files, whose rows have other numbers in each.
+    """
+    same = same_source(source, data.source)
+    if not same and (shared := _files(source) & _files(data.source)):
+        raise InputError(
+            f"data.unlabelled={source} and data.source={data.source} share {min(shared)}, but not all their files, so that "
+            "shots and test images cannot be told: name the same files in both, or unlabelled=rest."
+        )
     found = load_unlabelled(source, data.settings.columns)
     own = () if pools.val is None else (pools.val,)
-    return with_unlabelled(data, without_known(found, data, own, same_source(source, data.source)))
+    return with_unlabelled(data, without_known(found, data, own, same))
 
 
 def _listed(names: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
@@ -198,19 +209,31 @@ def short_name(source: str) -> str:
 
 
 def same_source(one: str, other: str) -> bool:
-    """Whether two sources are the same place: ``DTD`` and ``dtd@ROOT`` below that root, a folder by two paths."""
+    """Whether two sources are the same place: ``DTD`` and ``dtd@ROOT`` below that root, a folder by two paths.
+
+    A table is its files: a folder with one parquet file is the same source as that file.
+    """
     return _place(one) == _place(other)
 
 
 def _place(source: str) -> object:
     """What is equal for two texts that mean the same source."""
-    if source in BUILT_IN or source.startswith(("hf:", IN_MEMORY)) or is_spec(source):
+    if source.startswith("hf:"):
+        return source.removesuffix(":default")  # how the hub calls the configuration of a data set that has one only
+    if source in BUILT_IN or source.startswith(IN_MEMORY) or is_spec(source):
         return source
     standard = parse_standard(source)
     if standard is None:
-        return os.path.realpath(user_path(source))  # a loop of links must not be an error here
+        path = user_path(source)
+        return table_files(path) or os.path.realpath(path)  # a loop of links must not be an error here
     name, root = standard
     return name, None if root is None else root.resolve()
+
+
+def _files(source: str) -> frozenset[str]:
+    """The files of a table on disk; none for anything else."""
+    place = _place(source)
+    return place if isinstance(place, frozenset) else frozenset()
 
 
 def _about(known: Standard) -> str:
