@@ -136,6 +136,37 @@ def test_shots_validation_and_test_images_are_left_out_and_counted(tmp_path: Pat
     assert set(everything.ids) == {f"unlabelled/{id_}" for id_ in rest.ids}
 
 
+def test_images_of_the_data_set_itself_are_divided_by_their_class(colours: Path, tmp_path: Path, said: Said) -> None:
+    """By the number of the row as by the file; those from elsewhere stay, and are told of."""
+    whole = load_data("digits", shots="all")
+    known = dict(zip(whole.train.ids, whole.train.labels.tolist(), strict=True))
+    for which, first in (("base", 0), ("new", 5)):
+        found = load_data("digits", shots=4, classes=which, unlabelled="digits").unlabelled
+        assert found.ids and {known[id_.removeprefix("unlabelled/")] - first for id_ in found.ids} == set(range(5))
+    rest = load_data(colours, shots=2, classes="base", unlabelled="rest").unlabelled
+    (tmp_path / "whole").symlink_to(colours)
+    for source in (colours, tmp_path / "whole"):
+        same = load_data(colours, shots=2, classes="base", unlabelled=source).unlabelled
+        assert set(same.ids) == {f"unlabelled/{id_}" for id_ in rest.ids}
+    assert not [line for line in said() if "base" in line]
+    photo(tmp_path / "more" / "new.png")
+    (tmp_path / "more" / "known.png").symlink_to(str(rest.sources[0]))
+    assert len(load_data(colours, shots=2, classes="base", unlabelled=tmp_path / "more").unlabelled) == 2
+    assert [contains(line, "1", "2", "base") for line in said() if "base" in line] == [True]
+
+
+def test_a_limit_whose_images_are_all_of_other_classes_is_refused() -> None:
+    drawn = {"base": 0, "new": 0}
+    for seed in range(4):
+        for which in drawn:
+            settings = {"shots": 4, "unlabelled": "rest", "unlabelled_limit": 1, "seed": seed}
+            try:
+                drawn[which] += len(load_data("digits", classes=which, **settings).unlabelled)
+            except apd.InputError as error:
+                assert contains(str(error), "data.unlabelled_limit", f"data.classes={which}", "rest", "1")
+    assert sum(drawn.values()) == 4
+
+
 def test_rows_of_the_same_table_are_told_apart_by_their_number() -> None:
     data = load_data("digits", shots=2, validation=1, unlabelled="digits")
     used = {f"unlabelled/{id_}" for part in (data.train, data.val, data.test) for id_ in part.ids}

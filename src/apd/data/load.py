@@ -34,8 +34,10 @@ from apd.data.sources.split_names import subfolders
 from apd.data.sources.standard import STANDARD, Standard
 from apd.data.sources.unlabelled import (
     anonymous,
+    divided,
     folder_images,
     named_by_list,
+    with_known_classes,
     with_unlabelled,
     with_validation,
     without_known,
@@ -125,7 +127,7 @@ def load_section(settings: DataSettings) -> Dataset:
         data = named_by_list(settings, short_name(settings.source), images)
         hint = "Write readable names into data.class_names."
         warn_of_nameless(data.class_names, settings.source, hint)
-        return with_validation(data).classes(settings.classes)
+        return divided(with_validation(data), settings)
     pools = _pools(settings.source, settings.columns)
     warn_of_nameless(pools.class_names, settings.source, _naming_hint(settings.source, pools.class_names))
     if settings.templates is not None:
@@ -135,7 +137,7 @@ def load_section(settings: DataSettings) -> Dataset:
         data = _with_source(data, pools, settings.unlabelled)
     if settings.shots == 0 and settings.unlabelled is not None:
         data = with_validation(data)
-    return data.classes(settings.classes)
+    return divided(data, settings)
 
 
 def load_unlabelled(source: str, columns: Columns | None = None) -> ImageSet:
@@ -179,7 +181,8 @@ def _with_source(data: Dataset, pools: Pools, source: str) -> Dataset:
         )
     found = load_unlabelled(source, data.settings.columns)
     own = () if pools.val is None else (pools.val,)
-    return with_unlabelled(data, without_known(found, data, own, same))
+    found = without_known(found, data, own, same)
+    return with_unlabelled(data, with_known_classes(found, pools.train, same))
 
 
 def _listed(names: str | Sequence[str] | None) -> str | tuple[str, ...] | None:

@@ -48,7 +48,9 @@ class DataSettings(GrowingSection):
         None,
         description="further training images whose labels, if any, are not used: a source, or rest: those that are not shots",
     )
-    unlabelled_limit: int | None = Field(None, ge=1, description="at most so many unlabelled images, drawn by the seed")
+    unlabelled_limit: int | None = Field(
+        None, ge=1, description="at most so many unlabelled images, drawn by the seed before classes are divided"
+    )
     class_names: str | tuple[str, ...] | None = Field(
         None,
         description="with shots 0: a file with one class name per line, or a list of names; the source then needs no labels, "

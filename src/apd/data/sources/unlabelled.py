@@ -21,8 +21,11 @@ from apd.data.sources.split_names import split_folders
 from apd.data.splits import DEFAULT_TEMPLATES, VALIDATION_SHOTS, check_names
 from apd.errors import InputError
 from apd.util.files import read_lines, user_path
+from apd.util.messages import get_logger
 from apd.util.seeds import shuffled
 from apd.util.text import first_of, quoted
+
+log = get_logger("apd.data")
 
 PREFIX = "unlabelled/"
 """Stands before the ids of unlabelled images of another source, which would clash with those of the data set."""
@@ -89,9 +92,49 @@ def without_known(images: ImageSet, data: Dataset, own: Iterable[ImageSet], same
     return images.select(kept)
 
 
+def with_known_classes(images: ImageSet, pool: ImageSet, same_source: bool) -> ImageSet:
+    """Give the images that are also in the data set's training pool their class, by which base and new classes are divided.
+
+    Args:
+        images: unlabelled ones; training looks at none of their labels.
+        pool: all labelled training images of the data set.
+        same_source: as in `without_known`.
+    """
+    files = {_real(source): i for i, source in enumerate(pool.sources) if isinstance(source, Path)}
+    ids = {f"{PREFIX}{id_}": i for i, id_ in enumerate(pool.ids)} if same_source else {}
+    classes = [*pool.labels.tolist(), UNKNOWN]
+    labels = [
+        classes[ids.get(id_, files.get(_real(source), -1) if isinstance(source, Path) else -1)]
+        for id_, source in zip(images.ids, images.sources, strict=True)
+    ]
+    return replace(images, labels=torch.tensor(labels, dtype=torch.int64))
+
+
 def with_unlabelled(data: Dataset, images: ImageSet) -> Dataset:
     """Give a data set unlabelled images, or as many of them as its settings ask for, drawn by the seed."""
     return replace(data, unlabelled=images.sample(data.settings.unlabelled_limit, data.settings.seed or 0))
+
+
+def divided(data: Dataset, settings: DataSettings) -> Dataset:
+    """Keep the classes that are asked for, and say how many unlabelled images cannot be divided by them.
+
+    Raises:
+        InputError: unlabelled images were asked for, and those that were drawn are all of other classes.
+    """
+    found, which = data.classes(settings.classes), settings.classes
+    images = found.unlabelled
+    if which == "all":
+        return found
+    if settings.unlabelled is not None and not len(images):
+        raise InputError(
+            f"data.classes={which} leaves none of the {len(data.unlabelled)} images of data.unlabelled={settings.unlabelled}: "
+            "raise data.unlabelled_limit, which is drawn before classes are divided, or name other images."
+        )
+    if unknown := int((images.labels == UNKNOWN).sum()):
+        log.info(
+            f"{unknown} of {len(images)} unlabelled images may show any class: classes={which} cannot divide them."
+        )
+    return found
 
 
 def named_by_list(settings: DataSettings, name: str, images: ImageSet) -> Dataset:
