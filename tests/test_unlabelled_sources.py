@@ -237,6 +237,17 @@ def test_a_run_without_unlabelled_images_does_not_mention_them(trained: Path) ->
     assert "unlabelled" not in (trained / "README.md").read_text()
 
 
+def test_a_path_called_rest_is_a_folder(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo(tmp_path / "rest" / "new.png")
+    assert load_data(colours, shots=2, unlabelled=Path("rest")).unlabelled.ids == ("unlabelled/new.png",)
+    assert len(load_data(colours, shots=2, unlabelled="rest").unlabelled) > 1
+
+
+def test_an_empty_name_is_refused_on_the_command_line(cli: Cli, colours: Path, tmp_path: Path) -> None:
+    check_error(cli("train", colours, "--unlabelled", "", "--output", tmp_path / "run"), ["data.unlabelled", "rest"])
+
+
 def test_a_run_folder_among_the_unlabelled_images_is_refused(cli: Cli, colours: Path, photos: Path) -> None:
     answer = cli("train", colours, "--unlabelled", photos, "--output", photos / "run")
     check_error(answer, ["--output", str(photos)])

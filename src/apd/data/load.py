@@ -100,7 +100,7 @@ def load_data(
         classes=classes,
         columns=columns,
         validation=validation,
-        unlabelled=None if unlabelled is None else unlabelled if unlabelled == REST else _as_text(unlabelled),
+        unlabelled=None if unlabelled is None else as_unlabelled(unlabelled),
         unlabelled_limit=unlabelled_limit,
         class_names=str(class_names) if isinstance(class_names, Path) else _listed(class_names),
         memory_gb=memory_gb,
@@ -252,6 +252,11 @@ def _as_text(source: str | Path) -> str:
     text = str(source)
     is_name = text in BUILT_IN or text.startswith("hf:") or parse_standard(text) is not None or is_spec(text)
     return f"./{text}" if isinstance(source, Path) and is_name else text
+
+
+def as_unlabelled(source: str | Path) -> str:
+    """A source of unlabelled images as settings hold it; the path of a folder called ``rest`` is marked as one."""
+    return f"./{source}" if isinstance(source, Path) and str(source) == REST else _as_text(source)
 
 
 def _problem(found: object) -> str | None:

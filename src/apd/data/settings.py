@@ -66,16 +66,22 @@ class DataSettings(GrowingSection):
     @model_validator(mode="after")
     def _has_images(self) -> DataSettings:
         self.check_unlabelled()
-        if self.unlabelled_limit is not None and self.unlabelled is None and self.class_names is None:
-            raise ValueError("data.unlabelled_limit has no effect without data.unlabelled; set both or neither")
         return self
 
     def check_unlabelled(self) -> None:
         """Check that there are images to train on.
 
         Raises:
-            ValueError: no images, or classes and unlabelled images named twice.
+            ValueError: no images, classes and unlabelled images named twice, an empty name, a limit of nothing.
         """
+        if self.unlabelled is not None and not self.unlabelled.strip():
+            raise ValueError(
+                f"data.unlabelled={self.unlabelled!r} names no images: name a source (--unlabelled DATA) or rest (this folder: .)"
+            )
+        if self.unlabelled_limit is not None and self.unlabelled is None and self.class_names is None:
+            raise ValueError(
+                f"data.unlabelled_limit={self.unlabelled_limit} has no effect without data.unlabelled; set both or neither"
+            )
         if self.shots == 0 and self.unlabelled is None and self.class_names is None:
             raise ValueError(
                 "data.shots=0 leaves no images to train on: ask for 1 or more, or name images without labels in data.unlabelled "
