@@ -92,7 +92,7 @@ def load_data(
     >>> len(data.train), data.class_names[:3]
     (40, ('zero', 'one', 'two'))
     """
-    settings = _section(
+    settings = unvalidated(
         source=_as_text(source),
         shots=shots,
         seed=seed,
@@ -108,8 +108,12 @@ def load_data(
     return load_section(settings)
 
 
-def _section(**values: Any) -> DataSettings:
-    """Settings that are not validated: what reads a value refuses it, in the words of `load_data`'s arguments."""
+def unvalidated(**values: Any) -> DataSettings:
+    """Settings that are not validated: what reads a value refuses it, in the words of `load_data`'s arguments.
+
+    Raises:
+        InputError: unlabelled images, shots and classes that do not fit together.
+    """
     settings = DataSettings.model_construct(**values)
     try:
         settings.check_unlabelled()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from apd.data.dataset import UNKNOWN, Dataset, ImageSet
+from apd.data.dataset import IN_MEMORY, UNKNOWN, Dataset, ImageSet
 from apd.data.settings import DataSettings
 from apd.data.sources.class_names import warn, without_ids
 from apd.data.sources.folder import images_below, refuse_broken_links
@@ -78,9 +78,10 @@ def without_known(images: ImageSet, data: Dataset, own: Iterable[ImageSet], same
         if id_ not in ids and not (isinstance(source, Path) and _real(source) in files)
     ]
     if not kept:
+        rest = "" if data.source.startswith(IN_MEMORY) else ", or unlabelled=rest"
         raise InputError(
             f"data.unlabelled={data.settings.unlabelled}: all its {len(images)} images are shots, validation or test "
-            f"images of {data.source}; name other images, or unlabelled=rest."
+            f"images of {data.source}; name other images{rest}."
         )
     if left_out := len(images) - len(kept):
         dropped = sorted(set(range(len(images))) - set(kept))
