@@ -237,6 +237,19 @@ def test_a_run_without_unlabelled_images_does_not_mention_them(trained: Path) ->
     assert "unlabelled" not in (trained / "README.md").read_text()
 
 
+def test_columns_may_be_those_of_the_unlabelled_table_alone(tmp_path: Path, colours: Path) -> None:
+    photo(tmp_path / "new.png")
+    (tmp_path / "more.csv").write_text("bild,note\nnew.png,none\n")
+    with refused("data.columns", "bild"):
+        load_data(colours, shots=2, unlabelled=tmp_path / "more.csv")
+    data = load_data(colours, shots=2, unlabelled=tmp_path / "more.csv", columns=("bild", "label"))
+    assert data.unlabelled.ids == ("unlabelled/new.png",)
+    (tmp_path / "more.csv").unlink()
+    assert data.settings.for_evaluation().load().test.ids == data.test.ids, "a run is evaluated without the table"
+    with refused("columns", str(colours)):
+        load_data(colours, shots=2, unlabelled="rest", columns=("bild", "label"))
+
+
 def test_a_path_called_rest_is_a_folder(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     photo(tmp_path / "rest" / "new.png")

@@ -132,7 +132,8 @@ def load_section(settings: DataSettings) -> Dataset:
         hint = "Write readable names into data.class_names."
         warn_of_nameless(data.class_names, settings.source, hint)
         return divided(with_validation(data), settings)
-    pools = _pools(settings.source, settings.columns)
+    other_table = settings.unlabelled is not None and _is_table(settings.unlabelled)
+    pools = _pools(settings.source, own_columns(settings) if other_table else settings.columns)
     warn_of_nameless(pools.class_names, settings.source, _naming_hint(settings.source, pools.class_names))
     if settings.templates is not None:
         pools = replace(pools, templates=settings.templates)
@@ -142,6 +143,12 @@ def load_section(settings: DataSettings) -> Dataset:
     if settings.shots == 0 and settings.unlabelled is not None:
         data = with_validation(data)
     return divided(data, settings)
+
+
+def own_columns(settings: DataSettings) -> Columns | None:
+    """The columns for the labelled images; None where they can only be meant for the source of unlabelled ones."""
+    other = settings.unlabelled not in (None, REST)
+    return settings.columns if not other or _is_table(settings.source) else None
 
 
 def load_unlabelled(source: str, columns: Columns | None = None) -> ImageSet:
@@ -334,6 +341,14 @@ def _table(path: Path, text: str, columns: Columns | None) -> Pools | None:
     if path.is_dir() and any(path.glob("*.parquet")):
         return load_parquet(path, text, columns)
     return None
+
+
+def _is_table(source: str) -> bool:
+    """Whether a source has columns."""
+    if source in BUILT_IN or is_spec(source) or parse_standard(source):
+        return False
+    path = user_path(source)
+    return source.startswith("hf:") or is_csv(path) or bool(table_files(path))
 
 
 def _splits(path: Path, text: str) -> Splits | None:

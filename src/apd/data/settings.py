@@ -100,7 +100,13 @@ class DataSettings(GrowingSection):
 
     def for_evaluation(self) -> DataSettings:
         """Return the section to evaluate with: all classes, and without the unlabelled images, which may be gone."""
-        return self.model_copy(update={"classes": "all", **dict.fromkeys(UNLABELLED)})
+        return self.labelled().model_copy(update={"classes": "all"})
+
+    def labelled(self) -> DataSettings:
+        """Return the section without the unlabelled images, and without columns that are theirs alone."""
+        from apd.data.load import own_columns
+
+        return self.model_copy(update={"columns": own_columns(self), **dict.fromkeys(UNLABELLED)})
 
     def load(self, seed: int = 0) -> Dataset:
         """Read the data set; ``seed`` draws the shots if this section names no seed of its own.
