@@ -121,9 +121,9 @@ def learned_unlabelled(own: DataSettings, source: str | None, images: ImageSet) 
     """Count the images of another source that a run may have learned from without their labels.
 
     Args:
-        own: the data of the run.
+        own: the section ``data`` of the run.
         source: the other source.
-        images: of it.
+        images: a split of that source.
     """
     if source is None or own.unlabelled in (None, REST) or not same_source(source, own.unlabelled):
         return 0

@@ -58,7 +58,7 @@ class Rounds:
     each round is an order drawn by the seed. So what a batch holds follows from its number alone.
 
     Args:
-        ids: of the labelled images.
+        ids: one per labelled image, by which the seed draws their order.
         seed: draws the rounds.
         counts: labelled images of each batch of an epoch, at most all of them.
     """
