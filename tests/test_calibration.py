@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from torch import Tensor
 
 import apd
 from apd.data.decode import read_image
+from apd.data.settings import DataSettings
+from apd.evaluation.inputs import learned_unlabelled
 from apd.evaluation.verify_card import check_card
 from apd.models.calibration import BINS, Calibration, expected_calibration_error, probabilities
 from apd.runs.folder import Run
 
 from .command_line import Cli
-from .refusals import check_error, refused
+from .refusals import check_error, contains, refused
 
 
 def problem(scale: float, n: int = 400, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -141,6 +144,26 @@ def test_calibrate_refuses_what_it_cannot_use(cli: Cli, run: Path, tmp_path: Pat
     check_error(cli("calibrate", run, "--split", "tets"), ["tets", "test"])
     check_error(cli("calibrate", run, "--data", "digits"), ["digits", str(run)])
     check_error(cli("calibrate", tmp_path / "none"), ["none"])
+
+
+def test_images_that_were_trained_on_without_labels_are_not_taken_for_unseen(
+    cli: Cli, clip_folder: Path, colours: Path, tmp_path: Path
+) -> None:
+    more, run = tmp_path / "more", tmp_path / "run"
+    shutil.copytree(colours, more)
+    shutil.copytree(colours, tmp_path / "split" / "train")
+    shutil.copytree(colours, tmp_path / "split" / "test")
+    quick = ("--shots", 2, "--epochs", 1, "--device", "cpu", "--set", "train.attack.steps=1")
+    done = cli("train", colours, "--model", clip_folder, "--unlabelled", more, *quick, "--output", run)
+    assert done.code == 0, done.err
+    check_error(cli("calibrate", run, "--data", more), [str(run), "data.unlabelled", str(more)])
+    judged = cli("evaluate", run, "--data", more, "--attack", "clean")
+    lines = [line for line in judged.err.splitlines() if "data.unlabelled" in line]
+    assert judged.code == 0 and [contains(line, str(run), "more", "labels") for line in lines] == [True]
+    own, source = DataSettings(source=str(colours), unlabelled=str(tmp_path / "split")), str(tmp_path / "split")
+    split = apd.load_data(source, shots="all")
+    assert learned_unlabelled(own, source, split.val) == len(split.val) > 0
+    assert learned_unlabelled(own, source, split.test) == learned_unlabelled(own, str(more), split.val) == 0
 
 
 def test_predict_shows_calibrated_probabilities(cli: Cli, run: Path, colours: Path) -> None:

@@ -16,7 +16,8 @@ from apd.settings.train import TrainSettings
 from apd.training.batches import Batches, Images
 from apd.training.order import Order
 from apd.training.pool import Pool
-from tests.refusals import refused
+from tests.command_line import Said
+from tests.refusals import contains, refused
 from tests.toys import decoded
 
 QUICK = {
@@ -55,6 +56,32 @@ def test_labelled_images_come_round_equally_often_without_a_break_between_epochs
     batches = order(5, 12, 0.5, 8)
     drawn = Counter(i for number in range(10 * len(batches)) for i in batches.chosen(number) if i < 5)
     assert max(drawn.values()) - min(drawn.values()) <= 1
+
+
+@pytest.mark.parametrize(("own", "others", "share", "size"), [(5, 12, 0.5, 8), (3, 7, 0.5, 4), (7, 33, 0.6, 10)])
+def test_no_image_is_twice_in_a_batch_however_rounds_and_batches_meet(
+    own: int, others: int, share: float, size: int
+) -> None:
+    batches = order(own, others, share, size)
+    drawn = [batches.chosen(number) for number in range(60)]
+    assert all(len(set(batch)) == len(batch) for batch in drawn)
+    labelled = [i for batch in drawn for i in batch if i < own]
+    for turn in range(len(labelled) // own):
+        assert sorted(labelled[turn * own : (turn + 1) * own]) == list(range(own)), "each once in a round"
+
+
+def test_a_batch_follows_from_its_number_alone() -> None:
+    one = order(7, 33, 0.6, 10)
+    drawn = [one.chosen(number) for number in range(3000)]
+    for number in (2999, 1500, 0, 41):
+        assert order(7, 33, 0.6, 10).chosen(number) == drawn[number] == one.chosen(number)
+
+
+def test_a_share_that_is_not_reached_is_told(said: Said) -> None:
+    images, more = decoded(3, 2), decoded(9, 2)
+    for share in (0.25, 0.75):
+        Batches(Images(images, images, 8, False, more), TrainSettings(labelled_share=share, batch_size=8))
+    assert [contains(line, "0.75", "6", "3", "8") for line in said()] == [True]
 
 
 def test_without_a_share_all_images_come_once_per_epoch() -> None:

@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from apd.errors import InputError
 from apd.models import load_clip
 from apd.sklearn import RobustCLIPClassifier
+from tests.refusals import refused
 
 SETTINGS = {"batch_size": 8, "device": "cpu", "attack": {"steps": 1}, "checkpoint_every": 1000}
 METHOD = {"name": "apd", "teacher": "frozen", "prompts": {"text_tokens": 2, "visual_tokens": 2}}
@@ -98,12 +99,23 @@ def test_unlabelled_images_take_part_in_the_training(
 ) -> None:
     files, labels = photos
     more = [str(file) for file in sorted(colours.glob("*/*.png")) if int(file.stem) >= 6]
-    for unlabelled, count in ((more, 18), (str(colours), 36)):
+    for unlabelled, source in ((more, "memory:sklearn"), (str(colours), str(colours)), (colours, str(colours))):
         model = small(str(clip_folder), unlabelled=unlabelled, epochs=1).fit(files, labels)
-        assert model.run_.manifest["data"]["unlabelled_images"] == count
+        about = model.run_.manifest["data"]
+        assert (about["unlabelled_images"], about["unlabelled_source"]) == (18, source), "none of those with a label"
     alone = small(str(clip_folder), epochs=1).fit(files, labels)
     assert "unlabelled_images" not in alone.run_.manifest["data"] and alone.run_.manifest["data"]["train_images"] == 15
     assert not np.array_equal(model.predict_proba(files), alone.predict_proba(files))
+
+
+def test_sources_without_other_images_are_refused(
+    clip_folder: Path, tmp_path: Path, photos: tuple[list[str], list[str]]
+) -> None:
+    (tmp_path / "known").mkdir()
+    (tmp_path / "known" / "one.png").symlink_to(photos[0][0])
+    for unlabelled, names in ((tmp_path / "known", ["known"]), ("rest", ["rest"]), ("", ["data.unlabelled"])):
+        with refused(*names):
+            small(str(clip_folder), unlabelled=unlabelled).fit(*photos)
 
 
 def test_search_cross_validation_and_splits(clip_folder: Path, photos: tuple[list[str], list[str]]) -> None:

@@ -69,7 +69,12 @@ def test_base_classes_have_the_unlabelled_images_of_base_classes(colours: Path) 
 
 @pytest.mark.parametrize(
     ("settings", "names"),
-    [({"shots": 0}, ["shots"]), ({"shots": "all", "unlabelled": "rest"}, ["unlabelled", "shots"])],
+    [
+        ({"shots": 0}, ["shots"]),
+        ({"shots": "all", "unlabelled": "rest"}, ["unlabelled", "shots"]),
+        ({"unlabelled": ""}, ["data.unlabelled", "rest"]),
+        ({"unlabelled_limit": 5}, ["data.unlabelled_limit", "5", "data.unlabelled"]),
+    ],
 )
 def test_impossible_choices_are_refused(colours: Path, settings: dict[str, object], names: list[str]) -> None:
     with refused(*names):

@@ -136,6 +136,35 @@ def test_shots_validation_and_test_images_are_left_out_and_counted(tmp_path: Pat
     assert set(everything.ids) == {f"unlabelled/{id_}" for id_ in rest.ids}
 
 
+def test_images_of_the_data_set_itself_are_divided_by_their_class(colours: Path, tmp_path: Path, said: Said) -> None:
+    """By the number of the row as by the file; those from elsewhere stay, and are told of."""
+    whole = load_data("digits", shots="all")
+    known = dict(zip(whole.train.ids, whole.train.labels.tolist(), strict=True))
+    for which, first in (("base", 0), ("new", 5)):
+        found = load_data("digits", shots=4, classes=which, unlabelled="digits").unlabelled
+        assert found.ids and {known[id_.removeprefix("unlabelled/")] - first for id_ in found.ids} == set(range(5))
+    rest = load_data(colours, shots=2, classes="base", unlabelled="rest").unlabelled
+    (tmp_path / "whole").symlink_to(colours)
+    for source in (colours, tmp_path / "whole"):
+        same = load_data(colours, shots=2, classes="base", unlabelled=source).unlabelled
+        assert set(same.ids) == {f"unlabelled/{id_}" for id_ in rest.ids}
+    assert not [line for line in said() if "base" in line]
+    photo(tmp_path / "more" / "new.png")
+    (tmp_path / "more" / "known.png").symlink_to(str(rest.sources[0]))
+    assert len(load_data(colours, shots=2, classes="base", unlabelled=tmp_path / "more").unlabelled) == 2
+    assert [contains(line, "1", "2", "base") for line in said() if "base" in line] == [True]
+
+
+def test_a_limit_whose_images_are_all_of_other_classes_is_refused() -> None:
+    for seed in range(3):
+        settings = {"shots": 4, "unlabelled": "rest", "unlabelled_limit": 1, "seed": seed}
+        label = int(load_data("digits", **settings).unlabelled.labels)
+        has, lacks = ("base", "new") if label < 5 else ("new", "base")
+        assert len(load_data("digits", classes=has, **settings).unlabelled) == 1
+        with refused("data.unlabelled_limit", f"data.classes={lacks}", "rest", "1"):
+            load_data("digits", classes=lacks, **settings)
+
+
 def test_rows_of_the_same_table_are_told_apart_by_their_number() -> None:
     data = load_data("digits", shots=2, validation=1, unlabelled="digits")
     used = {f"unlabelled/{id_}" for part in (data.train, data.val, data.test) for id_ in part.ids}
@@ -204,6 +233,30 @@ def test_a_run_without_unlabelled_images_does_not_mention_them(trained: Path) ->
     manifest = json.loads((trained / "run.json").read_text())
     assert not any("unlabelled" in key for part in ("data", "left_out") for key in manifest[part])
     assert "unlabelled" not in (trained / "README.md").read_text()
+
+
+def test_columns_may_be_those_of_the_unlabelled_table_alone(tmp_path: Path, colours: Path) -> None:
+    photo(tmp_path / "new.png")
+    (tmp_path / "more.csv").write_text("bild,note\nnew.png,none\n")
+    with refused("data.columns", "bild"):
+        load_data(colours, shots=2, unlabelled=tmp_path / "more.csv")
+    data = load_data(colours, shots=2, unlabelled=tmp_path / "more.csv", columns=("bild", "label"))
+    assert data.unlabelled.ids == ("unlabelled/new.png",)
+    (tmp_path / "more.csv").unlink()
+    assert data.settings.for_evaluation().load().test.ids == data.test.ids, "a run is evaluated without the table"
+    with refused("columns", str(colours)):
+        load_data(colours, shots=2, unlabelled="rest", columns=("bild", "label"))
+
+
+def test_a_path_called_rest_is_a_folder(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo(tmp_path / "rest" / "new.png")
+    assert load_data(colours, shots=2, unlabelled=Path("rest")).unlabelled.ids == ("unlabelled/new.png",)
+    assert len(load_data(colours, shots=2, unlabelled="rest").unlabelled) > 1
+
+
+def test_an_empty_name_is_refused_on_the_command_line(cli: Cli, colours: Path, tmp_path: Path) -> None:
+    check_error(cli("train", colours, "--unlabelled", "", "--output", tmp_path / "run"), ["data.unlabelled", "rest"])
 
 
 def test_a_run_folder_among_the_unlabelled_images_is_refused(cli: Cli, colours: Path, photos: Path) -> None:

@@ -23,10 +23,10 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from apd.data.dataset import IN_MEMORY, Dataset, ImageSet
 from apd.data.decode import decode_all
-from apd.data.load import load_unlabelled
+from apd.data.load import as_unlabelled, load_unlabelled, unvalidated
 from apd.data.settings import DataSettings
 from apd.data.sources.class_names import readable_names
-from apd.data.sources.unlabelled import anonymous
+from apd.data.sources.unlabelled import anonymous, without_known
 from apd.data.splits import DEFAULT_TEMPLATES, Pools, few_shot
 from apd.data.unreadable import Source
 from apd.errors import InputError, nearest
@@ -70,7 +70,8 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         class_names: label to the words that the text encoder reads, where labels are numbers or codes; None: the labels,
             with spaces for underscores.
         templates: sentences with ``{}`` for the class name.
-        unlabelled: further training images, in the form of ``X``, or a source that `apd.load_data` takes as ``unlabelled``.
+        unlabelled: further training images, in the form of ``X``, or a source that `apd.load_data` takes as ``unlabelled``,
+            whose images that are also in ``X`` are left out.
         settings: further settings of the section ``train``, such as ``{"batch_size": 16, "device": "cpu"}``.
         random_state: seed of the training and of the choice of validation images; a tenth of each class, at least one
             image, is held out.
@@ -96,7 +97,7 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         epochs: int = 30,
         class_names: Mapping[Any, str] | None = None,
         templates: Sequence[str] | None = None,
-        unlabelled: Pictures | str | None = None,
+        unlabelled: Pictures | str | Path | None = None,
         settings: TrainOptions | None = None,
         random_state: int | np.random.RandomState | None = 0,
         verbose: bool = False,
@@ -210,13 +211,15 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
     def _training_data(self, images: ImageSet, names: tuple[str, ...], seed: int) -> Dataset:
         source, templates = f"{IN_MEMORY}{NAME}", tuple(self.templates or DEFAULT_TEMPLATES)
         pools = Pools(NAME, source, names, images, None, ImageSet.empty(), templates, train_only=True)
-        data = few_shot(pools, DataSettings(source=source, shots="all", seed=seed))
+        given = as_unlabelled(self.unlabelled) if isinstance(self.unlabelled, str | Path) else None
+        data = few_shot(pools, unvalidated(source=source, shots="all", seed=seed, unlabelled=given))
         if not len(data.val):
             raise InputError("y has each label once: some class needs two images, one of them for validation.")
         if self.unlabelled is None:
             return data
-        if isinstance(self.unlabelled, str):
-            return replace(data, unlabelled=load_unlabelled(self.unlabelled))
+        if isinstance(self.unlabelled, str | Path):
+            found = load_unlabelled(as_unlabelled(self.unlabelled))
+            return replace(data, unlabelled=without_known(found, data, (), same_source=False))
         count = len(self.unlabelled)
         return replace(data, unlabelled=anonymous(_images(self.unlabelled, np.zeros(count, np.int64), "unlabelled")))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache, lru_cache
 
 from apd.data import Dataset
-from apd.data.settings import UNLABELLED, DataSettings
+from apd.data.settings import DataSettings
 from apd.models import DualEncoder, EncoderInfo
 from apd.models.shared import shared_clip
 
@@ -30,6 +30,4 @@ def dataset(settings: DataSettings) -> Dataset:
 
 def whole(settings: DataSettings) -> Dataset:
     """Load a data set with all its training images and classes, whatever the shots."""
-    return dataset(
-        settings.model_copy(update={"shots": "all", "seed": 0, "classes": "all", **dict.fromkeys(UNLABELLED)})
-    )
+    return dataset(settings.labelled().model_copy(update={"shots": "all", "seed": 0, "classes": "all"}))

@@ -27,14 +27,17 @@ from apd.data.sources.hub import (
     parquet_splits,
     rows_without_labels,
     saved_splits,
+    table_files,
 )
 from apd.data.sources.layouts import ROOT, dressed, load_standard, parse_standard
 from apd.data.sources.split_names import subfolders
 from apd.data.sources.standard import STANDARD, Standard
 from apd.data.sources.unlabelled import (
     anonymous,
+    divided,
     folder_images,
     named_by_list,
+    with_known_classes,
     with_unlabelled,
     with_validation,
     without_known,
@@ -89,7 +92,7 @@ def load_data(
     >>> len(data.train), data.class_names[:3]
     (40, ('zero', 'one', 'two'))
     """
-    settings = _section(
+    settings = unvalidated(
         source=_as_text(source),
         shots=shots,
         seed=seed,
@@ -97,7 +100,7 @@ def load_data(
         classes=classes,
         columns=columns,
         validation=validation,
-        unlabelled=None if unlabelled is None else unlabelled if unlabelled == REST else _as_text(unlabelled),
+        unlabelled=None if unlabelled is None else as_unlabelled(unlabelled),
         unlabelled_limit=unlabelled_limit,
         class_names=str(class_names) if isinstance(class_names, Path) else _listed(class_names),
         memory_gb=memory_gb,
@@ -105,8 +108,12 @@ def load_data(
     return load_section(settings)
 
 
-def _section(**values: Any) -> DataSettings:
-    """Settings that are not validated: what reads a value refuses it, in the words of `load_data`'s arguments."""
+def unvalidated(**values: Any) -> DataSettings:
+    """Settings that are not validated: what reads a value refuses it, in the words of `load_data`'s arguments.
+
+    Raises:
+        InputError: unlabelled images, shots and classes that do not fit together.
+    """
     settings = DataSettings.model_construct(**values)
     try:
         settings.check_unlabelled()
@@ -124,8 +131,9 @@ def load_section(settings: DataSettings) -> Dataset:
         data = named_by_list(settings, short_name(settings.source), images)
         hint = "Write readable names into data.class_names."
         warn_of_nameless(data.class_names, settings.source, hint)
-        return with_validation(data).classes(settings.classes)
-    pools = _pools(settings.source, settings.columns)
+        return divided(with_validation(data), settings)
+    other_table = settings.unlabelled is not None and _is_table(settings.unlabelled)
+    pools = _pools(settings.source, own_columns(settings) if other_table else settings.columns)
     warn_of_nameless(pools.class_names, settings.source, _naming_hint(settings.source, pools.class_names))
     if settings.templates is not None:
         pools = replace(pools, templates=settings.templates)
@@ -134,7 +142,13 @@ def load_section(settings: DataSettings) -> Dataset:
         data = _with_source(data, pools, settings.unlabelled)
     if settings.shots == 0 and settings.unlabelled is not None:
         data = with_validation(data)
-    return data.classes(settings.classes)
+    return divided(data, settings)
+
+
+def own_columns(settings: DataSettings) -> Columns | None:
+    """The columns for the labelled images; None where they can only be meant for the source of unlabelled ones."""
+    other = settings.unlabelled not in (None, REST)
+    return settings.columns if not other or _is_table(settings.source) else None
 
 
 def load_unlabelled(source: str, columns: Columns | None = None) -> ImageSet:
@@ -165,10 +179,21 @@ def load_unlabelled(source: str, columns: Columns | None = None) -> ImageSet:
 
 
 def _with_source(data: Dataset, pools: Pools, source: str) -> Dataset:
-    """The data set with the unlabelled images of another source."""
+    """The data set with the unlabelled images of another source.
+
+    Raises:
+        InputError: tables that share some of their files, whose rows have other numbers in each.
+    """
+    same = same_source(source, data.source)
+    if not same and (shared := _files(source) & _files(data.source)):
+        raise InputError(
+            f"data.unlabelled={source} and data.source={data.source} share {min(shared)}, but not all their files, so that "
+            "shots and test images cannot be told: name the same files in both, or unlabelled=rest."
+        )
     found = load_unlabelled(source, data.settings.columns)
     own = () if pools.val is None else (pools.val,)
-    return with_unlabelled(data, without_known(found, data, own, same_source(source, data.source)))
+    found = without_known(found, data, own, same)
+    return with_unlabelled(data, with_known_classes(found, pools.train, same))
 
 
 def _listed(names: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
@@ -198,19 +223,31 @@ def short_name(source: str) -> str:
 
 
 def same_source(one: str, other: str) -> bool:
-    """Whether two sources are the same place: ``DTD`` and ``dtd@ROOT`` below that root, a folder by two paths."""
+    """Whether two sources are the same place: ``DTD`` and ``dtd@ROOT`` below that root, a folder by two paths.
+
+    A table is its files: a folder with one parquet file is the same source as that file.
+    """
     return _place(one) == _place(other)
 
 
 def _place(source: str) -> object:
     """What is equal for two texts that mean the same source."""
-    if source in BUILT_IN or source.startswith(("hf:", IN_MEMORY)) or is_spec(source):
+    if source.startswith("hf:"):
+        return source.removesuffix(":default")  # how the hub calls the configuration of a data set that has one only
+    if source in BUILT_IN or source.startswith(IN_MEMORY) or is_spec(source):
         return source
     standard = parse_standard(source)
     if standard is None:
-        return os.path.realpath(user_path(source))  # a loop of links must not be an error here
+        path = user_path(source)
+        return table_files(path) or os.path.realpath(path)  # a loop of links must not be an error here
     name, root = standard
     return name, None if root is None else root.resolve()
+
+
+def _files(source: str) -> frozenset[str]:
+    """The files of a table on disk; none for anything else."""
+    place = _place(source)
+    return place if isinstance(place, frozenset) else frozenset()
 
 
 def _about(known: Standard) -> str:
@@ -226,6 +263,11 @@ def _as_text(source: str | Path) -> str:
     text = str(source)
     is_name = text in BUILT_IN or text.startswith("hf:") or parse_standard(text) is not None or is_spec(text)
     return f"./{text}" if isinstance(source, Path) and is_name else text
+
+
+def as_unlabelled(source: str | Path) -> str:
+    """A source of unlabelled images as settings hold it; the path of a folder called ``rest`` is marked as one."""
+    return f"./{source}" if isinstance(source, Path) and str(source) == REST else _as_text(source)
 
 
 def _problem(found: object) -> str | None:
@@ -299,6 +341,14 @@ def _table(path: Path, text: str, columns: Columns | None) -> Pools | None:
     if path.is_dir() and any(path.glob("*.parquet")):
         return load_parquet(path, text, columns)
     return None
+
+
+def _is_table(source: str) -> bool:
+    """Whether a source has columns."""
+    if source in BUILT_IN or is_spec(source) or parse_standard(source):
+        return False
+    path = user_path(source)
+    return source.startswith("hf:") or is_csv(path) or bool(table_files(path))
 
 
 def _splits(path: Path, text: str) -> Splits | None:

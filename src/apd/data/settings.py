@@ -48,7 +48,9 @@ class DataSettings(GrowingSection):
         None,
         description="further training images whose labels, if any, are not used: a source, or rest: those that are not shots",
     )
-    unlabelled_limit: int | None = Field(None, ge=1, description="at most so many unlabelled images, drawn by the seed")
+    unlabelled_limit: int | None = Field(
+        None, ge=1, description="at most so many unlabelled images, drawn by the seed before classes are divided"
+    )
     class_names: str | tuple[str, ...] | None = Field(
         None,
         description="with shots 0: a file with one class name per line, or a list of names; the source then needs no labels, "
@@ -64,16 +66,22 @@ class DataSettings(GrowingSection):
     @model_validator(mode="after")
     def _has_images(self) -> DataSettings:
         self.check_unlabelled()
-        if self.unlabelled_limit is not None and self.unlabelled is None and self.class_names is None:
-            raise ValueError("data.unlabelled_limit has no effect without data.unlabelled; set both or neither")
         return self
 
     def check_unlabelled(self) -> None:
         """Check that there are images to train on.
 
         Raises:
-            ValueError: no images, or classes and unlabelled images named twice.
+            ValueError: no images, classes and unlabelled images named twice, an empty name, a limit of nothing.
         """
+        if self.unlabelled is not None and not self.unlabelled.strip():
+            raise ValueError(
+                f"data.unlabelled={self.unlabelled!r} names no images: name a source (--unlabelled DATA) or rest (this folder: .)"
+            )
+        if self.unlabelled_limit is not None and self.unlabelled is None and self.class_names is None:
+            raise ValueError(
+                f"data.unlabelled_limit={self.unlabelled_limit} has no effect without data.unlabelled; set both or neither"
+            )
         if self.shots == 0 and self.unlabelled is None and self.class_names is None:
             raise ValueError(
                 "data.shots=0 leaves no images to train on: ask for 1 or more, or name images without labels in data.unlabelled "
@@ -92,7 +100,13 @@ class DataSettings(GrowingSection):
 
     def for_evaluation(self) -> DataSettings:
         """Return the section to evaluate with: all classes, and without the unlabelled images, which may be gone."""
-        return self.model_copy(update={"classes": "all", **dict.fromkeys(UNLABELLED)})
+        return self.labelled().model_copy(update={"classes": "all"})
+
+    def labelled(self) -> DataSettings:
+        """Return the section without the unlabelled images, and without columns that are theirs alone."""
+        from apd.data.load import own_columns
+
+        return self.model_copy(update={"columns": own_columns(self), **dict.fromkeys(UNLABELLED)})
 
     def load(self, seed: int = 0) -> Dataset:
         """Read the data set; ``seed`` draws the shots if this section names no seed of its own.

@@ -8,8 +8,8 @@ import torch
 
 from apd.data import Dataset, load_data, same_source
 from apd.data.dataset import Split
-from apd.data.settings import UNLABELLED
 from apd.errors import InputError
+from apd.evaluation.inputs import learned_unlabelled
 from apd.models.calibration import Calibration
 from apd.runs.folder import Run
 from apd.runs.load import load_run
@@ -82,7 +82,8 @@ def _images(run: Run, data: str | Dataset | None, split: Split) -> Dataset:
     """Return the data set whose split is calibrated on.
 
     Raises:
-        InputError: the split of training images, images without labels, an empty split.
+        InputError: the split of training images, images that were trained on without labels, images without labels, an
+            empty split.
     """
     own = run.config.data
     source = data.source if isinstance(data, Dataset) else data
@@ -98,7 +99,12 @@ def _images(run: Run, data: str | Dataset | None, split: Split) -> Dataset:
             f"{run.path} has no labelled images of its own (its data: {own.source}); give it some: --data DATA (Python: data=)."
         )
     else:
-        images = own.model_copy(update=dict.fromkeys(UNLABELLED)).load(run.config.train.seed)
+        images = own.labelled().load(run.config.train.seed)
     if not len(images.split(split)):
         raise InputError(f"The {split} split of {images.name} has no images; choose another with --split.")
+    if seen := other and learned_unlabelled(own, source, images.split(split)):
+        raise InputError(
+            f"{run.path} may have been trained on {seen} of the {len(images.split(split))} {split} images of {images.name}, "
+            f"without their labels (data.unlabelled={own.unlabelled}): give images that it has not seen."
+        )
     return images

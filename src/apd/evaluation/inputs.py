@@ -11,7 +11,10 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from apd.data import Dataset, load_data, same_source
-from apd.data.dataset import Split, Which
+from apd.data.dataset import ImageSet, Split, Which
+from apd.data.load import load_unlabelled
+from apd.data.settings import REST, DataSettings
+from apd.data.sources.unlabelled import PREFIX
 from apd.errors import InputError, nearest
 from apd.evaluation.classifiers import zero_shot
 from apd.evaluation.samples import Samples
@@ -105,10 +108,38 @@ def images_for(run: Run, data: str | Dataset | None) -> tuple[Dataset, Which]:
             "(Python: data=)."
         )
     if isinstance(data, Dataset):
+        _warn_of_learned(run, source, data)
         return data, "all" if other or data.settings.classes != "all" else config.data.classes
     if source is not None and other:
-        return load_data(source, shots="all"), "all"
+        images = load_data(source, shots="all")
+        _warn_of_learned(run, source, images)
+        return images, "all"
     return own_data(run), config.data.classes
+
+
+def learned_unlabelled(own: DataSettings, source: str | None, images: ImageSet) -> int:
+    """Count the images of another source that a run may have learned from without their labels.
+
+    Args:
+        own: the section ``data`` of the run.
+        source: the other source.
+        images: a split of that source.
+    """
+    if source is None or own.unlabelled in (None, REST) or not same_source(source, own.unlabelled):
+        return 0
+    taken = set(load_unlabelled(own.unlabelled, own.columns).ids)
+    return sum(f"{PREFIX}{id_}" in taken for id_ in images.ids)
+
+
+def _warn_of_learned(run: Run, source: str | None, data: Dataset) -> None:
+    """Warn where the images are not unseen ones."""
+    val, test = (learned_unlabelled(run.config.data, source, images) for images in (data.val, data.test))
+    if val or test:
+        told = f"{val} of {len(data.val)} validation images and {test} of {len(data.test)} test images"
+        log.warning(
+            f"{run.path} may have learned from {told} of {data.name} without their labels (its data.unlabelled); they are "
+            "not unseen images."
+        )
 
 
 def own_data(run: Run) -> Dataset:

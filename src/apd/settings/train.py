@@ -83,7 +83,8 @@ class TrainSettings(GrowingSection):
         None,
         gt=0,
         lt=1,
-        description="share of labelled images in every batch, an epoch being a pass over the unlabelled ones; null: as they come",
+        description="share of labelled images in every batch, if there are so many; an epoch is a pass over the unlabelled ones; "
+        "null: as they come",
     )
     eps_warmup_epochs: float = Field(0.0, ge=0, description="epochs over which eps grows linearly; 0: eps throughout")
     eps_warmup_from: float = Field(0.0, ge=0, le=1, description="share of eps at which its growth starts")

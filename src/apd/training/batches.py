@@ -17,10 +17,13 @@ from apd.data.unreadable import how_to_convert
 from apd.errors import InputError
 from apd.models import DualEncoder
 from apd.settings.train import TrainSettings
-from apd.training.order import Order
+from apd.training.order import Order, labelled_per_batch
 from apd.training.pool import Pool
 from apd.training.schedule import Schedule
+from apd.util.messages import get_logger
 from apd.util.seeds import sample_seeds
+
+log = get_logger("apd.training")
 
 AHEAD = 2
 """Batches whose images are decoded while another is trained on, if they are streamed."""
@@ -82,7 +85,7 @@ def _check_classes(data: Dataset, train: Decoded) -> None:
 
 
 def _check_share(settings: TrainSettings, pool: Pool) -> None:
-    """Refuse a share of labelled images where there is nothing to share."""
+    """Refuse a share of labelled images where there is nothing to share, and warn of one that is not reached."""
     share = settings.labelled_share
     if share is None:
         return
@@ -94,6 +97,12 @@ def _check_share(settings: TrainSettings, pool: Pool) -> None:
     if settings.batch_size < 2:
         raise InputError(
             f"train.labelled_share={share:g} needs batches of two images or more; raise train.batch_size=1."
+        )
+    wanted, own = labelled_per_batch(settings), len(pool.labelled)
+    if own < wanted:
+        log.warning(
+            f"train.labelled_share={share:g} wants {wanted} labelled images in a batch of {settings.batch_size}, but there are "
+            f"{own}, each once in a batch: the share is {own / settings.batch_size:.2g}."
         )
 
 

@@ -242,5 +242,5 @@ def _about_unlabelled(data: Dataset, images: Images) -> dict[str, Any]:
         return {}
     return {
         "unlabelled_images": len(images.unlabelled),
-        "unlabelled_source": data.settings.unlabelled or data.source,
+        "unlabelled_source": data.source if data.settings.unlabelled is None else data.settings.unlabelled,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from apd.data.dataset import ImageSet
 from apd.data.decode import open_image
 from apd.data.sources.class_names import readable_names
 from apd.data.sources.split_column import split_by_column
+from apd.data.sources.split_names import WORDS
 from apd.data.sources.table_files import refuse_other_orders
 from apd.data.splits import Pools, split_pool
 from apd.data.unreadable import Source
@@ -30,6 +32,8 @@ Splits = Mapping[str, Any]
 SAVED = ("dataset_dict.json", "state.json")
 _COLUMNS = "name them: --set data.columns=[IMAGE,LABEL], in Python columns=(image, label)"
 VALIDATION = ("validation", "val", "valid", "dev")
+_UNLABELLED = ("unlabelled", "unlabeled", "unsupervised")
+"""Splits that are for training without labels."""
 
 
 def load_hub(spec: str, columns: Columns | None = None) -> Pools:
@@ -90,6 +94,16 @@ def is_saved(path: Path) -> bool:
     return any((path / name).is_file() for name in SAVED)
 
 
+def table_files(path: Path) -> frozenset[str]:
+    """The real paths of the files of a parquet or saved table, whichever way it is named; none for anything else."""
+    if path.suffix == ".parquet" and path.is_file():
+        return frozenset((os.path.realpath(path),))
+    if path.is_dir() and is_saved(path):
+        return frozenset(map(os.path.realpath, path.rglob("*.arrow")))
+    is_folder = path.is_dir() and any(path.glob("*.parquet"))
+    return frozenset(map(os.path.realpath, path.rglob("*.parquet"))) if is_folder else frozenset()
+
+
 def load_saved(path: Path, source: str, columns: Columns | None = None) -> Pools:
     """A folder written by ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk``.
 
@@ -112,7 +126,9 @@ def saved_splits(path: Path, source: str) -> Splits:
 
 
 def rows_without_labels(splits: Splits, source: str, columns: Columns | None = None) -> ImageSet:
-    """The images of all splits that are neither for validation nor for testing; nothing but the image column is read.
+    """The images of the training split, and of one that is called unlabelled; nothing but the image column is read.
+
+    Where neither is there: of all splits that are not called by a word for validation or testing.
 
     Args:
         splits: tables by split.
@@ -122,7 +138,9 @@ def rows_without_labels(splits: Splits, source: str, columns: Columns | None = N
     Raises:
         InputError: no such split, or no column that is clearly that of the images.
     """
-    chosen = {name: rows for name, rows in splits.items() if name not in (*VALIDATION, "test", "testing")}
+    use = {name: WORDS.get(name.casefold(), name.casefold()) for name in splits}
+    chosen = {name: rows for name, rows in splits.items() if use[name] in ("train", *_UNLABELLED)}
+    chosen = chosen or {name: rows for name, rows in splits.items() if use[name] not in ("val", "test")}
     if not chosen:
         raise InputError(f"{source} has the splits {', '.join(splits)} only, which are not for training.")
     ids: list[str] = []

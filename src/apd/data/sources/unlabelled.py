@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from apd.data.dataset import UNKNOWN, Dataset, ImageSet
+from apd.data.dataset import IN_MEMORY, UNKNOWN, Dataset, ImageSet
 from apd.data.settings import DataSettings
 from apd.data.sources.class_names import warn, without_ids
 from apd.data.sources.folder import images_below, refuse_broken_links
@@ -21,8 +21,11 @@ from apd.data.sources.split_names import split_folders
 from apd.data.splits import DEFAULT_TEMPLATES, VALIDATION_SHOTS, check_names
 from apd.errors import InputError
 from apd.util.files import read_lines, user_path
+from apd.util.messages import get_logger
 from apd.util.seeds import shuffled
 from apd.util.text import first_of, quoted
+
+log = get_logger("apd.data")
 
 PREFIX = "unlabelled/"
 """Stands before the ids of unlabelled images of another source, which would clash with those of the data set."""
@@ -75,9 +78,10 @@ def without_known(images: ImageSet, data: Dataset, own: Iterable[ImageSet], same
         if id_ not in ids and not (isinstance(source, Path) and _real(source) in files)
     ]
     if not kept:
+        rest = "" if data.source.startswith(IN_MEMORY) else ", or unlabelled=rest"
         raise InputError(
             f"data.unlabelled={data.settings.unlabelled}: all its {len(images)} images are shots, validation or test "
-            f"images of {data.source}; name other images, or unlabelled=rest."
+            f"images of {data.source}; name other images{rest}."
         )
     if left_out := len(images) - len(kept):
         dropped = sorted(set(range(len(images))) - set(kept))
@@ -89,9 +93,49 @@ def without_known(images: ImageSet, data: Dataset, own: Iterable[ImageSet], same
     return images.select(kept)
 
 
+def with_known_classes(images: ImageSet, pool: ImageSet, same_source: bool) -> ImageSet:
+    """Give the images that are also in the data set's training pool their class, by which base and new classes are divided.
+
+    Args:
+        images: unlabelled ones; training looks at none of their labels.
+        pool: all labelled training images of the data set.
+        same_source: as in `without_known`.
+    """
+    files = {_real(source): i for i, source in enumerate(pool.sources) if isinstance(source, Path)}
+    ids = {f"{PREFIX}{id_}": i for i, id_ in enumerate(pool.ids)} if same_source else {}
+    classes = [*pool.labels.tolist(), UNKNOWN]
+    labels = [
+        classes[ids.get(id_, files.get(_real(source), -1) if isinstance(source, Path) else -1)]
+        for id_, source in zip(images.ids, images.sources, strict=True)
+    ]
+    return replace(images, labels=torch.tensor(labels, dtype=torch.int64))
+
+
 def with_unlabelled(data: Dataset, images: ImageSet) -> Dataset:
     """Give a data set unlabelled images, or as many of them as its settings ask for, drawn by the seed."""
     return replace(data, unlabelled=images.sample(data.settings.unlabelled_limit, data.settings.seed or 0))
+
+
+def divided(data: Dataset, settings: DataSettings) -> Dataset:
+    """Keep the classes that are asked for, and say how many unlabelled images cannot be divided by them.
+
+    Raises:
+        InputError: unlabelled images were asked for, and those that were drawn are all of other classes.
+    """
+    found, which = data.classes(settings.classes), settings.classes
+    images = found.unlabelled
+    if which == "all":
+        return found
+    if settings.unlabelled is not None and not len(images):
+        raise InputError(
+            f"data.classes={which} leaves none of the {len(data.unlabelled)} images of data.unlabelled={settings.unlabelled}: "
+            "raise data.unlabelled_limit, which is drawn before classes are divided, or name other images."
+        )
+    if unknown := int((images.labels == UNKNOWN).sum()):
+        log.info(
+            f"{unknown} of {len(images)} unlabelled images may show any class: classes={which} cannot divide them."
+        )
+    return found
 
 
 def named_by_list(settings: DataSettings, name: str, images: ImageSet) -> Dataset:

@@ -1,0 +1,85 @@
+"""Unlabelled images from tables: which rows are the data set's own, by whatever path a table is named."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from apd.data import Dataset, load_data, same_source
+from apd.data.load import load_unlabelled
+from tests.refusals import refused
+
+datasets = pytest.importorskip("datasets")
+NAMES = ["cat", "dog"]
+
+
+def rows(count: int, seed: int = 0) -> Any:
+    """A table of noise images of two classes."""
+    random = np.random.default_rng(seed)
+
+    def encoded() -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(random.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(buffer, "png")
+        return buffer.getvalue()
+
+    columns = {
+        "image": [{"bytes": encoded(), "path": None} for _ in range(count)],
+        "label": [row % 2 for row in range(count)],
+    }
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def used(data: Dataset) -> set[str]:
+    return {f"unlabelled/{id_}" for part in (data.train, data.val, data.test) for id_ in part.ids}
+
+
+def test_rows_are_known_whether_the_folder_is_named_or_the_file_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "table"
+    folder.mkdir()
+    rows(40).to_parquet(folder / "train.parquet")
+    (tmp_path / "link").symlink_to(folder)
+    names = (folder, folder / "train.parquet", tmp_path / "link", tmp_path / "link" / "train.parquet")
+    for source in names:
+        for unlabelled in names:
+            data = load_data(source, shots=2, validation=1, unlabelled=unlabelled)
+            assert len(data.unlabelled) == 40 - 4 - 16 and not used(data) & set(data.unlabelled.ids)
+
+
+def test_a_table_that_shares_some_files_with_the_data_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "table"
+    folder.mkdir()
+    for number, split in enumerate(("train", "test")):
+        rows(20, number).to_parquet(folder / f"{split}.parquet")
+    with refused("data.unlabelled", "test.parquet", "rest"):
+        load_data(folder, shots=2, unlabelled=folder / "test.parquet")
+    saved = tmp_path / "saved"
+    datasets.DatasetDict({"train": rows(20), "test": rows(20, 1)}).save_to_disk(str(saved))
+    with refused("data.unlabelled", str(saved), "rest"):
+        load_data(saved, shots=2, unlabelled=saved / "test")
+    assert len(load_data(saved, shots=2, validation=1, unlabelled=saved).unlabelled) == 20 - 6
+
+
+def test_the_only_configuration_of_a_hub_data_set_may_be_named() -> None:
+    assert same_source("hf:owner/name", "hf:owner/name:default")
+    assert not same_source("hf:owner/name", "hf:owner/name:other")
+
+
+@pytest.mark.parametrize(
+    ("splits", "taken"),
+    [
+        (("train", "eval", "test"), {"train"}),
+        (("training", "holdout"), {"training"}),
+        (("train", "unlabeled", "test"), {"train", "unlabeled"}),
+        (("other", "Test"), {"other"}),
+    ],
+)
+def test_of_splits_those_for_training_are_taken(tmp_path: Path, splits: tuple[str, ...], taken: set[str]) -> None:
+    datasets.DatasetDict({split: rows(2) for split in splits}).save_to_disk(str(tmp_path / "saved"))
+    found = load_unlabelled(str(tmp_path / "saved")).ids
+    assert {id_.split("/")[1] for id_ in found} == taken
