@@ -206,7 +206,16 @@ def test_tuning_moves_the_teacher_s_prompts_and_only_them(clip: DualEncoder) -> 
         torch.testing.assert_close(tensor, before[name] + (1.0 if name.startswith("teacher") else 0.0))
 
 
-@pytest.mark.parametrize("settings", [{"variant": "iad"}, {"soft_target": "adversarial"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"variant": "iad"},
+        {"soft_target": "adversarial"},
+        {"block_states": 1.0},
+        {"block_states": 1.0, "adv_ce": 1.0, "adv_kl": 0.0, "inner": "ce"},
+        {"block_states": 1.0, "soft_target": "adversarial"},
+    ],
+)
 def test_an_online_teacher_learns_in_every_variant(clip: DualEncoder, settings: dict[str, object]) -> None:
     method = build(clip, teacher="online", **settings)
     step = Step(Batch.of(X, LABELS), method.student.bind())

@@ -296,12 +296,14 @@ class APD(Method):
 
     def _block_distance(self, step: Step, states: Tensor) -> Tensor:
         """Mean distance of the student's states (depth, B, width) at x' to the teacher's at x, by its confidence in y."""
+        # Outside of no_grad: what an online teacher says is kept for the step, and its own loss needs the graph.
+        logits = self._teacher_logits(step)
         with torch.no_grad():
             if self.settings.teacher == "online":
                 known = _states(self._online(step), step.x)[1]
             else:
                 known = self._fixed_states(step.batch)
-            sure = self._teacher_logits(step).softmax(dim=-1).gather(1, self._hard_labels(step)[:, None])[:, 0]
+            sure = logits.softmax(dim=-1).gather(1, self._hard_labels(step)[:, None])[:, 0]
         return ((states - known).square().sum(dim=-1).mean(dim=0) * sure).mean()
 
     def _soft(self, step: Step, x_adv: Tensor, z_adv: Tensor) -> Tensor:
