@@ -81,8 +81,8 @@ class APDSettings(MethodSettings):
     balance: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = Field(
         None,
         description="share w of the soft label: adv_ce is taken times 1 - w, adv_kl times w; auto: the teacher's accuracy "
-        "(of teacher auto, probe or best on the validation images, else of zero-shot CLIP on the training images); null: the "
-        "weights alone, also if one of them is set",
+        "(of teacher auto, probe or best on the validation images, else of zero-shot CLIP or teacher_model on the training "
+        "images); null: the weights alone, also if one of them is set",
     )
     clean_ce: float = Field(0.0, ge=0, description="weight of CE(z_S(x), y)")
     clean_kl: float = Field(0.0, ge=0, description="weight of KL(p_T(x) || p_S(x))")
