@@ -12,7 +12,7 @@ import apd
 from apd.models import DualEncoder
 from apd.runs.folder import Run
 
-from .command_line import Cli
+from .command_line import Cli, Said
 from .refusals import check_error, refused
 
 SMALL = {"text_tokens": 2, "visual_tokens": 2}
@@ -50,6 +50,23 @@ def test_only_like_prompts_are_averaged(runs: list[Run], tmp_path: Path, clip: D
     with refused(str(empty.path)):
         apd.average_runs([empty.path, empty.path], tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
+
+
+def test_a_mean_of_other_methods_and_budgets_says_so(
+    runs: list[Run], tmp_path: Path, clip: DualEncoder, colours: Path, said: Said
+) -> None:
+    data = apd.load_data(colours, shots=1)
+    method = {"name": "advvlp", "prompts": SMALL}
+    other = apd.train(clip, data, method=method, output=tmp_path / "other", eps="2/255", **QUICK)
+    before = len(said())
+    mean = apd.average_runs([runs[0].path, other.path, runs[1].path], tmp_path / "mean")
+    about = "method.name (vlp, advvlp), train.eps (1/255, 2/255)"
+    (line,) = said()[before:]
+    assert about in line and str(runs[0].path) in line and "train.norm" not in line
+    assert mean.manifest["summary"]["averaged_over"] == about
+    assert "| averaged over |" in (mean.path / "README.md").read_text()
+    assert "averaged_over" not in apd.average_runs([run.path for run in runs], tmp_path / "same").manifest["summary"]
+    assert len(said()) == before + 1
 
 
 def test_the_command_averages_and_refuses_an_output_that_is_there(runs: list[Run], tmp_path: Path, cli: Cli) -> None:

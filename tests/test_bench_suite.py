@@ -296,6 +296,20 @@ def test_suites_of_the_repository_are_sound(name: str) -> None:
     suite.check_settings()
 
 
+def test_each_addition_has_a_row_that_differs_from_it_in_nothing_else() -> None:
+    """Features and layers have the frozen teacher, other rows a chosen one: each needs an apd of its own kind beside it."""
+    raw = yaml.safe_load((SUITES / "additions.yaml").read_text())
+    suite = Suite.model_validate({key: value for key, value in raw.items() if key != "root"})
+    for block in suite.blocks:
+        teachers = {}
+        for method in block.methods:
+            found = suite.run_config(block.data[0], method).method
+            if found.name == "apd":
+                teachers[method] = found.settings.model_dump()["teacher"]
+        plain = {teachers[method] for method in ("apd", "apd, frozen teacher") if method in teachers}
+        assert plain == set(teachers.values())
+
+
 def test_the_testbed_suite_has_the_core_on_three_seeds_and_every_method_on_one() -> None:
     suite = Suite.model_validate(yaml.safe_load((SUITES / "testbed.yaml").read_text()))
     few, new = ([block for block in suite.blocks if block.protocol == p] for p in ("few-shot", "base-to-new"))

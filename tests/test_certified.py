@@ -14,12 +14,16 @@ from torch import Tensor, nn
 import apd
 from apd.attacks import Noise, Objective, ThreatModel, cross_entropy
 from apd.attacks.settings import AttackSettings
+from apd.data.batch import Batch
 from apd.errors import InputError
 from apd.evaluation.certified.certify import certify
 from apd.evaluation.certified.features import NoisyFeatures
 from apd.evaluation.certified.result import CertifiedImage, scores
 from apd.evaluation.certified.smoothing import BLOCK, Smoothing, Votes, lower_bound, noisy, votes
+from apd.methods import find_method
 from apd.runs.config import load_config
+from apd.settings.train import TrainSettings
+from apd.training.step import TrainStep
 from tests.command_line import Cli
 from tests.toys import ToyCLIP, pictures, toy_clip
 
@@ -215,6 +219,24 @@ def test_noise_is_a_kind_of_training_attack_with_options() -> None:
         AttackSettings(kind="noise", options={"sigma": -1})
     sets = ["train.attack.kind=noise", "train.attack.options.sigma=0.3"]
     assert load_config(flags={"data.source": "digits"}, sets=sets).train.attack.options == {"sigma": 0.3}
+
+
+@pytest.mark.parametrize(("options", "noisy"), [({"sigma": 0.2}, True), ({"sigma": 0.2, "steps": 1}, False)])
+def test_noise_without_steps_asks_for_no_eps(options: dict[str, Any], noisy: bool) -> None:
+    """It is there at eps 0, where an ascent has nothing to search; and eps cannot be shared out where nothing takes it."""
+    settings = TrainSettings(attack={"kind": "noise", "options": options})
+    method = find_method("advvlp")
+    zero_shot = apd.PromptedCLIP(apd.load_clip("glyphs"), None, NAMES)
+    x = torch.rand(2, 3, 32, 32)
+    step = TrainStep(method(method.Settings(), zero_shot), settings)
+    seen = step(Batch.of(x, torch.tensor([0, 1])), ThreatModel(0.0))[1]
+    assert torch.equal(seen, x) != noisy
+    sets = ["train.attack.kind=noise", f"train.attack.options={options}", "train.eps_per_image=true"]
+    if noisy:
+        with pytest.raises(InputError, match=r"train\.eps_per_image.*noise.*false"):
+            load_config(flags={"data.source": "digits"}, sets=[*sets, "method.name=advvlp"])
+    else:
+        assert load_config(flags={"data.source": "digits"}, sets=[*sets, "method.name=advvlp"]).train.eps_per_image
 
 
 def test_a_run_trained_under_noise_says_so_and_is_certified_from_its_folder(tmp_path: Path) -> None:

@@ -175,7 +175,12 @@ def test_another_method_or_variant_leaves_the_old_ones_settings_in_the_file(tmp_
     assert same == saved
     variant = load_config(file, sets=["method.variant=rslad"]).method.settings.model_dump()
     assert variant["adv_kl"] == pytest.approx(5 / 6) and variant["inner"] == "teacher-kl" and variant["tau"] == 2
+    assert saved.method.settings.model_dump()["teacher"] == "auto" and variant["teacher"] == "frozen"
     weight = load_config(file, sets=["method.adv_kl=4", "method.variant=rslad"]).method.settings.model_dump()
     assert weight["adv_kl"] == 4
     control = load_config(file, {"method.name": "advvlp"}).method
     assert control.name == "advvlp" and control.settings.prompts.text_tokens == 2
+    named = load_config(flags={"data.source": "digits"}, sets=["method.teacher=probe"])
+    file.write_text(named.to_yaml())
+    with refused(str(file), "method.teacher=probe", "frozen"):
+        load_config(file, sets=["method.variant=rslad"])

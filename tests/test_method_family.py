@@ -116,6 +116,10 @@ def pmg(m: Slow, o: Slow, x: Tensor, a: Tensor) -> Tensor:
     return ce(m.logits(a)) + 0.7 * kl(m.logits(a), o.logits(a).detach()) + 1.3 * kl(m.logits(a), m.logits(x))
 
 
+def pmg_second(m: Slow, o: Slow, x: Tensor, a: Tensor) -> Tensor:
+    return ce(m.logits(a)) + 0.7 * kl(o.logits(a).detach(), m.logits(a)) + 1.3 * kl(m.logits(x), m.logits(a))
+
+
 def fare(m: Slow, o: Slow, x: Tensor, a: Tensor) -> Tensor:
     return squares(m.embed(a), o.embed(x).detach())
 
@@ -159,6 +163,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], Formula | None, Formula]]
     ("advmaple", {}, COUPLED, inner_ce, adversarial),
     ("trades", {"beta": 4.0}, BOTH, inner_kl, trades),
     ("pmg", {"alpha": 0.7, "beta": 1.3}, BOTH, inner_ce, pmg),
+    ("pmg", {"alpha": 0.7, "beta": 1.3, "kl": "adversarial-second"}, BOTH, inner_ce, pmg_second),
     ("fare", {}, VISUAL, fare, fare),
     ("agft", {}, BOTH, agft, agft),
     ("coapt", {"beta": 0.5}, COUPLED, inner_ce, coapt),
@@ -221,6 +226,12 @@ def test_a_step_s_loss_and_gradients_are_the_formula_s(
     for parameter, gradient in expected.items():
         assert gradient.abs().sum() > 0, parameter
         torch.testing.assert_close(got[parameter], gradient, rtol=1e-5, atol=1e-9)
+
+
+def test_the_order_of_pmg_s_divergences_is_recorded_where_it_is_another_than_before() -> None:
+    settings = find_method("pmg").Settings
+    assert "kl" not in settings().model_dump()
+    assert settings.model_validate({"kl": "adversarial-second"}).model_dump()["kl"] == "adversarial-second"
 
 
 def test_promptkd_follows_tuned_prompts_on_images_without_labels(clip: DualEncoder) -> None:

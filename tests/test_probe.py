@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -23,6 +24,7 @@ from apd.methods.probe import PENALTY, fit_probe, probe_logits
 from apd.models import DualEncoder
 from apd.models.classifier import BoundCLIP, PromptedCLIP
 from apd.models.prompts import PromptSpec
+from tests.refusals import refused
 from tests.toys import decoded
 
 SMALL = PromptSpec(text_tokens=2, visual_tokens=2)
@@ -125,7 +127,24 @@ def test_what_was_fitted_is_part_of_the_state(bare: PromptedCLIP, images: Decode
     assert method.probe.any() and torch.equal(method.probe, other.probe) and torch.equal(method.shares, other.shares)
 
 
-def test_other_terms_of_the_teacher_leave_it_frozen() -> None:
-    assert APDSettings(teacher="probe", image_features=1.0).teacher == "frozen"
-    assert APDSettings(teacher="best", image_features=1.0).teacher == "frozen"
-    assert APDSettings(teacher="probe", variant="rslad").teacher == "frozen"
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"image_features": 1.0},
+        {"image_features_l2": 1.0},
+        {"block_states": 1.0},
+        {"text_features": 1.0},
+        {"trust": 0.1},
+        {"soft_target": "adversarial"},
+        {"inner": "features"},
+        {"variant": "rslad"},
+    ],
+)
+def test_more_than_soft_labels_on_x_needs_a_frozen_teacher(asked: dict[str, Any]) -> None:
+    """By default it is the frozen one; a teacher that somebody names is refused, and not replaced in secret."""
+    found = APDSettings(**asked)
+    assert found.teacher == "frozen"
+    assert APDSettings(**found.model_dump()) == found, "a saved configuration names the frozen one"
+    for teacher in ("auto", "probe", "best", "mean"):
+        with refused(f"method.teacher={teacher}", "frozen", by=ValueError):
+            APDSettings(teacher=teacher, **asked)

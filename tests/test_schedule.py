@@ -13,7 +13,9 @@ from apd.models import DualEncoder
 from apd.settings.train import TrainSettings
 from apd.training.loop import Loop
 from apd.training.schedule import Schedule
+from apd.util.section import RECORDED
 
+from .refusals import refused
 from .training import metrics, same, start
 
 
@@ -36,6 +38,25 @@ def test_with_steps_everything_falls_on_the_same_steps_however_many_images_there
         assert few.threat(step) == many.threat(step)
         assert few.threat(step).eps == pytest.approx(4 / 255 * min(1, (step + 1) / 20))
     assert schedule(3, steps=2).validate_every == 1, "a share of a few steps is a step at least"
+
+
+@pytest.mark.parametrize("more", [{}, {"steps": 100}])
+@pytest.mark.parametrize(
+    ("wait", "warmup", "never"),
+    [(10, 0, "throughout"), (5, 0, "throughout"), (0, 6, "full"), (2, 3.5, "full"), (2, 3, None), (0, 5, None)],
+)
+def test_an_eps_that_is_never_reached_is_refused(
+    wait: float, warmup: float, never: str | None, more: dict[str, int]
+) -> None:
+    settings = {"epochs": 5, "eps_warmup_wait": wait, "eps_warmup_epochs": warmup, **more}
+    if never is None:
+        found = schedule(20, **settings)
+        assert found.threat(found.steps - 1).eps == found.settings.threat.eps
+        return
+    names = [f"train.eps_warmup_wait={wait}", f"train.eps_warmup_epochs={warmup}", "train.epochs=5", never]
+    with refused(*names, by=ValueError):
+        TrainSettings(**settings)
+    assert TrainSettings.model_validate(settings, context=RECORDED), "a finished run stays readable"
 
 
 def test_steps_as_many_as_the_epochs_take_train_the_same_prompts(

@@ -36,6 +36,20 @@ from .test_methods import (
 FEATURES = ("image_features", "image_features_l2", "text_features")
 
 
+def test_features_by_themselves_train_the_visual_tokens_only(clip: DualEncoder, tmp_path: Path, colours: Path) -> None:
+    alone = {"adv_ce": 0.0, "adv_kl": 0.0, "image_features_l2": 1.0, "inner": "features"}
+    method = build(clip, **alone)
+    assert method.settings.teacher == "frozen" and terms(method).keys() == {"image_features_l2"}
+    step = Step(Batch.of(X, LABELS), method.student.bind())
+    method.loss(step, X_ADV)["image_features_l2"].backward()
+    moved = {n.split(".")[2] for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert moved == {"visual_tokens"}
+    section = {"name": "apd", "prompts": {"text_tokens": 2, "visual_tokens": 2}, **alone}
+    data = apd.load_data(colours, shots=2)
+    run = apd.train(clip, data, method=section, epochs=1, device="cpu", quiet=True, output=tmp_path / "run")
+    assert run.finished
+
+
 def test_online_teacher_learns_from_clean_labels_and_feedback(clip: DualEncoder) -> None:
     method = build(clip, teacher="online", feedback=0.5)
     z_adv, z_t = logits(method.student, X_ADV), logits(method.teacher, X)
@@ -206,7 +220,16 @@ def test_tuning_moves_the_teacher_s_prompts_and_only_them(clip: DualEncoder) -> 
         torch.testing.assert_close(tensor, before[name] + (1.0 if name.startswith("teacher") else 0.0))
 
 
-@pytest.mark.parametrize("settings", [{"variant": "iad"}, {"soft_target": "adversarial"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"variant": "iad"},
+        {"soft_target": "adversarial"},
+        {"block_states": 1.0},
+        {"block_states": 1.0, "adv_ce": 1.0, "adv_kl": 0.0, "inner": "ce"},
+        {"block_states": 1.0, "soft_target": "adversarial"},
+    ],
+)
 def test_an_online_teacher_learns_in_every_variant(clip: DualEncoder, settings: dict[str, object]) -> None:
     method = build(clip, teacher="online", **settings)
     step = Step(Batch.of(X, LABELS), method.student.bind())

@@ -93,6 +93,20 @@ def test_no_label_of_an_unlabelled_image_is_used(tmp_path: Path, clip: DualEncod
     )
 
 
+@pytest.mark.parametrize("method", ["apd", "agft", "fare", "promptkd"])
+def test_methods_that_need_no_label_spend_nothing_on_pseudo_labels(
+    tmp_path: Path, clip: DualEncoder, colours: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: object) -> Tensor:
+        raise AssertionError("a teacher was tuned for labels that nobody reads")
+
+    monkeypatch.setattr("apd.training.loop.pseudo_labels", never)
+    prompts = {"visual_tokens": 2} if method == "fare" else SMALL
+    section, quick = {"name": method, "prompts": prompts}, {**QUICK, "epochs": 1}
+    run = apd.train(clip, some(colours, unlabelled_limit=4), method=section, output=tmp_path / "run", **quick)
+    assert run.finished
+
+
 @pytest.mark.parametrize("method", ["apd", "advvlp"])
 def test_a_training_stopped_in_between_ends_with_the_same_prompts(
     tmp_path: Path, clip: DualEncoder, colours: Path, method: str, monkeypatch: pytest.MonkeyPatch

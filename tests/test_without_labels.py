@@ -148,6 +148,23 @@ def test_promptkd_needs_labels_for_its_teacher(tmp_path: Path, clip: DualEncoder
         train(tmp_path / "run", clip, data, "promptkd")
 
 
+def test_promptkd_is_judged_by_the_run_that_teaches_it(
+    tmp_path: Path, clip: DualEncoder, photos: Path, colours: Path
+) -> None:
+    labelled = load_data(colours, shots=4)
+    clean = {"name": "vlp", "prompts": SMALL}
+    optimizer = {"lr": 0.05}
+    teacher = apd.train(clip, labelled, method=clean, output=tmp_path / "clean", optimizer=optimizer, **QUICK)
+    data = load_data(photos, shots=0, class_names=NAMES)
+    run = train(tmp_path / "run", clip, data, "promptkd", teacher_model=str(teacher.path))
+    val = data.val.decode(clip.info.preprocessing)
+    models = (apd.load_run(run.path), apd.load_run(teacher.path).with_classes(NAMES), PromptedCLIP(clip, None, NAMES))
+    own, known, zero_shot = (model.bind_detached().logits(val.pixels()).argmax(-1) for model in models)
+    agreement, other = (100 * float((own == answers).float().mean()) for answers in (known, zero_shot))
+    assert run.manifest["summary"]["agreement_with_teacher_clean"] == pytest.approx(agreement)
+    assert agreement != other, "else the images could not tell which of them was asked"
+
+
 def test_the_command_line_trains_and_says_what_evaluation_needs(
     tmp_path: Path, cli: Cli, clip_folder: Path, photos: Path, colours: Path
 ) -> None:

@@ -45,6 +45,11 @@ class TrainingAttack:
         """Forward and backward passes of the student per image that the attack itself takes."""
         return 1
 
+    @property
+    def needs_budget(self) -> bool:
+        """Whether it leaves images as they are where eps is 0, so that it need not run."""
+        return True
+
     def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
         """Return adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one per sample."""
         raise TypeError(f"{type(self).__name__} must define __call__(objective, x, threat, seeds)")

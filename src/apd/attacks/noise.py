@@ -44,6 +44,11 @@ class Noise(TrainingAttack):
         """One forward and backward pass per step."""
         return self.steps
 
+    @property
+    def needs_budget(self) -> bool:
+        """Only for its ascent: the noise has a deviation of its own."""
+        return self.steps > 0
+
     def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
         """Return noisy images (B,3,H,W), which may leave [0,1], for the images ``x``; ``seeds`` (B,) int64, one per sample."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]

@@ -11,14 +11,15 @@ formula below, its weights, temperature and variants are this project's reconstr
                  + block_states * p_T(x)[y] * mean_l ||h_S,l(x') - h_T,l(x)||^2
     teacher  L_T = CE(z_T(x), y) + feedback * tau^2 KL(p_T(x) || sg[p_S(x')])            (online only)
 
-where adv_ce = 1 - w and adv_kl = w by default, w being the teacher's accuracy (``balance: auto``): its soft labels count as far
-as it knows these classes. That is measured on the validation images for the default teacher, which they choose
-(`apd.methods.teachers`), and for another one as zero-shot CLIP's on the few training images. The attack climbs KL to that
-mixed label, so that attack and loss are one min-max problem (``inner: mixed``); the paper's own inner objective, the
-cross-entropy to y, is ``inner: ce``. Here ``p = softmax(z / tau)``, for the teacher with ``teacher_tau`` in place of tau
-if it is set (a softer teacher and a sharper student: AGFT, CVPR 2026); ``p_T`` in ``adv_kl`` is the teacher on x, or on x'
-(``soft_target: adversarial``, AdaAD), or the mean of it and of ``second_teacher`` on x', a clean CLIP of another architecture
-that x' does not fool (HPT-GPD). Of an image without a label, y is the teacher's most probable class.
+where adv_ce = 1 - w and adv_kl = w by default, w being the teacher's accuracy (``balance: auto``): its soft labels count as
+far as it knows these classes. That is measured on the validation images for the default teacher, which they choose
+(`apd.methods.teachers`), and for another one as zero-shot CLIP's, or that of ``teacher_model``, on the few training images.
+The attack climbs KL to that mixed label, so that attack and loss are one min-max problem (``inner: mixed``); the paper's own
+inner objective, the cross-entropy to y, is ``inner: ce``. Here ``p = softmax(z / tau)``, for the teacher with ``teacher_tau``
+in place of tau if it is set (a softer teacher and a sharper student: AGFT, CVPR 2026), but for ``p_T(x)[y]``, which has
+temperature 1; ``p_T`` in ``adv_kl`` is the teacher on x, or on x' (``soft_target: adversarial``, AdaAD), or the mean of it and
+of ``second_teacher`` on x', a clean CLIP of another architecture that x' does not fool (HPT-GPD). Of an image without a label,
+y is the teacher's most probable class.
 """
 
 from __future__ import annotations
@@ -296,12 +297,14 @@ class APD(Method):
 
     def _block_distance(self, step: Step, states: Tensor) -> Tensor:
         """Mean distance of the student's states (depth, B, width) at x' to the teacher's at x, by its confidence in y."""
+        # Outside of no_grad: what an online teacher says is kept for the step, and its own loss needs the graph.
+        logits = self._teacher_logits(step)
         with torch.no_grad():
             if self.settings.teacher == "online":
                 known = _states(self._online(step), step.x)[1]
             else:
                 known = self._fixed_states(step.batch)
-            sure = self._teacher_logits(step).softmax(dim=-1).gather(1, self._hard_labels(step)[:, None])[:, 0]
+            sure = logits.softmax(dim=-1).gather(1, self._hard_labels(step)[:, None])[:, 0]
         return ((states - known).square().sum(dim=-1).mean(dim=0) * sure).mean()
 
     def _soft(self, step: Step, x_adv: Tensor, z_adv: Tensor) -> Tensor:
@@ -320,7 +323,8 @@ class APD(Method):
         if not self.settings.trust:
             return kl(p=target, q=z_adv, tau=self.settings.tau).mean()
         assert adversarial is not None
-        # IAD (Zhu 2022): follow the teacher as far as it is right on x', the student's own clean prediction for the rest.
+        # Our form of IAD (Zhu 2022): follow the teacher as far as it is right on x', the student's own clean prediction for
+        # the rest.
         trust = (
             adversarial.softmax(dim=-1).gather(1, self._hard_labels(step)[:, None]).squeeze(1) ** self.settings.trust
         )

@@ -63,7 +63,8 @@ class APDSettings(MethodSettings):
         description="frozen: the hand-written prompt; tuned: on clean images first; mean: of both; auto: the one of these "
         "three whose soft labels fit the validation images best; probe: as auto, with a linear probe on the CLIP's features in "
         "place of tuned prompts; best: any of the hand-written prompt, tuned prompts and a probe, or the mean of some, chosen so "
-        "(auto, probe and best are frozen where more than soft labels on x is asked of them); online: along with the student",
+        "(these give soft labels on x alone; where more is asked of the teacher, the default is frozen); online: along with the "
+        "student",
     )
     teacher_model: str | None = Field(
         None,
@@ -80,8 +81,8 @@ class APDSettings(MethodSettings):
     balance: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = Field(
         None,
         description="share w of the soft label: adv_ce is taken times 1 - w, adv_kl times w; auto: the teacher's accuracy "
-        "(of teacher auto, probe or best on the validation images, else of zero-shot CLIP on the training images); null: the "
-        "weights alone, also if one of them is set",
+        "(of teacher auto, probe or best on the validation images, else of zero-shot CLIP or teacher_model on the training "
+        "images); null: the weights alone, also if one of them is set",
     )
     clean_ce: float = Field(0.0, ge=0, description="weight of CE(z_S(x), y)")
     clean_kl: float = Field(0.0, ge=0, description="weight of KL(p_T(x) || p_S(x))")
@@ -121,17 +122,17 @@ class APDSettings(MethodSettings):
         if "adv_ce" in values or "adv_kl" in values:
             preset = {name: value for name, value in preset.items() if name != "balance"}
         found = {**preset, **values}
-        # What choosing comes to there; so a saved configuration can be given another variant.
-        frozen = found.get("teacher", "auto") in CHOSEN and not _soft_label_alone(found)
-        return {**found, "teacher": "frozen"} if frozen else found
+        # The default only: a teacher that somebody names is refused there, and never another one in secret.
+        return found if "teacher" in found or _soft_label_alone(found) else {**found, "teacher": "frozen"}
 
     @model_validator(mode="after")
     def _consistent(self) -> APDSettings:
         if self.variant == "mtard" and self.robust_teacher is None:
             raise ValueError("variant mtard needs method.robust_teacher, an adversarially trained CLIP")
-        if self.teacher == "mean" and not _soft_label_alone(self.model_dump()):
+        if self.teacher in ("mean", *CHOSEN) and not _soft_label_alone(self.model_dump()):
             raise ValueError(
-                "method.teacher=mean gives soft labels on clean images and nothing else; set it to frozen, tuned or online"
+                f"method.teacher={self.teacher} gives soft labels on clean images and nothing else; set it to frozen, tuned or "
+                "online"
             )
         labels = [bool(self.adv_ce), bool(self.adv_kl)]
         if self.inner == "mixed" and not (any(labels) if self.balance is None else all(labels)):

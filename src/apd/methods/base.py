@@ -92,6 +92,11 @@ class MethodSettings(GrowingSection):
                 "train.eps_per_image needs an attack of its own on whole batches; set train.attack.kind to pgd, fgsm-rs or "
                 "n-fgsm, and train.attack.stop_margin to null"
             )
+        if not attack.attack_class.from_settings(attack).needs_budget:
+            raise ValueError(
+                f"train.eps_per_image has no effect with train.attack.kind={attack.kind}, which takes no eps as it is set; set "
+                "it to false"
+            )
         if attack.loss == "kl" or (attack.loss == "method" and self.zero_gradient_at_clean(train)):
             raise ValueError(
                 "train.eps_per_image needs an attack objective with a gradient at the clean image, and this one has none; set "

@@ -7,9 +7,9 @@
     FAP     CE(z(x), y) + lambda * mean_i [ (cos(f_i, f'_i) + 1) * KL( p(x_i) || p(x'_i) ) ]  (Zhou et al., NeurIPS 2024)
 
 ``p`` is the softmax of the student's logits, ``f`` and ``f'`` its image features of x and x'. Gradients run through both
-sides of the outer KL, as in the public code of both, and through the cosine. That FAP's cosine weighs each sample's own KL,
-rather than the batch's mean, is this project's reading. The published ``beta`` of 6 is for whole networks on CIFAR-10; a
-prompt form of TRADES is not published.
+sides of the outer KL, as in the public code of both, and through the cosine. FAP's cosine weighs each sample's own KL, as in
+two public copies of its trainer (``torch.mean(kl_divs * cosine_sims)``). The published ``beta`` of 6 is for whole networks on
+CIFAR-10; a prompt form of TRADES is not published.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ class FARE(Method):
     summary = "visual tokens that keep adversarial image features near the original clean ones, without labels"
     source = "FARE (Schlarmann et al., ICML 2024), in prompt form"
     Settings = FARESettings
+    pseudo_labels = False
 
     def __init__(self, settings: FARESettings, zero_shot: PromptedCLIP, seed: int = 0) -> None:
         super().__init__(settings, zero_shot, seed)

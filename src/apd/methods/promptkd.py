@@ -74,6 +74,10 @@ class PromptKD(Method):
             )
         tune_prompts(self.teacher, before)
 
+    def labeller(self) -> PromptedCLIP:
+        """Return the teacher, where a run has learned its prompts; prompts yet to be tuned know nothing."""
+        return self.teacher if self._learned else super().labeller()
+
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """Return the terms of the formula at the head of this page."""
         with torch.no_grad():

@@ -36,8 +36,7 @@ def other_clip(zero_shot: PromptedCLIP, source: str | None) -> PromptedCLIP:
     training has loaded it (`apd.models.shared.share_classifier`).
 
     Raises:
-        InputError: a model that cannot be loaded, or that takes images of another size; a run whose prompts are for other
-            classes only.
+        InputError: a model that cannot be loaded, or that takes images of another size.
     """
     if source is None:
         return zero_shot

@@ -10,6 +10,9 @@ import torch
 
 from apd.errors import InputError
 from apd.runs.folder import Run
+from apd.util.messages import get_logger, speaking
+
+log = get_logger("apd.runs")
 
 _SAME = ("class_names", "templates", "prompts")
 _NOT_OF_THE_MEAN = ("prompts_sha256", "seconds", "facts", "calibration")
@@ -19,9 +22,9 @@ _SAME_MODEL = ("weights_sha256", "tokenizer_sha256", "preprocessing")
 def average_runs(paths: Sequence[str | Path], output: str | Path, *, overwrite: bool = False) -> Run:
     """Average the prompts of finished runs, tensor by tensor (model soups, Wortsman 2022, arXiv 2203.05482).
 
-    Settings and circumstances are those of the first; ``run.json`` lists under ``averaged`` which runs they were. Nothing is
-    validated: `apd.evaluate_run` says what the mean is worth. Prompts that started at random from different seeds may be
-    worth less in the mean than each alone.
+    Settings and circumstances are those of the first; ``run.json`` lists under ``averaged`` which runs they were. If they differ
+    in method, eps or norm, a warning and the summary name these. Nothing is validated: `apd.evaluate_run` says what the mean is
+    worth. Prompts that started at random from different seeds may be worth less in the mean than each alone.
 
     Args:
         paths: run folders, two at least, of the same CLIP model, classes, templates and kind of prompts.
@@ -51,8 +54,25 @@ def average_runs(paths: Sequence[str | Path], output: str | Path, *, overwrite: 
     averaged = [{"run": str(run.path.resolve()), "prompts_sha256": run.manifest["prompts_sha256"]} for run in runs]
     new = Run.create(output, first.config, {**kept, "status": "running", "averaged": averaged}, overwrite=overwrite)
     new.save_prompts({name: value.to(tensors[0][name].dtype) for name, value in mean.items()})
-    new.finish({"averaged_runs": len(runs)})
+    others = _others(runs)
+    if others:
+        with speaking():
+            log.warning(f"The averaged runs differ in {others}; the mean is kept under the settings of {first.path}.")
+    new.finish({"averaged_runs": len(runs), **({"averaged_over": others} if others else {})})
     return new
+
+
+def _others(runs: Sequence[Run]) -> str:
+    """Name the method, eps and norm of runs that do not have them in common, with all values; empty where they do."""
+    trains = [run.config.train for run in runs]
+    found: dict[str, list[Any]] = {
+        "method.name": [run.config.method.name for run in runs],
+        "train.eps": [train.threat.eps for train in trains],
+        "train.norm": [train.norm for train in trains],
+    }
+    shown = {**found, "train.eps": [train.eps for train in trains]}
+    differing = [name for name, values in found.items() if len(set(values)) > 1]
+    return ", ".join(f"{name} ({', '.join(dict.fromkeys(map(str, shown[name])))})" for name in differing)
 
 
 def _check_same(first: Run, other: Run) -> None:

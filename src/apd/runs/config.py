@@ -246,7 +246,8 @@ def _parse_set(item: str) -> tuple[str, Any]:
 def _forget_other_method(raw: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Drop from a file's section what belongs to another method or variant than the one now asked for.
 
-    A saved run's settings name every weight of its method; kept, they would win over the new preset.
+    A saved run's settings name every weight of its method; kept, they would win over the new preset. So do the defaults
+    that it names, which may be others with another variant.
     """
     section = raw.get("method")
     if not isinstance(section, Mapping):
@@ -260,7 +261,9 @@ def _forget_other_method(raw: dict[str, Any], given: Mapping[str, Any]) -> None:
     elif "method.variant" in given:
         preset = {key for weights in before.variants.values() for key in weights}
         if given["method.variant"] != section.get("variant"):
-            raw["method"] = {key: value for key, value in section.items() if key not in preset}
+            usual = {key: field.default for key, field in before.model_fields.items()}
+            kept = {key: value for key, value in section.items() if key not in usual or value != usual[key]}
+            raw["method"] = {key: value for key, value in kept.items() if key not in preset}
 
 
 def _forget_other_preset(raw: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

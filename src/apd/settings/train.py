@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from apd.attacks.settings import AttackSettings
 from apd.attacks.threat import EpsText, Norm, ThreatModel, parse_eps
-from apd.util.section import GrowingSection, Section
+from apd.util.section import RECORDED, GrowingSection, Section
 from apd.util.seed_range import Seed
 
 
@@ -127,6 +127,18 @@ class TrainSettings(GrowingSection):
         if self.eps_warmup_from and not self.eps_warmup_epochs:
             raise ValueError("train.eps_warmup_from has no effect without train.eps_warmup_epochs; set both or neither")
         return self
+
+    @model_validator(mode="after")
+    def _reaches_eps(self, info: ValidationInfo) -> TrainSettings:
+        wait, warmup = self.eps_warmup_wait, self.eps_warmup_epochs
+        if info.context == RECORDED or not (wait >= self.epochs or wait + warmup > self.epochs):
+            return self
+        never = "eps is 0 throughout" if wait >= self.epochs else "the full eps is never reached"
+        raise ValueError(
+            f"train.eps_warmup_wait={wait:g} and train.eps_warmup_epochs={warmup:g} do not fit into "
+            f"train.epochs={self.epochs}: {never}; shorten them or train longer"
+            + (" (with train.steps, train.epochs is what they are shares of)" if self.steps else "")
+        )
 
     @model_validator(mode="after")
     def _one_average(self) -> TrainSettings:

@@ -75,8 +75,9 @@ class TrainStep(nn.Module):
         bf16 = self.settings.precision == "bf16"
         with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=bf16):
             step = Step(batch, self.method.student.bind(), self.settings.label_smoothing)
-            # Where eps is 0, while it has not begun to grow, there is nothing to search.
-            if x_adv is None and self.method.adversarial and threat.eps > 0:
+            # Where eps is 0, while it has not begun to grow, there is nothing to search; noise is there all the same.
+            searched = threat.eps > 0 or not getattr(self.attack, "needs_budget", True)
+            if x_adv is None and self.method.adversarial and searched:
                 objective = self._objective(step)
                 if self.settings.eps_per_image:
                     threat = per_image(objective, batch.x, threat)
