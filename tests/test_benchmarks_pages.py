@@ -103,7 +103,7 @@ def test_the_means_over_shots_are_those_of_the_committed_outcomes() -> None:
 def test_figures_of_class_specific_prompts_are_those_of_the_committed_outcomes() -> None:
     text = (ROOT / "docs" / "results" / "class-specific" / "table.md").read_text()
     means = {part.split(" shot")[0].split(", ")[-1]: part for part in text.split("\n### mean over ")[1:]}
-    section = (ROOT / "docs" / "results.md").read_text().split("## A text context of its own")[1].split("\n## ")[0]
+    section = (ROOT / "docs" / "results.md").read_text().split("## A text context of its own")[1].split("\n### ")[0]
     _, *rows = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")
     ]
@@ -111,6 +111,21 @@ def test_figures_of_class_specific_prompts_are_those_of_the_committed_outcomes()
     for method, shots, *figures, difference in rows:
         lines = [line.replace("*", "") for line in means[shots].splitlines() if line.startswith(f"| {method} |")]
         assert lines[0] == f"| {method} | 1 | {' | '.join(figures)} |"
+        assert not difference or lines[1].endswith(f"| {difference} |")
+
+
+def test_figures_of_the_family_with_such_contexts_are_those_of_the_committed_outcomes() -> None:
+    text = (ROOT / "docs" / "results" / "class-specific-family" / "table.md").read_text()
+    mean = text.split("\n### mean over caltech101, cifar10, dtd10, eurosat, 16 shots\n")[1].split("\n### ")[0]
+    page = (ROOT / "docs" / "results.md").read_text()
+    section = page.split("### The methods of the family with such contexts")[1].split("\n## ")[0]
+    _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")
+    ]
+    assert len(rows) == 7
+    for method, *figures, difference in rows:
+        lines = [line.replace("*", "") for line in mean.splitlines() if line.startswith(f"| {method} |")]
+        assert lines[0].endswith(f"| {' | '.join(figures)} |")
         assert not difference or lines[1].endswith(f"| {difference} |")
 
 
