@@ -97,6 +97,13 @@ def test_a_run_has_its_own_templates(cli: Cli, base: Run) -> None:
     assert answer.code == 2 and "--template has no meaning with a run folder" in answer.err
 
 
+def test_other_templates_of_a_run_are_changes_of_wording(cli: Cli, base: Run, tmp_path: Path) -> None:
+    (tmp_path / "templates.txt").write_text("the digit {}.\n")
+    options = ("--change", "templates", "--attack", "clean", "--limit", 2, "--no-control", "--json")
+    found = json.loads(cli("wording", base.path, "--templates", tmp_path / "templates.txt", *options).out)
+    assert [one["templates"] for one in found["changes"]["templates"]["variants"]] == [["the digit {}."]]
+
+
 @BOTH
 def test_unreadable_images_of_a_run_that_skips_them_can_be_refused(
     clip_folder: Path, colours: Path, tmp_path: Path, judge: Any, options: dict[str, Any]

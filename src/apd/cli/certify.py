@@ -64,13 +64,13 @@ def certify(
     """
     options: dict[str, Any] = {"sigma": sigma, "n0": n0, "n": n, "alpha": alpha, "seed": seed, "limit": limit}
     options |= {"split": split, "classes": classes, "radii": None if radii is None else split_numbers("--radii", radii)}
-    options |= {"skip_bad_images": skip_bad_images or None, "templates": template or None}
+    options |= {"skip_bad_images": skip_bad_images or None}
     given = {name: value for name, value in options.items() if value is not None}
     given |= {"attack": attack, "control": control}
     if output is not None:
         check_writable(output.parent)
     with quiet_stdout():
-        found = judge(run, model, data, device, given, _functions, "Finished images")
+        found = judge(run, model, data, device, given, _functions, "Finished images", template)
     show(found, as_json, output)
 
 

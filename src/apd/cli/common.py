@@ -105,6 +105,7 @@ def judge(
     given: dict[str, Any],
     functions: Callable[[], tuple[Callable[..., _Found], Callable[..., _Found]]],
     kept: str,
+    templates: list[str] | None = None,
 ) -> _Found:
     """Judge a run, or without one zero-shot CLIP on labelled images.
 
@@ -113,15 +114,16 @@ def judge(
         model: the CLIP model; with a run, where its own is now.
         data: labelled images; with a run, None for its own.
         device: to compute on.
-        given: settings that were given; ``templates`` are those of zero-shot CLIP.
+        given: settings that were given.
         functions: imports and returns what judges a run folder, and what judges a classifier on a data set.
         kept: what an interrupted call leaves in a run, for its message.
+        templates: those of zero-shot CLIP; None: the data's.
 
     Raises:
         InputError: neither a run nor both a model and data; templates with a run, which has its own.
     """
     if run is not None:
-        if "templates" in given:
+        if templates:
             raise InputError("--template has no meaning with a run folder; leave it out.")
         from apd.runs.folder import Run
 
@@ -137,9 +139,8 @@ def judge(
     from apd.evaluation.inputs import zero_shot_on
 
     _, of_classifier = functions()
-    settings = {name: value for name, value in given.items() if name != "templates"}
-    classifier, images = zero_shot_on(model, data, given.get("classes", "all"), device, given.get("templates"))
-    return of_classifier(classifier, images, **settings)
+    classifier, images = zero_shot_on(model, data, given.get("classes", "all"), device, templates or None)
+    return of_classifier(classifier, images, **given)
 
 
 def split_numbers(flag: str, text: str) -> tuple[float, ...]:
