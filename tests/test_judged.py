@@ -104,6 +104,16 @@ def test_other_templates_of_a_run_are_changes_of_wording(cli: Cli, base: Run, tm
     assert [one["templates"] for one in found["changes"]["templates"]["variants"]] == [["the digit {}."]]
 
 
+def test_classes_without_a_text_context_of_their_own_are_told(cli: Cli, base: Run, tmp_path: Path) -> None:
+    data = apd.load_data("digits", shots=1, classes="base")
+    method = {"name": "coop", "prompts": {"class_specific": True}}
+    run = apd.train("glyphs", data, method=method, epochs=1, output=tmp_path / "run", quiet=True)
+    command = ("--classes", "new", "--attack", "clean", "--limit", 2)
+    answer = cli("evaluate", run.path, *command)
+    assert answer.code == 0 and "get the mean of its text contexts" in answer.err
+    assert "get the mean" not in cli("evaluate", base.path, *command).err, "one context serves them all"
+
+
 @BOTH
 def test_unreadable_images_of_a_run_that_skips_them_can_be_refused(
     clip_folder: Path, colours: Path, tmp_path: Path, judge: Any, options: dict[str, Any]

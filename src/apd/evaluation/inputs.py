@@ -179,7 +179,9 @@ def serving(data: Dataset, classifier: PromptedCLIP) -> PromptedCLIP:
     if classifier.class_names == data.class_names:
         return classifier
     n = len(data.class_names)
-    log.info(f"The run knows other classes; its prompts serve the {n} classes of {data.name}.")
+    specific = classifier.prompts is not None and classifier.prompts.n_classes
+    mean = "; those that were not trained get the mean of its text contexts" if specific else ""
+    log.info(f"The run knows other classes; its prompts serve the {n} classes of {data.name}{mean}.")
     return classifier.with_classes(data.class_names, data.templates)
 
 
