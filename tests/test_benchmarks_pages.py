@@ -124,7 +124,7 @@ def test_figures_of_the_family_with_such_contexts_are_those_of_the_committed_out
         for line in section.splitlines()
         if line.startswith("| ") and not line.startswith("| method")
     ]
-    assert len(rows) == 12
+    assert len(rows) == 13
     for method, *figures, difference in rows:
         lines = [line.replace("*", "") for line in mean.splitlines() if line.startswith(f"| {method} |")]
         assert lines[0].endswith(f"| {' | '.join(figures)} |")
