@@ -43,21 +43,13 @@ from apd.attacks.objectives import (
 from apd.data.batch import Batch
 from apd.data.dataset import Decoded
 from apd.errors import InputError
-from apd.methods.apd_settings import CHOSEN, APDSettings
+from apd.methods.apd_settings import APDSettings
 from apd.methods.base import Method, MethodSettings, Preparation, prompted
 from apd.methods.probe import fit_probe, probe_logits
 from apd.methods.step import PerObject, Step
-from apd.methods.teachers import choose, logits_of, mean_logits, other_clip, tune_prompts
+from apd.methods.teachers import CHOSEN, PARTS, choose, logits_of, mean_logits, other_clip, tune_prompts
 from apd.models.classifier import BoundCLIP, PromptedCLIP
 from apd.models.encoder import EncoderInfo
-
-_PARTS = {
-    "auto": ("frozen", "tuned"),
-    "mean": ("frozen", "tuned"),
-    "probe": ("frozen", "probe"),
-    "best": ("frozen", "tuned", "probe"),
-}
-"""What may have a share in such a teacher's soft labels."""
 
 
 class APD(Method):
@@ -76,7 +68,7 @@ class APD(Method):
         super().__init__(settings, zero_shot, seed)
         self.untouched = base = other_clip(zero_shot, settings.teacher_model)
         # A seed of its own: a teacher that starts as the student's copy would teach it nothing at first.
-        self._parts = _PARTS.get(settings.teacher, ())
+        self._parts = PARTS.get(settings.teacher, ())
         own = settings.teacher in ("tuned", "online") or "tuned" in self._parts
         self.teacher = prompted(base, settings.prompts, seed + 1) if own else base
         self.teacher.requires_grad_(settings.teacher == "online")

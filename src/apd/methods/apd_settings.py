@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from apd.methods.base import MethodSettings
+from apd.methods.teachers import CHOSEN, ChosenTeacher
 
 if TYPE_CHECKING:
     from apd.settings.train import TrainSettings
 
-Teacher = Literal["frozen", "tuned", "online", "mean", "auto", "probe", "best"]
-CHOSEN = ("auto", "probe", "best")
-"""Teachers that are chosen on validation images."""
+Teacher = Literal["frozen", "tuned", "online", "mean", ChosenTeacher]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     # Hard and soft labels, the soft ones as far as the untouched CLIP knows these classes, in loss and attack (this

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,18 @@ from apd.models.shared import shared_classifier, shared_clip
 
 if TYPE_CHECKING:
     from apd.data.dataset import Images
+
+ChosenTeacher = Literal["auto", "probe", "best"]
+CHOSEN: tuple[ChosenTeacher, ...] = get_args(ChosenTeacher)
+"""Teachers that are chosen on validation images."""
+
+PARTS = {
+    "auto": ("frozen", "tuned"),
+    "mean": ("frozen", "tuned"),
+    "probe": ("frozen", "probe"),
+    "best": ("frozen", "tuned", "probe"),
+}
+"""What may have a share in such a teacher's soft labels."""
 
 _BATCH = 256
 

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from apd.attacks.settings import AttackSettings
 from apd.attacks.threat import EpsText, Norm, ThreatModel, parse_eps
+from apd.methods.teachers import ChosenTeacher
 from apd.util.section import RECORDED, GrowingSection, Section
 from apd.util.seed_range import Seed
 
@@ -59,6 +60,7 @@ class TrainSettings(GrowingSection):
         "eps_warmup_wait": 0.0,
         "eps_per_image": False,
         "labelled_share": None,
+        "pseudo_labels": "auto",
         "trackers": [],
         "tracker_options": {},
     }
@@ -85,6 +87,11 @@ class TrainSettings(GrowingSection):
         lt=1,
         description="share of labelled images in every batch, if there are so many; an epoch is a pass over the unlabelled ones; "
         "null: as they come",
+    )
+    pseudo_labels: ChosenTeacher = Field(
+        "auto",
+        description="which teacher labels unlabelled images for a method whose loss needs labels, chosen on validation images "
+        "from the same as method.teacher of apd: auto, probe or best",
     )
     eps_warmup_epochs: float = Field(0.0, ge=0, description="epochs over which eps grows linearly; 0: eps throughout")
     eps_warmup_from: float = Field(0.0, ge=0, le=1, description="share of eps at which its growth starts")

@@ -183,9 +183,9 @@ class Loop:
         start = found or 0
         if found is None:
             if self.images.unlabelled is not None and self.method.pseudo_labels:
-                self.batches.pool = self.batches.pool.with_labels(
-                    pseudo_labels(self.method, self.preparation(), self.images)
-                )
+                teacher = self.settings.pseudo_labels
+                labels = pseudo_labels(self.method, self.preparation(), self.images, teacher)
+                self.batches.pool = self.batches.pool.with_labels(labels)
             prepare()
             if self.settings.ema or self.settings.swa:
                 self.average = {name: tensor.detach().clone() for name, tensor in self._student_state().items()}

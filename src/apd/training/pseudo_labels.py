@@ -1,7 +1,7 @@
 """Pseudo-labels: the class that a clean teacher gives to images without a label (UAT, Uesato 2019; RST, Carmon 2019).
 
-Methods whose loss needs a label learn from unlabelled images by these. The teacher is chosen by the rule of
-`apd.methods.teachers`, so that all methods are taught by the same one.
+Methods whose loss needs a label learn from unlabelled images by these. The teacher is one of those among which APD chooses
+its own, by the same rule (`apd.methods.teachers`), so that all methods can be taught by the same one.
 """
 
 from __future__ import annotations
@@ -13,30 +13,43 @@ from torch import Tensor
 
 from apd.methods import Method, Preparation
 from apd.methods.base import prompted
-from apd.methods.teachers import choose, logits_of, mean_logits, predictions, tune_prompts
+from apd.methods.probe import fit_probe, probe_logits
+from apd.methods.teachers import PARTS, ChosenTeacher, choose, logits_of, mean_logits, predictions, tune_prompts
 from apd.models.prompts import PromptSpec
 from apd.training.batches import Images
 
 
-def pseudo_labels(method: Method, before: Preparation, images: Images) -> Tensor:
+def pseudo_labels(method: Method, before: Preparation, images: Images, teacher: ChosenTeacher) -> Tensor:
     """Return the most probable class (U,) int64 of each unlabelled image.
 
     Args:
         method: whose CLIP, classes and templates the teacher has.
         before: tunes the teacher, on the labelled images.
         images: the unlabelled ones among them are labelled, not augmented.
+        teacher: the candidates, as in ``method.teacher`` of APD.
     """
     assert images.unlabelled is not None
-    frozen = method.labeller()
+    bound = method.labeller().bind_detached()
     if not len(images.train):
-        return predictions(frozen.bind_detached().logits, images.unlabelled)
-    device = images.unlabelled.labels.device
-    tuned = prompted(frozen, PromptSpec(), before.seed + 1).to(device)
-    tune_prompts(tuned, before)
-    first, second = frozen.bind_detached().logits, tuned.bind_detached().logits
-    shares, _ = choose([logits_of(first, images.val), logits_of(second, images.val)], images.val.labels)
-    by = torch.tensor(shares, device=device)
-    return predictions(lambda x: mean_logits([first(x), second(x)], by), images.unlabelled)
+        return predictions(bound.logits, images.unlabelled)
+    parts, known = PARTS[teacher], {"frozen": bound.logits_from_features}
+    if "probe" in parts:
+        features = logits_of(bound.features, before.images)
+        weights = fit_probe(features, before.images.labels, len(method.student.class_names))
+        known["probe"] = lambda features: probe_logits(features, weights)
+    if "tuned" in parts:
+        prompts = prompted(method.labeller(), PromptSpec(), before.seed + 1).to(images.unlabelled.labels.device)
+        tune_prompts(prompts, before)
+        tuned = prompts.bind_detached()
+
+    def logits(x: Tensor) -> list[Tensor]:
+        features = bound.features(x)
+        return [tuned.logits(x) if part == "tuned" else known[part](features) for part in parts]
+
+    on_validation = logits_of(lambda x: torch.stack(logits(x), dim=1), images.val)
+    shares, _ = choose(on_validation.unbind(dim=1), images.val.labels)
+    by = torch.tensor(shares, device=on_validation.device)
+    return predictions(lambda x: mean_logits(logits(x), by), images.unlabelled)
 
 
 def judged_by_teacher(method: Method, images: Images) -> Images:
