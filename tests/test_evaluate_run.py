@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 import apd
+from apd.data import Dataset
+from apd.data.settings import DataSettings
+from apd.util.messages import get_logger
 
 from .command_line import Cli
 from .models import save_colours
@@ -47,6 +53,30 @@ def test_evaluate_run_takes_other_data_and_settings(run: Path, tmp_path: Path) -
 def test_evaluate_run_names_the_nearest_setting(run: Path, setting: dict[str, Any], known: str) -> None:
     with refused(*setting, meant(known)):
         apd.evaluate_run(run, **setting)
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [
+        partial(apd.evaluate_run, **QUICK),
+        partial(apd.certify_run, sigma=0.2, n0=4, n=28, limit=2, quiet=True),
+        partial(apd.evaluate_run_wording, changes=["templates"], limit=2, quiet=True),
+        partial(apd.calibrate_run, quiet=True),
+    ],
+    ids=["evaluate", "certify", "wording", "calibrate"],
+)
+def test_a_quiet_call_says_nothing_of_the_data_either(
+    run: Path, judge: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    own, log = DataSettings.load, get_logger("apd.data")
+
+    def warning(settings: DataSettings, *arguments: Any) -> Dataset:
+        log.warning("these images may be seen ones")
+        return own(settings, *arguments)
+
+    with patch.object(DataSettings, "load", warning):
+        judge(run)
+    assert caplog.messages == []
 
 
 def test_evaluate_run_refuses_what_is_not_a_run(colours: Path) -> None:

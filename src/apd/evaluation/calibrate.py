@@ -57,9 +57,9 @@ def calibrate_run(
     """
     trust(data, model)
     run = Run.open(path)
-    images = _images(run, data, split)
     skip = skip_bad_images or run.config.data.skip_bad_images
     with speaking(quiet), run.held():
+        images = _images(run, data, split)
         classifier = load_run(path, device=pick_device(device), model=model)
         if images.class_names != classifier.class_names:
             raise InputError(

@@ -61,18 +61,19 @@ def evaluate_run(
     trust(data, model)
     run = Run.open(path)
     config = run.config
-    images, which = images_for(run, data)
-    given = {**_own_settings(config), "classes": which, **settings}
-    chosen = parse_settings(given, "evaluate_run", ("data", "model", "device", "save_images"))
-    if _TEACHER in chosen.attacks:
-        given["attacks"] = [_taught_by(config) if name == _TEACHER else name for name in chosen.attacks]
-    wanted = part_of(images, chosen.classes)
-    with speaking(chosen.quiet), run.held():
-        log.info(f"{wanted.summary()}; CLIP model {printable(model or config.model)}")
-        classifier = serving(wanted, load_run(path, device=pick_device(device), model=model))
-        kept = run.images if save_images else None
-        result = evaluate(classifier, images, store=run.results, save_images=kept, **given)
-        save(run, result)
+    with speaking(bool(settings.get("quiet", False))):
+        images, which = images_for(run, data)
+        given = {**_own_settings(config), "classes": which, **settings}
+        chosen = parse_settings(given, "evaluate_run", ("data", "model", "device", "save_images"))
+        if _TEACHER in chosen.attacks:
+            given["attacks"] = [_taught_by(config) if name == _TEACHER else name for name in chosen.attacks]
+        wanted = part_of(images, chosen.classes)
+        with run.held():
+            log.info(f"{wanted.summary()}; CLIP model {printable(model or config.model)}")
+            classifier = serving(wanted, load_run(path, device=pick_device(device), model=model))
+            kept = run.images if save_images else None
+            result = evaluate(classifier, images, store=run.results, save_images=kept, **given)
+            save(run, result)
     return result
 
 

@@ -127,13 +127,15 @@ def certify_run(
         InputError: an unknown setting, not a finished run, images that cannot be read, another process that is writing to the
             run.
     """
-    read_settings(CertifySettings, settings, "certify_run", ("data", "model", "device"))  # before the model is loaded
-    inputs = of_run(path, data, model, device, settings.get("classes"))
-    own: CertifyOptions = {"skip_bad_images": inputs.run.config.data.skip_bad_images}
-    given: CertifyOptions = {**own, **settings, "classes": inputs.classes}
-    with inputs.run.held():
-        found = certify(inputs.classifier, inputs.data, store=inputs.run.results, **given)
-        save_certified(inputs.run, found)
+    # Before the model is loaded.
+    chosen = read_settings(CertifySettings, settings, "certify_run", ("data", "model", "device"))
+    with speaking(chosen.quiet):
+        inputs = of_run(path, data, model, device, settings.get("classes"))
+        own: CertifyOptions = {"skip_bad_images": inputs.run.config.data.skip_bad_images}
+        given: CertifyOptions = {**own, **settings, "classes": inputs.classes}
+        with inputs.run.held():
+            found = certify(inputs.classifier, inputs.data, store=inputs.run.results, **given)
+            save_certified(inputs.run, found)
     return found
 
 

@@ -135,15 +135,16 @@ def evaluate_run_wording(
         WordingSettings, settings, "evaluate_run_wording", ("data", "model", "device", "synonyms", "templates", "words")
     )
     _sources(chosen, synonyms, templates, words)  # before the model is loaded
-    inputs = of_run(path, data, model, device, settings.get("classes"))
-    config = inputs.run.config
-    own: WordingOptions = {"eps": config.train.eps, "norm": config.train.norm}
-    own["skip_bad_images"] = config.data.skip_bad_images
-    given: WordingOptions = {**own, **settings, "classes": inputs.classes}
     files = {"synonyms": synonyms, "templates": templates, "words": words}
-    with inputs.run.held():
-        found = evaluate_wording(inputs.classifier, inputs.data, store=inputs.run.results, **files, **given)
-        _save(inputs.run, found)
+    with speaking(chosen.quiet):
+        inputs = of_run(path, data, model, device, settings.get("classes"))
+        config = inputs.run.config
+        own: WordingOptions = {"eps": config.train.eps, "norm": config.train.norm}
+        own["skip_bad_images"] = config.data.skip_bad_images
+        given: WordingOptions = {**own, **settings, "classes": inputs.classes}
+        with inputs.run.held():
+            found = evaluate_wording(inputs.classifier, inputs.data, store=inputs.run.results, **files, **given)
+            _save(inputs.run, found)
     return found
 
 
