@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import apd
 from apd.attacks import PGD, ThreatModel
 from apd.data.batch import Batch
 from apd.methods import Method, Step
@@ -19,8 +24,11 @@ from apd.methods.teachers import CHOSEN, ChosenTeacher
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
 from apd.training.batches import Images
+from apd.training.loop import Loop
 from apd.training.pseudo_labels import pseudo_labels
 from tests.toys import decoded
+
+QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "checkpoint_every": 1, "device": "cpu", "quiet": True}
 
 
 def tune(clean: Method) -> None:
@@ -46,7 +54,29 @@ def test_a_cross_entropy_method_has_the_labels_that_apd_s_teacher_gives(
     step = Step(Batch.of(rest.pixels(), rest.labels), taught.student.bind())
     known = taught.inner(step, step.student.detach()).target
     soft = (known - (1 - taught.balance) * F.one_hot(rest.labels, 3)) / taught.balance
-    found = pseudo_labels(
+    found, by = pseudo_labels(
         AdvVLP(MethodSettings(), bare), before, Images(train, val, clip.info.image_size, False, rest), teacher
     )
-    assert torch.equal(found, soft.argmax(dim=-1))
+    assert torch.equal(found, soft.argmax(dim=-1)) and by == taught.facts()["teacher"]
+
+
+def test_a_run_says_who_labelled_its_images_if_interrupted_too(
+    tmp_path: Path, clip: DualEncoder, colours: Path
+) -> None:
+    data = apd.load_data(colours, shots=2, unlabelled="rest", unlabelled_limit=4)
+    start = partial(
+        apd.train, clip, data, method={"name": "advvlp", "prompts": {"text_tokens": 2, "visual_tokens": 2}}, **QUICK
+    )
+    whole = start(output=tmp_path / "whole")
+    assert whole.manifest["facts"]["pseudo_labels_by"] in ("frozen", "tuned", "frozen+tuned")
+    own = Loop.train_batch
+
+    def stopping(self: Loop, *arguments: object) -> object:
+        self.stop |= self.run is not None
+        return own(self, *arguments)
+
+    with patch.object(Loop, "train_batch", stopping), pytest.raises(KeyboardInterrupt):
+        start(output=tmp_path / "stopped")
+    with patch("apd.training.loop.pseudo_labels", side_effect=AssertionError("labelled twice")):
+        resumed = start(output=tmp_path / "stopped", resume=True)
+    assert resumed.manifest["facts"] == whole.manifest["facts"]

@@ -223,7 +223,7 @@ def test_apd_takes_the_teacher_that_validation_images_speak_for(clip: DualEncode
         }
     labels = answers[knows].argmax(-1)
     soft = {name: z.softmax(-1) for name, z in answers.items()}
-    soft["mean"] = (soft["frozen"] + soft["tuned"]) / 2
+    soft["frozen+tuned"] = (soft["frozen"] + soft["tuned"]) / 2
     best = min(soft, key=lambda name: float(F.nll_loss(soft[name].log(), labels)))
     method.prepare(Preparation(images, PGD(1), ThreatModel(0.01), 0, tune, replace(images, labels=labels)))
     accuracy = float((soft[best].argmax(-1) == labels).float().mean())

@@ -47,7 +47,7 @@ from apd.methods.apd_settings import APDSettings
 from apd.methods.base import Method, MethodSettings, Preparation, prompted
 from apd.methods.probe import fit_probe, probe_logits
 from apd.methods.step import PerObject, Step
-from apd.methods.teachers import CHOSEN, PARTS, choose, logits_of, mean_logits, other_clip, tune_prompts
+from apd.methods.teachers import CHOSEN, PARTS, choose, logits_of, mean_logits, named, other_clip, tune_prompts
 from apd.models.classifier import BoundCLIP, PromptedCLIP
 from apd.models.encoder import EncoderInfo
 
@@ -161,8 +161,7 @@ class APD(Method):
         """Return the share of the soft label and the teacher that were used, if there are any: measured or set."""
         found: dict[str, Any] = {} if self.settings.balance is None else {"balance": round(self.balance.item(), 6)}
         if self.settings.teacher in CHOSEN:
-            used = self._used()
-            found |= {"teacher": "mean" if len(used) == 2 == len(self._parts) else "+".join(used)}
+            found |= {"teacher": named(self._parts, self.shares.tolist())}
         return found
 
     def _used(self) -> list[str]:

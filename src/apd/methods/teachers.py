@@ -115,3 +115,8 @@ def choose(known: Sequence[Tensor], labels: Tensor) -> tuple[tuple[float, ...], 
             found[shares] = mean_logits(known, torch.tensor(shares, device=labels.device))
     best = min(found, key=lambda shares: float(F.cross_entropy(found[shares], labels)))
     return best, float((found[best].argmax(dim=-1) == labels).float().mean())
+
+
+def named(parts: Sequence[str], shares: Sequence[float]) -> str:
+    """Say who teaches: ``frozen``, ``tuned``, ``probe`` or several of them, such as ``tuned+probe``."""
+    return "+".join(part for part, share in zip(parts, shares, strict=True) if share)

@@ -102,7 +102,7 @@ def _train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfi
     prompts = loop.deployed().prompts
     assert prompts is not None
     run.save_prompts({name: tensor.detach().cpu() for name, tensor in prompts.state_dict().items()})
-    run.finish(summary, method.facts(), loop.calibration())
+    run.finish(summary, loop.facts(), loop.calibration())
     accelerator.wait_for_everyone()
     return run
 
@@ -148,12 +148,17 @@ class Loop:
         self.room = Room()
         self.monitor = CollapseMonitor(settings)
         self.summary: dict[str, Any] = {"warnings": []}
+        self.labelled_by: str | None = None
         self.stop = False
 
     def preparation(self) -> Preparation:
         """What the method may use before its first step."""
         s, images, attack = self.settings, self.images, training_attack(self.settings.attack)
         return Preparation(images.train, attack, s.threat, s.seed, self.tune, images.val, self.batches.pool)
+
+    def facts(self) -> dict[str, Any]:
+        """What training has measured and no setting says: of the method, and which teacher gave pseudo-labels."""
+        return {**self.method.facts(), **({"pseudo_labels_by": self.labelled_by} if self.labelled_by else {})}
 
     def tune(self, method: Method) -> None:
         """Train another method (a teacher) on the labelled images, with the same settings, in place."""
@@ -184,7 +189,7 @@ class Loop:
         if found is None:
             if self.images.unlabelled is not None and self.method.pseudo_labels:
                 teacher = self.settings.pseudo_labels
-                labels = pseudo_labels(self.method, self.preparation(), self.images, teacher)
+                labels, self.labelled_by = pseudo_labels(self.method, self.preparation(), self.images, teacher)
                 self.batches.pool = self.batches.pool.with_labels(labels)
             prepare()
             if self.settings.ema or self.settings.swa:
@@ -353,6 +358,7 @@ class Loop:
             "summary": self.summary,
             **self.monitor.state(),
             **({"room": self.room.most} if self.room.most else {}),
+            **({"labelled_by": self.labelled_by} if self.labelled_by else {}),
         }
         self.run.save_checkpoint(done, {**tensors, **optimizer_tensors(optimizer)}, state)
 
@@ -379,5 +385,6 @@ class Loop:
         if self.moving:
             self.moving.restore(tensors)
         self.summary, self.room.most = state["summary"], state.get("room")
+        self.labelled_by = state.get("labelled_by")
         self.monitor.load(state)
         return int(state["step"])

@@ -14,13 +14,13 @@ from torch import Tensor
 from apd.methods import Method, Preparation
 from apd.methods.base import prompted
 from apd.methods.probe import fit_probe, probe_logits
-from apd.methods.teachers import PARTS, ChosenTeacher, choose, logits_of, mean_logits, predictions, tune_prompts
+from apd.methods.teachers import PARTS, ChosenTeacher, choose, logits_of, mean_logits, named, predictions, tune_prompts
 from apd.models.prompts import PromptSpec
 from apd.training.batches import Images
 
 
-def pseudo_labels(method: Method, before: Preparation, images: Images, teacher: ChosenTeacher) -> Tensor:
-    """Return the most probable class (U,) int64 of each unlabelled image.
+def pseudo_labels(method: Method, before: Preparation, images: Images, teacher: ChosenTeacher) -> tuple[Tensor, str]:
+    """Return the most probable class (U,) int64 of each unlabelled image, and who gave them, such as ``tuned+probe``.
 
     Args:
         method: whose CLIP, classes and templates the teacher has.
@@ -31,7 +31,7 @@ def pseudo_labels(method: Method, before: Preparation, images: Images, teacher: 
     assert images.unlabelled is not None
     bound = method.labeller().bind_detached()
     if not len(images.train):
-        return predictions(bound.logits, images.unlabelled)
+        return predictions(bound.logits, images.unlabelled), "frozen"
     parts, known = PARTS[teacher], {"frozen": bound.logits_from_features}
     if "probe" in parts:
         features = logits_of(bound.features, before.images)
@@ -49,7 +49,7 @@ def pseudo_labels(method: Method, before: Preparation, images: Images, teacher: 
     on_validation = logits_of(lambda x: torch.stack(logits(x), dim=1), images.val)
     shares, _ = choose(on_validation.unbind(dim=1), images.val.labels)
     by = torch.tensor(shares, device=on_validation.device)
-    return predictions(lambda x: mean_logits(logits(x), by), images.unlabelled)
+    return predictions(lambda x: mean_logits(logits(x), by), images.unlabelled), named(parts, shares)
 
 
 def judged_by_teacher(method: Method, images: Images) -> Images:
