@@ -21,8 +21,10 @@ import torch
 import typer.main
 import yaml
 
+from apd.attacks import PGD
 from apd.bench import estimate
 from apd.cli import main
+from apd.evaluation import checks, surface
 from apd.models import DualEncoder, huggingface, load_clip
 from apd.models.prompts import Prompts
 from apd.runs.config import RunConfig, load_config
@@ -79,6 +81,20 @@ def without_waiting_for_the_disk() -> Iterator[None]:
     """What a test writes outlives no power cut: dozens of waits per training would be a large share of its time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: os.fstat(file) and None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def short_checks() -> Iterator[None]:
+    """For files that are not about what health checks find: their attacks take most of the time of an evaluation."""
+
+    def few(steps: int, **more: Any) -> PGD:
+        return PGD(min(steps, 2), **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (checks, surface):
+            patch.setattr(module, "PGD", few)
+        patch.setattr(surface, "HALVINGS", 2)
         yield
 
 

@@ -20,6 +20,8 @@ from .command_line import Cli
 from .models import save_colours
 from .refusals import check_error, refused
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 
 def test_evaluate_prints_json_alone_and_keeps_outcomes(cli: Cli, run: Path) -> None:
     arguments = ("evaluate", run, "--attack", "pgd-2,pgd-1", "--attack", "clean", "--limit", 4)

@@ -21,6 +21,8 @@ from apd.models import DualEncoder
 from .command_line import Cli
 from .refusals import refused
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text()
 EXAMPLES = {
     name: text

@@ -18,6 +18,8 @@ from .command_line import Cli
 from .refusals import refused
 from .toys import pictures
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 CERTIFY: dict[str, Any] = {"sigma": 0.2, "n0": 4, "n": 28, "limit": 2, "control": False, "quiet": True}
 WORDING: dict[str, Any] = {
     "changes": "typos",

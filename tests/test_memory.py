@@ -125,6 +125,7 @@ def measured() -> Result:
     return evaluate_tensors(trained(5), decoded(40, 5, seed=5), tuple("abcde"), CHOSEN)
 
 
+@pytest.mark.usefixtures("short_checks")
 @pytest.mark.parametrize("size", [16, None])
 def test_an_evaluation_out_of_memory_has_the_same_outcomes(tmp_path: Path, size: int | None) -> None:
     """Attacks that draw for a whole batch too: the batch stays, only the model gets parts of it."""

@@ -24,6 +24,8 @@ from .command_line import Cli
 from .forked import Forked, command
 from .refusals import meant, refused
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "method-plugin"
 

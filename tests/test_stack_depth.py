@@ -21,6 +21,8 @@ from apd.training import loop
 
 from .suites import Write
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 SOURCE = str(Path(apd.__file__).parent)
 
 
