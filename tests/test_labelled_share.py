@@ -109,12 +109,12 @@ def test_a_share_of_batches_of_one_is_refused() -> None:
 
 @pytest.mark.parametrize("method", ["apd", "advvlp"])
 def test_a_training_with_a_share_tunes_its_teacher_and_learns_something_else(
-    tmp_path: Path, clip: DualEncoder, colours: Path, method: str
+    tmp_path: Path, shallow: DualEncoder, colours: Path, method: str
 ) -> None:
     data = load_data(colours, shots=2, validation=1, unlabelled="rest", unlabelled_limit=8)
     section = {**METHOD, "name": method}
     plain, mixed = (
-        apd.train(clip, data, method=section, output=tmp_path / name, batch_size=4, **QUICK, **more)
+        apd.train(shallow, data, method=section, output=tmp_path / name, batch_size=4, **QUICK, **more)
         for name, more in (("plain", {}), ("mixed", {"labelled_share": 0.5}))
     )
     one, other = plain.load_prompts(), mixed.load_prompts()
