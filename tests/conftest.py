@@ -30,6 +30,7 @@ from apd.models.prompts import Prompts
 from apd.runs.config import RunConfig, load_config
 from apd.runs.folder import Run
 from apd.runs.load import describe_encoder
+from apd.training import loop
 from apd.util.versions import versions
 
 from .command_line import QUICK, Answer, Cli, Said, call
@@ -96,6 +97,12 @@ def short_checks() -> Iterator[None]:
             patch.setattr(module, "PGD", few)
         patch.setattr(surface, "HALVINGS", 2)
         yield
+
+
+@pytest.fixture
+def brief_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teachers for unlabelled images that are tuned for as long as is asked for, and not until they know anything."""
+    monkeypatch.setattr(loop, "TEACHER_EPOCHS", 1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -107,6 +107,7 @@ def test_a_share_of_batches_of_one_is_refused() -> None:
         Batches(Images(images, images, 8, False, decoded(3, 2)), TrainSettings(labelled_share=0.5, batch_size=1))
 
 
+@pytest.mark.usefixtures("brief_teachers")
 @pytest.mark.parametrize("method", ["apd", "advvlp"])
 def test_a_training_with_a_share_tunes_its_teacher_and_learns_something_else(
     tmp_path: Path, shallow: DualEncoder, colours: Path, method: str

@@ -25,6 +25,8 @@ from apd.training.batches import AHEAD, Batches, decode
 from tests.models import save_colours
 from tests.refusals import refused
 
+pytestmark = pytest.mark.usefixtures("brief_teachers")
+
 PREPROCESSING = Preprocessing(8, 8, "crop", "bicubic", (0.5,) * 3, (0.5,) * 3)
 QUICK = {"epochs": 2, "batch_size": 4, "eps": "4/255", "checkpoint_every": 1, "device": "cpu", "attack": {"steps": 1}}
 

@@ -26,6 +26,8 @@ from apd.models.prompts import PromptSpec
 from tests.refusals import refused
 from tests.toys import decoded
 
+pytestmark = pytest.mark.usefixtures("brief_teachers")
+
 QUICK = {"epochs": 2, "batch_size": 8, "eps": "4/255", "validate_every": 2, "checkpoint_every": 1, "device": "cpu"}
 SMALL = {"text_tokens": 2, "visual_tokens": 2}
 
