@@ -122,14 +122,14 @@ CHOSEN = parse_settings({"attacks": ("pgd-3", "apgd-ce"), "eps": 0.05, "control"
 @cache
 def measured() -> Result:
     """An evaluation where memory is enough."""
-    return evaluate_tensors(trained(5), decoded(40, 5, seed=5), tuple("abcde"), CHOSEN)
+    return evaluate_tensors(trained(5), decoded(20, 5, seed=5), tuple("abcde"), CHOSEN)
 
 
 @pytest.mark.usefixtures("short_checks")
 @pytest.mark.parametrize("size", [16, None])
 def test_an_evaluation_out_of_memory_has_the_same_outcomes(tmp_path: Path, size: int | None) -> None:
     """Attacks that draw for a whole batch too: the batch stays, only the model gets parts of it."""
-    names, images = tuple("abcde"), decoded(40, 5, seed=5)
+    names, images = tuple("abcde"), decoded(20, 5, seed=5)
     settings, whole = CHOSEN, measured()
     model = Small(trained(5), 3)
     parts = evaluate_tensors(model, images, names, settings.model_copy(update={"batch_size": size}), store=tmp_path)
