@@ -34,8 +34,9 @@ install: $(VENV)/.dev
 demo: $(VENV)/.runtime
 	$(BIN)/apd demo --output runs/demo
 
+# Where bytecode is forbidden, as in many containers, each worker and each process that a test starts would compile it all.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --durations=5
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --durations=5
 
 coverage: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --cov=src --cov-report=term --cov-fail-under=95

@@ -21,13 +21,16 @@ import torch
 import typer.main
 import yaml
 
+from apd.attacks import PGD
 from apd.bench import estimate
 from apd.cli import main
+from apd.evaluation import checks, surface
 from apd.models import DualEncoder, huggingface, load_clip
 from apd.models.prompts import Prompts
 from apd.runs.config import RunConfig, load_config
 from apd.runs.folder import Run
 from apd.runs.load import describe_encoder
+from apd.training import loop
 from apd.util.versions import versions
 
 from .command_line import QUICK, Answer, Cli, Said, call
@@ -82,6 +85,26 @@ def without_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def short_checks() -> Iterator[None]:
+    """For files that are not about what health checks find: their attacks take most of the time of an evaluation."""
+
+    def few(steps: int, **more: Any) -> PGD:
+        return PGD(min(steps, 2), **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (checks, surface):
+            patch.setattr(module, "PGD", few)
+        patch.setattr(surface, "HALVINGS", 2)
+        yield
+
+
+@pytest.fixture
+def brief_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teachers for unlabelled images that are tuned for as long as is asked for, and not until they know anything."""
+    monkeypatch.setattr(loop, "TEACHER_EPOCHS", 1)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def commands_once() -> Iterator[None]:
     """Typer makes all commands anew at each call of the command line, which takes as long as a small evaluation."""
@@ -102,13 +125,19 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_clip(tmp_path_factory.mktemp("models") / "clip")
 
 
+@pytest.fixture(scope="session")
+def shallow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP on disk with as few blocks as can be deep: for what is done with any model, in half the time."""
+    return save_clip(tmp_path_factory.mktemp("models") / "shallow", depths=(2, 2))
+
+
 @pytest.fixture(scope="session", autouse=True)
-def read_once(clip_folder: Path) -> Iterator[None]:
-    """Give copies of the two models that most tests load, whose files no test changes: reading them takes longer."""
+def read_once(clip_folder: Path, shallow_folder: Path) -> Iterator[None]:
+    """Give copies of the models that most tests load, whose files no test changes: reading them takes longer."""
     read, kept = huggingface._read, dict[tuple[str, ...], Any]()
 
     def copied(folder: str, source: str, config: Any, dtype: torch.dtype, where: dict[str, Any]) -> Any:
-        if folder not in (GLYPHS, str(clip_folder.resolve())):
+        if folder not in (GLYPHS, str(clip_folder.resolve()), str(shallow_folder.resolve())):
             return read(folder, source, config, dtype, where)
         key = (folder, str(dtype), str(where))
         if key not in kept:
@@ -130,6 +159,12 @@ def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clip(clip_folder: Path) -> DualEncoder:
     """A random CLIP, loaded."""
     return load_clip(clip_folder)
+
+
+@pytest.fixture(scope="session")
+def shallow(shallow_folder: Path) -> DualEncoder:
+    """A random CLIP with few blocks, loaded."""
+    return load_clip(shallow_folder)
 
 
 @pytest.fixture(scope="session")
@@ -167,10 +202,10 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path, colours: Path) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, shallow_folder: Path, colours: Path) -> Path:
     """A run made by the command line."""
     folder = tmp_path_factory.mktemp("runs") / "colours"
-    answer = call("train", colours, "--model", clip_folder, *QUICK, "--output", folder)
+    answer = call("train", colours, "--model", shallow_folder, *QUICK, "--output", folder)
     assert answer.code == 0, answer.err
     assert answer.out == ""
     assert f"apd evaluate {folder}" in answer.err
@@ -184,12 +219,12 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def write(tmp_path: Path, clip_folder: Path, colours: Path) -> Write:
+def write(tmp_path: Path, shallow_folder: Path, colours: Path) -> Write:
     """Writes the tiny suite, with changes, to a file."""
 
     def to_file(**changes: Any) -> Path:
         file = tmp_path / "tiny.yaml"
-        file.write_text(yaml.safe_dump(tiny(clip_folder, colours, **changes)))
+        file.write_text(yaml.safe_dump(tiny(shallow_folder, colours, **changes)))
         return file
 
     return to_file

@@ -69,9 +69,15 @@ def save_preprocessor(folder: Path, size: int, family: str) -> None:
 
 
 def save_clip(
-    folder: Path, family: str = "clip", *, size: int = 16, seed: int = 0, eos_token_id: int | None = None
+    folder: Path,
+    family: str = "clip",
+    *,
+    size: int = 16,
+    seed: int = 0,
+    eos_token_id: int | None = None,
+    depths: tuple[int, int] = (3, 4),
 ) -> Path:
-    """A random CLIP or SigLIP of a few thousand parameters."""
+    """A random CLIP or SigLIP of a few thousand parameters; ``depths`` are the blocks of its text and image towers."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     length = 16
@@ -81,14 +87,14 @@ def save_clip(
     text = {
         **common,
         "hidden_size": 24,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": depths[0],
         "vocab_size": len(vocabulary),
         "max_position_embeddings": length,
         "eos_token_id": end if eos_token_id is None else eos_token_id,
         "bos_token_id": 0,
         "pad_token_id": end,
     }
-    vision = {**common, "hidden_size": 32, "num_hidden_layers": 4, "image_size": size, "patch_size": 8}
+    vision = {**common, "hidden_size": 32, "num_hidden_layers": depths[1], "image_size": size, "patch_size": 8}
     if family == "clip":
         clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=20))
         clip.eval().save_pretrained(folder)

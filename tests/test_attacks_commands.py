@@ -16,6 +16,8 @@ from apd.attacks.universal import Universal
 
 from .command_line import Cli
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:

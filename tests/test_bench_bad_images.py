@@ -18,6 +18,8 @@ from apd.data import load_data
 from .models import save_colours
 from .suites import Write, here, table_rows
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:

@@ -22,6 +22,8 @@ from apd.bench.suite import load_suite
 from .refusals import refused
 from .suites import Write, here
 
+pytestmark = pytest.mark.usefixtures("short_checks", "brief_teachers")
+
 SUITES = Path(__file__).parents[1] / "suites"
 EPS = {"a": "1/255", "b": "2/255"}
 

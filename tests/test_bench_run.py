@@ -25,6 +25,8 @@ from .models import save_colours
 from .refusals import contains, meant, refused
 from .suites import Write, here, rights, table_rows
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 
 def test_a_suite_leaves_results_tables_and_plots_and_is_done_once(write: Write, tmp_path: Path, said: Said) -> None:
     suite = load_suite(write(final={"attacks": "pgd-3", "limit": 4, "best": 2}))

@@ -25,6 +25,8 @@ from .command_line import Said
 from .refusals import contains, refused
 from .suites import InProcess, Write, here
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 FEW = {"blocks": [{"protocol": "few-shot", "data": "colours", "methods": ["zero-shot", "advvlp"]}]}
 
 

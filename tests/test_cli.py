@@ -102,47 +102,47 @@ def test_list_settings_names_every_setting_of_a_training_with_its_default(cli: C
     assert "train.optimizer.lr" not in cli("list").out
 
 
-def test_training_says_which_clip_it_trains(cli: Cli, clip_folder: Path, colours: Path, tmp_path: Path) -> None:
+def test_training_says_which_clip_it_trains(cli: Cli, shallow_folder: Path, colours: Path, tmp_path: Path) -> None:
     embedded = cli("train", colours, *QUICK, "--output", tmp_path / "embedded")
     assert "CLIP model glyphs" in embedded.err and "For photos give --model" in embedded.err
-    other = cli("train", colours, "--model", clip_folder, *QUICK, "--output", tmp_path / "other")
-    assert f"CLIP model {clip_folder}" in other.err and "For photos" not in other.err
+    other = cli("train", colours, "--model", shallow_folder, *QUICK, "--output", tmp_path / "other")
+    assert f"CLIP model {shallow_folder}" in other.err and "For photos" not in other.err
 
 
 def test_sentences_around_the_class_name_are_an_option(
-    cli: Cli, clip_folder: Path, colours: Path, tmp_path: Path
+    cli: Cli, shallow_folder: Path, colours: Path, tmp_path: Path
 ) -> None:
     sentences = ["a drawing of a {}.", "the {}."]
     options = [word for sentence in sentences for word in ("--template", sentence)]
-    cli("train", colours, "--model", clip_folder, *QUICK, *options, "--output", tmp_path / "run")
+    cli("train", colours, "--model", shallow_folder, *QUICK, *options, "--output", tmp_path / "run")
     assert Run.open(tmp_path / "run").config.data.templates == tuple(sentences)
     check_error(cli("train", colours, "--template", "a drawing"), ["'a drawing'", "{}"])
 
 
-def test_commands_begin_with_what_they_work_on(cli: Cli, clip_folder: Path, tmp_path: Path) -> None:
+def test_commands_begin_with_what_they_work_on(cli: Cli, shallow_folder: Path, tmp_path: Path) -> None:
     names = ("blue", "bright", "dark", "green")
     folder, run = save_colours(tmp_path / "photos", per_class=10, classes=names), tmp_path / "run"
     data = apd.load_data(folder, shots=2)
-    model = ("--model", clip_folder)
+    model = ("--model", shallow_folder)
     train = cli("train", folder, *model, *QUICK, "--output", run)
     first = train.err.splitlines()[0]
     sizes = [len(data.train), len(data.val), len(data.test)]
-    assert first.startswith("photos: blue, bright, dark, … (4 classes); ") and str(clip_folder) in first
+    assert first.startswith("photos: blue, bright, dark, … (4 classes); ") and str(shallow_folder) in first
     assert [int(number) for number in re.findall(r"(\d+) (?:train|validation|test)\b", first)] == sizes
     assert "apd" in first and str(run) in first
     for command in (("evaluate", run), ("evaluate", *model, "--data", folder)):
         line = cli(*command, "--attack", "clean", "--limit", 2).err.splitlines()[0]
-        assert line.startswith("photos: blue, bright, dark, … (4 classes); ") and str(clip_folder) in line
+        assert line.startswith("photos: blue, bright, dark, … (4 classes); ") and str(shallow_folder) in line
 
 
 def test_suggested_commands_can_be_pasted_whatever_the_folders_are_called(
-    cli: Cli, clip_folder: Path, colours: Path, tmp_path: Path
+    cli: Cli, shallow_folder: Path, colours: Path, tmp_path: Path
 ) -> None:
     def suggested(answer: Answer) -> list[str]:
         line = next(line for line in reversed(answer.err.splitlines()) if "Next: apd " in line)
         return shlex.split(line.partition("Next: apd ")[2])
 
-    model = shutil.copytree(clip_folder, tmp_path / "my clip")
+    model = shutil.copytree(shallow_folder, tmp_path / "my clip")
     photos, run = shutil.copytree(colours, tmp_path / "it's photos"), tmp_path / "my run; $HOME"
     bare = suggested(cli("evaluate", "--model", model, "--data", photos, "--attack", "clean", "--limit", 2))
     assert bare == ["train", str(photos), "--model", str(model)]
@@ -158,7 +158,7 @@ def test_suggested_commands_can_be_pasted_whatever_the_folders_are_called(
     assert f"--output {shlex.quote(str(run))} --resume" in cli("evaluate", run).err
 
 
-def test_class_names_reach_a_terminal_as_text(cli: Cli, clip_folder: Path, tmp_path: Path) -> None:
+def test_class_names_reach_a_terminal_as_text(cli: Cli, shallow_folder: Path, tmp_path: Path) -> None:
     names = ("\x1b[31mred", "\x9b32m<b>", "[bold]x")
     folder = save_colours(tmp_path / "\x1b]0;title\x07[red]", per_class=6, classes=("red", "green", "blue"))
     for colour, name in zip(("red", "green", "blue"), names, strict=True):
@@ -167,7 +167,7 @@ def test_class_names_reach_a_terminal_as_text(cli: Cli, clip_folder: Path, tmp_p
     run = tmp_path / "run"
     image = next(folder.rglob("000.png"))
     for command in (
-        ("train", folder, "--model", clip_folder, *QUICK, "--skip-bad-images", "--output", run),
+        ("train", folder, "--model", shallow_folder, *QUICK, "--skip-bad-images", "--output", run),
         ("evaluate", run, "--attack", "clean"),
         ("predict", run, image),
         ("predict", run, image, "--json"),
@@ -188,8 +188,8 @@ def test_resume_of_a_finished_run_and_the_run_s_own_settings(cli: Cli, run: Path
     assert "train.epochs=1, now 7" in changed.err
 
 
-def test_python_and_command_line_agree(trained: Path, clip_folder: Path, colours: Path, tmp_path: Path) -> None:
-    clip, data = apd.load_clip(clip_folder), apd.load_data(colours, shots=2)
+def test_python_and_command_line_agree(trained: Path, shallow_folder: Path, colours: Path, tmp_path: Path) -> None:
+    clip, data = apd.load_clip(shallow_folder), apd.load_data(colours, shots=2)
     method = {"name": "apd", "teacher": "frozen"}
     made = apd.train(
         clip, data, method=method, eps="1/255", output=tmp_path / "run", epochs=1, attack={"steps": 1}, device="cpu"
@@ -201,9 +201,9 @@ def test_python_and_command_line_agree(trained: Path, clip_folder: Path, colours
         apd.train(clip, data, epoch=1)
 
 
-def test_python_skips_bad_images_and_remembers_it(clip_folder: Path, tmp_path: Path) -> None:
+def test_python_skips_bad_images_and_remembers_it(shallow_folder: Path, tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "photos", per_class=8)
-    clip, data = apd.load_clip(clip_folder), apd.load_data(folder, shots=2)
+    clip, data = apd.load_clip(shallow_folder), apd.load_data(folder, shots=2)
     bad = folder / data.train.ids[0]
     bad.write_bytes(bad.read_bytes()[:70])
     with refused(str(bad), "skip_bad_images=True"):
@@ -217,14 +217,14 @@ def break_images(folder: Path, *ids: str) -> None:
         (folder / id_).write_bytes((folder / id_).read_bytes()[:70])
 
 
-def test_training_images_left_out_are_told_and_recorded(cli: Cli, clip_folder: Path, tmp_path: Path) -> None:
+def test_training_images_left_out_are_told_and_recorded(cli: Cli, shallow_folder: Path, tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "photos", per_class=10)
     data = apd.load_data(folder, shots=2)
     train, val = len(data.train), len(data.val)
     bad_train, bad_val = [data.train.ids[0], data.train.ids[2]], [data.val.ids[1]]
     assert data.train.labels[0] != data.train.labels[2]
     break_images(folder, *bad_train, *bad_val)
-    command = ("train", folder, "--model", clip_folder, *QUICK, "--skip-bad-images", "--output", tmp_path / "run")
+    command = ("train", folder, "--model", shallow_folder, *QUICK, "--skip-bad-images", "--output", tmp_path / "run")
     answer = cli(*command)
     assert answer.code == 0, answer.err
     assert f"Left out: 2 of {train} training images and 1 of {val} validation images" in answer.err
@@ -242,12 +242,12 @@ def test_training_images_left_out_are_told_and_recorded(cli: Cli, clip_folder: P
 
 
 def test_one_heic_among_many_is_left_out_and_converting_is_said_once(
-    cli: Cli, clip_folder: Path, tmp_path: Path
+    cli: Cli, shallow_folder: Path, tmp_path: Path
 ) -> None:
     folder = save_colours(tmp_path / "photos", per_class=10)
     for colour in ("red", "green"):
         (folder / colour / "IMG_1.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    command = ("train", folder, "--model", clip_folder, *QUICK, "--shots", "all", "--output", tmp_path / "run")
+    command = ("train", folder, "--model", shallow_folder, *QUICK, "--shots", "all", "--output", tmp_path / "run")
     refused = cli(*command)
     assert refused.code == 2 and "IMG_1.heic" in refused.err and "--skip-bad-images" in refused.err
     answer = cli(*command, "--skip-bad-images")
@@ -258,9 +258,9 @@ def test_one_heic_among_many_is_left_out_and_converting_is_said_once(
     assert answer.err.count("-format jpg *.heic") == int(bool(left_out))
 
 
-def test_fewer_images_than_shots_are_trained_on_with_a_notice(cli: Cli, clip_folder: Path, tmp_path: Path) -> None:
+def test_fewer_images_than_shots_are_trained_on_with_a_notice(cli: Cli, shallow_folder: Path, tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "photos", per_class=10)
-    train = ("train", folder, "--model", clip_folder, *QUICK, "--output", tmp_path / "run")
+    train = ("train", folder, "--model", shallow_folder, *QUICK, "--output", tmp_path / "run")
     answer = cli(*train, "--shots", 16)
     assert answer.code == 0, answer.err
     notices = [line for line in answer.err.splitlines() if "fewer in 3 of 3 classes (the fewest: 6 of" in line]
@@ -269,8 +269,10 @@ def test_fewer_images_than_shots_are_trained_on_with_a_notice(cli: Cli, clip_fol
     assert "fewer in" not in cli(*train, "--overwrite").err
 
 
-def test_nothing_is_told_where_nothing_is_left_out(cli: Cli, clip_folder: Path, colours: Path, tmp_path: Path) -> None:
-    command = ("train", colours, "--model", clip_folder, *QUICK, "--skip-bad-images", "--output", tmp_path / "run")
+def test_nothing_is_told_where_nothing_is_left_out(
+    cli: Cli, shallow_folder: Path, colours: Path, tmp_path: Path
+) -> None:
+    command = ("train", colours, "--model", shallow_folder, *QUICK, "--skip-bad-images", "--output", tmp_path / "run")
     assert "Left out" not in cli(*command).err
     manifest = json.loads((tmp_path / "run" / "run.json").read_text())
     assert manifest["left_out"]["ids"] == []
@@ -278,19 +280,19 @@ def test_nothing_is_told_where_nothing_is_left_out(cli: Cli, clip_folder: Path, 
     assert f"| training images | {used} |" in (tmp_path / "run" / "README.md").read_text()
 
 
-def test_a_class_without_a_readable_training_image_is_refused(cli: Cli, clip_folder: Path, tmp_path: Path) -> None:
+def test_a_class_without_a_readable_training_image_is_refused(cli: Cli, shallow_folder: Path, tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "photos", per_class=10)
     data = apd.load_data(folder, shots=2)
     lost = [id_ for id_, label in zip(data.train.ids, data.train.labels.tolist(), strict=True) if label == 1]
     break_images(folder, *lost)
-    command = ("train", folder, "--model", clip_folder, *QUICK, "--skip-bad-images", "--output", tmp_path / "run")
+    command = ("train", folder, "--model", shallow_folder, *QUICK, "--skip-bad-images", "--output", tmp_path / "run")
     check_error(cli(*command), [f"class {data.class_names[1]!r}", f"none of {len(lost)} can be read", lost[0]])
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_with_the_images_it_was_started_with(clip_folder: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_the_images_it_was_started_with(shallow_folder: Path, tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "photos", per_class=10)
-    clip, data = apd.load_clip(clip_folder), apd.load_data(folder, shots=2)
+    clip, data = apd.load_clip(shallow_folder), apd.load_data(folder, shots=2)
     settings = {"epochs": 1, "device": "cpu", "output": tmp_path / "run", "skip_bad_images": True}
     apd.train(clip, data, **settings)
     break_images(folder, data.train.ids[0])
@@ -298,11 +300,11 @@ def test_a_run_goes_on_with_the_images_it_was_started_with(clip_folder: Path, tm
         apd.train(clip, data, resume=True, **settings)
 
 
-def test_unreadable_test_images_are_told_before_training(cli: Cli, clip_folder: Path, tmp_path: Path) -> None:
+def test_unreadable_test_images_are_told_before_training(cli: Cli, shallow_folder: Path, tmp_path: Path) -> None:
     folder = save_colours(tmp_path / "photos", per_class=8)
     bad = folder / apd.load_data(folder, shots=2).test.ids[0]
     bad.write_bytes(bad.read_bytes()[:70])
-    train = ("train", folder, "--model", clip_folder, *QUICK)
+    train = ("train", folder, "--model", shallow_folder, *QUICK)
     answer = cli(*train, "--output", tmp_path / "run")
     assert answer.code == 0
     warning = answer.err.splitlines()[1]
@@ -325,10 +327,10 @@ def test_small_helpers() -> None:
 
 
 def test_demo_trains_evaluates_and_owns_its_folder(
-    clip_folder: Path, colours: Path, tmp_path: Path, said: Said
+    shallow_folder: Path, colours: Path, tmp_path: Path, said: Said
 ) -> None:
     small = DemoSettings(
-        model=str(clip_folder),
+        model=str(shallow_folder),
         data=str(colours),
         shots=1,
         epochs=1,

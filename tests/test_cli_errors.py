@@ -52,12 +52,12 @@ def broken(folder: Path, how: str) -> Path:
     ],
 )
 def test_bad_data_is_one_line_and_costs_no_finished_work(
-    cli: Cli, run: Path, clip_folder: Path, tmp_path: Path, how: str, options: list[Any], words: list[str]
+    cli: Cli, run: Path, shallow_folder: Path, tmp_path: Path, how: str, options: list[Any], words: list[str]
 ) -> None:
     data = tmp_path / "none" / "photos" if how == "missing" else broken(tmp_path / "photos", how)
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     for output in (run, tmp_path / "new"):
-        answer = cli("train", data, "--model", clip_folder, *QUICK, *options, "--output", output, "--overwrite")
+        answer = cli("train", data, "--model", shallow_folder, *QUICK, *options, "--output", output, "--overwrite")
         check_error(answer, words)
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
     assert not (tmp_path / "new").exists()
@@ -201,9 +201,9 @@ def test_damaged_run_folders(cli: Cli, run: Path, damage: str) -> None:
 
 
 def test_full_disk_and_read_only_output(
-    cli: Cli, run: Path, clip_folder: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, run: Path, shallow_folder: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = ("train", colours, "--model", clip_folder, *QUICK, "--output", run.parent / "new")
+    train = ("train", colours, "--model", shallow_folder, *QUICK, "--output", run.parent / "new")
     with monkeypatch.context() as patch:
         patch.setattr("apd.util.files.os.fsync", fail_with(errno.ENOSPC))
         check_error(cli(*train), [str(run.parent / "new"), os.strerror(errno.ENOSPC)])
@@ -223,10 +223,10 @@ def test_full_disk_and_read_only_output(
 
 
 def test_ctrl_c_says_how_to_go_on(
-    cli: Cli, clip_folder: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, shallow_folder: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    train = ("train", colours, "--model", clip_folder, *QUICK, "--output", folder)
+    train = ("train", colours, "--model", shallow_folder, *QUICK, "--output", folder)
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -250,14 +250,14 @@ def test_ctrl_c_says_how_to_go_on(
 
 
 def test_ctrl_c_before_an_unfinished_run_is_replaced_does_not_offer_to_resume_it(
-    cli: Cli, run: Path, clip_folder: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, run: Path, shallow_folder: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     (run / "run.json").write_text((run / "run.json").read_text().replace('"done"', '"running"'))
     monkeypatch.setattr("apd.training.start.load_clip", stop)
-    train = ("train", colours, "--model", clip_folder, *QUICK, "--output", run, "--overwrite", "--seed", 7)
+    train = ("train", colours, "--model", shallow_folder, *QUICK, "--output", run, "--overwrite", "--seed", 7)
     answer = cli(*train)
     assert answer.code == 130 and "--resume" not in answer.err
     assert shlex.join(["apd", *map(str, train)]) in answer.err
@@ -334,7 +334,7 @@ for words in sys.argv[1:]:
 """
 
 
-def test_an_old_locale_without_home_and_temporary_folder(clip_folder: Path, colours: Path, tmp_path: Path) -> None:
+def test_an_old_locale_without_home_and_temporary_folder(shallow_folder: Path, colours: Path, tmp_path: Path) -> None:
     """Train and evaluate where ASCII is all that can be printed, with a class name that is not ASCII."""
     data, name = shutil.copytree(colours, tmp_path / "data"), "r\u00f6d \U0001f534"
     (data / "red").rename(data / name)
@@ -342,7 +342,7 @@ def test_an_old_locale_without_home_and_temporary_folder(clip_folder: Path, colo
     gone = {"HOME": "", "TMPDIR": str(tmp_path / "gone")}
     folder, few = tmp_path / "run", " ".join(map(str, QUICK))
     both = (
-        f"train {data} --model {clip_folder} {few} --output {folder} --json",
+        f"train {data} --model {shallow_folder} {few} --output {folder} --json",
         f"evaluate {folder} --attack pgd-1 --limit 4",
     )
     done = shell(shlex.join([sys.executable, "-c", ONE_AFTER_THE_OTHER, *both]), **bare, **gone)

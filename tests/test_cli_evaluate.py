@@ -20,6 +20,8 @@ from .command_line import Cli
 from .models import save_colours
 from .refusals import check_error, refused
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 
 def test_evaluate_prints_json_alone_and_keeps_outcomes(cli: Cli, run: Path) -> None:
     arguments = ("evaluate", run, "--attack", "pgd-2,pgd-1", "--attack", "clean", "--limit", 4)
@@ -87,11 +89,11 @@ def test_evaluate_of_the_run_s_own_data_named_again_draws_the_same_images(cli: C
     assert [plain["clean"], plain["per_class"]] == [named["clean"], named["per_class"]]
 
 
-def test_evaluate_a_model_as_it_is(cli: Cli, clip_folder: Path, colours: Path) -> None:
+def test_evaluate_a_model_as_it_is(cli: Cli, shallow_folder: Path, colours: Path) -> None:
     answer = cli(
         "evaluate",
         "--model",
-        clip_folder,
+        shallow_folder,
         "--data",
         colours,
         "--attack",
@@ -201,17 +203,17 @@ def test_predict_agrees_with_the_classifier(cli: Cli, run: Path, colours: Path, 
 
 
 def test_zero_shot_with_other_sentences_around_the_class_name(
-    cli: Cli, run: Path, clip_folder: Path, colours: Path, tmp_path: Path
+    cli: Cli, run: Path, shallow_folder: Path, colours: Path, tmp_path: Path
 ) -> None:
     sentences = ("a drawing of a {}.", "it's the {}.")
     options = [word for sentence in sentences for word in ("--template", sentence)]
     images = ("--data", colours, "--attack", "clean", "--limit", 4)
-    answer = cli("evaluate", "--model", clip_folder, *images, *options, "--folder", tmp_path / "kept")
+    answer = cli("evaluate", "--model", shallow_folder, *images, *options, "--folder", tmp_path / "kept")
     (record,) = (tmp_path / "kept").glob("*/classifier.json")
     assert json.loads(record.read_text())["templates"] == list(sentences)
     (line,) = (line for line in answer.err.splitlines() if line.startswith("Next: "))
     assert shlex.split(line)[-4:] == options
-    for place in ((run,), ("--classifier", "tests.models:anything", "--model", clip_folder)):
+    for place in ((run,), ("--classifier", "tests.models:anything", "--model", shallow_folder)):
         check_error(cli("evaluate", *place, *images, *options), ["--template"])
     with refused("apd.load_data"):
-        evaluate_zero_shot(str(clip_folder), apd.load_data(colours), templates=sentences)
+        evaluate_zero_shot(str(shallow_folder), apd.load_data(colours), templates=sentences)

@@ -20,12 +20,14 @@ import apd
 from apd.attacks import AttackBatch, find
 from apd.attacks.threat import ThreatModel
 from apd.export import check
+from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import Prompts, PromptSpec
 from apd.predict import predict_files
 from apd.util.extras import install_command
 
 from .command_line import Cli, call
+from .models import save_clip
 from .refusals import check_error, contains, refused
 from .toys import toy_clip
 
@@ -255,14 +257,16 @@ def test_other_class_names_through_the_text_program(trained: Path, original: Pro
         apd.export.torch(trained, tmp_path / "mine", open_vocabulary=True, overwrite=True)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DualEncoder:
+    """A CLIP or a SigLIP with a first and a later block: tracing takes seconds, and as many again for each further block."""
+    return apd.load_clip(save_clip(tmp_path_factory.mktemp("few") / "model", request.param, depths=(2, 2)))
+
+
 @pytest.mark.parametrize(
     "spec", [PromptSpec(), PromptSpec(text_tokens=0, visual_tokens=0, frame=0.1)], ids=["tokens", "frame"]
 )
-def test_classifiers_are_traced_with_a_free_batch_size(
-    request: pytest.FixtureRequest, family: str, spec: PromptSpec
-) -> None:
-    encoder = request.getfixturevalue(family)
+def test_classifiers_are_traced_with_a_free_batch_size(encoder: DualEncoder, spec: PromptSpec) -> None:
     prompts = Prompts.initial(spec, encoder, seed=1).requires_grad_(False)
     for strip in getattr(prompts, "strips", []):
         torch.nn.init.uniform_(strip, -0.2, 0.2)

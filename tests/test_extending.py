@@ -21,6 +21,8 @@ from apd.models import DualEncoder
 from .command_line import Cli
 from .refusals import refused
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text()
 EXAMPLES = {
     name: text
@@ -66,19 +68,21 @@ def test_data_sets_take_one_line_and_five() -> None:
 
 @pytest.mark.parametrize("name", ["my_method", "my_attack", "my_loss", "my_data"])
 def test_examples_run_as_scripts(
-    name: str, here: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, here: Path, shallow: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a small CLIP and images of colours in the place of the built-in ones."""
     small_data = apd.load_data(colours, shots=1)
-    monkeypatch.setattr(apd, "load_clip", lambda name: {"glyphs": clip}[name])
+    monkeypatch.setattr(apd, "load_clip", lambda name: {"glyphs": shallow}[name])
     monkeypatch.setattr(apd, "load_data", lambda source, shots: {("digits", 1): small_data}[source, shots])
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     runpy.run_path(str(here / f"{name}.py"), run_name="__main__")
     assert list((here / "runs").glob("*/prompts.safetensors"))
 
 
-def test_a_method_is_found_by_name_and_missed_by_name(here: Path, cli: Cli, clip_folder: Path, colours: Path) -> None:
-    run = ("--model", clip_folder, "--shots", "1", "--epochs", "1", "--output", "runs/smooth")
+def test_a_method_is_found_by_name_and_missed_by_name(
+    here: Path, cli: Cli, shallow_folder: Path, colours: Path
+) -> None:
+    run = ("--model", shallow_folder, "--shots", "1", "--epochs", "1", "--output", "runs/smooth")
     assert cli("train", colours, "--method", "my_method:Smooth", "--set", "method.beta=2.0", *run).code == 0
     config = yaml.safe_load((here / "runs/smooth/config.yaml").read_text())
     assert config["method"]["name"] == "my_method:Smooth" and config["method"]["beta"] == 2.0
@@ -90,10 +94,10 @@ def test_a_method_is_found_by_name_and_missed_by_name(here: Path, cli: Cli, clip
 
 
 def test_an_attack_is_found_by_name_for_training_and_evaluation(
-    here: Path, cli: Cli, clip_folder: Path, colours: Path
+    here: Path, cli: Cli, shallow_folder: Path, colours: Path
 ) -> None:
     kind = ("--set", "train.attack.kind=my_attack:Momentum", "--set", "train.attack.options={steps: 2}")
-    run = ("--model", clip_folder, "--shots", "1", "--epochs", "1", "--output", "runs/momentum")
+    run = ("--model", shallow_folder, "--shots", "1", "--epochs", "1", "--output", "runs/momentum")
     assert cli("train", colours, *kind, *run).code == 0
     recorded = yaml.safe_load((here / "runs/momentum/config.yaml").read_text())["train"]["attack"]
     assert recorded["kind"] == "my_attack:Momentum" and recorded["options"] == {"steps": 2}

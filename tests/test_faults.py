@@ -96,9 +96,9 @@ def test_a_kill_between_two_checkpoints_leaves_the_first(
 
 
 def test_a_training_whose_last_checkpoint_is_damaged_ends_bit_identical(
-    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shallow: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, log = start(tmp_path / "whole", clip, colours), Run.log
+    whole, log = start(tmp_path / "whole", shallow, colours), Run.log
 
     def crash(self: Run, record: dict[str, float]) -> None:
         log(self, record)
@@ -107,11 +107,11 @@ def test_a_training_whose_last_checkpoint_is_damaged_ends_bit_identical(
 
     monkeypatch.setattr(Run, "log", crash)
     with pytest.raises(RuntimeError):
-        start(tmp_path / "broken", clip, colours)
+        start(tmp_path / "broken", shallow, colours)
     monkeypatch.undo()
     file = tmp_path / "broken" / "checkpoint" / "state.safetensors"
     file.write_bytes(cut(file.read_bytes()))
-    resumed = start(tmp_path / "broken", clip, colours, resume=True)
+    resumed = start(tmp_path / "broken", shallow, colours, resume=True)
     assert same(whole.load_prompts(), resumed.load_prompts())
     assert (whole.path / "prompts.safetensors").read_bytes() == (resumed.path / "prompts.safetensors").read_bytes()
     assert sorted(file.name for file in resumed.path.iterdir()) == sorted(file.name for file in whole.path.iterdir())
@@ -122,7 +122,7 @@ NAN_AT = 5
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_numbers_that_are_not_finite_stop_training_at_the_last_good_step(
-    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, shallow: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Between two logs and two checkpoints, where nobody looks."""
     rare = ("train.log_every=99", "train.checkpoint_every=99", "method=vlp")
@@ -145,7 +145,7 @@ def test_numbers_that_are_not_finite_stop_training_at_the_last_good_step(
     monkeypatch.setattr("apd.methods.clean.CleanTuning.loss", spoil)
     names = ("clean_ce", "nan") if kind == "loss" else ("student.prompts",)
     with refused(*names, str(NAN_AT), str(NAN_AT - 1), str(tmp_path / "run"), by=ApdError) as told:
-        start(tmp_path / "run", clip, colours, *rare)
+        start(tmp_path / "run", shallow, colours, *rare)
     assert told.value.exit_code == 1  # type: ignore[attr-defined]
     found = Run.open(tmp_path / "run", finished=False).load_checkpoint()
     assert found is not None and found[1]["step"] == NAN_AT - 1
@@ -154,7 +154,7 @@ def test_numbers_that_are_not_finite_stop_training_at_the_last_good_step(
 
 
 def test_prompts_that_are_not_finite_are_never_saved(
-    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shallow: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take = loop.Loop.train_batch
 
@@ -167,7 +167,7 @@ def test_prompts_that_are_not_finite_are_never_saved(
 
     monkeypatch.setattr(loop.Loop, "train_batch", spoil)
     with refused("student.prompts", "4", by=ApdError):
-        start(tmp_path / "run", clip, colours, "method=vlp", "train.validate_every=99")
+        start(tmp_path / "run", shallow, colours, "method=vlp", "train.validate_every=99")
     assert Run.open(tmp_path / "run", finished=False).steps_kept == 2
 
 
@@ -273,10 +273,10 @@ def test_leftovers_of_a_finished_run_are_removed_by_what_comes_next(
 
 
 def test_a_clock_that_jumps_changes_nothing(
-    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shallow: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock of the wall runs backwards by a day with each look, and the files are of the future."""
-    whole, log = start(tmp_path / "whole", clip, colours), Run.log
+    whole, log = start(tmp_path / "whole", shallow, colours), Run.log
     days = itertools.count()
     monkeypatch.setattr("time.time", lambda: 1e9 - 86400.0 * next(days))
 
@@ -287,10 +287,10 @@ def test_a_clock_that_jumps_changes_nothing(
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr(Run, "log", crash)
-        start(tmp_path / "broken", clip, colours)
+        start(tmp_path / "broken", shallow, colours)
     for file in (tmp_path / "broken").rglob("*"):
         os.utime(file, (4e9, 4e9))
-    resumed = start(tmp_path / "broken", clip, colours, resume=True)
+    resumed = start(tmp_path / "broken", shallow, colours, resume=True)
     assert (resumed.path / "prompts.safetensors").read_bytes() == (whole.path / "prompts.safetensors").read_bytes()
     assert 0 <= resumed.manifest["seconds"] < 600
 

@@ -119,7 +119,7 @@ def merge_bomb(levels: int = 8) -> str:
         bomb(),
         "data: &a [*a]",
         "data: &a {b: *a}",
-        "[" * 3000,
+        "[" * 700,
         "seed: " + "1" * 5000,
         "when: 2024-13-45",
         "#" * 1_100_000,

@@ -218,7 +218,7 @@ def test_a_finished_run_is_evaluated_without_the_code_that_only_training_needs(e
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_a_stopped_run_of_foreign_code_is_resumed_and_other_images_are_refused(clip: DualEncoder) -> None:
+def test_a_stopped_run_of_foreign_code_is_resumed_and_other_images_are_refused(shallow: DualEncoder) -> None:
     from apd.methods import METHODS
 
     stops = [3]
@@ -232,21 +232,21 @@ def test_a_stopped_run_of_foreign_code_is_resumed_and_other_images_are_refused(c
 
     settings = {**QUICK, "method": Stopping, "attack": Shift(0.5), "checkpoint_every": 1, "epochs": 2}
     with pytest.raises(KeyboardInterrupt):
-        apd.train(clip, halves(), output="run", **settings)
+        apd.train(shallow, halves(), output="run", **settings)
     x, y = torch.zeros(12, 3, 8, 8, dtype=torch.uint8), torch.arange(12) % 2
     with refused("data.ids_sha256", "--overwrite"):
         apd.train(
-            clip,
+            shallow,
             Dataset.from_tensors("halves", ["dark", "bright"], (x, y), (x, y)),
             output="run",
             resume=True,
             **settings,
         )
     with refused("train.attack.options.share=0.5", "0.25", "--overwrite"):
-        apd.train(clip, halves(), output="run", resume=True, **{**settings, "attack": Shift(0.25)})
-    resumed = apd.train(clip, halves(), output="run", resume=True, **settings)
+        apd.train(shallow, halves(), output="run", resume=True, **{**settings, "attack": Shift(0.25)})
+    resumed = apd.train(shallow, halves(), output="run", resume=True, **settings)
     stops[0] = 0
-    whole = apd.train(clip, halves(), output="whole", **settings)
+    whole = apd.train(shallow, halves(), output="whole", **settings)
     assert all(torch.equal(a, resumed.load_prompts()[name]) for name, a in whole.load_prompts().items())
     result = apd.evaluate_run("run", data=halves(), attacks=[Shift(0.5), "pgd-1"], checks=False, quiet=True)
     assert set(result.attacks) == {f"{__name__}:Shift(share=0.5)", "pgd-1"}
@@ -362,7 +362,7 @@ GROUPS = {
 }
 
 
-def test_entry_points_of_every_kind_are_listed_and_found(elsewhere: Path, clip_folder: Path, cli: Cli) -> None:
+def test_entry_points_of_every_kind_are_listed_and_found(elsewhere: Path, shallow_folder: Path, cli: Cli) -> None:
     about = elsewhere / "others-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
@@ -374,7 +374,7 @@ def test_entry_points_of_every_kind_are_listed_and_found(elsewhere: Path, clip_f
             line for line in cli("list", kind).out.splitlines() if line.split()[:1] == ["other"]
         )
     sets = ("--set", "train.attack.kind=other", "--set", "train.attack.loss=other", "--epochs", 1, "--shots", 2)
-    answer = cli("train", "other", "--model", clip_folder, "--method", "other", *sets, "--output", "run")
+    answer = cli("train", "other", "--model", shallow_folder, "--method", "other", *sets, "--output", "run")
     assert answer.code == 0, answer.err
     answer = cli("evaluate", "run", "--attack", "other", "--json", "--limit", 4)
     assert answer.code == 0 and list(json.loads(answer.out)["attacks"]) == ["other"]

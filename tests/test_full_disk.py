@@ -26,16 +26,16 @@ WRITES = ("open", "write", "fsync", "replace")
 
 @pytest.mark.parametrize(("call", "code"), [*((call, errno.ENOSPC) for call in WRITES), ("open", errno.EROFS)])
 def test_a_disk_that_fails_at_any_write_of_a_training_costs_nothing_that_was_saved(
-    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+    tmp_path: Path, shallow: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
     """Each write fails once, in turn; every start but the last ends with one line, and the last as if nothing had been."""
     quick = "train.attack.steps=1"
-    whole, folder = start(tmp_path / "whole", clip, colours, quick), tmp_path / "broken"
+    whole, folder = start(tmp_path / "whole", shallow, colours, quick), tmp_path / "broken"
     for failing in range(100):
         with monkeypatch.context() as patch:
             calls = failing_writes(patch, folder, call, failing, code)
             with suppress(InputError):
-                start(folder, clip, colours, quick, resume=True)
+                start(folder, shallow, colours, quick, resume=True)
         if len(calls) <= failing:
             break
         assert not [file for file in folder.rglob("*") if file.name.endswith(".tmp")]

@@ -243,7 +243,7 @@ def test_a_clip_of_other_code_may_be_cut_too() -> None:
 
     data, encoder = data_of(5), Cut(toy_clip(5).weight.detach())
     classifier = PromptedCLIP(encoder, None, data.class_names, data.templates)
-    result = evaluate(classifier, data, attacks="pgd-2", eps=EPS, limit=8, control=False)
+    result = evaluate(classifier, data, attacks="pgd-2", eps=0.5, limit=8, control=False)
     assert set(result.attacks) == {"square"} and "gradient" in failed(result)
 
 

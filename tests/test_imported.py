@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import apd
+from apd.models.foreign import openai
 from apd.models.foreign.tokenizers import CLIP_VOCABULARY, clip_tokenizer
 from apd.runs.folder import Run
 
@@ -40,6 +42,14 @@ def model(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_tokenizer() -> Iterator[None]:
+    """Making the original tokenizer takes longer than anything else here, and nobody changes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openai, "clip_tokenizer", functools.cache(clip_tokenizer))
+        yield
+
+
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
     file = tmp_path / "classes.txt"
@@ -49,9 +59,9 @@ def classes(tmp_path: Path) -> Path:
 
 def tokenised(texts: list[str]) -> Tensor:
     """As `clip.tokenize`: 77 numbers per text, zeros after the end."""
-    rows = torch.zeros(len(texts), 77, dtype=torch.long)
+    rows, tokenizer = torch.zeros(len(texts), 77, dtype=torch.long), openai.clip_tokenizer(77)
     for row, text in zip(rows, texts, strict=True):
-        ids = torch.tensor(clip_tokenizer(77)(text)["input_ids"])
+        ids = torch.tensor(tokenizer(text)["input_ids"])
         row[: len(ids)] = ids
     return rows
 

@@ -18,6 +18,8 @@ from .command_line import Cli
 from .refusals import refused
 from .toys import pictures
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 CERTIFY: dict[str, Any] = {"sigma": 0.2, "n0": 4, "n": 28, "limit": 2, "control": False, "quiet": True}
 WORDING: dict[str, Any] = {
     "changes": "typos",
@@ -116,13 +118,13 @@ def test_classes_without_a_text_context_of_their_own_are_told(cli: Cli, base: Ru
 
 @BOTH
 def test_unreadable_images_of_a_run_that_skips_them_can_be_refused(
-    clip_folder: Path, colours: Path, tmp_path: Path, judge: Any, options: dict[str, Any]
+    shallow_folder: Path, colours: Path, tmp_path: Path, judge: Any, options: dict[str, Any]
 ) -> None:
     data = shutil.copytree(colours, tmp_path / "colours")
     for file in apd.load_data(data, shots=2).test.sources[:3]:
         Path(str(file)).write_bytes(b"no image")
     run = apd.train(
-        str(clip_folder),
+        str(shallow_folder),
         apd.load_data(data, shots=2),
         method="coop",
         epochs=1,

@@ -107,14 +107,15 @@ def test_a_share_of_batches_of_one_is_refused() -> None:
         Batches(Images(images, images, 8, False, decoded(3, 2)), TrainSettings(labelled_share=0.5, batch_size=1))
 
 
+@pytest.mark.usefixtures("brief_teachers")
 @pytest.mark.parametrize("method", ["apd", "advvlp"])
 def test_a_training_with_a_share_tunes_its_teacher_and_learns_something_else(
-    tmp_path: Path, clip: DualEncoder, colours: Path, method: str
+    tmp_path: Path, shallow: DualEncoder, colours: Path, method: str
 ) -> None:
     data = load_data(colours, shots=2, validation=1, unlabelled="rest", unlabelled_limit=8)
     section = {**METHOD, "name": method}
     plain, mixed = (
-        apd.train(clip, data, method=section, output=tmp_path / name, batch_size=4, **QUICK, **more)
+        apd.train(shallow, data, method=section, output=tmp_path / name, batch_size=4, **QUICK, **more)
         for name, more in (("plain", {}), ("mixed", {"labelled_share": 0.5}))
     )
     one, other = plain.load_prompts(), mixed.load_prompts()

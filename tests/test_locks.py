@@ -33,7 +33,13 @@ def hold(folder: Path, connection: Any) -> None:
 
 
 def test_one_process_at_a_time_writes_to_a_run_and_a_dead_one_does_not_count(
-    cli: Cli, run: Path, tmp_path: Path, config: RunConfig, manifest: dict[str, Any], clip_folder: Path, colours: Path
+    cli: Cli,
+    run: Path,
+    tmp_path: Path,
+    config: RunConfig,
+    manifest: dict[str, Any],
+    shallow_folder: Path,
+    colours: Path,
 ) -> None:
     unfinished = Run.create(tmp_path / "unfinished", config, manifest)
     unfinished.save_checkpoint(1, weights(1), {})

@@ -40,13 +40,13 @@ FULL = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUA
 
 @pytest.fixture(scope="module")
 def learned(
-    tmp_path_factory: pytest.TempPathFactory, clip: DualEncoder, colours: Path
+    tmp_path_factory: pytest.TempPathFactory, shallow: DualEncoder, colours: Path
 ) -> Callable[..., dict[str, Tensor]]:
     """What a training with these settings learns where memory is enough; each is trained once."""
 
     @cache
     def prompts(*sets: str) -> dict[str, Tensor]:
-        return start(tmp_path_factory.mktemp("enough") / "run", clip, colours, *sets).load_prompts()
+        return start(tmp_path_factory.mktemp("enough") / "run", shallow, colours, *sets).load_prompts()
 
     return prompts
 
@@ -55,7 +55,7 @@ def learned(
 @pytest.mark.parametrize("kind", ["pgd", "free", "carried"])
 def test_a_training_out_of_memory_halves_what_the_tower_gets_and_learns_the_same(
     tmp_path: Path,
-    clip: DualEncoder,
+    shallow: DualEncoder,
     colours: Path,
     learned: Callable[..., dict[str, Tensor]],
     monkeypatch: pytest.MonkeyPatch,
@@ -66,7 +66,7 @@ def test_a_training_out_of_memory_halves_what_the_tower_gets_and_learns_the_same
     before = learned(*sets)
     tries: list[int] = []
     monkeypatch.setattr(HuggingFaceEncoder, "encode_image", full(3, error, tries))
-    after = start(tmp_path / "parts", clip, colours, *sets).load_prompts()
+    after = start(tmp_path / "parts", shallow, colours, *sets).load_prompts()
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=1e-3, atol=1e-4)
@@ -74,24 +74,24 @@ def test_a_training_out_of_memory_halves_what_the_tower_gets_and_learns_the_same
 
 
 def test_out_of_memory_with_a_single_image_is_an_error(
-    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shallow: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: list[int] = []
     monkeypatch.setattr(HuggingFaceEncoder, "encode_image", full(0, FULL[0], tries))
     with pytest.raises(torch.OutOfMemoryError):
-        start(tmp_path / "run", clip, colours, "method=vlp")
+        start(tmp_path / "run", shallow, colours, "method=vlp")
     assert [n for i, n in enumerate(tries) if n not in tries[:i]] == [8, 4, 2, 1]
 
 
-def test_parts_of_a_batch_have_its_features_and_gradients(clip: DualEncoder) -> None:
-    side = clip.info.image_size
+def test_parts_of_a_batch_have_its_features_and_gradients(shallow: DualEncoder) -> None:
+    side = shallow.info.image_size
     x = torch.rand(5, 3, side, side)
-    tokens = [0.1 * torch.randn(2, clip.info.visual_width) for _ in range(2)]
+    tokens = [0.1 * torch.randn(2, shallow.info.visual_width) for _ in range(2)]
 
     def grads(most: int | None) -> list[torch.Tensor]:
         leaves = [x.clone().requires_grad_(), *(t.clone().requires_grad_() for t in tokens)]
         with within(Room(most)):
-            bound = BoundCLIP(clip, torch.eye(3, clip.info.embed_dim), tuple(leaves[1:]))
+            bound = BoundCLIP(shallow, torch.eye(3, shallow.info.embed_dim), tuple(leaves[1:]))
             features, states = bound.embed_by_block(leaves[0])
             loss = bound.logits(leaves[0]).logsumexp(1).sum() + features.square().sum() + states.square().sum()
         return [loss.detach(), *torch.autograd.grad(loss, leaves)]
@@ -122,13 +122,14 @@ CHOSEN = parse_settings({"attacks": ("pgd-3", "apgd-ce"), "eps": 0.05, "control"
 @cache
 def measured() -> Result:
     """An evaluation where memory is enough."""
-    return evaluate_tensors(trained(5), decoded(40, 5, seed=5), tuple("abcde"), CHOSEN)
+    return evaluate_tensors(trained(5), decoded(20, 5, seed=5), tuple("abcde"), CHOSEN)
 
 
+@pytest.mark.usefixtures("short_checks")
 @pytest.mark.parametrize("size", [16, None])
 def test_an_evaluation_out_of_memory_has_the_same_outcomes(tmp_path: Path, size: int | None) -> None:
     """Attacks that draw for a whole batch too: the batch stays, only the model gets parts of it."""
-    names, images = tuple("abcde"), decoded(40, 5, seed=5)
+    names, images = tuple("abcde"), decoded(20, 5, seed=5)
     settings, whole = CHOSEN, measured()
     model = Small(trained(5), 3)
     parts = evaluate_tensors(model, images, names, settings.model_copy(update={"batch_size": size}), store=tmp_path)

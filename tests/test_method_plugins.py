@@ -24,6 +24,8 @@ from .command_line import Cli
 from .forked import Forked, command
 from .refusals import meant, refused
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "method-plugin"
 
@@ -41,7 +43,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_installed_package_s_method_is_listed_trains_and_is_evaluated(
-    cli: Cli, installed: Path, tmp_path: Path, clip_folder: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, installed: Path, tmp_path: Path, shallow_folder: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "apd_mart", raising=False)  # that of the example's own test
     with pytest.MonkeyPatch.context() as patch:
@@ -54,7 +56,7 @@ def test_an_installed_package_s_method_is_listed_trains_and_is_evaluated(
         beta = {"default": 6.0, "description": "weight of the consistency term"}
         assert rows["mart"]["settings"]["method.beta"] == beta
 
-        options = ("--model", clip_folder, "--shots", 2, "--epochs", 1, "--device", "cpu", "--set", "method.beta=2")
+        options = ("--model", shallow_folder, "--shots", 2, "--epochs", 1, "--device", "cpu", "--set", "method.beta=2")
         trained = cli("train", colours, *options, "--method", "mart", "--output", tmp_path / "run")
         assert trained.code == 0, trained.err
         evaluated = cli("evaluate", tmp_path / "run", "--attack", "pgd-1", "--limit", 3, "--json")

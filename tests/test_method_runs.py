@@ -23,11 +23,13 @@ from .test_method_family import CLASSES, LABELS, SIDE, THREAT
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_of_one_epoch_loads_back(tmp_path: Path, clip: DualEncoder, colours: Path, name: str) -> None:
+def test_a_run_of_one_epoch_loads_back(tmp_path: Path, shallow: DualEncoder, colours: Path, name: str) -> None:
     data = apd.load_data(colours, shots=3)
-    run = apd.train(clip, data, method=name, eps="4/255", epochs=1, output=tmp_path / "run", device="cpu", batch_size=4)
+    run = apd.train(
+        shallow, data, method=name, eps="4/255", epochs=1, output=tmp_path / "run", device="cpu", batch_size=4
+    )
     classifier, x = apd.load_run(run.path), torch.rand(5, 3, SIDE, SIDE)
-    plain = PromptedCLIP(clip, None, data.class_names, data.templates)
+    plain = PromptedCLIP(shallow, None, data.class_names, data.templates)
     assert torch.equal(classifier(x), plain(x)) == (name == "zero-shot")
     assert run.manifest["summary"]["steps"] == (0 if name == "zero-shot" else 3)
     result = apd.evaluate(
@@ -44,10 +46,10 @@ def test_a_run_of_one_epoch_loads_back(tmp_path: Path, clip: DualEncoder, colour
     ],
 )
 def test_averaged_prompts_of_any_kind_are_deployed(
-    tmp_path: Path, clip: DualEncoder, colours: Path, method: dict[str, Any]
+    tmp_path: Path, shallow: DualEncoder, colours: Path, method: dict[str, Any]
 ) -> None:
     data = apd.load_data(colours, shots=2)
-    run = apd.train(clip, data, method=method, epochs=1, ema=0.5, output=tmp_path / "run", device="cpu")
+    run = apd.train(shallow, data, method=method, epochs=1, ema=0.5, output=tmp_path / "run", device="cpu")
     classifier = apd.load_run(run.path)
     assert torch.isfinite(classifier(torch.rand(2, 3, SIDE, SIDE))).all()
     assert {name.split(".")[0] for name in run.load_prompts()} == {
@@ -70,20 +72,20 @@ def test_every_method_takes_a_step_on_a_siglip(siglip: DualEncoder, name: str) -
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all() and parameter.grad.abs().sum() > 0
 
 
-def test_a_zero_shot_run_takes_an_ensemble_of_templates(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+def test_a_zero_shot_run_takes_an_ensemble_of_templates(tmp_path: Path, shallow: DualEncoder, colours: Path) -> None:
     templates = ("a photo of a {}.", "the texture of {}.")
     data = apd.load_data(colours, shots=1, templates=templates)
-    run = apd.train(clip, data, method="zero-shot", output=tmp_path / "run", device="cpu")
+    run = apd.train(shallow, data, method="zero-shot", output=tmp_path / "run", device="cpu")
     x = torch.rand(3, 3, SIDE, SIDE)
-    assert torch.equal(apd.load_run(run.path)(x), PromptedCLIP(clip, None, data.class_names, templates)(x))
+    assert torch.equal(apd.load_run(run.path)(x), PromptedCLIP(shallow, None, data.class_names, templates)(x))
 
 
 def test_a_resumed_advpt_run_keeps_its_bank(
-    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shallow: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = apd.load_data(colours, shots=4)
     settings = {"epochs": 2, "batch_size": 4, "checkpoint_every": 2, "log_every": 1, "device": "cpu"}
-    whole = apd.train(clip, data, method="advpt", output=tmp_path / "whole", **settings)
+    whole = apd.train(shallow, data, method="advpt", output=tmp_path / "whole", **settings)
     log = Run.log
 
     def crash(self: Run, record: dict[str, Any]) -> None:
@@ -93,8 +95,8 @@ def test_a_resumed_advpt_run_keeps_its_bank(
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr(Run, "log", crash)
-        apd.train(clip, data, method="advpt", output=tmp_path / "broken", **settings)
+        apd.train(shallow, data, method="advpt", output=tmp_path / "broken", **settings)
     monkeypatch.setattr(AdvPT, "prepare", lambda *_: pytest.fail("the bank is filled once a run"))
-    resumed = apd.train(clip, data, method="advpt", output=tmp_path / "broken", resume=True, **settings)
+    resumed = apd.train(shallow, data, method="advpt", output=tmp_path / "broken", resume=True, **settings)
     a, b = whole.load_prompts(), resumed.load_prompts()
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -195,25 +195,25 @@ def by_awp(values: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
     ids=["default", "free", "carried", "sam", "awp", "free-sam", "eps", "eps-wait", "smoothing"],
 )
 def test_training_is_what_the_slow_loop_does(
-    tmp_path: Path, clip: DualEncoder, colours: Path, switches: tuple[str, ...], reference: dict[str, object]
+    tmp_path: Path, shallow: DualEncoder, colours: Path, switches: tuple[str, ...], reference: dict[str, object]
 ) -> None:
-    learned = start(tmp_path / "run", clip, colours, *PLAIN, *switches).load_prompts()
-    wanted = slow_training(clip, colours, **reference)[-1]
-    names = [name for name, _ in build(clip).student.prompts.named_parameters()]
+    learned = start(tmp_path / "run", shallow, colours, *PLAIN, *switches).load_prompts()
+    wanted = slow_training(shallow, colours, **reference)[-1]
+    names = [name for name, _ in build(shallow).student.prompts.named_parameters()]
     for name, value in zip(names, wanted, strict=True):
         torch.testing.assert_close(learned[name], value, rtol=1e-4, atol=1e-6)
     if switches:
-        plain = slow_training(clip, colours)[-1]
+        plain = slow_training(shallow, colours)[-1]
         assert any(not torch.allclose(learned[n], p, rtol=1e-4, atol=1e-6) for n, p in zip(names, plain, strict=True))
 
 
 @pytest.mark.parametrize(("swa", "last"), [(0.5, 3), (0.6, 4), (1.0, 6), (0.01, 1)])
 def test_swa_deploys_the_mean_of_the_last_steps(
-    tmp_path: Path, clip: DualEncoder, colours: Path, swa: float, last: int
+    tmp_path: Path, shallow: DualEncoder, colours: Path, swa: float, last: int
 ) -> None:
-    deployed = start(tmp_path / "run", clip, colours, *PLAIN, f"train.swa={swa}").load_prompts()
-    trajectory = slow_training(clip, colours)[-last:]
-    names = [name for name, _ in build(clip).student.prompts.named_parameters()]
+    deployed = start(tmp_path / "run", shallow, colours, *PLAIN, f"train.swa={swa}").load_prompts()
+    trajectory = slow_training(shallow, colours)[-last:]
+    names = [name for name, _ in build(shallow).student.prompts.named_parameters()]
     for number, name in enumerate(names):
         mean = torch.stack([prompts[number] for prompts in trajectory]).mean(0)
         torch.testing.assert_close(deployed[name], mean, rtol=1e-4, atol=1e-6)
@@ -234,11 +234,11 @@ def test_eps_grows_linearly() -> None:
     assert [warmed_up(step, 2, 0.5, wait=2) for step in range(5)] == [0.0, 0.0, 0.75, 1.0, 1.0]
 
 
-def test_no_pass_is_spent_on_an_attack_of_no_budget(clip: DualEncoder) -> None:
+def test_no_pass_is_spent_on_an_attack_of_no_budget(shallow: DualEncoder) -> None:
     def attack(*_: object) -> Tensor:
         pytest.fail("there is nothing to search")
 
-    images = TrainStep(build(clip), attack=attack)(Batch.of(X, LABELS), ThreatModel(0.0))[1]
+    images = TrainStep(build(shallow), attack=attack)(Batch.of(X, LABELS), ThreatModel(0.0))[1]
     assert torch.equal(images, X)
 
 
@@ -255,9 +255,9 @@ def test_shares_are_inverse_to_the_slope_within_limits_and_keep_the_mean(slope: 
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_each_image_is_attacked_within_its_own_budget(clip: DualEncoder, norm: str) -> None:
+def test_each_image_is_attacked_within_its_own_budget(shallow: DualEncoder, norm: str) -> None:
     """Against an attack on one image at a time, with its share found by trying out constants."""
-    method, eps = build(clip), EPS if norm == "linf" else 0.5
+    method, eps = build(shallow), EPS if norm == "linf" else 0.5
     own = AttackSettings(steps=2, step_size=0.75)
     step = TrainStep(method, TrainSettings(eps=eps, norm=norm, eps_per_image=True, attack=own))
     got = step(Batch.of(X, LABELS), ThreatModel(eps, norm))[1]
@@ -282,8 +282,10 @@ def test_each_image_is_attacked_within_its_own_budget(clip: DualEncoder, norm: s
         torch.testing.assert_close(got[i], x_adv, rtol=0, atol=2e-3 * eps)
 
 
-def test_training_within_l1_stays_in_each_image_s_ball(clip: DualEncoder) -> None:
-    step = TrainStep(build(clip), TrainSettings(eps=3.0, norm="l1", eps_per_image=True, attack=AttackSettings(steps=2)))
+def test_training_within_l1_stays_in_each_image_s_ball(shallow: DualEncoder) -> None:
+    step = TrainStep(
+        build(shallow), TrainSettings(eps=3.0, norm="l1", eps_per_image=True, attack=AttackSettings(steps=2))
+    )
     x_adv = step(Batch.of(X, LABELS), ThreatModel(3.0, "l1"))[1]
     lengths = (x_adv - X).abs().flatten(1).sum(dim=1)
     assert (lengths > 1.4).all() and lengths.max() <= 4.5 + 1e-3 and abs(float(lengths.mean()) - 3) < 0.2
@@ -333,8 +335,8 @@ def test_radam_is_its_algorithm(decay: float) -> None:
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin", "dlr", "kl"])
-def test_the_attack_climbs_the_loss_that_was_asked_for(clip: DualEncoder, loss: str) -> None:
-    method, seeds = build(clip), torch.arange(4)
+def test_the_attack_climbs_the_loss_that_was_asked_for(shallow: DualEncoder, loss: str) -> None:
+    method, seeds = build(shallow), torch.arange(4)
     step = TrainStep(method, TrainSettings(attack=AttackSettings(steps=1, loss=loss)))
     _, found = step(Batch.of(X, LABELS), ThreatModel(EPS))
     model, threat = method.student.frozen(), ThreatModel(EPS)
@@ -359,14 +361,14 @@ def test_the_attack_climbs_the_loss_that_was_asked_for(clip: DualEncoder, loss: 
     torch.testing.assert_close(found.mean(), wanted.mean(), rtol=1e-4, atol=1e-6)
 
 
-def test_only_a_cross_entropy_can_be_replaced(clip: DualEncoder) -> None:
-    method = build(clip, "apd", variant="rslad")
+def test_only_a_cross_entropy_can_be_replaced(shallow: DualEncoder) -> None:
+    method = build(shallow, "apd", variant="rslad")
     margin = TrainSettings(attack=AttackSettings(loss="margin"))
     with refused("train.attack.loss=margin", "train.attack.loss=method"):
         TrainStep(method, margin)(Batch.of(X, LABELS), ThreatModel(EPS))
     images = []
     for inner in ("ce", "mixed"):  # a cross-entropy to hard labels or to mixed ones
-        step = TrainStep(build(clip, "apd", inner=inner), margin)
+        step = TrainStep(build(shallow, "apd", inner=inner), margin)
         images.append(step(Batch.of(X, LABELS), ThreatModel(EPS))[1])
     assert torch.equal(*images)
 

@@ -37,8 +37,8 @@ def photos(colours: Path) -> tuple[list[str], list[str]]:
 
 
 @pytest.fixture(scope="module")
-def fitted(clip_folder: Path, photos: tuple[list[str], list[str]]) -> RobustCLIPClassifier:
-    return small(str(clip_folder), epochs=8).fit(*photos)
+def fitted(shallow_folder: Path, photos: tuple[list[str], list[str]]) -> RobustCLIPClassifier:
+    return small(str(shallow_folder), epochs=8).fit(*photos)
 
 
 def test_probabilities_are_those_of_the_classifier(
@@ -83,61 +83,61 @@ def test_accuracy_under_attack_is_measured_beside_zero_shot(
         fitted.evaluate(files[:1], ["grene"])
 
 
-def test_numbers_as_labels_get_words(clip_folder: Path, photos: tuple[list[str], list[str]]) -> None:
+def test_numbers_as_labels_get_words(shallow_folder: Path, photos: tuple[list[str], list[str]]) -> None:
     files, names = photos
     numbers = np.array([{"red": 7, "green": -1, "blue": 3}[name] for name in names])
     words = {7: "red", -1: "green", 3: "blue"}
-    model = small(str(clip_folder), class_names=words, epochs=1).fit(files, numbers)
+    model = small(str(shallow_folder), class_names=words, epochs=1).fit(files, numbers)
     assert model.classes_.tolist() == [-1, 3, 7] and model.classifier_.class_names == ("green", "blue", "red")
     assert set(model.predict(files)) <= {-1, 3, 7}
     with pytest.raises(InputError, match="-1"):
-        small(str(clip_folder), class_names={7: "red", 3: "blue"}).fit(files, numbers)
+        small(str(shallow_folder), class_names={7: "red", 3: "blue"}).fit(files, numbers)
 
 
 def test_unlabelled_images_take_part_in_the_training(
-    clip_folder: Path, colours: Path, photos: tuple[list[str], list[str]]
+    shallow_folder: Path, colours: Path, photos: tuple[list[str], list[str]]
 ) -> None:
     files, labels = photos
     more = [str(file) for file in sorted(colours.glob("*/*.png")) if int(file.stem) >= 6]
     for unlabelled, source in ((more, "memory:sklearn"), (str(colours), str(colours)), (colours, str(colours))):
-        model = small(str(clip_folder), unlabelled=unlabelled, epochs=1).fit(files, labels)
+        model = small(str(shallow_folder), unlabelled=unlabelled, epochs=1).fit(files, labels)
         about = model.run_.manifest["data"]
         assert (about["unlabelled_images"], about["unlabelled_source"]) == (18, source), "none of those with a label"
-    alone = small(str(clip_folder), epochs=1).fit(files, labels)
+    alone = small(str(shallow_folder), epochs=1).fit(files, labels)
     assert "unlabelled_images" not in alone.run_.manifest["data"] and alone.run_.manifest["data"]["train_images"] == 15
     assert not np.array_equal(model.predict_proba(files), alone.predict_proba(files))
 
 
 def test_sources_without_other_images_are_refused(
-    clip_folder: Path, tmp_path: Path, photos: tuple[list[str], list[str]]
+    shallow_folder: Path, tmp_path: Path, photos: tuple[list[str], list[str]]
 ) -> None:
     (tmp_path / "known").mkdir()
     (tmp_path / "known" / "one.png").symlink_to(photos[0][0])
     for unlabelled, names in ((tmp_path / "known", ["known"]), ("rest", ["rest"]), ("", ["data.unlabelled"])):
         with refused(*names):
-            small(str(clip_folder), unlabelled=unlabelled).fit(*photos)
+            small(str(shallow_folder), unlabelled=unlabelled).fit(*photos)
 
 
-def test_search_cross_validation_and_splits(clip_folder: Path, photos: tuple[list[str], list[str]]) -> None:
-    search = GridSearchCV(small(str(clip_folder), epochs=1), {"eps": ["1/255", "8/255"]}, cv=2)
+def test_search_cross_validation_and_splits(shallow_folder: Path, photos: tuple[list[str], list[str]]) -> None:
+    search = GridSearchCV(small(str(shallow_folder), epochs=1), {"eps": ["1/255", "8/255"]}, cv=2)
     train, test, y_train, y_test = train_test_split(*photos, stratify=photos[1], random_state=0, test_size=6)
     search.fit(train, y_train)
     assert search.best_params_["eps"] in ("1/255", "8/255") and 0 <= search.score(test, y_test) <= 1
     assert search.best_estimator_.run_.config.train.eps == search.best_params_["eps"]
     arrays = np.stack([np.asarray(Image.open(file)) for file in photos[0]])
-    assert len(cross_val_score(small(str(clip_folder), epochs=1), arrays, photos[1], cv=2)) == 2
+    assert len(cross_val_score(small(str(shallow_folder), epochs=1), arrays, photos[1], cv=2)) == 2
 
 
 def test_the_seed_decides_and_a_pickled_classifier_answers_alike(
-    clip_folder: Path, photos: tuple[list[str], list[str]]
+    shallow_folder: Path, photos: tuple[list[str], list[str]]
 ) -> None:
     files, labels = photos
     one, same, other, drawn = (
-        small(str(clip_folder), epochs=1, random_state=seed).fit(files, labels).predict_proba(files)
+        small(str(shallow_folder), epochs=1, random_state=seed).fit(files, labels).predict_proba(files)
         for seed in (1, np.int64(1), 2, np.random.RandomState(0))
     )
     assert np.array_equal(one, same) and not np.array_equal(one, other) and not np.array_equal(one, drawn)
-    model = small(load_clip(clip_folder), epochs=1).fit(files, labels)
+    model = small(load_clip(shallow_folder), epochs=1).fit(files, labels)
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.predict_proba(files), model.predict_proba(files))
     assert clone(model).epochs == 1 and not hasattr(clone(model), "classes_")
@@ -158,10 +158,10 @@ def test_the_seed_decides_and_a_pickled_classifier_answers_alike(
     ],
 )
 def test_wrong_input_is_refused_in_one_line(
-    clip_folder: Path, change: dict[str, Any], X: Any, y: Any, told: str
+    shallow_folder: Path, change: dict[str, Any], X: Any, y: Any, told: str
 ) -> None:
     with pytest.raises(InputError, match=told) as error:
-        small(str(clip_folder), **change).fit(X, y)
+        small(str(shallow_folder), **change).fit(X, y)
     assert "\n" not in str(error.value)
 
 
@@ -236,7 +236,7 @@ APPLICABLE = [
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", APPLICABLE)
-def test_the_checks_of_scikit_learn_that_apply(name: str, clip_folder: Path) -> None:
+def test_the_checks_of_scikit_learn_that_apply(name: str, shallow_folder: Path) -> None:
     from sklearn.utils import estimator_checks
 
     check: Callable[..., None] = getattr(estimator_checks, name)
@@ -244,4 +244,4 @@ def test_the_checks_of_scikit_learn_that_apply(name: str, clip_folder: Path) -> 
         check("RobustCLIPClassifier", RobustCLIPClassifier())
         return
     settings = {**SETTINGS, "batch_size": 64}
-    check("Tables", Tables(str(clip_folder), METHOD, epochs=1, settings=settings))
+    check("Tables", Tables(str(shallow_folder), METHOD, epochs=1, settings=settings))

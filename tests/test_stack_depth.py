@@ -21,6 +21,8 @@ from apd.training import loop
 
 from .suites import Write
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 SOURCE = str(Path(apd.__file__).parent)
 
 
@@ -100,9 +102,9 @@ def attacked(monkeypatch: pytest.MonkeyPatch, *argv: str) -> list[list[str]]:
 
 
 def test_from_the_command_line_to_the_matrix_product_inside_an_attack(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colours: Path, clip: DualEncoder
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colours: Path, shallow: DualEncoder
 ) -> None:
-    run, model = str(tmp_path / "run"), ("--model", clip.info.source)
+    run, model = str(tmp_path / "run"), ("--model", shallow.info.source)
     train = ("train", str(colours), *model, "--shots", "1", "--epochs", "1", "--output", run)
     loops = [
         frames[frames.index("Loop._epochs") :] for frames in attacked(monkeypatch, *train) if "Loop._epochs" in frames

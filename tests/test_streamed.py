@@ -25,6 +25,8 @@ from apd.training.batches import AHEAD, Batches, decode
 from tests.models import save_colours
 from tests.refusals import refused
 
+pytestmark = pytest.mark.usefixtures("brief_teachers")
+
 PREPROCESSING = Preprocessing(8, 8, "crop", "bicubic", (0.5,) * 3, (0.5,) * 3)
 QUICK = {"epochs": 2, "batch_size": 4, "eps": "4/255", "checkpoint_every": 1, "device": "cpu", "attack": {"steps": 1}}
 
@@ -88,11 +90,11 @@ def test_the_next_part_is_decoded_meanwhile(photos: Path) -> None:
 
 
 def test_batches_have_the_next_ones_decoded_across_epochs_and_none_after_the_last(
-    clip: DualEncoder, colours: Path, photos: Path, calls: list[object]
+    shallow: DualEncoder, colours: Path, photos: Path, calls: list[object]
 ) -> None:
     data = load_data(colours, shots=1, unlabelled=photos, memory_gb=0)
     settings = TrainSettings(batch_size=3, epochs=2)
-    batches = Batches(decode(clip, data, False, False), settings)
+    batches = Batches(decode(shallow, data, False, False), settings)
     assert len(batches.pool) == 11 and len(batches) == 4
     streamed, seen = batches.pool.unlabelled, []
     assert isinstance(streamed, Streamed)
@@ -108,12 +110,12 @@ def test_batches_have_the_next_ones_decoded_across_epochs_and_none_after_the_las
 
 @pytest.mark.parametrize("method", ["apd", "advvlp", "advpt"])
 def test_prompts_are_the_same_streamed_or_kept(
-    tmp_path: Path, clip: DualEncoder, colours: Path, photos: Path, method: str, calls: list[object]
+    tmp_path: Path, shallow: DualEncoder, colours: Path, photos: Path, method: str, calls: list[object]
 ) -> None:
     data = load_data(colours, shots=2, unlabelled=photos)
     streamed = replace(data, settings=data.settings.model_copy(update={"memory_gb": 0.0}))
     runs = [
-        apd.train(clip, each, method=method, output=tmp_path / name, **QUICK)
+        apd.train(shallow, each, method=method, output=tmp_path / name, **QUICK)
         for name, each in (("kept", data), ("streamed", streamed))
     ]
     assert calls and same(*(run.load_prompts() for run in runs))
@@ -122,14 +124,14 @@ def test_prompts_are_the_same_streamed_or_kept(
 
 
 def test_a_stopped_training_may_resume_with_another_limit(
-    tmp_path: Path, clip: DualEncoder, colours: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shallow: DualEncoder, colours: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from apd.training.loop import Loop
 
     def data(memory_gb: float) -> apd.Dataset:
         return load_data(colours, shots=2, unlabelled=photos, memory_gb=memory_gb)
 
-    whole = apd.train(clip, data(4), method="advvlp", output=tmp_path / "whole", **QUICK)
+    whole = apd.train(shallow, data(4), method="advvlp", output=tmp_path / "whole", **QUICK)
     own, count = Loop.train_batch, 0
 
     def stopping(self: Loop, *arguments: object) -> object:
@@ -140,9 +142,9 @@ def test_a_stopped_training_may_resume_with_another_limit(
 
     monkeypatch.setattr(Loop, "train_batch", stopping)
     with pytest.raises(KeyboardInterrupt):
-        apd.train(clip, data(0), method="advvlp", output=tmp_path / "stopped", **QUICK)
+        apd.train(shallow, data(0), method="advvlp", output=tmp_path / "stopped", **QUICK)
     monkeypatch.undo()
-    again = apd.train(clip, data(4), method="advvlp", output=tmp_path / "stopped", resume=True, **QUICK)
+    again = apd.train(shallow, data(4), method="advvlp", output=tmp_path / "stopped", resume=True, **QUICK)
     assert same(whole.load_prompts(), again.load_prompts())
 
 

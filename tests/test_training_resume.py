@@ -37,9 +37,9 @@ from .training import keep_gradients, metrics, same, start, train_in_process
     ids=lambda extra: "-".join(part.split(".")[-1] for part in extra),
 )
 def test_an_interrupted_run_resumes_bit_identical(
-    tmp_path: Path, clip: DualEncoder, colours: Path, extra: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shallow: DualEncoder, colours: Path, extra: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = start(tmp_path / "whole", clip, colours, *extra)
+    whole = start(tmp_path / "whole", shallow, colours, *extra)
 
     saves, log, save = [], Run.log, Run.save_checkpoint
     monkeypatch.setattr(Run, "save_checkpoint", lambda self, step, *rest: (saves.append(step), save(self, step, *rest)))
@@ -51,10 +51,10 @@ def test_an_interrupted_run_resumes_bit_identical(
 
     monkeypatch.setattr(Run, "log", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        start(tmp_path / "broken", clip, colours, *extra)
+        start(tmp_path / "broken", shallow, colours, *extra)
     assert saves == ([3] if "train.attack.kind=free" in extra else [1, 2, 3])
     monkeypatch.undo()
-    resumed = start(tmp_path / "broken", clip, colours, *extra, resume=True)
+    resumed = start(tmp_path / "broken", shallow, colours, *extra, resume=True)
     assert same(whole.load_prompts(), resumed.load_prompts())
     assert resumed.manifest["facts"] == whole.manifest["facts"], "a balance that is measured once"
     without_time = [[{k: v for k, v in row.items() if k != "seconds"} for row in metrics(r)] for r in (whole, resumed)]
@@ -62,10 +62,10 @@ def test_an_interrupted_run_resumes_bit_identical(
 
 
 def test_a_crash_after_the_first_step_does_not_tune_the_teacher_twice(
-    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shallow: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extra = ("method.teacher=tuned", "train.checkpoint_every=100")
-    whole, log = start(tmp_path / "whole", clip, colours, *extra), Run.log
+    whole, log = start(tmp_path / "whole", shallow, colours, *extra), Run.log
 
     def crash(self: Run, record: dict[str, float]) -> None:
         log(self, record)
@@ -74,15 +74,15 @@ def test_a_crash_after_the_first_step_does_not_tune_the_teacher_twice(
 
     monkeypatch.setattr(Run, "log", crash)
     with pytest.raises(RuntimeError):
-        start(tmp_path / "broken", clip, colours, *extra)
+        start(tmp_path / "broken", shallow, colours, *extra)
     monkeypatch.undo()
     monkeypatch.setattr(loop.Loop, "tune", lambda *_: pytest.fail("tuned twice"))
-    resumed = start(tmp_path / "broken", clip, colours, *extra, resume=True)
+    resumed = start(tmp_path / "broken", shallow, colours, *extra, resume=True)
     assert same(whole.load_prompts(), resumed.load_prompts())
 
 
 def test_ctrl_c_in_the_last_step_of_the_teacher_is_not_lost(
-    tmp_path: Path, clip: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shallow: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terms = Log.terms
 
@@ -93,18 +93,18 @@ def test_ctrl_c_in_the_last_step_of_the_teacher_is_not_lost(
 
     monkeypatch.setattr(Log, "terms", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        start(tmp_path / "run", clip, colours, "method.teacher=tuned")
+        start(tmp_path / "run", shallow, colours, "method.teacher=tuned")
     assert not (tmp_path / "run").exists()
 
 
 def test_killed_five_times_at_random_steps_it_ends_bit_identical(
-    tmp_path: Path, clip: DualEncoder, clip_folder: Path, colours: Path
+    tmp_path: Path, shallow: DualEncoder, shallow_folder: Path, colours: Path
 ) -> None:
     """Killed by a clock of CPU time, which a machine under load does not change."""
     extra = ["train.epochs=15", "train.checkpoint_every=1", "train.validate_every=10", "method.teacher=online"]
-    whole = start(tmp_path / "whole", clip, colours, *extra)
+    whole = start(tmp_path / "whole", shallow, colours, *extra)
     broken, rng = tmp_path / "broken", torch.Generator().manual_seed(0)
-    arguments = (broken, clip_folder, colours, extra)
+    arguments = (broken, shallow_folder, colours, extra)
     steps, killed_at = 30, []
     for number in range(5):
         low = steps * number // 6
@@ -134,7 +134,7 @@ def _free_port() -> int:
     raise AssertionError("no port is free")
 
 
-def test_two_processes_give_the_gradients_of_one(tmp_path: Path, clip_folder: Path, colours: Path) -> None:
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path, shallow_folder: Path, colours: Path) -> None:
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     both = {**address, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     launchers = {"one": [{}], "two": [{**both, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]}
@@ -142,7 +142,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path, clip_folder: Pa
     for name, ranks in launchers.items():
         (tmp_path / name).mkdir()
         for launcher in ranks:
-            arguments = (tmp_path / name, clip_folder, colours, launcher)
+            arguments = (tmp_path / name, shallow_folder, colours, launcher)
             processes.append(FORKED.Process(target=keep_gradients, args=arguments, daemon=True))
             processes[-1].start()
     for process in processes:

@@ -26,6 +26,8 @@ from apd.models.prompts import PromptSpec
 from tests.refusals import refused
 from tests.toys import decoded
 
+pytestmark = pytest.mark.usefixtures("brief_teachers")
+
 QUICK = {"epochs": 2, "batch_size": 8, "eps": "4/255", "validate_every": 2, "checkpoint_every": 1, "device": "cpu"}
 SMALL = {"text_tokens": 2, "visual_tokens": 2}
 
@@ -82,20 +84,22 @@ def test_impossible_choices_are_refused(colours: Path, settings: dict[str, objec
 
 
 @pytest.mark.parametrize("method", ["apd", "advvlp", "trades", "agft", "coapt", "promptkd"])
-def test_no_label_of_an_unlabelled_image_is_used(tmp_path: Path, clip: DualEncoder, colours: Path, method: str) -> None:
+def test_no_label_of_an_unlabelled_image_is_used(
+    tmp_path: Path, shallow: DualEncoder, colours: Path, method: str
+) -> None:
     data = some(colours, unlabelled_limit=8)
     other = replace(data, unlabelled=replace(data.unlabelled, labels=(data.unlabelled.labels + 1) % 3))
     assert not torch.equal(data.unlabelled.labels, other.unlabelled.labels)
-    one, two = (train(tmp_path / str(i), clip, each, method) for i, each in enumerate((data, other)))
+    one, two = (train(tmp_path / str(i), shallow, each, method) for i, each in enumerate((data, other)))
     assert same(one, two)
     assert not same(
-        one, train(tmp_path / "without", clip, replace(data, unlabelled=data.unlabelled.select([])), method)
+        one, train(tmp_path / "without", shallow, replace(data, unlabelled=data.unlabelled.select([])), method)
     )
 
 
 @pytest.mark.parametrize("method", ["apd", "agft", "fare", "promptkd"])
 def test_methods_that_need_no_label_spend_nothing_on_pseudo_labels(
-    tmp_path: Path, clip: DualEncoder, colours: Path, method: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shallow: DualEncoder, colours: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*arguments: object) -> Tensor:
         raise AssertionError("a teacher was tuned for labels that nobody reads")
@@ -103,18 +107,18 @@ def test_methods_that_need_no_label_spend_nothing_on_pseudo_labels(
     monkeypatch.setattr("apd.training.loop.pseudo_labels", never)
     prompts = {"visual_tokens": 2} if method == "fare" else SMALL
     section, quick = {"name": method, "prompts": prompts}, {**QUICK, "epochs": 1}
-    run = apd.train(clip, some(colours, unlabelled_limit=4), method=section, output=tmp_path / "run", **quick)
+    run = apd.train(shallow, some(colours, unlabelled_limit=4), method=section, output=tmp_path / "run", **quick)
     assert run.finished
 
 
 @pytest.mark.parametrize("method", ["apd", "advvlp"])
 def test_a_training_stopped_in_between_ends_with_the_same_prompts(
-    tmp_path: Path, clip: DualEncoder, colours: Path, method: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shallow: DualEncoder, colours: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from apd.training.loop import Loop
 
     data = some(colours, unlabelled_limit=8)
-    whole = train(tmp_path / "whole", clip, data, method)
+    whole = train(tmp_path / "whole", shallow, data, method)
     own, count = Loop.train_batch, 0
 
     def stopping(self: Loop, *arguments: object) -> object:
@@ -125,18 +129,20 @@ def test_a_training_stopped_in_between_ends_with_the_same_prompts(
 
     monkeypatch.setattr(Loop, "train_batch", stopping)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "stopped", clip, data, method)
+        train(tmp_path / "stopped", shallow, data, method)
     monkeypatch.undo()
-    assert same(whole, train(tmp_path / "stopped", clip, data, method, resume=True))
+    assert same(whole, train(tmp_path / "stopped", shallow, data, method, resume=True))
 
 
 @pytest.mark.parametrize("inner", ["ce", "mixed"])
 def test_an_attack_loss_on_labels_takes_the_teacher_s_class_of_unlabelled_images(
-    tmp_path: Path, clip: DualEncoder, colours: Path, inner: str
+    tmp_path: Path, shallow: DualEncoder, colours: Path, inner: str
 ) -> None:
     section = {"name": "apd", "prompts": SMALL, "inner": inner}
     quick = {**QUICK, "epochs": 1, "attack": {"loss": "margin"}}
-    assert apd.train(clip, some(colours, unlabelled_limit=8), method=section, output=tmp_path / "run", **quick).finished
+    assert apd.train(
+        shallow, some(colours, unlabelled_limit=8), method=section, output=tmp_path / "run", **quick
+    ).finished
 
 
 def mixed_batch() -> Batch:
@@ -145,13 +151,13 @@ def mixed_batch() -> Batch:
     return replace(Batch.of(images.pixels(), labels), labelled=labels != UNKNOWN)
 
 
-def test_apd_s_loss_on_a_mixed_batch_is_the_mean_of_each_image_s_own(clip: DualEncoder) -> None:
+def test_apd_s_loss_on_a_mixed_batch_is_the_mean_of_each_image_s_own(shallow: DualEncoder) -> None:
     """(1 - w) CE + w KL, written out image by image in plain torch; y of an unlabelled image is the teacher's own."""
-    bare = PromptedCLIP(clip, None, ("red", "green", "blue"))
+    bare = PromptedCLIP(shallow, None, ("red", "green", "blue"))
     method = APD(
         APDSettings(teacher="frozen", balance=0.3, adv_ce=1.0, inner="mixed", prompts=PromptSpec(**SMALL)), bare
     )
-    size = clip.info.image_size
+    size = shallow.info.image_size
     batch = mixed_batch()
     batch = replace(batch, x=F.interpolate(batch.x, size=size))
     step = Step(batch, method.student.bind())
@@ -167,13 +173,13 @@ def test_apd_s_loss_on_a_mixed_batch_is_the_mean_of_each_image_s_own(clip: DualE
     assert sum(map(float, found.values())) == pytest.approx(expected / 4, rel=1e-4)
 
 
-def test_apd_s_attack_on_an_unlabelled_image_climbs_the_teacher_s_answer(clip: DualEncoder) -> None:
-    bare = PromptedCLIP(clip, None, ("red", "green", "blue"))
+def test_apd_s_attack_on_an_unlabelled_image_climbs_the_teacher_s_answer(shallow: DualEncoder) -> None:
+    bare = PromptedCLIP(shallow, None, ("red", "green", "blue"))
     method = APD(
         APDSettings(teacher="frozen", balance=0.3, adv_ce=1.0, inner="mixed", prompts=PromptSpec(**SMALL)), bare
     )
     batch = mixed_batch()
-    batch = replace(batch, x=F.interpolate(batch.x, size=clip.info.image_size))
+    batch = replace(batch, x=F.interpolate(batch.x, size=shallow.info.image_size))
     step = Step(batch, method.student.bind())
     target = method.inner(step, step.student.detach()).target
     known = bare.bind_detached().logits(batch.x).softmax(-1)
@@ -204,11 +210,11 @@ def test_the_teacher_whose_soft_labels_fit_best_is_chosen() -> None:
 
 
 @pytest.mark.parametrize("knows", ["frozen", "tuned"])
-def test_apd_takes_the_teacher_that_validation_images_speak_for(clip: DualEncoder, knows: str) -> None:
-    bare = PromptedCLIP(clip, None, ("red", "green", "blue"))
+def test_apd_takes_the_teacher_that_validation_images_speak_for(shallow: DualEncoder, knows: str) -> None:
+    bare = PromptedCLIP(shallow, None, ("red", "green", "blue"))
     method = APD(APDSettings(teacher="auto", balance="auto", prompts=PromptSpec(**SMALL)), bare)
     images = decoded(30, 3)
-    images = replace(images, images=F.interpolate(images.images, size=clip.info.image_size))
+    images = replace(images, images=F.interpolate(images.images, size=shallow.info.image_size))
 
     def tune(clean: Method) -> None:
         with torch.no_grad():
@@ -230,13 +236,15 @@ def test_apd_takes_the_teacher_that_validation_images_speak_for(clip: DualEncode
     assert method.facts() == {"balance": pytest.approx(accuracy, abs=1e-5), "teacher": best}
 
 
-def test_a_suite_s_row_may_have_unlabelled_images_of_its_own(tmp_path: Path, clip_folder: Path, colours: Path) -> None:
+def test_a_suite_s_row_may_have_unlabelled_images_of_its_own(
+    tmp_path: Path, shallow_folder: Path, colours: Path
+) -> None:
     from apd.bench.plan import make_plan
     from apd.bench.suite import load_suite
 
     file = tmp_path / "suite.yaml"
     file.write_text(
-        f"model: {clip_folder}\ndata: {{c: {{source: {colours}, shots: 2}}}}\n"
+        f"model: {shallow_folder}\ndata: {{c: {{source: {colours}, shots: 2}}}}\n"
         "methods: {a: advvlp, b: {name: advvlp, data: {unlabelled: rest, unlabelled_limit: 3}}}\n"
         "blocks: [{protocol: few-shot, data: c, methods: [a, b]}]\n"
     )

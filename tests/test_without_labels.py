@@ -90,36 +90,38 @@ def test_with_shots_0_a_data_set_lends_its_names_and_test_images_only(colours: P
 
 
 @pytest.mark.parametrize("method", ["apd", "trades", "advpt"])
-def test_no_label_is_looked_at(tmp_path: Path, clip: DualEncoder, colours: Path, method: str) -> None:
+def test_no_label_is_looked_at(tmp_path: Path, shallow: DualEncoder, colours: Path, method: str) -> None:
     data = load_data(colours, shots=0, unlabelled="rest")
     wrong = {
         name: replace(part, labels=(part.labels + 1) % 3)
         for name, part in (("val", data.val), ("unlabelled", data.unlabelled))
     }
-    one, other = (train(tmp_path / str(i), clip, each, method) for i, each in enumerate((data, replace(data, **wrong))))
+    one, other = (
+        train(tmp_path / str(i), shallow, each, method) for i, each in enumerate((data, replace(data, **wrong)))
+    )
     assert same(one.load_prompts(), other.load_prompts())
     assert one.manifest["summary"] == other.manifest["summary"]
 
 
 def test_advpt_learns_from_unlabelled_images_beside_labelled_ones(
-    tmp_path: Path, clip: DualEncoder, colours: Path
+    tmp_path: Path, shallow: DualEncoder, colours: Path
 ) -> None:
     data = load_data(colours, shots=2, unlabelled="rest")
     without = replace(data, unlabelled=data.unlabelled.select([]))
-    one, other = (train(tmp_path / str(i), clip, each, "advpt") for i, each in enumerate((data, without)))
+    one, other = (train(tmp_path / str(i), shallow, each, "advpt") for i, each in enumerate((data, without)))
     assert not same(one.load_prompts(), other.load_prompts())
 
 
 @pytest.mark.parametrize("teacher", ["auto", "probe"])
 def test_metrics_are_of_the_agreement_with_the_frozen_teacher(
-    tmp_path: Path, clip: DualEncoder, photos: Path, said: Said, teacher: str
+    tmp_path: Path, shallow: DualEncoder, photos: Path, said: Said, teacher: str
 ) -> None:
     data = load_data(photos, shots=0, class_names=NAMES)
-    run = train(tmp_path / "run", clip, data, teacher=teacher, balance="auto")
-    val = data.val.decode(clip.info.preprocessing)
+    run = train(tmp_path / "run", shallow, data, teacher=teacher, balance="auto")
+    val = data.val.decode(shallow.info.preprocessing)
     guessed, expected = (
         model.bind_detached().logits(val.pixels()).argmax(-1)
-        for model in (apd.load_run(run.path), PromptedCLIP(clip, None, NAMES))
+        for model in (apd.load_run(run.path), PromptedCLIP(shallow, None, NAMES))
     )
     summary = run.manifest["summary"]
     assert summary["agreement_with_teacher_clean"] == pytest.approx(100 * float((guessed == expected).float().mean()))
@@ -133,32 +135,36 @@ def test_metrics_are_of_the_agreement_with_the_frozen_teacher(
 
 @pytest.mark.parametrize("settings", [{"teacher": "tuned"}, {"teacher": "mean"}, {"teacher": "online"}])
 def test_teachers_that_need_labels_are_refused(
-    tmp_path: Path, clip: DualEncoder, photos: Path, settings: dict[str, str]
+    tmp_path: Path, shallow: DualEncoder, photos: Path, settings: dict[str, str]
 ) -> None:
     data = load_data(photos, shots=0, class_names=NAMES)
     with refused("method.teacher", settings["teacher"], "frozen"):
-        train(tmp_path / "run", clip, data, **settings)
+        train(tmp_path / "run", shallow, data, **settings)
     with refused("method.adv_kl"):
-        train(tmp_path / "run", clip, data, adv_ce=1.0, adv_kl=0.0, inner="ce")
+        train(tmp_path / "run", shallow, data, adv_ce=1.0, adv_kl=0.0, inner="ce")
 
 
-def test_promptkd_needs_labels_for_its_teacher(tmp_path: Path, clip: DualEncoder, photos: Path) -> None:
+def test_promptkd_needs_labels_for_its_teacher(tmp_path: Path, shallow: DualEncoder, photos: Path) -> None:
     data = load_data(photos, shots=0, class_names=NAMES)
     with refused("promptkd", "data.shots=0", "teacher_model"):
-        train(tmp_path / "run", clip, data, "promptkd")
+        train(tmp_path / "run", shallow, data, "promptkd")
 
 
 def test_promptkd_is_judged_by_the_run_that_teaches_it(
-    tmp_path: Path, clip: DualEncoder, photos: Path, colours: Path
+    tmp_path: Path, shallow: DualEncoder, photos: Path, colours: Path
 ) -> None:
     labelled = load_data(colours, shots=4)
     clean = {"name": "vlp", "prompts": SMALL}
     optimizer = {"lr": 0.05}
-    teacher = apd.train(clip, labelled, method=clean, output=tmp_path / "clean", optimizer=optimizer, **QUICK)
+    teacher = apd.train(shallow, labelled, method=clean, output=tmp_path / "clean", optimizer=optimizer, **QUICK)
     data = load_data(photos, shots=0, class_names=NAMES)
-    run = train(tmp_path / "run", clip, data, "promptkd", teacher_model=str(teacher.path))
-    val = data.val.decode(clip.info.preprocessing)
-    models = (apd.load_run(run.path), apd.load_run(teacher.path).with_classes(NAMES), PromptedCLIP(clip, None, NAMES))
+    run = train(tmp_path / "run", shallow, data, "promptkd", teacher_model=str(teacher.path))
+    val = data.val.decode(shallow.info.preprocessing)
+    models = (
+        apd.load_run(run.path),
+        apd.load_run(teacher.path).with_classes(NAMES),
+        PromptedCLIP(shallow, None, NAMES),
+    )
     own, known, zero_shot = (model.bind_detached().logits(val.pixels()).argmax(-1) for model in models)
     agreement, other = (100 * float((own == answers).float().mean()) for answers in (known, zero_shot))
     assert run.manifest["summary"]["agreement_with_teacher_clean"] == pytest.approx(agreement)
@@ -166,10 +172,10 @@ def test_promptkd_is_judged_by_the_run_that_teaches_it(
 
 
 def test_the_command_line_trains_and_says_what_evaluation_needs(
-    tmp_path: Path, cli: Cli, clip_folder: Path, photos: Path, colours: Path
+    tmp_path: Path, cli: Cli, shallow_folder: Path, photos: Path, colours: Path
 ) -> None:
     (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
-    quick = ("--model", clip_folder, "--epochs", 1, "--device", "cpu", "--set", "train.attack.steps=1")
+    quick = ("--model", shallow_folder, "--epochs", 1, "--device", "cpu", "--set", "train.attack.steps=1")
     folder = tmp_path / "run"
     done = cli("train", photos, "--shots", 0, "--classes", tmp_path / "classes.txt", *quick, "--output", folder)
     assert done.code == 0 and "--data" in done.err, done.err
@@ -180,9 +186,9 @@ def test_the_command_line_trains_and_says_what_evaluation_needs(
 
 
 def test_a_run_is_evaluated_where_its_unlabelled_images_are_gone(
-    tmp_path: Path, cli: Cli, clip_folder: Path, photos: Path, colours: Path
+    tmp_path: Path, cli: Cli, shallow_folder: Path, photos: Path, colours: Path
 ) -> None:
-    quick = ("--model", clip_folder, "--epochs", 1, "--device", "cpu", "--set", "train.attack.steps=1")
+    quick = ("--model", shallow_folder, "--epochs", 1, "--device", "cpu", "--set", "train.attack.steps=1")
     folder = tmp_path / "run"
     done = cli("train", colours, "--shots", 0, "--unlabelled", photos, *quick, "--output", folder)
     assert done.code == 0, done.err
@@ -191,11 +197,11 @@ def test_a_run_is_evaluated_where_its_unlabelled_images_are_gone(
     check_error(cli("evaluate", folder, "--attack", "clean", "--split", "val"), ["val", "--data"])
 
 
-def test_a_suite_takes_no_data_without_labels(tmp_path: Path, clip_folder: Path, colours: Path) -> None:
+def test_a_suite_takes_no_data_without_labels(tmp_path: Path, shallow_folder: Path, colours: Path) -> None:
     def suite(data: str, row: str, more: str = "") -> Path:
         file = tmp_path / "suite.yaml"
         file.write_text(
-            f"model: {clip_folder}\ndata: {{c: {{source: {colours}, {data}}}}}\nmethods: {{a: {{name: apd{row}}}}}\n"
+            f"model: {shallow_folder}\ndata: {{c: {{source: {colours}, {data}}}}}\nmethods: {{a: {{name: apd{row}}}}}\n"
             f"blocks: [{{protocol: few-shot, data: c, methods: a}}]\n{more}"
         )
         return file
