@@ -37,8 +37,8 @@ def photos(colours: Path) -> tuple[list[str], list[str]]:
 
 
 @pytest.fixture(scope="module")
-def fitted(shallow_folder: Path, photos: tuple[list[str], list[str]]) -> RobustCLIPClassifier:
-    return small(str(shallow_folder), epochs=8).fit(*photos)
+def fitted(clip_folder: Path, photos: tuple[list[str], list[str]]) -> RobustCLIPClassifier:
+    return small(str(clip_folder), epochs=8).fit(*photos)
 
 
 def test_probabilities_are_those_of_the_classifier(
