@@ -104,7 +104,8 @@ def test_a_second_call_computes_only_what_is_new_and_other_weights_have_another_
     content = record.read_bytes()
     again = evaluate(cli, f"{module}:sized", colours, "--folder", "kept")
     assert record.read_bytes() == content and again["worst"] == first["worst"]
-    Path("toy_factories.py").write_text(FACTORIES.replace("Colours(2.0)", "Colours(3.0)"))
+    # Of another size: else bytecode that was kept within the same second would be taken for it.
+    Path("toy_factories.py").write_text(FACTORIES.replace("Colours(2.0)", "Colours(30.0)"))
     del sys.modules[module]
     evaluate(cli, f"{module}:sized", colours, "--folder", "kept")
     assert len(list(Path("kept").iterdir())) == 2

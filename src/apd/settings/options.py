@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 from apd.attacks.threat import Norm
+from apd.methods.teachers import ChosenTeacher
 
 
 class OptimizerOptions(TypedDict, total=False):
@@ -42,6 +43,7 @@ class TrainOptions(TypedDict, total=False):
     warmup_epochs: float
     batch_size: int
     labelled_share: float | None
+    pseudo_labels: ChosenTeacher
     eps_warmup_epochs: float
     eps_warmup_from: float
     eps_warmup_wait: float
