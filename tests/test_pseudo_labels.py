@@ -20,9 +20,10 @@ from apd.methods.adversarial import AdvVLP
 from apd.methods.apd import APD
 from apd.methods.apd_settings import APDSettings
 from apd.methods.base import MethodSettings, Preparation
-from apd.methods.teachers import CHOSEN, ChosenTeacher
+from apd.methods.teachers import CHOSEN
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
+from apd.settings.train import ChosenTeacher
 from apd.training.batches import Images
 from apd.training.loop import Loop
 from apd.training.pseudo_labels import pseudo_labels

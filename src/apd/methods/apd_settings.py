@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from apd.methods.base import MethodSettings
-from apd.methods.teachers import CHOSEN, ChosenTeacher
+from apd.methods.teachers import CHOSEN
+from apd.settings.train import ChosenTeacher
 
 if TYPE_CHECKING:
     from apd.settings.train import TrainSettings

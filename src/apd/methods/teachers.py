@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +22,11 @@ from apd.methods.base import MethodSettings, Preparation
 from apd.methods.clean import VLP
 from apd.models.classifier import PromptedCLIP
 from apd.models.shared import shared_classifier, shared_clip
+from apd.settings.train import ChosenTeacher
 
 if TYPE_CHECKING:
     from apd.data.dataset import Images
 
-ChosenTeacher = Literal["auto", "probe", "best"]
 CHOSEN: tuple[ChosenTeacher, ...] = get_args(ChosenTeacher)
 """Teachers that are chosen on validation images."""
 

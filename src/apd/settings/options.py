@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 from apd.attacks.threat import Norm
-from apd.methods.teachers import ChosenTeacher
+from apd.settings.train import ChosenTeacher
 
 
 class OptimizerOptions(TypedDict, total=False):

@@ -8,9 +8,11 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from apd.attacks.settings import AttackSettings
 from apd.attacks.threat import EpsText, Norm, ThreatModel, parse_eps
-from apd.methods.teachers import ChosenTeacher
 from apd.util.section import RECORDED, GrowingSection, Section
 from apd.util.seed_range import Seed
+
+ChosenTeacher = Literal["auto", "probe", "best"]
+"""Teachers that are chosen on validation images; `apd.methods.teachers` says among which."""
 
 
 class OptimizerSettings(Section):

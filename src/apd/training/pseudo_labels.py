@@ -14,8 +14,9 @@ from torch import Tensor
 from apd.methods import Method, Preparation
 from apd.methods.base import prompted
 from apd.methods.probe import fit_probe, probe_logits
-from apd.methods.teachers import PARTS, ChosenTeacher, choose, logits_of, mean_logits, named, predictions, tune_prompts
+from apd.methods.teachers import PARTS, choose, logits_of, mean_logits, named, predictions, tune_prompts
 from apd.models.prompts import PromptSpec
+from apd.settings.train import ChosenTeacher
 from apd.training.batches import Images
 
 
