@@ -23,10 +23,12 @@ from apd.methods.base import MethodSettings, Preparation
 from apd.methods.teachers import CHOSEN
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
-from apd.settings.train import ChosenTeacher
-from apd.training.batches import Images
+from apd.runs.config import load_config
+from apd.settings.train import ChosenTeacher, TrainSettings
+from apd.training.batches import Batches, Images
 from apd.training.loop import Loop
 from apd.training.pseudo_labels import pseudo_labels
+from tests.refusals import refused
 from tests.toys import decoded
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "checkpoint_every": 1, "device": "cpu", "quiet": True}
@@ -81,3 +83,22 @@ def test_a_run_says_who_labelled_its_images_if_interrupted_too(
     with patch("apd.training.loop.pseudo_labels", side_effect=AssertionError("labelled twice")):
         resumed = start(output=tmp_path / "stopped", resume=True)
     assert resumed.manifest["facts"] == whole.manifest["facts"]
+
+
+def test_a_teacher_of_labels_that_nobody_needs_or_can_give_is_refused() -> None:
+    with refused("train.pseudo_labels=best", "method apd", "remove it"):
+        load_config(flags={"data.source": "digits", "data.unlabelled": "rest"}, sets=["train.pseudo_labels=best"])
+    images, settings = decoded(4, 2), TrainSettings(pseudo_labels="best")
+    with refused("train.pseudo_labels=best", "4 labelled and 0 unlabelled", "remove it"):
+        Batches(Images(images, images, 8, False), settings)
+    nothing = replace(images, images=images.images[:0], labels=images.labels[:0], ids=())
+    with refused("train.pseudo_labels=best", "0 labelled and 4 unlabelled"):
+        Batches(Images(nothing, images, 8, False, images), settings)
+
+
+def test_the_tuning_of_the_teacher_itself_asks_for_no_labels(
+    tmp_path: Path, shallow: DualEncoder, colours: Path, brief_teachers: None
+) -> None:
+    data = apd.load_data(colours, shots=2, unlabelled="rest", unlabelled_limit=4)
+    run = apd.train(shallow, data, method="advvlp", output=tmp_path / "run", pseudo_labels="best", **QUICK)
+    assert run.manifest["facts"]["pseudo_labels_by"] and run.config.train.pseudo_labels == "best"

@@ -47,7 +47,7 @@ from apd.methods.apd_settings import APDSettings
 from apd.methods.base import Method, MethodSettings, Preparation, prompted
 from apd.methods.probe import fit_probe, probe_logits
 from apd.methods.step import PerObject, Step
-from apd.methods.teachers import CHOSEN, PARTS, choose, logits_of, mean_logits, named, other_clip, tune_prompts
+from apd.methods.teachers import CHOSEN, PARTS, choose, logits_of, mean_logits, other_clip, tune_prompts, used
 from apd.models.classifier import BoundCLIP, PromptedCLIP
 from apd.models.encoder import EncoderInfo
 
@@ -161,12 +161,12 @@ class APD(Method):
         """Return the share of the soft label and the teacher that were used, if there are any: measured or set."""
         found: dict[str, Any] = {} if self.settings.balance is None else {"balance": round(self.balance.item(), 6)}
         if self.settings.teacher in CHOSEN:
-            found |= {"teacher": named(self._parts, self.shares.tolist())}
+            found |= {"teacher": "+".join(self._used())}
         return found
 
     def _used(self) -> list[str]:
         """List what has a share in the soft labels."""
-        return [part for part, share in zip(self._parts, self.shares.tolist(), strict=True) if share]
+        return used(self._parts, self.shares.tolist())
 
     def _teacher(self, step: Step) -> BoundCLIP:
         return self._online(step) if self.settings.teacher == "online" else self._bound(self.teacher)

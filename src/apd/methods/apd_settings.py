@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from apd.methods.base import MethodSettings
 from apd.methods.teachers import CHOSEN
-from apd.settings.train import ChosenTeacher
-
-if TYPE_CHECKING:
-    from apd.settings.train import TrainSettings
+from apd.settings.train import ChosenTeacher, TrainSettings
 
 Teacher = Literal["frozen", "tuned", "online", "mean", ChosenTeacher]
 

@@ -117,6 +117,6 @@ def choose(known: Sequence[Tensor], labels: Tensor) -> tuple[tuple[float, ...], 
     return best, float((found[best].argmax(dim=-1) == labels).float().mean())
 
 
-def named(parts: Sequence[str], shares: Sequence[float]) -> str:
-    """Say who teaches: ``frozen``, ``tuned``, ``probe`` or several of them, such as ``tuned+probe``."""
-    return "+".join(part for part, share in zip(parts, shares, strict=True) if share)
+def used(parts: Sequence[str], shares: Sequence[float]) -> list[str]:
+    """List the teachers that have a share."""
+    return [part for part, share in zip(parts, shares, strict=True) if share]

@@ -22,7 +22,7 @@ from apd.errors import InputError
 from apd.methods import MethodSettings, find_method
 from apd.settings.explain import explain, setting_names
 from apd.settings.layers import merged, with_path, without_path
-from apd.settings.train import TrainSettings
+from apd.settings.train import PSEUDO_LABELS, TrainSettings
 from apd.util.files import parse_yaml, read_yaml
 from apd.util.section import RECORDED, Section
 from apd.util.text import short
@@ -106,6 +106,12 @@ class RunConfig(Section):
     def _training_goes_with_method(self, info: ValidationInfo) -> RunConfig:
         if info.context != RECORDED:
             self.method.settings.check_training(self.train)
+            named = self.train.pseudo_labels
+            if named != PSEUDO_LABELS and not find_method(self.method.name).pseudo_labels:
+                raise ValueError(
+                    f"train.pseudo_labels={named} has no effect with method {self.method.name}, which gives unlabelled images "
+                    "no labels; remove it"
+                )
             if self.data.shots == 0:
                 self.method.settings.check_without_labels()
         return self

@@ -13,6 +13,8 @@ from apd.util.seed_range import Seed
 
 ChosenTeacher = Literal["auto", "probe", "best"]
 """Teachers that are chosen on validation images; `apd.methods.teachers` says among which."""
+PSEUDO_LABELS: ChosenTeacher = "auto"
+"""The one that labels unlabelled images unless another is asked for."""
 
 
 class OptimizerSettings(Section):
@@ -62,7 +64,7 @@ class TrainSettings(GrowingSection):
         "eps_warmup_wait": 0.0,
         "eps_per_image": False,
         "labelled_share": None,
-        "pseudo_labels": "auto",
+        "pseudo_labels": PSEUDO_LABELS,
         "trackers": [],
         "tracker_options": {},
     }
@@ -91,9 +93,9 @@ class TrainSettings(GrowingSection):
         "null: as they come",
     )
     pseudo_labels: ChosenTeacher = Field(
-        "auto",
-        description="which teacher labels unlabelled images for a method whose loss needs labels, chosen on validation images "
-        "from the same as method.teacher of apd: auto, probe or best",
+        PSEUDO_LABELS,
+        description="which teacher labels unlabelled images for methods whose loss needs labels: auto, probe or best, chosen as "
+        "method.teacher of apd is",
     )
     eps_warmup_epochs: float = Field(0.0, ge=0, description="epochs over which eps grows linearly; 0: eps throughout")
     eps_warmup_from: float = Field(0.0, ge=0, le=1, description="share of eps at which its growth starts")

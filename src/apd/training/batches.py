@@ -16,7 +16,7 @@ from apd.data.streamed import Streamed, keep_or_stream
 from apd.data.unreadable import how_to_convert
 from apd.errors import InputError
 from apd.models import DualEncoder
-from apd.settings.train import TrainSettings
+from apd.settings.train import PSEUDO_LABELS, TrainSettings
 from apd.training.order import Order, labelled_per_batch
 from apd.training.pool import Pool
 from apd.training.schedule import Schedule
@@ -89,10 +89,9 @@ def _check_share(settings: TrainSettings, pool: Pool) -> None:
     share = settings.labelled_share
     if share is None:
         return
-    if pool.unlabelled is None or not len(pool.labelled):
+    if not _both(pool):
         raise InputError(
-            f"train.labelled_share={share:g} mixes labelled and unlabelled images, but there are {len(pool.labelled)} labelled "
-            f"and {0 if pool.unlabelled is None else len(pool.unlabelled)} unlabelled ones; remove it."
+            f"train.labelled_share={share:g} mixes labelled and unlabelled images, {_but(pool)}; remove it."
         )
     if settings.batch_size < 2:
         raise InputError(
@@ -104,6 +103,26 @@ def _check_share(settings: TrainSettings, pool: Pool) -> None:
             f"train.labelled_share={share:g} wants {wanted} labelled images in a batch of {settings.batch_size}, but there are "
             f"{own}, each once in a batch: the share is {own / settings.batch_size:.2g}."
         )
+
+
+def _check_pseudo_labels(settings: TrainSettings, pool: Pool) -> None:
+    """Refuse to choose a teacher of unlabelled images where there are none, or no labelled ones to choose it by."""
+    if settings.pseudo_labels != PSEUDO_LABELS and not _both(pool):
+        raise InputError(
+            f"train.pseudo_labels={settings.pseudo_labels} chooses by labelled images who labels the others, {_but(pool)}; "
+            "remove it."
+        )
+
+
+def _both(pool: Pool) -> bool:
+    """Whether there are labelled and unlabelled images."""
+    return pool.unlabelled is not None and len(pool.labelled) > 0
+
+
+def _but(pool: Pool) -> str:
+    """How many there are of each, for a message."""
+    unlabelled = 0 if pool.unlabelled is None else len(pool.unlabelled)
+    return f"but there are {len(pool.labelled)} labelled and {unlabelled} unlabelled ones"
 
 
 class Batches:
@@ -120,6 +139,7 @@ class Batches:
         self.images, self.settings, self.process, self.processes = images, settings, process, processes
         self.pool = Pool(images.train, images.unlabelled)
         _check_share(settings, self.pool)
+        _check_pseudo_labels(settings, self.pool)
         # A batch smaller than the number of processes would leave one of them without images.
         self._order = Order(self.pool, settings, at_least=processes)
         if not len(self._order):

@@ -23,7 +23,7 @@ from apd.models.classifier import PromptedCLIP, check_distinct
 from apd.models.parts import within
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
-from apd.settings.train import TrainSettings
+from apd.settings.train import PSEUDO_LABELS, TrainSettings
 from apd.training.batches import Batches, Images
 from apd.training.collapse import CollapseMonitor, Diverged, Validation
 from apd.training.log import Log
@@ -163,7 +163,7 @@ class Loop:
     def tune(self, method: Method) -> None:
         """Train another method (a teacher) on the labelled images, with the same settings, in place."""
         images = replace(self.images, unlabelled=None)
-        settings = self.settings.model_copy(update={"labelled_share": None})
+        settings = self.settings.model_copy(update={"labelled_share": None, "pseudo_labels": PSEUDO_LABELS})
         if self.images.unlabelled is not None and settings.steps is None and settings.epochs < TEACHER_EPOCHS:
             settings = settings.model_copy(update={"epochs": TEACHER_EPOCHS})
         Loop(method, images, settings, self.accelerator, None, self._after(method)).run_through(lambda: None)

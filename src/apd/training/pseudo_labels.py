@@ -6,6 +6,7 @@ its own, by the same rule (`apd.methods.teachers`), so that all methods can be t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from apd.methods import Method, Preparation
 from apd.methods.base import prompted
 from apd.methods.probe import fit_probe, probe_logits
-from apd.methods.teachers import PARTS, choose, logits_of, mean_logits, named, predictions, tune_prompts
+from apd.methods.teachers import PARTS, choose, logits_of, mean_logits, predictions, tune_prompts, used
 from apd.models.prompts import PromptSpec
 from apd.settings.train import ChosenTeacher
 from apd.training.batches import Images
@@ -43,14 +44,15 @@ def pseudo_labels(method: Method, before: Preparation, images: Images, teacher: 
         tune_prompts(prompts, before)
         tuned = prompts.bind_detached()
 
-    def logits(x: Tensor) -> list[Tensor]:
+    def logits(x: Tensor, parts: Sequence[str]) -> list[Tensor]:
         features = bound.features(x)
         return [tuned.logits(x) if part == "tuned" else known[part](features) for part in parts]
 
-    on_validation = logits_of(lambda x: torch.stack(logits(x), dim=1), images.val)
+    on_validation = logits_of(lambda x: torch.stack(logits(x, parts), dim=1), images.val)
     shares, _ = choose(on_validation.unbind(dim=1), images.val.labels)
-    by = torch.tensor(shares, device=on_validation.device)
-    return predictions(lambda x: mean_logits(logits(x), by), images.unlabelled), named(parts, shares)
+    chosen = used(parts, shares)
+    by = torch.full((len(chosen),), 1 / len(chosen), device=on_validation.device)
+    return predictions(lambda x: mean_logits(logits(x, chosen), by), images.unlabelled), "+".join(chosen)
 
 
 def judged_by_teacher(method: Method, images: Images) -> Images:
