@@ -102,16 +102,23 @@ def test_the_means_over_shots_are_those_of_the_committed_outcomes() -> None:
 
 def test_figures_of_class_specific_prompts_are_those_of_the_committed_outcomes() -> None:
     text = (ROOT / "docs" / "results" / "class-specific" / "table.md").read_text()
-    means = {part.split(" shot")[0].split(", ")[-1]: part for part in text.split("\n### mean over ")[1:]}
+    means = [part.split("\n## ")[0] for part in text.replace("*", "").split("\n### mean over ")[1:]]
     section = (ROOT / "docs" / "results.md").read_text().split("## A text context of its own")[1].split("\n### ")[0]
-    _, *rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")
+    tables = [
+        [[cell.strip() for cell in line.split("|")[1:-1]] for line in ("| method |" + table).splitlines()[2:]]
+        for table in section.split("\n| method |")[1:]
     ]
-    assert len(rows) == 6
-    for method, shots, *figures, difference in rows:
-        lines = [line.replace("*", "") for line in means[shots].splitlines() if line.startswith(f"| {method} |")]
+    few_shot, unseen = [[row for row in table if len(row) > 1] for table in tables]
+    assert (len(few_shot), len(unseen)) == (6, 2)
+    for method, shots, *figures, difference in few_shot:
+        (mean,) = [part for part in means if f", {shots} shot" in part and "base clean" not in part]
+        lines = [line for line in mean.splitlines() if line.startswith(f"| {method} |")]
         assert lines[0] == f"| {method} | 1 | {' | '.join(figures)} |"
         assert not difference or lines[1].endswith(f"| {difference} |")
+    (mean,) = [part for part in means if "base clean" in part]
+    for method, _, *figures in unseen:
+        assert f"| {method} | 1 | {' | '.join(figures)} |" in mean.splitlines()
+        assert method == "apd" or "| apd, specific | -6.1 [-9.6, -2.5] worse |" in mean
 
 
 def test_figures_of_the_family_with_such_contexts_are_those_of_the_committed_outcomes() -> None:
