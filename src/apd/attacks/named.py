@@ -20,7 +20,8 @@ from apd.attacks.targeted import MultiTargeted, Targeted
 from apd.attacks.transfer import Transfer
 from apd.attacks.universal import Universal
 from apd.errors import InputError, nearest
-from apd.util.plugins import Registry, code_hash, is_spec
+from apd.util.code import code_hash
+from apd.util.plugins import Registry, is_spec
 
 EVALUATION: dict[str, str] = {
     "clean": "no attack",

@@ -16,8 +16,8 @@ from apd.models.classifier import FrozenClassifier, PromptedCLIP
 from apd.models.encoder import sha256_of_weights
 from apd.models.parts import InParts, within
 from apd.models.shown import structure
+from apd.util.code import code_hash
 from apd.util.memory import Room
-from apd.util.plugins import code_hash
 
 
 @contextmanager

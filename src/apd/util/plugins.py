@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -11,30 +9,16 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import FunctionType
 from typing import TypeVar
 
 from apd.errors import ApdError, InputError, nearest
 from apd.util.text import one_line
 from apd.util.trust import is_spec, refusal, trust
 
-__all__ = ["Registry", "code_hash", "is_spec", "package_of"]
+__all__ = ["Registry", "is_spec", "package_of"]
 
 T = TypeVar("T")
 _MISSING = object()
-
-
-def code_hash(found: object) -> str:
-    """Return a hash of the source of a function or class, of an object's class, and of what a closure holds.
-
-    What has no source, such as a part of a C library, counts as its ``repr``.
-    """
-    try:
-        source = inspect.getsource(found if isinstance(found, type | FunctionType) else type(found))
-    except (OSError, TypeError):
-        source = repr(found)
-    held = [cell.cell_contents for cell in getattr(found, "__closure__", None) or ()]
-    return hashlib.sha256(f"{source}{held or ''}".encode()).hexdigest()[:16]
 
 
 def _last_change(place: str) -> int:

@@ -1,0 +1,94 @@
+"""Hashes of code from elsewhere: what is kept of it must not be taken for that of other code."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from sysconfig import get_path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+_PLAIN = (bool, int, float, complex, str, bytes, tuple, type(None))
+_INSTALLED = {"site-packages", "dist-packages"}
+_LIBRARY = Path(get_path("stdlib")).resolve()
+
+
+def code_hash(found: object) -> str:
+    """Return a hash of the source of a function or class, of an object's class, and of what a closure holds.
+
+    Code that it uses by name counts with it, and what that uses: base classes, functions, classes and plain values, as far
+    as they are not of an installed package. What has no source, such as a part of a C library, counts as its ``repr``.
+    """
+    start = found if isinstance(found, type | FunctionType) else type(found)
+    cells = [cell.cell_contents for cell in getattr(found, "__closure__", None) or ()]
+    held = [value for value in cells if not isinstance(value, type | FunctionType)]
+    todo = [value for value in (start, *cells) if isinstance(value, type | FunctionType)]
+    seen, used = {*todo}, set[str]()
+    while todo:
+        one = todo.pop()
+        for name, value in _named(one) if _is_own(_module(one)) else ():
+            if isinstance(value, _PLAIN):
+                used.add(f"{name}={value!r}")
+            elif isinstance(value, type | FunctionType) and value not in seen and _is_own(_module(value)):
+                seen.add(value)
+                todo.append(value)
+    used |= {_source(one, one.__qualname__) for one in seen - {start}}
+    own = _source(start, repr(found))
+    return hashlib.sha256(f"{own}{held or ''}{''.join(sorted(used))}".encode()).hexdigest()[:16]
+
+
+def _source(found: type | FunctionType, otherwise: str) -> str:
+    try:
+        return inspect.getsource(found)
+    except (OSError, TypeError):
+        return otherwise
+
+
+def _module(found: type | FunctionType) -> ModuleType | None:
+    return sys.modules.get(str(found.__module__))
+
+
+def _is_own(module: ModuleType | None) -> bool:
+    """Whether it is somebody's own code: of a script, a notebook or a folder, and not of an installed package or this one."""
+    if module is None or module.__name__ == "__main__":
+        return module is not None
+    file = getattr(module, "__file__", None)
+    if file is None or module.__name__.partition(".")[0] == "apd":
+        return False
+    path = Path(file).resolve()
+    return not (_INSTALLED.intersection(path.parts) or path.is_relative_to(_LIBRARY))
+
+
+def _named(found: type | FunctionType) -> Iterator[tuple[str, Any]]:
+    """What a function names of its module, and of other own modules; what a class does in its methods, and its bases."""
+    if isinstance(found, type):
+        yield from ((base.__name__, base) for base in found.__bases__)
+        functions = [inspect.unwrap(each) for each in map(_function, vars(found).values()) if each is not None]
+    else:
+        functions = [inspect.unwrap(found)]
+    for function in functions:
+        if not isinstance(function, FunctionType):
+            continue
+        names = list(_names(function.__code__))
+        known = {name: function.__globals__[name] for name in names if name in function.__globals__}
+        yield from known.items()
+        for module in known.values():
+            if isinstance(module, ModuleType) and _is_own(module):
+                yield from ((name, vars(module)[name]) for name in names if name in vars(module))
+
+
+def _function(value: object) -> Callable[..., Any] | None:
+    """The function behind an attribute of a class, if there is one."""
+    value = getattr(value, "__func__", value)
+    value = value.fget if isinstance(value, property) else value
+    return value if isinstance(value, FunctionType) else None
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
