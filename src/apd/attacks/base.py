@@ -9,6 +9,7 @@ from torch import Tensor
 
 from apd.attacks.objectives import Objective
 from apd.attacks.threat import ThreatModel
+from apd.errors import InputError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -53,3 +54,15 @@ class TrainingAttack:
     def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
         """Return adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one per sample."""
         raise TypeError(f"{type(self).__name__} must define __call__(objective, x, threat, seeds)")
+
+
+def like(x: Tensor, images: object, name: str) -> Tensor:
+    """Return the images that an attack made of ``x`` (B,3,H,W), detached, if they have its shape.
+
+    Raises:
+        InputError: something else, with the attack's ``name``.
+    """
+    if isinstance(images, Tensor) and images.shape == x.shape and images.is_floating_point():
+        return images.detach().to(x)
+    kind = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+    raise InputError(f"The attack {name} must return float images of shape {tuple(x.shape)}, but returns {kind}.")

@@ -10,10 +10,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from apd.attacks.base import Attack, TrainingAttack
+from apd.attacks.base import Attack, TrainingAttack, like
 from apd.attacks.objectives import Objective, cross_entropy, margin, misclassified
 from apd.attacks.pgd import PGD
 from apd.attacks.threat import Norm, ThreatModel
+from apd.errors import InputError
 from apd.util.seeds import sample_seeds
 
 
@@ -82,6 +83,9 @@ class Watch:
 
 UNWATCHED = Watch()
 
+_SLACK = 1e-3
+"""How far beyond its limits, as a share of them, rounding may leave an image."""
+
 
 class Source(NamedTuple):
     """Another classifier, and what tells it apart from every other."""
@@ -143,6 +147,29 @@ class EvaluationAttack:
         """Attack ``batch`` on ``model``, pixels (B,3,H,W) in [0,1] to logits (B,C); ``watch`` follows the parts."""
         raise TypeError(f"{type(self).__name__} must define __call__(model, batch, threat, watch)")
 
+    def checked(self, model: nn.Module, batch: AttackBatch, threat: ThreatModel, watch: Watch = UNWATCHED) -> Found:
+        """Attack a copy of ``batch``, and look at what comes back: images that nobody could send would count as fooled ones.
+
+        Raises:
+            InputError: it is not a `Found`, or an image is outside of the attack's limits.
+        """
+        found = self(model, replace(batch, x=batch.x.clone()), threat, watch)
+        if not isinstance(found, Found) or len(found.by) != len(batch):
+            raise InputError(
+                f"The attack {self.name} must return a Found with images, and a name in `by` for each of them."
+            )
+        images, limits = like(batch.x, found.images, self.name), self.limits(threat)
+        far = limits.distance(images, batch.x)
+        # Written so that a value that is not a number is outside.
+        inside = (far <= limits.eps * (1 + _SLACK) + 1e-6) & ((images - 0.5).abs() <= 0.5 + 1e-6).flatten(1).all(dim=1)
+        if not bool(inside.all()):
+            raise InputError(
+                f"The attack {self.name} leaves its limits with {int((~inside).sum())} of {len(batch)} images: at most "
+                f"{limits.norm} {limits.eps:.4g} and pixels in [0,1], but one is {float(far.max()):.4g} away. Return "
+                "threat.project(images, x), or say with limits() what they stay within."
+            )
+        return found
+
 
 @dataclass(frozen=True)
 class ClimbingAttack(EvaluationAttack):
@@ -165,7 +192,7 @@ class ClimbingAttack(EvaluationAttack):
         watch.begin(self.name)
         objective = Objective(model, cross_entropy, batch.labels)
         seeds = sample_seeds(batch.ids, batch.seed, "start")
-        images = self.attack(objective, batch.x, threat, seeds).detach()
+        images = like(batch.x, self.attack(objective, batch.x, threat, seeds), self.name)
         if not isinstance(self.attack, PGD):  # whose images are in the ball to the last bit
             images = threat.project(images, batch.x)
         return Found(images, [self.name] * len(batch))
@@ -275,7 +302,7 @@ class Cascade(EvaluationAttack):
             if part.name in watch.done:
                 continue
             left = batch.select(robust)
-            found = part(model, left, threat, _Inside(watch))
+            found = part.checked(model, left, threat, _Inside(watch))
             images[robust] = found.images
             flags += found.flags
             for i, name in zip(robust.tolist(), found.by, strict=True):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apd.attacks.base import like
 from apd.attacks.evaluation import UNWATCHED, AttackBatch, EvaluationAttack, Found, Watch
 from apd.attacks.threat import ThreatModel
 from apd.errors import InputError
@@ -58,12 +59,7 @@ class Foreign(EvaluationAttack):
         with torch.random.fork_rng(devices=[batch.x.device] if batch.x.is_cuda else []), torch.enable_grad():
             torch.manual_seed(batch.seed)
             images = self.attacker(model, batch.x.clone(), batch.labels, threat)
-        if not isinstance(images, Tensor) or images.shape != batch.x.shape or not bool(images.isfinite().all()):
-            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise InputError(
-                f"The attack {self.name} must return finite images of shape {tuple(batch.x.shape)}, but returns {got}."
-            )
-        return Found(threat.project(images.detach().to(batch.x), batch.x), [self.name] * len(batch))
+        return Found(threat.project(like(batch.x, images, self.name), batch.x), [self.name] * len(batch))
 
 
 def library_attack(name: str) -> Foreign:

@@ -78,9 +78,14 @@ _EXAMPLES = {
 
 
 def _problem(found: object) -> str | None:
-    if isinstance(found, type):
-        found = found.__new__(found) if issubclass(found, EvaluationAttack | TrainingAttack) else None
-    if isinstance(found, EvaluationAttack | TrainingAttack) or _plain(found):
+    kind = found if isinstance(found, type) else type(found)
+    for base, call in (
+        (EvaluationAttack, "model, batch, threat, watch"),
+        (TrainingAttack, "objective, x, threat, seeds"),
+    ):
+        if issubclass(kind, base):
+            return None if kind.__call__ is not base.__call__ else f"does not define __call__({call}), which attacks"
+    if _plain(found):
         return None
     return "is not an EvaluationAttack, a TrainingAttack, or a function (model, x, labels, eps) or (objective, x, threat, seeds)"
 
@@ -158,6 +163,8 @@ def code_of(name: str) -> str | None:
 def _as_evaluation(name: str, found: object) -> EvaluationAttack:
     made = EVALUATION_ATTACKS.made(name, found) if isinstance(found, type) else found
     if isinstance(made, EvaluationAttack):
+        if not getattr(made, "name", None):
+            raise InputError(f"The attack {name!r} has no name; set the attribute name, what it is called in a result.")
         return made
     if not isinstance(made, TrainingAttack) and (foreign := libraries.adapted(name, made)) is not None:
         return foreign

@@ -18,9 +18,11 @@ from apd.util.plugins import Registry
 
 
 def _problem(found: object) -> str | None:
-    if isinstance(found, type) and issubclass(found, TrainingAttack):
-        return None
-    return "is not a class derived from apd.attacks.TrainingAttack"
+    if not (isinstance(found, type) and issubclass(found, TrainingAttack)):
+        return "is not a class derived from apd.attacks.TrainingAttack"
+    if found.__call__ is TrainingAttack.__call__ and not found.moves_with_prompts:
+        return "does not define __call__(objective, x, threat, seeds), which attacks"
+    return None
 
 
 TRAINING_ATTACKS: Registry[type[TrainingAttack]] = Registry(

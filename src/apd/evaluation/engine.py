@@ -286,7 +286,8 @@ class Evaluation:
         s = self.settings
         # A ball of radius 0 holds the clean image alone; the health check runs the attack's code on it.
         if attack is not None and (limits := attack.limits(s.threat)).eps > 0:
-            found = attack(self.subject.model, attacks.AttackBatch(x, labels, ids, s.seed), s.threat, watch)
+            batch = attacks.AttackBatch(x, labels, ids, s.seed)
+            found = attack.checked(self.subject.model, batch, s.threat, watch)
             clean, x, by, flags = x, found.images, found.by, found.flags
             if folder is not None:
                 keys = [self.samples.keys[i] for i in index]

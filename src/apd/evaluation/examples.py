@@ -59,7 +59,8 @@ def attacked(
     found = x.clone()
     right = (before.argmax(dim=-1) == labels).nonzero().flatten()
     if len(right):
-        found[right] = find(attack)(model, AttackBatch(x, labels, ids, seed).select(right), threat).images
+        batch = AttackBatch(x, labels, ids, seed).select(right)
+        found[right] = find(attack).checked(model, batch, threat).images
     with torch.no_grad():
         return Attacked(title, found, before, model(found))
 

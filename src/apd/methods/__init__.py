@@ -23,6 +23,8 @@ __all__ = ["METHODS", "Method", "MethodSettings", "PerObject", "Preparation", "S
 def _problem(found: object) -> str | None:
     if not (isinstance(found, type) and issubclass(found, Method)):
         return "is not a class derived from apd.methods.Method"
+    if not (isinstance(found.Settings, type) and issubclass(found.Settings, MethodSettings)):
+        return "has Settings that are not a class derived from apd.methods.MethodSettings"
     if found.learns and found.loss is Method.loss:
         return "does not define loss(), which it learns by"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from apd.attacks.base import Attack
 from apd.attacks.objectives import Objective, cross_entropy
 from apd.attacks.threat import ThreatModel
+from apd.errors import ApdError
 from apd.methods.step import Step
 from apd.models.classifier import BoundCLIP, PromptedCLIP
 from apd.models.encoder import DualEncoder
@@ -195,6 +197,23 @@ class Method(nn.Module):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave."""
         self.load_state_dict(dict(state), strict=False)
+
+
+def facts_of(method: Method) -> dict[str, Any]:
+    """Return the facts of a method.
+
+    Raises:
+        ApdError: they are not JSON, which ``run.json`` is.
+    """
+    found: object = method.facts()
+    try:
+        json.dumps(found)
+    except (TypeError, ValueError) as error:
+        found = error
+    if isinstance(found, dict):
+        return found
+    wanted = f"facts() of {type(method).__name__} must return a dict of JSON values, numbers of a tensor by .tolist()"
+    raise ApdError(f"{wanted}, got {found if isinstance(found, Exception) else type(found).__name__}.")
 
 
 def refuse_smoothing(train: TrainSettings, name: str) -> None:

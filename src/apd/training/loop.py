@@ -17,6 +17,7 @@ from apd.data import Dataset
 from apd.data.batch import Batch
 from apd.errors import InputError
 from apd.methods import Method, Preparation, find_method
+from apd.methods.base import facts_of
 from apd.models import DualEncoder
 from apd.models.calibration import Calibration
 from apd.models.classifier import PromptedCLIP, check_distinct
@@ -158,7 +159,7 @@ class Loop:
 
     def facts(self) -> dict[str, Any]:
         """What training has measured and no setting says: of the method, and which teacher gave pseudo-labels."""
-        return {**self.method.facts(), **({"pseudo_labels_by": self.labelled_by} if self.labelled_by else {})}
+        return {**facts_of(self.method), **({"pseudo_labels_by": self.labelled_by} if self.labelled_by else {})}
 
     def tune(self, method: Method) -> None:
         """Train another method (a teacher) on the labelled images, with the same settings, in place."""
@@ -348,6 +349,7 @@ class Loop:
     def _checkpoint(self, done: int, optimizer: Any) -> None:
         if self.run is None:
             return
+        self.facts()  # what could not be recorded is told now, and not after the last step
         self.monitor.check_prompts({n: p for n, p in self.method.named_parameters() if p.requires_grad}, done)
         tensors = {f"method.{name}": tensor for name, tensor in self.method.state().items()}
         tensors |= self.moving.state() if self.moving else {}

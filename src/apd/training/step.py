@@ -25,7 +25,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from apd.attacks.base import Attack
+from apd.attacks.base import Attack, like
 from apd.attacks.objectives import LOSSES, Objective, cross_entropy, kl_to_probabilities
 from apd.attacks.pgd import PGD
 from apd.attacks.settings import AttackSettings
@@ -81,13 +81,17 @@ class TrainStep(nn.Module):
                 objective = self._objective(step)
                 if self.settings.eps_per_image:
                     threat = per_image(objective, batch.x, threat)
-                x_adv = self.attack(objective, batch.x, threat, batch.seeds).detach()
+                made = self.attack(objective, batch.x.clone(), threat, batch.seeds)
+                x_adv = like(batch.x, made, self.settings.attack.kind)
             images = batch.x if x_adv is None else x_adv
             return _checked(self.method, self.method.loss(step, images)), images.detach()
 
     def _objective(self, step: Step) -> Objective:
         """Return the method's inner objective, or the one that ``train.attack.loss`` puts in its place."""
         own, name = self.method.inner(step, step.student.detach()), self.settings.attack.loss
+        if not isinstance(own, Objective):
+            wanted = f"inner() of {type(self.method).__name__} must return an apd.attacks.Objective"
+            raise ApdError(f"{wanted}, what the attack maximises, got {type(own).__name__}.")
         if name == "method":
             return own
         if own.loss not in (cross_entropy, kl_to_probabilities):
