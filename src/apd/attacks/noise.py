@@ -46,15 +46,15 @@ class Noise(TrainingAttack):
 
     @property
     def needs_budget(self) -> bool:
-        """Only for its ascent: the noise has a deviation of its own."""
-        return self.steps > 0
+        """Not at all: the noise has a deviation of its own, with an ascent before it or without."""
+        return False
 
     def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
         """Return noisy images (B,3,H,W), which may leave [0,1], for the images ``x``; ``seeds`` (B,) int64, one per sample."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
         draws = [torch.randn(x.shape[1:], generator=generator) for generator in generators]
         noise = self.sigma * torch.stack(draws).to(x)
-        if not self.steps:
+        if not self.steps or threat.eps == 0:
             return x + noise
         under_noise = replace(objective, forward=lambda images: objective.forward(images + noise))
         climb = PGD(self.steps, self.step_size, random_start=False)

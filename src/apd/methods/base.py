@@ -94,7 +94,8 @@ class MethodSettings(GrowingSection):
                 "train.eps_per_image needs an attack of its own on whole batches; set train.attack.kind to pgd, fgsm-rs or "
                 "n-fgsm, and train.attack.stop_margin to null"
             )
-        if not attack.attack_class.from_settings(attack).needs_budget:
+        made = attack.attack_class.from_settings(attack)
+        if not made.needs_budget and not made.passes:
             raise ValueError(
                 f"train.eps_per_image has no effect with train.attack.kind={attack.kind}, which takes no eps as it is set; set "
                 "it to false"
