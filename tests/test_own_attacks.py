@@ -11,7 +11,18 @@ import torch
 from torch import Tensor
 
 import apd
-from apd.attacks import PGD, AttackBatch, Cascade, ClimbingAttack, EvaluationAttack, Found, ThreatModel, TrainingAttack
+from apd.attacks import (
+    NFGSM,
+    PGD,
+    AttackBatch,
+    Cascade,
+    ClimbingAttack,
+    EvaluationAttack,
+    Found,
+    Objective,
+    ThreatModel,
+    TrainingAttack,
+)
 from apd.attacks.evaluation import UNWATCHED
 from apd.data.batch import Batch
 from apd.methods import Method, MethodSettings, Step
@@ -50,6 +61,10 @@ class Climbs(TrainingAttack):
         return made
 
 
+def attacked(attack: EvaluationAttack, batch: AttackBatch) -> Found:
+    return attack.checked(attack(Means(), batch.copy(), EPS), batch, EPS)
+
+
 def batch() -> AttackBatch:
     x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     return AttackBatch(x, torch.tensor([0, 1, 0, 1]), list("abcd"))
@@ -72,7 +87,7 @@ def batch() -> AttackBatch:
 def test_images_outside_of_the_limits_are_refused(make: Callable[[Tensor], Any], named: str) -> None:
     for attack in (Returns(make), Cascade("all", (Returns(lambda x: x), Returns(make), Returns(lambda x: x)))):
         with refused(named):
-            attack.checked(Means(), batch(), EPS)
+            attacked(attack, batch())
 
 
 def test_what_rounding_does_is_inside() -> None:
@@ -80,7 +95,7 @@ def test_what_rounding_does_is_inside() -> None:
         threat = ThreatModel(eps, norm)  # type: ignore[arg-type]
         images = batch()
         far = threat.project(images.x + 1e4 * torch.randn(images.x.shape), images.x)
-        assert Returns(lambda x, far=far: far).checked(Means(), images, threat).images is far  # type: ignore[misc]
+        assert Returns(torch.clone).checked(Found(far, ["own"] * 4), images, threat).images is far
 
 
 def test_an_attack_with_limits_of_its_own_is_held_to_these() -> None:
@@ -88,7 +103,7 @@ def test_an_attack_with_limits_of_its_own_is_held_to_these() -> None:
         def limits(self, threat: ThreatModel) -> ThreatModel:
             return ThreatModel(1.0)
 
-    assert bool((Wide(torch.ones_like).checked(Means(), batch(), EPS).images == 1).all())
+    assert bool((attacked(Wide(torch.ones_like), batch()).images == 1).all())
 
 
 def test_an_evaluation_refuses_them_and_keeps_nothing_of_them(tmp_path: Path) -> None:
@@ -128,6 +143,24 @@ def test_a_training_attack_that_works_in_place_leaves_the_clean_images_as_they_a
     assert found[0] == found[1]
     with refused("(2, 1, 16, 16)"):
         TrainStep(step.method, attack=Climbs(lambda x: x[:, :1]))(Batch.of(x, torch.tensor([0, 1])), EPS)
+
+
+@pytest.mark.parametrize(
+    ("loss", "named"),
+    [
+        (lambda z, labels: z.mean(), "shape ()"),
+        (lambda z, labels: z, "shape (2, 3)"),
+        (lambda z, labels: z.sum(dim=1, keepdim=True), "shape (2, 1)"),
+        (lambda z, labels: 0.5, "float"),
+        (lambda z, labels: z.argmax(dim=1).float(), "no gradient"),
+    ],
+)
+def test_an_attack_loss_is_one_value_per_sample_with_a_gradient(loss: Callable[..., Any], named: str) -> None:
+    objective = Objective(lambda x: x.flatten(1)[:, :3], loss, torch.tensor([0, 1]))
+    x = torch.rand(2, 3, 4, 4)
+    for attack in (PGD(2), NFGSM()):
+        with refused("<lambda>", named):
+            attack(objective, x, EPS, torch.arange(2))
 
 
 def test_classes_that_lack_what_they_need_are_refused_by_name(clip: DualEncoder) -> None:

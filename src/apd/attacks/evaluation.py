@@ -37,6 +37,10 @@ class AttackBatch:
     def __len__(self) -> int:
         return len(self.x)
 
+    def copy(self) -> AttackBatch:
+        """Return these samples with images that may be changed."""
+        return replace(self, x=self.x.clone())
+
     def select(self, index: Tensor) -> AttackBatch:
         """Return the samples at ``index``."""
         return AttackBatch(self.x[index], self.labels[index], [self.ids[i] for i in index.tolist()], self.seed)
@@ -147,13 +151,12 @@ class EvaluationAttack:
         """Attack ``batch`` on ``model``, pixels (B,3,H,W) in [0,1] to logits (B,C); ``watch`` follows the parts."""
         raise TypeError(f"{type(self).__name__} must define __call__(model, batch, threat, watch)")
 
-    def checked(self, model: nn.Module, batch: AttackBatch, threat: ThreatModel, watch: Watch = UNWATCHED) -> Found:
-        """Attack a copy of ``batch``, and look at what comes back: images that nobody could send would count as fooled ones.
+    def checked(self, found: Found, batch: AttackBatch, threat: ThreatModel) -> Found:
+        """Return what the attack found in a copy of ``batch``: images that nobody could send would count as fooled ones.
 
         Raises:
             InputError: it is not a `Found`, or an image is outside of the attack's limits.
         """
-        found = self(model, replace(batch, x=batch.x.clone()), threat, watch)
         if not isinstance(found, Found) or len(found.by) != len(batch):
             raise InputError(
                 f"The attack {self.name} must return a Found with images, and a name in `by` for each of them."
@@ -302,7 +305,7 @@ class Cascade(EvaluationAttack):
             if part.name in watch.done:
                 continue
             left = batch.select(robust)
-            found = part.checked(model, left, threat, _Inside(watch))
+            found = part.checked(part(model, left.copy(), threat, _Inside(watch)), left, threat)
             images[robust] = found.images
             flags += found.flags
             for i, name in zip(robust.tolist(), found.by, strict=True):

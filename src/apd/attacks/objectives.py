@@ -36,7 +36,24 @@ class Objective:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the loss per sample (B,) at the images ``x`` (B,3,H,W)."""
-        return self.loss(self.forward(x), self.target)
+        return self.of(self.forward(x))
+
+    def of(self, outputs: Tensor) -> Tensor:
+        """Return the loss per sample (B,) of outputs (B,...).
+
+        Raises:
+            InputError: a loss from elsewhere that gives something else, or cuts the gradient.
+        """
+        values: object = self.loss(outputs, self.target)
+        name = getattr(self.loss, "__name__", type(self.loss).__name__)
+        if not isinstance(values, Tensor) or values.shape != outputs.shape[:1]:
+            got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+            raise InputError(
+                f"The attack loss {name} must return one value per sample, ({len(outputs)},), but returns {got}."
+            )
+        if torch.is_grad_enabled() and outputs.requires_grad and not values.requires_grad:
+            raise InputError(f"The attack loss {name} has no gradient: argmax, comparisons and detach() cut it.")
+        return values
 
     def select(self, index: Tensor) -> Objective:
         """Return the objective for the samples at ``index`` only."""

@@ -78,7 +78,7 @@ class PGD(TrainingAttack):
         for _ in range(self.steps):
             with torch.enable_grad():
                 outputs = part.forward(here.requires_grad_())
-                values = part.loss(outputs, part.target)
+                values = part.of(outputs)
                 if self.leave is not None:
                     going_on = ~self.leave(outputs.detach(), part.target)
                     active, values = active[going_on], values[going_on]

@@ -287,7 +287,7 @@ class Evaluation:
         # A ball of radius 0 holds the clean image alone; the health check runs the attack's code on it.
         if attack is not None and (limits := attack.limits(s.threat)).eps > 0:
             batch = attacks.AttackBatch(x, labels, ids, s.seed)
-            found = attack.checked(self.subject.model, batch, s.threat, watch)
+            found = attack.checked(attack(self.subject.model, batch.copy(), s.threat, watch), batch, s.threat)
             clean, x, by, flags = x, found.images, found.by, found.flags
             if folder is not None:
                 keys = [self.samples.keys[i] for i in index]

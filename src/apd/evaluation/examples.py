@@ -60,7 +60,8 @@ def attacked(
     right = (before.argmax(dim=-1) == labels).nonzero().flatten()
     if len(right):
         batch = AttackBatch(x, labels, ids, seed).select(right)
-        found[right] = find(attack).checked(model, batch, threat).images
+        made = find(attack)
+        found[right] = made.checked(made(model, batch.copy(), threat), batch, threat).images
     with torch.no_grad():
         return Attacked(title, found, before, model(found))
 

@@ -77,7 +77,7 @@ def measure(source: Source, exported: Runner) -> Price:
             harmed = x.clone()
             if len(kept):
                 batch = AttackBatch(x, labels, ids).select(kept)
-                harmed[kept] = attack.checked(subject.model, batch, threat).images
+                harmed[kept] = attack.checked(attack(subject.model, batch.copy(), threat), batch, threat).images
             fooled = subject.predict(harmed)
         own = [run_in_batches(exported, some, _BATCH).argmax(-1) for some in (x, harmed)]
         right.append(torch.stack([guesses == labels, own[0] == labels, fooled == labels, own[1] == labels]))

@@ -225,7 +225,7 @@ def _attacked(classifier: PromptedCLIP, samples: Samples, settings: WordingSetti
             index = right[list(part)].nonzero().flatten().to(subject.device)
             if len(index):
                 batch = attacks.AttackBatch(x, labels, ids, settings.seed).select(index)
-                x[index] = attack.checked(subject.model, batch, threat).images.detach()
+                x[index] = attack.checked(attack(subject.model, batch.copy(), threat), batch, threat).images.detach()
             yield x
 
 
