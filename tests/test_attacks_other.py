@@ -24,7 +24,8 @@ from apd.attacks import (
     misclassified,
 )
 from apd.attacks.threat import Norm, ThreatModel
-from apd.evaluation import EvaluationSettings
+from apd.evaluation import EvaluationSettings, surroundings
+from apd.evaluation.frozen import Subject
 from apd.evaluation.surroundings import Resized, surroundings_of
 from apd.models.preprocessing import Preprocessing
 
@@ -268,7 +269,7 @@ def test_attacks_by_name_in_an_evaluation() -> None:
     assert still.attacks["pgd-5"].accuracy == still.clean > still.attacks["patch-30"].accuracy
 
 
-def test_surroundings_load_other_classifiers_and_resize() -> None:
+def test_surroundings_load_other_classifiers_and_resize(monkeypatch: pytest.MonkeyPatch) -> None:
     data, clip = toy_data(), toy_clip(3)
     classifier = apd.PromptedCLIP(clip, None, data.class_names, data.templates)
     plain = Preprocessing.plain(SIDE)
@@ -285,6 +286,10 @@ def test_surroundings_load_other_classifiers_and_resize() -> None:
     with refused("transfer:zero-shot"):
         other.classifier("zero-shot")
     assert made.has_zero_shot and not other.has_zero_shot
+    own = apd.PromptedCLIP(clip, None, data.class_names, ("my own words for {}",))
+    monkeypatch.setattr(surroundings, "is_run", lambda spec: spec == "sibling")
+    monkeypatch.setattr(surroundings, "load_run", lambda spec, device: own)
+    assert made.classifier("sibling").fingerprint == Subject.of(own).fingerprint, "a run's words are part of it"
     on_val = EvaluationSettings(split="val")
     learned = surroundings_of(None, data, lambda some: some.decode(plain), torch.device("cpu"), SIDE, on_val)
     assert {*learned.validation().ids}.isdisjoint(made.validation().ids)

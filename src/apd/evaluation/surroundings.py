@@ -13,6 +13,7 @@ from apd.attacks import AttackBatch, Source, Surroundings
 from apd.data.dataset import Dataset, Decoded, ImageSet, Split
 from apd.errors import InputError
 from apd.evaluation.frozen import Subject
+from apd.evaluation.inputs import serving
 from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
 from apd.models import load_clip
@@ -93,5 +94,5 @@ def _load(spec: str, zero_shot: PromptedCLIP | None, data: Dataset, device: torc
             )
         return zero_shot
     if is_run(spec):
-        return load_run(spec, device=device).with_classes(data.class_names, data.templates)
+        return serving(data, load_run(spec, device=device))
     return PromptedCLIP(load_clip(spec, device=device), None, data.class_names, data.templates)
