@@ -343,6 +343,8 @@ def test_tensors_that_do_not_fit_are_refused(y: Tensor, named: str) -> None:
     with refused("it", named):
         Dataset.from_tensors("it", ["a", "b"], (x, y), (x, torch.arange(4) % 2))
     for odd, named in (
+        (torch.full((4, 3, 4, 4), torch.nan), "nan"),
+        ([x[0]] * 4, "tensors"),
         (x * 255, f"{(x * 255).max():.3g}"),
         (x.double() - 1, f"{(x - 1).min():.3g}"),
         (x.long(), "torch.int64"),

@@ -24,14 +24,18 @@ def tensor_images(name: str, split: str, x: Tensor, y: Tensor) -> ImageSet:
     Raises:
         InputError: shapes, types or values that are not those.
     """
-    x, y = torch.as_tensor(x).cpu(), torch.as_tensor(y)
+    try:
+        x, y = torch.as_tensor(x).detach().cpu(), torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:  # such as a list of tensors
+        raise InputError(f"{name} {split}: images and labels must be tensors or arrays ({one_line(error)}).") from error
     if x.dim() != 4 or x.shape[1] != 3 or y.shape != (len(x),) or y.is_floating_point():
         raise InputError(
             f"{name} {split}: images must be (N,3,H,W) with int labels (N,), got {tuple(x.shape)} and "
             f"{str(y.dtype).removeprefix('torch.')} labels {tuple(y.shape)}."
         )
     if x.is_floating_point():
-        if len(x) and (float(x.min()) < 0 or float(x.max()) > 1):
+        # Written so that a value that is not a number is outside.
+        if len(x) and not (float(x.min()) >= 0 and float(x.max()) <= 1):
             raise InputError(
                 f"{name} {split}: float images must be in [0,1], got {float(x.min()):.3g} to {float(x.max()):.3g}."
             )
