@@ -142,6 +142,8 @@ def test_a_preset_that_is_asked_for_wins_over_the_values_of_a_saved_run(tmp_path
         ("adaad", "attack={kind: n-fgsm}", None),
         ("fare", "label_smoothing=0.1", ["train.label_smoothing", "fare", "0"]),
         ("agft", "label_smoothing=0.1", ["train.label_smoothing", "agft", "0"]),
+        ("agft", "attack.loss=margin", ["train.attack.loss=margin", "agft"]),
+        ("apd", "attack.loss=margin", None),
         ("apd", "label_smoothing=0.1", None),
         ("adaad", "label_smoothing=0.1", ["train.label_smoothing", "0", "method.clean_ce"]),
         (

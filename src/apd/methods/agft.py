@@ -39,6 +39,11 @@ class AGFTSettings(MethodSettings):
         """Check that these settings of training fit the method; see `MethodSettings.check_training`."""
         super().check_training(train)
         refuse_smoothing(train, "agft")
+        if train.attack.loss != "method":
+            raise ValueError(
+                f"train.attack.loss={train.attack.loss} would replace the soft label of agft's attack, which its loss is about; "
+                "leave it out"
+            )
 
 
 class AGFT(Method):
