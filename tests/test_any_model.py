@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import apd
+from apd.evaluation.certified.certify import certify
+from apd.evaluation.wording.measure import evaluate_wording
+from apd.models import DualEncoder
 from apd.util.locks import FolderLock
 
 from . import test_imported
@@ -217,6 +221,32 @@ def test_a_module_from_python_beside_zero_shot_clip(clip_folder: Path, tmp_path:
     assert place.name.startswith("Mean-")
     with refused(str(side), str(side + 2)):
         apd.evaluate_classifier(Mean(), data, model=str(clip_folder), image_size=side + 2, **arguments)  # type: ignore[arg-type]
+
+
+class Brightness(apd.PromptedCLIP):
+    """Does not ask its prompts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers: Tensor = Mean()(x)
+        return answers
+
+
+def test_a_clip_classifier_with_answers_of_its_own_is_judged_by_these(clip: DualEncoder, tmp_path: Path) -> None:
+    kinds = (apd.PromptedCLIP, Brightness, apd.PromptedCLIP, apd.PromptedCLIP)
+    plain, subclass, hooked, patched = (kind(clip, None, ["dark", "bright"]) for kind in kinds)
+    hooked.register_forward_hook(lambda _, given, answers: Mean()(given[0]))
+    patched.forward = Mean().forward  # type: ignore[method-assign]
+    pixels = torch.cat([torch.full((4, 3, 16, 16), 0.1), torch.full((4, 3, 16, 16), 0.9)])
+    pair = (pixels, torch.tensor([0] * 4 + [1] * 4))
+    data = apd.Dataset.from_tensors("grey", ["dark", "bright"], pair, pair)
+    settings: dict[str, Any] = {"attacks": "pgd-2", "limit": "all", "quiet": True, "store": tmp_path}
+    assert apd.evaluate(plain, data, **settings).clean < 100, "random weights know nothing"
+    for classifier in (subclass, hooked, patched):
+        assert apd.evaluate(classifier, data, **settings).clean == 100
+        with refused(type(classifier).__name__):
+            certify(classifier, data, sigma=0.1, quiet=True)
+        with refused(type(classifier).__name__):
+            evaluate_wording(classifier, data, changes="typos", attack="clean", quiet=True)
 
 
 def test_zero_shot_clip_is_kept_where_it_is_asked_for(

@@ -39,6 +39,18 @@ def _foreign_code(classifier: nn.Module) -> str:
     return "".join(sorted(code_hash(kind) for kind in foreign))
 
 
+def own_answers(classifier: nn.Module) -> list[object]:
+    """Return what makes a `PromptedCLIP` answer otherwise than its prompts do: a ``forward`` of a subclass, and hooks.
+
+    Empty for one that does not, and for any other module.
+    """
+    if not isinstance(classifier, PromptedCLIP):
+        return []
+    own = [type(classifier).forward, vars(classifier).get("forward")]
+    hooks = [*classifier._forward_pre_hooks.values(), *classifier._forward_hooks.values()]
+    return [each for each in (*own, *hooks) if each not in (PromptedCLIP.forward, None)]
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model from pixels (B,3,H,W) in [0,1] to logits (B,C), where it lives, and its fingerprint."""
@@ -77,8 +89,11 @@ class Subject:
                 info.tokenizer_sha256,
             )
             digest.update(repr(about).encode())
+            own = own_answers(classifier)
+            digest.update("".join(map(code_hash, own)).encode())
             with exact_float32(device):
-                return cls(classifier.frozen(), device, digest.hexdigest(), classifier.class_names)
+                model = classifier if own else classifier.frozen()
+                return cls(model, device, digest.hexdigest(), classifier.class_names)
         return cls(classifier, device, digest.hexdigest())
 
     @contextmanager

@@ -17,6 +17,7 @@ from apd.data.settings import REST, DataSettings
 from apd.data.sources.unlabelled import PREFIX
 from apd.errors import InputError, nearest
 from apd.evaluation.classifiers import zero_shot
+from apd.evaluation.frozen import own_answers
 from apd.evaluation.samples import Samples
 from apd.models.classifier import PromptedCLIP
 from apd.runs.folder import Run
@@ -248,8 +249,14 @@ def decode_sample(classifier: PromptedCLIP, data: Dataset, settings: SampleSetti
     """Decode the images of a split that a limit keeps, as the classifier wants them.
 
     Raises:
-        InputError: classes that differ, a split without images, an image that cannot be read.
+        InputError: classes that differ, a split without images, an image that cannot be read, a classifier whose answers are
+            not those of its prompts, which alone are asked.
     """
+    if own_answers(classifier):
+        raise InputError(
+            f"This {type(classifier).__name__} answers by a forward or a hook of its own, of which features and words know "
+            "nothing; apd.evaluate attacks it as it is."
+        )
     check_data(classifier, data, settings.split)
     limit = None if settings.limit == "all" else settings.limit
     sample = data.split(settings.split).sample(limit, settings.seed)

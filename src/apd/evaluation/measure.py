@@ -16,7 +16,7 @@ from apd.data.dataset import IN_MEMORY, Dataset, Decoded, ImageSet
 from apd.errors import InputError
 from apd.evaluation.checks import REVISION
 from apd.evaluation.engine import Evaluation
-from apd.evaluation.frozen import Subject
+from apd.evaluation.frozen import Subject, own_answers
 from apd.evaluation.gradients import no_gradient
 from apd.evaluation.inputs import check_data, part_of, read_settings
 from apd.evaluation.options import EvaluationOptions
@@ -125,7 +125,7 @@ def _evaluations(
     skipped: tuple[str, ...] = ()
     if not _ours(classifier):
         few = Samples(decode(images.sample(PROBED, settings.seed)))
-        if not isinstance(classifier, PromptedCLIP):
+        if not isinstance(classifier, PromptedCLIP) or own_answers(classifier):
             subjects[0].check_outputs(few.batch(range(min(2, len(few))), subjects[0].device)[0], n_classes)
         settings, skipped = _applicable(subjects[0], few, settings, store)
     sample, measured = choose_sample(images, decode, subjects, settings, store, n_classes)
@@ -141,7 +141,8 @@ def _evaluations(
 
 def _ours(classifier: nn.Module) -> bool:
     """Whether all of it is this package's code, which gives gradients."""
-    return isinstance(classifier, PromptedCLIP) and type(classifier.encoder).__module__.startswith("apd.")
+    plain = isinstance(classifier, PromptedCLIP) and not own_answers(classifier)
+    return plain and type(classifier.encoder).__module__.startswith("apd.")
 
 
 def _applicable(
