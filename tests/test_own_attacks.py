@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +25,9 @@ from apd.attacks import (
     Objective,
     ThreatModel,
     TrainingAttack,
+    beyond_margin,
+    misclassified,
+    name_of,
 )
 from apd.attacks.evaluation import UNWATCHED
 from apd.data.batch import Batch
@@ -198,3 +204,45 @@ def test_what_a_method_s_other_parts_return_is_checked(clip: DualEncoder, tmp_pa
             apd.train(clip, data, method=method, epochs=5, output=tmp_path / "run", quiet=True)
         steps = (tmp_path / "run" / "metrics.jsonl").read_text() if (tmp_path / "run").exists() else ""
         assert steps.count('"loss"') <= 1, "told before the work is done"
+
+
+@dataclass(frozen=True)
+class Fixed(TrainingAttack):
+    """Adds what it holds."""
+
+    delta: Any
+    leave: Any = None
+
+    def __call__(self, objective: Any, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
+        return threat.project(x + self.delta, x)
+
+
+def _linear(seed: int) -> torch.nn.Linear:
+    torch.manual_seed(seed)
+    return torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.zeros(3, 40, 40), torch.zeros(3, 40, 40).index_fill(2, torch.tensor([20]), 0.1)),
+        (torch.tensor(0.12345), torch.tensor(0.123451)),
+        (np.zeros(2000), np.eye(1, 2000, 1000)[0]),
+        (_linear(0), _linear(1)),
+        ([torch.zeros(2000)], [torch.eye(1, 2000)[0].roll(1000)]),
+        (PGD(2, leave=misclassified), PGD(2, leave=beyond_margin(1.0))),
+    ],
+    ids=["large tensors", "close numbers", "arrays", "weights", "lists", "functions"],
+)
+def test_attacks_that_hold_something_else_have_another_name(one: Any, other: Any) -> None:
+    names = [name_of(Fixed(held)) for held in (one, copy.deepcopy(one), other)]
+    assert names[0] == names[1] != names[2] and " at 0x" not in names[0]
+
+
+def test_outcomes_of_another_perturbation_are_not_returned(tmp_path: Path) -> None:
+    held = [torch.full((3, 8, 8), 0.49999), torch.full((3, 8, 8), 0.50001)]  # printed alike
+    settings: dict[str, Any] = {"limit": 4, "eps": "220/255", "checks": False, "quiet": True, "store": tmp_path}
+    found = [apd.evaluate(Means(), halves(), attacks=[Fixed(delta)], **settings).worst.accuracy for delta in held]
+    both = apd.evaluate(Means(), halves(), attacks=[Fixed(held[0]), Fixed(held[1])], **settings)
+    assert [score.accuracy for score in both.attacks.values()] == found and found[0] > found[1]
+    assert len(apd.evaluate(Means(), halves(), attacks=[Fixed(held[0])] * 2, **settings).attacks) == 1

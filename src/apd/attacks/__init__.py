@@ -21,7 +21,7 @@ from apd.attacks.evaluation import (
 )
 from apd.attacks.fgsm import FGSMRS, NFGSM
 from apd.attacks.minimal import FMN, CarliniWagner, MinimalNorm
-from apd.attacks.named import EVALUATION, EVALUATION_ATTACKS, code_of, find, name_of
+from apd.attacks.named import EVALUATION, EVALUATION_ATTACKS, alike, code_of, find, name_of
 from apd.attacks.noise import Noise
 from apd.attacks.objectives import (
     LOSSES,
@@ -93,6 +93,7 @@ __all__ = [
     "Transfer",
     "Universal",
     "Watch",
+    "alike",
     "beyond_margin",
     "bridged",
     "code_of",

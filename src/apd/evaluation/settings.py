@@ -73,7 +73,7 @@ class EvaluationSettings(Section):
         named: dict[str, object] = {}
         for each in listed:
             name = attacks.name_of(each)
-            if not isinstance(each, str) and named.setdefault(name, each) is not each and named[name] != each:
+            if not isinstance(each, str) and not attacks.alike(named.setdefault(name, each), each):
                 raise ValueError(f"two attacks are called {name}; give them different names or settings")
         return tuple(attacks.name_of(each) for each in listed)
 
