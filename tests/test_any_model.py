@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import apd
+from apd.attacks import Preprocessed
 from apd.evaluation.certified.certify import certify
+from apd.evaluation.frozen import Subject
 from apd.evaluation.wording.measure import evaluate_wording
 from apd.models import DualEncoder
 from apd.util.locks import FolderLock
@@ -221,6 +225,51 @@ def test_a_module_from_python_beside_zero_shot_clip(clip_folder: Path, tmp_path:
     assert place.name.startswith("Mean-")
     with refused(str(side), str(side + 2)):
         apd.evaluate_classifier(Mean(), data, model=str(clip_folder), image_size=side + 2, **arguments)  # type: ignore[arg-type]
+
+
+def halved(x: Tensor) -> Tensor:
+    return x / 2
+
+
+def squared(x: Tensor) -> Tensor:
+    return x * x
+
+
+class Step:
+    """A step of preprocessing that is no module."""
+
+    def __init__(self, levels: int) -> None:
+        self.levels = levels
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x * self.levels).round() / self.levels
+
+
+class Holding(Mean):
+    """Has a setting that is neither a weight nor a part."""
+
+    def __init__(self, setting: Any) -> None:
+        super().__init__()
+        self.setting, self._cache = setting, object()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Holding(75), Holding(50)),
+        (Holding(torch.zeros(2000)), Holding(torch.eye(1, 2000)[0].roll(1000))),
+        (Holding(Step(8)), Holding(Step(16))),
+        (Holding([halved]), Holding([squared])),
+        (Holding(partial(torch.clamp, max=0.5)), Holding(partial(torch.clamp, max=0.25))),
+        (Holding({"steps": [Mean()]}), Holding({"steps": [nn.Linear(2, 2)]})),
+        (Preprocessed(Mean(), halved), Preprocessed(Mean(), squared)),
+        (Preprocessed(Mean(), Step(8).__call__), Preprocessed(Mean(), Step(16).__call__)),
+    ],
+    ids=["number", "tensor", "object", "function", "partial", "module", "preprocessing", "method"],
+)
+def test_models_that_hold_other_settings_are_other_models(one: nn.Module, other: nn.Module) -> None:
+    prints = [Subject.of(model).fingerprint for model in (one, deepcopy(one), other)]
+    assert prints[0] == prints[1] != prints[2]
 
 
 class Brightness(apd.PromptedCLIP):

@@ -34,10 +34,14 @@ QUICK: dict[str, Any] = {"sigma": 0.3, "n0": 16, "n": 240, "limit": 12, "quiet":
 class Counted(ToyCLIP):
     """A toy CLIP that counts the images it embeds."""
 
-    seen = 0
+    _seen = 0
+
+    @property
+    def seen(self) -> int:
+        return self._seen
 
     def encode_image(self, x: Tensor, tokens: Any = ()) -> Tensor:
-        self.seen += len(x)
+        self._seen += len(x)  # not a setting, which tells models apart
         return super().encode_image(x, tokens)
 
 

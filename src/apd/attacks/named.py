@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from types import FunctionType
-
-import numpy as np
-import torch
-from torch import Tensor, nn
 
 from apd.attacks import libraries
 from apd.attacks.autoattack import LibraryAttack
@@ -25,7 +20,7 @@ from apd.attacks.targeted import MultiTargeted, Targeted
 from apd.attacks.transfer import Transfer
 from apd.attacks.universal import Universal
 from apd.errors import InputError, nearest
-from apd.models.encoder import sha256_of_weights
+from apd.models.told import told
 from apd.util.code import code_hash
 from apd.util.plugins import Registry, is_spec
 
@@ -149,26 +144,6 @@ def alike(one: object, other: object) -> bool:
     return one is other or (type(one) is type(other) and isinstance(one, EvaluationAttack | TrainingAttack))
 
 
-def _told(value: object) -> str:
-    """A setting as text, in which tensors, models and functions are told apart by what they hold."""
-    if isinstance(value, Tensor):
-        digest = hashlib.sha256(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return f"{value.dtype} {tuple(value.shape)} {digest.hexdigest()[:16]}"
-    if isinstance(value, nn.Module):
-        return f"{type(value).__qualname__} {code_hash(value)} {sha256_of_weights(value)[:16]}"
-    if isinstance(value, FunctionType):
-        return f"{value.__module__}.{value.__qualname__} {code_hash(value)}"
-    if is_dataclass(value) and not isinstance(value, type):
-        held = ", ".join(f"{f.name}={_told(getattr(value, f.name))}" for f in fields(value) if f.repr)
-        return f"{type(value).__qualname__}({held})"
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
-    if isinstance(value, list | tuple):
-        held = ", ".join(map(_told, value))
-        return f"[{held}]" if isinstance(value, list) else f"({held}{',' * (len(value) == 1)})"
-    return repr(value)
-
-
 def _settings(attack: object) -> dict[str, str]:
     """What an instance holds, as text; of a dataclass the fields that differ from their defaults."""
     if isinstance(attack, type):
@@ -179,10 +154,10 @@ def _settings(attack: object) -> dict[str, str]:
             name: repr(value) for name, value in sorted(held.items()) if isinstance(value, str | int | float | None)
         }
     if not is_dataclass(attack):
-        return {name: _told(value) for name, value in sorted(vars(attack).items())}
+        return {name: told(value) for name, value in sorted(vars(attack).items())}
     default = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(attack)}
-    found = {name: _told(getattr(attack, name)) for name in default}
-    return {name: value for name, value in found.items() if value != _told(default[name])}
+    found = {name: told(getattr(attack, name)) for name in default}
+    return {name: value for name, value in found.items() if value != told(default[name])}
 
 
 def code_of(name: str) -> str | None:

@@ -16,7 +16,8 @@ from apd.models.classifier import FrozenClassifier, PromptedCLIP
 from apd.models.encoder import sha256_of_weights
 from apd.models.parts import InParts, within
 from apd.models.shown import structure
-from apd.util.code import code_hash
+from apd.models.told import told
+from apd.util.code import code_hash, is_own_code
 from apd.util.memory import Room
 
 
@@ -37,6 +38,16 @@ def _foreign_code(classifier: nn.Module) -> str:
     known = {type(module) for module in classifier.modules()}
     foreign = [kind for kind in known if kind.__module__.partition(".")[0] not in ("apd", "torch", "transformers")]
     return "".join(sorted(code_hash(kind) for kind in foreign))
+
+
+def _held(classifier: nn.Module) -> str:
+    """What modules of own code, and wrappers of `apd.attacks`, hold besides weights; names with an underscore are not told."""
+    usual, found = {*vars(nn.Module()), "info"}, []  # the info of an encoder, of which `Subject` takes what counts
+    for name, module in classifier.named_modules():
+        if is_own_code(type(module)) or type(module).__module__.startswith("apd.attacks."):
+            own = {key: told(value) for key, value in vars(module).items() if key not in usual and key[0] != "_"}
+            found += [f"{name} {own}"] if own else []
+    return "".join(found)
 
 
 def own_answers(classifier: nn.Module) -> list[object]:
@@ -76,7 +87,7 @@ class Subject:
                 )
         device = tensors[0].device if tensors else torch.device("cpu")
         digest = hashlib.sha256(
-            f"{structure(classifier)} {sha256_of_weights(classifier)}{_foreign_code(classifier)}".encode()
+            f"{structure(classifier)} {sha256_of_weights(classifier)}{_foreign_code(classifier)}{_held(classifier)}".encode()
         )
         if isinstance(classifier, PromptedCLIP):
             info = classifier.encoder.info

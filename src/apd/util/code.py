@@ -51,8 +51,13 @@ def _module(found: type | FunctionType) -> ModuleType | None:
     return sys.modules.get(str(found.__module__))
 
 
+def is_own_code(kind: type) -> bool:
+    """Whether a class is somebody's own: of a script, a notebook or a folder, and not of an installed package or this one."""
+    return _is_own(_module(kind))
+
+
 def _is_own(module: ModuleType | None) -> bool:
-    """Whether it is somebody's own code: of a script, a notebook or a folder, and not of an installed package or this one."""
+    """Whether it is such a class's module."""
     if module is None or module.__name__ == "__main__":
         return module is not None
     file = getattr(module, "__file__", None)

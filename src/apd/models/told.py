@@ -1,0 +1,57 @@
+"""Objects as text, so that two which hold something else are told apart: outcomes are kept under it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
+from types import FunctionType, MethodType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apd.models.encoder import sha256_of_weights
+from apd.util.code import code_hash
+
+_DEPTH = 4
+"""Objects within objects that are looked into."""
+
+
+def told(value: object, depth: int = _DEPTH) -> str:
+    """Return a value as text: tensors, models, functions and plain objects by what they hold, anything else by its ``repr``.
+
+    >>> told({"steps": (3,), "eps": 0.5})
+    "{'steps': (3,), 'eps': 0.5}"
+    """
+    if isinstance(value, Tensor | np.ndarray):
+        held = torch.as_tensor(value).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(held.data).hexdigest()[:16]}"
+    if isinstance(value, nn.Module):
+        return f"{type(value).__qualname__} {code_hash(value)} {sha256_of_weights(value)[:16]}"
+    if isinstance(value, FunctionType):
+        return f"{value.__module__}.{value.__qualname__} {code_hash(value)}"
+    if depth == 0:
+        return type(value).__qualname__
+    return _parts(value, depth - 1)
+
+
+def _parts(value: object, depth: int) -> str:
+    if isinstance(value, list | tuple):
+        held = ", ".join(told(each, depth) for each in value)
+        return f"[{held}]" if isinstance(value, list) else f"({held}{',' * (len(value) == 1)})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {told(each, depth)}' for key, each in value.items())}}}"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(told(each, depth) for each in value))}}}"
+    if isinstance(value, partial):
+        return f"{told(value.func, depth)} of {told(value.args, depth)} and {told(value.keywords, depth)}"
+    if isinstance(value, MethodType):
+        return f"{value.__name__} of {told(value.__self__, depth)}"
+    if is_dataclass(value) and not isinstance(value, type):
+        held = ", ".join(f"{f.name}={told(getattr(value, f.name), depth)}" for f in fields(value) if f.repr)
+        return f"{type(value).__qualname__}({held})"
+    if type(value).__repr__ is object.__repr__:  # an address, which says nothing
+        return f"{type(value).__qualname__} {code_hash(value)} {told(getattr(value, '__dict__', {}), depth)}"
+    return repr(value)
