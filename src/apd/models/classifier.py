@@ -247,7 +247,8 @@ class PromptedCLIP(ShownInShort):
     def with_classes(self, class_names: Sequence[str], templates: Sequence[str] | None = None) -> PromptedCLIP:
         """Use the prompts for other class names, without retraining.
 
-        Of class-specific prompts, a class that was not learned gets the mean of all contexts.
+        Of class-specific prompts, a class that this classifier has no context for gets the mean of all contexts; so take the
+        classifier that was trained, and not one that serves other classes already.
         """
         prompts = self.prompts
         if prompts is not None and prompts.n_classes and tuple(class_names) != self.class_names:
