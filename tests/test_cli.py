@@ -296,7 +296,7 @@ def test_a_run_goes_on_with_the_images_it_was_started_with(shallow_folder: Path,
     settings = {"epochs": 1, "device": "cpu", "output": tmp_path / "run", "skip_bad_images": True}
     apd.train(clip, data, **settings)
     break_images(folder, data.train.ids[0])
-    with refused(str(tmp_path / "run"), "data.ids_sha256", "--overwrite"):
+    with refused(str(tmp_path / "run"), "other images", str(folder), "--overwrite"):
         apd.train(clip, data, resume=True, **settings)
 
 

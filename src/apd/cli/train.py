@@ -126,8 +126,8 @@ def _train(
     from apd.training.start import start_training
     from apd.util.processes import is_first_process
 
-    if resume and file is None and output is not None and (output / "config.yaml").is_file():
-        file = output / "config.yaml"
+    if resume and file is None:
+        file = _settings_of(output, flags["data.source"])
     config = load_config(file, flags, sets)
     if output is None:
         name = f"{short_name(config.data.source)}-{config.method.name}-{config.train.seed}"
@@ -152,6 +152,24 @@ def _train(
     more = f"{' --skip-bad-images' if stops else ''}{' --data LABELLED_IMAGES' if config.data.class_names else ''}"
     say(f"Done: {run.path}. Next: apd evaluate {quoted(run.path)}{more}")
     return run
+
+
+def _settings_of(output: Path | None, source: str | None) -> Path | None:
+    """The settings of the run to resume; None where a training that is all given has nothing to resume yet.
+
+    Raises:
+        InputError: no run is there, and no data to start one with.
+    """
+    if output is not None and (output / "config.yaml").is_file():
+        return output / "config.yaml"
+    if source is None:
+        raise InputError(
+            "--resume needs the run folder: --output RUN."
+            if output is None
+            else f"{output} holds nothing to resume (a training that is stopped early has saved nothing); start it: "
+            f"apd train DATA --output {quoted(output)}"
+        )
+    return None
 
 
 def _bad_test_images(data: Dataset) -> bool:

@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apd.errors import InputError
+from apd.util.text import quoted
 
 if TYPE_CHECKING:
     from apd.runs.config import RunConfig
 
 _FREE = ("train.device", "data.memory_gb", "train.tracker")
 """Settings, by how their names begin, that may change when a run is resumed: the prompts are the same."""
+_PLACES = ("model", "data.source", "data.unlabelled", "data.class_names")
+"""Settings that may name another place when a run is resumed: hashes tell whether the same is there."""
+_NAMES = (".source", ".run", ".revision", "data.name", "data.unlabelled_source")
+"""What the manifest keeps of places, by how its keys end."""
+_IDS = "data.ids_sha256"
 
 
 def flat(record: Any, prefix: str = "") -> dict[str, Any]:
@@ -26,13 +32,13 @@ def flat(record: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def first_difference(before: Any, now: Any, name: str) -> str | None:
-    """The first dotted key whose value differs, with both values; None where nothing does."""
+    """The first dotted key whose value differs, with both values; None where nothing but names of places does."""
     old, new = flat(before, name), flat(now, name)
     return next(
         (
             f"{key} ({old.get(key)}, now {new.get(key)})"
             for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not key.endswith(".revision")  # the hash tells whether weights differ
+            if old.get(key) != new.get(key) and not key.endswith(_NAMES)
         ),
         None,
     )
@@ -51,9 +57,10 @@ def check_same(
     Raises:
         InputError: another setting, model, teacher, data set or class name.
     """
-    before, now = (flat(config.model_dump(mode="json")) for config in configs)
+    before, now = (_flat_settings(config) for config in configs)
+    free = (*_PLACES, *(f"method.{name}" for name in configs[1].method.other_models()))
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not key.startswith(_FREE):
+        if before.get(key) != now.get(key) and not key.startswith(_FREE) and key not in free:
             raise InputError(
                 f"{path} was started with {key}={before.get(key)}, now {now.get(key)}; --resume continues with the same "
                 "settings. Drop the change, or start again with --overwrite."
@@ -64,4 +71,26 @@ def check_same(
             continue
         differing = first_difference(old[key], json.loads(json.dumps(new.get(key))), key)
         if differing:
-            raise InputError(f"{path} was started with another {differing}; start again with --overwrite.")
+            raise InputError(_other(path, differing, configs[1].data.source))
+
+
+def moved(before: RunConfig, now: RunConfig) -> bool:
+    """Whether settings that `check_same` has let pass name other places than before."""
+    places = (*_PLACES, *(f"method.{name}" for name in now.method.other_models()))
+    old, new = _flat_settings(before), _flat_settings(now)
+    return any(old.get(key) != new.get(key) for key in places)
+
+
+def _flat_settings(config: RunConfig) -> dict[str, Any]:
+    return flat(config.model_dump(mode="json"))
+
+
+def _other(path: Path, differing: str, source: str) -> str:
+    """Say what is not that of the run, and what may be done."""
+    if not differing.startswith("data."):
+        return f"{path} was started with another {differing}; start again with --overwrite."
+    what = "" if differing.startswith(_IDS) else f": {differing}"
+    return (
+        f"{path} was started with other images than {source} gives now{what}. Put them back, name the data that has them "
+        f"(apd train DATA --output {quoted(path)} --resume), or start again with --overwrite."
+    )

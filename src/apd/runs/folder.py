@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from apd.errors import ApdError, InputError
 from apd.runs.checkpoint import Checkpoints
-from apd.runs.differences import check_same
+from apd.runs.differences import check_same, moved
 from apd.runs.manifest import read_result
 from apd.runs.output import FORMAT, check_output, clear, finite, read_manifest, summary_files, summary_name, taken
 from apd.util.files import sync_file, write_atomic, writing
@@ -102,7 +102,7 @@ class Run:
             config: settings.
             manifest: circumstances; format and status are added.
             resume: continue from the last checkpoint of an unfinished run of the same settings; what was logged after
-                that checkpoint is cut off. A finished run is returned as it is.
+                that checkpoint is cut off. The same model and data may be elsewhere now. A finished run is returned as it is.
             overwrite: replace the run that is there.
             writer: False in all but the first of several processes.
 
@@ -123,9 +123,9 @@ class Run:
         run = cls.open(fresh.path, finished=False)
         check_same(run.path, (run.config, config), (run.manifest, fresh.manifest))
         run.writer = writer
-        return run._resumed() if writer else run
+        return run._resumed(config, fresh.manifest) if writer else run
 
-    def _resumed(self) -> Run:
+    def _resumed(self, config: RunConfig, manifest: Mapping[str, Any]) -> Run:
         """Take the run over from a process that has ended, at its last checkpoint; a finished one is returned as it is."""
         if not self.finished:
             self.lock.acquire()
@@ -136,11 +136,19 @@ class Run:
             return self
         try:
             tidy(self.path)
+            if moved(self.config, config):
+                self._keep_places(config, manifest)
             self._rewind()
         except BaseException:
             self.lock.release()
             raise
         return self
+
+    def _keep_places(self, config: RunConfig, manifest: Mapping[str, Any]) -> None:
+        """Name the model and the data by where they are now; what is there is the same."""
+        write_atomic(self._file("config.yaml"), config.to_yaml())
+        self.manifest |= {key: manifest[key] for key in ("model", "teachers", "data") if key in manifest}
+        self._save_manifest()
 
     @classmethod
     def open(cls, path: str | Path, *, finished: bool = True) -> Run:

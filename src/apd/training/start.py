@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -25,6 +26,7 @@ from apd.util.files import user_path
 from apd.util.messages import get_logger, speaking
 from apd.util.processes import is_first_process
 from apd.util.temporary import folder_until_exit
+from apd.util.text import quoted
 from apd.util.trust import trust
 from apd.util.versions import versions
 
@@ -138,7 +140,7 @@ def start_training(
             if not resume:
                 for source in (config.data.source, config.data.unlabelled):
                     _refuse_inside(Path(output), source)
-        clip, data, images = _read(config, clip, data, on_data)
+        clip, data, images = _read(config, clip, data, on_data, Path(output) if resume and output is not None else None)
         # Held until the end of training, so that a method that shares them loads none a second time.
         others = config.method.other_models()
         held = {name: hold_teacher(source, clip) for name, source in others.items()}
@@ -166,21 +168,41 @@ def _refuse_inside(output: Path, source: str | None) -> None:
 
 
 def _read(
-    config: RunConfig, clip: DualEncoder | None, data: Dataset | None, on_data: Callable[[Dataset], None] | None
+    config: RunConfig,
+    clip: DualEncoder | None,
+    data: Dataset | None,
+    on_data: Callable[[Dataset], None] | None,
+    resumed: Path | None,
 ) -> tuple[DualEncoder, Dataset, Images]:
-    """Load what is not loaded yet, the data first, and decode the images."""
+    """Load what is not loaded yet, the data first, and decode the images; ``resumed`` is the run that goes on, if one does."""
     from apd.training.batches import decode
 
-    data = config.data.load(config.train.seed) if data is None else data
+    with _or_moved(config.data.source, "DATA", resumed):
+        data = config.data.load(config.train.seed) if data is None else data
     data.check_trainable()
     if on_data is not None:
         on_data(data)
-    clip = load_clip(config.model) if clip is None else clip
+    with _or_moved(config.model, "--model MODEL", resumed):
+        clip = load_clip(config.model) if clip is None else clip
     if data.shortage():
         log.warning(data.shortage())
     images = decode(clip, data, config.data.skip_bad_images, show=True)
     _tell_skipped(data, images)
     return clip, data, images
+
+
+@contextmanager
+def _or_moved(place: str, how: str, run: Path | None) -> Iterator[None]:
+    """Add to an error about something that is not where a resumed run names it how to name another place."""
+    try:
+        yield
+    except InputError as error:
+        if run is None or user_path(place).exists():
+            raise
+        way_out = f"apd train {how} --output {quoted(run)} --resume"
+        raise InputError(
+            f"{error} {run} was started with it; if it has moved, say where it is now: {way_out}"
+        ) from error
 
 
 def _tell_skipped(data: Dataset, images: Images) -> None:

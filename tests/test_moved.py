@@ -1,0 +1,77 @@
+"""A run whose images, CLIP model or place have changed since it was started."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from apd.runs.folder import Run
+
+from .command_line import QUICK, Cli
+from .models import save_colours
+from .refusals import check_error
+from .training import same
+
+
+def _interrupted(cli: Cli, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run in ``place`` that was stopped after two of three steps, on ``place/images`` and ``place/clip``."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("apd.training.loop.Loop.validate", stop)
+        steps = ("--set", "train.batch_size=2", "--set", "train.checkpoint_every=1")
+        run = place / "run"
+        train = ("train", place / "images", "--model", place / "clip", *QUICK, *steps, "--output", run)
+        assert cli(*train).code == 130
+    return run
+
+
+@pytest.fixture
+def place(tmp_path: Path, shallow_folder: Path) -> Path:
+    """A folder with images and a CLIP model that may be moved."""
+    save_colours(tmp_path / "images")
+    shutil.copytree(shallow_folder, tmp_path / "clip")
+    return tmp_path
+
+
+def test_a_training_goes_on_where_its_images_and_its_model_are_now(
+    cli: Cli, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _interrupted(cli, place, monkeypatch)
+    undisturbed = Path(shutil.copytree(run, place / "undisturbed"))
+    assert cli("train", "--output", undisturbed, "--resume").code == 0
+    (place / "images").rename(place / "photos")
+    check_error(cli("train", "--output", run, "--resume"), ["images", f"apd train DATA --output {run} --resume"])
+    (place / "clip").rename(place / "model")
+    moved = ("train", place / "photos", "--output", run, "--resume")
+    check_error(cli(*moved), ["clip", f"apd train --model MODEL --output {run} --resume"])
+    assert cli(*moved, "--model", place / "model").code == 0
+    found = Run.open(run)
+    assert same(found.load_prompts(), Run.open(undisturbed).load_prompts())
+    assert (found.config.data.source, found.config.model) == (str(place / "photos"), str(place / "model"))
+    assert found.manifest["model"]["source"] == str(place / "model")
+    assert cli("evaluate", run, "--attack", "pgd-1", "--limit", 2).code == 0
+
+
+def test_a_training_does_not_go_on_with_other_images_or_another_model(
+    cli: Cli, place: Path, shallow_folder: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _interrupted(cli, place, monkeypatch)
+    before = (run / "config.yaml").read_bytes(), (run / "run.json").read_bytes()
+    others = save_colours(place / "others")
+    for file in others.rglob("*.png"):
+        file.rename(file.with_name(f"new-{file.name}"))
+    answer = cli("train", others, "--output", run, "--resume")
+    check_error(answer, [str(run), str(others), "DATA", "--overwrite"])
+    assert "sha256" not in answer.err
+    check_error(cli("train", "--model", clip_folder, "--output", run, "--resume"), ["--overwrite"])
+    assert ((run / "config.yaml").read_bytes(), (run / "run.json").read_bytes()) == before
+
+
+@pytest.mark.parametrize("output", [("--output", "runs/none"), ()])
+def test_nothing_to_resume_is_said(cli: Cli, output: tuple[str, ...]) -> None:
+    check_error(cli("train", *output, "--resume"), [output[-1] if output else "--output"])
