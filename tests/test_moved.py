@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import apd
 from apd.runs.folder import Run
 
 from .command_line import QUICK, Cli
@@ -75,3 +76,17 @@ def test_a_training_does_not_go_on_with_other_images_or_another_model(
 @pytest.mark.parametrize("output", [("--output", "runs/none"), ()])
 def test_nothing_to_resume_is_said(cli: Cli, output: tuple[str, ...]) -> None:
     check_error(cli("train", *output, "--resume"), [output[-1] if output else "--output"])
+
+
+def test_an_evaluation_warns_of_other_images_under_the_name_of_the_run_s_data(cli: Cli, place: Path) -> None:
+    images, run = place / "images", place / "run"
+    first = apd.load_data(images).train.ids[0]
+    (images / first).write_bytes(b"not an image")
+    assert cli("train", images, "--model", place / "clip", *QUICK, "--skip-bad-images", "--output", run).code == 0
+    evaluate = ("evaluate", run, "--attack", "clean", "--limit", 2)
+    same_images = cli(*evaluate)
+    assert same_images.code == 0 and "Warning" not in same_images.err
+    for file in sorted(images.rglob("*.png"))[::2]:
+        file.rename(file.with_name(f"new-{file.name}"))
+    changed = cli(*evaluate)
+    assert changed.code == 0 and f"Warning: {images} has other training or validation images" in changed.err

@@ -20,6 +20,7 @@ from apd.evaluation.classifiers import zero_shot
 from apd.evaluation.frozen import own_answers
 from apd.evaluation.samples import Samples
 from apd.models.classifier import PromptedCLIP
+from apd.runs.differences import hash_of_ids
 from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.settings.explain import explain, setting_names
@@ -144,20 +145,37 @@ def _warn_of_learned(run: Run, source: str | None, data: Dataset) -> None:
 
 
 def own_data(run: Run) -> Dataset:
-    """Load the data that a run was trained on, its test images among them.
+    """Load the data that a run was trained on, its test images among them; warn if it has other images than then.
 
     Raises:
         InputError: the data cannot be read, or are not where the run names them; a relative path counts from where one is.
     """
     own = run.config.data
     try:
-        return own.for_evaluation().load(run.config.train.seed)
+        data = own.for_evaluation().load(run.config.train.seed)
     except InputError as error:
         if user_path(own.source).exists():
             raise
         raise InputError(
             f"{error} The run {run.path} was trained on it; say where it is now: --data DATA (Python: data=)."
         ) from error
+    if not _as_trained_on(run, data):
+        log.warning(
+            f"{own.source} has other training or validation images than when {run.path} was trained: images were added, removed "
+            "or renamed, or it is another folder of that name. Some of these images may be among those it was trained on; if its "
+            "data is elsewhere, name it: --data DATA (Python: data=)."
+        )
+    return data
+
+
+def _as_trained_on(run: Run, data: Dataset) -> bool:
+    """Whether the draw of a run's data gives the images it was trained on; True where that was not kept."""
+    kept = run.manifest["data"].get("ids_sha256")
+    if kept is None or len(data.train) == 0 or run.config.data.unlabelled is not None:
+        return True
+    drawn, left_out = data.classes(run.config.data.classes), {*run.manifest.get("left_out", {}).get("ids", ())}
+    train, val = ([id_ for id_ in images.ids if id_ not in left_out] for images in (drawn.train, drawn.val))
+    return bool(hash_of_ids(train, val) == kept)
 
 
 def part_of(data: Dataset, which: Which) -> Dataset:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,12 @@ _PLACES = ("model", "data.source", "data.unlabelled", "data.class_names")
 _NAMES = (".source", ".run", ".revision", "data.name", "data.unlabelled_source")
 """What the manifest keeps of places, by how its keys end."""
 _IDS = "data.ids_sha256"
+
+
+def hash_of_ids(train: Sequence[str], val: Sequence[str], unlabelled: Sequence[str] | None = None) -> str:
+    """Hash which images a run was trained and validated on, in their order; unlabelled ones where it has any."""
+    more = () if unlabelled is None else ("", *unlabelled)
+    return hashlib.sha256("\n".join([*train, "", *val, *more]).encode(errors="surrogateescape")).hexdigest()
 
 
 def flat(record: Any, prefix: str = "") -> dict[str, Any]:

@@ -26,8 +26,11 @@ _MODEL = {
 _SHAPE = {
     "model?": _MODEL,
     "teachers?": Table({**_MODEL, "run?": TEXT, "prompts_sha256?": TEXT}),
-    "data?": {"name?": TEXT, "source?": (TEXT, None), "description?": (TEXT, None), **dict.fromkeys(_IMAGES, COUNT)},
-    "left_out?": dict.fromkeys(_IMAGES, COUNT),
+    "data?": {
+        **{"name?": TEXT, "source?": (TEXT, None), "description?": (TEXT, None), "ids_sha256?": TEXT},
+        **dict.fromkeys(_IMAGES, COUNT),
+    },
+    "left_out?": {**dict.fromkeys(_IMAGES, COUNT), "ids?": Each(TEXT)},
     "class_names?": Each(TEXT),
     "templates?": Each(TEXT),
     "prompts?": _ANYTHING,

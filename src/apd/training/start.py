@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from apd.errors import InputError
 from apd.methods import METHODS, Method
 from apd.models import DualEncoder, load_clip
 from apd.runs.config import RunConfig, validate
+from apd.runs.differences import hash_of_ids
 from apd.runs.folder import Run
 from apd.runs.load import describe_encoder, hold_teacher
 from apd.runs.output import check_output
@@ -229,8 +229,7 @@ def describe(
         config: settings.
         teachers: what is kept of the other CLIPs of the method, by the setting that names them.
     """
-    more = () if images.unlabelled is None else ("", *images.unlabelled.ids)
-    ids = "\n".join([*images.train.ids, "", *images.val.ids, *more])
+    unlabelled = None if images.unlabelled is None else images.unlabelled.ids
     return {
         "model": describe_encoder(clip.info),
         "teachers": dict(teachers),
@@ -241,7 +240,7 @@ def describe(
             "train_images": len(images.train),
             "validation_images": len(images.val),
             **_about_unlabelled(data, images),
-            "ids_sha256": hashlib.sha256(ids.encode(errors="surrogateescape")).hexdigest(),
+            "ids_sha256": hash_of_ids(images.train.ids, images.val.ids, unlabelled),
         },
         "left_out": {
             "train_images": len(images.train.skipped),
