@@ -15,6 +15,7 @@ from apd.models.checkpoint import check_folder
 from apd.models.encoder import DualEncoder, EncoderInfo, Tokens, sha256_of_weights
 from apd.models.preprocessing import Preprocessing
 from apd.models.sources import BUILT_IN, OPEN_CLIP_CONFIG, PREFIXES, is_weights_file, split_tower
+from apd.util.hub import hub_or_cache
 from apd.util.plugins import Registry, is_spec
 
 __all__ = ["BUILT_IN", "DualEncoder", "EncoderInfo", "Preprocessing", "Tokens", "list_models", "load_clip"]
@@ -103,9 +104,11 @@ def _load(name: str, revision: str | None, dtype: torch.dtype) -> DualEncoder:
     if is_weights_file(name):
         return load_openai(name, Path(name), dtype)
     folder = Path(name)
-    if name.startswith(PREFIXES) or ((folder / OPEN_CLIP_CONFIG).is_file() and not (folder / "config.json").is_file()):
-        return load_open_clip(name, name if name.startswith(PREFIXES) else str(folder.resolve()), revision, dtype)
-    return load_huggingface(name, _folder_or_id(name), revision, dtype)
+    if (folder / OPEN_CLIP_CONFIG).is_file() and not (folder / "config.json").is_file():
+        return load_open_clip(name, str(folder.resolve()), revision, dtype)
+    at = name if name.startswith(PREFIXES) else _folder_or_id(name)
+    with hub_or_cache(at):
+        return (load_open_clip if at.startswith(PREFIXES) else load_huggingface)(name, at, revision, dtype)
 
 
 def _folder_or_id(name: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from apd.errors import InputError
 from apd.models.checkpoint import WEIGHTS, how_to_convert
+from apd.util.hub import is_switched_off
 from apd.util.text import quoted
 
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -52,7 +53,6 @@ def find_commit(hub_id: str, source: str, revision: str | None) -> str | None:
 
 def unreachable(source: str, error: BaseException) -> str | None:
     """Say what to do where a hub id is neither in the cache nor to be had; None for other errors."""
-    from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     cause: BaseException | None = error
@@ -60,7 +60,7 @@ def unreachable(source: str, error: BaseException) -> str | None:
         cause = cause.__cause__
     if cause is None:
         return None
-    why = "HF_HUB_OFFLINE is set: unset it" if constants.HF_HUB_OFFLINE else "the hub is not reached: connect"
+    why = "HF_HUB_OFFLINE is set: unset it" if is_switched_off() else "the hub is not reached: connect"
     return (
         f"No CLIP at {source!r}: it is not in the cache, and {why} for the first download (about 600 MB for a ViT-B), "
         "or give a local folder, or --model glyphs, which is embedded."

@@ -24,6 +24,7 @@ from apd.data.unreadable import Source
 from apd.errors import InputError
 from apd.util.extras import import_extra
 from apd.util.files import is_lfs_pointer
+from apd.util.hub import hub_or_cache
 from apd.util.progress import counted
 from apd.util.text import one_line, short
 
@@ -52,8 +53,11 @@ def hub_splits(spec: str) -> Splits:
     from datasets.exceptions import DatasetsError
 
     name, _, configuration = spec.partition(":")
+    if not name:
+        raise InputError(f"hf:{spec} names no data set of the hub: hf:OWNER/NAME[:CONFIGURATION].")
     try:
-        splits: Splits = load_dataset(name, configuration or None)
+        with hub_or_cache(name):
+            splits: Splits = load_dataset(name, configuration or None)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise InputError(
             f"cannot load hf:{spec} ({one_line(error, 300)}): check the name and the network; offline, it must be in the cache."

@@ -24,6 +24,7 @@ from apd.models.preprocessing import Preprocessing
 from apd.models.sources import HUB, NAMES, PREFIXES
 from apd.models.sources import OPEN_CLIP_CONFIG as CONFIG
 from apd.util.files import is_lfs_pointer
+from apd.util.hub import hub_or_cache
 from apd.util.text import one_line, printable
 from apd.util.torch_files import read_torch_file
 
@@ -230,7 +231,8 @@ def _tokenizer(place: Place, text: Mapping[str, Any]) -> Any:
 
     at, revision = (place.at, place.revision) if own else (str(asked), None)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(at, revision=revision, trust_remote_code=False)
+        with hub_or_cache(at):
+            tokenizer = AutoTokenizer.from_pretrained(at, revision=revision, trust_remote_code=False)
     except Exception as error:  # the libraries raise a dozen kinds for what is not a tokenizer
         why = one_line(error, 200)
         raise InputError(
