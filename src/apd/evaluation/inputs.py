@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from apd.data import Dataset, load_data, same_source
+from apd.data.copies import about_copies
 from apd.data.dataset import ImageSet, Split, Which
 from apd.data.load import load_unlabelled
 from apd.data.settings import REST, DataSettings
@@ -165,6 +166,8 @@ def own_data(run: Run) -> Dataset:
             "or renamed, or it is another folder of that name. Some of these images may be among those it was trained on; if its "
             "data is elsewhere, name it: --data DATA (Python: data=)."
         )
+    if copies := about_copies(data):
+        log.warning(copies)
     return data
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from apd.attacks import TrainingAttack
 from apd.attacks.training import attack_section
 from apd.data import Dataset
+from apd.data.copies import about_copies
 from apd.data.load import BUILT_IN
 from apd.data.settings import REST
 from apd.data.unreadable import how_to_convert
@@ -186,6 +187,8 @@ def _read(
         clip = load_clip(config.model) if clip is None else clip
     if data.shortage():
         log.warning(data.shortage())
+    if copies := about_copies(data):
+        log.warning(copies)
     images = decode(clip, data, config.data.skip_bad_images, show=True)
     _tell_skipped(data, images)
     return clip, data, images
