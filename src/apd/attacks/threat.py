@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from numbers import Real
 from typing import Annotated, Literal
 
 import torch
@@ -19,6 +20,8 @@ Norm = Literal["linf", "l2", "l1"]
 
 
 def _text(value: object) -> object:
+    if isinstance(value, Real) and not isinstance(value, int):
+        return repr(float(value))  # numpy's numbers among them
     return value if value is None or isinstance(value, str) else repr(value)
 
 

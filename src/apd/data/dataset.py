@@ -17,7 +17,7 @@ from apd.errors import InputError, nearest
 from apd.models.preprocessing import Preprocessing
 from apd.util.notebook import html_facts
 from apd.util.seeds import shuffled
-from apd.util.text import first_of, printable, quoted
+from apd.util.text import first_of, printable, quoted, short
 
 Shots = int | Literal["all"]
 Which = Literal["all", "base", "new"]
@@ -348,6 +348,16 @@ class Dataset:
             settings=self.settings.model_copy(update={"classes": which}),
             description=f"{which} classes ({last - first} of {count}) of: {self.description}",
         )
+
+
+def check_dataset(data: object) -> None:
+    """Refuse what is not a data set, such as the name of one.
+
+    Raises:
+        InputError: saying what makes one.
+    """
+    if not isinstance(data, Dataset):
+        raise InputError(f"data must be a data set, as apd.load_data makes it, got {short(data)}.")
 
 
 def fewer_than(shots: Shots | None, train: ImageSet, class_names: Sequence[str]) -> str:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from apd.data.dataset import IN_MEMORY, Dataset, ImageSet, Shots, Which
 from apd.data.settings import REST, DataSettings
 from apd.data.sources.class_names import BARE_WORDNET_ID, warn_of_nameless
@@ -114,7 +116,8 @@ def unvalidated(**values: Any) -> DataSettings:
     Raises:
         InputError: unlabelled images, shots and classes that do not fit together.
     """
-    settings = DataSettings.model_construct(**values)
+    whole = {name: int(value) for name, value in values.items() if isinstance(value, np.integer)}
+    settings = DataSettings.model_construct(**{**values, **whole})
     try:
         settings.check_unlabelled()
     except ValueError as error:

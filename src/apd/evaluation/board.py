@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,9 @@ class Board:
 _Key = tuple[Any, ...]
 
 
-def leaderboard(folders: Sequence[str | Path], *, data: str | None = None, attack: str | None = None) -> Board:
+def leaderboard(
+    folders: str | Path | Sequence[str | Path], *, data: str | None = None, attack: str | None = None
+) -> Board:
     """Collect the results of all run folders and evaluation folders below some folders.
 
     Entries stand together only if data set, images, corruption, image size, threat model and attack are equal. Where outcomes
@@ -121,6 +124,7 @@ def leaderboard(folders: Sequence[str | Path], *, data: str | None = None, attac
         >>> for group in apd.leaderboard(["runs"]).groups:  # doctest: +SKIP
         ...     print(group.attack, [(entry.name, entry.accuracy) for entry in group.entries])
     """
+    folders = [folders] if isinstance(folders, str | PathLike) else folders
     found: dict[_Key, dict[str, tuple[Entry, Stored]]] = {}
     left_out: list[str] = []
     names: dict[str, set[str]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,9 @@ def compare_runs(runs: Sequence[str | Path]) -> list[Comparison]:
         >>> import apd
         >>> apd.compare_runs(["runs/control", "runs/apd"])[0].rows[0].difference  # doctest: +SKIP
     """
-    if len(runs) < 2:
+    if isinstance(runs, str | PathLike) or len(runs) < 2:
         raise InputError("A comparison needs at least two run folders.")
+    runs = [str(Path(run)) for run in runs]
     places = [Path(run).resolve() for run in runs]
     if len(set(places)) < len(places):
         twice = next(str(run) for run, place in zip(runs, places, strict=True) if places.count(place) > 1)

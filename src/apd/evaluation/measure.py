@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from apd.attacks import sample_seeds
 from apd.data.corruptions import corrupt, parse_corruption
-from apd.data.dataset import IN_MEMORY, Dataset, Decoded, ImageSet
+from apd.data.dataset import IN_MEMORY, Dataset, Decoded, ImageSet, check_dataset
 from apd.errors import InputError
 from apd.evaluation.checks import REVISION
 from apd.evaluation.engine import Evaluation
@@ -32,6 +33,7 @@ from apd.models.encoder import DualEncoder
 from apd.models.preprocessing import Preprocessing
 from apd.util.memory import Room
 from apd.util.messages import get_logger, speaking
+from apd.util.text import short
 
 log = get_logger("apd.evaluation")
 
@@ -77,6 +79,11 @@ def evaluate(
         >>> result.worst.accuracy <= result.clean
         True
     """
+    if isinstance(classifier, str | PathLike):
+        raise InputError(
+            f"classifier must be a torch module, got {short(classifier)}; to evaluate a run: apd.evaluate_run."
+        )
+    check_dataset(data)
     chosen = parse_settings(settings)
     with speaking(chosen.quiet):
         data = part_of(data, chosen.classes)

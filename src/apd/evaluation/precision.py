@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Known:
         return asdict(self)
 
 
-def precision(runs: Sequence[str | Path], points: Sequence[float] = (5.0, 2.0, 1.0)) -> list[Known]:
+def precision(runs: str | Path | Sequence[str | Path], points: Sequence[float] = (5.0, 2.0, 1.0)) -> list[Known]:
     """Say how precisely the accuracies are known that evaluations of a run, or of runs with several seeds, have kept.
 
     Args:
@@ -61,6 +62,7 @@ def precision(runs: Sequence[str | Path], points: Sequence[float] = (5.0, 2.0, 1
         >>> import apd
         >>> apd.precision(["runs/seed0", "runs/seed1", "runs/seed2"])[0].trainings  # doctest: +SKIP
     """
+    runs = [runs] if isinstance(runs, str | PathLike) else runs
     if not runs or len({Path(run).resolve() for run in runs}) < len(runs):
         raise InputError("Give one or more evaluated run folders, each once.")
     _check_different(runs)

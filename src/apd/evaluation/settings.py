@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -20,7 +21,8 @@ def number_or_word(value: object, *words: str) -> object:
     >>> number_or_word("20", "all"), number_or_word("all", "all")
     (20, 'all')
     """
-    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    is_number = isinstance(value, Integral) or (isinstance(value, str) and value.isdecimal())
+    number = int(str(value)) if is_number and not isinstance(value, bool) else value
     if number not in words and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
         raise ValueError(f"limit: give a number of images from 1, or {' or '.join(words)} (got {value!r}).")
     return number

@@ -16,7 +16,7 @@ from apd.models.mixture import Mixture
 from apd.models.parts import at_once, in_parts
 from apd.models.prompts import Prompts
 from apd.models.shown import ShownInShort
-from apd.util.text import first_of
+from apd.util.text import first_of, short
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _BEYOND = 0.5
@@ -140,6 +140,9 @@ class PromptedCLIP(ShownInShort):
     ) -> None:
         super().__init__()
         self.encoder, self.prompts = encoder, prompts
+        if isinstance(class_names, str) or isinstance(templates, str):
+            name, text = ("class_names", class_names) if isinstance(class_names, str) else ("templates", templates)
+            raise InputError(f"{name} must be a list, got a single text, {short(str(text))}.")
         self.class_names, self.templates = tuple(class_names), tuple(templates)
         _check_names(self.class_names, self.templates)
         if prompts is not None and prompts.n_classes not in (None, len(self.class_names)):

@@ -75,6 +75,10 @@ class Run:
         ]
         return f"Run({str(self.path)!r}: {' on '.join(names)}{'' if self.finished else ', unfinished'})"
 
+    def __fspath__(self) -> str:
+        """Return the folder: a run may be given wherever one is asked for by its path."""
+        return str(self.path)
+
     def _repr_html_(self) -> str:
         """Return tables of the run and its evaluations for notebooks."""
         from apd.runs.shown import run_html

@@ -11,6 +11,7 @@ from apd.attacks import TrainingAttack
 from apd.attacks.training import attack_section
 from apd.data import Dataset
 from apd.data.copies import about_copies
+from apd.data.dataset import check_dataset
 from apd.data.load import BUILT_IN
 from apd.data.settings import REST
 from apd.data.unreadable import how_to_convert
@@ -80,6 +81,7 @@ def train(
         >>> run = apd.train(clip, data, method="advvlp", eps="1/255", epochs=1)  # doctest: +SKIP
     """
     trust(method, attack, settings)
+    check_dataset(data)
     clip = load_clip(clip)
     skipped = skip_bad_images or data.settings.skip_bad_images
     section = {**data.settings.model_dump(), "templates": data.templates, "skip_bad_images": skipped}

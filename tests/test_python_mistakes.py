@@ -1,0 +1,55 @@
+"""What Python users give by habit: a run for its folder, numpy's numbers, one text for a list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import apd
+from apd.attacks.threat import parse_eps
+from apd.models import DualEncoder
+from apd.runs.folder import Run
+
+from .refusals import refused
+
+
+def test_a_run_is_taken_for_its_folder(run: Path) -> None:
+    made = Run.open(run)
+    assert apd.load_run(made).class_names == apd.load_run(run).class_names
+    result = apd.evaluate_run(made, attacks="pgd-1", limit=2, checks=False, quiet=True)
+    assert result.n == 2
+    assert apd.precision(made) == apd.precision(run) == apd.precision([run])
+    assert apd.leaderboard(run.parent).groups
+    with refused("two run folders"):
+        apd.compare_runs(made)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_numpy_s_numbers_are_numbers(run: Path, colours: Path, kind: type[np.floating]) -> None:
+    few = apd.load_data(colours, shots=np.int64(2), seed=np.int64(1))
+    assert few.train.ids == apd.load_data(colours, shots=2, seed=1).train.ids
+    assert type(few.settings.shots) is int
+    result = apd.evaluate_run(run, attacks="pgd-1", eps=kind(0.25), limit=np.int64(2), checks=False, quiet=True)
+    assert (result.n, parse_eps(result.eps_text)) == (2, 0.25)
+
+
+def test_one_text_is_no_list_of_names(shallow: DualEncoder) -> None:
+    with refused("class_names", "'cat'"):
+        apd.PromptedCLIP(shallow, None, "cat")
+    classifier = apd.PromptedCLIP(shallow, None, ["cat", "dog"])
+    with refused("class_names", "'cat'"):
+        classifier.with_classes("cat")
+    with refused("templates", "'a {}'"):
+        classifier.with_classes(["cat", "dog"], "a {}")
+
+
+def test_names_in_place_of_objects_say_what_makes_them(shallow: DualEncoder, colours: Path, run: Path) -> None:
+    classifier = apd.PromptedCLIP(shallow, None, ["red", "green"])
+    with refused("apd.load_data", "'colours'"):
+        apd.train(shallow, "colours")
+    with refused("apd.load_data", "'colours'"):
+        apd.evaluate(classifier, "colours")
+    with refused("apd.evaluate_run", "'runs/digits'"):
+        apd.evaluate("runs/digits", apd.load_data(colours))
