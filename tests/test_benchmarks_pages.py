@@ -136,7 +136,7 @@ def test_figures_of_the_family_with_such_contexts_are_those_of_the_committed_out
             assert lines[0].endswith(f"| {' | '.join(figures)} |")
             assert not difference or lines[1].endswith(f"| {difference} |")
             checked += 1
-    assert checked == 16
+    assert checked == 19
 
 
 def test_figures_of_the_family_are_those_of_the_committed_outcomes() -> None:
