@@ -10,12 +10,13 @@ import pytest
 import apd
 from apd.attacks.threat import parse_eps
 from apd.models import DualEncoder
+from apd.report import report
 from apd.runs.folder import Run
 
 from .refusals import refused
 
 
-def test_a_run_is_taken_for_its_folder(run: Path) -> None:
+def test_a_run_is_taken_for_its_folder(run: Path, tmp_path: Path) -> None:
     made = Run.open(run)
     assert apd.load_run(made).class_names == apd.load_run(run).class_names
     result = apd.evaluate_run(made, attacks="pgd-1", limit=2, checks=False, quiet=True)
@@ -24,6 +25,9 @@ def test_a_run_is_taken_for_its_folder(run: Path) -> None:
     assert apd.leaderboard(run.parent).groups
     with refused("two run folders"):
         apd.compare_runs(made)
+    page = report(made, tmp_path / "page.html", images=False, quiet=True)
+    assert page.stat().st_size
+    assert str(made) == str(run)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])

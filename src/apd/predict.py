@@ -20,6 +20,7 @@ from apd.models.calibration import Calibration, probabilities
 from apd.models.classifier import PromptedCLIP
 from apd.runs.folder import Run
 from apd.runs.load import load_run
+from apd.util.files import AnyPath
 
 BATCH = 16
 """Images between two answers."""
@@ -101,7 +102,7 @@ def _below(folder: Path, closed: list[str], unknown: Counter[str]) -> Iterator[P
 
 
 def predict_files(
-    run: str | Path,
+    run: AnyPath,
     images: Sequence[Path],
     *,
     top: int = 3,

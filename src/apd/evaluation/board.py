@@ -16,7 +16,7 @@ from apd.evaluation.samples import hash_of_keys
 from apd.evaluation.statistics import mcnemar, paired_bootstrap
 from apd.evaluation.stored import Stored, read_stored
 from apd.runs.reliability import reliability
-from apd.util.files import plain_file, read_json, read_yaml
+from apd.util.files import AnyPath, plain_file, read_json, read_yaml
 from apd.util.text import one_line
 
 MOST = 10_000
@@ -102,9 +102,7 @@ class Board:
 _Key = tuple[Any, ...]
 
 
-def leaderboard(
-    folders: str | Path | Sequence[str | Path], *, data: str | None = None, attack: str | None = None
-) -> Board:
+def leaderboard(folders: AnyPath | Sequence[AnyPath], *, data: str | None = None, attack: str | None = None) -> Board:
     """Collect the results of all run folders and evaluation folders below some folders.
 
     Entries stand together only if data set, images, corruption, image size, threat model and attack are equal. Where outcomes
@@ -165,7 +163,7 @@ def _nothing(places: str, left_out: Sequence[str], wanted: Mapping[str, tuple[st
     return f"There is no result below {places}; apd evaluate RUN makes one, and keeps it in RUN/results."
 
 
-def _summaries(folders: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
+def _summaries(folders: Sequence[AnyPath]) -> Iterator[tuple[str, Path]]:
     """Find the summaries, each with the name of the folder that holds its ``results``."""
     count, seen = 0, set()
     for folder in map(Path, folders):

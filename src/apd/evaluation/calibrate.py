@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from apd.data import Dataset, load_data, same_source
@@ -14,6 +12,7 @@ from apd.models.calibration import Calibration
 from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.util.device import pick_device
+from apd.util.files import AnyPath
 from apd.util.messages import speaking
 from apd.util.progress import watched
 from apd.util.text import first_of
@@ -24,7 +23,7 @@ BATCH = 64
 
 
 def calibrate_run(
-    path: str | Path,
+    path: AnyPath,
     *,
     data: str | Dataset | None = None,
     split: Split = "val",

@@ -16,6 +16,7 @@ from apd.evaluation.statistics import mcnemar, paired_bootstrap
 from apd.evaluation.stored import Stored, how_to_evaluate, stored_in
 from apd.runs.reliability import reliability
 from apd.runs.setting_differences import Difference, differences
+from apd.util.files import AnyPath
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Comparison:
         return asdict(self)
 
 
-def compare_runs(runs: Sequence[str | Path]) -> list[Comparison]:
+def compare_runs(runs: Sequence[AnyPath]) -> list[Comparison]:
     """Compare each run with the first, from what their folders keep: no model is loaded and no attack is run.
 
     Images are the same if id, pixels and label are. Attacks are compared at the same eps and norm only.
@@ -122,7 +123,7 @@ def _unreliable(**sides: Sequence[Stored]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _kept(path: str | Path) -> list[Stored]:
+def _kept(path: AnyPath) -> list[Stored]:
     found = [stored for stored in stored_in(path) if stored.outcomes is not None]
     if not found:
         raise InputError(
@@ -132,7 +133,7 @@ def _kept(path: str | Path) -> list[Stored]:
     return found
 
 
-def _rows(a: str | Path, left: Sequence[Stored], b: str | Path, right: Sequence[Stored]) -> tuple[Row, ...]:
+def _rows(a: AnyPath, left: Sequence[Stored], b: AnyPath, right: Sequence[Stored]) -> tuple[Row, ...]:
     """Rows of all attacks that two runs share, each on the evaluations with most images in common."""
     best: dict[tuple[str, ...], Row] = {}
     for row in (row for one, other in product(left, right) for row in _shared(one, other)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -26,7 +25,7 @@ from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.settings.explain import explain, setting_names
 from apd.util.device import pick_device
-from apd.util.files import user_path
+from apd.util.files import AnyPath, user_path
 from apd.util.messages import get_logger
 from apd.util.trust import trust
 
@@ -74,7 +73,7 @@ class RunInputs:
 
 
 def of_run(
-    path: str | Path,
+    path: AnyPath,
     data: str | Dataset | None = None,
     model: str | None = None,
     device: str = "auto",

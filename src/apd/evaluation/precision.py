@@ -15,6 +15,7 @@ from apd.evaluation.kept import read_record
 from apd.evaluation.statistics import OverTrainings, images_for, over_trainings, paired_bootstrap, wilson
 from apd.evaluation.stored import Outcomes, Stored, how_to_evaluate, is_kept, stored_in
 from apd.runs.folder import Run
+from apd.util.files import AnyPath
 
 Circumstances = tuple[str, ...]
 """Data, split, classes, corruption, norm and eps of an evaluation."""
@@ -47,7 +48,7 @@ class Known:
         return asdict(self)
 
 
-def precision(runs: str | Path | Sequence[str | Path], points: Sequence[float] = (5.0, 2.0, 1.0)) -> list[Known]:
+def precision(runs: AnyPath | Sequence[AnyPath], points: Sequence[float] = (5.0, 2.0, 1.0)) -> list[Known]:
     """Say how precisely the accuracies are known that evaluations of a run, or of runs with several seeds, have kept.
 
     Args:
@@ -85,13 +86,13 @@ def _weights(path: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _check_different(runs: Sequence[str | Path]) -> None:
+def _check_different(runs: Sequence[AnyPath]) -> None:
     """Refuse copies of one training: as several seeds they would make its accuracy look certain.
 
     Raises:
         InputError: two runs with the same prompts.
     """
-    known: dict[str, str | Path] = {}
+    known: dict[str, AnyPath] = {}
     for run in runs:
         digest = _weights(Path(run))
         if digest is not None and digest in known:
@@ -101,7 +102,7 @@ def _check_different(runs: Sequence[str | Path]) -> None:
         known[str(digest)] = run
 
 
-def _largest(path: str | Path) -> dict[Circumstances, Outcomes]:
+def _largest(path: AnyPath) -> dict[Circumstances, Outcomes]:
     """A run's evaluation with most images under each of its circumstances."""
     found: dict[Circumstances, Outcomes] = {}
     for stored in stored_in(path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Unpack
 
 from apd.data import Dataset
@@ -16,6 +15,7 @@ from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.util.device import pick_device
+from apd.util.files import AnyPath
 from apd.util.messages import get_logger, speaking
 from apd.util.text import printable
 from apd.util.trust import trust
@@ -26,7 +26,7 @@ _TEACHER = "transfer:teacher"
 
 
 def evaluate_run(
-    path: str | Path,
+    path: AnyPath,
     *,
     data: str | Dataset | None = None,
     model: str | None = None,

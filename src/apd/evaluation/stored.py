@@ -17,7 +17,7 @@ from apd.evaluation.store import Key
 from apd.runs.folder import Run
 from apd.runs.manifest import RESULT_WAY_OUT, read_result
 from apd.runs.output import SUMMARY, summary_files, summary_name
-from apd.util.files import read_json, write_atomic
+from apd.util.files import AnyPath, read_json, write_atomic
 from apd.util.shape import COUNT, TEXT, Each, Table, check_shape
 from apd.util.text import quoted, to_json
 
@@ -122,7 +122,7 @@ def _write_outcomes(file: Path, result: Result) -> None:
     write_atomic(_beside(file), to_json(asdict(kept), indent=None) + "\n")
 
 
-def stored_in(path: str | Path) -> list[Stored]:
+def stored_in(path: AnyPath) -> list[Stored]:
     """Read all evaluations of a run folder, or of a folder that `apd evaluate --classifier` has written.
 
     Raises:
@@ -142,7 +142,7 @@ def is_kept(folder: Path) -> bool:
     )  # an export has no results
 
 
-def how_to_evaluate(path: str | Path) -> str:
+def how_to_evaluate(path: AnyPath) -> str:
     """The command that evaluates what a folder is of."""
     return (
         "apd evaluate --classifier … (or --model …), as before"

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from apd.data import Dataset, load_data
 from apd.data.dataset import Decoded, ImageSet, Split
@@ -30,6 +29,7 @@ from apd.models.classifier import PromptedCLIP
 from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.util.device import pick_device
+from apd.util.files import AnyPath
 from apd.util.messages import get_logger, speaking
 from apd.util.text import one_line, printable
 from apd.util.trust import trust
@@ -49,7 +49,7 @@ _ENDLESS = re.compile(r"(?:^(?:pgd|eot)-|=)\d{6,}")
 
 
 def verify_run(
-    path: str | Path,
+    path: AnyPath,
     *,
     data: Sequence[str] = (),
     model: str | None = None,

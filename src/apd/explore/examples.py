@@ -10,6 +10,7 @@ from apd.data.decode import open_image, to_rgb
 from apd.data.unreadable import Source
 from apd.errors import InputError
 from apd.runs.folder import Run
+from apd.util.files import AnyPath
 from apd.util.seeds import shuffled
 from apd.util.text import one_line
 
@@ -31,7 +32,7 @@ class Examples:
     why_none: str = ""
 
 
-def find_examples(run: str | Path, folder: Path, count: int = COUNT) -> Examples:
+def find_examples(run: AnyPath, folder: Path, count: int = COUNT) -> Examples:
     """Write images of a run's test split (of the unlabelled ones if it has none) to a folder.
 
     Classes take turns; within a class the run's seed draws. Images that cannot be read are passed over.

@@ -20,6 +20,7 @@ from apd.errors import InputError, nearest
 from apd.models.classifier import FrozenClassifier, PromptedCLIP, check_distinct
 from apd.runs.folder import Run
 from apd.runs.load import load_run
+from apd.util.files import AnyPath
 from apd.util.threads import on_passing_thread
 
 ZERO_SHOT, ROBUST = "zero-shot", "robust"
@@ -138,7 +139,7 @@ class Explorer:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: str | Path, *, model: str | None = None, device: str = "cpu") -> Explorer:
+    def open(cls, path: AnyPath, *, model: str | None = None, device: str = "cpu") -> Explorer:
         """Open a finished run.
 
         Args:

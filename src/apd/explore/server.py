@@ -20,6 +20,7 @@ from apd.explore.explorer import Explorer
 from apd.explore.uploads import MOST_BYTES
 from apd.util.device import pick_device
 from apd.util.extras import import_extra
+from apd.util.files import AnyPath
 from apd.util.temporary import folder_for_a_while
 
 LOCAL = "127.0.0.1"
@@ -30,7 +31,7 @@ _POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-a
 
 
 def explore(
-    run: str | Path,
+    run: AnyPath,
     *,
     host: str = LOCAL,
     port: int = 7860,
@@ -68,7 +69,7 @@ def explore(
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def make_app(explorer: Explorer, run: str | Path, folder: Path, host: str = LOCAL) -> Any:
+def make_app(explorer: Explorer, run: AnyPath, folder: Path, host: str = LOCAL) -> Any:
     """Build the web application.
 
     Args:

@@ -7,8 +7,9 @@ apd.export.onnx("runs/photos", "photos.onnx")
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
+
+from apd.util.files import AnyPath
 
 if TYPE_CHECKING:
     from apd.export.exported import Exported
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["RobustCLIP", "huggingface", "onnx", "open_clip", "torch"]
 
 
-def onnx(run: str | Path, path: str | Path, **options: Unpack[ExportOptions]) -> Exported:
+def onnx(run: AnyPath, path: AnyPath, **options: Unpack[ExportOptions]) -> Exported:
     """Export a run as an ONNX graph from pixels in [0,1] to logits.
 
     Args:
@@ -38,7 +39,7 @@ def onnx(run: str | Path, path: str | Path, **options: Unpack[ExportOptions]) ->
     return _export("onnx", run, path, options)
 
 
-def torch(run: str | Path, path: str | Path, **options: Unpack[ExportOptions]) -> Exported:
+def torch(run: AnyPath, path: AnyPath, **options: Unpack[ExportOptions]) -> Exported:
     """Export a run as a program of `torch.export`; arguments and errors as for `onnx`.
 
     Example:
@@ -49,7 +50,7 @@ def torch(run: str | Path, path: str | Path, **options: Unpack[ExportOptions]) -
     return _export("torch", run, path, options)
 
 
-def huggingface(run: str | Path, path: str | Path, **options: Unpack[ExportOptions]) -> Exported:
+def huggingface(run: AnyPath, path: AnyPath, **options: Unpack[ExportOptions]) -> Exported:
     """Export a run as a folder for `RobustCLIP` and the Hugging Face hub; arguments and errors as for `onnx`.
 
     Where the prompts can be baked into a plain CLIP model, transformers loads the folder without this package; with visual
@@ -63,7 +64,7 @@ def huggingface(run: str | Path, path: str | Path, **options: Unpack[ExportOptio
     return _export("huggingface", run, path, options)
 
 
-def open_clip(run: str | Path, path: str | Path, **options: Unpack[ExportOptions]) -> Exported:
+def open_clip(run: AnyPath, path: AnyPath, **options: Unpack[ExportOptions]) -> Exported:
     """Export a run as a folder for open_clip: weights, configuration and class features; as for `onnx`.
 
     With visual tokens the folder carries a module that loads it.
@@ -82,7 +83,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'apd.export' has no attribute {name!r}")
 
 
-def _export(form: str, run: str | Path, path: str | Path, options: ExportOptions) -> Exported:
+def _export(form: str, run: AnyPath, path: AnyPath, options: ExportOptions) -> Exported:
     from apd.export.exported import export_run
 
     return export_run(form, run, path, options)

@@ -19,7 +19,7 @@ from apd.export.programs import OnnxForm, TorchForm
 from apd.export.settings import parse_settings
 from apd.runs.folder import Run
 from apd.runs.load import load_run
-from apd.util.files import writing
+from apd.util.files import AnyPath, writing
 from apd.util.messages import speaking
 from apd.util.text import one_line, to_json
 
@@ -65,7 +65,7 @@ class Exported:
         return {**asdict(self), "path": str(self.path), "description": str(self.description)}
 
 
-def export_run(form: str, run: str | Path, path: str | Path, options: Mapping[str, Any]) -> Exported:
+def export_run(form: str, run: AnyPath, path: AnyPath, options: Mapping[str, Any]) -> Exported:
     """Export a run; see `apd.export`.
 
     Args:

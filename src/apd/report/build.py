@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from apd.report.wall import Gallery, Seen, build_wall, see
 from apd.runs.load import load_run
 from apd.util.device import pick_device
 from apd.util.extras import import_extra
-from apd.util.files import check_writable, write_atomic
+from apd.util.files import AnyPath, check_writable, write_atomic
 from apd.util.locks import output_lock
 from apd.util.messages import get_logger, speaking
 
@@ -56,7 +57,7 @@ class ReportSettings:
 
 
 def report(
-    runs: str | Path | Sequence[str | Path],
+    runs: AnyPath | Sequence[AnyPath],
     output: str | Path,
     *,
     quiet: bool = False,
@@ -94,7 +95,7 @@ def report(
     if file.is_file() and not _is_page(file):
         raise InputError(f"{output} is not an HTML page, and would be replaced; give the report another file name.")
     check_writable(file.parent)
-    found = read_runs([runs] if isinstance(runs, str | Path) else list(runs))
+    found = read_runs([runs] if isinstance(runs, str | PathLike) else list(runs))
     with speaking(quiet), output_lock(file), ExitStack() as held:
         for facts in found if chosen.curve else ():
             if facts.folder is None or facts.headline is None:

@@ -17,7 +17,7 @@ from apd.evaluation.stored import Outcomes, Stored, how_to_evaluate, is_kept, st
 from apd.models.calibration import Calibration
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
-from apd.util.files import LARGEST_JSON, parse_json, read_bounded
+from apd.util.files import LARGEST_JSON, AnyPath, parse_json, read_bounded
 from apd.util.shape import Each, check_shape
 
 POINTS = 300
@@ -88,7 +88,7 @@ class RunFacts:
         return self.folder is not None and bool(self.summary["data"] == self.folder.manifest["data"]["name"])
 
 
-def read_runs(paths: Sequence[str | Path]) -> list[RunFacts]:
+def read_runs(paths: Sequence[AnyPath]) -> list[RunFacts]:
     """Read finished runs with evaluations, and folders that `apd evaluate --classifier` has written.
 
     Raises:

@@ -10,6 +10,7 @@ import torch
 
 from apd.errors import InputError
 from apd.runs.folder import Run
+from apd.util.files import AnyPath
 from apd.util.messages import get_logger, speaking
 
 log = get_logger("apd.runs")
@@ -19,7 +20,7 @@ _NOT_OF_THE_MEAN = ("prompts_sha256", "seconds", "facts", "calibration")
 _SAME_MODEL = ("weights_sha256", "tokenizer_sha256", "preprocessing")
 
 
-def average_runs(paths: Sequence[str | Path], output: str | Path, *, overwrite: bool = False) -> Run:
+def average_runs(paths: Sequence[AnyPath], output: str | Path, *, overwrite: bool = False) -> Run:
     """Average the prompts of finished runs, tensor by tensor (model soups, Wortsman 2022, arXiv 2203.05482).
 
     Settings and circumstances are those of the first; ``run.json`` lists under ``averaged`` which runs they were. If they differ

@@ -29,7 +29,7 @@ from apd.runs.checkpoint import Checkpoints
 from apd.runs.differences import check_same, moved
 from apd.runs.manifest import read_result
 from apd.runs.output import FORMAT, check_output, clear, finite, read_manifest, summary_files, summary_name, taken
-from apd.util.files import sync_file, write_atomic, writing
+from apd.util.files import AnyPath, sync_file, write_atomic, writing
 from apd.util.locks import FolderLock, tidy
 from apd.util.tensors import read_tensors, sha256_of_file, write_tensors
 from apd.util.text import quoted, to_json
@@ -79,6 +79,8 @@ class Run:
         """Return the folder: a run may be given wherever one is asked for by its path."""
         return str(self.path)
 
+    __str__ = __fspath__  # messages and the commands they propose name the folder
+
     def _repr_html_(self) -> str:
         """Return tables of the run and its evaluations for notebooks."""
         from apd.runs.shown import run_html
@@ -88,7 +90,7 @@ class Run:
     @classmethod
     def create(
         cls,
-        path: str | Path,
+        path: AnyPath,
         config: RunConfig,
         manifest: Mapping[str, Any],
         *,
@@ -155,7 +157,7 @@ class Run:
         self._save_manifest()
 
     @classmethod
-    def open(cls, path: str | Path, *, finished: bool = True) -> Run:
+    def open(cls, path: AnyPath, *, finished: bool = True) -> Run:
         """An existing run folder.
 
         Args:

@@ -17,12 +17,13 @@ from apd.models.prompts import Prompts, PromptSpec
 from apd.models.shared import share_classifier, shared_clip
 from apd.models.sources import absolute
 from apd.runs.folder import Run
+from apd.util.files import AnyPath
 from apd.util.text import short
 from apd.util.trust import trust
 
 
 def load_run(
-    path: str | Path,
+    path: AnyPath,
     *,
     device: str | torch.device = "cpu",
     model: str | None = None,

@@ -7,6 +7,7 @@ from typing import Any
 
 from apd.runs.differences import flat
 from apd.runs.folder import Run
+from apd.util.files import AnyPath
 
 SEEDS = ("train.seed", "data.seed")
 _HOUSEKEEPING = (
@@ -24,7 +25,7 @@ _HOUSEKEEPING = (
 Difference = tuple[str, str, str]
 
 
-def differences(a: str | Path, b: str | Path) -> tuple[Difference, ...]:
+def differences(a: AnyPath, b: AnyPath) -> tuple[Difference, ...]:
     """Each setting in which the trainings of two run folders differ, and the number of optimiser steps.
 
     Where the methods differ, their own settings are left out.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apd.serve.settings import ServeSettings
 from apd.util.extras import import_extra
+from apd.util.files import AnyPath
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -27,7 +27,7 @@ def check_installed() -> None:
 
 
 def create_app(
-    run: str | Path, settings: ServeSettings | None = None, *, model: str | None = None, device: str = "cpu"
+    run: AnyPath, settings: ServeSettings | None = None, *, model: str | None = None, device: str = "cpu"
 ) -> FastAPI:
     """Make the web application that serves a run; its classes, and their features, are fixed from here on.
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ import yaml
 
 from apd.errors import InputError
 from apd.util.trust import note_code
+
+AnyPath = str | PathLike[str]
+"""A path as a caller gives it; a run stands for its folder (`apd.runs.folder.Run`)."""
 
 _WAY_OUT = {
     errno.ENOSPC: "Free some space; what was saved before is whole, and training resumes with --resume.",
@@ -156,7 +160,7 @@ def sync_tree(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def user_path(text: str | Path) -> Path:
+def user_path(text: AnyPath) -> Path:
     """Return a path with the home directory in place of ``~``.
 
     Raises:

@@ -8,7 +8,7 @@ import re
 import reprlib
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
+from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 from apd.errors import JOINERS
@@ -101,13 +101,13 @@ def cell(value: object) -> object:
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
-def quoted(path: Path | str) -> str:
+def quoted(path: str | PathLike[str]) -> str:
     """Quote a path or name for a shell, for commands that are suggested.
 
     >>> quoted("my photos"), quoted("runs/photos")
     ("'my photos'", 'runs/photos')
     """
-    return shlex.quote(str(path))
+    return shlex.quote(fspath(path))
 
 
 def first_of(names: Sequence[str], what: str, shown: int = 3) -> str:

@@ -20,6 +20,7 @@ from apd.evaluation.frozen import Subject
 from apd.evaluation.inputs import decode_sample, of_run, part_of, read_settings
 from apd.evaluation.samples import Samples
 from apd.models.classifier import PromptedCLIP
+from apd.util.files import AnyPath
 from apd.util.messages import get_logger, speaking
 from apd.util.progress import Count, Progress
 from apd.util.seeds import sample_seeds
@@ -107,7 +108,7 @@ def certify(
 
 
 def certify_run(
-    path: str | Path,
+    path: AnyPath,
     *,
     data: str | Dataset | None = None,
     model: str | None = None,

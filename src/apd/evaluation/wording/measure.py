@@ -24,7 +24,7 @@ from apd.evaluation.wording.settings import WordingOptions, WordingSettings
 from apd.evaluation.wording.variants import TEMPLATES, Sources, read_entries, read_synonyms
 from apd.models.classifier import PromptedCLIP
 from apd.runs.folder import Run
-from apd.util.files import write_atomic
+from apd.util.files import AnyPath, write_atomic
 from apd.util.messages import get_logger, speaking
 from apd.util.progress import watched
 from apd.util.versions import versions
@@ -105,7 +105,7 @@ def evaluate_wording(
 
 
 def evaluate_run_wording(
-    path: str | Path,
+    path: AnyPath,
     *,
     data: str | Dataset | None = None,
     model: str | None = None,
