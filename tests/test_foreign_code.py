@@ -234,7 +234,7 @@ def test_a_stopped_run_of_foreign_code_is_resumed_and_other_images_are_refused(s
     with pytest.raises(KeyboardInterrupt):
         apd.train(shallow, halves(), output="run", **settings)
     x, y = torch.zeros(12, 3, 8, 8, dtype=torch.uint8), torch.arange(12) % 2
-    with refused("data.ids_sha256", "--overwrite"):
+    with refused("other images", "memory:halves", "--overwrite") as told:
         apd.train(
             shallow,
             Dataset.from_tensors("halves", ["dark", "bright"], (x, y), (x, y)),
@@ -242,6 +242,7 @@ def test_a_stopped_run_of_foreign_code_is_resumed_and_other_images_are_refused(s
             resume=True,
             **settings,
         )
+    assert "DATA" not in str(told.value)
     with refused("train.attack.options.share=0.5", "0.25", "--overwrite"):
         apd.train(shallow, halves(), output="run", resume=True, **{**settings, "attack": Shift(0.25)})
     resumed = apd.train(shallow, halves(), output="run", resume=True, **settings)

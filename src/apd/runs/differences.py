@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apd.data.dataset import IN_MEMORY
 from apd.errors import InputError
 from apd.util.text import quoted
 
@@ -97,7 +98,12 @@ def _other(path: Path, differing: str, source: str) -> str:
     if not differing.startswith("data."):
         return f"{path} was started with another {differing}; start again with --overwrite."
     what = "" if differing.startswith(_IDS) else f": {differing}"
+    named = (
+        ""
+        if source.startswith(IN_MEMORY)
+        else f"name the data that has them (apd train DATA --output {quoted(path)} --resume), "
+    )
     return (
-        f"{path} was started with other images than {source} gives now{what}. Put them back, name the data that has them "
-        f"(apd train DATA --output {quoted(path)} --resume), or start again with --overwrite."
+        f"{path} was started with other images than {source} gives now{what}. Put them back, {named}or start again with "
+        "--overwrite."
     )
