@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apd.data.dataset import IN_MEMORY
 from apd.errors import InputError
 from apd.util.text import quoted
 
@@ -97,6 +96,8 @@ def _other(path: Path, differing: str, source: str) -> str:
     """Say what is not that of the run, and what may be done."""
     if not differing.startswith("data."):
         return f"{path} was started with another {differing}; start again with --overwrite."
+    from apd.data.dataset import IN_MEMORY  # which imports torch, as nothing else here does
+
     what = "" if differing.startswith(_IDS) else f": {differing}"
     named = (
         ""
