@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from apd.models import DualEncoder, Tokens, huggingface, load_clip
 from apd.models.classifier import PromptedCLIP
+from apd.models.fast import kernels
 from apd.models.fast.kernels import PatchEmbedding, linear, quick_gelu
 from apd.models.fast.prefix import Layout
 from apd.models.prompts import Prompts, PromptSpec
@@ -242,6 +244,34 @@ def test_lowered_weights_follow_the_weights() -> None:
             linear(fresh, x)
         linear(fresh, x.requires_grad_()).sum().backward()
     assert x.grad is not None
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_rounded_alike_whether_the_cpu_multiplies_it_or_not(
+    monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    monkeypatch.setattr(kernels, "_MULTIPLIES_BF16", native)
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(48, 64).requires_grad_(False)
+    convolution = torch.nn.Conv2d(3, 6, 8, stride=8).requires_grad_(False)
+    x = torch.randn(5, 48, generator=generator).requires_grad_()
+    pixels = torch.rand(2, 3, 19, 19, generator=generator).requires_grad_()
+    types = list[torch.dtype]()
+    product, convolved = F.linear, F.conv2d
+    monkeypatch.setattr(F, "linear", lambda a, *rest: types.append(a.dtype) or product(a, *rest))
+    monkeypatch.setattr(F, "conv2d", lambda a, *rest, **more: types.append(a.dtype) or convolved(a, *rest, **more))
+    monkeypatch.setattr(kernels, "_HAS_ONEDNN", False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = linear(layer, x), PatchEmbedding(convolution)(pixels)
+    gradients = torch.autograd.grad([y.float().square().sum() for y in found], [x, pixels])
+    assert set(types) == {torch.bfloat16 if native else torch.float32}
+    monkeypatch.undo()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wanted = layer(x), convolution(pixels)
+    expected = torch.autograd.grad([y.float().square().sum() for y in wanted], [x, pixels])
+    for ours, theirs in zip((*found, *gradients), (*wanted, *expected), strict=True):
+        assert ours.dtype is theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=2**-7 * float(theirs.detach().abs().max()) / 8)
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
