@@ -213,6 +213,8 @@ def test_features_of_templates_are_computed_once_and_in_full_precision(clip: Dua
         ((X * 255).round(), [f"{(X * 255).round().max():g}", "by 255"]),
         ((X - 0.48) / 0.27, [f"{((X - 0.48) / 0.27).min():.3g}", "Normalize"]),
         ((X * 255).byte(), ["torch.uint8", "by 255"]),
+        (X.numpy(), ["ndarray", "torch.from_numpy"]),
+        ([X[0]], ["list", "preprocessing.apply"]),
         (torch.rand(1, 3, 20, 20), ["(1, 3, 20, 20)", "classifier.encoder.info.preprocessing.apply"]),
     ],
 )

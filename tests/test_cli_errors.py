@@ -107,6 +107,21 @@ def test_bad_usage_is_one_line(cli: Cli, trained: Path, colours: Path, line: str
     check_error(answer, [word.format(colours=colours, run=trained) for word in words])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["train", ""], "Argument 2"),
+        (["evaluate", ""], "Argument 2"),
+        (["bench", ""], "Argument 2"),
+        (["train", "digits", "--output", ""], "--output"),
+        (["train", "digits", "--output="], "--output"),
+        ([""], "Argument 1"),
+    ],
+)
+def test_an_unset_shell_variable_is_not_the_current_folder(cli: Cli, arguments: list[str], name: str) -> None:
+    check_error(cli(*arguments), [f"{name} is empty", "variable", "not set"])
+
+
 @pytest.mark.parametrize("path", ["{run}/none.jpg", "{colours}/*.webp", "{run}"])
 def test_of_a_path_without_images_nothing_can_be_skipped(cli: Cli, trained: Path, colours: Path, path: str) -> None:
     given = path.format(run=trained, colours=colours)

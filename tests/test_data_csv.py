@@ -81,9 +81,14 @@ def test_images_may_lie_in_a_folder_beside_and_need_no_label_if_unlabelled(folde
 @pytest.mark.parametrize(
     ("head", "rows", "names"),
     [
-        ("path,label", ["img/red0.png,a", "img/red0.png,b"], ["img/red0.png", "twice"]),
+        ("path,label", ["img/red0.png,a", "img/red0.png,b"], ["img/red0.png", "lines 2 and 3"]),
+        (
+            "path,label,split",
+            ["img/red0.png,a,train", "img/red1.png,b,test", "img/red0.png,a,test"],
+            ["lines 2 and 4", "one split"],
+        ),
         ("path,label", ["img/red0.png,a", "img/red1.png,"], ["'label'", "line 3"]),
-        ("path,label", ["img/red0.png,a", "img/red1.png,a,b"], ["line 3"]),
+        ("path,label", ["img/red0.png,a", "img/red1.png,a,b"], ["line 3", "3 instead of 2", "','"]),
         ("path,label", ["../img/red0.png,a", "img/red1.png,b"], ["../img/red0.png"]),
         ("path,label", ["/etc/passwd,a", "img/red1.png,b"], ["/etc/passwd"]),
         ("path,label", ["img/none.png,a", "img/red1.png,b"], ["img/none.png"]),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
@@ -151,6 +152,7 @@ def test_the_seed_decides_and_a_pickled_classifier_answers_alike(
         ({}, [], [], "no images"),
         ({}, ["a.png", "b.png"], ["red", "red"], "red"),
         ({}, [np.zeros((4, 4, 3)), np.zeros((4, 4, 3))], ["red", "blue"], "float64"),
+        ({}, pandas.DataFrame({"path": ["a.png", "b.png"]}), ["red", "blue"], r"\(2, 1\).*table"),
         ({"settings": {"epss": 1}}, ["a.png", "b.png"], ["red", "blue"], "eps"),
         ({"settings": {"seed": 1}}, ["a.png", "b.png"], ["red", "blue"], "random_state"),
         ({}, ["a.png", "b.png"], ["red", "blue"], "validation"),

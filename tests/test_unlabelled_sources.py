@@ -255,8 +255,12 @@ def test_a_path_called_rest_is_a_folder(tmp_path: Path, colours: Path, monkeypat
     assert len(load_data(colours, shots=2, unlabelled="rest").unlabelled) > 1
 
 
-def test_an_empty_name_is_refused_on_the_command_line(cli: Cli, colours: Path, tmp_path: Path) -> None:
-    check_error(cli("train", colours, "--unlabelled", "", "--output", tmp_path / "run"), ["data.unlabelled", "rest"])
+def test_an_empty_name_is_refused(cli: Cli, colours: Path, tmp_path: Path) -> None:
+    check_error(cli("train", colours, "--unlabelled", "", "--output", tmp_path / "run"), ["--unlabelled is empty"])
+    with refused("data.unlabelled", "rest"):
+        load_data(colours, shots=2, unlabelled="")
+    with refused("data.source", "names no images"):
+        load_data("", shots=2)
 
 
 def test_a_run_folder_among_the_unlabelled_images_is_refused(cli: Cli, colours: Path, photos: Path) -> None:

@@ -34,7 +34,7 @@ from apd.cli import (
     wording,
 )
 from apd.cli.streams import let_go, prepare_streams
-from apd.cli.usage import unwrapped, wrong_usage
+from apd.cli.usage import refuse_empty, unwrapped, wrong_usage
 from apd.errors import ApdError
 from apd.util.files import storage_error
 from apd.util.messages import command_line
@@ -126,6 +126,7 @@ def _run() -> None:
         trust_files()
     try:
         try:
+            refuse_empty(arguments)
             with command_line():
                 code = app(args=arguments, prog_name="apd", standalone_mode=False)
         finally:

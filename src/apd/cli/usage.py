@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import sys
 from typing import Any
 
-from apd.errors import nearest
+from apd.errors import InputError, nearest
 from apd.util.kinds import wanted
 from apd.util.text import one_line, short
 
@@ -21,6 +22,23 @@ def unwrapped(docstring: str) -> str:
     'Do it.\n\nLong prose goes on.\n\nExamples:\n  apd do\n  apd do it'
     """
     return re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.cleandoc(docstring))
+
+
+def refuse_empty(arguments: list[str]) -> None:
+    """Refuse an empty argument, such as that of an unset shell variable: as a path it would be the current folder.
+
+    Raises:
+        InputError: One is empty, or an option was given an empty value (``--output=``).
+    """
+    for index, argument in enumerate(arguments):
+        option = re.fullmatch(r"(--[\w-]+)=", argument)
+        if argument and not option:
+            continue
+        before = arguments[index - 1] if index else ""
+        name = option[1] if option else before if before.startswith("--") else f"Argument {index + 1}"
+        raise InputError(
+            f"{name} is empty: apd {shlex.join(arguments)}. If a variable of the shell stands there, it is not set."
+        )
 
 
 def wrong_usage(error: Exception) -> str | None:

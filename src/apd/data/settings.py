@@ -74,6 +74,8 @@ class DataSettings(GrowingSection):
         Raises:
             ValueError: no images, classes and unlabelled images named twice, an empty name, a limit of nothing.
         """
+        if not self.source.strip():
+            raise ValueError(f"data.source={self.source!r} names no images: name a source (this folder: .)")
         if self.unlabelled is not None and not self.unlabelled.strip():
             raise ValueError(
                 f"data.unlabelled={self.unlabelled!r} names no images: name a source (--unlabelled DATA) or rest (this folder: .)"

@@ -226,11 +226,12 @@ class PromptedCLIP(ShownInShort):
         """Logits (B, C) of images (B,3,S,S) in [0,1].
 
         Raises:
-            InputError: wrong shape, integer pixels, or a range far from [0,1]; on other devices than the CPU the range is
-                looked at only when class features are computed, because a look waits for the device.
+            InputError: not a tensor, wrong shape, integer pixels, or a range far from [0,1]; on other devices than the CPU the
+                range is looked at only when class features are computed, because a look waits for the device.
         """
         if torch.compiler.is_exporting():
             return self.bind_detached().logits(x)
+        self.encoder.check_pixels(x)
         if x.device.type == "cpu":
             _check_range(x)
         parameters = list(self.prompts.parameters()) if self.prompts is not None else []
@@ -296,8 +297,8 @@ def check_distinct(classifier: PromptedCLIP) -> None:
 
 
 def _check_range(x: Tensor) -> None:
-    """Refuse floats that were not divided by 255, or that were normalised already; other types are `check_pixels`'s."""
-    if x.numel() == 0 or not x.is_floating_point():
+    """Refuse floats that were not divided by 255, or that were normalised already."""
+    if x.numel() == 0:
         return
     low, high = (float(value) for value in x.detach().aminmax())
     if low < -_BEYOND or high > 1 + _BEYOND:

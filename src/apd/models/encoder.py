@@ -133,8 +133,13 @@ class DualEncoder(ShownInShort, ABC):
         """Refuse what is not a batch of encoder-sized float images.
 
         Raises:
-            InputError: wrong shape or integer pixels.
+            InputError: not a tensor, wrong shape or integer pixels.
         """
+        if not isinstance(x, Tensor):
+            raise InputError(
+                f"Images must be a torch.Tensor, got {type(x).__name__}. Make one of a PIL image with "
+                "classifier.encoder.info.preprocessing.apply(image)[None], of an array with torch.from_numpy(array)."
+            )
         side = self.info.image_size
         if x.dim() != 4 or tuple(x.shape[1:]) != (3, side, side):
             raise InputError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def load_csv(path: Path, source: str, columns: tuple[str, str] | None = None) ->
     head, rows = _read(path)
     image, label = columns or (_column(head, _IMAGE, path), _column(head, _LABEL, path))
     images, labels = _values(head, rows, image, path), _values(head, rows, label, path)
-    _refuse_twice(images, path)
+    _refuse_twice(images, rows, path)
     names = sorted(set(labels))
     numbers = {name: number for number, name in enumerate(names)}
     splits = splits_of(_values(head, rows, COLUMN, path), source) if COLUMN in head else None
@@ -79,7 +78,7 @@ def csv_images(path: Path, source: str, columns: tuple[str, str] | None = None) 
     head, rows = _read(path)
     image = columns[0] if columns and columns[0] in head else _column(head, _IMAGE, path)
     images = _values(head, rows, image, path)
-    _refuse_twice(images, path)
+    _refuse_twice(images, rows, path)
     splits = splits_of(_values(head, rows, COLUMN, path), source) if COLUMN in head else None
     chosen = [file for file, split in zip(images, splits or ["train"] * len(images), strict=True) if split == "train"]
     if not chosen:
@@ -108,7 +107,8 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     for number, row in lines[1:]:
         if len(row) != len(head):
             raise InputError(
-                f"{path} has {len(row)} columns in line {number}, but {len(head)} in its first: quote commas in a cell."
+                f"{path} has another number of columns in line {number} than in its first, {len(row)} instead of {len(head)}: "
+                f"put a value that holds {delimiter!r} in quotes, and leave none out."
             )
     return head, lines[1:]
 
@@ -135,7 +135,12 @@ def _values(head: Sequence[str], rows: Sequence[tuple[int, list[str]]], column: 
     return found
 
 
-def _refuse_twice(images: Sequence[str], path: Path) -> None:
-    twice = next((image for image, count in Counter(images).items() if count > 1), None)
-    if twice is not None:
-        raise InputError(f"{path} lists {twice} twice: an image has one class, so remove the other row.")
+def _refuse_twice(images: Sequence[str], rows: Sequence[tuple[int, list[str]]], path: Path) -> None:
+    seen: dict[str, int] = {}
+    for image, (number, _) in zip(images, rows, strict=True):
+        if image in seen:
+            raise InputError(
+                f"{path} lists {image} twice, in lines {seen[image]} and {number}: an image has one class and one split, so "
+                "remove one of them."
+            )
+        seen[image] = number
