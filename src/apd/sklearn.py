@@ -253,7 +253,7 @@ def _sources(X: Pictures) -> tuple[tuple[Source, ...], list[str]]:
         raise InputError(f"X must be a list of images, got a single {type(X).__name__}: write [X].")
     if hasattr(X, "columns"):  # a data frame, which iterates over the names of its columns
         raise InputError(
-            f"X must be a list of images, got a table {X.shape}: give the column of paths alone, table[NAME]."
+            f"X must be a list of images, got a table {getattr(X, 'shape', ())}: give the column of paths alone, table[NAME]."
         )
     found = tuple(_source(image, index) for index, image in enumerate(X))
     names = [str(image) if isinstance(image, str | Path) else f"X[{index}]" for index, image in enumerate(X)]

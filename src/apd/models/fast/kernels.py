@@ -27,7 +27,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
     On x86 CPUs float32 goes to oneDNN: the BLAS behind `torch.nn.functional.linear` leaves AVX-512 unused on some of them.
     Under autocast the weights are lowered once, where autocast would lower frozen weights at every call. On a CPU that does
-    not multiply bfloat16, numbers are rounded to it and multiplied in float32, ten times faster: its kernels, too, round
+    not multiply bfloat16, numbers are rounded to it and multiplied in float32, many times faster: its kernels, too, round
     only what goes in and what comes out.
     """
     if not torch.is_autocast_enabled(x.device.type):
