@@ -20,10 +20,12 @@ from apd.methods import Step
 from apd.methods.clean import VLP
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
+from apd.models.fast import kernels
 from apd.training import process
 from apd.training.optim import ema_share, learning_rate, update_average
 from apd.training.step import TrainStep
 
+from .command_line import Said
 from .refusals import refused
 from .training import metrics, same, start
 
@@ -58,9 +60,16 @@ def test_same_seed_same_prompts_and_another_seed_others(tmp_path: Path, clip: Du
     assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
 
 
-def test_bf16_keeps_prompts_and_gradients_in_float32(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_keeps_prompts_and_gradients_in_float32(
+    tmp_path: Path, clip: DualEncoder, colours: Path, said: Said, monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    monkeypatch.setattr(kernels, "_MULTIPLIES_BF16", native)
     half = start(tmp_path / "bf16", clip, colours, "train.precision=bf16", "train.optimizer.name=sgd").load_prompts()
+    assert native != any("no instructions for bfloat16" in line for line in said())
+    told = len(said())
     full = start(tmp_path / "fp32", clip, colours, "train.precision=fp32", "train.optimizer.name=sgd").load_prompts()
+    assert not any("bfloat16" in line for line in said()[told:])
     assert all(t.dtype == torch.float32 for t in half.values()) and not same(half, full)
     for name, tensor in half.items():
         assert torch.isfinite(tensor).all()

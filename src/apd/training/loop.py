@@ -21,6 +21,7 @@ from apd.methods.base import facts_of
 from apd.models import DualEncoder
 from apd.models.calibration import Calibration
 from apd.models.classifier import PromptedCLIP, check_distinct
+from apd.models.fast.kernels import multiplied_as
 from apd.models.parts import within
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
@@ -91,6 +92,8 @@ def _train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfi
         import_extra("tensorboard", "tensorboard", "train.tensorboard")
     check_trackers(settings.trackers, settings.tracker_options)
     accelerator = find_accelerator(settings.device)
+    if settings.precision == "bf16" and multiplied_as(torch.bfloat16, accelerator.device) is torch.float32:
+        log.info("This CPU has no instructions for bfloat16: train.precision=fp32 takes no longer.")
     encoder = encoder.to(accelerator.device)
     bare = PromptedCLIP(encoder, None, data.class_names, data.templates)
     check_distinct(bare)

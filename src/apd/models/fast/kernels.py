@@ -43,7 +43,7 @@ def _linear(layer: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None) ->
     return F.linear(x, weight, bias)
 
 
-def _factor(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def multiplied_as(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The type in which numbers of ``dtype`` are multiplied."""
     slow = dtype is torch.bfloat16 and device.type == "cpu" and not _MULTIPLIES_BF16
     return torch.float32 if slow else dtype
@@ -51,7 +51,7 @@ def _factor(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Numbers rounded to ``dtype``, in the type in which they are multiplied."""
-    return x.to(dtype).to(_factor(dtype, x.device))
+    return x.to(dtype).to(multiplied_as(dtype, x.device))
 
 
 def _rounded_bias(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -72,7 +72,7 @@ def _onednn(x: Tensor) -> bool:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x W^T + b`` outside of any graph."""
-    if _factor(x.dtype, x.device) is not x.dtype:
+    if multiplied_as(x.dtype, x.device) is not x.dtype:
         return _product(_rounded(x, x.dtype), _rounded(weight, x.dtype), _rounded_bias(bias, x.dtype)).to(x.dtype)
     if _onednn(x):
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
@@ -84,7 +84,11 @@ def _lower(layer: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]
     weight, bias = layer.weight, layer.bias
     if _trains(layer):
         return _rounded(weight, dtype), _rounded_bias(bias, dtype)
-    state = (dtype, *((t.data_ptr(), t._version) for t in layer.parameters(recurse=False)))
+    state = (
+        dtype,
+        multiplied_as(dtype, weight.device),
+        *((t.data_ptr(), t._version) for t in layer.parameters(recurse=False)),
+    )
     if layer not in _lowered or _lowered[layer][0] != state:
         with torch.inference_mode(False):  # what is kept must serve training too
             _lowered[layer] = (state, _rounded(weight, dtype), _rounded_bias(bias, dtype))
