@@ -11,7 +11,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from apd.errors import ApdError, InputError
+from apd.attacks.objectives import finite
+from apd.errors import InputError
 from apd.models.classifier import FrozenClassifier, PromptedCLIP
 from apd.models.encoder import sha256_of_weights
 from apd.models.parts import InParts, within
@@ -124,11 +125,7 @@ class Subject:
             ApdError: logits that are not finite, which an accuracy would hide.
         """
         with torch.no_grad():
-            z: Tensor = self.model(x)
-        if not bool(z.isfinite().all()):
-            bad = int((~z.isfinite()).any(dim=1).sum())
-            raise ApdError(f"The classifier gives logits that are not finite for {bad} of {len(z)} images.")
-        return z
+            return finite(self.model(x))
 
     def check_outputs(self, x: Tensor, n_classes: int) -> None:
         """Check on a few images that there is one logit per class.
