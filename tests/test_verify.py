@@ -102,6 +102,18 @@ def test_images_of_a_smaller_and_a_larger_evaluation_are_kept_together(trained: 
     assert found.verified and "kept images" in {finding.about for finding in found.findings}, found.failed
 
 
+@pytest.mark.parametrize(("norm", "eps"), [("l1", "12"), ("l2", "1.5")])
+def test_kept_images_of_a_budget_above_1_are_what_the_index_says(
+    trained: Path, tmp_path: Path, norm: str, eps: str
+) -> None:
+    """Only for Linf is such a budget a mistake."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    how: dict[str, Any] = {"limit": 4, "eps": eps, "norm": norm, "checks": True}
+    apd.evaluate_run(run, attacks="pgd-2", device="cpu", save_images=True, quiet=True, **how)
+    found = apd.verify_run(run, samples=2, seed=SEED, device="cpu", quiet=True)
+    assert [finding.ok for finding in found.findings if finding.about == "kept images"] == [True], found.failed
+
+
 def _without_images(run: Path) -> None:
     file = the_summary(run)
 
