@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import apd
+from apd.attacks import Found, Transfer
 from benchmarks.forgeries import (
     FORGERIES,
     card_edited,
@@ -112,6 +113,26 @@ def test_kept_images_of_a_budget_above_1_are_what_the_index_says(
     apd.evaluate_run(run, attacks="pgd-2", device="cpu", save_images=True, quiet=True, **how)
     found = apd.verify_run(run, samples=2, seed=SEED, device="cpu", quiet=True)
     assert [finding.ok for finding in found.findings if finding.about == "kept images"] == [True], found.failed
+
+
+def test_images_made_on_zero_shot_clip_are_made_on_it_again(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made on the run itself they would be a white-box attack, which an honest run does not withstand as well."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    made_on: list[str] = []
+    climb = Transfer.__call__
+
+    def look(self: Transfer, *arguments: Any) -> Found:
+        assert self.made_on is not None
+        made_on.append(self.made_on.fingerprint)
+        return climb(self, *arguments)
+
+    monkeypatch.setattr(Transfer, "__call__", look)
+    apd.evaluate_run(run, attacks="transfer:zero-shot", limit=4, device="cpu", quiet=True)
+    expected = set(made_on)
+    apd.verify_run(run, samples=2, seed=SEED, device="cpu", quiet=True)
+    assert set(made_on) == expected and len(made_on) > 2 and len(expected) == 1
 
 
 def _without_images(run: Path) -> None:
