@@ -288,8 +288,12 @@ class Cascade(EvaluationAttack):
         return replace(self, parts=tuple(part.prepared(surroundings) for part in self.parts))
 
     def depends_on(self) -> dict[str, str]:
-        """Return what its parts depend on."""
-        return {name: value for part in self.parts for name, value in part.depends_on().items()}
+        """Return what its parts depend on; with the part's name where an earlier part has one of that name, such as a source."""
+        found: dict[str, str] = {}
+        for part in self.parts:
+            for name, value in part.depends_on().items():
+                found[f"{part.name} {name}" if name in found else name] = value
+        return found
 
     @property
     def needs_gradient(self) -> bool:
