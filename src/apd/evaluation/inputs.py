@@ -193,13 +193,17 @@ def own_data(run: Run) -> Dataset:
 
 
 def _as_trained_on(run: Run, data: Dataset) -> bool:
-    """Whether the draw of a run's data gives the images it was trained on; True where that was not kept."""
-    kept = run.manifest["data"].get("ids_sha256")
-    if kept is None or len(data.train) == 0 or run.config.data.unlabelled is not None:
+    """Whether the draw of a run's data gives the images it was trained on; True where nothing tells."""
+    own, kept = run.config.data, run.manifest["data"].get("ids_sha256")
+    if kept is None or own.unlabelled not in (None, REST) or (own.unlabelled is None and len(data.train) == 0):
         return True
-    drawn, left_out = data.classes(run.config.data.classes), {*run.manifest.get("left_out", {}).get("ids", ())}
-    train, val = ([id_ for id_ in images.ids if id_ not in left_out] for images in (drawn.train, drawn.val))
-    return bool(hash_of_ids(train, val) == kept)
+    try:
+        drawn = data.classes(own.classes) if own.unlabelled is None else own.load(run.config.train.seed)
+    except InputError:  # images of which none are left
+        return False
+    parts = (drawn.train, drawn.val) if own.unlabelled is None else (drawn.train, drawn.val, drawn.unlabelled)
+    left_out = {*run.manifest.get("left_out", {}).get("ids", ())}
+    return bool(hash_of_ids(*([id_ for id_ in images.ids if id_ not in left_out] for images in parts)) == kept)
 
 
 def part_of(data: Dataset, which: Which) -> Dataset:
