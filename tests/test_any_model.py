@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from apd.evaluation.certified.certify import certify
 from apd.evaluation.frozen import Subject
 from apd.evaluation.wording.measure import evaluate_wording
 from apd.models import DualEncoder
+from apd.models.prompts import Prompts, PromptSpec
 from apd.util.locks import FolderLock
 
 from . import test_imported
@@ -270,6 +272,48 @@ class Holding(Mean):
 def test_models_that_hold_other_settings_are_other_models(one: nn.Module, other: nn.Module) -> None:
     prints = [Subject.of(model).fingerprint for model in (one, deepcopy(one), other)]
     assert prints[0] == prints[1] != prints[2]
+
+
+def clip_classifiers(clip: DualEncoder) -> dict[str, apd.PromptedCLIP]:
+    """Classifiers by one CLIP model that differ in one thing."""
+    names, templates = ["dark", "bright"], ["a photo of a {}."]
+    first, second = (Prompts.initial(PromptSpec(text_tokens=2), clip, seed=seed) for seed in (0, 1))
+    spec = first.spec.model_copy(update={"between": "rather"})
+    words = Prompts.from_tensors(spec, clip.info, {name: t.detach() for name, t in first.state_dict().items()})
+    return {
+        "one": apd.PromptedCLIP(clip, first, names, templates),
+        "prompts": apd.PromptedCLIP(clip, second, names, templates),
+        "class name": apd.PromptedCLIP(clip, first, ["dark", "light"], templates),
+        "template": apd.PromptedCLIP(clip, first, names, ["a photo of a {} thing."]),
+        "words between": apd.PromptedCLIP(clip, words, names, templates),
+    }
+
+
+WRAPPERS: dict[str, Callable[[apd.PromptedCLIP], nn.Module]] = {
+    "itself": lambda one: one,
+    "frozen": lambda one: one.frozen(),
+    "sequence": nn.Sequential,
+    "preprocessed": lambda one: Preprocessed(one.frozen(), halved),
+    "held": lambda one: Holding([one.frozen()]),
+}
+
+
+@pytest.mark.parametrize("other", ["prompts", "class name", "template", "words between"])
+@pytest.mark.parametrize("wrapper", list(WRAPPERS))
+def test_clip_classifiers_are_told_apart_however_they_are_wrapped(clip: DualEncoder, wrapper: str, other: str) -> None:
+    """A frozen one has no weights of its own: outcomes of one run came back for another."""
+    wrap, made = WRAPPERS[wrapper], clip_classifiers(clip)
+    prints = [Subject.of(wrap(made[name])).fingerprint for name in ("one", "one", other)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_frozen_classifier_of_another_clip_or_in_half_precision(clip: DualEncoder) -> None:
+    changed, half = deepcopy(clip), deepcopy(clip).bfloat16()
+    next(changed.parameters()).data.view(-1)[0] += 1.0
+    one, other, low = (apd.PromptedCLIP(each, None, ["dark", "bright"]).frozen() for each in (clip, changed, half))
+    assert Subject.of(one).fingerprint != Subject.of(other).fingerprint
+    with refused("float32", "bfloat16"):
+        Subject.of(Preprocessed(low, halved))
 
 
 class Brightness(apd.PromptedCLIP):

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from apd import attacks
 from apd.attacks.patch import Patch
@@ -87,3 +88,15 @@ def test_a_curve_of_a_run_keeps_its_evaluations(cli: Cli, run: Path) -> None:
     kept = [json.loads(file.read_text())["eps"] for file in (run / "results").glob("summary-*.json")]
     assert {1 / 255, 8 / 255} <= set(kept)
     assert told["result"]["reliable"] is not None
+
+
+def test_a_curve_is_of_the_run_s_own_norm(cli: Cli, run: Path) -> None:
+    """In which a budget above 1 is no mistake."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["train"].update(norm="l2", eps="0.5")
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    answer = cli("evaluate", run, "--curve", "0.5,1.5", "--attack", "pgd-1", "--limit", 2, "--json")
+    assert answer.code == 0, answer.err
+    told = json.loads(answer.out)
+    assert told["norm"] == "l2" and {0.5, 1.5} <= {point["eps"] for point in told["points"]}
+    assert cli("evaluate", run, "--curve", "0.5,1.5", "--norm", "linf", "--limit", 2).code == 2

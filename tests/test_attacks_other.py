@@ -45,6 +45,14 @@ def around(source: nn.Module, learned_on: AttackBatch) -> Surroundings:
     return Surroundings(NAMES, lambda spec: Source(source, f"print of {spec}"), lambda: learned_on)
 
 
+def test_a_cascade_depends_on_the_source_of_each_of_its_parts() -> None:
+    """Of two sources only the last one counted, so that outcomes stayed when the first was trained again."""
+    model = trained(5)
+    cascade = attacks.Cascade("both", (attacks.find("transfer:a"), attacks.find("transfer:b")))
+    found = cascade.prepared(around(model, batch_of(model))).depends_on()
+    assert found == {"source": "print of a", "transfer:b source": "print of b"}
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_transferred_images_are_made_on_the_source_alone(norm: Norm) -> None:
     model, source, threat = (

@@ -107,6 +107,25 @@ def test_fixed_prompts_are_bound_once_until_they_change(clip: DualEncoder) -> No
     assert not torch.equal(model(X), first)
 
 
+def test_prompts_that_take_the_place_of_others_are_bound_anew(clip: DualEncoder) -> None:
+    first, second = (Prompts.initial(PromptSpec(), clip, seed=seed).requires_grad_(False) for seed in (0, 1))
+    model = PromptedCLIP(clip, first, CLASSES)
+    before, expected = model(X), PromptedCLIP(clip, second, CLASSES)(X)
+    model.prompts = second
+    assert torch.equal(model(X), expected) and not torch.equal(expected, before)
+    second.text_tokens[0].data = first.text_tokens[0].data + 1.0
+    assert torch.equal(model(X), PromptedCLIP(clip, second, CLASSES)(X))
+    assert not torch.equal(model(X), expected)
+
+
+def test_class_features_are_not_kept_in_half_precision(clip: DualEncoder) -> None:
+    prompts = Prompts.initial(PromptSpec(), clip).requires_grad_(False)
+    model, other = PromptedCLIP(clip, prompts, CLASSES), PromptedCLIP(clip, prompts, CLASSES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(X)
+    assert torch.equal(model(X), other(X))
+
+
 def test_new_classes_without_retraining(clip: DualEncoder) -> None:
     model = PromptedCLIP(clip, Prompts.initial(PromptSpec(), clip), CLASSES)
     other = model.with_classes(["one", "two"])

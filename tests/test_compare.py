@@ -105,6 +105,18 @@ def test_another_eps_is_compared_without_an_attack_only(run: Path, tmp_path: Pat
     assert [row.attack for row in compare_runs([run, other])[0].rows] == ["clean"]
 
 
+def test_an_image_among_fewer_classes_is_another_question(run: Path, tmp_path: Path) -> None:
+    """It is easier to get right, so that the run judged on fewer would look better."""
+    other = shutil.copytree(run, tmp_path / "other")
+    few = apd.evaluate_run(run, classes="base", **QUICK)
+    whole = apd.evaluate_run(other, **QUICK)
+    assert set(few.ids) < set(whole.ids)
+    with refused("as many classes", "classes base", "classes all", "--classes"):
+        compare_runs([run, other])
+    apd.evaluate_run(other, classes="base", **QUICK)
+    assert {(row.n, row.only_a, row.only_b) for row in compare_runs([run, other])[0].rows} == {(few.n, 0, 0)}
+
+
 def test_the_worst_of_several_attacks_has_a_row(run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, tmp_path / "other")
     for each in (run, other):

@@ -82,3 +82,25 @@ def test_a_quiet_call_says_nothing_of_the_data_either(
 def test_evaluate_run_refuses_what_is_not_a_run(colours: Path) -> None:
     with refused(str(colours), "run.json"):
         apd.evaluate_run(colours)
+
+
+def test_validation_images_drawn_anew_are_not_taken_for_unseen(
+    clip_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A data set without validation images of its own holds out some of its training images, others in each draw."""
+    for split, count in (("train", 8), ("test", 2)):
+        save_colours(tmp_path / "data" / split, per_class=count)
+    own = apd.load_data(tmp_path / "data", shots=5)
+    again = apd.load_data(tmp_path / "data", shots=1, seed=5, validation=4)
+    seen = len({*own.train.ids} & {*again.val.ids})
+    quick: Any = {"epochs": 1, "attack": {"kind": "pgd", "steps": 1}, "device": "cpu", "quiet": True}
+    run = apd.train(clip_folder, own, method="advvlp", output=tmp_path / "run", **quick)
+    told = f"{seen} of the {len(again.val)}"
+    clean: Any = {"attacks": "clean", "device": "cpu"}
+    for data, split, warned in ((again, "val", True), (again, "test", False), (own, "val", False)):
+        caplog.clear()
+        apd.evaluate_run(run.path, data=data, split=split, **clean)
+        assert any(told in message for message in caplog.messages) == warned
+    with refused(told, "not seen", str(run.path)):
+        apd.calibrate_run(run.path, data=again)
+    assert apd.calibrate_run(run.path, data=own).images == len(own.val)

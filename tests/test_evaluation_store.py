@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from apd import attacks
 from apd.attacks import autoattack
+from apd.data.dataset import Decoded
+from apd.errors import ApdError
 from apd.evaluation import Result, evaluate_tensors
 from apd.evaluation.engine import Interrupted, Keeper
 
@@ -69,6 +72,30 @@ def test_a_larger_limit_computes_only_the_new_samples(tmp_path: Path) -> None:
     assert small + more == whole and without_time(grown) == without_time(fresh)
     shrunk, none = counting_run(tmp_path, n=16)
     assert none == 0 and shrunk.n == 16
+
+
+class Undefined(nn.Module):
+    """Gives no numbers where two classes are nearly as likely, which attacks come to and no clean image here does."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.model(x)
+        gap = z.detach().topk(2, dim=1).values.diff(dim=1).abs()
+        return z + torch.where(gap < 0.5, torch.nan, 0.0)
+
+
+@pytest.mark.parametrize("attack", ["apgd-ce+dlr", "autoattack", "strong"])
+def test_logits_that_are_not_finite_are_an_error_each_time(tmp_path: Path, attack: str) -> None:
+    """They were kept as the outcome of the attack's first part, which a second call took for fooled images."""
+    model, images = Undefined(trained(5)), decoded(40, 5)
+    sure = model(images.pixels()).isfinite().all(dim=1).nonzero().flatten()[:10]
+    images = Decoded(images.images[sure], images.labels[sure], tuple(images.ids[i] for i in sure))
+    for _ in range(2):
+        with pytest.raises(ApdError, match="not finite"):
+            evaluate_tensors(model, images, NAMES, settings(attacks=(attack,)), store=tmp_path)
 
 
 @pytest.mark.parametrize("after", [30, 2000])

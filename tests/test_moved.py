@@ -78,11 +78,15 @@ def test_nothing_to_resume_is_said(cli: Cli, output: tuple[str, ...]) -> None:
     check_error(cli("train", *output, "--resume"), [output[-1] if output else "--output"])
 
 
-def test_an_evaluation_warns_of_other_images_under_the_name_of_the_run_s_data(cli: Cli, place: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--shots", 2, "--unlabelled", "rest"), ("--shots", 0, "--unlabelled", "rest")])
+def test_an_evaluation_warns_of_other_images_under_the_name_of_the_run_s_data(
+    cli: Cli, place: Path, more: tuple[str | int, ...]
+) -> None:
     images, run = place / "images", place / "run"
     first = apd.load_data(images).train.ids[0]
     (images / first).write_bytes(b"not an image")
-    assert cli("train", images, "--model", place / "clip", *QUICK, "--skip-bad-images", "--output", run).code == 0
+    train = ("train", images, "--model", place / "clip", *QUICK, "--skip-bad-images", *more)
+    assert cli(*train, "--output", run).code == 0
     evaluate = ("evaluate", run, "--attack", "clean", "--limit", 2)
     same_images = cli(*evaluate)
     assert same_images.code == 0 and "Warning" not in same_images.err

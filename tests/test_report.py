@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import apd
@@ -321,6 +322,22 @@ def test_the_headline_is_the_run_s_own_data_on_most_images(evaluated: Path, tmp_
         apd.evaluate_run(run, eps="8/255", checks=False, quiet=True, device="cpu", **settings)
     folder = Run.open(run)
     assert choose_headline(folder, load_stored(folder)).summary["attacks"].keys() == {"pgd-1", "pgd-2"}
+
+
+@pytest.mark.parametrize(("eps", "norm"), [("0.5", "linf"), ("0.25", "l2"), ("2/510", "linf"), ("0.123456789", "linf")])
+def test_the_headline_is_of_the_run_s_own_eps_however_it_is_written(
+    evaluated: Path, tmp_path: Path, eps: str, norm: str
+) -> None:
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    shutil.rmtree(run / "results")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["train"].update(eps=eps, norm=norm)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    quick: dict[str, Any] = {"attacks": "pgd-1", "checks": False, "quiet": True, "device": "cpu"}
+    for limit, settings in ((4, {}), (6, {"eps": "0.9", "norm": norm})):
+        apd.evaluate_run(run, limit=limit, **settings, **quick)
+    folder = Run.open(run)
+    assert choose_headline(folder, load_stored(folder)).summary["eps"] == folder.config.train.threat.eps
 
 
 def test_a_run_evaluated_without_outcomes_says_so(evaluated: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from apd.data import Dataset
 from apd.errors import InputError
 from apd.models import load_clip
 from apd.sklearn import RobustCLIPClassifier
@@ -82,6 +83,31 @@ def test_accuracy_under_attack_is_measured_beside_zero_shot(
     assert result.undefended is not None and result.eps_text == "8/255" and "pgd-2" in result.attacks
     with pytest.raises(InputError, match="grene"):
         fitted.evaluate(files[:1], ["grene"])
+
+
+@pytest.mark.parametrize("kind", ["paths", "pictures", "arrays"])
+def test_an_image_that_is_there_twice_is_not_validated_on_and_trained_on(
+    shallow_folder: Path, photos: tuple[list[str], list[str]], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a bootstrap: probabilities were calibrated on images that the prompts were trained on."""
+    taken: dict[str, list[bytes]] = {}
+
+    def look(clip: object, data: Dataset, **_: Any) -> None:
+        for split in ("train", "val"):
+            sources = data.split(split).sources
+            taken[split] = [np.asarray(Image.open(s) if isinstance(s, Path) else s()).tobytes() for s in sources]
+        raise InterruptedError
+
+    monkeypatch.setattr("apd.sklearn.train", look)
+    drawn = np.random.default_rng(0).integers(0, 18, 30)
+    files = [photos[0][i] for i in drawn]
+    pictures = [Image.open(file).convert("RGB") for file in files]
+    images = {"paths": files, "pictures": pictures, "arrays": [np.asarray(each) for each in pictures]}[kind]
+    with pytest.raises(InterruptedError):
+        small(str(shallow_folder)).fit(images, [photos[1][i] for i in drawn])
+    trained, held_out = taken["train"], taken["val"]
+    assert held_out and not set(trained) & set(held_out)
+    assert len(set(trained)) + len(set(held_out)) == len(set(drawn)) and len(trained) > len(set(trained))
 
 
 def test_numbers_as_labels_get_words(shallow_folder: Path, photos: tuple[list[str], list[str]]) -> None:

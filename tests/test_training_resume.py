@@ -15,6 +15,7 @@ from torch import Tensor
 from apd.models import DualEncoder
 from apd.runs.folder import Run
 from apd.training import loop
+from apd.training.collapse import CollapseMonitor, Validation
 from apd.training.log import Log
 
 from .forked import FORKED
@@ -59,6 +60,36 @@ def test_an_interrupted_run_resumes_bit_identical(
     assert resumed.manifest["facts"] == whole.manifest["facts"], "a balance that is measured once"
     without_time = [[{k: v for k, v in row.items() if k != "seconds"} for row in metrics(r)] for r in (whole, resumed)]
     assert without_time[0] == without_time[1]
+
+
+def test_a_resumed_run_judges_a_collapse_by_the_terms_that_were_logged_before(
+    tmp_path: Path, shallow: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A validation between two lines of metrics looks at the line before it, which an interruption may have come after."""
+    extra = ("method.name=advvlp", "train.log_every=3", "train.checkpoint_every=1")
+    seen: list[dict[str, float]] = []
+    check, log = CollapseMonitor.check_validation, Run.log
+
+    def look(self: CollapseMonitor, terms: dict[str, float], found: Validation) -> list[str]:
+        seen.append(dict(terms))
+        return check(self, terms, found)
+
+    def interrupt(self: Run, record: dict[str, float]) -> None:
+        log(self, record)
+        if record["step"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(CollapseMonitor, "check_validation", look)
+    start(tmp_path / "whole", shallow, colours, *extra)
+    whole = seen.copy()
+    assert [bool(terms) for terms in whole] == [True, True]  # at steps 4 and 6
+    seen.clear()
+    monkeypatch.setattr(Run, "log", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "broken", shallow, colours, *extra)
+    monkeypatch.setattr(Run, "log", log)
+    start(tmp_path / "broken", shallow, colours, *extra, resume=True)
+    assert seen == whole
 
 
 def test_a_crash_after_the_first_step_does_not_tune_the_teacher_twice(

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import apd
+from apd.attacks import Found, Transfer
 from benchmarks.forgeries import (
     FORGERIES,
     card_edited,
@@ -100,6 +101,38 @@ def test_images_of_a_smaller_and_a_larger_evaluation_are_kept_together(trained: 
         apd.evaluate_run(run, attacks="pgd-2", device="cpu", save_images=True, quiet=True, **how)
     found = apd.verify_run(run, samples=2, seed=SEED, device="cpu", quiet=True)
     assert found.verified and "kept images" in {finding.about for finding in found.findings}, found.failed
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l1", "12"), ("l2", "1.5")])
+def test_kept_images_of_a_budget_above_1_are_what_the_index_says(
+    trained: Path, tmp_path: Path, norm: str, eps: str
+) -> None:
+    """Only for Linf is such a budget a mistake."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    how: dict[str, Any] = {"limit": 4, "eps": eps, "norm": norm, "checks": True}
+    apd.evaluate_run(run, attacks="pgd-2", device="cpu", save_images=True, quiet=True, **how)
+    found = apd.verify_run(run, samples=2, seed=SEED, device="cpu", quiet=True)
+    assert [finding.ok for finding in found.findings if finding.about == "kept images"] == [True], found.failed
+
+
+def test_images_made_on_zero_shot_clip_are_made_on_it_again(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made on the run itself they would be a white-box attack, which an honest run does not withstand as well."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    made_on: list[str] = []
+    climb = Transfer.__call__
+
+    def look(self: Transfer, *arguments: Any) -> Found:
+        assert self.made_on is not None
+        made_on.append(self.made_on.fingerprint)
+        return climb(self, *arguments)
+
+    monkeypatch.setattr(Transfer, "__call__", look)
+    apd.evaluate_run(run, attacks="transfer:zero-shot", limit=4, device="cpu", quiet=True)
+    expected = set(made_on)
+    apd.verify_run(run, samples=2, seed=SEED, device="cpu", quiet=True)
+    assert set(made_on) == expected and len(made_on) > 2 and len(expected) == 1
 
 
 def _without_images(run: Path) -> None:

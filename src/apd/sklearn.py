@@ -6,6 +6,8 @@ the end of a pipeline. Images are not tables of numbers, so what scikit-learn sa
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -127,7 +129,7 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self._check_settings()
         classes, codes = np.unique(labels, return_inverse=True)
         seed = self._seed()
-        data = self._training_data(_images(X, codes, "train"), self._names(classes), seed)
+        data = self._training_data(_images(X, codes, "train"), _repeats(X, codes), self._names(classes), seed)
         clip = self.model if isinstance(self.model, DualEncoder) else shared_clip(str(self.model))
         more: dict[str, Any] = {**(self.settings or {}), "epochs": self.epochs, "seed": seed}
         run = train(clip, data, method=self.method, eps=self.eps, quiet=not self.verbose, **more)
@@ -208,11 +210,18 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             raise InputError(f"class_names has no words for the label {missing[0]!r}.")
         return tuple(self.class_names[label] for label in classes.tolist())
 
-    def _training_data(self, images: ImageSet, names: tuple[str, ...], seed: int) -> Dataset:
+    def _training_data(self, images: ImageSet, first: Sequence[int], names: tuple[str, ...], seed: int) -> Dataset:
         source, templates = f"{IN_MEMORY}{NAME}", tuple(self.templates or DEFAULT_TEMPLATES)
-        pools = Pools(NAME, source, names, images, None, ImageSet.empty(), templates, train_only=True)
+        once = images.select(
+            sorted(set(first))
+        )  # an image that is there twice is in one split only, if others are there
+        if int(once.labels.bincount().max()) < 2:
+            once, first = images, range(len(images))
+        pools = Pools(NAME, source, names, once, None, ImageSet.empty(), templates, train_only=True)
         given = as_unlabelled(self.unlabelled) if isinstance(self.unlabelled, str | Path) else None
         data = few_shot(pools, unvalidated(source=source, shots="all", seed=seed, unlabelled=given))
+        drawn = set(data.train.ids)
+        data = replace(data, train=images.select([i for i, own in enumerate(first) if images.ids[own] in drawn]))
         if not len(data.val):
             raise InputError("y has each label once: some class needs two images, one of them for validation.")
         if self.unlabelled is None:
@@ -245,6 +254,26 @@ def _images(X: Pictures, codes: NDArray[Any], split: str) -> ImageSet:
         raise InputError("X has no images.")
     ids = tuple(f"{NAME}/{split}/{index:06d}" for index in range(len(sources)))
     return ImageSet(ids, torch.from_numpy(codes.astype(np.int64)), sources)
+
+
+def _repeats(X: Pictures, codes: NDArray[Any]) -> list[int]:
+    """Return for each image where it is first, with the same label: its own place unless it is there twice."""
+    found: dict[object, int] = {}
+    return [
+        found.setdefault((_content(image), int(code)), i) for i, (image, code) in enumerate(zip(X, codes, strict=True))
+    ]
+
+
+def _content(image: Pixels) -> object:
+    """What is equal for images that are the same: the file behind all links, or size and pixels."""
+    if isinstance(image, str | Path):
+        return os.path.realpath(user_path(image))
+    try:
+        pixels = np.asarray(image)
+    except Exception:  # a picture that cannot be read is told of when it is decoded
+        return id(image)
+    about = (image.mode, *(image.getpalette() or ())) if isinstance(image, Image.Image) else ()
+    return pixels.shape, hashlib.sha256(pixels.tobytes()).digest(), about
 
 
 def _sources(X: Pictures) -> tuple[tuple[Source, ...], list[str]]:

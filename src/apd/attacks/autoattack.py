@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from apd.attacks.evaluation import UNWATCHED, AttackBatch, EvaluationAttack, Found, Watch
+from apd.attacks.evaluation import UNWATCHED, AttackBatch, EvaluationAttack, Found, Watch, answers
 from apd.attacks.objectives import margin
 from apd.attacks.threat import ThreatModel
 
@@ -121,7 +121,7 @@ class LibraryAttack(EvaluationAttack):
                 found[robust] = images
                 for i in robust.tolist():
                     by[i] = stage
-                predicted = model(images).argmax(dim=-1)
+                predicted = answers(model, images)
                 if self.followed or stage != parts[-1]:
                     watch.end(stage, left.ids, predicted, flags - seen)
                     seen = Counter(flags)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from apd.attacks.base import Attack, TrainingAttack, like
-from apd.attacks.objectives import Objective, cross_entropy, margin, misclassified
+from apd.attacks.objectives import Objective, cross_entropy, finite, margin, misclassified
 from apd.attacks.pgd import PGD
 from apd.attacks.threat import Norm, ThreatModel
 from apd.errors import InputError
@@ -232,6 +232,16 @@ class Restarted(EvaluationAttack):
         return Found(repeated(start, self.restarts, model, batch), [self.name] * len(batch))
 
 
+def answers(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the classes (B,) that a model gives to images.
+
+    Raises:
+        ApdError: logits that are not finite: an attack would take them for a wrong class.
+    """
+    with torch.no_grad():
+        return finite(model(images)).argmax(dim=-1)
+
+
 def repeated(attack: Callable[[AttackBatch, int], Tensor], times: int, model: nn.Module, batch: AttackBatch) -> Tensor:
     """Return images (B,3,H,W) of an attack that is repeated on what still stands, with the number of the repetition."""
     images, robust = batch.x.clone(), torch.arange(len(batch), device=batch.x.device)
@@ -240,8 +250,7 @@ def repeated(attack: Callable[[AttackBatch, int], Tensor], times: int, model: nn
             break
         left = batch.select(robust)
         images[robust] = found = attack(left, number)
-        with torch.no_grad():
-            robust = robust[model(found).argmax(dim=-1) == left.labels]
+        robust = robust[answers(model, found) == left.labels]
     return images
 
 
@@ -279,8 +288,12 @@ class Cascade(EvaluationAttack):
         return replace(self, parts=tuple(part.prepared(surroundings) for part in self.parts))
 
     def depends_on(self) -> dict[str, str]:
-        """Return what its parts depend on."""
-        return {name: value for part in self.parts for name, value in part.depends_on().items()}
+        """Return what its parts depend on; with the part's name where an earlier part has one of that name, such as a source."""
+        found: dict[str, str] = {}
+        for part in self.parts:
+            for name, value in part.depends_on().items():
+                found[f"{part.name} {name}" if name in found else name] = value
+        return found
 
     @property
     def needs_gradient(self) -> bool:
@@ -310,8 +323,7 @@ class Cascade(EvaluationAttack):
             flags += found.flags
             for i, name in zip(robust.tolist(), found.by, strict=True):
                 by[i] = name
-            with torch.no_grad():
-                predicted = model(found.images).argmax(dim=-1)
+            predicted = answers(model, found.images)
             if part is not self.parts[-1]:
                 watch.end(part.name, left.ids, predicted, found.flags)
             robust = robust[predicted == left.labels]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apd.errors import InputError
+from apd.errors import ApdError, InputError
 from apd.util.plugins import Registry
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -126,6 +126,18 @@ def squared_distance(features: Tensor, target: Tensor) -> Tensor:
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     """``1 - cos(a, b)`` of features (N, D), one value per row (N,)."""
     return 1 - F.cosine_similarity(a, b, dim=-1)
+
+
+def finite(z: Tensor) -> Tensor:
+    """Return logits (B,C) as they are.
+
+    Raises:
+        ApdError: some are not finite, which an accuracy would hide.
+    """
+    if not bool(z.isfinite().all()):
+        bad = int((~z.isfinite()).any(dim=1).sum())
+        raise ApdError(f"The classifier gives logits that are not finite for {bad} of {len(z)} images.")
+    return z
 
 
 def misclassified(z: Tensor, labels: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from apd.attacks.autoattack import LibraryAttack
@@ -18,6 +17,7 @@ from apd.attacks.evaluation import (
     Restarted,
     Surroundings,
     Watch,
+    answers,
 )
 from apd.attacks.minimal import FMN
 from apd.attacks.targeted import MultiTargeted
@@ -71,8 +71,7 @@ class Strong(EvaluationAttack):
     def __call__(self, model: nn.Module, batch: AttackBatch, threat: ThreatModel, watch: Watch = UNWATCHED) -> Found:
         """Attack ``batch`` part by part."""
         first = _FIRST(model, batch, threat, watch)
-        with torch.no_grad():
-            robust = (model(first.images).argmax(dim=-1) == batch.labels).nonzero().squeeze(1)
+        robust = (answers(model, first.images) == batch.labels).nonzero().squeeze(1)
         if len(robust) == 0:
             return first
         rest = self._rest(model, batch.select(robust), threat, watch)

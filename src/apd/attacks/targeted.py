@@ -7,7 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from apd.attacks.evaluation import UNWATCHED, AttackBatch, EvaluationAttack, Found, Surroundings, Watch, repeated
+from apd.attacks.evaluation import (
+    UNWATCHED,
+    AttackBatch,
+    EvaluationAttack,
+    Found,
+    Surroundings,
+    Watch,
+    answers,
+    repeated,
+)
 from apd.attacks.objectives import Objective
 from apd.attacks.pgd import PGD
 from apd.attacks.threat import ThreatModel
@@ -126,8 +135,7 @@ class Targeted(EvaluationAttack):
             pairs = torch.stack([left.labels, torch.full_like(left.labels, target)], dim=1)
             seeds = sample_seeds(left.ids, left.seed, self.name, number)
             found = pgd(Objective(model, towards, pairs), left.x, threat, seeds)
-            with torch.no_grad():
-                there = (model(found).argmax(dim=-1) == target) & (left.labels != target)
+            there = (answers(model, found) == target) & (left.labels != target)
             return torch.where(there.view(-1, 1, 1, 1), found, left.x)
 
         return Found(repeated(climb, self.restarts, model, batch), [self.name] * len(batch))

@@ -143,7 +143,7 @@ def evaluate(
     asked = _Asked(run, model, classifier, data, template or None, folder, image_size, device, save_images)
     with quiet_stdout(), _stop_explained(asked):
         evaluation = asked.evaluation(given)
-        along = None if curve is None else _along(evaluation, curve, given)
+        along = None if curve is None else _along(evaluation, curve, given, asked.norm(given))
         result = evaluation() if along is None else along.result
     show(along or result, as_json, output)
     say_whole_range(result.eps, result.norm)
@@ -153,8 +153,8 @@ def evaluate(
         raise typer.Exit(UNRELIABLE)
 
 
-def _along(evaluation: Callable[..., Result], budgets: str, given: dict[str, Any]) -> Curve:
-    """Measure the curve over these budgets.
+def _along(evaluation: Callable[..., Result], budgets: str, given: dict[str, Any], norm: Any) -> Curve:
+    """Measure the curve over these budgets, which are read in ``norm``.
 
     Raises:
         InputError: a number of images is not given, or budgets are wrong; ``--eps`` beside it.
@@ -165,7 +165,7 @@ def _along(evaluation: Callable[..., Result], budgets: str, given: dict[str, Any
         raise InputError(
             "--curve takes the place of --eps, and needs the same images at each: --limit N, or --limit all."
         )
-    return measure_curve(measured_by(evaluation), parse_budgets(split_names([budgets]), given.get("norm", "linf")))
+    return measure_curve(measured_by(evaluation), parse_budgets(split_names([budgets]), norm))
 
 
 def _attacks(names: list[str] | None, strong: bool) -> list[str] | None:
@@ -245,6 +245,14 @@ class _Asked:
         self._refuse("with --classifier", "template")
         more = {"folder": self.folder or FOLDER, "image_size": self.image_size, "model": self.model, **shared}
         return partial(evaluate_classifier, self.classifier, self.data, **more)
+
+    def norm(self, given: dict[str, Any]) -> Any:
+        """Return the norm of the attacks: as given, else the run's own, else Linf."""
+        if self.run is None or "norm" in given:
+            return given.get("norm", "linf")
+        from apd.runs.folder import Run
+
+        return Run.open(self.run).config.train.norm
 
     def _refuse(self, why: str, *names: str) -> None:
         """Refuse options that mean nothing here."""

@@ -7,7 +7,7 @@ import torch
 from apd.data import Dataset, load_data, same_source
 from apd.data.dataset import Split
 from apd.errors import InputError
-from apd.evaluation.inputs import learned_unlabelled
+from apd.evaluation.inputs import learned_of_own, learned_unlabelled
 from apd.models.calibration import Calibration
 from apd.runs.folder import Run
 from apd.runs.load import load_run
@@ -101,6 +101,11 @@ def _images(run: Run, data: str | Dataset | None, split: Split) -> Dataset:
         images = own.labelled().load(run.config.train.seed)
     if not len(images.split(split)):
         raise InputError(f"The {split} split of {images.name} has no images; choose another with --split.")
+    if isinstance(data, Dataset) and (seen := learned_of_own(run, data, data.split(split))):
+        raise InputError(
+            f"{run.path} was trained on {seen} of the {len(data.split(split))} {split} images of {data.name} as they are drawn "
+            f"here: give images that it has not seen, or data={data.source!r} for its own validation images."
+        )
     if seen := other and learned_unlabelled(own, source, images.split(split)):
         raise InputError(
             f"{run.path} may have been trained on {seen} of the {len(images.split(split))} {split} images of {images.name}, "

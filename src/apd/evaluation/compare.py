@@ -76,7 +76,8 @@ class Comparison:
 def compare_runs(runs: Sequence[AnyPath]) -> list[Comparison]:
     """Compare each run with the first, from what their folders keep: no model is loaded and no attack is run.
 
-    Images are the same if id, pixels and label are. Attacks are compared at the same eps and norm only.
+    Images are the same if id, pixels and label are. They are compared among as many classes only, and attacks
+    at the same eps and norm only.
 
     Args:
         runs: two or more run folders that were evaluated, or folders that `apd evaluate --classifier` has written.
@@ -142,8 +143,9 @@ def _rows(a: AnyPath, left: Sequence[Stored], b: AnyPath, right: Sequence[Stored
             best[key] = row
     if not best:
         raise InputError(
-            f"{a} and {b} have no images in common: {a} was evaluated on {_data(left)}, {b} on {_data(right)}. "
-            "Evaluate one on the other's data (apd evaluate RUN --data DATA), with the same --split and --classes."
+            f"{a} and {b} have no images of as many classes in common: {a} was evaluated on {_data(left)}, {b} on "
+            f"{_data(right)}. Evaluate one on the other's data (apd evaluate RUN --data DATA), with the same --split and "
+            "--classes."
         )
     return tuple(best[key] for key in sorted(best, key=lambda key: (*key[:2], key[4] != "clean", *key[2:])))
 
@@ -160,7 +162,8 @@ def _shared(one: Stored, other: Stored) -> Iterator[Row]:
     a, b = one.outcomes, other.outcomes
     assert a is not None and b is not None
     first, second = one.summary, other.summary
-    if first.get("corruption") != second.get("corruption"):
+    # The same image is easier to get right among fewer classes.
+    if first.get("corruption") != second.get("corruption") or len(a.class_names) != len(b.class_names):
         return
     places = {key: i for i, key in enumerate(b.keys)}
     pairs = [(i, places[key]) for i, key in enumerate(a.keys) if key in places]

@@ -11,12 +11,13 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from apd.errors import ApdError, InputError
+from apd.attacks.objectives import finite
+from apd.errors import InputError
 from apd.models.classifier import FrozenClassifier, PromptedCLIP
 from apd.models.encoder import sha256_of_weights
 from apd.models.parts import InParts, within
 from apd.models.shown import structure
-from apd.models.told import told
+from apd.models.told import clips_within, told
 from apd.util.code import code_hash, is_own_code
 from apd.util.memory import Room
 
@@ -50,6 +51,12 @@ def _held(classifier: nn.Module) -> str:
     return "".join(found)
 
 
+def _tensors(classifier: nn.Module) -> Iterator[Tensor]:
+    """Weights and buffers, and those behind a `FrozenClassifier`, which has none of its own."""
+    for part in (classifier, *(m.bound.encoder for m in classifier.modules() if isinstance(m, FrozenClassifier))):
+        yield from chain(part.parameters(), part.buffers())
+
+
 def own_answers(classifier: nn.Module) -> list[object]:
     """Return what makes a `PromptedCLIP` answer otherwise than its prompts do: a ``forward`` of a subclass, and hooks.
 
@@ -78,7 +85,7 @@ class Subject:
         Raises:
             InputError: weights that are not float32.
         """
-        tensors = list(chain(classifier.parameters(), classifier.buffers()))
+        tensors = list(_tensors(classifier))
         for tensor in tensors:
             if tensor.is_floating_point() and tensor.dtype != torch.float32:
                 raise InputError(
@@ -100,11 +107,14 @@ class Subject:
                 info.tokenizer_sha256,
             )
             digest.update(repr(about).encode())
+            head, _ = classifier.around_name()
+            digest.update(head.encode())  # empty but for a few, whose outcomes are not those of the others
             own = own_answers(classifier)
             digest.update("".join(map(code_hash, own)).encode())
             with exact_float32(device):
                 model = classifier if own else classifier.frozen()
                 return cls(model, device, digest.hexdigest(), classifier.class_names)
+        digest.update(clips_within(classifier).encode())
         return cls(classifier, device, digest.hexdigest())
 
     @contextmanager
@@ -124,11 +134,7 @@ class Subject:
             ApdError: logits that are not finite, which an accuracy would hide.
         """
         with torch.no_grad():
-            z: Tensor = self.model(x)
-        if not bool(z.isfinite().all()):
-            bad = int((~z.isfinite()).any(dim=1).sum())
-            raise ApdError(f"The classifier gives logits that are not finite for {bad} of {len(z)} images.")
-        return z
+            return finite(self.model(x))
 
     def check_outputs(self, x: Tensor, n_classes: int) -> None:
         """Check on a few images that there is one logit per class.

@@ -11,7 +11,7 @@ from torch import nn
 
 from apd.data import Dataset, load_data, same_source
 from apd.data.copies import about_copies
-from apd.data.dataset import ImageSet, Split, Which
+from apd.data.dataset import IN_MEMORY, ImageSet, Split, Which
 from apd.data.load import load_unlabelled
 from apd.data.settings import REST, DataSettings
 from apd.data.sources.unlabelled import PREFIX
@@ -78,21 +78,22 @@ def of_run(
     model: str | None = None,
     device: str = "auto",
     classes: Which | None = None,
+    split: Split = "test",
 ) -> RunInputs:
-    """Load a run's classifier and images: its own data and classes unless others are given.
+    """Load a run's classifier and images: its own data and classes unless others are given; ``split`` is what is judged.
 
     Raises:
         InputError: not a finished run, another CLIP model than the run's, images without labels.
     """
     trust(data, model)
     run = Run.open(path)
-    images, usual = images_for(run, data)
+    images, usual = images_for(run, data, split)
     which = usual if classes is None else classes
     classifier = serving(part_of(images, which), load_run(path, device=pick_device(device), model=model))
     return RunInputs(run, classifier, images, which)
 
 
-def images_for(run: Run, data: str | Dataset | None) -> tuple[Dataset, Which]:
+def images_for(run: Run, data: str | Dataset | None, split: Split = "test") -> tuple[Dataset, Which]:
     """Load the images that a run is judged on, with all classes, and say which of them it is judged on by default.
 
     Those that it was trained on, of its own data; all of other data, and of a data set that has some of its classes only.
@@ -111,6 +112,11 @@ def images_for(run: Run, data: str | Dataset | None) -> tuple[Dataset, Which]:
         )
     if isinstance(data, Dataset):
         _warn_of_learned(run, source, data)
+        if split == "val" and (seen := learned_of_own(run, data, data.val)):
+            log.warning(
+                f"{run.path} was trained on {seen} of the {len(data.val)} validation images of {data.name} as they are drawn "
+                f"here; data={data.source!r} stands for those that it has not seen."
+            )
         return data, "all" if other or data.settings.classes != "all" else config.data.classes
     if source is not None and other:
         images = load_data(source, shots="all")
@@ -131,6 +137,22 @@ def learned_unlabelled(own: DataSettings, source: str | None, images: ImageSet) 
         return 0
     taken = set(load_unlabelled(own.unlabelled, own.columns).ids)
     return sum(f"{PREFIX}{id_}" in taken for id_ in images.ids)
+
+
+def learned_of_own(run: Run, data: Dataset, images: ImageSet) -> int:
+    """Count the images of a data set that a run has learned from, where it is the run's own, maybe drawn anew.
+
+    Args:
+        run: the run.
+        data: the data set.
+        images: a split of it.
+    """
+    own = run.config.data
+    if own.source.startswith(IN_MEMORY) or not same_source(data.source, own.source):
+        return 0
+    drawn = (own if own.unlabelled in (None, REST) else own.labelled()).load(run.config.train.seed)
+    learned = {id_.removeprefix(PREFIX) for id_ in (*drawn.train.ids, *drawn.unlabelled.ids)}
+    return sum(id_ in learned for id_ in images.ids)
 
 
 def _warn_of_learned(run: Run, source: str | None, data: Dataset) -> None:
@@ -171,13 +193,17 @@ def own_data(run: Run) -> Dataset:
 
 
 def _as_trained_on(run: Run, data: Dataset) -> bool:
-    """Whether the draw of a run's data gives the images it was trained on; True where that was not kept."""
-    kept = run.manifest["data"].get("ids_sha256")
-    if kept is None or len(data.train) == 0 or run.config.data.unlabelled is not None:
+    """Whether the draw of a run's data gives the images it was trained on; True where nothing tells."""
+    own, kept = run.config.data, run.manifest["data"].get("ids_sha256")
+    if kept is None or own.unlabelled not in (None, REST) or (own.unlabelled is None and len(data.train) == 0):
         return True
-    drawn, left_out = data.classes(run.config.data.classes), {*run.manifest.get("left_out", {}).get("ids", ())}
-    train, val = ([id_ for id_ in images.ids if id_ not in left_out] for images in (drawn.train, drawn.val))
-    return bool(hash_of_ids(train, val) == kept)
+    try:
+        drawn = data.classes(own.classes) if own.unlabelled is None else own.load(run.config.train.seed)
+    except InputError:  # images of which none are left
+        return False
+    parts = (drawn.train, drawn.val) if own.unlabelled is None else (drawn.train, drawn.val, drawn.unlabelled)
+    left_out = {*run.manifest.get("left_out", {}).get("ids", ())}
+    return bool(hash_of_ids(*([id_ for id_ in images.ids if id_ not in left_out] for images in parts)) == kept)
 
 
 def part_of(data: Dataset, which: Which) -> Dataset:

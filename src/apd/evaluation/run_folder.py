@@ -62,7 +62,7 @@ def evaluate_run(
     run = Run.open(path)
     config = run.config
     with speaking(bool(settings.get("quiet", False))):
-        images, which = images_for(run, data)
+        images, which = images_for(run, data, settings.get("split", "test"))
         given = {**_own_settings(config), "classes": which, **settings}
         chosen = parse_settings(given, "evaluate_run", ("data", "model", "device", "save_images"))
         if _TEACHER in chosen.attacks:

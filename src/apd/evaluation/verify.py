@@ -271,8 +271,9 @@ def _evaluated(classifier: PromptedCLIP, decoded: Decoded, data: Dataset, settin
     """Evaluate on these images, with nothing kept; attacks may ask for other images of the data."""
     subject = Subject.of(classifier)
     size = decoded.images.shape[-1]
+    zero_shot = classifier.zero_shot()  # on which attacks make images, as they did for the evaluation
     around = surroundings_of(
-        classifier, data, lambda some: decode_for(classifier, some, settings), subject.device, size, settings
+        zero_shot, data, lambda some: decode_for(classifier, some, settings), subject.device, size, settings
     )
     evaluation = Evaluation(
         subject, Samples(decoded), settings, Store(None), len(data.class_names), surroundings=around

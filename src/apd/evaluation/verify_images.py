@@ -113,7 +113,7 @@ def _belongs(about: Mapping[str, Any], claim: Claim) -> bool:
         and (about["norm"], about["seed"]) == (result.norm, str(result.seed))
         and about["model"] == result.classifier
         and about.get("corruption") == result.corruption
-        and parse_eps(about["eps"]) == _limits(about["attack"], claim).eps
+        and parse_eps(about["eps"], result.norm) == _limits(about["attack"], claim).eps  # type: ignore[arg-type]
     )
 
 

@@ -150,7 +150,7 @@ class PromptedCLIP(ShownInShort):
         n_tokens = prompts.spec.text_tokens if prompts is not None else 0
         # On the CPU: the encoder reads lengths off them, which would make it wait for another device.
         self._ids = [encoder.trim(encoder.prompt_ids(texts, n_tokens)).cpu() for texts in self._texts(n_tokens)]
-        self._fixed: tuple[tuple[int, ...], BoundCLIP] | None = None
+        self._fixed: tuple[tuple[object, ...], BoundCLIP] | None = None
         self._written: tuple[torch.device, Tensor] | None = None
 
     def shown(self) -> dict[str, str]:
@@ -237,10 +237,10 @@ class PromptedCLIP(ShownInShort):
         parameters = list(self.prompts.parameters()) if self.prompts is not None else []
         if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
             return self.bind().logits(x)
-        state = (hash(self.encoder.device), *(p._version for p in parameters))
+        state = (self.encoder.device, self.prompts, *((p.data_ptr(), p._version) for p in parameters))
         if self._fixed is None or self._fixed[0] != state:
             _check_range(x)
-            with torch.no_grad():
+            with torch.no_grad(), without_autocast(x.device.type):
                 self._fixed = (state, self.bind().detach())
         return self._fixed[1].logits(x)
 

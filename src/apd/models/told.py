@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apd.models.encoder import sha256_of_weights
+from apd.models.classifier import FrozenClassifier, PromptedCLIP
+from apd.models.encoder import DualEncoder, sha256_of_weights
 from apd.util.code import code_hash
 
 _DEPTH = 4
@@ -29,12 +30,34 @@ def told(value: object, depth: int = _DEPTH) -> str:
         held = torch.as_tensor(value).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(held.data).hexdigest()[:16]}"
     if isinstance(value, nn.Module):
-        return f"{type(value).__qualname__} {code_hash(value)} {sha256_of_weights(value)[:16]}"
+        clips = clips_within(value)
+        more = f" {hashlib.sha256(clips.encode()).hexdigest()[:16]}" if clips else ""
+        return f"{type(value).__qualname__} {code_hash(value)} {sha256_of_weights(value)[:16]}{more}"
     if isinstance(value, FunctionType):
         return f"{value.__module__}.{value.__qualname__} {code_hash(value)}"
     if depth == 0:
         return type(value).__qualname__
     return _parts(value, depth - 1)
+
+
+def clips_within(module: nn.Module) -> str:
+    """Return what the CLIP classifiers within a module answer by besides its weights, as text; empty where there are none.
+
+    The words of a `PromptedCLIP`, what an encoder does to pixels and cosines, and all that a `FrozenClassifier` is made of,
+    which has no weights of its own.
+    """
+    found = []
+    for name, part in module.named_modules():
+        if isinstance(part, PromptedCLIP):
+            found.append(f"{name} {part.class_names} {part.templates} {part.around_name()}")
+        elif isinstance(part, FrozenClassifier):
+            bound = part.bound
+            held = told((bound.classes, bound.visual, bound.frame, bound.mixture))
+            found.append(f"{name} {told(bound.encoder)} {held}")
+        elif isinstance(part, DualEncoder):
+            info = part.info
+            found.append(f"{name} {info.preprocessing} {info.logit_scale} {info.logit_bias} {info.tokenizer_sha256}")
+    return "".join(found)
 
 
 def _parts(value: object, depth: int) -> str:

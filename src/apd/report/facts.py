@@ -141,7 +141,7 @@ def choose_headline(run: Run | None, evaluations: Sequence[Stored]) -> Stored:
             run is not None and about["data"] == run.manifest["data"]["name"],
             about.get("corruption") is None,
             about["split"] == "test",
-            train is not None and (about["norm"], about["eps_text"]) == (train.norm, train.eps),
+            train is not None and (about["norm"], about["eps"]) == (train.norm, train.threat.eps),
             about["n"],
             -about["worst"]["accuracy"],
         )

@@ -22,16 +22,15 @@ class Log:
     def __init__(self, run: Run | None, batches: int, start: Callable[[], list[Any]] = list) -> None:
         self.run, self.batches, self.start = run, batches, start
         self.last: dict[str, float] = {}
-        self.last_terms: dict[str, float] = {}
         self._trackers: list[Any] | None = None
 
     def terms(self, terms: dict[str, Tensor], done: int) -> dict[str, float]:
         """Write a line with the loss terms (this process's share of the batch)."""
-        self.last_terms = {name: float(value.detach()) for name, value in terms.items()}
-        self.last = {"loss": sum(self.last_terms.values()), **self.last_terms}
+        values = {name: float(value.detach()) for name, value in terms.items()}
+        self.last = {"loss": sum(values.values()), **values}
         seconds = {"seconds": self.run.seconds} if self.run else {}
         self.write({"step": done, "epoch": done / self.batches, **self.last, **seconds})
-        return self.last_terms
+        return values
 
     def write(self, record: dict[str, Any]) -> None:
         """Write a line."""

@@ -152,6 +152,7 @@ class Loop:
         self.room = Room()
         self.monitor = CollapseMonitor(settings)
         self.summary: dict[str, Any] = {"warnings": []}
+        self.terms: dict[str, float] = {}  # as they were logged last
         self.labelled_by: str | None = None
         self.stop = False
 
@@ -229,7 +230,8 @@ class Loop:
             progress.count.advance(done - step)
             due = partial(self._due, step, done)
             if due(self.settings.log_every):
-                self.monitor.check_loss(metrics.terms(terms, done), done)
+                self.terms = metrics.terms(terms, done)
+                self.monitor.check_loss(self.terms, done)
                 progress.status = " ".join(f"{name} {value:.3f}" for name, value in metrics.last.items())
             if self.run and due(self.schedule.validate_every):
                 self.summary = {**self._report(metrics, done, self.validate()), "steps": done}
@@ -305,7 +307,7 @@ class Loop:
     def _report(self, metrics: Log, done: int, found: Validation) -> dict[str, Any]:
         attacked = self.schedule.threat(done - 1).eps > 0  # else an adversarial term of 0 says nothing
         record = found.record()
-        warnings = self.monitor.check_validation(metrics.last_terms if attacked else {}, found)
+        warnings = self.monitor.check_validation(self.terms if attacked else {}, found)
         metrics.write(
             {"step": done, "epoch": done / len(self.batches), **record, **({"warnings": warnings} if warnings else {})}
         )
@@ -361,6 +363,7 @@ class Loop:
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         state = {
             "summary": self.summary,
+            "terms": self.terms,
             **self.monitor.state(),
             **({"room": self.room.most} if self.room.most else {}),
             **({"labelled_by": self.labelled_by} if self.labelled_by else {}),
@@ -390,6 +393,6 @@ class Loop:
         if self.moving:
             self.moving.restore(tensors)
         self.summary, self.room.most = state["summary"], state.get("room")
-        self.labelled_by = state.get("labelled_by")
+        self.labelled_by, self.terms = state.get("labelled_by"), state.get("terms", {})
         self.monitor.load(state)
         return int(state["step"])

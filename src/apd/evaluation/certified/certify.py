@@ -131,7 +131,7 @@ def certify_run(
     # Before the model is loaded.
     chosen = read_settings(CertifySettings, settings, "certify_run", ("data", "model", "device"))
     with speaking(chosen.quiet):
-        inputs = of_run(path, data, model, device, settings.get("classes"))
+        inputs = of_run(path, data, model, device, settings.get("classes"), chosen.split)
         own: CertifyOptions = {"skip_bad_images": inputs.run.config.data.skip_bad_images}
         given: CertifyOptions = {**own, **settings, "classes": inputs.classes}
         with inputs.run.held():

@@ -137,7 +137,7 @@ def evaluate_run_wording(
     _sources(chosen, synonyms, templates, words)  # before the model is loaded
     files = {"synonyms": synonyms, "templates": templates, "words": words}
     with speaking(chosen.quiet):
-        inputs = of_run(path, data, model, device, settings.get("classes"))
+        inputs = of_run(path, data, model, device, settings.get("classes"), chosen.split)
         config = inputs.run.config
         own: WordingOptions = {"eps": config.train.eps, "norm": config.train.norm}
         own["skip_bad_images"] = config.data.skip_bad_images
