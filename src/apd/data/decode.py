@@ -112,7 +112,7 @@ _ROOM = _Room(120_000_000)
 
 
 @contextmanager
-def _quiet_pillow() -> Iterator[None]:
+def quiet_pillow() -> Iterator[None]:
     """Hide Pillow's warnings, which name no file: of large photos below its limit, and of odd EXIF data."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -126,7 +126,7 @@ def read_image(source: Source, preprocessing: Preprocessing) -> NDArray[np.uint8
     return np.asarray(square).transpose(2, 0, 1)
 
 
-@_quiet_pillow()
+@quiet_pillow()
 def decode_all(
     ids: Sequence[str], sources: Sequence[Source], preprocessing: Preprocessing, skip_bad: bool, progress: bool
 ) -> tuple[Tensor, dict[int, str]]:
@@ -154,7 +154,7 @@ def decode_all(
     return torch.from_numpy(kept), skipped
 
 
-@_quiet_pillow()
+@quiet_pillow()
 def find_bad(
     ids: Sequence[str], sources: Sequence[Source], seconds: float, progress: bool
 ) -> tuple[dict[int, str], int]:
