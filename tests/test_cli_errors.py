@@ -88,6 +88,12 @@ BAD_USAGE: list[tuple[str, list[str]]] = [
     ("evaluate {run} --eps 4", ["4/255"]),
     ("evaluate {run} --limit 0", ["limit", "0"]),
     ("evaluate {run} --output {run}/run.json/result.json", ["{run}/run.json"]),
+    ("evaluate {run} --output {run}", ["{run}", "result.json"]),
+    ("certify {run} --output .", ["folder", "result.json"]),
+    ("wording {run} --output /", ["/result.json"]),
+    ("export {run} --to huggingface --output .", [".", "photos"]),
+    ("export {run} --to onnx --output /", ["/", "photos"]),
+    ("export {run} --to huggingface --output {run}", ["{run}", "other files"]),
     ("evaluate {run} --split tset", ["split", "'tset'", "'test'"]),
     ("evaluate {run} --device coda", ["'coda'", "auto"]),
     ("predict {run} {run}/none.jpg", ["none.jpg"]),
@@ -105,6 +111,18 @@ BAD_USAGE: list[tuple[str, list[str]]] = [
 def test_bad_usage_is_one_line(cli: Cli, trained: Path, colours: Path, line: str, words: list[str]) -> None:
     answer = cli(*(part.format(colours=colours, run=trained) for part in line.split()))
     check_error(answer, [word.format(colours=colours, run=trained) for word in words])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["evaluate {run}", "certify {run}", "wording {run}", "report {run}", "export {run} --to onnx --overwrite"],
+)
+def test_what_is_not_a_file_is_not_replaced_by_one(cli: Cli, trained: Path, tmp_path: Path, line: str) -> None:
+    """The administrator who sends a result to /dev/null would have a file there from then on."""
+    os.mkfifo(tmp_path / "pipe.onnx")
+    answer = cli(*line.format(run=trained).split(), "--output", tmp_path / "pipe.onnx")
+    check_error(answer, ["pipe.onnx", "not a file"])
+    assert (tmp_path / "pipe.onnx").is_fifo()
 
 
 @pytest.mark.parametrize("path", ["{run}/none.jpg", "{colours}/*.webp", "{run}"])
