@@ -279,6 +279,7 @@ MANIFEST: dict[str, dict[str, Any]] = {
     "a list as the model": {"model": ["a"]},
     "no hash": {"prompts_sha256": None},
     "a temperature of 0": {"calibration": {"temperature": 0, "images": 1, "ece_before": 0, "ece_after": 0}},
+    "a temperature of nearly 0": {"calibration": {"temperature": 1e-300, "images": 1, "ece_before": 0, "ece_after": 0}},
     "an infinite temperature": {
         "calibration": {"temperature": float("inf"), "images": 1, "ece_before": 0, "ece_after": 0}
     },

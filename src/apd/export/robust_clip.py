@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from apd.data.decode import read_image
 from apd.errors import InputError
 from apd.models import load_clip
+from apd.models.calibration import probabilities
 from apd.models.checkpoint import read_json
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import Prompts, PromptSpec
@@ -87,7 +88,7 @@ class RobustCLIP(
         how = self.classifier.encoder.info.preprocessing
         pixels = torch.stack([torch.from_numpy(read_image(image.copy, how).copy()) for image in images])
         logits = self(pixels.float().to(self.classifier.encoder.device) / 255)
-        odds = (logits / self.record.get("temperature", 1.0)).softmax(dim=-1)
+        odds = probabilities(logits / self.record.get("temperature", 1.0), None)
         named = [dict(zip(self.class_names, row, strict=True)) for row in odds.tolist()]
         return [dict(sorted(row.items(), key=lambda entry: -entry[1])) for row in named]
 
