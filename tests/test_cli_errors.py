@@ -99,6 +99,7 @@ BAD_USAGE: list[tuple[str, list[str]]] = [
     ("predict {run} {run}/none.jpg", ["none.jpg"]),
     ("predict {run} {run}", ["{run}", "IMAGES"]),
     ("predict {run} {colours}/*.webp", ["*.webp"]),
+    ("predict {run} ''", ["empty", "IMAGES"]),
     ("predict {run} {colours} --format yaml", ["'yaml'", "table, json, csv"]),
     ("predict {run} {colours} --format csv --json", ["--json", "--format csv"]),
     ("predict {run} {run}/run.json", ["run.json"]),
@@ -109,7 +110,7 @@ BAD_USAGE: list[tuple[str, list[str]]] = [
 
 @pytest.mark.parametrize(("line", "words"), BAD_USAGE)
 def test_bad_usage_is_one_line(cli: Cli, trained: Path, colours: Path, line: str, words: list[str]) -> None:
-    answer = cli(*(part.format(colours=colours, run=trained) for part in line.split()))
+    answer = cli(*(part.format(colours=colours, run=trained) for part in shlex.split(line)))
     check_error(answer, [word.format(colours=colours, run=trained) for word in words])
 
 

@@ -57,7 +57,9 @@ def find_images(paths: Iterable[str | Path], unknown: Counter[str] | None = None
     skipped = Counter[str]() if unknown is None else unknown
     for given in paths:
         path = Path(given)
-        if os.path.exists(path):
+        if given == "":  # of an empty variable; as a path it would be the working directory
+            found, why = [], "an empty name leads to no image."
+        elif os.path.exists(path):
             found, why = [path], f"{path} is a folder without images."
         else:
             found = [Path(name) for name in sorted(glob.glob(str(given), recursive=True))]
