@@ -43,7 +43,7 @@ from fastapi.testclient import TestClient
 from apd.serve import server
 from apd.serve.batching import Batcher
 from apd.serve.metrics import Metrics
-from apd.serve.model import Pixels
+from apd.serve.model import Pixels, Served
 from apd.serve.refused import Refused
 
 SETTINGS = ServeSettings(max_image_mb=0.1, max_images=100, max_megapixels=0.1, timeout=60.0, max_batch=8)
@@ -345,6 +345,14 @@ def test_a_slow_body_gets_an_answer(trained: Path) -> None:
         connection.sendall(request_head(1000) + HEAD)
         status, body = read_answer(connection)
     assert status == 408 and "1 seconds" in body["detail"]
+
+
+def test_waiting_for_the_decoders_is_not_the_clients_fault(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under load whole bodies got 408, which a client does not send again, and the advice to send smaller images."""
+    monkeypatch.setattr(Served, "decode", lambda *_: time.sleep(0.5))
+    with TestClient(create_app(trained, replace(SETTINGS, timeout=0.1))) as client:
+        answer = client.post("/v1/classify", files=parts(png()))
+    assert "busy" in detail(answer, 503) and answer.headers["retry-after"] == "1"
 
 
 def test_whoever_sends_too_much_gets_to_see_why(live: int) -> None:
