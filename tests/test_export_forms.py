@@ -133,10 +133,20 @@ def test_images_of_any_size_are_classified(make: Make, tmp_path: Path, colours: 
     run, file = make(VISUAL), colours / "green" / "002.png"
     apd.Run.open(run).save_calibration(Calibration(0.5, 3, 0.2, 0.1))
     apd.export.huggingface(run, tmp_path / "x", **QUICK)
-    (answer,) = RobustCLIP.from_pretrained(str(tmp_path / "x")).classify([Image.open(file)])
+    model = RobustCLIP.from_pretrained(str(tmp_path / "x"))
+    (answer,) = model.classify([Image.open(file)])
     (row,) = next(predict_files(run, [file])).rows
     assert list(answer) == [entry["class"] for entry in row["classes"]]
     assert list(answer.values()) == pytest.approx([entry["probability"] for entry in row["classes"]], abs=1e-5)
+    assert model.classify([]) == []
+    for wrong in (Image.open(file), str(file), [str(file)]):
+        with refused("list of PIL images"):
+            model.classify(wrong)
+    (tmp_path / "half.png").write_bytes(file.read_bytes()[:60])
+    with refused("images[1]"):
+        model.classify([Image.open(file), Image.open(tmp_path / "half.png")])
+    with refused("apd export"):
+        RobustCLIP.from_pretrained(str(run))
 
 
 def test_the_card_carries_the_result_and_goes_to_the_hub(

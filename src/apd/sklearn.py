@@ -22,7 +22,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from apd.data.dataset import IN_MEMORY, Dataset, ImageSet
-from apd.data.decode import decode_all
+from apd.data.decode import decode_given
 from apd.data.load import as_unlabelled, load_unlabelled, unvalidated
 from apd.data.settings import DataSettings
 from apd.data.sources.class_names import readable_names
@@ -174,7 +174,7 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         encoder, rows = self.classifier_.encoder, [np.zeros((0, len(self.classes_)), np.float32)]
         for first in range(0, len(sources), BATCH):
             part = slice(first, first + BATCH)
-            pixels, _ = decode_all(names[part], sources[part], encoder.info.preprocessing, False, False)
+            pixels = decode_given(names[part], sources[part], encoder.info.preprocessing)
             with torch.no_grad():
                 logits = self.classifier_(pixels.to(encoder.device).float() / 255)
             rows.append(probabilities(logits, self.run_.calibration).cpu().numpy())

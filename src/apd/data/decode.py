@@ -154,6 +154,18 @@ def decode_all(
     return torch.from_numpy(kept), skipped
 
 
+def decode_given(ids: Sequence[str], sources: Sequence[Source], preprocessing: Preprocessing) -> Tensor:
+    """Decode images that a caller in Python holds, each of which gets an answer: uint8 (N,3,size,size).
+
+    Raises:
+        InputError: for an image that cannot be read.
+    """
+    pixels, bad = decode_all(ids, sources, preprocessing, skip_bad=True, progress=False)
+    if bad:
+        raise InputError(f"{next(iter(bad.values()))} Replace it, or leave it out.")
+    return pixels
+
+
 @quiet_pillow()
 def find_bad(
     ids: Sequence[str], sources: Sequence[Source], seconds: float, progress: bool
