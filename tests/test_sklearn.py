@@ -77,8 +77,10 @@ def test_an_image_that_cannot_be_read_is_named_without_options_that_there_are_no
 ) -> None:
     (tmp_path / "half.png").write_bytes(Path(photos[0][0]).read_bytes()[:60])
     with refused("half.png") as told:
-        fitted.predict([photos[0][0], tmp_path / "half.png"])
+        fitted.predict(iter([photos[0][0], tmp_path / "half.png"]))
     assert "skip" not in str(told.value)
+    with refused("X must be a list", "None"):
+        fitted.predict(None)
 
 
 def test_accuracy_under_attack_is_measured_beside_zero_shot(

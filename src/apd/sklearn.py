@@ -6,7 +6,7 @@ the end of a pipeline. Images are not tables of numbers, so what scikit-learn sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -251,8 +251,11 @@ def _sources(X: Pictures) -> tuple[tuple[Source, ...], list[str]]:
     """Where each image comes from, and what messages call it."""
     if isinstance(X, str | Path | Image.Image):
         raise InputError(f"X must be a list of images, got a single {type(X).__name__}: write [X].")
-    found = tuple(_source(image, index) for index, image in enumerate(X))
-    names = [str(image) if isinstance(image, str | Path) else f"X[{index}]" for index, image in enumerate(X)]
+    if not isinstance(X, Iterable):
+        raise InputError(f"X must be a list of images, got {short(X)}.")
+    given = list(enumerate(X))  # a generator gives its images once
+    found = tuple(_source(image, index) for index, image in given)
+    names = [str(image) if isinstance(image, str | Path) else f"X[{index}]" for index, image in given]
     return found, names
 
 
