@@ -239,6 +239,8 @@ def test_unknown_forms_and_options_are_refused(cli: Cli, trained: Path, tmp_path
     for wrong in (("--attack", "pgd-x"), ("--eps", "four")):
         answer = cli("export", trained, "--to", "onnx", "--output", tmp_path / "x.onnx", "--measure", 3, *wrong)
         check_error(answer, [wrong[1]])
+    clean = ("--measure", 3, "--attack", "clean")
+    check_error(cli("export", trained, "--to", "onnx", "--output", tmp_path / "x.onnx", *clean), ["clean", "pgd-20"])
     for form, name in (("torch", "x.onnx"), ("onnx", "x")):  # torch loads none but .pt2 without a warning
         wanted = {"torch": "x.onnx.pt2", "onnx": "x.onnx"}[form]
         check_error(cli("export", trained, "--to", form, "--output", tmp_path / name), [form, wanted])
