@@ -17,6 +17,7 @@ from torch import Tensor
 import apd
 from apd.data.decode import read_image
 from apd.data.settings import DataSettings
+from apd.errors import ApdError
 from apd.evaluation.inputs import learned_unlabelled
 from apd.evaluation.verify_card import check_card
 from apd.models.calibration import BINS, Calibration, expected_calibration_error, probabilities
@@ -80,6 +81,13 @@ def test_the_error_is_that_of_a_loop_over_bins() -> None:
             confidence, accuracy = (sum(float(pair[i]) for pair in inside) / len(inside) for i in (0, 1))
             expected += len(inside) / len(labels) * abs(accuracy - confidence)
     assert expected_calibration_error(shown, labels) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("calibration", [None, Calibration(1e-300, 3, 0.2, 0.1)])
+def test_probabilities_that_are_not_finite_are_an_error(calibration: Calibration | None) -> None:
+    """`apd predict` printed them, and its JSON was none."""
+    with refused("not finite", by=ApdError):
+        probabilities(torch.tensor([[1.0, math.inf if calibration is None else 2.0]]), calibration)
 
 
 def test_a_perfect_or_useless_classifier_gets_a_finite_temperature() -> None:

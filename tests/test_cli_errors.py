@@ -88,11 +88,18 @@ BAD_USAGE: list[tuple[str, list[str]]] = [
     ("evaluate {run} --eps 4", ["4/255"]),
     ("evaluate {run} --limit 0", ["limit", "0"]),
     ("evaluate {run} --output {run}/run.json/result.json", ["{run}/run.json"]),
+    ("evaluate {run} --output {run}", ["{run}", "result.json"]),
+    ("certify {run} --output .", ["folder", "result.json"]),
+    ("wording {run} --output /", ["/result.json"]),
+    ("export {run} --to huggingface --output .", [".", "photos"]),
+    ("export {run} --to onnx --output /", ["/", "photos"]),
+    ("export {run} --to huggingface --output {run}", ["{run}", "other files"]),
     ("evaluate {run} --split tset", ["split", "'tset'", "'test'"]),
     ("evaluate {run} --device coda", ["'coda'", "auto"]),
     ("predict {run} {run}/none.jpg", ["none.jpg"]),
     ("predict {run} {run}", ["{run}", "IMAGES"]),
     ("predict {run} {colours}/*.webp", ["*.webp"]),
+    ("predict {run} ''", ["empty", "IMAGES"]),
     ("predict {run} {colours} --format yaml", ["'yaml'", "table, json, csv"]),
     ("predict {run} {colours} --format csv --json", ["--json", "--format csv"]),
     ("predict {run} {run}/run.json", ["run.json"]),
@@ -103,7 +110,7 @@ BAD_USAGE: list[tuple[str, list[str]]] = [
 
 @pytest.mark.parametrize(("line", "words"), BAD_USAGE)
 def test_bad_usage_is_one_line(cli: Cli, trained: Path, colours: Path, line: str, words: list[str]) -> None:
-    answer = cli(*(part.format(colours=colours, run=trained) for part in line.split()))
+    answer = cli(*(part.format(colours=colours, run=trained) for part in shlex.split(line)))
     check_error(answer, [word.format(colours=colours, run=trained) for word in words])
 
 
@@ -120,6 +127,18 @@ def test_bad_usage_is_one_line(cli: Cli, trained: Path, colours: Path, line: str
 )
 def test_an_unset_shell_variable_is_not_the_current_folder(cli: Cli, arguments: list[str], name: str) -> None:
     check_error(cli(*arguments), [f"{name} is empty", "variable", "not set"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["evaluate {run}", "certify {run}", "wording {run}", "report {run}", "export {run} --to onnx --overwrite"],
+)
+def test_what_is_not_a_file_is_not_replaced_by_one(cli: Cli, trained: Path, tmp_path: Path, line: str) -> None:
+    """The administrator who sends a result to /dev/null would have a file there from then on."""
+    os.mkfifo(tmp_path / "pipe.onnx")
+    answer = cli(*line.format(run=trained).split(), "--output", tmp_path / "pipe.onnx")
+    check_error(answer, ["pipe.onnx", "not a file"])
+    assert (tmp_path / "pipe.onnx").is_fifo()
 
 
 @pytest.mark.parametrize("path", ["{run}/none.jpg", "{colours}/*.webp", "{run}"])

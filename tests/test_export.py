@@ -7,18 +7,20 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import apd
 from apd.attacks import AttackBatch, find
 from apd.attacks.threat import ThreatModel
+from apd.data.decode import to_rgb
 from apd.export import check
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
@@ -49,7 +51,7 @@ def opened(path: Path, form: str) -> Runner:
 @pytest.fixture(scope="session", params=["onnx", "torch"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, trained: Path) -> dict[str, Any]:
     """What the command says of an export of the run on colours."""
-    path = tmp_path_factory.mktemp("export") / f"colours.{request.param}"
+    path = tmp_path_factory.mktemp("export") / f"colours.{'pt2' if request.param == 'torch' else 'onnx'}"
     answer = call("export", trained, "--to", request.param, "--output", path, "--json")
     assert answer.code == 0, answer.err
     said: dict[str, Any] = json.loads(answer.out)
@@ -107,16 +109,42 @@ def test_the_description_says_what_the_run_says(
     assert about["check"]["max_difference"] == exported["max_difference"]
 
 
+def odd_images(folder: Path) -> Iterator[Path]:
+    """Images whose colours depend on how they are made RGB, and one that lies on its side."""
+    steps = np.linspace(0, 255, 24 * 16).reshape(16, 24).astype(np.uint8)
+    grey = Image.fromarray(steps)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    kinds: dict[str, Image.Image] = {
+        "clear.png": Image.merge("RGBA", (grey, grey.rotate(180), grey, grey)),
+        "grey.png": Image.merge("LA", (grey.rotate(180), grey)),
+        "deep.png": Image.fromarray(steps.astype(np.uint16) * 257 // 4),
+        "deep.tif": Image.fromarray(steps.astype(np.uint16) * 200),
+        "side.jpg": Image.merge("RGB", (grey, grey.rotate(180), Image.new("L", grey.size, 200))),
+    }
+    for name, image in kinds.items():
+        image.save(folder / name, **({"exif": turned} if name == "side.jpg" else {}))
+        yield folder / name
+
+
+def test_the_module_for_open_clip_makes_images_rgb_as_in_training(tmp_path: Path) -> None:
+    from apd.export.carried import prompted_open_clip
+
+    for file in odd_images(tmp_path):
+        with Image.open(file) as image, Image.open(file) as again:
+            assert np.array_equal(prompted_open_clip.to_rgb(image), to_rgb(again)), file
+
+
 def test_the_script_of_the_page_answers_as_predict_does(
     exported: dict[str, Any], trained: Path, colours: Path, tmp_path: Path
 ) -> None:
     if exported["form"] != "onnx":
         pytest.skip("the script is for ONNX")
     (script,) = re.findall(r"```python\n(import json, sys\n.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len([line for line in script.splitlines() if line.strip()]) <= 20
+    assert len([line for line in script.splitlines() if line.strip()]) <= 21
     (tmp_path / "classify.py").write_text(script)
     (tmp_path / "torch.py").write_text("raise ImportError('the script must not need torch')")
-    photos = [colours / name / "003.png" for name in ("red", "green", "blue")]
+    photos = [*(colours / name / "003.png" for name in ("red", "green", "blue")), *odd_images(tmp_path)]
     command = [sys.executable, str(tmp_path / "classify.py"), exported["path"], *map(str, photos)]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -203,21 +231,26 @@ def test_a_precision_that_a_form_does_not_have_is_refused(cli: Cli, trained: Pat
 
 
 def test_unknown_forms_and_options_are_refused(cli: Cli, trained: Path, tmp_path: Path) -> None:
-    check_error(cli("export", trained, "--to", "onxx", "--output", tmp_path / "x"), ["onxx", "onnx"])
+    check_error(cli("export", trained, "--to", "onxx", "--output", tmp_path / "x.onnx"), ["onxx", "onnx"])
     with refused("opset"):
-        apd.export.onnx(trained, tmp_path / "x", opset=9)
+        apd.export.onnx(trained, tmp_path / "x.onnx", opset=9)
     with refused("int4"):
-        apd.export.onnx(trained, tmp_path / "x", precision="int4")
+        apd.export.onnx(trained, tmp_path / "x.onnx", precision="int4")
     for wrong in (("--attack", "pgd-x"), ("--eps", "four")):
-        answer = cli("export", trained, "--to", "onnx", "--output", tmp_path / "x", "--measure", 3, *wrong)
+        answer = cli("export", trained, "--to", "onnx", "--output", tmp_path / "x.onnx", "--measure", 3, *wrong)
         check_error(answer, [wrong[1]])
+    clean = ("--measure", 3, "--attack", "clean")
+    check_error(cli("export", trained, "--to", "onnx", "--output", tmp_path / "x.onnx", *clean), ["clean", "pgd-20"])
+    for form, name in (("torch", "x.onnx"), ("onnx", "x")):  # torch loads none but .pt2 without a warning
+        wanted = {"torch": "x.onnx.pt2", "onnx": "x.onnx"}[form]
+        check_error(cli("export", trained, "--to", form, "--output", tmp_path / name), [form, wanted])
     for option, value, words in (
         ("--attack", "pgd-5", ["attack", "--measure"]),
         ("--eps", "4/255", ["eps", "--measure"]),
         ("--license", "mit", ["license", "huggingface"]),
     ):
-        check_error(cli("export", trained, "--to", "onnx", "--output", tmp_path / "x", option, value), words)
-    check_error(cli("export", tmp_path, "--to", "onnx", "--output", tmp_path / "x"), [str(tmp_path)])
+        check_error(cli("export", trained, "--to", "onnx", "--output", tmp_path / "x.onnx", option, value), words)
+    check_error(cli("export", tmp_path, "--to", "onnx", "--output", tmp_path / "x.onnx"), [str(tmp_path)])
 
 
 def test_without_onnx_the_extra_is_named(

@@ -133,10 +133,20 @@ def test_images_of_any_size_are_classified(make: Make, tmp_path: Path, colours: 
     run, file = make(VISUAL), colours / "green" / "002.png"
     apd.Run.open(run).save_calibration(Calibration(0.5, 3, 0.2, 0.1))
     apd.export.huggingface(run, tmp_path / "x", **QUICK)
-    (answer,) = RobustCLIP.from_pretrained(str(tmp_path / "x")).classify([Image.open(file)])
+    model = RobustCLIP.from_pretrained(str(tmp_path / "x"))
+    (answer,) = model.classify([Image.open(file)])
     (row,) = next(predict_files(run, [file])).rows
     assert list(answer) == [entry["class"] for entry in row["classes"]]
     assert list(answer.values()) == pytest.approx([entry["probability"] for entry in row["classes"]], abs=1e-5)
+    assert model.classify([]) == []
+    for wrong in (Image.open(file), str(file), [str(file)]):
+        with refused("list of PIL images"):
+            model.classify(wrong)
+    (tmp_path / "half.png").write_bytes(file.read_bytes()[:60])
+    with refused("images[1]"):
+        model.classify([Image.open(file), Image.open(tmp_path / "half.png")])
+    with refused("apd export"):
+        RobustCLIP.from_pretrained(str(run))
 
 
 def test_the_card_carries_the_result_and_goes_to_the_hub(
@@ -308,7 +318,7 @@ def test_a_family_without_a_class_in_transformers_is_refused(make: Make, clip: D
 @pytest.mark.parametrize("form", ["huggingface", "open_clip", "torch"])
 def test_the_embedded_clip_is_exported(make: Make, tmp_path: Path, form: str) -> None:
     run = make(FRAME, "glyphs")
-    found = getattr(apd.export, form)(run, tmp_path / "x", **QUICK)
+    found = getattr(apd.export, form)(run, tmp_path / ("x.pt2" if form == "torch" else "x"), **QUICK)
     assert found.max_difference <= 1e-4 and found.same_class == 100.0
 
 

@@ -11,6 +11,8 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -205,6 +207,22 @@ def test_images_that_unfold_are_not_unfolded(width: int, height: int) -> None:
         decoded(lambda: open_image(io.BytesIO(bomb(width, height))))
 
 
+@pytest.mark.parametrize(
+    ("mode", "size"), [("crop", (4_000_000, 1)), ("crop", (1, 4_000_000)), ("squash", (1, 4_000_000))]
+)
+def test_long_and_thin_images_do_not_grow(mode: Any, size: tuple[int, int]) -> None:
+    """A file of a few hundred bytes took gigabytes: its short side grows to the encoder's, and its long side with it."""
+    with refused("image 0", "long and thin"):
+        decode_all(["image 0"], [lambda: Image.new("RGB", size)], replace(SMALL, mode=mode), False, False)
+
+
+@pytest.mark.parametrize("mode", ["crop", "squash"])
+def test_panoramas_are_read(mode: Any) -> None:
+    sources = [partial(Image.new, "RGB", size) for size in ((20_000, 100), (100, 20_000))]
+    how = replace(SMALL, size=224, resize=224, mode=mode)
+    assert decode_all(["wide", "high"], sources, how, False, False)[0].shape == (2, 3, 224, 224)
+
+
 def test_formats_that_start_programs_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import EpsImagePlugin
 
@@ -261,6 +279,7 @@ MANIFEST: dict[str, dict[str, Any]] = {
     "a list as the model": {"model": ["a"]},
     "no hash": {"prompts_sha256": None},
     "a temperature of 0": {"calibration": {"temperature": 0, "images": 1, "ece_before": 0, "ece_after": 0}},
+    "a temperature of nearly 0": {"calibration": {"temperature": 1e-300, "images": 1, "ece_before": 0, "ece_after": 0}},
     "an infinite temperature": {
         "calibration": {"temperature": float("inf"), "images": 1, "ece_before": 0, "ece_after": 0}
     },

@@ -94,3 +94,16 @@ def test_an_evaluation_warns_of_other_images_under_the_name_of_the_run_s_data(
         file.rename(file.with_name(f"new-{file.name}"))
     changed = cli(*evaluate)
     assert changed.code == 0 and f"Warning: {images} has other training or validation images" in changed.err
+
+
+def test_a_finished_run_whose_model_has_moved_asks_for_its_place(cli: Cli, place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train = ("train", place / "images", "--model", place / "clip", *QUICK, "--output", run)
+    assert cli(*train).code == 0
+    (place / "clip").rename(place / "model")
+    photo = next((place / "images").rglob("*.png"))
+    for command in (("predict", run, photo), ("export", run, "--to", "torch", "--output", tmp_path / "x.pt2")):
+        check_error(cli(*command), [str(place / "clip"), str(run), "--model"])
+    check_error(cli("predict", run, photo, "--model", place / "nowhere"), [str(place / "nowhere")])
+    answer = cli("predict", run, photo, "--model", place / "model")
+    assert answer.code == 0, answer.err

@@ -10,6 +10,7 @@ import pytest
 import apd
 from apd.attacks.threat import parse_eps
 from apd.models import DualEncoder
+from apd.predict import predict_files
 from apd.report import report
 from apd.runs.folder import Run
 
@@ -57,3 +58,25 @@ def test_names_in_place_of_objects_say_what_makes_them(shallow: DualEncoder, col
         apd.evaluate(classifier, "colours")
     with refused("apd.evaluate_run", "'runs/digits'"):
         apd.evaluate("runs/digits", apd.load_data(colours))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there(run: Path, device: str) -> None:
+    for load in (lambda: apd.load_run(run, device=device), lambda: apd.load_clip("glyphs", device=device)):
+        with refused(device, "auto"):
+            load()
+
+
+def test_the_best_device_is_taken_where_it_is_asked_for(run: Path) -> None:
+    assert apd.load_run(run, device="auto").class_names == apd.load_run(run).class_names
+
+
+def test_images_may_be_named_by_texts(run: Path, colours: Path) -> None:
+    file = next(colours.rglob("*.png"))
+    (answers,) = predict_files(run, [str(file)])
+    assert not answers.bad and answers == next(predict_files(run, [file]))
+
+
+def test_a_file_of_a_run_is_told_from_its_folder(run: Path) -> None:
+    with refused("run.json", "is a file"):
+        apd.load_run(run / "run.json")

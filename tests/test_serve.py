@@ -43,17 +43,21 @@ from fastapi.testclient import TestClient
 from apd.serve import server
 from apd.serve.batching import Batcher
 from apd.serve.metrics import Metrics
-from apd.serve.model import Pixels
+from apd.serve.model import Pixels, Served
 from apd.serve.refused import Refused
 
 SETTINGS = ServeSettings(max_image_mb=0.1, max_images=100, max_megapixels=0.1, timeout=60.0, max_batch=8)
 Client = TestClient
 
 
-def png(side: int = 8, colour: str = "red", kind: str = "PNG") -> bytes:
+def image_file(image: Image.Image, kind: str) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (side, side), colour).save(file, kind)
+    image.save(file, kind)
     return file.getvalue()
+
+
+def png(side: int = 8, colour: str = "red", kind: str = "PNG") -> bytes:
+    return image_file(Image.new("RGB", (side, side), colour), kind)
 
 
 def parts(*files: bytes, field: str = "images") -> list[tuple[str, tuple[str, bytes]]]:
@@ -103,19 +107,21 @@ def test_a_hundred_images_and_not_one_more(client: Client) -> None:
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 BOMB = png(side=2000)
 assert len(BOMB) < 100_000
+FLOATS = image_file(Image.new("F", (8, 8)), "TIFF")
 
 
 @pytest.mark.parametrize(
     ("file", "status", "words"),
     [
-        (SVG, 422, ["Image 2", "1.png"]),
-        (png(64)[:-40], 422, ["Image 2"]),
+        (SVG, 422, ["Image 2", "1.png", "not an image", "JPEG"]),
+        (png(64)[:-40], 422, ["Image 2", "truncated"]),
+        (FLOATS, 422, ["Image 2", "floats"]),
         (b"", 422, ["Image 2"]),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 422, ["Image 2"]),
         (BOMB, 413, ["Image 2", "0.1"]),
         (os.urandom(200_000), 413, ["Image 2", "0.1"]),
     ],
-    ids=["svg", "truncated", "empty", "eps", "bomb", "large"],
+    ids=["svg", "truncated", "floats", "empty", "eps", "bomb", "large"],
 )
 def test_images_that_are_none(client: Client, file: bytes, status: int, words: list[str]) -> None:
     sentence = detail(client.post("/v1/classify", files=parts(png(), file)), status)
@@ -213,6 +219,8 @@ def test_settings_out_of_range_are_refused() -> None:
     for name in ("max_image_mb", "max_images", "max_batch", "timeout", "max_megapixels"):
         with refused(name, "0"):
             ServeSettings(**{name: 0})
+    with refused("max_megapixels", "178", "300"):  # Pillow reads none of more, and the answer would name 300
+        ServeSettings(max_megapixels=300)
     with refused("abstain_below", "2"):
         ServeSettings(abstain_below=2)
     with refused("max_wait_ms"):
@@ -337,6 +345,14 @@ def test_a_slow_body_gets_an_answer(trained: Path) -> None:
         connection.sendall(request_head(1000) + HEAD)
         status, body = read_answer(connection)
     assert status == 408 and "1 seconds" in body["detail"]
+
+
+def test_waiting_for_the_decoders_is_not_the_clients_fault(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under load whole bodies got 408, which a client does not send again, and the advice to send smaller images."""
+    monkeypatch.setattr(Served, "decode", lambda *_: time.sleep(0.5))
+    with TestClient(create_app(trained, replace(SETTINGS, timeout=0.1))) as client:
+        answer = client.post("/v1/classify", files=parts(png()))
+    assert "busy" in detail(answer, 503) and answer.headers["retry-after"] == "1"
 
 
 def test_whoever_sends_too_much_gets_to_see_why(live: int) -> None:

@@ -74,6 +74,17 @@ def test_paths_pictures_and_arrays_are_the_same_images(
     assert fitted.predict_proba([]).shape == (0, 3) and fitted.predict([]).shape == (0,)
 
 
+def test_an_image_that_cannot_be_read_is_named_without_options_that_there_are_none_of(
+    fitted: RobustCLIPClassifier, photos: tuple[list[str], list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "half.png").write_bytes(Path(photos[0][0]).read_bytes()[:60])
+    with refused("half.png") as told:
+        fitted.predict(iter([photos[0][0], tmp_path / "half.png"]))
+    assert "skip" not in str(told.value)
+    with refused("X must be a list", "None"):
+        fitted.predict(None)
+
+
 def test_accuracy_under_attack_is_measured_beside_zero_shot(
     fitted: RobustCLIPClassifier, photos: tuple[list[str], list[str]]
 ) -> None:

@@ -57,7 +57,9 @@ def find_images(paths: Iterable[str | Path], unknown: Counter[str] | None = None
     skipped = Counter[str]() if unknown is None else unknown
     for given in paths:
         path = Path(given)
-        if os.path.exists(path):
+        if given == "":  # of an empty variable; as a path it would be the working directory
+            found, why = [], "an empty name leads to no image."
+        elif os.path.exists(path):
             found, why = [path], f"{path} is a folder without images."
         else:
             found = [Path(name) for name in sorted(glob.glob(str(given), recursive=True))]
@@ -103,7 +105,7 @@ def _below(folder: Path, closed: list[str], unknown: Counter[str]) -> Iterator[P
 
 def predict_files(
     run: AnyPath,
-    images: Sequence[Path],
+    images: Sequence[AnyPath],
     *,
     top: int = 3,
     model: str | None = None,
@@ -135,7 +137,7 @@ def predict_files(
 
 
 def classify_files(
-    classifier: PromptedCLIP, images: Sequence[Path], *, top: int = 3, calibration: Calibration | None = None
+    classifier: PromptedCLIP, images: Sequence[AnyPath], *, top: int = 3, calibration: Calibration | None = None
 ) -> Iterator[Answers]:
     """Classify files as `predict_files` does; the next files are decoded in threads while the model computes.
 
@@ -148,7 +150,8 @@ def classify_files(
     Yields:
         The answers for the next `BATCH` files.
     """
-    parts = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
+    files = [Path(image) for image in images]
+    parts = [files[first : first + BATCH] for first in range(0, len(files), BATCH)]
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as ahead:
         following = [ahead.submit(_decode, classifier, part) for part in parts[:1]]
         for number, part in enumerate(parts):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from apd.data.dataset import IN_MEMORY, Dataset, ImageSet
-from apd.data.decode import decode_all
+from apd.data.decode import decode_given
 from apd.data.load import as_unlabelled, load_unlabelled, unvalidated
 from apd.data.settings import DataSettings
 from apd.data.sources.class_names import readable_names
@@ -176,7 +176,7 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         encoder, rows = self.classifier_.encoder, [np.zeros((0, len(self.classes_)), np.float32)]
         for first in range(0, len(sources), BATCH):
             part = slice(first, first + BATCH)
-            pixels, _ = decode_all(names[part], sources[part], encoder.info.preprocessing, False, False)
+            pixels = decode_given(names[part], sources[part], encoder.info.preprocessing)
             with torch.no_grad():
                 logits = self.classifier_(pixels.to(encoder.device).float() / 255)
             rows.append(probabilities(logits, self.run_.calibration).cpu().numpy())
@@ -284,8 +284,11 @@ def _sources(X: Pictures) -> tuple[tuple[Source, ...], list[str]]:
         raise InputError(
             f"X must be a list of images, got a table {getattr(X, 'shape', ())}: give the column of paths alone, table[NAME]."
         )
-    found = tuple(_source(image, index) for index, image in enumerate(X))
-    names = [str(image) if isinstance(image, str | Path) else f"X[{index}]" for index, image in enumerate(X)]
+    if not isinstance(X, Iterable):
+        raise InputError(f"X must be a list of images, got {short(X)}.")
+    given = list(enumerate(X))  # a generator gives its images once
+    found = tuple(_source(image, index) for index, image in given)
+    names = [str(image) if isinstance(image, str | Path) else f"X[{index}]" for index, image in given]
     return found, names
 
 

@@ -103,11 +103,13 @@ def find(name: str) -> EvaluationAttack:
     """Return the evaluation attack of a name: of `EVALUATION`, another package's, or ``package.module:name``.
 
     Raises:
-        InputError: an unknown name, or ``pgd-0``.
+        InputError: an unknown name, ``clean``, or ``pgd-0``.
 
     >>> find("pgd-20").name
     'pgd-20'
     """
+    if name == "clean":
+        raise InputError("clean leaves images as they are; name an attack that changes them, such as pgd-20.")
     for pattern, make in _MADE:
         if re.fullmatch(pattern, name):
             return make(name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apd.cli.common import AsJson, Template, judge, quiet_stdout, show, split_numbers
-from apd.util.files import check_writable
+from apd.util.outputs import check_output_file
 
 if TYPE_CHECKING:
     from apd.evaluation.certified.result import Certified
@@ -68,7 +68,7 @@ def certify(
     given = {name: value for name, value in options.items() if value is not None}
     given |= {"attack": attack, "control": control}
     if output is not None:
-        check_writable(output.parent)
+        check_output_file(output, "result.json")
     with quiet_stdout():
         found = judge(run, model, data, device, given, _functions, "Finished images", template)
     show(found, as_json, output)

@@ -16,7 +16,7 @@ import typer
 from apd.cli.common import AsJson, Template, quiet_stdout, say, say_whole_range, show, split_names
 from apd.errors import InputError
 from apd.runs.reliability import UNRELIABLE
-from apd.util.files import check_writable
+from apd.util.outputs import check_output_file
 from apd.util.text import quoted
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def evaluate(
     options = {**images, **threat, "skip_bad_images": skip_bad_images or None}
     given = {name: value for name, value in options.items() if value is not None}
     if output is not None:
-        check_writable(output.parent)
+        check_output_file(output, "result.json")
     asked = _Asked(run, model, classifier, data, template or None, folder, image_size, device, save_images)
     with quiet_stdout(), _stop_explained(asked):
         evaluation = asked.evaluation(given)

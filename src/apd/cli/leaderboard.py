@@ -9,7 +9,8 @@ import typer
 
 from apd.cli.common import AsJson, say
 from apd.errors import InputError
-from apd.util.files import check_writable, write_atomic
+from apd.util.files import write_atomic
+from apd.util.outputs import check_output_file
 from apd.util.text import to_json
 
 FORMS = (".md", ".html", ".json")
@@ -39,7 +40,7 @@ def leaderboard(
             raise InputError(
                 f"{output} has none of the endings {', '.join(FORMS)}, which say in what form it is written."
             )
-        check_writable(output.parent)
+        check_output_file(output, "board.html")
     from apd.evaluation.board import leaderboard as collect
     from apd.evaluation.board_text import to_html, to_markdown, to_terminal
 

@@ -112,7 +112,7 @@ _ROOM = _Room(120_000_000)
 
 
 @contextmanager
-def _quiet_pillow() -> Iterator[None]:
+def quiet_pillow() -> Iterator[None]:
     """Hide Pillow's warnings, which name no file: of large photos below its limit, and of odd EXIF data."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -126,7 +126,7 @@ def read_image(source: Source, preprocessing: Preprocessing) -> NDArray[np.uint8
     return np.asarray(square).transpose(2, 0, 1)
 
 
-@_quiet_pillow()
+@quiet_pillow()
 def decode_all(
     ids: Sequence[str], sources: Sequence[Source], preprocessing: Preprocessing, skip_bad: bool, progress: bool
 ) -> tuple[Tensor, dict[int, str]]:
@@ -154,7 +154,19 @@ def decode_all(
     return torch.from_numpy(kept), skipped
 
 
-@_quiet_pillow()
+def decode_given(ids: Sequence[str], sources: Sequence[Source], preprocessing: Preprocessing) -> Tensor:
+    """Decode images that a caller in Python holds, each of which gets an answer: uint8 (N,3,size,size).
+
+    Raises:
+        InputError: for an image that cannot be read.
+    """
+    pixels, bad = decode_all(ids, sources, preprocessing, skip_bad=True, progress=False)
+    if bad:
+        raise InputError(f"{next(iter(bad.values()))} Replace it, or leave it out.")
+    return pixels
+
+
+@quiet_pillow()
 def find_bad(
     ids: Sequence[str], sources: Sequence[Source], seconds: float, progress: bool
 ) -> tuple[dict[int, str], int]:

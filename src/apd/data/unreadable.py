@@ -29,10 +29,11 @@ WAY_OUT = (
 def complaint(id_: str, source: Source, error: Exception) -> str:
     """A sentence on an image that cannot be read."""
     where = source if isinstance(source, Path) else id_
-    return f"cannot read the image {where} ({_reason(source, error)})."
+    return f"cannot read the image {where} ({reason(error, source)})."
 
 
-def _reason(source: Source, error: Exception) -> str:
+def reason(error: Exception, source: Source | None = None) -> str:
+    """Why an image cannot be read, in a few words."""
     if isinstance(source, Path):
         if is_lfs_pointer(source):
             return "these are Git LFS pointers instead of images; to get the images: git lfs pull"

@@ -42,6 +42,7 @@ def describe(source: Source, form: str, facts: dict[str, Any]) -> dict[str, Any]
         "class_names": list(classifier.class_names),
         "input": {"name": "images", "shape": ["batch", 3, how.size, how.size], "type": "float32", "range": [0.0, 1.0]},
         "preprocessing": {
+            "before": "turned as EXIF says, transparency on white, 16-bit grey scaled to 8 bits, RGB",
             "resize": how.resize,
             "size": how.size,
             "mode": how.mode,

@@ -85,6 +85,8 @@ def export_run(form: str, run: AnyPath, path: AnyPath, options: Mapping[str, Any
     settings.check_used(form)
     opened = Run.open(run)
     place = Place(Path(path), chosen.is_folder(settings))
+    if not place.is_folder and place.path.suffix != chosen.suffix:
+        raise InputError(f"--to {form} writes a {chosen.suffix} file; name it {place.path.name}{chosen.suffix}.")
     with speaking(), place.held(settings.overwrite) as new:
         source = Source(opened, load_run(run, model=settings.model), settings)
         chosen.check(source)

@@ -11,6 +11,7 @@ from pathlib import Path
 from apd.errors import InputError
 from apd.util.files import check_writable, make_folder, sync_folder, sync_tree, writing
 from apd.util.locks import output_lock
+from apd.util.outputs import check_output_file
 from apd.util.text import quoted
 
 DESCRIPTION = "classifier.json"
@@ -31,9 +32,14 @@ class Place:
     Args:
         path: file or folder to write.
         is_folder: which of them.
+
+    Raises:
+        InputError: a path without a name, such as the working directory.
     """
 
     def __init__(self, path: Path, is_folder: bool) -> None:
+        if not path.name:
+            raise InputError(f"{path} is a folder that has to stay; give the export a name of its own, such as photos.")
         self.path, self.is_folder = path, is_folder
         self.description = path / DESCRIPTION if is_folder else path.with_name(f"{path.name}.json")
         self._new, self._ready, self._old = (
@@ -54,7 +60,10 @@ class Place:
             InputError: something is there and ``overwrite`` is not asked for, or something other than an export; another
                 process is at work there; the place cannot be written.
         """
-        check_writable(self.path.parent)
+        if self.is_folder:
+            check_writable(self.path.parent)
+        else:
+            check_output_file(self.path, "photos" + self.path.suffix)
         with output_lock(self.path):
             with writing(self.path):
                 self._move()
@@ -109,11 +118,11 @@ class Place:
         path = self.path
         if path.is_dir() != self.is_folder and path.exists():
             raise InputError(f"{path} is a {'file' if self.is_folder else 'folder'}; choose another --output.")
+        if self.is_folder and path.exists() and not self.description.is_file() and any(path.iterdir()):
+            raise InputError(f"The folder {quoted(path)} holds other files and no export; choose another --output.")
         taken = next((file for file in (path, self.description) if file.exists()), None)
         if taken is not None and not overwrite:
             raise InputError(f"{taken} is there already; replace it with --overwrite, or choose another --output.")
-        if self.is_folder and path.exists() and not self.description.is_file() and any(path.iterdir()):
-            raise InputError(f"The folder {quoted(path)} holds other files and no export; choose another --output.")
 
 
 def _remove(path: Path) -> None:

@@ -12,9 +12,10 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from PIL import Image
 from torch import Tensor, nn
 
-from apd.data.decode import read_image
+from apd.data.decode import decode_given
 from apd.errors import InputError
 from apd.models import load_clip
+from apd.models.calibration import probabilities
 from apd.models.checkpoint import read_json
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import Prompts, PromptSpec
@@ -56,7 +57,8 @@ class RobustCLIP(
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        record = read_json(folder / CONFIG, str(folder)).get("apd")
+        file = folder / CONFIG
+        record = read_json(file, str(folder)).get("apd") if file.is_file() else None
         if not isinstance(record, dict):
             raise InputError(
                 f"{str(folder)!r} is not an export of this package; apd export --to huggingface writes one."
@@ -83,11 +85,20 @@ class RobustCLIP(
 
     @torch.no_grad()
     def classify(self, images: Sequence[Image.Image]) -> list[dict[str, float]]:
-        """Return the probability of each class, calibrated as the run's, the most probable first, for images of any size."""
+        """Return the probability of each class, calibrated as the run's, the most probable first, for images of any size.
+
+        Raises:
+            InputError: other than PIL images in a list, or one that cannot be read.
+        """
+        if isinstance(images, str | Image.Image) or not all(isinstance(image, Image.Image) for image in images):
+            raise InputError("classify takes a list of PIL images, such as [Image.open('cat.jpg')].")
+        if not images:
+            return []
         how = self.classifier.encoder.info.preprocessing
-        pixels = torch.stack([torch.from_numpy(read_image(image.copy, how).copy()) for image in images])
+        names = [f"images[{index}]" for index in range(len(images))]
+        pixels = decode_given(names, [image.copy for image in images], how)
         logits = self(pixels.float().to(self.classifier.encoder.device) / 255)
-        odds = (logits / self.record.get("temperature", 1.0)).softmax(dim=-1)
+        odds = probabilities(logits / self.record.get("temperature", 1.0), None)
         named = [dict(zip(self.class_names, row, strict=True)) for row in odds.tolist()]
         return [dict(sorted(row.items(), key=lambda entry: -entry[1])) for row in named]
 

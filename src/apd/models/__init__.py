@@ -15,6 +15,7 @@ from apd.models.checkpoint import check_folder
 from apd.models.encoder import DualEncoder, EncoderInfo, Tokens, sha256_of_weights
 from apd.models.preprocessing import Preprocessing
 from apd.models.sources import BUILT_IN, OPEN_CLIP_CONFIG, PREFIXES, is_weights_file, split_tower
+from apd.util.device import pick_device
 from apd.util.hub import hub_or_cache
 from apd.util.plugins import Registry, is_spec
 
@@ -62,10 +63,10 @@ def load_clip(
             device), or ``"package.module:factory"``.
         revision: branch, tag or commit of a hub id.
         dtype: type of the weights; float32 unless asked, whatever the checkpoint was saved in.
-        device: where to put it.
+        device: where to put it; ``auto`` for the best there is.
 
     Raises:
-        InputError: unknown id, broken folder, missing weights, unsupported family.
+        InputError: unknown id, broken folder, missing weights, unsupported family, a device that is not there.
 
     Example:
         >>> import apd
@@ -82,8 +83,8 @@ def load_clip(
         encoder = MODELS.make(name)
         if not isinstance(encoder, DualEncoder):
             raise InputError(f"The model {name!r} makes a {type(encoder).__name__}, not an apd.models.DualEncoder.")
-        return _completed(encoder, name).to(device)
-    return _load(name, revision, dtype).to(device)
+        return _completed(encoder, name).to(pick_device(str(device)))
+    return _load(name, revision, dtype).to(pick_device(str(device)))
 
 
 def _load(name: str, revision: str | None, dtype: torch.dtype) -> DualEncoder:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apd.errors import InputError
+from apd.errors import ApdError, InputError
 
 BINS = 15
 """Bins of equal width for the expected calibration error, as in the paper."""
@@ -89,9 +89,16 @@ class Calibration:
 
 
 def probabilities(logits: Tensor, calibration: Calibration | None) -> Tensor:
-    """Probabilities (B, C) of logits (B, C); calibrated where a calibration is known."""
+    """Probabilities (B, C) of logits (B, C); calibrated where a calibration is known.
+
+    Raises:
+        ApdError: they are not finite.
+    """
     scaled = logits if calibration is None else logits / calibration.temperature
-    return scaled.softmax(dim=-1)
+    shown = scaled.softmax(dim=-1)
+    if not bool(shown.isfinite().all()):
+        raise ApdError("The model gives probabilities that are not finite; apd doctor looks at the machine.")
+    return shown
 
 
 def expected_calibration_error(shown: Tensor, labels: Tensor) -> float:

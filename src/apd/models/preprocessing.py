@@ -14,6 +14,8 @@ from apd.errors import InputError
 from apd.models.checkpoint import check_no_code, read_json, square
 
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+MOST_RESIZED = 25_000_000
+"""Pixels that an image of fewer may have while it is resized: its short side grows to the encoder's, its long side with it."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,22 @@ class Preprocessing:
         return cls(size, size, "squash", "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """An RGB image of (size, size) pixels, not normalised."""
-        filter_ = Image.Resampling[self.interpolation.upper()]
-        if self.mode == "squash":
-            return image.resize((self.size, self.size), filter_)
+        """An RGB image of (size, size) pixels, not normalised.
+
+        Raises:
+            ValueError: an image so long and thin that resizing it would fill the memory.
+        """
         width, height = image.size
-        scale = self.resize / min(width, height)
-        wide, high = max(self.size, round(width * scale)), max(self.size, round(height * scale))
+        wide = high = self.size
+        if self.mode == "crop":
+            scale = self.resize / min(width, height)
+            wide, high = max(wide, round(width * scale)), max(high, round(height * scale))
+        # Pillow first makes the rows wide, then the columns high.
+        if wide * max(height, high) > max(width * height, MOST_RESIZED):
+            raise ValueError(f"{width} x {height} pixels are too long and thin to be resized; crop it")
         left, top = (wide - self.size) // 2, (high - self.size) // 2
-        return image.resize((wide, high), filter_).crop((left, top, left + self.size, top + self.size))
+        resized = image.resize((wide, high), Image.Resampling[self.interpolation.upper()])
+        return resized.crop((left, top, left + self.size, top + self.size))
 
 
 def read_preprocessing(path: Path, image_size: int, source: str) -> Preprocessing:

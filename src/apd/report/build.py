@@ -21,9 +21,10 @@ from apd.report.wall import Gallery, Seen, build_wall, see
 from apd.runs.load import load_run
 from apd.util.device import pick_device
 from apd.util.extras import import_extra
-from apd.util.files import AnyPath, check_writable, write_atomic
+from apd.util.files import AnyPath, write_atomic
 from apd.util.locks import output_lock
 from apd.util.messages import get_logger, speaking
+from apd.util.outputs import check_output_file
 
 log = get_logger("apd.report")
 
@@ -88,13 +89,11 @@ def report(
     """
     chosen, file = ReportSettings(**settings), Path(output)
     import_extra("jinja2", "report", "apd report")
-    if file.is_dir():
-        raise InputError(f"{output} is a folder; give the report a file name, such as {file / 'report.html'}.")
+    check_output_file(file, "report.html")
     if file.suffix.lower() not in ("", ".html", ".htm"):
         raise InputError(f"{output} would be an HTML page by another ending; name it {file.with_suffix('.html')}.")
     if file.is_file() and not _is_page(file):
         raise InputError(f"{output} is not an HTML page, and would be replaced; give the report another file name.")
-    check_writable(file.parent)
     found = read_runs([runs] if isinstance(runs, str | PathLike) else list(runs))
     with speaking(quiet), output_lock(file), ExitStack() as held:
         for facts in found if chosen.curve else ():

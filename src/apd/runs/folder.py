@@ -200,7 +200,7 @@ class Run:
 
         file = self._file("config.yaml")
         if not self._starting and not file.is_file():
-            raise InputError(f"{file} is missing: the run was stopped while it began; start again with --overwrite.")
+            raise InputError(f"{file} is missing; restore it, or start again with --overwrite.")
         return self._starting or (load_recorded(file) if self.finished else load_config(file))
 
     @property

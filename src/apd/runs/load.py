@@ -57,6 +57,12 @@ def load_run(
             raise InputError(
                 f"The CLIP model {what} of {path} cannot be opened ({error.strerror or error})."
             ) from error
+        except InputError as error:
+            if model is not None or not _gone(recorded["source"]):
+                raise
+            raise InputError(
+                f"{error} {path} was trained on it; if it has moved, say where it is now with --model (Python: model=...)."
+            ) from error
     found = describe_encoder(encoder.info)
     for key in ("weights_sha256", "tokenizer_sha256", "preprocessing"):
         if found[key] != recorded[key]:
@@ -69,6 +75,11 @@ def load_run(
     prompts.requires_grad_(False)
     learned = prompts.to(encoder.device) if prompts.state_dict() else None
     return PromptedCLIP(encoder, learned, run.manifest["class_names"], run.manifest["templates"]).eval()
+
+
+def _gone(source: str) -> bool:
+    """Whether a recorded source names a folder or a file, as a model or its tower, that is not there."""
+    return any(Path(place).is_absolute() and not Path(place).exists() for place in source.split("+"))
 
 
 def is_run(source: str | Path) -> bool:

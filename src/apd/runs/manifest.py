@@ -46,6 +46,8 @@ _SHAPE = {
 _OF_A_FINISHED_RUN = (
     *("model", "data", "class_names", "templates", "prompts", "prompts_sha256", "seeds", "versions", "summary"),
 )
+_LEAST_TEMPERATURE = 0.01
+"""As of `Calibration.fit`; far beyond it, probabilities are not finite."""
 _LONGEST_NAME = 10_000
 """Characters of a class name or a template; CLIP reads about 77 words."""
 
@@ -68,7 +70,7 @@ def check_manifest(manifest: dict[str, Any], file: Path, way_out: str) -> None:
                 f"{file} is damaged (one of {key} has {len(long)} characters: {short(long, 40)}); {way_out}."
             )
     temperature = manifest.get("calibration", {}).get("temperature", 1.0)
-    if not temperature > 0:
+    if not _LEAST_TEMPERATURE <= temperature <= 1 / _LEAST_TEMPERATURE:
         raise InputError(f"{file} is damaged (calibration.temperature is {temperature:g}); {way_out}.")
 
 

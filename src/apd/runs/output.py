@@ -58,6 +58,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         InputError: no run folder, a damaged one, one of another version.
     """
     file = folder / "run.json"
+    if folder.is_file():
+        raise InputError(f"{str(folder)!r} is a file; give the folder of a run.")
     if not folder.is_dir():
         raise InputError(f"No run folder {str(folder)!r}; apd train … --output {quoted(folder)} makes one.")
     if not file.is_file():

@@ -19,7 +19,7 @@ from apd.serve.body import read_images
 from apd.serve.docs_page import HEADERS, render_docs
 from apd.serve.metrics import Metrics
 from apd.serve.model import Pixels, Served
-from apd.serve.refused import Refused
+from apd.serve.refused import BUSY, Refused
 from apd.serve.schema import Answer, Description, Status, problems, request_body
 from apd.serve.settings import ServeSettings
 from apd.util.messages import get_logger
@@ -57,13 +57,13 @@ class Service:
 
     async def _classify(self, request: Request) -> list[dict[str, Any]]:
         if self.active > self.settings.max_requests:
-            raise Refused(503, "The server is busy; send the request again in a second.")
+            raise Refused(503, BUSY)
         images = await read_images(request, self.settings, self._decode)
         try:
             async with asyncio.timeout(self.settings.timeout):
                 shown = await self.batcher.classify(images)
         except TimeoutError as error:
-            raise Refused(503, "The server is busy; send the request again in a second.") from error
+            raise Refused(503, BUSY) from error
         return [self._result(values) for values in shown]
 
     async def _decode(self, file: bytes, name: str) -> Pixels:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from apd.serve.metrics import Metrics
 from apd.serve.model import Pixels
-from apd.serve.refused import Refused
+from apd.serve.refused import BUSY, Refused
 
 Model = Callable[[Sequence[Pixels]], list[list[float]]]
 
@@ -68,7 +68,7 @@ class Batcher:
             Refused: too many images wait already, or the server is stopping.
         """
         if self._closed or self._queue.qsize() + len(images) > self._queued:
-            raise Refused(503, "The server is busy; send the request again in a second.")
+            raise Refused(503, BUSY)
         waiting = [_Waiting(pixels) for pixels in images]
         for one in waiting:
             self._queue.put(one)

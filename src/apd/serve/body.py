@@ -16,7 +16,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from apd.serve.model import Pixels
-from apd.serve.refused import Refused
+from apd.serve.refused import BUSY, Refused
 from apd.serve.settings import ServeSettings
 from apd.util.text import printable
 
@@ -47,6 +47,8 @@ async def read_images(request: Request, settings: ServeSettings, decode: Decode)
             async with asyncio.timeout(settings.timeout):
                 return await _read(stream, form, settings, decode)
         except TimeoutError as error:
+            if form.decoding:  # the body is here; other requests keep the decoders busy
+                raise Refused(503, BUSY) from error
             raise Refused(
                 408, f"The body took longer than {settings.timeout:g} seconds; send fewer or smaller images."
             ) from error
@@ -84,8 +86,10 @@ async def _read(stream: AsyncIterator[bytes], form: _Form, settings: ServeSettin
         if length > settings.body_bytes:
             raise _too_long(settings)
         form.write(chunk)
+        form.decoding = True
         for name, file in form.take():
             images.append(await decode(file, name))
+        form.decoding = False
     form.check_end()
     return images
 
@@ -118,6 +122,8 @@ class _Form:
         self._header, self._value, self._disposition, self._part = bytearray(), bytearray(), b"", bytearray()
         self._whole: list[tuple[str, bytes]] = []
         self._count, self._ended, self._name = 0, False, ""
+        self.decoding = False
+        """Whether an image is waited for that is here already."""
         try:
             self._parser = MultipartParser(
                 boundary,

@@ -8,10 +8,10 @@ from io import BytesIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from apd.data.decode import read_image
-from apd.errors import ApdError
+from apd.data.unreadable import reason
 from apd.models.calibration import Calibration, probabilities
 from apd.models.classifier import PromptedCLIP
 from apd.serve.refused import Refused
@@ -20,7 +20,7 @@ Pixels = NDArray[np.uint8]
 """An image as the encoder wants it: (3, size, size)."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that are read. Pillow knows more, some of which start other programs (EPS)."""
-_READABLE = "JPEG, PNG, WebP, GIF, BMP and TIFF images can be read"
+_READABLE = " Send JPEG, PNG, WebP, GIF, BMP or TIFF."
 
 
 class Served:
@@ -58,11 +58,12 @@ class Served:
         try:
             return read_image(opened, self.preprocessing)
         except (Image.DecompressionBombError, MemoryError) as error:
-            raise Refused(
-                413, f"{name} has more than {most_pixels / 1e6:g} million pixels; send a smaller one."
-            ) from error
+            too_large = f"has more than {most_pixels / 1e6:g} million pixels"
+            why = "needs more memory than there is" if isinstance(error, MemoryError) else too_large
+            raise Refused(413, f"{name} {why}; send a smaller one.") from error
         except Exception as error:  # Pillow's decoders raise nearly everything for a broken file
-            raise Refused(422, f"{name} is damaged or is not an image; {_READABLE}.") from error
+            hint = _READABLE if isinstance(error, UnidentifiedImageError) else ""
+            raise Refused(422, f"{name} cannot be read ({reason(error)}).{hint}") from error
 
     def classify(self, images: Sequence[Pixels]) -> list[list[float]]:
         """Probabilities of all classes, image by image.
@@ -73,7 +74,5 @@ class Served:
         pixels = torch.from_numpy(np.stack(images)).to(self.device).float() / 255
         with torch.no_grad():
             shown = probabilities(self._frozen(pixels), self.calibration)
-        if not bool(shown.isfinite().all()):
-            raise ApdError("The model gives probabilities that are not finite.")
         found: list[list[float]] = shown.tolist()
         return found

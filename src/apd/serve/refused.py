@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+BUSY = "The server is busy; send the request again in a second."
+
 
 class Refused(Exception):
     """A request that is not answered.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from apd.data.decode import quiet_pillow
 from apd.errors import InputError
 from apd.serve.settings import ServeSettings
 
@@ -52,4 +53,5 @@ def serve(app: FastAPI, at: socket.socket, settings: ServeSettings) -> None:
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=end
     )
-    uvicorn.Server(config).run(sockets=[at])
+    with quiet_pillow():
+        uvicorn.Server(config).run(sockets=[at])

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from apd.errors import InputError
 
 _MEGA = 2**20
+_MEGAPIXELS = 178
+"""Pillow refuses images of more."""
 _HEADERS = 2048
 """Bytes around each image in a multipart body, at most."""
 
@@ -42,6 +44,8 @@ class ServeSettings:
         for name in ("max_image_mb", "max_images", "max_megapixels", "timeout", "max_batch", "max_requests"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} must be above 0, got {getattr(self, name)}.")
+        if self.max_megapixels > _MEGAPIXELS:
+            raise InputError(f"max_megapixels must be at most {_MEGAPIXELS}, got {self.max_megapixels:g}.")
         if not 0 <= self.max_wait_ms <= 1000 * self.timeout:
             raise InputError(f"max_wait_ms must be between 0 and the timeout, got {self.max_wait_ms}.")
         if self.abstain_below is not None and not 0 <= self.abstain_below <= 1:

@@ -17,7 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -34,6 +36,14 @@ class VisualTokens(nn.ParameterList):
         rows, tokens = inputs[0], self[depth]
         own = rows[:, : rows.shape[1] - len(tokens)]
         return torch.cat([own, tokens.expand(len(rows), -1, -1)], dim=1), *inputs[1:]
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Make an image RGB as in training: upright by its EXIF, transparency on white, 16-bit grey scaled to 8 bits."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray(((np.asarray(image, np.uint32) + 128) // 257).astype(np.uint8))
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
 
 
 def load(folder: str | Path = Path(__file__).parent) -> tuple[Any, Any, Tensor, list[str]]:
@@ -56,5 +66,6 @@ def load(folder: str | Path = Path(__file__).parent) -> tuple[Any, Any, Tensor, 
     how, resize = about["preprocessing"], preprocess.transforms[0]
     if how["mode"] == "crop":  # open_clip's own resizes to the size of the crop
         preprocess.transforms[0] = type(resize)(how["resize"], interpolation=resize.interpolation)
+    preprocess.transforms.insert(0, to_rgb)  # open_clip's own drops EXIF and transparency
     features = load_file(folder / "class_features.safetensors")["class_features"]
     return model.eval(), preprocess, features, about["class_names"]
