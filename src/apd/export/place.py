@@ -111,7 +111,9 @@ class Place:
             raise InputError(f"{path} is a {'file' if self.is_folder else 'folder'}; choose another --output.")
         taken = next((file for file in (path, self.description) if file.exists()), None)
         if taken is not None and not overwrite:
-            raise InputError(f"{taken} is there already; replace it with --overwrite, or choose another --output.")
+            raise InputError(
+                f"{taken} is there already; replace it with --overwrite (Python: overwrite=True), or choose another --output."
+            )
         if self.is_folder and path.exists() and not self.description.is_file() and any(path.iterdir()):
             raise InputError(f"The folder {quoted(path)} holds other files and no export; choose another --output.")
 
