@@ -78,6 +78,8 @@ def test_differences_are_paired(pair: tuple[Path, Path], cli: Cli) -> None:
     assert (clean.only_a, clean.only_b, attacked.only_a, attacked.only_b) == (0, 2, 0, 0)
     assert clean.difference == round(200 / n, 2) and clean.interval[0] <= clean.difference <= clean.interval[1]
     assert (clean.p, attacked.p, attacked.difference) == (0.5, 1.0, 0.0)
+    table = found._repr_html_()
+    assert table.count("<tr>") == 3 and f"{clean.difference:+.1f} [" in table and "pgd-1 linf 1/255" in table
     printed = cli("compare", *pair, "--json")
     assert printed.code == 0, printed.err
     (record,) = json.loads(printed.out)["comparisons"]

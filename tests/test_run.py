@@ -98,7 +98,7 @@ def test_overwrite_keeps_finished_work_until_there_is_new(
     finished: Run, config: RunConfig, manifest: dict[str, Any]
 ) -> None:
     before = content(finished.path)
-    with refused(str(finished.path), "--overwrite"):
+    with refused(str(finished.path), "--overwrite", "overwrite=True"):
         Run.create(finished.path, config, manifest)
     new = Run.create(finished.path, config, manifest, overwrite=True)
     assert content(finished.path) == before
@@ -267,11 +267,11 @@ def test_a_place_that_is_taken_says_how_to_resume_only_what_is_unfinished(
 ) -> None:
     unfinished = Run.create(tmp_path / "half done", config, manifest)
     unfinished.log({"step": 1})
-    with refused(f"apd train --output '{unfinished.path}' --resume", "--overwrite"):
+    with refused(f"apd train --output '{unfinished.path}' --resume", "resume=True", "--overwrite", "overwrite=True"):
         check_output(unfinished.path)
     with pytest.raises(InputError) as error:
         check_output(finished.path)
-    assert "--overwrite" in str(error.value) and "--resume" not in str(error.value)
+    assert "--overwrite" in str(error.value) and "resume" not in str(error.value)
 
 
 def test_resume_refuses_other_settings_model_and_data(

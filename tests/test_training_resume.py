@@ -51,7 +51,7 @@ def test_an_interrupted_run_resumes_bit_identical(
             os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C in the middle of a step: answered at its end
 
     monkeypatch.setattr(Run, "log", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"^3 of \d+ steps are kept; .*broken', resume=True"):
         start(tmp_path / "broken", shallow, colours, *extra)
     assert saves == ([3] if "train.attack.kind=free" in extra else [1, 2, 3])
     monkeypatch.undo()

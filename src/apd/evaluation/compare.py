@@ -72,6 +72,12 @@ class Comparison:
         """All of it as JSON values."""
         return asdict(self)
 
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+        from apd.evaluation.shown import comparison_html
+
+        return comparison_html(self)
+
 
 def compare_runs(runs: Sequence[AnyPath]) -> list[Comparison]:
     """Compare each run with the first, from what their folders keep: no model is loaded and no attack is run.

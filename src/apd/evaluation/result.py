@@ -183,7 +183,7 @@ class Result(ResultRecord):
         """The table and the health checks for notebooks."""
         from apd.evaluation.shown import result_html
 
-        return result_html(self, [line for line, _ in (self._headline(), *self._notes())])
+        return result_html(self, [line for line, _ in (self._headline(), *self._notes("see result.checks"))])
 
     def __str__(self) -> str:
         """The table as plain text."""
@@ -229,8 +229,8 @@ class Result(ResultRecord):
         style = {True: "green", False: "bold red", None: "yellow"}[self.reliable]
         return f"reliable: {self.reliability.describe()}", style
 
-    def _notes(self) -> Iterator[tuple[str, str]]:
-        """Lines below the table, and their style: a line on the health checks, and one on each that failed."""
+    def _notes(self, checks: str = "--json has them") -> Iterator[tuple[str, str]]:
+        """Lines below the table, and their style; ``checks`` says where the health checks can be read."""
         for name, score in self.attacks.items():
             # What was kept may be of more images than are asked for now.
             earlier = f"{score.seconds_earlier:.0f} s in earlier calls" if score.seconds_earlier else ""
@@ -249,7 +249,7 @@ class Result(ResultRecord):
             warning = f", {counted(len(failed) - count, 'warning')}" if count < len(failed) else ""
             yield f"Health checks: {count} of {len(judged)} failed{warning}.", "bold red" if count else "yellow"
         elif judged:
-            yield f"Health checks: all {len(judged)} passed (--json has them).", "green"
+            yield f"Health checks: all {len(judged)} passed ({checks}).", "green"
         for check in failed:
             mark, style = ("WARN", "yellow") if check.warns else ("FAIL", "red")
             yield f"{mark} {check.name}: {check.message}", style

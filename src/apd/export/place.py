@@ -122,7 +122,9 @@ class Place:
             raise InputError(f"The folder {quoted(path)} holds other files and no export; choose another --output.")
         taken = next((file for file in (path, self.description) if file.exists()), None)
         if taken is not None and not overwrite:
-            raise InputError(f"{taken} is there already; replace it with --overwrite, or choose another --output.")
+            raise InputError(
+                f"{taken} is there already; replace it with --overwrite (Python: overwrite=True), or choose another --output."
+            )
 
 
 def _remove(path: Path) -> None:

@@ -10,6 +10,7 @@ from apd.report.certified import certified_views
 from apd.report.charts import Chart, Line, line_chart
 from apd.report.facts import Confusion, RunFacts, eps_curve, per_class, series, training_log, versus_zero_shot
 from apd.runs.learners import FORMS
+from apd.runs.manifest import TRAIN_AGAIN
 from apd.util.progress import pretty_seconds
 from apd.util.tensors import read_tensors
 from apd.util.text import quoted
@@ -177,7 +178,7 @@ def _cost(facts: RunFacts) -> dict[str, Any]:
 def _cost_of_training(facts: RunFacts) -> dict[str, str]:
     manifest = facts.run.manifest
     file = facts.run.path / "prompts.safetensors"
-    tensors, _ = read_tensors(file, "train again with --overwrite")
+    tensors, _ = read_tensors(file, TRAIN_AGAIN)
     data = manifest["data"]
     return {
         "training": pretty_seconds(manifest["seconds"]) if "seconds" in manifest else "not recorded",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = get_logger("apd.runs")
 
-_WAY_OUT = "start this run again with --overwrite"
+_WAY_OUT = "start this run again with --overwrite (Python: overwrite=True)"
 _SHAPE = {"step": COUNT, "metrics_bytes": COUNT, "seconds?": NUMBER, "state": {}}
 
 Checkpoint = tuple[dict[str, "Tensor"], dict[str, Any]]

@@ -70,7 +70,7 @@ def check_same(
         if before.get(key) != now.get(key) and not key.startswith(_FREE) and key not in free:
             raise InputError(
                 f"{path} was started with {key}={before.get(key)}, now {now.get(key)}; --resume continues with the same "
-                "settings. Drop the change, or start again with --overwrite."
+                "settings. Drop the change, or start again with --overwrite (Python: overwrite=True)."
             )
     old, new = manifests
     for key in ("model", "teachers", "data", "class_names", "templates"):
@@ -95,7 +95,7 @@ def _flat_settings(config: RunConfig) -> dict[str, Any]:
 def _other(path: Path, differing: str, source: str) -> str:
     """Say what is not that of the run, and what may be done."""
     if not differing.startswith("data."):
-        return f"{path} was started with another {differing}; start again with --overwrite."
+        return f"{path} was started with another {differing}; start again with --overwrite (Python: overwrite=True)."
     from apd.data.dataset import IN_MEMORY  # which imports torch, as nothing else here does
 
     what = "" if differing.startswith(_IDS) else f": {differing}"
@@ -106,5 +106,5 @@ def _other(path: Path, differing: str, source: str) -> str:
     )
     return (
         f"{path} was started with other images than {source} gives now{what}. Put them back, {named}or start again with "
-        "--overwrite."
+        "--overwrite (Python: overwrite=True)."
     )

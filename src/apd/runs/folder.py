@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from apd.errors import ApdError, InputError
 from apd.runs.checkpoint import Checkpoints
 from apd.runs.differences import check_same, moved
-from apd.runs.manifest import read_result
+from apd.runs.manifest import TRAIN_AGAIN, read_result
 from apd.runs.output import FORMAT, check_output, clear, finite, read_manifest, summary_files, summary_name, taken
 from apd.util.files import AnyPath, sync_file, write_atomic, writing
 from apd.util.locks import FolderLock, tidy
@@ -200,7 +200,7 @@ class Run:
 
         file = self._file("config.yaml")
         if not self._starting and not file.is_file():
-            raise InputError(f"{file} is missing; restore it, or start again with --overwrite.")
+            raise InputError(f"{file} is missing; restore it, or {TRAIN_AGAIN}.")
         return self._starting or (load_recorded(file) if self.finished else load_config(file))
 
     @property
@@ -288,7 +288,7 @@ class Run:
             InputError: a missing or damaged file, or one that is not the finished run's own.
         """
         file = self._file("prompts.safetensors")
-        tensors, _ = read_tensors(file, "train again with --overwrite", most=_LARGEST_PROMPTS)
+        tensors, _ = read_tensors(file, TRAIN_AGAIN, most=_LARGEST_PROMPTS)
         digest = self.manifest.get("prompts_sha256")
         if digest is not None and digest != sha256_of_file(file):
             raise InputError(

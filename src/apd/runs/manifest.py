@@ -10,6 +10,7 @@ from apd.util.files import read_json
 from apd.util.shape import COUNT, NUMBER, TEXT, TRUTH, Each, Table, check_shape
 from apd.util.text import short
 
+TRAIN_AGAIN = "train again with --overwrite (Python: overwrite=True)"
 RESULT_WAY_OUT = "remove it and evaluate again: apd evaluate RUN"
 """What to do about the damaged file of an evaluation."""
 _ANYTHING: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from apd.errors import InputError
-from apd.runs.manifest import check_manifest
+from apd.runs.manifest import TRAIN_AGAIN, check_manifest
 from apd.util.files import check_writable, read_json, writing
 from apd.util.progress import counted
 from apd.util.text import quoted
@@ -31,7 +31,6 @@ _OWN = (
     "run.json",
 )
 _LONGEST_NAME = 180
-_WAY_OUT = "train again with --overwrite"
 FORMAT = 1
 """Version of the run folder; a folder of another version is refused."""
 
@@ -64,17 +63,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"No run folder {str(folder)!r}; apd train … --output {quoted(folder)} makes one.")
     if not file.is_file():
         raise InputError(f"{str(folder)!r} is not a run folder (it has no run.json); {_way_to_a_run(folder)}.")
-    manifest = read_json(file, _WAY_OUT)
+    manifest = read_json(file, TRAIN_AGAIN)
     try:
         version, _ = manifest["format"], manifest["status"]
     except (KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged ({error}); {_WAY_OUT}.") from error
+        raise InputError(f"{file} is damaged ({error}); {TRAIN_AGAIN}.") from error
     if version != FORMAT:
         raise InputError(
             f"{str(folder)!r} is a run folder of version {version}, this apd reads version {FORMAT}; "
-            "use the apd it was made with (versions.apd in its run.json) or train again with --overwrite."
+            f"use the apd it was made with (versions.apd in its run.json) or {TRAIN_AGAIN}."
         )
-    check_manifest(manifest, file, _WAY_OUT)
+    check_manifest(manifest, file, TRAIN_AGAIN)
     found: dict[str, Any] = manifest
     return found
 
@@ -114,11 +113,12 @@ def taken(folder: Path) -> str:
     return _unfinished(folder)
 
 
-_OTHERS = "replace it with --overwrite, or choose another --output."
+_OTHERS = "replace it with --overwrite, or choose another --output (Python: overwrite=True, output=)."
 
 
 def _unfinished(folder: Path) -> str:
-    return f"{folder} holds an unfinished run; resume with: apd train --output {quoted(folder)} --resume; or {_OTHERS}"
+    how = f"apd train --output {quoted(folder)} --resume (Python: resume=True)"
+    return f"{folder} holds an unfinished run; resume with: {how}; or {_OTHERS}"
 
 
 def _is_ours(file: Path) -> bool:

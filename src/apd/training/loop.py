@@ -240,8 +240,15 @@ class Loop:
             if step == 0 or due(self.settings.checkpoint_every) or self.stop:
                 self._checkpoint(done, optimizer)
             if self.stop and (done < self.steps or self.run is None):
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(*self._how_to_resume(done))
         return self.summary
+
+    def _how_to_resume(self, done: int) -> tuple[str, ...]:
+        """What a notebook shows below a stopped cell; nothing where nothing is kept."""
+        if self.run is None:
+            return ()
+        path = str(self.run.path)
+        return (f"{done} of {self.steps} steps are kept; the same call with output={path!r}, resume=True continues.",)
 
     def _keep_last_good(self, step: int, start: int, optimizer: Any, error: Diverged) -> None:
         """Save the state before a step that was not taken; that of an attack that carries images is past it already."""
@@ -379,7 +386,8 @@ class Loop:
         own = {name.removeprefix("method."): tensor for name, tensor in tensors.items() if name.startswith("method.")}
         if own.keys() != self.method.state().keys():
             raise InputError(
-                f"The checkpoint in {self.run.path if self.run else ''} is of another method; start again with --overwrite."
+                f"The checkpoint in {self.run.path if self.run else ''} is of another method; start again with --overwrite "
+                "(Python: overwrite=True)."
             )
         self.method.restore(own)
         if "pseudo_labels" in tensors:
