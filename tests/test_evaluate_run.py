@@ -47,6 +47,14 @@ def test_evaluate_run_takes_other_data_and_settings(run: Path, tmp_path: Path) -
     assert set(result.per_class) <= {"dark", "bright"}
 
 
+def test_the_runs_own_budget_is_doubted_in_another_norm(run: Path, cli: Cli) -> None:
+    attack = ("--attack", "pgd-1", "--limit", 4, "--device", "cpu", "--norm", "l2")
+    wording = ("wording", run, "--change", "templates", "--attack", "pgd-1", "--limit", 4, "--norm", "l2")
+    for line in (("evaluate", run, *attack), wording):
+        assert "eps 1/255 within l2" in cli(*line).err
+        assert "within l2 is that" not in cli(*line, "--eps", "0.5").err
+
+
 @pytest.mark.parametrize(
     ("setting", "known"), [({"atacks": "pgd-1"}, "attacks"), ({"devise": "cpu"}, "device"), ({"dat": "x"}, "data")]
 )

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from apd.attacks.threat import ThreatModel, format_eps, parse_eps
+from apd.attacks.threat import Norm, ThreatModel, format_eps, parse_eps
 from apd.errors import InputError
 
 from .refusals import meant, refused
@@ -113,3 +113,15 @@ def test_ascend_is_the_steepest_step() -> None:
     assert ThreatModel(0.1).ascend(x, gradient, 0.5).tolist() == [[[[0.5, -0.5]]], [[[0.0, 0.0]]]]
     l2 = ThreatModel(0.1, "l2").ascend(x, gradient, 0.5)
     torch.testing.assert_close(l2, torch.tensor([[[[0.3, -0.4]]], [[[0.0, 0.0]]]]))
+
+
+@pytest.mark.parametrize(
+    ("eps", "norm", "doubtful"),
+    [
+        *((1 / 255, "l2", True), (0.5 / 255, "l1", True), (16 / 255, "l2", True), (1 / 255, "linf", False)),
+        *((0.5, "l2", False), (0.05, "l2", False), (12.0, "l1", False), (0.0, "l2", False), (17 / 255, "l2", False)),
+    ],
+)
+def test_a_budget_of_linf_is_doubted_in_another_norm(eps: float, norm: Norm, doubtful: bool) -> None:
+    doubt = ThreatModel(eps, norm).doubt()
+    assert (doubt is not None) == doubtful and (doubt is None or norm in doubt)

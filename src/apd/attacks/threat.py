@@ -92,6 +92,16 @@ class ThreatModel:
             raise InputError(f"norm must be linf, l2 or l1, got {self.norm!r}.")
         parse_eps(self.eps, self.norm)
 
+    def doubt(self) -> str | None:
+        """Return a warning if eps looks like an Linf budget, 0.5/255 to 16/255, which another norm gives to the whole image."""
+        halves = self.eps * 255 * 2
+        if self.norm == "linf" or not 0 < halves <= 32 or abs(halves - round(halves)) > 1e-6:
+            return None
+        return (
+            f"eps {format_eps(self.eps)} within {self.norm} is that of the whole image, next to no change: any model withstands "
+            f"it. Give --eps of this norm, such as {'0.5' if self.norm == 'l2' else '12'}."
+        )
+
     def _each(self, length: float, like: Tensor) -> float | Tensor:
         """``length`` times each image's share, to go with images ``like`` (B,...)."""
         return length if self.shares is None else _per_sample(length * self.shares, like)

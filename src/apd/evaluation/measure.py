@@ -86,6 +86,8 @@ def evaluate(
     check_dataset(data)
     chosen = parse_settings(settings)
     with speaking(chosen.quiet):
+        if chosen.adversarial and (doubt := chosen.threat.doubt()):
+            log.warning(doubt)
         data = part_of(data, chosen.classes)
         chosen = chosen.model_copy(update={"classes": data.settings.classes})
         check_data(classifier, data, chosen.split)

@@ -191,6 +191,8 @@ def _read(
         log.warning(data.shortage())
     if copies := about_copies(data):
         log.warning(copies)
+    if doubt := config.train.threat.doubt():
+        log.warning(doubt)
     images = decode(clip, data, config.data.skip_bad_images, show=True)
     _tell_skipped(data, images)
     return clip, data, images

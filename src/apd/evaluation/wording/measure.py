@@ -76,6 +76,8 @@ def evaluate_wording(
     sources = _sources(chosen, synonyms, templates, words)
     started = time.perf_counter()
     with speaking(chosen.quiet):
+        if chosen.attack != "clean" and (doubt := chosen.evaluation.threat.doubt()):
+            log.warning(doubt)
         data = part_of(data, chosen.classes)
         samples = decode_sample(classifier, data, chosen)
         kept = Store(None if store is None else Path(store))
