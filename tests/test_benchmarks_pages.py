@@ -76,6 +76,33 @@ def test_a_section_is_replaced_and_a_page_without_markers_refused(tmp_path: Path
         between_markers(page, "new")
 
 
+def few_labels() -> dict[str, str]:
+    """The parts of the page's section on few labels, by their titles; the first has none."""
+    section = (ROOT / "docs" / "results.md").read_text().split("## Few labels")[1].split("\n## ")[0]
+    first, *others = section.split("\n### ")
+    return {"": first, **dict(part.split("\n", 1) for part in others)}
+
+
+def table_of(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+
+
+def test_the_growth_over_unlabelled_images_is_that_of_the_committed_outcomes() -> None:
+    parts = (ROOT / "docs" / "results" / "growth" / "table.md").read_text().replace("**", "").split("\n### ")
+    _, *rows = table_of(few_labels()["More unlabelled images"])
+    assert len(rows) == 9
+    for data, images, *values in rows:
+        title = f"{data}, 4 shots, {images.replace(',', '')} unlabelled images\n"
+        (part,) = (part for part in parts if part.startswith(title))
+        figures, differences = (table_of(half) for half in part.split("| difference to apd |"))
+        measured = {name: " / ".join(found) for name, _, *found in figures}
+        assert values == [
+            measured["apd"],
+            measured["control"],
+            dict((row[0], row[-1]) for row in differences)["control"],
+        ]
+
+
 def test_the_means_over_shots_are_those_of_the_committed_outcomes() -> None:
     text = (ROOT / "docs" / "results" / "few-shot" / "table.md").read_text()
     found, less = {}, {}
@@ -86,11 +113,8 @@ def test_the_means_over_shots_are_those_of_the_committed_outcomes() -> None:
             apart = re.search(r"^\| control \|.*\| \**-([\d.]+) \[-([\d.]+), -([\d.]+)\] worse\** \|$", part, re.M)
             assert apart is not None
             less[title[1]] = "{0} [{2}, {1}]".format(*apart.groups())
-    section = (ROOT / "docs" / "results.md").read_text().split("## Few labels")[1].split("\n## ")[0]
-    tables = [
-        [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines() if line.startswith("| ")]
-        for part in section.split("### A linear probe as teacher")
-    ]
+    parts = few_labels()
+    tables = [table_of(parts[name]) for name in ("", "A linear probe as teacher")]
     assert [row[0] for row in tables[0]] == ["shots", "1", "2", "4", "8", "16"]
     for head, *rows in tables:
         names = [name for name in head[1:] if "less" not in name]
