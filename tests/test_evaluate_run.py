@@ -16,6 +16,7 @@ from apd.data import Dataset
 from apd.data.settings import DataSettings
 from apd.util.messages import get_logger
 
+from .command_line import QUICK as SHORT
 from .command_line import Cli
 from .models import save_colours
 from .refusals import meant, refused
@@ -52,7 +53,15 @@ def test_the_runs_own_budget_is_doubted_in_another_norm(run: Path, cli: Cli) -> 
     wording = ("wording", run, "--change", "templates", "--attack", "pgd-1", "--limit", 4, "--norm", "l2")
     for line in (("evaluate", run, *attack), wording):
         assert "eps 1/255 within l2" in cli(*line).err
-        assert "within l2 is that" not in cli(*line, "--eps", "0.5").err
+        assert "within l2 is the length" not in cli(*line, "--eps", "0.5").err
+
+
+def test_a_training_doubts_a_budget_of_linf_in_another_norm(
+    cli: Cli, colours: Path, shallow_folder: Path, tmp_path: Path
+) -> None:
+    line = ("train", colours, "--model", shallow_folder, *SHORT, "--set", "train.norm=l2")
+    assert "eps 1/255 within l2" in cli(*line, "--output", tmp_path / "a").err
+    assert "within l2 is the length" not in cli(*line, "--eps", "0.5", "--output", tmp_path / "b").err
 
 
 @pytest.mark.parametrize(

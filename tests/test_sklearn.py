@@ -181,6 +181,13 @@ def test_the_seed_decides_and_a_pickled_classifier_answers_alike(
     assert clone(model).epochs == 1 and not hasattr(clone(model), "classes_")
 
 
+def test_images_of_generators_are_those_of_lists(shallow_folder: Path, photos: tuple[list[str], list[str]]) -> None:
+    files, labels = photos
+    listed = small(str(shallow_folder), epochs=1, unlabelled=files).fit(files, labels)
+    drawn = small(str(shallow_folder), epochs=1, unlabelled=iter(files)).fit(iter(files), labels)
+    np.testing.assert_array_equal(drawn.predict_proba(iter(files)), listed.predict_proba(files))
+
+
 @pytest.mark.parametrize(
     ("change", "X", "y", "told"),
     [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -125,7 +125,7 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         Raises:
             InputError: images and labels that do not fit together, fewer than two classes, an unknown setting.
         """
-        labels = self._labels(y)
+        labels, X = self._labels(y), _held(X)
         self._check_settings()
         classes, codes = np.unique(labels, return_inverse=True)
         seed = self._seed()
@@ -212,9 +212,8 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
     def _training_data(self, images: ImageSet, first: Sequence[int], names: tuple[str, ...], seed: int) -> Dataset:
         source, templates = f"{IN_MEMORY}{NAME}", tuple(self.templates or DEFAULT_TEMPLATES)
-        once = images.select(
-            sorted(set(first))
-        )  # an image that is there twice is in one split only, if others are there
+        # An image that is there twice is in one split only, if others are there.
+        once = images.select(sorted(set(first)))
         if int(once.labels.bincount().max()) < 2:
             once, first = images, range(len(images))
         pools = Pools(NAME, source, names, once, None, ImageSet.empty(), templates, train_only=True)
@@ -229,8 +228,8 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         if isinstance(self.unlabelled, str | Path):
             found = load_unlabelled(as_unlabelled(self.unlabelled))
             return replace(data, unlabelled=without_known(found, data, (), same_source=False))
-        count = len(self.unlabelled)
-        return replace(data, unlabelled=anonymous(_images(self.unlabelled, np.zeros(count, np.int64), "unlabelled")))
+        more = _held(self.unlabelled)
+        return replace(data, unlabelled=anonymous(_images(more, np.zeros(len(more), np.int64), "unlabelled")))
 
     def __sklearn_tags__(self) -> Any:
         """Say that images go in, not tables, and that scikit-learn's checks of tables do not apply."""
@@ -254,6 +253,11 @@ def _images(X: Pictures, codes: NDArray[Any], split: str) -> ImageSet:
         raise InputError("X has no images.")
     ids = tuple(f"{NAME}/{split}/{index:06d}" for index in range(len(sources)))
     return ImageSet(ids, torch.from_numpy(codes.astype(np.int64)), sources)
+
+
+def _held(X: Pictures) -> Pictures:
+    """Images that can be gone through more than once; a generator gives its own once."""
+    return list(X) if isinstance(X, Iterator) else X
 
 
 def _repeats(X: Pictures, codes: NDArray[Any]) -> list[int]:
@@ -286,7 +290,7 @@ def _sources(X: Pictures) -> tuple[tuple[Source, ...], list[str]]:
         )
     if not isinstance(X, Iterable):
         raise InputError(f"X must be a list of images, got {short(X)}.")
-    given = list(enumerate(X))  # a generator gives its images once
+    given = list(enumerate(_held(X)))
     found = tuple(_source(image, index) for index, image in given)
     names = [str(image) if isinstance(image, str | Path) else f"X[{index}]" for index, image in given]
     return found, names

@@ -98,8 +98,8 @@ class ThreatModel:
         if self.norm == "linf" or not 0 < halves <= 32 or abs(halves - round(halves)) > 1e-6:
             return None
         return (
-            f"eps {format_eps(self.eps)} within {self.norm} is that of the whole image, next to no change: any model withstands "
-            f"it. Give --eps of this norm, such as {'0.5' if self.norm == 'l2' else '12'}."
+            f"eps {format_eps(self.eps)} within {self.norm} is the length of the whole image's change, next to none, which says "
+            f"little about a model. Give --eps of this norm, such as {'0.5' if self.norm == 'l2' else '12'}."
         )
 
     def _each(self, length: float, like: Tensor) -> float | Tensor:
