@@ -88,7 +88,7 @@ def test_images_may_lie_in_a_folder_beside_and_need_no_label_if_unlabelled(folde
             ["lines 2 and 4", "one split"],
         ),
         ("path,label", ["img/red0.png,a", "img/red1.png,"], ["'label'", "line 3"]),
-        ("path,label", ["img/red0.png,a", "img/red1.png,a,b"], ["line 3", "3 instead of 2", "','"]),
+        ("path,label", ["img/red0.png,a", "img/red1.png,a,b"], ["line 3", "3 values", "2 columns", "','"]),
         ("path,label", ["../img/red0.png,a", "img/red1.png,b"], ["../img/red0.png"]),
         ("path,label", ["/etc/passwd,a", "img/red1.png,b"], ["/etc/passwd"]),
         ("path,label", ["img/none.png,a", "img/red1.png,b"], ["img/none.png"]),

@@ -109,7 +109,7 @@ def find(name: str) -> EvaluationAttack:
     'pgd-20'
     """
     if name == "clean":
-        raise InputError("clean leaves images as they are; name an attack that changes them, such as pgd-20.")
+        raise InputError("clean does not change images; name an attack that does, such as pgd-20.")
     for pattern, make in _MADE:
         if re.fullmatch(pattern, name):
             return make(name)

@@ -76,7 +76,7 @@ def find_machine(engine: str = "local", workers: int | None = None, gpus: float 
     if workers is not None and workers < 1:
         raise InputError(f"--workers {workers}: at least one is needed; leave it out for one per GPU, or one.")
     if gpus is not None and gpus < 0:
-        raise InputError(f"--gpus {gpus:g} for each run is less than none; give 0 for the CPU.")
+        raise InputError(f"--gpus {gpus:g} for each run is negative; give 0 for the CPU.")
     if engine not in ENGINES:
         raise InputError(f"no engine {engine!r}. {nearest(engine, ENGINES)}")
     if engine == "ray":
@@ -88,7 +88,7 @@ def find_machine(engine: str = "local", workers: int | None = None, gpus: float 
     if gpus > found:
         raise InputError(f"--gpus {gpus:g} for each run, but there are {found}; ask for fewer, or none.")
     if gpus > 1 and engine == "local":
-        raise InputError(f"--gpus {gpus:g}: a run of the local engine sees one GPU; take --engine ray, or --gpus 1.")
+        raise InputError(f"--gpus {gpus:g}: a run of the local engine sees one GPU; use --engine ray, or --gpus 1.")
     count = max(1, found if gpus else 1) if workers is None else workers
     return Machine(engine, count, max(1, min(cores // count, _most_threads())), gpus)
 

@@ -45,7 +45,7 @@ def calibrate(
         print(f"Probabilities are now {found.describe()}.")
         if found.ece_after > found.ece_before:
             say(
-                f"The error did not fall on these {found.images} images, of which few tell little; more of them: apd calibrate "
-                f"{quoted(run)} --data LABELLED_IMAGES --split test"
+                f"The calibration error did not fall on these {found.images} images, which may be too few; to use more: "
+                f"apd calibrate {quoted(run)} --data LABELLED_IMAGES --split test"
             )
         say(f"Next: apd predict {quoted(run)} IMAGES")

@@ -33,7 +33,7 @@ Template = Annotated[
 AbstainBelow = Annotated[
     float | None,
     typer.Option(
-        min=0.0, max=1.0, help="Give no answer where the first class is less probable than this, from 0 to 1."
+        min=0.0, max=1.0, help="Give no answer if the most likely class is less probable than this, from 0 to 1."
     ),
 ]
 

@@ -17,7 +17,7 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="Only check that everything works: few images, one epoch.")
     ] = False,
-    autoattack: Annotated[int, typer.Option(min=0, help="Attack so many images by AutoAttack too: slow.")] = 0,
+    autoattack: Annotated[int, typer.Option(min=0, help="Also attack this many images by AutoAttack: slow.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train on the built-in digits, attack, and compare with zero-shot CLIP: a few minutes on a CPU.
@@ -40,7 +40,7 @@ def demo(
         "a run folder with a model card for each row."
     )
     say(f"A page about it: apd report {quoted(output / 'control')} {quoted(output / 'apd')} --output report.html")
-    say("Next, with a folder of your own images (one folder a class), say photos/:")
+    say("Next, with a folder of your own images (one folder per class), say photos/:")
     say("  apd train photos --model openai/clip-vit-base-patch32 --output runs/photos")
     say("  apd evaluate runs/photos")
     say("  apd predict runs/photos photos/*/*.jpg")

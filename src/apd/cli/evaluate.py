@@ -71,7 +71,7 @@ SkipBadImages = Annotated[bool, typer.Option("--skip-bad-images", help="Leave un
 Strict = Annotated[
     bool,
     typer.Option(
-        "--strict", help="Exit with code 3 unless the result is reliable: a health check failed, or none ran."
+        "--strict", help="Exit with code 3 if the result is not reliable: a health check failed, or none ran."
     ),
 ]
 Folder = Annotated[
@@ -171,7 +171,7 @@ def _along(evaluation: Callable[..., Result], budgets: str, given: dict[str, Any
 def _attacks(names: list[str] | None, strong: bool) -> list[str] | None:
     """The attacks that are asked for; None for the default."""
     if strong and names:
-        raise InputError("--strong is --attack autoattack: give one of them, or --attack autoattack,OTHERS.")
+        raise InputError("--strong means --attack autoattack: give only one of them, or --attack autoattack,OTHERS.")
     return ["autoattack"] if strong else split_names(names) if names else None
 
 

@@ -17,8 +17,8 @@ def import_(
     model: Annotated[str, typer.Option(help="The CLIP that it was learned on, as for apd train.")],
     classes: Annotated[Path, typer.Option(metavar="FILE", help="One class name per line, in the order of training.")],
     output: Annotated[Path, typer.Option(help="New run folder.")],
-    data: Annotated[str | None, typer.Option(help="What apd evaluate takes unless it is told otherwise.")] = None,
-    eps: Annotated[str, typer.Option(help="Threat model of apd evaluate unless it is told otherwise.")] = "1/255",
+    data: Annotated[str | None, typer.Option(help="Default data of apd evaluate for this run.")] = None,
+    eps: Annotated[str, typer.Option(help="Default budget of apd evaluate for this run.")] = "1/255",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run in the output folder.")] = False,
 ) -> None:
     """Make a run folder of prompts that CoOp's, MaPLe's or FAP's code has learned, to evaluate them here.

@@ -25,7 +25,7 @@ def leaderboard(
         Path | None, typer.Option(help="Also write it to this file: .md, .html or .json, by its name.")
     ] = None,
 ) -> None:
-    """Rank all results below some folders, each beside those alone that it can be compared with.
+    """Rank all results below some folders, in one table for each set that can be compared.
 
     Results stand together if data, images, threat model and attack are the same. Where outcomes were kept, each is
     compared with the best image by image. What is not reliable, or missing, is marked.
@@ -37,9 +37,7 @@ def leaderboard(
     """
     if output is not None:
         if output.suffix not in FORMS:
-            raise InputError(
-                f"{output} has none of the endings {', '.join(FORMS)}, which say in what form it is written."
-            )
+            raise InputError(f"{output} has none of the endings {', '.join(FORMS)}, which choose the format.")
         check_output_file(output, "board.html")
     from apd.evaluation.board import leaderboard as collect
     from apd.evaluation.board_text import to_html, to_markdown, to_terminal

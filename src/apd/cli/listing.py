@@ -42,7 +42,7 @@ def listing(
       apd list settings
     """
     if kind is not None and kind not in (*KINDS, SETTINGS):
-        raise InputError(f"apd list knows no {kind!r}. {nearest(kind, (*KINDS, SETTINGS))}")
+        raise InputError(f"apd list has no {kind!r}. {nearest(kind, (*KINDS, SETTINGS))}")
     tables = {name: _rows(name) for name in ([kind] if kind else KINDS)}
     if as_json:
         named: dict[str, Any] = {

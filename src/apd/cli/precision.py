@@ -13,10 +13,12 @@ from apd.util.text import first_of, one_line, printable, to_json
 
 def precision(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Evaluated folders; several: other seeds.")],
-    points: Annotated[str, typer.Option(help="Precisions in points, with commas, to say the images for.")] = "5,2,1",
+    points: Annotated[
+        str, typer.Option(help="Precisions in points, with commas; each gets a number of images.")
+    ] = "5,2,1",
     as_json: AsJson = False,
 ) -> None:
-    """Say how precisely accuracies are known: over images, over trainings, and how many images a precision needs.
+    """Show how precise accuracies are, over images and over trainings, and how many images a precision needs.
 
     Reads what apd evaluate kept in the run folders: no model is loaded, no attack is run. Several runs are taken for trainings
     that differ in their seed.
@@ -38,8 +40,8 @@ def precision(
         ]
         if other:
             say(
-                f"{runs[0]} and {run} differ in more than their seed ({first_of(other, 'settings')}): what they vary by is not "
-                "what other seeds would change."
+                f"{runs[0]} and {run} differ in more than their seed ({first_of(other, 'settings')}): their spread is not that "
+                "of other seeds."
             )
     if as_json:
         print(to_json({"accuracies": [one.to_dict() for one in found]}))

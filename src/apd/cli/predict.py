@@ -78,7 +78,7 @@ def predict(
     if count:
         say_calibration(opened)
     if kind == "table":
-        say(f"Next: apd evaluate {quoted(run)} says how far this holds under attack.")
+        say(f"Next: apd evaluate {quoted(run)} measures how well this holds under attack.")
 
 
 def _tell_unreadable(complaints: list[str], unreadable: list[str], skipped: bool) -> None:
@@ -92,9 +92,9 @@ def _tell_unreadable(complaints: list[str], unreadable: list[str], skipped: bool
 def _format(asked: str | None, as_json: bool) -> str:
     kind = asked or ("json" if as_json else "table")
     if kind not in FORMATS:
-        raise InputError(f"--format knows no {kind!r}. {nearest(kind, FORMATS)}")
+        raise InputError(f"--format cannot be {kind!r}. {nearest(kind, FORMATS)}")
     if as_json and kind != "json":
-        raise InputError(f"--json is --format json, but --format {kind} is asked for, too; give one of them.")
+        raise InputError(f"--json means --format json, but --format {kind} is given too; give only one of them.")
     return kind
 
 

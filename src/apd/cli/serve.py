@@ -12,8 +12,10 @@ from apd.cli.common import AbstainBelow, check_port, quiet_stdout, say, say_cali
 
 def serve(
     run: Annotated[Path, typer.Argument(help="Run folder of apd train.")],
-    port: Annotated[int, typer.Option(help="Port; 0 for any that is free.")] = 8000,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 for any free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses of this machine.")
+    ] = "127.0.0.1",
     model: Annotated[str | None, typer.Option(help="Where the CLIP model is now, if it has moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     abstain_below: AbstainBelow = None,
@@ -24,7 +26,7 @@ def serve(
     max_batch: Annotated[int, typer.Option(help="Most images the model takes at a time.")] = 32,
     max_wait_ms: Annotated[float, typer.Option(help="How long an image waits for others to share a batch.")] = 5.0,
 ) -> None:
-    """Serve a run over HTTP: images to POST /v1/classify, classes with probabilities back.
+    """Serve a run over HTTP: POST images to /v1/classify, get classes with probabilities.
 
     Also /docs, /openapi.json, /v1/model, /healthz, /readyz and /metrics (Prometheus). SIGTERM ends it when what is in flight
     is answered.

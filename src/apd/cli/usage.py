@@ -37,7 +37,7 @@ def refuse_empty(arguments: list[str]) -> None:
         before = arguments[index - 1] if index else ""
         name = option[1] if option else before if before.startswith("--") else f"Argument {index + 1}"
         raise InputError(
-            f"{name} is empty: apd {shlex.join(arguments)}. If a variable of the shell stands there, it is not set."
+            f"{name} is empty: apd {shlex.join(arguments)}. If it comes from a shell variable, that is not set."
         )
 
 

@@ -19,11 +19,11 @@ def verify(
     run: Annotated[Path, typer.Argument(help="Run folder of somebody else.")],
     data: Annotated[
         list[str] | None,
-        typer.Option(help="Where its images are here; repeated for several data sets. (default: where the run says)"),
+        typer.Option(help="Where its images are here; repeat it for several data sets. (default: where the run says)"),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Where its CLIP model is here.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Images per evaluation that are attacked again.")] = 64,
-    seed: Annotated[int | None, typer.Option(help="Draws these images. (default: at random)")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed that draws these images. (default: random)")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     as_json: AsJson = False,
 ) -> None:

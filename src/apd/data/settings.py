@@ -41,7 +41,7 @@ class DataSettings(GrowingSection):
         None, description="sentences with {} for the class name; null: the data set's own"
     )
     classes: Literal["all", "base", "new"] = Field("all", description="all, or the first (base) or second (new) half")
-    columns: tuple[str, str] | None = Field(None, description="image and label column of a table; null: found out")
+    columns: tuple[str, str] | None = Field(None, description="image and label column of a table; null: detected")
     skip_bad_images: bool = Field(False, description="continue without images that cannot be read, and count them")
     validation: int | None = Field(None, ge=1, description="validation images per class; null: min(shots, 4)")
     unlabelled: str | None = Field(

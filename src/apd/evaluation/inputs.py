@@ -216,7 +216,7 @@ def part_of(data: Dataset, which: Which) -> Dataset:
     if own != "all" and which not in ("all", own):
         raise InputError(
             f"{data.name} was cut to its {own} classes, so classes={which} is not in it; give the whole data set, or leave "
-            "classes away."
+            "classes out."
         )
     return data if own != "all" else data.classes(which)
 
@@ -300,8 +300,8 @@ def decode_sample(classifier: PromptedCLIP, data: Dataset, settings: SampleSetti
     """
     if own_answers(classifier):
         raise InputError(
-            f"This {type(classifier).__name__} answers by a forward or a hook of its own, of which features and words know "
-            "nothing; apd.evaluate attacks it as it is."
+            f"This {type(classifier).__name__} has a forward or a hook of its own, which its features and class names do not "
+            "include; use apd.evaluate, which attacks the whole module."
         )
     check_data(classifier, data, settings.split)
     limit = None if settings.limit == "all" else settings.limit

@@ -179,8 +179,8 @@ def _applicable(
     chosen = settings.without_gradient()
     skipped = tuple(name for name in settings.adversarial if name not in chosen.attacks)
     log.warning(
-        f"No gradient ({why_not}): white-box attacks ({', '.join(skipped)}) do not apply; {', '.join(chosen.adversarial)} "
-        "attacks instead, and the result is not reliable."
+        f"No gradient ({why_not}): white-box attacks ({', '.join(skipped)}) do not work; {', '.join(chosen.adversarial)} "
+        "runs instead, and the result is not reliable."
     )
     return chosen, skipped
 

@@ -97,7 +97,7 @@ def _check_different(runs: Sequence[AnyPath]) -> None:
         digest = _weights(Path(run))
         if digest is not None and digest in known:
             raise InputError(
-                f"{known[digest]} and {run} have the same prompts, so they are one training, not two; leave one away."
+                f"{known[digest]} and {run} have the same prompts, so they are one training, not two; leave one out."
             )
         known[str(digest)] = run
 

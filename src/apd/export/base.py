@@ -57,7 +57,7 @@ class Form(ABC):
         settings = source.settings
         if settings.precision not in self.precisions:
             raise InputError(
-                f"--precision {settings.precision} is not there for --to {self.name}, only {', '.join(self.precisions)}; "
+                f"--precision {settings.precision} is not available for --to {self.name}, only {', '.join(self.precisions)}; "
                 "use --to onnx."
             )
         prompts = source.classifier.prompts

@@ -80,7 +80,7 @@ def export_run(form: str, run: AnyPath, path: AnyPath, options: Mapping[str, Any
         ApdError: the model cannot be traced, or the exported one gives other logits; what was there is left alone.
     """
     if form not in _FORMS:
-        raise InputError(f"--to knows no form {form!r}. {nearest(form, _FORMS)}")
+        raise InputError(f"--to has no form {form!r}. {nearest(form, _FORMS)}")
     settings, chosen = parse_settings(options, form), _FORMS[form]()
     settings.check_used(form)
     opened = Run.open(run)

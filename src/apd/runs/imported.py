@@ -154,7 +154,7 @@ def _word_embedding(encoder: DualEncoder, file: Path) -> Tensor:
 
     if not isinstance(encoder, HuggingFaceEncoder) or encoder.info.family != "clip":
         raise InputError(
-            f"{file}: {encoder.info.source} is not a CLIP; the code of CoOp, MaPLe and FAP knows no other."
+            f"{file}: {encoder.info.source} is not a CLIP model; the code of CoOp, MaPLe and FAP supports no other."
         )
     weight: Tensor = encoder.model.text_model.embeddings.token_embedding.weight
     return weight.detach().float().cpu()

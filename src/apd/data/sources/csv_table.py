@@ -107,7 +107,7 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     for number, row in lines[1:]:
         if len(row) != len(head):
             raise InputError(
-                f"{path} has another number of columns in line {number} than in its first, {len(row)} instead of {len(head)}: "
+                f"{path} has {len(row)} values in line {number}, but {len(head)} columns in its first line: "
                 f"put a value that holds {delimiter!r} in quotes, and leave none out."
             )
     return head, lines[1:]
@@ -118,7 +118,7 @@ def _column(head: Sequence[str], known: Sequence[str], path: Path) -> str:
     if len(found) != 1:
         what = "an image" if known is _IMAGE else "a label"
         raise InputError(
-            f"{path} needs {what} column, but has {' and '.join(found) or 'none that is called so'} among "
+            f"{path} needs {what} column, but has {' and '.join(found) or 'none with such a name'} among "
             f"{first_of(head, 'columns')}: {_COLUMNS}."
         )
     return found[0]

@@ -245,7 +245,7 @@ def _labels(rows: Any, split: str, label: str, names: list[str], source: str) ->
     if list(own) != names:
         differs = next((pair for pair in zip(own, names, strict=False) if pair[0] != pair[1]), (len(own), len(names)))
         raise InputError(
-            f"the split {split} of {source} names its classes otherwise than train: {differs[0]!r}, {differs[1]!r}."
+            f"the split {split} of {source} names its classes differently from train: {differs[0]!r}, {differs[1]!r}."
         )
     values = np.asarray(rows.with_format("numpy")[label][:])
     if values.dtype.kind in "iu":

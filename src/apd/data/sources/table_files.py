@@ -24,7 +24,7 @@ def refuse_other_orders(files: Sequence[Path]) -> None:
                     pair for pair in zip([*known, "none"], [*names, "none"], strict=False) if len(set(pair)) > 1
                 )
                 raise InputError(
-                    f"{file} names the labels of its column {column!r} otherwise than {other.name} ({differs[1]!r} instead of "
+                    f"{file} names the labels of its column {column!r} differently from {other.name} ({differs[1]!r} instead of "
                     f"{differs[0]!r}): write both with one list of class names."
                 )
 
