@@ -92,12 +92,12 @@ def test_batches_draw_labelled_unlabelled_and_mixed_images(
     assert sorted(seen) == list(range(own + others + 7))
 
 
-def test_a_run_learns_from_them_and_says_so(tmp_path: Path, said: Said) -> None:
-    data = load_data("digits", shots=1)
-    run = apd.train("glyphs", data, method=METHOD, output=tmp_path / "run", **QUICK)
-    assert "20 more images, each made of two of the 10 labelled ones." in " ".join(said())
+def test_a_run_learns_from_them_and_says_so(clip_folder: Path, colours: Path, tmp_path: Path, said: Said) -> None:
+    data = load_data(colours, shots=2)
+    run = apd.train(str(clip_folder), data, method=METHOD, output=tmp_path / "run", **QUICK)
+    assert "20 more images, each made of two of the 6 labelled ones." in " ".join(said())
     assert "20 images made of two labelled ones each (CutMix)" in (run.path / "README.md").read_text()
-    alone = apd.train("glyphs", data, method=METHOD, output=tmp_path / "alone", **{**QUICK, "cutmix": 0})
+    alone = apd.train(str(clip_folder), data, method=METHOD, output=tmp_path / "alone", **{**QUICK, "cutmix": 0})
     differ = [not torch.equal(a, b) for a, b in zip(_prompts(run), _prompts(alone), strict=True)]
     assert all(differ) and "CutMix" not in (alone.path / "README.md").read_text()
     assert apd.evaluate_run(run.path, attacks="pgd-2", limit=5).n == 5
