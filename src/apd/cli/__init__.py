@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -79,6 +81,10 @@ for command in _COMMANDS:
     app.command(name=_NAMES.get(command), help=unwrapped(command.__doc__ or ""))(command)
 
 
+_STOPPED = 130
+"""Exit code after Ctrl-C."""
+
+
 def _version(value: bool) -> None:
     if value:
         print(f"apd {__version__}")
@@ -131,15 +137,22 @@ def _run() -> None:
                 code = app(args=arguments, prog_name="apd", standalone_mode=False)
         finally:
             sys.stdout.flush()
-        sys.exit(code or 0)
+        sys.exit(_ending() if code == _STOPPED else code or 0)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(_ending())
     except BrokenPipeError:  # whoever read our output has gone
         sys.exit(1)
     except Exception as error:
         if debug:
             traceback.print_exc()
         sys.exit(_complain(error))
+
+
+def _ending() -> int:
+    """From now on another Ctrl-C ends the process at once: an exception while Python exits would show a traceback."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return _STOPPED
 
 
 def _complain(error: Exception) -> int:
