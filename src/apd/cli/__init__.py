@@ -111,6 +111,13 @@ def _common(
     """Options before the command; `main` has taken both flags already."""
 
 
+def _switches() -> set[str]:
+    """The options of all commands that take no value."""
+    commands = getattr(typer.main.get_command(app), "commands", {}).values()
+    options = [option for each in commands for option in each.params if getattr(option, "is_flag", False)]
+    return {name for option in options for name in (*option.opts, *option.secondary_opts)}
+
+
 def main() -> None:
     """Run the command line; every error is one line, and the exit code says which kind it is.
 
@@ -132,7 +139,7 @@ def _run() -> None:
         trust_files()
     try:
         try:
-            refuse_empty(arguments)
+            refuse_empty(arguments, _switches)
             with command_line():
                 code = app(args=arguments, prog_name="apd", standalone_mode=False)
         finally:
