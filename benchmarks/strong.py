@@ -145,7 +145,7 @@ def table(rows: Sequence[Row]) -> str:
         share = {kind: f"{100 * row[kind]['robust'] / row['images']:.1f} %" for kind in ("pyautoattack", "strong")}
         cost = row["strong"]["passes"] / row["pyautoattack"]["passes"]
         lines.append(
-            f"| {row['model']} | {row['norm']}, {format_eps(row['eps'])} | {row['images']} | "
+            f"| {row['model']} | {row['norm']}, {format_eps(row['eps'], row['norm'])} | {row['images']} | "
             f"{100 * row['clean'] / row['images']:.1f} % | {share['pyautoattack']} | {share['strong']} | "
             f"{row['left by strong alone']} | {cost:.2f} |"
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -40,12 +41,22 @@ QUICK = (
 )
 
 
+@contextlib.contextmanager
+def ctrl_c_as_before() -> Iterator[None]:
+    """`apd` ends its process after Ctrl-C and gives the signal away, which the tests' process goes on with."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def call(*arguments: object) -> Answer:
     """Run `apd` in this process, for fixtures that outlive a test; tests take the fixture `cli`, which reads descriptors too."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", ["apd", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
+        with ctrl_c_as_before(), pytest.raises(SystemExit) as stop:
             main()
     return Answer(int(stop.value.code or 0), out.getvalue(), err.getvalue())
 

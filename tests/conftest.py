@@ -33,7 +33,7 @@ from apd.runs.load import describe_encoder
 from apd.training import loop
 from apd.util.versions import versions
 
-from .command_line import QUICK, Answer, Cli, Said, call
+from .command_line import QUICK, Answer, Cli, Said, call, ctrl_c_as_before
 from .models import save_clip, save_colours
 from .plugins import BROKEN_METHODS, WORDLESS
 from .runs import NAMES, TEMPLATES
@@ -193,7 +193,7 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
     def run_here(*arguments: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["apd", *map(str, arguments)])
         capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
+        with ctrl_c_as_before(), pytest.raises(SystemExit) as stop:
             main()
         out, err = capfd.readouterr()
         return Answer(int(stop.value.code or 0), out, err)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -127,8 +128,8 @@ def test_autoattack_flags_are_collected(defence: type[Dizzy], flag: str, caplog:
 class Listening(attacks.Watch):
     """Remembers which parts began."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, done: Sequence[str] = ()) -> None:
+        super().__init__(done)
         self.told: list[str] = []
 
     def begin(self, part: str) -> None:
@@ -170,7 +171,11 @@ class Fools(attacks.EvaluationAttack):
 
     label: int
     asked: list[str]
+    source: str = ""
     name: str = "fools"
+
+    def depends_on(self) -> dict[str, str]:
+        return {"source": self.source}
 
     def runs(self, n_classes: int) -> tuple[str, ...]:
         return (f"fools-{self.label}",)
@@ -204,6 +209,21 @@ def test_a_cascade_hands_on_what_stands() -> None:
     assert found.by == ["fools-1", "fools-2", "fools-3", "fools-2"]
     assert not found.images.any()
     assert cascade.runs(4) == ("fools-2", "fools-1", "fools-3")
+
+
+def test_a_cascade_is_resumed_at_its_second_part_of_one_name() -> None:
+    asked = [list[str](), list[str](), list[str]()]
+    parts = tuple(Fools(label, ids_, value) for label, ids_, value in zip((2, 1, 3), asked, "xyz", strict=True))
+    cascade = Cascade("all", parts)
+
+    class Blind(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.one_hot(torch.ones(len(x), dtype=torch.int64), 4).float()
+
+    batch = AttackBatch(torch.zeros(1, 3, 2, 2), torch.tensor([1]), ["a"])
+    cascade(Blind(), batch, ThreatModel(0.5), Listening(["fools"]))
+    assert asked == [[], ["a"], ["a"]]
+    assert sorted(cascade.depends_on().values()) == ["x", "y", "z"] and "source" in cascade.depends_on()
 
 
 def test_apgd_finds_what_its_parts_find() -> None:

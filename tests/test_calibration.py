@@ -18,7 +18,7 @@ import apd
 from apd.data.decode import read_image
 from apd.data.settings import DataSettings
 from apd.errors import ApdError
-from apd.evaluation.inputs import learned_unlabelled
+from apd.evaluation.learned import learned_unlabelled
 from apd.evaluation.verify_card import check_card
 from apd.models.calibration import BINS, Calibration, expected_calibration_error, probabilities
 from apd.runs.folder import Run

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from markdown_it import MarkdownIt
 
+from apd.attacks.threat import format_eps
 from apd.models import DualEncoder
 from apd.models.prompts import Prompts
 from apd.runs.config import RunConfig, load_config
@@ -129,6 +130,26 @@ def test_model_card_opens_with_the_evaluation_that_says_most(finished: Run) -> N
         finished.save_result(evaluated(n=90, **other))
     shown = opening(finished)
     assert "20 test images of" in shown and "**40.0" in shown
+
+
+def test_a_model_card_writes_eps_of_l2_as_a_number(finished: Run) -> None:
+    """Older results have it in 255ths; their files keep their names."""
+    older = evaluated(norm="l2", eps=0.2, eps_text="51/255")
+    assert finished.save_result(older).name == finished.save_result({**older, "eps_text": "0.2"}).name
+    finished.save_result(older)
+    assert "| l2 | 0.2 |" in (finished.path / "README.md").read_text() and "within l2 eps 0.2 of" in opening(finished)
+
+
+def test_a_model_card_opens_with_the_eps_that_was_trained_for_in_any_norm(
+    tmp_path: Path, clip: DualEncoder, config: RunConfig, manifest: dict[str, Any]
+) -> None:
+    trained = config.train.model_copy(update={"norm": "l2", "eps": "1/3"})
+    run = Run.create(tmp_path / "run", config.model_copy(update={"train": trained}), manifest)
+    run.save_prompts(Prompts.initial(config.method.settings.prompts, clip).state_dict())
+    run.finish({}, {})
+    for n, eps in ((20, 1 / 3), (50, 0.5)):
+        run.save_result(evaluated(norm="l2", eps=eps, eps_text=format_eps(eps, "l2"), n=n))
+    assert "l2 eps 0.333333 of" in opening(run)
 
 
 def test_a_model_card_for_the_hub_has_its_base_model_and_no_endless_digits(

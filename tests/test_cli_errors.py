@@ -122,6 +122,8 @@ def test_bad_usage_is_one_line(cli: Cli, trained: Path, colours: Path, line: str
         (["predict", "run", ""], "Argument 3"),
         (["train", "digits", "--output", ""], "--output"),
         (["train", "digits", "--output="], "--output"),
+        (["evaluate", "run", "--strong", ""], "Argument 4"),
+        (["evaluate", "run", "--limit=3", ""], "Argument 4"),
         ([""], "Argument 1"),
     ],
 )

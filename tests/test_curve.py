@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 
 import apd
 from apd.attacks.threat import ThreatModel
@@ -52,6 +54,18 @@ def test_the_curve_is_that_of_the_exact_minimal_budgets() -> None:
     )
     assert curve.expected == pytest.approx(area / 0.08, abs=0.02)
     assert curve.expected_undefended is None and curve.result.eps == 0.08
+
+
+def test_a_curve_writes_eps_in_its_norm() -> None:
+    curve, _ = binary_curve([0.2, 0.4], bisections=0)
+    shown = {}
+    for norm in ("linf", "l2"):
+        console = Console(file=io.StringIO(), width=100)
+        console.print(curve.model_copy(update={"norm": norm}).table())
+        shown[norm] = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "51/255" in shown["linf"] and "0.2 " in shown["l2"] and "/255" not in shown["l2"]
+    with refused("above 0", "0.25,0.5,1"):
+        parse_budgets(["0"], "l2")
 
 
 def test_a_median_beyond_the_curve_is_not_told() -> None:

@@ -44,7 +44,7 @@ def test_evaluate_run_is_what_the_command_does(run: Path, cli: Cli) -> None:
 def test_evaluate_run_takes_other_data_and_settings(run: Path, tmp_path: Path) -> None:
     other = save_colours(tmp_path / "other", per_class=6, classes=("dark", "bright"))
     result = apd.evaluate_run(run, data=str(other), eps="3/255", norm="l2", **QUICK)
-    assert (result.data, result.eps_text, result.norm) == ("other", "3/255", "l2")
+    assert (result.data, result.eps_text, result.norm) == ("other", "0.0117647", "l2")
     assert set(result.per_class) <= {"dark", "bright"}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import apd
 from apd.attacks.threat import parse_eps
@@ -15,6 +16,15 @@ from apd.report import report
 from apd.runs.folder import Run
 
 from .refusals import refused
+
+
+def test_numbers_that_count_are_whole(clip: DualEncoder, colours: Path) -> None:
+    data = apd.load_data(colours)
+    assert len(data.test.sample(np.int64(2))) == 2  # type: ignore[arg-type]
+    with refused("limit", "whole number", "1.5"):
+        data.test.sample(1.5)  # type: ignore[arg-type]
+    with refused("image_size", "whole number", "8.5"):
+        apd.evaluate(torch.nn.Flatten(), data, attacks="clean", limit=2, image_size=8.5, quiet=True)  # type: ignore[arg-type]
 
 
 def test_a_run_is_taken_for_its_folder(run: Path, tmp_path: Path) -> None:

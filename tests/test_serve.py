@@ -219,6 +219,14 @@ def test_settings_out_of_range_are_refused() -> None:
     for name in ("max_image_mb", "max_images", "max_batch", "timeout", "max_megapixels"):
         with refused(name, "0"):
             ServeSettings(**{name: 0})
+    for name in ("max_images", "max_batch", "max_requests"):
+        for value in (1.5, True, "many", None):
+            with refused(name, "whole number", repr(value)):
+                ServeSettings(**{name: value})
+    for name in ("timeout", "max_image_mb", "abstain_below"):
+        with refused(name, "number", "'much'"):
+            ServeSettings(**{name: "much"})
+    assert ServeSettings(max_images=np.int64(3), timeout=1).body_bytes > 0  # type: ignore[arg-type]
     with refused("max_megapixels", "178", "300"):  # Pillow reads none of more, and the answer would name 300
         ServeSettings(max_megapixels=300)
     with refused("abstain_below", "2"):

@@ -53,6 +53,11 @@ def test_format_eps_reads_back(text: str) -> None:
     assert format_eps(parse_eps(text)) == text
 
 
+def test_eps_of_other_norms_is_no_number_of_levels() -> None:
+    assert format_eps(0.5, "l2") == "0.5" and format_eps(1 / 255, "l2") == "0.00392157"
+    assert format_eps(12.0, "l1") == "12" and format_eps(0.2) == "51/255"
+
+
 @pytest.mark.parametrize("eps", [-0.1, 2.0, math.nan])
 def test_threat_model_refuses_bad_eps(eps: float) -> None:
     with pytest.raises(InputError):

@@ -35,6 +35,18 @@ def run(finished: Run) -> Run:
     return finished
 
 
+def test_a_card_that_writes_eps_of_l2_in_255ths_is_true(finished: Run) -> None:
+    """Earlier versions wrote so, and finished runs of theirs stay as they are."""
+    file = finished.save_result(evaluated(norm="l2", eps=0.2, eps_text="51/255"))
+    card = finished.path / "README.md"
+    now = card.read_text()
+    assert check_card(finished) is None
+    card.write_text(now.replace("| 0.2 |", "| 51/255 |").replace("eps 0.2 of", "eps 51/255 of"))
+    assert check_card(finished) is None and file.is_file()
+    card.write_text(now.replace("| 0.2 |", "| 0.4 |").replace("eps 0.2 of", "eps 0.4 of"))
+    assert check_card(finished) is not None
+
+
 def reworded(card: str) -> str:
     """A card as another version might write it: other words, titles, labels and order, the same facts."""
     words = {

@@ -292,7 +292,12 @@ class Cascade(EvaluationAttack):
         found: dict[str, str] = {}
         for part in self.parts:
             for name, value in part.depends_on().items():
-                found[f"{part.name} {name}" if name in found else name] = value
+                keys = (
+                    name,
+                    f"{part.name} {name}",
+                    *(f"{part.name} {name} {n}" for n in range(3, len(self.parts) + 1)),
+                )
+                found[next(key for key in keys if key not in found)] = value
         return found
 
     @property
@@ -311,11 +316,12 @@ class Cascade(EvaluationAttack):
     def __call__(self, model: nn.Module, batch: AttackBatch, threat: ThreatModel, watch: Watch = UNWATCHED) -> Found:
         """Attack ``batch`` part by part."""
         images, by, flags = batch.x.clone(), [""] * len(batch), Counter[str]()
-        robust = torch.arange(len(batch), device=batch.x.device)
+        robust, done = torch.arange(len(batch), device=batch.x.device), Counter(watch.done)
         for part in self.parts:
             if len(robust) == 0:
                 break
-            if part.name in watch.done:
+            if done[part.name]:  # once for each part of this name
+                done[part.name] -= 1
                 continue
             left = batch.select(robust)
             found = part.checked(part(model, left.copy(), threat, _Inside(watch)), left, threat)

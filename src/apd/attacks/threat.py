@@ -58,12 +58,16 @@ def parse_eps(value: str | float, norm: Norm = "linf") -> float:
     return eps
 
 
-def format_eps(eps: float) -> str:
-    """A budget as people write it: in 255ths where it is one (of at most two decimals), else as a number.
+def format_eps(eps: float, norm: str = "linf") -> str:
+    """A budget as people write it: in 255ths where it is one of Linf (of at most two decimals), else as a number.
 
-    >>> format_eps(4 / 255), format_eps(0.5 / 255), format_eps(0.3)
-    ('4/255', '0.5/255', '0.3')
+    The length of a whole image's change, as L2 and L1 have it, is no number of levels.
+
+    >>> format_eps(4 / 255), format_eps(0.5 / 255), format_eps(0.3), format_eps(0.2, "l2")
+    ('4/255', '0.5/255', '0.3', '0.2')
     """
+    if norm != "linf":
+        return f"{eps:g}"
     levels = round(eps * 255, 2)
     in_levels = 0 < levels <= 64 and abs(eps * 255 - levels) < 1e-6
     return f"{levels:g}/255" if in_levels else f"{eps:g}"
@@ -98,6 +102,7 @@ class ThreatModel:
         if self.norm == "linf" or not 0 < halves <= 32 or abs(halves - round(halves)) > 1e-6:
             return None
         return (
+            # In 255ths, as it was probably written.
             f"eps {format_eps(self.eps)} within {self.norm} is the length of the whole image's change, next to none, which says "
             f"little about a model. Give --eps of this norm, such as {'0.5' if self.norm == 'l2' else '12'}."
         )

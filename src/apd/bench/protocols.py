@@ -51,7 +51,7 @@ class EvalSpec:
     @property
     def budget(self) -> str:
         """The budget as people write it; the norm stands before it unless it is Linf."""
-        text = format_eps(parse_eps(self.eps, self.norm))
+        text = format_eps(parse_eps(self.eps, self.norm), self.norm)
         return text if self.norm == "linf" else f"{self.norm} {text}"
 
     def record(self) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -79,6 +81,10 @@ for command in _COMMANDS:
     app.command(name=_NAMES.get(command), help=unwrapped(command.__doc__ or ""))(command)
 
 
+_STOPPED = 130
+"""Exit code after Ctrl-C."""
+
+
 def _version(value: bool) -> None:
     if value:
         print(f"apd {__version__}")
@@ -105,6 +111,13 @@ def _common(
     """Options before the command; `main` has taken both flags already."""
 
 
+def _switches() -> set[str]:
+    """The options of all commands that take no value."""
+    commands = getattr(typer.main.get_command(app), "commands", {}).values()
+    options = [option for each in commands for option in each.params if getattr(option, "is_flag", False)]
+    return {name for option in options for name in (*option.opts, *option.secondary_opts)}
+
+
 def main() -> None:
     """Run the command line; every error is one line, and the exit code says which kind it is.
 
@@ -126,20 +139,27 @@ def _run() -> None:
         trust_files()
     try:
         try:
-            refuse_empty(arguments)
+            refuse_empty(arguments, _switches)
             with command_line():
                 code = app(args=arguments, prog_name="apd", standalone_mode=False)
         finally:
             sys.stdout.flush()
-        sys.exit(code or 0)
+        sys.exit(_ending() if code == _STOPPED else code or 0)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(_ending())
     except BrokenPipeError:  # whoever read our output has gone
         sys.exit(1)
     except Exception as error:
         if debug:
             traceback.print_exc()
         sys.exit(_complain(error))
+
+
+def _ending() -> int:
+    """From now on another Ctrl-C ends the process at once: an exception while Python exits would show a traceback."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return _STOPPED
 
 
 def _complain(error: Exception) -> int:

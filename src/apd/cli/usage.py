@@ -6,6 +6,7 @@ import inspect
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from apd.errors import InputError, nearest
@@ -24,8 +25,12 @@ def unwrapped(docstring: str) -> str:
     return re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.cleandoc(docstring))
 
 
-def refuse_empty(arguments: list[str]) -> None:
+def refuse_empty(arguments: list[str], switches: Callable[[], set[str]]) -> None:
     """Refuse an empty argument, such as that of an unset shell variable: as a path it would be the current folder.
+
+    Args:
+        arguments: what was given.
+        switches: gives the options without a value, after which another argument stands.
 
     Raises:
         InputError: One is empty, or an option was given an empty value (``--output=``).
@@ -35,7 +40,8 @@ def refuse_empty(arguments: list[str]) -> None:
         if argument and not option:
             continue
         before = arguments[index - 1] if index else ""
-        name = option[1] if option else before if before.startswith("--") else f"Argument {index + 1}"
+        takes_it = before.startswith("--") and "=" not in before and before not in switches()
+        name = option[1] if option else before if takes_it else f"Argument {index + 1}"
         raise InputError(
             f"{name} is empty: apd {shlex.join(arguments)}. If it comes from a shell variable, that is not set."
         )

@@ -1,11 +1,12 @@
-"""Images of the test that are copies of images a run learns from: accuracy on them says nothing about new images."""
+"""Test and validation images that are copies of images a run learns from: they say nothing about new images."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from apd.data.dataset import Dataset, ImageSet
 from apd.util.tensors import sha256_of_file
@@ -13,6 +14,8 @@ from apd.util.text import printable
 
 LOOKING = 10.0
 """Seconds to look for copies."""
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+"""The images of a split in words."""
 
 
 def find_copies(originals: Sequence[ImageSet], images: ImageSet, seconds: float = LOOKING) -> dict[str, str]:
@@ -49,13 +52,23 @@ def _files(images: ImageSet, until: float) -> Iterator[tuple[str, Path, int]]:
             yield id_, source, size
 
 
-def about_copies(data: Dataset) -> str | None:
-    """Say how many test images are copies of images that are learned from; None where none was found."""
-    copies = find_copies([data.train, data.val, data.unlabelled], data.test)
+def about_copies(data: Dataset, split: Literal["val", "test"] = "test") -> str | None:
+    """Say how many images of a split are copies of images that are learned from; None where none was found."""
+    if split == "val":
+        copies = find_copies([data.train, data.unlabelled], data.val)
+        of, why = "training images", "what is chosen on them is chosen on images that have been learned"
+    else:
+        copies = find_copies([data.train, data.val, data.unlabelled], data.test)
+        of, why = "training or validation images", "accuracy on them says nothing about new images"
     if not copies:
         return None
-    copy, original = next(iter(copies.items()))
     return (
-        f"{len(copies)} of {len(data.test)} test images of {data.name} are copies of training or validation images "
-        f"({printable(copy)} is {printable(original)}): accuracy on them says nothing about new images. Remove them on one side."
+        f"{len(copies)} of {len(data.split(split))} {SPLITS[split]} images of {printable(data.name)} are copies of {of} "
+        f"({example(copies)}): {why}. Remove them on one side."
     )
+
+
+def example(copies: Mapping[str, str]) -> str:
+    """Say which image the first copy is."""
+    copy, original = next(iter(copies.items()))
+    return f"{printable(copy)} is {printable(original)}"

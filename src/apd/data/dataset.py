@@ -18,6 +18,7 @@ from apd.models.preprocessing import Preprocessing
 from apd.util.notebook import html_facts
 from apd.util.seeds import shuffled
 from apd.util.text import first_of, printable, quoted, short
+from apd.util.whole import check_whole
 
 Shots = int | Literal["all"]
 Which = Literal["all", "base", "new"]
@@ -124,11 +125,9 @@ class ImageSet:
         """At most ``limit`` images, drawn by ``seed``, in their first order; a smaller limit draws a subset of them.
 
         Raises:
-            InputError: if ``limit`` is below 1.
+            InputError: if ``limit`` is not a whole number from 1.
         """
-        if limit is not None and limit < 1:
-            raise InputError(f"limit must be at least 1, got {limit}: it is the number of images to keep.")
-        if limit is None or limit >= len(self):
+        if limit is None or check_whole(limit, "limit", ", the number of images to keep") >= len(self):
             return self
         return self.select(sorted(shuffled(self.ids, seed, "sample")[:limit]))
 

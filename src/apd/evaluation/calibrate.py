@@ -7,7 +7,7 @@ import torch
 from apd.data import Dataset, load_data, same_source
 from apd.data.dataset import Split
 from apd.errors import InputError
-from apd.evaluation.inputs import learned_of_own, learned_unlabelled
+from apd.evaluation.learned import learned_of_own, learned_unlabelled, warn_of_copies
 from apd.models.calibration import Calibration
 from apd.runs.folder import Run
 from apd.runs.load import load_run
@@ -103,12 +103,14 @@ def _images(run: Run, data: str | Dataset | None, split: Split) -> Dataset:
         raise InputError(f"The {split} split of {images.name} has no images; choose another with --split.")
     if isinstance(data, Dataset) and (seen := learned_of_own(run, data, data.split(split))):
         raise InputError(
-            f"{run.path} was trained on {seen} of the {len(data.split(split))} {split} images of {data.name} as they are drawn "
-            f"here: give images that it has not seen, or data={data.source!r} for its own validation images."
+            f"{run.path} was trained on {len(seen)} of the {len(data.split(split))} {split} images of {data.name} as they are "
+            f"drawn here: give images that it has not seen, or data={data.source!r} for its own validation images."
         )
-    if seen := other and learned_unlabelled(own, source, images.split(split)):
+    if count := other and learned_unlabelled(own, source, images.split(split)):
         raise InputError(
-            f"{run.path} may have been trained on {seen} of the {len(images.split(split))} {split} images of {images.name}, "
+            f"{run.path} may have been trained on {count} of the {len(images.split(split))} {split} images of {images.name}, "
             f"without their labels (data.unlabelled={own.unlabelled}): give images that it has not seen."
         )
+    if other:
+        warn_of_copies(run, images, split)
     return images

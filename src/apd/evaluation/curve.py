@@ -68,8 +68,8 @@ class Curve(BaseModel):
         for point in self.points:
             other = "-" if point.undefended is None else f"{point.undefended:.2f}"
             low, high = point.interval
-            table.add_row(format_eps(point.eps), f"{point.accuracy:.2f}", f"{low:.2f} - {high:.2f}", other)
-        most = format_eps(self.points[-1].eps)
+            table.add_row(self._eps(point.eps), f"{point.accuracy:.2f}", f"{low:.2f} - {high:.2f}", other)
+        most = self._eps(self.points[-1].eps)
         lines = [f"Mean accuracy over eps from 0 to {most}: {self.expected:.2f} %"]
         if self.expected_undefended is not None:
             lines[0] += f" (zero-shot {self.expected_undefended:.2f} %)"
@@ -83,7 +83,10 @@ class Curve(BaseModel):
         low, high = self.median
         if low == high:
             return "Fewer than half of all images are right without an attack: the median minimal eps is 0."
-        return f"Median minimal eps: between {format_eps(low)} and {format_eps(high)}"
+        return f"Median minimal eps: between {self._eps(low)} and {self._eps(high)}"
+
+    def _eps(self, eps: float) -> str:
+        return format_eps(eps, self.norm)
 
 
 def parse_budgets(values: Sequence[str], norm: Norm) -> list[float]:
@@ -94,7 +97,8 @@ def parse_budgets(values: Sequence[str], norm: Norm) -> list[float]:
     """
     budgets = sorted({parse_eps(value, norm) for value in values} - {0.0})
     if not budgets:
-        raise InputError("A curve needs at least one eps above 0, such as 1/255,2/255,4/255.")
+        example = {"linf": "1/255,2/255,4/255", "l2": "0.25,0.5,1", "l1": "6,12,24"}[norm]
+        raise InputError(f"A curve needs at least one eps above 0, such as {example}.")
     return budgets
 
 

@@ -11,13 +11,12 @@ from torch import nn
 
 from apd.data import Dataset, load_data, same_source
 from apd.data.copies import about_copies
-from apd.data.dataset import IN_MEMORY, ImageSet, Split, Which
-from apd.data.load import load_unlabelled
-from apd.data.settings import REST, DataSettings
-from apd.data.sources.unlabelled import PREFIX
+from apd.data.dataset import Split, Which
+from apd.data.settings import REST
 from apd.errors import InputError, nearest
 from apd.evaluation.classifiers import zero_shot
 from apd.evaluation.frozen import own_answers
+from apd.evaluation.learned import warn_of_learned
 from apd.evaluation.samples import Samples
 from apd.models.classifier import PromptedCLIP
 from apd.runs.differences import hash_of_ids
@@ -111,63 +110,22 @@ def images_for(run: Run, data: str | Dataset | None, split: Split = "test") -> t
             "(Python: data=)."
         )
     if isinstance(data, Dataset):
-        _warn_of_learned(run, source, data)
-        if split == "val" and (seen := learned_of_own(run, data, data.val)):
-            log.warning(
-                f"{run.path} was trained on {seen} of the {len(data.val)} validation images of {data.name} as they are drawn "
-                f"here; data={data.source!r} stands for those that it has not seen."
-            )
+        warn_of_learned(run, data, split)
         return data, "all" if other or data.settings.classes != "all" else config.data.classes
     if source is not None and other:
         images = load_data(source, shots="all")
-        _warn_of_learned(run, source, images)
+        warn_of_learned(run, images, split)
         return images, "all"
-    return own_data(run), config.data.classes
+    images = own_data(run, split)
+    if split == "train":
+        warn_of_learned(run, images, split)
+    return images, config.data.classes
 
 
-def learned_unlabelled(own: DataSettings, source: str | None, images: ImageSet) -> int:
-    """Count the images of another source that a run may have learned from without their labels.
-
-    Args:
-        own: the section ``data`` of the run.
-        source: the other source.
-        images: a split of that source.
-    """
-    if source is None or own.unlabelled in (None, REST) or not same_source(source, own.unlabelled):
-        return 0
-    taken = set(load_unlabelled(own.unlabelled, own.columns).ids)
-    return sum(f"{PREFIX}{id_}" in taken for id_ in images.ids)
-
-
-def learned_of_own(run: Run, data: Dataset, images: ImageSet) -> int:
-    """Count the images of a data set that a run has learned from, where it is the run's own, maybe drawn anew.
-
-    Args:
-        run: the run.
-        data: the data set.
-        images: a split of it.
-    """
-    own = run.config.data
-    if own.source.startswith(IN_MEMORY) or not same_source(data.source, own.source):
-        return 0
-    drawn = (own if own.unlabelled in (None, REST) else own.labelled()).load(run.config.train.seed)
-    learned = {id_.removeprefix(PREFIX) for id_ in (*drawn.train.ids, *drawn.unlabelled.ids)}
-    return sum(id_ in learned for id_ in images.ids)
-
-
-def _warn_of_learned(run: Run, source: str | None, data: Dataset) -> None:
-    """Warn where the images are not unseen ones."""
-    val, test = (learned_unlabelled(run.config.data, source, images) for images in (data.val, data.test))
-    if val or test:
-        told = f"{val} of {len(data.val)} validation images and {test} of {len(data.test)} test images"
-        log.warning(
-            f"{run.path} may have learned from {told} of {data.name} without their labels (its data.unlabelled); they are "
-            "not unseen images."
-        )
-
-
-def own_data(run: Run) -> Dataset:
+def own_data(run: Run, split: Split = "test") -> Dataset:
     """Load the data that a run was trained on, its test images among them; warn if it has other images than then.
+
+    Where it has copies of training images in another ``split``, which is judged, a warning says so.
 
     Raises:
         InputError: the data cannot be read, or are not where the run names them; a relative path counts from where one is.
@@ -187,7 +145,7 @@ def own_data(run: Run) -> Dataset:
             "or renamed, or it is another folder of that name. Some of these images may be among those it was trained on; if its "
             "data is elsewhere, name it: --data DATA (Python: data=)."
         )
-    if copies := about_copies(data):
+    if split != "train" and (copies := about_copies(data, split)):
         log.warning(copies)
     return data
 

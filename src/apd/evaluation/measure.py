@@ -34,6 +34,7 @@ from apd.models.preprocessing import Preprocessing
 from apd.util.memory import Room
 from apd.util.messages import get_logger, speaking
 from apd.util.text import short
+from apd.util.whole import check_whole
 
 log = get_logger("apd.evaluation")
 
@@ -219,12 +220,10 @@ def side_of(classifier: nn.Module, given: int | None) -> int | None:
     """Return the side of the images that a module takes: as given, else its attribute ``image_size`` where it has one.
 
     Raises:
-        InputError: less than a pixel.
+        InputError: not a whole number of pixels.
     """
     if given is not None:
-        if given < 1:
-            raise InputError(f"image_size is the side of the images in pixels, at least 1, got {given}.")
-        return given
+        return check_whole(given, "image_size", ", the side of the images in pixels")
     own = getattr(classifier, "image_size", None)
     return own if isinstance(own, int) and not isinstance(own, bool) and own > 0 else None
 

@@ -104,7 +104,7 @@ def summarise(
         classifier=own.evaluation.subject.fingerprint,
         # What was asked for.
         eps=eps,
-        eps_text=format_eps(eps),
+        eps_text=format_eps(eps, settings.norm),
         norm=settings.norm,
         seed=settings.seed,
         split=settings.split,

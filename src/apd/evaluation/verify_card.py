@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from apd.attacks.threat import format_eps
 from apd.errors import InputError
 from apd.evaluation.card_text import LARGEST_CARD, CardText, Fence, Row, Section, parse_card, plain, split_lines, words
 from apd.methods import METHODS
@@ -159,6 +160,15 @@ def check_card(run: Run) -> str | None:
         InputError: a file that cannot be read.
     """
     results = [read_result(each) for each in summary_files(run.results)]
+    problem = _first_problem(run, results)
+    if problem is None or all(result["norm"] == "linf" for result in results):
+        return problem
+    older = [{**each, "eps_text": format_eps(each["eps"])} for each in results]  # as cards had them in all norms
+    return problem if _first_problem(run, older) else None
+
+
+def _first_problem(run: Run, results: Sequence[Mapping[str, Any]]) -> str | None:
+    """Say what the card states that these results and the run's other files do not give."""
     text = read_bounded(run.path / "README.md", "evaluate again", LARGEST_CARD).decode("utf-8-sig", errors="replace")
     settings = read_yaml(run.path / "config.yaml")
     try:

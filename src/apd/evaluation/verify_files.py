@@ -146,7 +146,7 @@ def _problems(claim: Claim) -> Iterator[str]:
         return
     if len(set(outcomes.ids)) != len(outcomes) or len(outcomes) + len(result.skipped_images) > result.n_available:
         yield "images count more than once"
-    if format_eps(result.eps) != result.eps_text:
+    if result.eps_text not in (format_eps(result.eps, result.norm), format_eps(result.eps)):
         yield f"eps is {result.eps:g} and {result.eps_text}"
     if hash_of_keys(outcomes.keys) != result.images_sha256:
         yield "the images are others (images_sha256)"

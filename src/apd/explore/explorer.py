@@ -67,8 +67,8 @@ class Budgets:
         return 1 / 255 if self.norm == "linf" else 1.0
 
     def text(self, value: float) -> str:
-        """A slider's value as a budget is written: ``4/255``."""
-        return format_eps(value * self.unit)
+        """A slider's value as a budget is written: ``4/255``, or ``0.5`` for L2."""
+        return format_eps(value * self.unit, self.norm)
 
     def gain(self, size: int) -> float:
         """How much perturbations of images (3, size, size) are amplified: the same at every budget, so that they grow."""

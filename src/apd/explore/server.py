@@ -57,6 +57,8 @@ def explore(
     import_extra("gradio", "explore", "apd explore")
     import uvicorn
 
+    from apd.util.web_server import run_server
+
     with _listening(host, port) as listener, folder_for_a_while("apd-explore-") as folder:
         explorer = Explorer.open(run, model=model, device=pick_device(device))
         app = make_app(explorer, run, folder, host)
@@ -66,7 +68,7 @@ def explore(
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        uvicorn.Server(config).run(sockets=[listener])
+        run_server(config, listener)
 
 
 def make_app(explorer: Explorer, run: AnyPath, folder: Path, host: str = LOCAL) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -93,8 +94,9 @@ def _headline(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> Iterat
 def _weight(config: RunConfig, result: Mapping[str, Any]) -> tuple[object, ...]:
     """How much an evaluation says of the run: on its own data and threat model, attacked, on many images."""
     own = short_name(config.data.source) == result["data"] and not result.get("corruption")
-    own_threat = config.train.norm, parse_eps(config.train.eps, config.train.norm)
-    threat = (result["norm"], parse_eps(result["eps_text"], result["norm"])) == own_threat
+    norm, eps = config.train.norm, parse_eps(config.train.eps, config.train.norm)
+    # Rounded, as the text is.
+    threat = result["norm"] == norm and math.isclose(parse_eps(result["eps_text"], norm), eps, rel_tol=1e-5)
     return (
         own,
         result.get("split", "test") == "test",

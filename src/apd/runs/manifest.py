@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,16 @@ _RESULT = {
 }
 
 
+def _readable(result: Mapping[str, Any]) -> str:
+    """The budget as it is written now; earlier versions wrote those of L2 and L1 in 255ths, too."""
+    text = str(result["eps_text"])
+    if result["norm"] == "linf":
+        return text
+    from apd.attacks.threat import format_eps
+
+    return format_eps(result["eps"], result["norm"]) if text == format_eps(result["eps"]) else text
+
+
 def read_result(file: Path) -> dict[str, Any]:
     """Read an evaluation that a run folder keeps (`Result.to_dict`).
 
@@ -104,6 +115,7 @@ def read_result(file: Path) -> dict[str, Any]:
     result = read_json(file, RESULT_WAY_OUT)
     check_shape(result, _RESULT, file, RESULT_WAY_OUT)
     result.setdefault("undefended", None)
+    result["eps_text"] = _readable(result)
     base, odd = result["undefended"], [result["clean_interval"], result["worst"]["interval"]]
     odd += [entry["interval"] for entry in result["attacks"].values()]
     if base is not None:

@@ -150,13 +150,21 @@ def summary_files(results: Path) -> list[Path]:
 
 def summary_name(result: Mapping[str, Any]) -> str:
     """Name the file of what an evaluation found, after what it depends on."""
-    about = [result[key] for key in ("data", "split", "classes", "norm", "eps_text")]
+    about = [result[key] for key in ("data", "split", "classes", "norm")]
+    about += [result["eps_text"] if result["norm"] == "linf" else _in_levels(result["eps"])]
     about += [result["corruption"]] if result.get("corruption") else []
     name = "-".join([*about, f"seed{result['seed']}", f"n{result['n']}", *result["attacks"]])
     short = re.sub(r"[^A-Za-z0-9.-]+", "_", name)
     if len(short) > _LONGEST_NAME:
         short = f"{short[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return f"{SUMMARY}{short}.json"
+
+
+def _in_levels(eps: float) -> str:
+    """A budget in 255ths where it is one: files have been named so in all norms, and keep their names."""
+    from apd.attacks.threat import format_eps
+
+    return format_eps(eps)
 
 
 def finite(value: Any) -> Any:

@@ -12,6 +12,7 @@ import uvicorn
 from apd.data.decode import quiet_pillow
 from apd.errors import InputError
 from apd.serve.settings import ServeSettings
+from apd.util.web_server import run_server
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -54,4 +55,4 @@ def serve(app: FastAPI, at: socket.socket, settings: ServeSettings) -> None:
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=end
     )
     with quiet_pillow():
-        uvicorn.Server(config).run(sockets=[at])
+        run_server(config, at)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 from apd.errors import InputError
+from apd.util.whole import check_whole
 
 _MEGA = 2**20
 _MEGAPIXELS = 178
@@ -28,7 +30,7 @@ class ServeSettings:
         max_requests: requests at a time; further ones are told to come back.
 
     Raises:
-        InputError: a value out of range.
+        InputError: a value out of range, or not a number, or not a whole one where things are counted.
     """
 
     max_image_mb: float = 10.0
@@ -41,7 +43,14 @@ class ServeSettings:
     max_requests: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("max_image_mb", "max_images", "max_megapixels", "timeout", "max_batch", "max_requests"):
+        for name in ("max_images", "max_batch", "max_requests"):
+            check_whole(getattr(self, name), name)
+        for name in ("max_image_mb", "max_megapixels", "timeout", "max_wait_ms", "abstain_below"):
+            value = getattr(self, name)
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if not number and (name, value) != ("abstain_below", None):
+                raise InputError(f"{name} must be a number, got {value!r}.")
+        for name in ("max_image_mb", "max_megapixels", "timeout"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} must be above 0, got {getattr(self, name)}.")
         if self.max_megapixels > _MEGAPIXELS:

@@ -189,8 +189,9 @@ def _read(
         clip = load_clip(config.model) if clip is None else clip
     if data.shortage():
         log.warning(data.shortage())
-    if copies := about_copies(data):
-        log.warning(copies)
+    for copies in (about_copies(data), about_copies(data, "val")):
+        if copies:
+            log.warning(copies)
     if doubt := config.train.threat.doubt():
         log.warning(doubt)
     images = decode(clip, data, config.train, config.data.skip_bad_images, show=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import Unpack
 
@@ -89,7 +90,7 @@ def evaluate_wording(
         **vars(own),
         undefended=control if chosen.control else None,
         attack=chosen.attack,
-        eps_text=format_eps(chosen.evaluation.threat.eps),
+        eps_text=format_eps(chosen.evaluation.threat.eps, chosen.norm),
         norm=chosen.norm,
         distance=chosen.distance,
         seed=chosen.seed,
@@ -152,7 +153,8 @@ def evaluate_run_wording(
 
 def _save(run: Run, found: Wording) -> None:
     """Keep the result in the run, in place of one under the same circumstances."""
-    name = "-".join([found.data, found.split, found.classes, found.attack, found.norm, found.eps_text, *found.changes])
+    eps = format_eps(float(Fraction(found.eps_text)))  # in any norm, so that older results keep their names
+    name = "-".join([found.data, found.split, found.classes, found.attack, found.norm, eps, *found.changes])
     safe = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{name}-seed{found.seed}-n{found.n}")[:180]
     write_atomic(run.results / f"wording-{safe}.json", found.to_json() + "\n")
 

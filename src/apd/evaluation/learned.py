@@ -1,0 +1,137 @@
+"""Whether a run has learned from the images that it is judged on, which then say nothing about new images."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from apd.data import Dataset, same_source
+from apd.data.copies import SPLITS, example, find_copies
+from apd.data.dataset import IN_MEMORY, ImageSet, Split
+from apd.data.load import load_unlabelled
+from apd.data.settings import REST, DataSettings
+from apd.data.sources.unlabelled import PREFIX
+from apd.errors import InputError
+from apd.runs.differences import hash_of_ids
+from apd.runs.folder import Run
+from apd.util.messages import get_logger, speaking
+from apd.util.text import printable
+
+log = get_logger("apd.evaluation")
+
+HUB = "hf:"
+"""Stands before the source of images that are rows of tables, not files."""
+
+
+def warn_of_learned(run: Run, data: Dataset, split: Split) -> None:
+    """Warn of images that a run was trained on among those it is judged on.
+
+    Args:
+        run: the run.
+        data: its own data, maybe drawn anew, or others, with all classes.
+        split: the images that are judged.
+    """
+    known = _warn_of_unlabelled(run, data)
+    if same_source(data.source, run.config.data.source):
+        _warn_of_own(run, data, split)
+    elif not known:
+        warn_of_copies(run, data, split)
+
+
+def learned_unlabelled(own: DataSettings, source: str | None, images: ImageSet) -> int:
+    """Count the images of another source that a run may have learned from without their labels.
+
+    Args:
+        own: the section ``data`` of the run.
+        source: the other source.
+        images: a split of that source.
+    """
+    if source is None or own.unlabelled in (None, REST) or not same_source(source, own.unlabelled):
+        return 0
+    taken = set(load_unlabelled(own.unlabelled, own.columns).ids)
+    return sum(f"{PREFIX}{id_}" in taken for id_ in images.ids)
+
+
+def learned_of_own(run: Run, data: Dataset, images: ImageSet) -> list[str]:
+    """List the images of a data set that a run has learned from, where it is the run's own, maybe drawn anew.
+
+    Args:
+        run: the run.
+        data: the data set.
+        images: a split of it.
+    """
+    own = run.config.data
+    if not same_source(data.source, own.source):
+        return []
+    if own.source.startswith(IN_MEMORY):
+        same = run.manifest["data"].get("ids_sha256") == hash_of_ids(data.train.ids, data.val.ids)
+        learned = {*data.train.ids} if same else set()
+    else:
+        drawn = (own if own.unlabelled in (None, REST) else own.labelled()).load(run.config.train.seed)
+        learned = {id_.removeprefix(PREFIX) for id_ in (*drawn.train.ids, *drawn.unlabelled.ids)}
+    return [id_ for id_ in images.ids if id_ in learned]
+
+
+def _warn_of_unlabelled(run: Run, data: Dataset) -> bool:
+    """Warn where a run may have learned from the images without their labels, and say whether it may."""
+    val, test = (learned_unlabelled(run.config.data, data.source, images) for images in (data.val, data.test))
+    if val or test:
+        told = f"{val} of {len(data.val)} validation images and {test} of {len(data.test)} test images"
+        log.warning(
+            f"{run.path} may have learned from {told} of {data.name} without their labels (its data.unlabelled); they are "
+            "not unseen images."
+        )
+    return bool(val or test)
+
+
+def _warn_of_own(run: Run, data: Dataset, split: Split) -> None:
+    """Warn of the images of a split, of the run's own data, that it was trained on."""
+    images = data.split(split)
+    try:
+        seen = learned_of_own(run, data, images)
+    except InputError:  # the run's draw can no longer be made
+        return
+    if not seen:
+        return
+    told = (
+        f"{run.path} was trained on {len(seen)} of the {len(images)} {SPLITS[split]} images of {printable(data.name)}"
+    )
+    if split == "train":
+        way_out = (
+            "accuracy on them says nothing about new images; leave --split away (Python: split=) for the test images"
+        )
+    elif data.source.startswith(IN_MEMORY):
+        way_out = "accuracy on them says nothing about new images; give images that it has not seen"
+    else:
+        way_out = f"data={data.source!r} stands for those that it has not seen"
+    log.warning(f"{told} as they are drawn here ({printable(seen[0])} is one); {way_out}.")
+
+
+def warn_of_copies(run: Run, data: Dataset, split: Split) -> None:
+    """Warn of images of other data whose files are those that a run has learned from, or copies of them.
+
+    Nothing is told where the run's own images are no longer where they were.
+    """
+    images = data.split(split)
+    if not any(isinstance(source, Path) for source in images.sources):
+        return
+    copies = find_copies(_learned_files(run), images)
+    if copies:
+        log.warning(
+            f"{run.path} was trained or validated on {len(copies)} of the {len(images)} {SPLITS[split]} images of "
+            f"{printable(data.name)} ({example(copies)}): they say nothing about new images. Give images that it has not seen."
+        )
+
+
+def _learned_files(run: Run) -> list[ImageSet]:
+    """The images that a run has learned from, where they are files that are still there."""
+    own, found = run.config.data, []
+    if own.source.startswith((IN_MEMORY, HUB)):
+        return []
+    with speaking(quiet=True), suppress(InputError):
+        drawn = (own if own.unlabelled in (None, REST) else own.labelled()).load(run.config.train.seed)
+        found += [drawn.train, drawn.val, drawn.unlabelled]
+    if own.unlabelled not in (None, REST) and not own.unlabelled.startswith(HUB):
+        with speaking(quiet=True), suppress(InputError):
+            found.append(load_unlabelled(own.unlabelled, own.columns))
+    return found

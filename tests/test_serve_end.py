@@ -1,0 +1,44 @@
+"""How a server ends on Ctrl-C, and on a second one: without a traceback, whatever was in flight."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("in_flight", [True, False])
+def test_ctrl_c_twice_shows_no_traceback(trained: Path, in_flight: bool) -> None:
+    command = [sys.executable, "-m", "apd", "serve", str(trained), "--port", "0", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert server.stderr is not None
+    address = None
+    while address is None:
+        address = re.search(r"on http://([\d.]+):(\d+)", server.stderr.readline())
+        assert server.poll() is None
+    with socket.create_connection((address[1], int(address[2])), timeout=60) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200" in client.recv(1000)
+        if in_flight:  # a body of which the most never comes
+            head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 900\r\n\r\n"
+            client.sendall(head + b"image")
+        time.sleep(0.3)
+        server.send_signal(signal.SIGINT)
+        if in_flight:
+            time.sleep(0.5)
+            assert server.poll() is None, "it waits for what is in flight"
+        begun = time.monotonic()
+        while server.poll() is None and time.monotonic() < begun + 60:  # impatient, until it has ended
+            server.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+    said = server.stderr.read()
+    assert server.wait(60) in (130, -signal.SIGINT)
+    assert "Traceback" not in said and "KeyboardInterrupt" not in said and "Cancelled" not in said, said
