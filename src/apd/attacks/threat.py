@@ -61,7 +61,7 @@ def parse_eps(value: str | float, norm: Norm = "linf") -> float:
 def format_eps(eps: float, norm: str = "linf") -> str:
     """A budget as people write it: in 255ths where it is one of Linf (of at most two decimals), else as a number.
 
-    The length of a whole image's change, as L2 and L1 have it, is no number of levels.
+    The length of a whole image's change, as L2 and L1 have it, is not counted in levels.
 
     >>> format_eps(4 / 255), format_eps(0.5 / 255), format_eps(0.3), format_eps(0.2, "l2")
     ('4/255', '0.5/255', '0.3', '0.2')
