@@ -121,7 +121,7 @@ def test_validation_images_of_an_own_split_by_number(tmp_path: Path) -> None:
     for split, count in {"train": 9, "val": 6, "test": 2}.items():
         make(tmp_path / split, cat=count, dog=count)
     data = load_data(tmp_path, shots=2, validation=5)
-    assert per_class(data.val) == [5, 5] and "5 a class of the data's own" in data.description
+    assert per_class(data.val) == [5, 5] and "5 per class of the data's own" in data.description
     assert per_class(load_data(tmp_path, shots=2, validation=50).val) == [6, 6]
     assert per_class(load_data(tmp_path, shots="all", validation=5).val) == [5, 5]
     with refused("validation", "0"):

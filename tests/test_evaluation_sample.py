@@ -26,13 +26,16 @@ from apd.evaluation import (
 from apd.evaluation.engine import Keeper
 from apd.evaluation.forecast import Measured, measure
 from apd.evaluation.frozen import Subject
+from apd.evaluation.result import Check
 from apd.evaluation.samples import Samples
 from apd.models.classifier import PromptedCLIP
+from apd.util.messages import command_line
 
 from .command_line import Cli, Said
 from .test_evaluation import NAMES, data_of, settings
 from .toys import decoded, toy_clip, trained
 
+HELD = Check(name="eps 0", passed=True, value=0, message="")
 PASSES = 1 + (2 * 5 + 1)
 """Of an image that is right: the clean one, and PGD-5."""
 
@@ -66,9 +69,24 @@ def test_sample_is_what_is_foretold_to_take_minutes(
     assert (result.n, result.n_available, result.limit) == (n, 40, "auto")
     first = said()[0]
     assert first.startswith("all 40 test images" if n == 40 else "20 of 40 test images, a random sample")
-    assert "pgd-5" in first and ("--limit all" in first) == (n < 40) and f"--strong --limit {n}" in first
+    assert "pgd-5" in first and ('limit="all"' in first) == (n < 40) and f'attacks="autoattack", limit={n}' in first
     assert max(map(len, first.splitlines())) <= 80
     assert ("20 of 40 images" in str(result)) == (n < 40)
+
+
+def test_ways_out_are_options_in_a_command_and_arguments_in_python(tmp_path: Path) -> None:
+    few, result = sample.Sample(20, 40, 60.0, 120.0, 600.0), toy_run(tmp_path).model_copy(update={"checks": (HELD,)})
+
+    def told() -> str:
+        return few.describe("test", ["pgd-5"]) + str(result)
+
+    python = told()
+    assert 'limit="all" (about' in python and 'attacks="autoattack", limit=20 (about' in python
+    assert "see result.checks" in python and " --" not in python
+    with command_line():
+        command = told()
+    assert "--limit all (about" in command and "--strong --limit 20 (about" in command and "--json has them" in command
+    assert told() == python
 
 
 def test_sample_is_kept_and_a_limit_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

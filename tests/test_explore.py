@@ -95,6 +95,15 @@ def test_class_names_are_checked() -> None:
         read_class_names("a\n" + "b" * (LONGEST_NAME + 1))
 
 
+def test_a_run_s_own_class_names_are_taken_however_many_and_long() -> None:
+    own = tuple(f"{number} {'b' * LONGEST_NAME}" for number in range(MOST_CLASSES + 1))
+    assert read_class_names("\n".join(own), own) == own
+    with refused(str(MOST_CLASSES + 2), str(MOST_CLASSES + 1)):
+        read_class_names("\n".join([*own, "cat"]), own)
+    with refused(str(LONGEST_NAME + 1)):
+        read_class_names("a\n" + "b" * (LONGEST_NAME + 1), own)
+
+
 @pytest.mark.parametrize("value", ["4", None, True, float("nan"), float("inf"), -1, 9, [1]])
 def test_numbers_are_checked(value: object) -> None:
     with refused("eps"):
@@ -228,6 +237,7 @@ def test_class_names_are_not_trusted(explorer: Explorer, x: Tensor) -> None:
     hostile = ("<img src=x onerror=alert(1)>", '"><script>alert(2)</script>', "red ${alert(3)} {{value}}\x1b[31m")
     views = explorer.look(x, ("red", "green", "blue"), eps=1, steps=1)
     html = render(x, views, hostile, eps="1/255", steps=1, gain=16)
+    assert "<bdi>&lt;img" in html, "a name from right to left does not turn what stands beside it"
     assert "<script" not in html and "onerror=alert(1)&gt;" in html and "\x1b" not in html
     assert len(re.findall("<img", html)) == 6
 

@@ -8,6 +8,7 @@ import huggingface_hub
 import pytest
 
 from apd.data import load_data
+from apd.export import RobustCLIP
 from apd.models import load_clip
 from apd.util import hub
 
@@ -64,6 +65,48 @@ def test_a_folder_asks_nothing(cut: _Cut, shallow_folder: Path) -> None:
     load_clip(shallow_folder)
     with hub.hub_or_cache(str(shallow_folder)):
         assert not huggingface_hub.constants.HF_HUB_OFFLINE
+    assert cut.asked == []
+
+
+PATHS = ["missing", "./missing", "/missing", "../a/missing", "a/b/missing", "C:\\models\\clip", "there/missing", "-a/b"]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_to_nothing_asks_nothing(cut: _Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "there" / "mising").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for load in (load_clip, RobustCLIP.from_pretrained):
+        with refused(repr(name)):
+            load(name)
+    with refused(repr(str(Path(name)))):
+        RobustCLIP.from_pretrained(Path(name))
+    if name == "there/missing":
+        with refused("'there'", "there/mising"):
+            load_clip(name)
+    with refused(repr(f"hf-hub:{name}x/y/z"), "owner/name"):
+        load_clip(f"hf-hub:{name}x/y/z")
+    assert cut.asked == []
+
+
+def test_a_folder_called_like_the_owner_hides_nothing_in_the_cache(
+    cut: _Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "somebody").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_clip("somebody/clip").info.revision == COMMIT
+
+
+def test_an_export_that_is_not_in_the_cache_says_that_the_hub_is_not_reached(cut: _Cut) -> None:
+    for options in ({}, {"local_files_only": True}):
+        with refused("nobody/robust", "not reached", "cache"):
+            RobustCLIP.from_pretrained("nobody/robust", **options)
+    assert len(cut.asked) == 1
+
+
+@pytest.mark.parametrize("source", ["hf:./images", "hf:a/b/c", "hf:/data/images", "hf:a--b"])
+def test_a_data_set_that_cannot_be_on_the_hub_is_not_asked_for(cut: _Cut, source: str) -> None:
+    with refused(source, "hf:OWNER/NAME"):
+        load_data(source)
     assert cut.asked == []
 
 

@@ -229,6 +229,7 @@ def test_names_are_text_and_nothing_else(hostile: Path, tmp_path: Path) -> None:
     assert [about.get("type") for tag, about in found.elements if tag == "script"] == ["application/json"]
     assert HOSTILE in found.data["runs"][0]["summary"]["per_class"], "as it is in the run"
     text = file.read_text(encoding="utf-8")
+    assert text.count("<bdi>&lt;/script&gt;") >= 3, "its direction is not that of what stands beside it"
     assert "onerror=&#34;alert" in text and "\u202e" not in text, "escaped, and no text direction turned"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import torch
 from apd.evaluation.stored import Outcomes
 from apd.report.charts import Line, line_chart, round_ticks, spaced
 from apd.report.facts import names_of
+from apd.report.views import fragile
 from apd.report.wall import Gallery, choose
+from apd.report.words import unharmed
 
 
 def outcomes(right: dict[str, str], labels: tuple[int, ...] = (0,) * 6) -> Outcomes:
@@ -44,6 +47,22 @@ def test_images_fit_the_page() -> None:
 def test_folders_are_named_by_what_tells_them_apart() -> None:
     assert names_of([Path("/r/apd")]) == ["apd"]
     assert names_of([Path("/r/a/apd"), Path("/r/b/apd")]) == ["a/apd", "b/apd"]
+
+
+def accuracies(**classes: tuple[float, float]) -> list[dict[str, Any]]:
+    return [{"class": name, "clean": clean, "worst": worst} for name, (clean, worst) in classes.items()]
+
+
+def test_a_class_that_is_never_right_is_not_fragile() -> None:
+    rows = accuracies(never=(0, 0), firm=(80, 80), falls=(100, 0), small=(20, 0), half=(50, 25), low=(10, 8))
+    assert [row["class"] for row in fragile(rows)] == ["falls", "small", "half", "low"]
+    assert unharmed(rows) == "1 class has nothing to lose: all its images are wrong even without an attack."
+
+
+def test_classes_that_lose_nothing_are_said_to() -> None:
+    assert unharmed(accuracies(a=(50, 50), b=(100, 100))) == "No class loses accuracy under attack."
+    assert unharmed(accuracies(a=(0, 0), b=(0, 0))) == "No image of any class is right even without an attack."
+    assert unharmed(accuracies(a=(50, 25), b=(100, 100))) == ""
 
 
 def test_points_are_drawn_in_proportion() -> None:

@@ -180,9 +180,9 @@ def _draw(pools: Pools, shots: Shots, seed: int, validation: int | None) -> tupl
     else:
         train, val = _draw_both(pools, pools.val, shots, few, seed)
         own = "the fifth set aside for it" if pools.divided else "the data's own"
-        origin = own if few is None else f"{few} a class of {own}"
+        origin = own if few is None else f"{few} per class of {own}"
     small = fewer_than(shots, train, pools.class_names)
-    how = "all" if shots == "all" else f"{shots} a class{small}, seed {seed}"
+    how = "all" if shots == "all" else f"{shots} per class{small}, seed {seed}"
     return train, val, f"train {len(train)} images ({how}), validation {len(val)} ({origin}), test {len(pools.test)}"
 
 

@@ -14,6 +14,7 @@ from apd.data.unreadable import how_to_convert
 from apd.evaluation.statistics import wilson
 from apd.runs.chance import chance_note
 from apd.runs.reliability import Reliability, reliability
+from apd.util.messages import by_command
 from apd.util.progress import counted
 from apd.util.text import plain, printable
 
@@ -183,7 +184,7 @@ class Result(ResultRecord):
         """The table and the health checks for notebooks."""
         from apd.evaluation.shown import result_html
 
-        return result_html(self, [line for line, _ in (self._headline(), *self._notes("see result.checks"))])
+        return result_html(self, [line for line, _ in (self._headline(), *self._notes())])
 
     def __str__(self) -> str:
         """The table as plain text."""
@@ -229,8 +230,8 @@ class Result(ResultRecord):
         style = {True: "green", False: "bold red", None: "yellow"}[self.reliable]
         return f"reliable: {self.reliability.describe()}", style
 
-    def _notes(self, checks: str = "--json has them") -> Iterator[tuple[str, str]]:
-        """Lines below the table, and their style; ``checks`` says where the health checks can be read."""
+    def _notes(self) -> Iterator[tuple[str, str]]:
+        """Lines below the table, and their style."""
         for name, score in self.attacks.items():
             # What was kept may be of more images than are asked for now.
             earlier = f"{score.seconds_earlier:.0f} s in earlier calls" if score.seconds_earlier else ""
@@ -249,7 +250,8 @@ class Result(ResultRecord):
             warning = f", {counted(len(failed) - count, 'warning')}" if count < len(failed) else ""
             yield f"Health checks: {count} of {len(judged)} failed{warning}.", "bold red" if count else "yellow"
         elif judged:
-            yield f"Health checks: all {len(judged)} passed ({checks}).", "green"
+            where = by_command("--json has them", "see result.checks")
+            yield f"Health checks: all {len(judged)} passed ({where}).", "green"
         for check in failed:
             mark, style = ("WARN", "yellow") if check.warns else ("FAIL", "red")
             yield f"{mark} {check.name}: {check.message}", style

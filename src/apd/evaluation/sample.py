@@ -13,6 +13,7 @@ from apd.evaluation.frozen import Subject
 from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
 from apd.evaluation.store import Store
+from apd.util.messages import by_command
 from apd.util.progress import pretty_seconds
 
 SECONDS = 240.0
@@ -52,10 +53,12 @@ class Sample:
         if attacks:
             lines[0] += f", attacked by {', '.join(attacks)}"
         if not whole:
-            lines.append(f"  all images: --limit all (about {pretty_seconds(self.all_seconds)})")
+            option = by_command("--limit all", 'limit="all"')
+            lines.append(f"  all images: {option} (about {pretty_seconds(self.all_seconds)})")
         if attacks and STRONGEST not in attacks and self.strong_seconds is not None:
             seconds = pretty_seconds(self.strong_seconds)
-            lines.append(f"  AutoAttack, the strongest attack: --strong --limit {self.n} (about {seconds})")
+            option = by_command(f"--strong --limit {self.n}", f'attacks="{STRONGEST}", limit={self.n}')
+            lines.append(f"  AutoAttack, the strongest: {option} (about {seconds})")
         return "\n".join(lines)
 
 

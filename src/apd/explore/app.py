@@ -207,7 +207,7 @@ def _read(
         os.utime(path)  # still in use: its age counts from here
     return _Question(
         x=x,
-        classes=read_class_names(names),
+        classes=read_class_names(names, explorer.class_names),
         eps=read_number(eps, "eps", 0, explorer.budgets.most),
         steps=int(read_number(steps, "The number of attack steps", 1, MOST_STEPS)),
         gradients=gradients,

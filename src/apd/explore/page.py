@@ -69,7 +69,7 @@ def render(
         steps: how many steps the attack takes.
         gain: amplification of the perturbation.
     """
-    names = [escape(printable(name)) for name in class_names]
+    names = [f"<bdi>{escape(printable(name))}</bdi>" for name in class_names]  # a right-to-left name turns nothing else
     rows = shown_classes(views)
     cards = [_card(x, view, names, rows, eps, steps, gain) for view in views.values()]
     return f'<div class="apd-cards">{"".join(cards)}</div>'

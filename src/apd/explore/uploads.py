@@ -106,11 +106,15 @@ def _unknown(file: Path) -> str:
     return f"{what}; use {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
 
 
-def read_class_names(text: str) -> tuple[str, ...]:
+def read_class_names(text: str, own: Sequence[str] = ()) -> tuple[str, ...]:
     r"""Class names from a text with one per line; spaces around them and empty lines are left out.
 
+    Args:
+        text: what the page sends.
+        own: the run's class names: as many are taken, and as long ones, whatever the limits for others.
+
     Raises:
-        InputError: too few, too many or too long names, or a name twice.
+        InputError: too few, too many or too long names.
 
     >>> read_class_names("cat\n\n snow leopard ")
     ('cat', 'snow leopard')
@@ -118,9 +122,11 @@ def read_class_names(text: str) -> tuple[str, ...]:
     names = tuple(line.strip() for line in str(text).splitlines() if line.strip())
     if len(names) < 2:
         raise InputError(f"Write at least two class names, one per line; there {_are(names)}.")
-    if len(names) > MOST_CLASSES:
-        raise InputError(f"There are {len(names)} class names; the most is {MOST_CLASSES}.")
-    long = next((name for name in names if len(name) > LONGEST_NAME), None)
+    most = max(MOST_CLASSES, len(own))
+    if len(names) > most:
+        raise InputError(f"There are {len(names)} class names; the most is {most}.")
+    known = frozenset(own)
+    long = next((name for name in names if len(name) > LONGEST_NAME and name not in known), None)
     if long is not None:
         raise InputError(f"The class name {long[:20]}… has {len(long)} characters; the most is {LONGEST_NAME}.")
     return names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,9 +20,10 @@ from apd.models.calibration import probabilities
 from apd.models.checkpoint import read_json
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import Prompts, PromptSpec
+from apd.util.hub import hub_or_cache, means_hub
 from apd.util.shape import NUMBER, TEXT, TRUTH, Each, check_shape
 from apd.util.tensors import read_tensors
-from apd.util.text import short
+from apd.util.text import one_line, short
 
 CONFIG = "config.json"
 PROMPTS = "prompts.safetensors"
@@ -117,6 +119,35 @@ class RobustCLIP(
     def _save_pretrained(self, save_directory: Path) -> None:
         """Copy the files: nothing in them has been changed."""
         shutil.copytree(self.folder, save_directory, dirs_exist_ok=True)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Load an export from a folder, or from the hub.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or a hub id (owner/name), which is never asked for a path at which there
+                is nothing.
+            options: the hub's, such as ``revision``, ``token``, ``cache_dir``, ``force_download`` and ``local_files_only``.
+
+        Raises:
+            InputError: no folder, not an export, or a hub id that is neither reached nor in the cache.
+        """
+        name, revision = str(pretrained_model_name_or_path), options.get("revision")
+        if Path(name).is_dir():
+            return super().from_pretrained(name, **options)
+        if isinstance(pretrained_model_name_or_path, Path) or not means_hub(name, revision):
+            raise InputError(
+                f"No export {name!r}: there is no such folder{'' if name.count('/') == 1 else ', and a hub id is owner/name'}. "
+                "apd export RUN --to huggingface --output FOLDER writes one."
+            )
+        try:
+            with nullcontext() if options.get("local_files_only") else hub_or_cache(name):
+                return super().from_pretrained(name, **options)
+        except OSError as error:
+            raise InputError(
+                f"No export {name!r}: there is no such folder, and the hub has none or is not reached ({one_line(error, 200)}). "
+                "Check the name and the network; offline, it must be in the hub's cache."
+            ) from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:

@@ -14,9 +14,9 @@ from apd.errors import InputError, nearest
 from apd.models.checkpoint import check_folder
 from apd.models.encoder import DualEncoder, EncoderInfo, Tokens, sha256_of_weights
 from apd.models.preprocessing import Preprocessing
-from apd.models.sources import BUILT_IN, OPEN_CLIP_CONFIG, PREFIXES, is_weights_file, split_tower
+from apd.models.sources import BUILT_IN, HUB, OPEN_CLIP_CONFIG, PREFIXES, is_weights_file, split_tower
 from apd.util.device import pick_device
-from apd.util.hub import hub_or_cache
+from apd.util.hub import can_be_on_hub, hub_or_cache, means_hub
 from apd.util.plugins import Registry, is_spec
 
 __all__ = ["BUILT_IN", "DualEncoder", "EncoderInfo", "Preprocessing", "Tokens", "list_models", "load_clip"]
@@ -107,12 +107,14 @@ def _load(name: str, revision: str | None, dtype: torch.dtype) -> DualEncoder:
     folder = Path(name)
     if (folder / OPEN_CLIP_CONFIG).is_file() and not (folder / "config.json").is_file():
         return load_open_clip(name, str(folder.resolve()), revision, dtype)
-    at = name if name.startswith(PREFIXES) else _folder_or_id(name)
+    if name.startswith(HUB) and not can_be_on_hub(name.removeprefix(HUB)):
+        raise InputError(f"No model {name!r}: after {HUB} stands the id of a repository, {HUB}owner/name.")
+    at = name if name.startswith(PREFIXES) else _folder_or_id(name, revision)
     with hub_or_cache(at):
         return (load_open_clip if at.startswith(PREFIXES) else load_huggingface)(name, at, revision, dtype)
 
 
-def _folder_or_id(name: str) -> str:
+def _folder_or_id(name: str, revision: str | None) -> str:
     """Return the checked folder, or the hub id, that a model's name stands for."""
     if name in BUILT_IN:
         return str(files("apd") / "assets" / name)
@@ -125,9 +127,19 @@ def _folder_or_id(name: str) -> str:
             )
         check_folder(folder, name)
         return str(folder)
-    if name.count("/") == 1 and not name.startswith((".", "/")):
+    if means_hub(name, revision):
         return name
-    raise InputError(f"No model {name!r}: neither a folder nor a hub id (owner/name). {nearest(name, BUILT_IN)}")
+    raise InputError(f"No model {name!r}: {_why_none(name)}")
+
+
+def _why_none(name: str) -> str:
+    """Say what is wrong with a model's name that is neither a folder's nor a hub id, and the way out."""
+    parent = Path(name).parent
+    if name.count("/") == 1 and can_be_on_hub(name):
+        beside = [f"{parent}/{entry.name}" for entry in parent.iterdir() if entry.is_dir()]
+        meant = f" {nearest(name, beside)}" if beside else ""
+        return f"the folder {str(parent)!r} holds no {Path(name).name!r}.{meant} A hub id is meant only where no such folder is."
+    return f"neither a folder nor a hub id (owner/name). {nearest(name, BUILT_IN)}"
 
 
 def names_code(source: str) -> bool:

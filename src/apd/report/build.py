@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from apd.attacks.threat import format_eps
 from apd.errors import InputError
 from apd.evaluation.compare import compare_runs
 from apd.evaluation.measure import evaluate
@@ -164,7 +165,7 @@ def _curve(facts: RunFacts, seen: Seen) -> list[dict[str, Any]]:
     asked |= {"corruption": summary.get("corruption"), "limit": min(CURVE_IMAGES, summary["n"]), "checks": False}
     for share in SHARES:
         eps = summary["eps"] * share
-        log.info(f"attacking {asked['limit']} images with {CURVE_ATTACK} at eps {eps:.4g}")
+        log.info(f"attacking {asked['limit']} images with {CURVE_ATTACK} at {summary['norm']} eps {format_eps(eps)}")
         result = evaluate(seen.classifier, seen.data, store=facts.run.results, attacks=CURVE_ATTACK, eps=eps, **asked)
         points += [] if points else [curve_point(result.to_dict(), clean=True)]
         points.append(curve_point(result.to_dict()))

@@ -49,7 +49,7 @@ def run_view(facts: RunFacts, place: int, curve: Sequence[Mapping[str, Any]] = (
 
 _NOT_EVALUATED: Mapping[str, Any] = {
     **dict.fromkeys(("summary", "attack", "verdict", "curve_chart"), None),
-    **dict.fromkeys(("threat", "strength", "attacks"), ""),
+    **dict.fromkeys(("threat", "strength", "attacks", "unharmed"), ""),
     **dict.fromkeys(("checks", "swatches", "evaluations", "curve", "classes", "fragile"), ()),
     **{key: {} for key in ("versus", "confusions", "grids")},
 }
@@ -78,10 +78,17 @@ def _evaluation(facts: RunFacts) -> dict[str, Any]:
         "curve": points,
         "curve_chart": _curve_chart(points, _OURS if learned else facts.name),
         "classes": classes,
-        "fragile": sorted(classes, key=lambda row: (row["worst"], row["clean"], row["class"]))[:FRAGILE],
+        "fragile": fragile(classes),
+        "unharmed": words.unharmed(classes),
         "confusions": {name: found.most() for name, found in confusion.items()},
         "grids": {name: _grid(found) for name, found in confusion.items() if len(found.class_names) <= GRID},
     }
+
+
+def fragile(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The classes that keep the smallest share of their clean accuracy under attack; one without any has nothing to lose."""
+    losing = [row for row in classes if row["worst"] < row["clean"]]
+    return sorted(losing, key=lambda row: (row["worst"] / row["clean"], -row["clean"], row["class"]))[:FRAGILE]
 
 
 def _about(facts: RunFacts) -> dict[str, Any]:

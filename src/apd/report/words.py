@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from apd.runs.reliability import reliability
@@ -80,6 +80,18 @@ def attack_words(summary: Mapping[str, Any], learned: bool = True) -> str:
         f"Attacks: {', '.join(parts)}. They know everything about {all_of_it} (white-box), and "
         "an image counts as right only if it is right under all of them."
     )
+
+
+def unharmed(classes: Sequence[Mapping[str, Any]]) -> str:
+    """Say that an attack harms no class, or how many have nothing to lose; empty if neither is so."""
+    never = sum(not row["clean"] for row in classes)
+    if never == len(classes):
+        return "No image of any class is right even without an attack."
+    said = [] if any(row["worst"] < row["clean"] for row in classes) else ["No class loses accuracy under attack."]
+    if never:
+        have, their = ("class has", "its") if never == 1 else ("classes have", "their")
+        said.append(f"{never} {have} nothing to lose: all {their} images are wrong even without an attack.")
+    return " ".join(said)
 
 
 def swatches(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

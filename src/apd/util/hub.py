@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,7 +11,27 @@ from pathlib import Path
 from apd.util.messages import get_logger
 
 log = get_logger("apd.hub")
+_REPOSITORY = re.compile(r"(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.ASCII)
 _UNREACHED = ContextVar("unreached", default=False)
+
+
+def can_be_on_hub(name: str) -> bool:
+    """Whether a name can be that of a repository on the hub, ``owner/name`` or, of old ones, ``name``."""
+    return bool(_REPOSITORY.fullmatch(name)) and "--" not in name and ".." not in name and not name.endswith(".git")
+
+
+def means_hub(name: str, revision: str | None = None) -> bool:
+    """Whether ``owner/name`` stands for a repository on the hub rather than for a path at which there is nothing.
+
+    Where there is a folder ``owner``, it is a path, unless a revision is asked for or the hub's cache has the repository.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if name.count("/") != 1 or not can_be_on_hub(name):
+        return False
+    if revision or not Path(name).parent.is_dir():
+        return True
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
 @contextmanager

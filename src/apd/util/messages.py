@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LOGGER = logging.getLogger("apd")
+_command: ContextVar[bool] = ContextVar("command", default=False)
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
@@ -88,8 +89,17 @@ def speaking(quiet: bool = False) -> Iterator[None]:
 @contextmanager
 def command_line() -> Iterator[None]:
     """Print all messages on standard error, whatever a library did to the root logger."""
-    with _attachment.held(force=True):
-        yield
+    token = _command.set(True)
+    try:
+        with _attachment.held(force=True):
+            yield
+    finally:
+        _command.reset(token)
+
+
+def by_command(option: str, python: str) -> str:
+    """How a way out is written where it is read: as an option in a command, as an argument or attribute in Python."""
+    return option if _command.get() else python
 
 
 def attached() -> bool:

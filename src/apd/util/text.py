@@ -115,8 +115,12 @@ def first_of(names: Sequence[str], what: str, shown: int = 3) -> str:
 
     >>> first_of(["cat", "dog", "cow", "ant"], "classes")
     'cat, dog, cow, … (4 classes)'
+    >>> first_of(["a photo of a {}."], "templates"), first_of(["cat"], "classes")
+    ('a photo of a {}. (1 template)', 'cat (1 class)')
     """
     more = ", …" if len(names) > shown else ""
+    if len(names) == 1:
+        what = "class" if what == "classes" else what.removesuffix("s")
     return f"{', '.join(map(printable, names[:shown]))}{more} ({len(names)} {what})"
 
 

@@ -24,7 +24,7 @@ from apd.data.unreadable import Source
 from apd.errors import InputError
 from apd.util.extras import import_extra
 from apd.util.files import is_lfs_pointer
-from apd.util.hub import hub_or_cache
+from apd.util.hub import can_be_on_hub, hub_or_cache
 from apd.util.progress import counted
 from apd.util.text import one_line, short
 
@@ -48,13 +48,13 @@ def load_hub(spec: str, columns: Columns | None = None) -> Pools:
 
 def hub_splits(spec: str) -> Splits:
     """The tables of a data set of the hub by split."""
+    name, _, configuration = spec.partition(":")
+    if not can_be_on_hub(name):
+        raise InputError(f"hf:{spec} names no data set of the hub: hf:OWNER/NAME[:CONFIGURATION].{_if_a_path(name)}")
     _need_datasets(f"hf:{spec}")
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    name, _, configuration = spec.partition(":")
-    if not name:
-        raise InputError(f"hf:{spec} names no data set of the hub: hf:OWNER/NAME[:CONFIGURATION].")
     try:
         with hub_or_cache(name):
             splits: Splits = load_dataset(name, configuration or None)
@@ -63,6 +63,11 @@ def hub_splits(spec: str) -> Splits:
             f"cannot load hf:{spec} ({one_line(error, 300)}): check the name and the network; offline, it must be in the cache."
         ) from error
     return split_by_column(splits, f"hf:{spec}")
+
+
+def _if_a_path(name: str) -> str:
+    """The way out for a path after ``hf:``; empty for anything else."""
+    return f" A folder or file is given without hf:, {name}." if name and Path(name).exists() else ""
 
 
 def load_parquet(path: Path, source: str, columns: Columns | None = None) -> Pools:
