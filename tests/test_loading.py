@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from apd.models.prompts import Prompts
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 
+from .command_line import Said
 from .models import save_clip
-from .refusals import refused
+from .refusals import contains, refused
 from .runs import NAMES, TEMPLATES
 
 
@@ -48,6 +50,18 @@ def test_load_run_refuses_changed_circumstances(
     (moved / file).write_text(changed)
     with refused(setting, str(moved), str(finished.path)):
         apd.load_run(finished.path, model=str(moved))
+
+
+def test_settings_that_were_edited_after_training_are_noticed(finished: Run, said: Said) -> None:
+    apd.load_run(finished.path)
+    assert not said()
+    file = finished.path / "config.yaml"
+    text = file.read_text()
+    edited = re.sub(r"eps: \S+", "eps: 9/255", text, count=1)
+    assert edited != text
+    file.write_text(edited)
+    apd.load_run(finished.path)
+    assert len(said()) == 1 and contains(said()[0], str(file), "eps")
 
 
 def test_exchanged_prompts_are_noticed(finished: Run) -> None:

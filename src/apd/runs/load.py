@@ -18,8 +18,12 @@ from apd.models.shared import share_classifier, shared_clip
 from apd.models.sources import absolute
 from apd.runs.folder import Run
 from apd.util.files import AnyPath
+from apd.util.messages import get_logger
+from apd.util.tensors import sha256_of_file
 from apd.util.text import short
 from apd.util.trust import trust
+
+log = get_logger("apd.runs")
 
 
 def load_run(
@@ -46,6 +50,7 @@ def load_run(
         >>> classifier(torch.rand(1, 3, 32, 32)).softmax(-1)  # doctest: +SKIP
     """
     run = Run.open(path)
+    _warn_of_changed_settings(run)
     recorded = run.manifest["model"]
     if encoder is None:
         trust(model)
@@ -75,6 +80,16 @@ def load_run(
     prompts.requires_grad_(False)
     learned = prompts.to(encoder.device) if prompts.state_dict() else None
     return PromptedCLIP(encoder, learned, run.manifest["class_names"], run.manifest["templates"]).eval()
+
+
+def _warn_of_changed_settings(run: Run) -> None:
+    """Warn where ``config.yaml``, from which the budget and the data of an evaluation come, is not as training left it."""
+    file, stated = run.path / "config.yaml", run.manifest.get("config_sha256")
+    if stated is not None and file.is_file() and sha256_of_file(file) != stated:
+        log.warning(
+            f"{file} has changed since training: its settings may not be those that the prompts were trained with, and what "
+            "is evaluated by them may have another eps or other data."
+        )
 
 
 def _gone(source: str) -> bool:
