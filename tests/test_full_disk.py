@@ -105,7 +105,7 @@ def failing_writes(patch: pytest.MonkeyPatch, folder: Path, call: str, failing: 
         found = real_open(file, mode, **more)
         return Writing(found) if call == "write" and inside else found
 
-    for module in ("apd.util.files", "apd.runs.folder"):
+    for module in ("apd.util.files", "apd.runs.metrics"):
         patch.setattr(f"{module}.open", opened, raising=False)
     if call == "fsync":
         patch.setattr("apd.util.files.os.fsync", lambda fd: fail() if counted("fsync") else fsync(fd))
@@ -120,3 +120,11 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(
     monkeypatch.setattr("apd.util.files.tempfile.TemporaryFile", fail_with(errno.EROFS))
     with refused(str(tmp_path / "run"), os.strerror(errno.EROFS)):
         check_output(tmp_path / "run")
+
+
+def test_what_is_measured_of_a_run_that_cannot_be_written_to_needs_a_copy(
+    finished: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apd.util.files.tempfile.TemporaryFile", fail_with(errno.EROFS))
+    with refused(str(finished.path), os.strerror(errno.EROFS), f"cp -r {finished.path} COPY"), finished.held():
+        pass

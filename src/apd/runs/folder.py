@@ -16,8 +16,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,8 +26,9 @@ from apd.errors import ApdError, InputError
 from apd.runs.checkpoint import Checkpoints
 from apd.runs.differences import check_same, moved
 from apd.runs.manifest import TRAIN_AGAIN, read_result
-from apd.runs.output import FORMAT, check_output, clear, finite, read_manifest, summary_files, summary_name, taken
-from apd.util.files import AnyPath, sync_file, write_atomic, writing
+from apd.runs.metrics import append_metrics, cut_off
+from apd.runs.output import FORMAT, check_kept, check_output, clear, read_manifest, summary_files, summary_name, taken
+from apd.util.files import AnyPath, sync_file, write_atomic
 from apd.util.locks import FolderLock, tidy
 from apd.util.tensors import read_tensors, sha256_of_file, write_tensors
 from apd.util.text import quoted, to_json
@@ -181,8 +180,9 @@ class Run:
         """Keep other processes from writing to a finished run while a command adds to it; what kills left goes first.
 
         Raises:
-            InputError: another process is writing to it, or it is no longer finished.
+            InputError: another process is writing to it, it is no longer finished, or nothing can be written to it.
         """
+        check_kept(self.path)
         with self.lock.held():
             self.manifest = Run.open(self.path).manifest
             tidy(self.path)
@@ -238,11 +238,8 @@ class Run:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``; numbers that JSON does not know (nan, inf) become null."""
-        if not self._ready():
-            return
-        file = self._file("metrics.jsonl")
-        with writing(file), open(file, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({key: finite(value) for key, value in record.items()}) + "\n")
+        if self._ready():
+            append_metrics(self._file("metrics.jsonl"), record)
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Save where training is; the last checkpoint is kept as the one before.
@@ -366,11 +363,7 @@ class Run:
         """
         found = self._checkpoints.clean()
         self._began -= found[1].get("seconds", 0.0) if found else 0.0
-        keep = found[1]["metrics_bytes"] if found else 0
-        metrics = self._file("metrics.jsonl")
-        if metrics.exists() and metrics.stat().st_size > keep:
-            with writing(metrics):
-                os.truncate(metrics, keep)
+        cut_off(self._file("metrics.jsonl"), found[1]["metrics_bytes"] if found else 0)
 
     def _ready(self) -> bool:
         """Whether this process writes; makes the folder of a new run, in place of one that is overwritten.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -106,6 +105,19 @@ def check_output(path: str | Path, *, resume: bool = False, overwrite: bool = Fa
             )
 
 
+def check_kept(folder: Path) -> None:
+    """Whether what is measured of a run can be kept in its folder.
+
+    Raises:
+        InputError: it is read-only or full; with what to do instead.
+    """
+    try:
+        check_writable(folder)
+    except InputError as error:
+        copied = f"cp -r {quoted(folder)} COPY"
+        raise InputError(f"{error} What is measured is kept in the run's folder; use a copy of it: {copied}") from error
+
+
 def taken(folder: Path) -> str:
     """What to do about a run that is there already."""
     if read_manifest(folder)["status"] == "done":
@@ -165,8 +177,3 @@ def _in_levels(eps: float) -> str:
     from apd.attacks.threat import format_eps
 
     return format_eps(eps)
-
-
-def finite(value: Any) -> Any:
-    """Return a value as JSON knows it: None for numbers that are not finite."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
