@@ -158,7 +158,7 @@ def stepping(
     data = apd.load_data(
         labelled, shots=about.get("shots", 1), unlabelled=source, unlabelled_limit=limit, memory_gb=memory_gb
     )
-    images = decode(clip, data, TrainSettings(), skip_bad=False, show=False)
+    images = decode(clip, data, skip_bad=False, show=False)
     settings = TrainSettings(batch_size=about["batch"], epochs=1000, device=str(clip.device))
     name, chosen = method_settings("apd-frozen", GEOMETRIES[about["geometry"]])
     cls = find_method(name)

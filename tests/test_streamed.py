@@ -94,7 +94,7 @@ def test_batches_have_the_next_ones_decoded_across_epochs_and_none_after_the_las
 ) -> None:
     data = load_data(colours, shots=1, unlabelled=photos, memory_gb=0)
     settings = TrainSettings(batch_size=3, epochs=2)
-    batches = Batches(decode(shallow, data, settings, False, False), settings)
+    batches = Batches(decode(shallow, data, False, False), settings)
     assert len(batches.pool) == 11 and len(batches) == 4
     streamed, seen = batches.pool.unlabelled, []
     assert isinstance(streamed, Streamed)

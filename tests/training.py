@@ -62,7 +62,7 @@ def start(path: Path, clip: DualEncoder, colours: Path, *sets: str, resume: bool
         "versions": {},
     }
     run = Run.create(path, config, manifest, resume=resume)
-    return train(clip, data, decode(clip, data, config.train, skip_bad=False, show=False), config, run)
+    return train(clip, data, decode(clip, data, skip_bad=False, show=False), config, run)
 
 
 def metrics(run: Run) -> list[dict[str, float]]:

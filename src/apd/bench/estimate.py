@@ -75,7 +75,7 @@ def training_seconds(job: Job, pace: Pace) -> float:
     classes = len(data.class_names) if section.classes == "all" else math.ceil(len(data.class_names) / 2)
     share = classes / len(data.class_names)
     images = len(data.train) * share if section.shots == "all" else min(section.shots * classes, len(data.train))
-    images += (len(dataset(section).unlabelled) if section.unlabelled else 0) + train.cutmix
+    images += len(dataset(section).unlabelled) if section.unlabelled else 0
     attack = train.attack.attack_class.from_settings(train.attack)
     passes = attack.passes + 2 if method.adversarial else 1
     batches = math.ceil(images / train.batch_size)

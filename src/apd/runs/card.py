@@ -202,10 +202,9 @@ def _training(manifest: Mapping[str, Any], config: RunConfig, size: int) -> dict
             "evaluated by default at": threat,
             "imported": f"{about['form']}, {about['file']}, sha256 {about['sha256']}",
         }
-    mixed = f", {config.train.cutmix} images made of two labelled ones each (CutMix)" if config.train.cutmix else ""
     return {
         "training threat model": threat,
-        "training": f"{config.train.length}, batch {config.train.batch_size}, {config.train.precision}{mixed}",
+        "training": f"{config.train.length}, batch {config.train.batch_size}, {config.train.precision}",
     }
 
 

@@ -44,7 +44,6 @@ class TrainOptions(TypedDict, total=False):
     batch_size: int
     labelled_share: float | None
     pseudo_labels: ChosenTeacher
-    cutmix: int
     eps_warmup_epochs: float
     eps_warmup_from: float
     eps_warmup_wait: float

@@ -65,7 +65,6 @@ class TrainSettings(GrowingSection):
         "eps_per_image": False,
         "labelled_share": None,
         "pseudo_labels": PSEUDO_LABELS,
-        "cutmix": 0,
         "trackers": [],
         "tracker_options": {},
     }
@@ -97,12 +96,6 @@ class TrainSettings(GrowingSection):
         PSEUDO_LABELS,
         description="which teacher labels unlabelled images for methods whose loss needs labels: auto, probe or best, chosen as "
         "method.teacher of apd is",
-    )
-    cutmix: int = Field(
-        0,
-        ge=0,
-        description="so many further training images, each a labelled one with a box of another pasted in; they count as "
-        "unlabelled; 0: none",
     )
     eps_warmup_epochs: float = Field(0.0, ge=0, description="epochs over which eps grows linearly; 0: eps throughout")
     eps_warmup_from: float = Field(0.0, ge=0, le=1, description="share of eps at which its growth starts")

@@ -11,16 +11,14 @@ from apd.attacks import Replayed, ThreatModel
 from apd.data import Dataset
 from apd.data.augment import random_resized_crop_flip
 from apd.data.batch import Batch
-from apd.data.cutmix import cutmix
 from apd.data.dataset import Decoded
-from apd.data.dataset import Images as Source
 from apd.data.streamed import Streamed, keep_or_stream
 from apd.data.unreadable import how_to_convert
 from apd.errors import InputError
 from apd.models import DualEncoder
 from apd.settings.train import PSEUDO_LABELS, TrainSettings
 from apd.training.order import Order, labelled_per_batch
-from apd.training.pool import Joined, Pool
+from apd.training.pool import Pool
 from apd.training.schedule import Schedule
 from apd.util.messages import get_logger
 from apd.util.seeds import sample_seeds
@@ -33,23 +31,13 @@ AHEAD = 2
 
 @dataclass(frozen=True)
 class Images:
-    """Training and validation images as bytes on the device; unlabelled ones that do not fit are streamed from their files.
-
-    ``mixed`` are made of two labelled ones each (``train.cutmix``).
-    """
+    """Training and validation images as bytes on the device; unlabelled ones that do not fit are streamed from their files."""
 
     train: Decoded
     val: Decoded
     size: int
     mirror: bool
     unlabelled: Decoded | Streamed | None = None
-    mixed: Decoded | None = None
-
-    @property
-    def without_labels(self) -> Source | None:
-        """All images that training sees without a label; None if there are none."""
-        parts = [part for part in (self.unlabelled, self.mixed) if part is not None]
-        return Joined(*parts) if len(parts) > 1 else parts[0] if parts else None
 
     @property
     def skipped(self) -> dict[str, tuple[str, ...]]:
@@ -60,16 +48,15 @@ class Images:
     def to(self, device: torch.device) -> Images:
         """Move the images to a device."""
         more = None if self.unlabelled is None else self.unlabelled.to(device)
-        mixed = None if self.mixed is None else self.mixed.to(device)
-        return replace(self, train=self.train.to(device), val=self.val.to(device), unlabelled=more, mixed=mixed)
+        return replace(self, train=self.train.to(device), val=self.val.to(device), unlabelled=more)
 
 
-def decode(encoder: DualEncoder, data: Dataset, settings: TrainSettings, skip_bad: bool, show: bool) -> Images:
+def decode(encoder: DualEncoder, data: Dataset, skip_bad: bool, show: bool) -> Images:
     """The images of both splits, as the encoder wants them, on its device.
 
     Raises:
         InputError: no images to train on or to validate with; images that cannot be read, unless ``skip_bad``;
-            a class all of whose training images cannot be; fewer than two labelled images for ``train.cutmix``.
+            a class all of whose training images cannot be.
     """
     data.check_trainable()
     preprocessing, room = encoder.info.preprocessing, data.settings.memory_gb
@@ -77,12 +64,10 @@ def decode(encoder: DualEncoder, data: Dataset, settings: TrainSettings, skip_ba
         images.decode(preprocessing, skip_bad=skip_bad, progress=show).to(encoder.device)
         for images in (data.train, data.val)
     )
-    mixed = cutmix(train, settings.cutmix, settings.seed) if settings.cutmix else None
     more = keep_or_stream(data.unlabelled, preprocessing, room, skip_bad=skip_bad, progress=show)
     unlabelled = more.to(encoder.device)
     _check_classes(data, train)
-    more_images = unlabelled if len(unlabelled) else None
-    return Images(train, val, encoder.info.image_size, data.mirror, more_images, mixed)
+    return Images(train, val, encoder.info.image_size, data.mirror, unlabelled if len(unlabelled) else None)
 
 
 def _check_classes(data: Dataset, train: Decoded) -> None:
@@ -152,7 +137,7 @@ class Batches:
 
     def __init__(self, images: Images, settings: TrainSettings, process: int = 0, processes: int = 1) -> None:
         self.images, self.settings, self.process, self.processes = images, settings, process, processes
-        self.pool = Pool(images.train, images.without_labels)
+        self.pool = Pool(images.train, images.unlabelled)
         _check_share(settings, self.pool)
         _check_pseudo_labels(settings, self.pool)
         # A batch smaller than the number of processes would leave one of them without images.
@@ -194,10 +179,10 @@ class Batches:
         Raises:
             InputError: for images that are kept by several processes, each of which would miss the others' steps.
         """
-        if self.images.without_labels is not None and moving.keeps_images:
+        if self.images.unlabelled is not None and moving.keeps_images:
             raise InputError(
-                f"train.attack.kind={self.settings.attack.kind} keeps all training images and takes none without a label "
-                "(data.unlabelled, train.cutmix); use kind=pgd or free."
+                f"train.attack.kind={self.settings.attack.kind} keeps all training images and takes no unlabelled ones; use "
+                "kind=pgd or free."
             )
         if self.processes > 1 and moving.keeps_images:
             raise InputError(

@@ -167,9 +167,9 @@ class Loop:
 
     def tune(self, method: Method) -> None:
         """Train another method (a teacher) on the labelled images, with the same settings, in place."""
-        images = replace(self.images, unlabelled=None, mixed=None)
+        images = replace(self.images, unlabelled=None)
         settings = self.settings.model_copy(update={"labelled_share": None, "pseudo_labels": PSEUDO_LABELS})
-        if self.images.without_labels is not None and settings.steps is None and settings.epochs < TEACHER_EPOCHS:
+        if self.images.unlabelled is not None and settings.steps is None and settings.epochs < TEACHER_EPOCHS:
             settings = settings.model_copy(update={"epochs": TEACHER_EPOCHS})
         Loop(method, images, settings, self.accelerator, None, self._after(method)).run_through(lambda: None)
 
@@ -192,7 +192,7 @@ class Loop:
         found = self._restore(optimizer)
         start = found or 0
         if found is None:
-            if self.images.without_labels is not None and self.method.pseudo_labels:
+            if self.images.unlabelled is not None and self.method.pseudo_labels:
                 teacher = self.settings.pseudo_labels
                 labels, self.labelled_by = pseudo_labels(self.method, self.preparation(), self.images, teacher)
                 self.batches.pool = self.batches.pool.with_labels(labels)

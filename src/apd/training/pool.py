@@ -8,41 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from apd.data.dataset import UNKNOWN, Decoded, Images
-
-
-class Joined:
-    """Images of several kinds, one after the other.
-
-    Args:
-        parts: at least one.
-    """
-
-    def __init__(self, *parts: Images) -> None:
-        self._parts = parts
-        self._starts = [sum(map(len, parts[:i])) for i in range(len(parts))]
-        self.ids = tuple(id_ for part in parts for id_ in part.ids)
-        self.labels = torch.cat([part.labels for part in parts])
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.ids)
-
-    def pixels(self, index: Tensor) -> Tensor:
-        """The images at ``index`` (B,) as float32 (B,3,S,S) in [0,1]."""
-        found: Tensor | None = None
-        for part, start in zip(self._parts, self._starts, strict=True):
-            own = (index >= start) & (index < start + len(part))
-            pixels = part.pixels(index[own] - start)
-            found = pixels.new_empty(len(index), *pixels.shape[1:]) if found is None else found
-            found[own] = pixels
-        assert found is not None
-        return found
-
-    def expect(self, index: Sequence[int]) -> None:
-        """Let the images at ``index``, which will be asked for soon, be decoded meanwhile if they are streamed."""
-        for part, start in zip(self._parts, self._starts, strict=True):
-            part.expect([i - start for i in index if start <= i < start + len(part)])
+from apd.data.dataset import UNKNOWN, Decoded
+from apd.data.streamed import Streamed
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +23,14 @@ class Pool:
     """
 
     labelled: Decoded
-    unlabelled: Images | None = None
+    unlabelled: Decoded | Streamed | None = None
     pseudo_labels: Tensor | None = None
     ids: tuple[str, ...] = field(init=False)
     labels: Tensor = field(init=False)
-    _all: Joined = field(init=False)
 
     def __post_init__(self) -> None:
-        joined = Joined(self.labelled, *([] if self.unlabelled is None else [self.unlabelled]))
-        object.__setattr__(self, "_all", joined)
-        object.__setattr__(self, "ids", joined.ids)
+        more = () if self.unlabelled is None else self.unlabelled.ids
+        object.__setattr__(self, "ids", (*self.labelled.ids, *more))
         labels = self.labelled.labels
         if self.unlabelled is not None:
             known = self.pseudo_labels
@@ -84,11 +49,20 @@ class Pool:
 
     def pixels(self, index: Tensor) -> Tensor:
         """The images at ``index`` (B,) as float32 (B,3,S,S) in [0,1]."""
-        return self._all.pixels(index)
+        if self.unlabelled is None:
+            return self.labelled.pixels(index)
+        n, size = len(self.labelled), self.labelled.images.shape[-1]
+        own = index < n
+        found = torch.empty(len(index), 3, size, size, device=self.device)
+        found[own] = self.labelled.pixels(index[own])
+        found[~own] = self.unlabelled.pixels(index[~own] - n)
+        return found
 
     def expect(self, index: Sequence[int]) -> None:
         """Let the images at ``index``, which will be asked for soon, be decoded meanwhile if they are streamed."""
-        self._all.expect(index)
+        if self.unlabelled is not None:
+            n = len(self.labelled)
+            self.unlabelled.expect([i - n for i in index if i >= n])
 
     def with_labels(self, pseudo_labels: Tensor) -> Pool:
         """Return these images with the given labels (U,) for the unlabelled ones."""

@@ -30,18 +30,17 @@ def pseudo_labels(method: Method, before: Preparation, images: Images, teacher: 
         images: the unlabelled ones among them are labelled, not augmented.
         teacher: the candidates, as in ``method.teacher`` of APD.
     """
-    others = images.without_labels
-    assert others is not None
+    assert images.unlabelled is not None
     bound = method.labeller().bind_detached()
     if not len(images.train):
-        return predictions(bound.logits, others), "frozen"
+        return predictions(bound.logits, images.unlabelled), "frozen"
     parts, known = PARTS[teacher], {"frozen": bound.logits_from_features}
     if "probe" in parts:
         features = logits_of(bound.features, before.images)
         weights = fit_probe(features, before.images.labels, len(method.student.class_names))
         known["probe"] = lambda features: probe_logits(features, weights)
     if "tuned" in parts:
-        prompts = prompted(method.labeller(), PromptSpec(), before.seed + 1).to(others.labels.device)
+        prompts = prompted(method.labeller(), PromptSpec(), before.seed + 1).to(images.unlabelled.labels.device)
         tune_prompts(prompts, before)
         tuned = prompts.bind_detached()
 
@@ -53,7 +52,7 @@ def pseudo_labels(method: Method, before: Preparation, images: Images, teacher: 
     shares, _ = choose(on_validation.unbind(dim=1), images.val.labels)
     chosen = used(parts, shares)
     by = torch.full((len(chosen),), 1 / len(chosen), device=on_validation.device)
-    return predictions(lambda x: mean_logits(logits(x, chosen), by), others), "+".join(chosen)
+    return predictions(lambda x: mean_logits(logits(x, chosen), by), images.unlabelled), "+".join(chosen)
 
 
 def judged_by_teacher(method: Method, images: Images) -> Images:

@@ -194,10 +194,8 @@ def _read(
             log.warning(copies)
     if doubt := config.train.threat.doubt():
         log.warning(doubt)
-    images = decode(clip, data, config.train, config.data.skip_bad_images, show=True)
+    images = decode(clip, data, config.data.skip_bad_images, show=True)
     _tell_skipped(data, images)
-    if images.mixed is not None:
-        log.info(f"{len(images.mixed)} more images, each made of two of the {len(images.train)} labelled ones.")
     return clip, data, images
 
 
