@@ -12,7 +12,8 @@ import yaml
 from apd.bench import load_suite
 from apd.errors import InputError
 from apd.runs.config import load_config
-from apd.util.files import append_lines, check_writable, read_yaml, write_atomic
+from apd.util.files import append_lines, check_writable, write_atomic
+from apd.util.yaml_files import read_yaml
 
 from .refusals import fail_with, refused
 

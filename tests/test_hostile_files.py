@@ -34,10 +34,11 @@ from apd.models import DualEncoder
 from apd.models.preprocessing import Preprocessing
 from apd.models.prompts import Prompts, PromptSpec
 from apd.runs.folder import Run
-from apd.util.files import MOST_VALUES, parse_yaml, read_json, read_yaml
+from apd.util.files import read_json
 from apd.util.png import decode_png16
 from apd.util.tensors import read_tensors
 from apd.util.torch_files import read_torch_file
+from apd.util.yaml_files import MOST_VALUES, parse_yaml, read_yaml
 
 from .models import save_clip
 from .refusals import refused
@@ -150,7 +151,7 @@ YAML = {
 @pytest.mark.parametrize("text", YAML.values(), ids=YAML.keys())
 def test_yaml(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MOST_VALUES <= 100_000, "which take seconds"
-    monkeypatch.setattr("apd.util.files.MOST_VALUES", 5000)
+    monkeypatch.setattr("apd.util.yaml_files.MOST_VALUES", 5000)
     monkeypatch.chdir(tmp_path)
     Path("theirs.yaml").write_text(text)
     with refused("theirs.yaml"):

@@ -21,9 +21,10 @@ from apd.models.sources import is_weights_file, split_tower
 from apd.runs.config import MAIN_SETTING, RunConfig, run_setting_names, validate
 from apd.settings.explain import explain, setting_names, source_of
 from apd.settings.layers import leaves, merged
-from apd.util.files import read_yaml, user_path
+from apd.util.files import user_path
 from apd.util.section import Section
 from apd.util.text import short
+from apd.util.yaml_files import read_yaml
 
 _TAKEN = r"test|val|base|new|.*[ -]final"
 """Names that `apd.bench.protocols.EvalSpec` gives to a part of a data set, or to a part in the second stage."""

@@ -16,8 +16,9 @@ from apd.evaluation.samples import hash_of_keys
 from apd.evaluation.statistics import mcnemar, paired_bootstrap
 from apd.evaluation.stored import Stored, read_stored
 from apd.runs.reliability import reliability
-from apd.util.files import AnyPath, plain_file, read_json, read_yaml
+from apd.util.files import AnyPath, plain_file, read_json
 from apd.util.text import one_line
+from apd.util.yaml_files import read_yaml
 
 MOST = 10_000
 """Results that are read at most."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apd.errors import InputError
-from apd.util.files import parse_yaml
+from apd.util.yaml_files import parse_yaml
 
 LARGEST_CARD = 2**20
 """Bytes that a card may have; ours have some thousands."""

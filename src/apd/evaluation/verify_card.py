@@ -21,8 +21,9 @@ from apd.runs.folder import Run
 from apd.runs.manifest import read_result
 from apd.runs.output import summary_files
 from apd.runs.reliability import reliability
-from apd.util.files import parse_yaml, read_bounded, read_yaml
+from apd.util.files import read_bounded
 from apd.util.text import markdown, one_line
+from apd.util.yaml_files import parse_yaml, read_yaml
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _PERCENT = re.compile(r"(?<!\d)(?<!\d[.,])(-?\d+(?:[.,]\d+)*)\s*(?:%|per\s?cent\b)")

@@ -23,10 +23,10 @@ from apd.methods import MethodSettings, find_method
 from apd.settings.explain import explain, setting_names
 from apd.settings.layers import merged, with_path, without_path
 from apd.settings.train import PSEUDO_LABELS, TrainSettings
-from apd.util.files import parse_yaml, read_yaml
 from apd.util.section import RECORDED, Section
 from apd.util.text import short
 from apd.util.trust import trust
+from apd.util.yaml_files import parse_yaml, read_yaml
 
 FLAGS = {
     "model": "--model",

@@ -5,18 +5,14 @@ from __future__ import annotations
 import errno
 import glob
 import json
-import math
 import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from apd.errors import InputError
 from apd.util.trust import note_code
@@ -46,16 +42,12 @@ _REFUSALS = {
 """How file systems say that they do not synchronise folders, as some of networks and of Windows do not."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _LFS = b"version https://git-lfs.github.com/spec/v1"
-LARGEST_SETTINGS = 1_000_000
-"""Bytes of a settings file."""
 LARGEST_JSON = 64 * 2**20
 """Bytes of a JSON file: outcomes of half a million images; what is made of them takes at most twenty times as much memory."""
 LARGEST_LIST = 16 * 2**20
 """Bytes of a list of names."""
 LONGEST_LINE = 1000
 """Characters of a line of it."""
-MOST_VALUES = 100_000
-"""Values in settings, each counted as often as an alias repeats it."""
 
 
 @contextmanager
@@ -227,28 +219,6 @@ def append_lines(path: Path, lines: str) -> None:
             sync_folder(path.parent)
 
 
-def read_yaml(file: Path) -> Any:
-    """The content of a settings file.
-
-    Raises:
-        InputError: a missing, unreadable or oversized file, one that is not YAML, or one that unfolds without end.
-    """
-    try:
-        with open(file, "rb") as stream:
-            content = stream.read(LARGEST_SETTINGS + 1)
-        if len(content) > LARGEST_SETTINGS:
-            raise InputError(f"{file} is larger than {LARGEST_SETTINGS // 1000} kB, too large for a settings file.")
-        found = parse_yaml(content.decode("utf-8-sig"), str(file))
-    except FileNotFoundError as error:
-        raise InputError(f"There is no file {str(file)!r}.") from error
-    except OSError as error:
-        raise InputError(f"Cannot read {file}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"Cannot read {file}: it is not UTF-8 text ({error.reason}).") from error
-    note_code(found, str(file))
-    return found
-
-
 def read_json(file: Path, way_out: str, largest: int = LARGEST_JSON) -> Any:
     """The content of a JSON file that a stranger may have written; code that it names is not imported (`apd.util.trust`).
 
@@ -327,63 +297,6 @@ def read_lines(file: Path, place: str | None = None) -> list[str]:
     if long is not None:
         raise InputError(f"line {long} of {place or file} has more than {LONGEST_LINE} characters: {way_out}.")
     return [line for line in lines if line]
-
-
-def parse_yaml(text: str, place: str) -> Any:
-    """What a YAML text says; ``place`` is where it came from, for messages.
-
-    Raises:
-        InputError: text that is not YAML; aliases that stand for more than `MOST_VALUES` values, or for themselves.
-    """
-    try:
-        loader = _Loader(text)
-        root = loader.get_single_node()
-        if root is None:
-            return None
-        # Before values are made of it: merging repeated mappings is what takes for ever.
-        if _unfolded(root, {}) > MOST_VALUES:
-            raise InputError(f"{place}: its aliases unfold to more than {MOST_VALUES} values, too many for settings.")
-        return loader.construct_document(root)
-    except yaml.YAMLError as error:
-        raise InputError(_yaml_problem(place, error)) from error
-    except RecursionError as error:
-        raise InputError(f"{place}: nested too deeply for settings.") from error
-    except InputError:
-        raise
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError) as error:
-        # A date or a number that YAML recognises and Python cannot hold, or a value of another kind than its tag says.
-        raise InputError(f"{place}: not YAML: {error}.") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Makes plain values, and stops at more events than `MOST_VALUES` values can have: parsing them takes minutes."""
-
-    _events = 0
-
-    def get_event(self) -> Any:
-        self._events += 1
-        if self._events > 2 * MOST_VALUES:
-            raise yaml.YAMLError(f"more than {MOST_VALUES} values")
-        return super().get_event()  # type: ignore[no-untyped-call]
-
-
-def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
-    """The number of values below a node, those of an alias counted each time; infinite where one holds itself."""
-    if isinstance(node, yaml.ScalarNode):
-        return 1
-    if id(node) not in known:
-        known[id(node)] = math.inf  # until it is counted: who meets it on the way has met itself
-        entries = node.value if isinstance(node, yaml.SequenceNode) else chain.from_iterable(node.value)
-        known[id(node)] = 1 + sum(_unfolded(entry, known) for entry in entries)
-    return known[id(node)]
-
-
-def _yaml_problem(place: str, error: yaml.YAMLError) -> str:
-    """What is wrong with a YAML text, in one line: file, line, column and what the parser says."""
-    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-    problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error).partition("\n")[0]
-    where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return f"{place}{where}: not YAML: {problem}."
 
 
 def check_writable(folder: Path) -> None:

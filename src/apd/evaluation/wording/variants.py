@@ -12,8 +12,9 @@ from torch import Tensor
 from apd.errors import InputError, nearest
 from apd.evaluation.wording.edits import Editor, Features
 from apd.models.classifier import PromptedCLIP
-from apd.util.files import read_lines, read_yaml
+from apd.util.files import read_lines
 from apd.util.text import first_of
+from apd.util.yaml_files import read_yaml
 
 KINDS = ("typos", "edits", "synonyms", "templates")
 TEMPLATES = (
