@@ -21,7 +21,7 @@ $(BIN)/python:
 
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing apd and what it needs (torch is the most of it) into $(VENV) ..."
-	$(PIP) --editable .
+	$(PIP) --no-compile --editable .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
@@ -31,8 +31,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 
 install: $(VENV)/.dev
 
+# What the demo imports is compiled when it is first used, which takes a quarter of the time of compiling all of torch.
 demo: $(VENV)/.runtime
-	$(BIN)/apd demo --output runs/demo
+	PYTHONDONTWRITEBYTECODE= $(BIN)/apd demo --output runs/demo
 
 # Where bytecode is forbidden, as in many containers, each worker and each process that a test starts would compile it all.
 test: $(VENV)/.dev
