@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +12,11 @@ import pytest
 
 import apd
 from apd.data.copies import about_copies, find_copies
+from apd.data.settings import DataSettings
 
 from .command_line import QUICK, Cli, Said
 from .models import save_colours
+from .refusals import fail_with
 
 
 @pytest.fixture
@@ -90,3 +94,25 @@ def test_python_data_with_training_images_in_the_test_are_told(run: Path, colour
     own = apd.load_data(colours, shots=2)
     apd.evaluate_run(run, data=replace(own, test=own.train), attacks="clean", device="cpu")
     assert any("was trained on 6 of the 6 test images" in message for message in said())
+
+
+def test_of_another_draw_and_of_imported_prompts_nothing_is_claimed(run: Path, colours: Path, said: Said) -> None:
+    file = run / "run.json"
+    manifest = json.loads(file.read_text())
+    data = apd.load_data(colours, shots=2)
+    claimed = replace(data, test=data.train)
+    for change in (
+        {"data": {**manifest["data"], "ids_sha256": "0" * 64}},
+        {"imported": {"form": "coop", "file": "a", "sha256": "b"}},
+    ):
+        file.write_text(json.dumps({**manifest, **change}))
+        apd.evaluate_run(run, data=claimed, attacks="clean", device="cpu")
+        assert not any("was trained on" in message for message in said()), change
+
+
+def test_a_source_that_breaks_costs_no_evaluation_of_other_data(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DataSettings, "load", fail_with(errno.EIO))
+    other = save_colours(tmp_path / "other", per_class=4, size=30)
+    assert apd.evaluate_run(run, data=str(other), attacks="clean", limit=2, device="cpu").n == 2

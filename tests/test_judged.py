@@ -136,3 +136,11 @@ def test_unreadable_images_of_a_run_that_skips_them_can_be_refused(
     assert judge(run.path, **everything).n_available > 3
     with pytest.raises(InputError):
         judge(run.path, skip_bad_images=False, **everything)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", "1.75/255"), ("l2", "20/255")])
+def test_attacked_wording_is_kept_under_its_budget_in_255ths(base: Run, norm: str, eps: str) -> None:
+    attacked = {**WORDING, "attack": "pgd-1", "norm": norm, "eps": eps}
+    apd.evaluate_run_wording(base.path, **attacked)
+    names = [file.name for file in base.results.glob("wording-*.json")]
+    assert sum(f"-pgd-1-{norm}-{eps.replace('/', '_')}-" in name for name in names) == 1, names

@@ -49,6 +49,12 @@ class EvalSpec:
     norm: Norm = "linf"
 
     @property
+    def images(self) -> str:
+        """How many images of which split, as people say it."""
+        of = "validation images" if self.split.startswith("val") else "test images"
+        return f"all {of}" if self.limit is None else f"at most {self.limit} {of}"
+
+    @property
     def budget(self) -> str:
         """The budget as people write it; the norm stands before it unless it is Linf."""
         text = format_eps(parse_eps(self.eps, self.norm), self.norm)
@@ -183,7 +189,7 @@ def _curve(evals: Sequence[EvalSpec]) -> list[Metric]:
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    "few-shot": Protocol("train on k images per class, evaluate on the test images", _same, _plain, curve="shots"),
+    "few-shot": Protocol("train on k images per class, evaluate on other images", _same, _plain, curve="shots"),
     "base-to-new": Protocol(
         "train on the first half of the classes, evaluate on both halves (CoCoOp, arXiv 2203.05557)",
         _base_new,

@@ -37,7 +37,11 @@ def find_copies(originals: Sequence[ImageSet], images: ImageSet, seconds: float 
         if size not in alike:
             continue
         if size not in known:
-            known[size] = {sha256_of_file(other): other_id for other_id, other in alike[size]}
+            known[size] = {}
+            for other_id, other in alike[size]:
+                if time.monotonic() > until:
+                    break
+                known[size][sha256_of_file(other)] = other_id
         if original := known[size].get(sha256_of_file(file)):
             found[id_] = original
     return found

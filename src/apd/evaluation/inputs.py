@@ -16,10 +16,9 @@ from apd.data.settings import REST
 from apd.errors import InputError, nearest
 from apd.evaluation.classifiers import zero_shot
 from apd.evaluation.frozen import own_answers
-from apd.evaluation.learned import warn_of_learned
+from apd.evaluation.learned import is_draw_of, warn_of_learned
 from apd.evaluation.samples import Samples
 from apd.models.classifier import PromptedCLIP
-from apd.runs.differences import hash_of_ids
 from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.settings.explain import explain, setting_names
@@ -152,16 +151,13 @@ def own_data(run: Run, split: Split = "test") -> Dataset:
 
 def _as_trained_on(run: Run, data: Dataset) -> bool:
     """Whether the draw of a run's data gives the images it was trained on; True where nothing tells."""
-    own, kept = run.config.data, run.manifest["data"].get("ids_sha256")
-    if kept is None or own.unlabelled not in (None, REST) or (own.unlabelled is None and len(data.train) == 0):
+    own = run.config.data
+    if own.unlabelled not in (None, REST) or (own.unlabelled is None and len(data.train) == 0):
         return True
     try:
-        drawn = data.classes(own.classes) if own.unlabelled is None else own.load(run.config.train.seed)
+        return is_draw_of(run, data.classes(own.classes) if own.unlabelled is None else own.load(run.config.train.seed))
     except InputError:  # images of which none are left
         return False
-    parts = (drawn.train, drawn.val) if own.unlabelled is None else (drawn.train, drawn.val, drawn.unlabelled)
-    left_out = {*run.manifest.get("left_out", {}).get("ids", ())}
-    return bool(hash_of_ids(*([id_ for id_ in images.ids if id_ not in left_out] for images in parts)) == kept)
 
 
 def part_of(data: Dataset, which: Which) -> Dataset:

@@ -10,11 +10,14 @@ from apd.data.copies import SPLITS, example, find_copies
 from apd.data.dataset import IN_MEMORY, ImageSet, Split
 from apd.data.load import load_unlabelled
 from apd.data.settings import REST, DataSettings
+from apd.data.sources.hub import table_files
 from apd.data.sources.unlabelled import PREFIX
-from apd.errors import InputError
+from apd.errors import ApdError, InputError
 from apd.runs.differences import hash_of_ids
 from apd.runs.folder import Run
+from apd.util.files import user_path
 from apd.util.messages import get_logger, speaking
+from apd.util.plugins import is_spec
 from apd.util.text import printable
 
 log = get_logger("apd.evaluation")
@@ -61,15 +64,26 @@ def learned_of_own(run: Run, data: Dataset, images: ImageSet) -> list[str]:
         images: a split of it.
     """
     own = run.config.data
-    if not same_source(data.source, own.source):
-        return []
+    if "imported" in run.manifest or not same_source(data.source, own.source):
+        return []  # of imported prompts nothing says which images they were learned from
     if own.source.startswith(IN_MEMORY):
         same = run.manifest["data"].get("ids_sha256") == hash_of_ids(data.train.ids, data.val.ids)
         learned = {*data.train.ids} if same else set()
     else:
         drawn = (own if own.unlabelled in (None, REST) else own.labelled()).load(run.config.train.seed)
-        learned = {id_.removeprefix(PREFIX) for id_ in (*drawn.train.ids, *drawn.unlabelled.ids)}
+        same = is_draw_of(run, drawn)
+        learned = {id_.removeprefix(PREFIX) for id_ in (*drawn.train.ids, *drawn.unlabelled.ids)} if same else set()
     return [id_ for id_ in images.ids if id_ in learned]
+
+
+def is_draw_of(run: Run, drawn: Dataset) -> bool:
+    """Whether a draw of a run's data gives the images it was trained on; True where nothing tells."""
+    own, kept = run.config.data, run.manifest["data"].get("ids_sha256")
+    if kept is None or own.unlabelled not in (None, REST) or (own.unlabelled is None and len(drawn.train) == 0):
+        return True
+    parts = (drawn.train, drawn.val) if own.unlabelled is None else (drawn.train, drawn.val, drawn.unlabelled)
+    left_out = {*run.manifest.get("left_out", {}).get("ids", ())}
+    return bool(hash_of_ids(*([id_ for id_ in images.ids if id_ not in left_out] for images in parts)) == kept)
 
 
 def _warn_of_unlabelled(run: Run, data: Dataset) -> bool:
@@ -126,12 +140,17 @@ def warn_of_copies(run: Run, data: Dataset, split: Split) -> None:
 def _learned_files(run: Run) -> list[ImageSet]:
     """The images that a run has learned from, where they are files that are still there."""
     own, found = run.config.data, []
-    if own.source.startswith((IN_MEMORY, HUB)):
+    if "imported" in run.manifest or not _may_be_files(own.source):
         return []
-    with speaking(quiet=True), suppress(InputError):
+    with speaking(quiet=True), suppress(ApdError, OSError):
         drawn = (own if own.unlabelled in (None, REST) else own.labelled()).load(run.config.train.seed)
-        found += [drawn.train, drawn.val, drawn.unlabelled]
-    if own.unlabelled not in (None, REST) and not own.unlabelled.startswith(HUB):
-        with speaking(quiet=True), suppress(InputError):
+        found += [drawn.train, drawn.val, drawn.unlabelled] if is_draw_of(run, drawn) else []
+    if own.unlabelled not in (None, REST) and _may_be_files(own.unlabelled):
+        with speaking(quiet=True), suppress(ApdError, OSError):
             found.append(load_unlabelled(own.unlabelled, own.columns))
     return found
+
+
+def _may_be_files(source: str) -> bool:
+    """Whether images of a source may be files: not those of the hub, of Python, of code, or in tables."""
+    return not source.startswith((IN_MEMORY, HUB)) and not is_spec(source) and not table_files(user_path(source))

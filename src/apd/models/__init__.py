@@ -138,7 +138,8 @@ def _why_none(name: str) -> str:
     if name.count("/") == 1 and can_be_on_hub(name):
         beside = [f"{parent}/{entry.name}" for entry in parent.iterdir() if entry.is_dir()]
         meant = f" {nearest(name, beside)}" if beside else ""
-        return f"the folder {str(parent)!r} holds no {Path(name).name!r}.{meant} A hub id is meant only where no such folder is."
+        none = f"the folder {str(parent)!r} holds no {Path(name).name!r}.{meant}"
+        return f"{none} If a hub id is meant, call it from where there is no such folder."
     return f"neither a folder nor a hub id (owner/name). {nearest(name, BUILT_IN)}"
 
 

@@ -165,7 +165,9 @@ def _curve(facts: RunFacts, seen: Seen) -> list[dict[str, Any]]:
     asked |= {"corruption": summary.get("corruption"), "limit": min(CURVE_IMAGES, summary["n"]), "checks": False}
     for share in SHARES:
         eps = summary["eps"] * share
-        log.info(f"attacking {asked['limit']} images with {CURVE_ATTACK} at {summary['norm']} eps {format_eps(eps)}")
+        log.info(
+            f"attacking {asked['limit']} images with {CURVE_ATTACK} at {summary['norm']} eps {format_eps(eps, summary['norm'])}"
+        )
         result = evaluate(seen.classifier, seen.data, store=facts.run.results, attacks=CURVE_ATTACK, eps=eps, **asked)
         points += [] if points else [curve_point(result.to_dict(), clean=True)]
         points.append(curve_point(result.to_dict()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from apd.attacks.threat import parse_eps
 from apd.report import words
 from apd.report.certified import certified_views
 from apd.report.charts import Chart, Line, line_chart
@@ -208,7 +209,9 @@ def _commands(facts: RunFacts) -> list[str]:
 def _evaluate_again(facts: RunFacts) -> str:
     summary, what = facts.summary, "runs/again" if facts.folder is not None else _classifier(facts)
     evaluate = [f"apd evaluate {what}", f"--attack {','.join(summary['attacks']) or 'clean'}"]
-    evaluate += [f"--{name} {summary[key]}" for name, key in (("eps", "eps_text"), ("norm", "norm"), ("seed", "seed"))]
+    exact = parse_eps(summary["eps_text"], summary["norm"]) == summary["eps"]
+    evaluate += [f"--eps {summary['eps_text'] if exact else repr(summary['eps'])}"]
+    evaluate += [f"--{name} {summary[name]}" for name in ("norm", "seed")]
     evaluate += [f"--{name} {summary[name]}" for name in ("split", "classes")]
     evaluate += [f"--limit {summary['n'] + len(summary['skipped_images'])}"]
     evaluate += [f"--corruption {summary['corruption']}"] if summary.get("corruption") else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -85,7 +86,7 @@ def load_run(
 def _warn_of_changed_settings(run: Run) -> None:
     """Warn where ``config.yaml``, from which the budget and the data of an evaluation come, is not as training left it."""
     file, stated = run.path / "config.yaml", run.manifest.get("config_sha256")
-    if stated is not None and file.is_file() and sha256_of_file(file) != stated:
+    if stated is not None and os.access(file, os.R_OK) and sha256_of_file(file) != stated:
         log.warning(
             f"{file} has changed since training: its settings may not be those that the prompts were trained with, and what "
             "is evaluated by them may have another eps or other data."

@@ -110,8 +110,7 @@ def _fixed(row: TableRow, axis: Axis) -> str:
 def _about(row: TableRow) -> str:
     """Attacks and images; not eps, which each data set has for itself."""
     spec = next(iter(row.evals.values()))
-    images = "all test images" if spec.limit is None else f"at most {spec.limit} test images"
-    return f"{', '.join(spec.attacks)} on {images}"
+    return f"{', '.join(spec.attacks)} on {spec.images}"
 
 
 def _panels(tables: Sequence[Table], metric: Metric, axis: Axis) -> dict[str, dict[str, Line]]:

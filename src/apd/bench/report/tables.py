@@ -144,8 +144,7 @@ def _unlabelled(row: TableRow) -> str:
 
 def _note(evals: Sequence[EvalSpec]) -> str:
     budgets = dict.fromkeys(spec.budget for spec in evals)
-    images = "all images" if evals[0].limit is None else f"at most {evals[0].limit} images"
-    return f"{', '.join(evals[0].attacks)} at eps {', '.join(budgets)} on {images}"
+    return f"{', '.join(evals[0].attacks)} at eps {', '.join(budgets)} on {evals[0].images}"
 
 
 def _means(single: Sequence[tuple[list[TableRow], Table]]) -> Iterator[Table]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
-from fractions import Fraction
 from pathlib import Path
 from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from apd.attacks.threat import format_eps
+from apd.attacks.threat import format_eps, parse_eps
 from apd.data import Dataset
 from apd.evaluation.engine import Evaluation
 from apd.evaluation.frozen import Subject, exact_float32
@@ -147,14 +146,14 @@ def evaluate_run_wording(
         given: WordingOptions = {**own, **settings, "classes": inputs.classes}
         with inputs.run.held():
             found = evaluate_wording(inputs.classifier, inputs.data, store=inputs.run.results, **files, **given)
-            _save(inputs.run, found)
+            _save(inputs.run, found, parse_eps(given["eps"], given["norm"]))
     return found
 
 
-def _save(run: Run, found: Wording) -> None:
+def _save(run: Run, found: Wording, eps: float) -> None:
     """Keep the result in the run, in place of one under the same circumstances."""
-    eps = format_eps(float(Fraction(found.eps_text)))  # in any norm, so that older results keep their names
-    name = "-".join([found.data, found.split, found.classes, found.attack, found.norm, eps, *found.changes])
+    budget = format_eps(eps)  # in 255ths in any norm, so that older results keep their names
+    name = "-".join([found.data, found.split, found.classes, found.attack, found.norm, budget, *found.changes])
     safe = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{name}-seed{found.seed}-n{found.n}")[:180]
     write_atomic(run.results / f"wording-{safe}.json", found.to_json() + "\n")
 
