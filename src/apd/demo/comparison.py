@@ -203,22 +203,23 @@ def _differences(results: list[Result], control: list[Result]) -> dict[str, dict
 
 
 def _expected_seconds(clip: DualEncoder, data: Dataset, settings: DemoSettings) -> float:
-    """Predict the time of all trainings and attacks from one timed pass; robust accuracies are guesses."""
+    """Predict the time of all trainings and attacks from one timed pass and its way back; robust accuracies are guesses."""
     model = PromptedCLIP(clip, None, data.class_names, data.templates).frozen()
-    x = torch.rand(32, 3, clip.info.image_size, clip.info.image_size)
+    x = torch.rand(128, 3, clip.info.image_size, clip.info.image_size, requires_grad=True)
     took = []
     for _ in range(4):
         started = time.perf_counter()
-        with torch.no_grad():
-            model(x)
+        model(x).sum().backward()
         took.append(time.perf_counter() - started)
     per_image = 2 * min(took) / len(x)  # prompts double the rows of an image
     more = len(load_data(settings.data, shots="all").train)
     own = _epochs(list(METHODS.values())[-1], settings)
     images = settings.epochs * 2 * len(data.train) + own * more
-    training = images * 12  # two steps of the attack and the loss with their gradients, and the teacher
+    training = (
+        images * 7
+    )  # two steps of the attack and the loss with their gradients, tuning the teacher, and its answers
     standing = 0.3 + 0.3 + 0.6
-    attacks = standing * (settings.limit * 400 + settings.few * 9800)
+    attacks = standing * (settings.limit * 200 + settings.few * 4900)
     return per_image * (training + attacks)
 
 
