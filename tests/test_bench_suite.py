@@ -391,3 +391,12 @@ def test_a_norm_is_part_of_the_budget_of_training_and_attacks(write: Write, colo
     block = Block(protocol="few-shot", data=("a",), methods=("m",))
     (linf,) = PROTOCOLS["few-shot"].evals(block, VIEW)
     assert "norm" not in linf.record(), "plans of before know no norm"
+
+
+@pytest.mark.parametrize(
+    ("split", "limit", "said"), [("val", None, "all validation images"), ("test", 6, "at most 6 test images")]
+)
+def test_tables_say_which_images_they_are_of(write: Write, split: str, limit: int | None, said: str) -> None:
+    plan = make_plan(load_suite(write(split=split, limit=limit)))
+    spec = next(iter(plan.rows[0].evals.values()))
+    assert spec.images == said

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from apd.attacks.threat import format_eps
 from apd.evaluation.stored import Outcomes
 from apd.report.charts import Line, line_chart, round_ticks, spaced
 from apd.report.facts import names_of
-from apd.report.views import fragile
+from apd.report.views import _evaluate_again, fragile
 from apd.report.wall import Gallery, choose
 from apd.report.words import unharmed
 
@@ -84,3 +86,13 @@ def test_ticks_are_not_written_over_each_other() -> None:
 def test_ticks_cover_the_range(low: float, high: float) -> None:
     ticks = round_ticks(low, high)
     assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 8
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "written"), [("linf", 1.75 / 255, "1.75/255"), ("l2", 20 / 255, repr(20 / 255))]
+)
+def test_the_command_that_evaluates_again_has_the_very_budget(norm: str, eps: float, written: str) -> None:
+    summary = {"attacks": {"pgd-1": {}}, "eps": eps, "eps_text": format_eps(eps, norm), "norm": norm, "seed": 0}
+    summary |= {"split": "test", "classes": "all", "n": 2, "skipped_images": []}
+    facts = SimpleNamespace(summary=summary, folder=Path("run"), own_data=True)
+    assert f"--eps {written} --norm {norm} " in _evaluate_again(facts)  # type: ignore[arg-type]

@@ -14,9 +14,8 @@ _LOG = logging.getLogger("uvicorn.error")
 class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        if (
-            self.force_exit
-        ):  # a second Ctrl-C: what is in flight is given up, which uvicorn tells by a traceback for each
+        # After a second Ctrl-C what is in flight is given up, which uvicorn tells by a traceback for each.
+        if self.force_exit:
             _LOG.disabled = True
 
 
