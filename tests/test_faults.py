@@ -131,7 +131,7 @@ def test_numbers_that_are_not_finite_stop_training_at_the_last_good_step(
 
     def remember(self: loop.Loop, module: Any, optimizer: Any, step: int, done: int) -> Any:
         terms = take(self, module, optimizer, step, done)
-        kept[done] = {name: tensor.clone() for name, tensor in self._student_state().items()}
+        kept[done] = {name: tensor.clone() for name, tensor in self.method.student.prompts.state_dict().items()}
         return terms
 
     def spoil(self: Any, step: Any, x_adv: torch.Tensor) -> dict[str, torch.Tensor]:

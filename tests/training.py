@@ -19,6 +19,7 @@ from apd.runs.config import RunConfig, load_config
 from apd.runs.folder import Run
 from apd.runs.load import describe_encoder
 from apd.training import loop
+from apd.training.average import RunningAverage
 from apd.training.batches import decode
 from apd.training.loop import train
 
@@ -109,7 +110,7 @@ def keep_gradients(folder: Path, clip_folder: Path, colours: Path, launcher: Map
     os.environ.update(launcher, ACCELERATE_USE_CPU="true")
     gradients: list[Tensor] = []
     loops: list[loop.Loop] = []
-    update, run_through = loop.update_average, loop.Loop.run_through
+    update, run_through = RunningAverage.update, loop.Loop.run_through
 
     def keep(*arguments: Any) -> None:
         update(*arguments)
@@ -119,7 +120,7 @@ def keep_gradients(folder: Path, clip_folder: Path, colours: Path, launcher: Map
         loops.append(self)
         return run_through(self, *arguments)
 
-    loop.update_average, loop.Loop.run_through = keep, remember  # type: ignore[method-assign]
+    RunningAverage.update, loop.Loop.run_through = keep, remember  # type: ignore[method-assign]
     rank, clip = PartialState(cpu=True).process_index, load_clip(clip_folder)
     sets = ["train.ema=0.5", "method.teacher=frozen", "train.batch_size=7"]
     start(folder / f"run{rank}", clip, colours, *sets)

@@ -26,17 +26,11 @@ from apd.models.parts import within
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.settings.train import PSEUDO_LABELS, TrainSettings
+from apd.training.average import RunningAverage
 from apd.training.batches import Batches, Images
 from apd.training.collapse import CollapseMonitor, Diverged, Validation
 from apd.training.log import Log
-from apd.training.optim import (
-    build_optimizer,
-    ema_share,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    swa_share,
-    update_average,
-)
+from apd.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from apd.training.process import find_accelerator, interrupts
 from apd.training.pseudo_labels import judged_by_teacher, pseudo_labels
 from apd.training.schedule import Schedule
@@ -148,7 +142,7 @@ class Loop:
         self.replays = self.moving.replays if self.moving else 1
         if self.moving:
             self.batches.hand_over(self.moving, self.schedule.threat(0))
-        self.average: dict[str, Tensor] = {}
+        self.average = RunningAverage(settings, self.steps)
         self.room = Room()
         self.monitor = CollapseMonitor(settings)
         self.summary: dict[str, Any] = {"warnings": []}
@@ -197,8 +191,7 @@ class Loop:
                 labels, self.labelled_by = pseudo_labels(self.method, self.preparation(), self.images, teacher)
                 self.batches.pool = self.batches.pool.with_labels(labels)
             prepare()
-            if self.settings.ema or self.settings.swa:
-                self.average = {name: tensor.detach().clone() for name, tensor in self._student_state().items()}
+            self.average.begin(self.method.student)
         module, optimizer = self.accelerator.prepare(TrainStep(self.method, self.settings), optimizer)
         title = "training" if self.run else "tuning the teacher"
         metrics = Log(self.run, len(self.batches), self._trackers)
@@ -286,9 +279,7 @@ class Loop:
             if s.optimizer.clip is not None:
                 self.accelerator.clip_grad_norm_(self.trained, s.optimizer.clip)
             optimizer.step()
-            if self.average:
-                share = swa_share(at, self.steps, s.swa) if s.swa else ema_share(at, s.ema)
-                update_average(self.average, self._student_state(), share)
+            self.average.update(self.method.student, at)
         return terms
 
     def _gradients(
@@ -348,15 +339,7 @@ class Loop:
 
     def deployed(self) -> PromptedCLIP:
         """The student that is saved and validated: the running average's where one is kept."""
-        student = self.method.student
-        if not self.average or student.prompts is None:
-            return student
-        prompts = type(student.prompts).from_tensors(student.prompts.spec, student.encoder.info, self.average)
-        return PromptedCLIP(student.encoder, prompts.to(student.encoder.device), student.class_names, student.templates)
-
-    def _student_state(self) -> dict[str, Tensor]:
-        prompts = self.method.student.prompts
-        return prompts.state_dict() if prompts is not None else {}
+        return self.average.deployed(self.method.student)
 
     def _checkpoint(self, done: int, optimizer: Any) -> None:
         if self.run is None:
@@ -367,7 +350,7 @@ class Loop:
         tensors |= self.moving.state() if self.moving else {}
         known = self.batches.pool.pseudo_labels
         tensors |= {} if known is None else {"pseudo_labels": known}
-        tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
+        tensors |= self.average.state()
         state = {
             "summary": self.summary,
             "terms": self.terms,
@@ -392,11 +375,7 @@ class Loop:
         self.method.restore(own)
         if "pseudo_labels" in tensors:
             self.batches.pool = self.batches.pool.with_labels(tensors["pseudo_labels"])
-        self.average = {
-            name.removeprefix("average."): tensor.to(self.accelerator.device)
-            for name, tensor in tensors.items()
-            if name.startswith("average.")
-        }
+        self.average.restore(tensors, self.accelerator.device)
         load_optimizer_tensors(optimizer, tensors)
         if self.moving:
             self.moving.restore(tensors)

@@ -1,4 +1,4 @@
-"""How prompts are updated: optimiser, learning rate, running average."""
+"""How prompts are updated: optimiser and learning rate."""
 
 from __future__ import annotations
 
@@ -45,27 +45,6 @@ def warmed_up(step: int, warmup: int, start: float, wait: int = 0) -> float:
         return 0.0
     step -= wait
     return start + (1 - start) * min(1.0, (step + 1) / warmup) if warmup else 1.0
-
-
-def ema_share(step: int, decay: float) -> float:
-    """Share of the new prompts in their running average; it falls to ``1 - decay``, so that the start does not linger."""
-    return 1 - min(decay, (1 + step) / (10 + step))
-
-
-def swa_share(step: int, steps: int, last: float) -> float:
-    """Share of the new prompts in the mean over the ``last`` share of all steps (SWA, Izmailov 2018, arXiv 1803.05407).
-
-    1 until these steps begin: the average is then the prompts themselves.
-    """
-    first = steps - math.ceil(last * steps)
-    return 1 / max(1, step - first + 1)
-
-
-@torch.no_grad()
-def update_average(average: Mapping[str, Tensor], current: Mapping[str, Tensor], share: float) -> None:
-    """``average <- (1 - share) * average + share * current``, in place."""
-    for name, value in average.items():
-        value.lerp_(current[name].to(value.dtype), share)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
