@@ -13,6 +13,7 @@ from apd.models import DualEncoder
 from apd.runs.folder import Run
 
 from .command_line import Cli, Said
+from .models import save_colours
 from .refusals import check_error, refused
 
 SMALL = {"text_tokens": 2, "visual_tokens": 2}
@@ -75,3 +76,31 @@ def test_the_command_averages_and_refuses_an_output_that_is_there(runs: list[Run
     assert len(Run.open(output).manifest["averaged"]) == 2
     check_error(cli("average", *paths, "--output", output), [str(output), "--overwrite"])
     assert cli("average", *paths, "--output", output, "--overwrite").code == 0
+
+
+def test_a_mean_is_told_of_validation_images_that_one_of_its_runs_has_learned(
+    tmp_path: Path, clip: DualEncoder, cli: Cli
+) -> None:
+    """Without validation images of its own, a data set gives other ones to each seed."""
+    for split in ("train", "test"):
+        save_colours(tmp_path / "photos" / split, per_class=2, size=20 if split == "train" else 24)
+    data = [apd.load_data(tmp_path / "photos", shots=1, seed=seed) for seed in range(3)]
+    learned = {id_ for other in data[1:] for id_ in other.train.ids} & {*data[0].val.ids}
+    assert learned
+    method = {"name": "vlp", "prompts": SMALL}
+    one, *others = (
+        apd.train(clip, images, method=method, output=tmp_path / str(seed), seed=seed, **QUICK).path
+        for seed, images in enumerate(data)
+    )
+    mean = apd.average_runs([one, *others], tmp_path / "mean").path
+    told = f"{mean} was trained on {len(learned)} of the {len(data[0].val)} validation images of photos"
+    judged = cli("evaluate", mean, "--attack", "clean", "--split", "val")
+    assert judged.code == 0 and told in judged.err
+    for silent in (("evaluate", one, "--split", "val"), ("evaluate", mean)):
+        assert "was trained on" not in cli(*silent, "--attack", "clean").err
+    check_error(cli("calibrate", mean), [str(mean), str(len(learned)), "val images", "give"])
+    again = apd.average_runs([mean, one], tmp_path / "again")
+    assert [len(about["draws"]) for about in again.manifest["averaged"]] == [3, 1]
+    file = mean / "run.json"
+    file.write_text(file.read_text().replace('"seed": 1', '"seed": "one"'))
+    check_error(cli("calibrate", mean), [str(file), "averaged.draws: data.seed", "apd average"])

@@ -21,6 +21,7 @@ from apd.errors import ApdError
 from apd.evaluation.learned import learned_unlabelled
 from apd.evaluation.verify_card import check_card
 from apd.models.calibration import BINS, Calibration, expected_calibration_error, probabilities
+from apd.runs.draw import Draw
 from apd.runs.folder import Run
 
 from .command_line import Cli
@@ -168,7 +169,8 @@ def test_images_that_were_trained_on_without_labels_are_not_taken_for_unseen(
     judged = cli("evaluate", run, "--data", more, "--attack", "clean")
     lines = [line for line in judged.err.splitlines() if "data.unlabelled" in line]
     assert judged.code == 0 and [contains(line, str(run), "more", "labels") for line in lines] == [True]
-    own, source = DataSettings(source=str(colours), unlabelled=str(tmp_path / "split")), str(tmp_path / "split")
+    source = str(tmp_path / "split")
+    own = [Draw(data=DataSettings(source=str(colours), unlabelled=source), seed=0, ids_sha256=None, left_out=())]
     split = apd.load_data(source, shots="all")
     assert learned_unlabelled(own, source, split.val) == len(split.val) > 0
     assert learned_unlabelled(own, source, split.test) == learned_unlabelled(own, str(more), split.val) == 0

@@ -9,6 +9,7 @@ from apd.data.dataset import Split
 from apd.errors import InputError
 from apd.evaluation.learned import learned_of_own, learned_unlabelled, warn_of_copies
 from apd.models.calibration import Calibration
+from apd.runs.draw import draws_of
 from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.util.device import pick_device
@@ -101,12 +102,15 @@ def _images(run: Run, data: str | Dataset | None, split: Split) -> Dataset:
         images = own.labelled().load(run.config.train.seed)
     if not len(images.split(split)):
         raise InputError(f"The {split} split of {images.name} has no images; choose another with --split.")
-    if isinstance(data, Dataset) and (seen := learned_of_own(run, data, data.split(split))):
+    # Validation images of one training may be training images of another that it was averaged with.
+    averaged = "averaged" in run.manifest and split == "val"
+    if (averaged or isinstance(data, Dataset)) and (seen := learned_of_own(run, images, images.split(split))):
+        its_own = "" if averaged else f", or data={images.source!r} for its own validation images"
         raise InputError(
-            f"{run.path} was trained on {len(seen)} of the {len(data.split(split))} {split} images of {data.name} as they are "
-            f"drawn here: give images that it has not seen, or data={data.source!r} for its own validation images."
+            f"{run.path} was trained on {len(seen)} of the {len(images.split(split))} {split} images of {images.name} as they "
+            f"are drawn here: give images that it has not seen{its_own}."
         )
-    if count := other and learned_unlabelled(own, source, images.split(split)):
+    if count := other and learned_unlabelled(draws_of(run), source, images.split(split)):
         raise InputError(
             f"{run.path} may have been trained on {count} of the {len(images.split(split))} {split} images of {images.name}, "
             f"without their labels (data.unlabelled={own.unlabelled}): give images that it has not seen."

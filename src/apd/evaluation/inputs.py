@@ -12,13 +12,13 @@ from torch import nn
 from apd.data import Dataset, load_data, same_source
 from apd.data.copies import about_copies
 from apd.data.dataset import Split, Which
-from apd.data.settings import REST
 from apd.errors import InputError, nearest
 from apd.evaluation.classifiers import zero_shot
 from apd.evaluation.frozen import own_answers
-from apd.evaluation.learned import is_draw_of, warn_of_learned
+from apd.evaluation.learned import warn_of_learned
 from apd.evaluation.samples import Samples
 from apd.models.classifier import PromptedCLIP
+from apd.runs.draw import Draw
 from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.settings.explain import explain, setting_names
@@ -116,7 +116,8 @@ def images_for(run: Run, data: str | Dataset | None, split: Split = "test") -> t
         warn_of_learned(run, images, split)
         return images, "all"
     images = own_data(run, split)
-    if split == "train":
+    # Validation images of one training may be training images of another that it was averaged with.
+    if split == "train" or (split == "val" and "averaged" in run.manifest):
         warn_of_learned(run, images, split)
     return images, config.data.classes
 
@@ -151,11 +152,11 @@ def own_data(run: Run, split: Split = "test") -> Dataset:
 
 def _as_trained_on(run: Run, data: Dataset) -> bool:
     """Whether the draw of a run's data gives the images it was trained on; True where nothing tells."""
-    own = run.config.data
-    if own.unlabelled not in (None, REST) or (own.unlabelled is None and len(data.train) == 0):
+    own, draw = run.config.data, Draw.of(run)
+    if draw.elsewhere or (own.unlabelled is None and len(data.train) == 0):
         return True
     try:
-        return is_draw_of(run, data.classes(own.classes) if own.unlabelled is None else own.load(run.config.train.seed))
+        return draw.is_that_of(data.classes(own.classes) if own.unlabelled is None else draw.load())
     except InputError:  # images of which none are left
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,11 +10,11 @@ from apd.data import Dataset, same_source
 from apd.data.copies import SPLITS, example, find_copies
 from apd.data.dataset import IN_MEMORY, ImageSet, Split
 from apd.data.load import load_unlabelled
-from apd.data.settings import REST, DataSettings
 from apd.data.sources.hub import table_files
 from apd.data.sources.unlabelled import PREFIX
 from apd.errors import ApdError, InputError
 from apd.runs.differences import hash_of_ids
+from apd.runs.draw import Draw, draws_of
 from apd.runs.folder import Run
 from apd.util.files import user_path
 from apd.util.messages import get_logger, speaking
@@ -35,23 +36,24 @@ def warn_of_learned(run: Run, data: Dataset, split: Split) -> None:
         split: the images that are judged.
     """
     known = _warn_of_unlabelled(run, data)
-    if same_source(data.source, run.config.data.source):
+    if any(same_source(data.source, draw.data.source) for draw in draws_of(run)):
         _warn_of_own(run, data, split)
     elif not known:
         warn_of_copies(run, data, split)
 
 
-def learned_unlabelled(own: DataSettings, source: str | None, images: ImageSet) -> int:
-    """Count the images of another source that a run may have learned from without their labels.
+def learned_unlabelled(draws: Sequence[Draw], source: str | None, images: ImageSet) -> int:
+    """Count the images of a source that a run may have learned from as unlabelled images from elsewhere.
 
     Args:
-        own: the section ``data`` of the run.
-        source: the other source.
+        draws: the run's.
+        source: the source.
         images: a split of that source.
     """
-    if source is None or own.unlabelled in (None, REST) or not same_source(source, own.unlabelled):
-        return 0
-    taken = set(load_unlabelled(own.unlabelled, own.columns).ids)
+    taken: set[str] = set()
+    for draw in draws:
+        if source is not None and draw.elsewhere is not None and same_source(source, draw.elsewhere):
+            taken |= {*load_unlabelled(draw.elsewhere, draw.data.columns).ids}
     return sum(f"{PREFIX}{id_}" in taken for id_ in images.ids)
 
 
@@ -63,32 +65,25 @@ def learned_of_own(run: Run, data: Dataset, images: ImageSet) -> list[str]:
         data: the data set.
         images: a split of it.
     """
-    own = run.config.data
-    if "imported" in run.manifest or not same_source(data.source, own.source):
-        return []  # of imported prompts nothing says which images they were learned from
-    if own.source.startswith(IN_MEMORY):
-        same = run.manifest["data"].get("ids_sha256") == hash_of_ids(data.train.ids, data.val.ids)
-        learned = {*data.train.ids} if same else set()
-    else:
-        drawn = (own if own.unlabelled in (None, REST) else own.labelled()).load(run.config.train.seed)
-        same = is_draw_of(run, drawn)
-        learned = {id_.removeprefix(PREFIX) for id_ in (*drawn.train.ids, *drawn.unlabelled.ids)} if same else set()
+    learned: set[str] = set()
+    for draw in draws_of(run):
+        if same_source(data.source, draw.data.source):
+            drawn = data if draw.data.source.startswith(IN_MEMORY) else draw.load()
+            learned |= {*_of(draw, drawn)}
     return [id_ for id_ in images.ids if id_ in learned]
 
 
-def is_draw_of(run: Run, drawn: Dataset) -> bool:
-    """Whether a draw of a run's data gives the images it was trained on; True where nothing tells."""
-    own, kept = run.config.data, run.manifest["data"].get("ids_sha256")
-    if kept is None or own.unlabelled not in (None, REST) or (own.unlabelled is None and len(drawn.train) == 0):
-        return True
-    parts = (drawn.train, drawn.val) if own.unlabelled is None else (drawn.train, drawn.val, drawn.unlabelled)
-    left_out = {*run.manifest.get("left_out", {}).get("ids", ())}
-    return bool(hash_of_ids(*([id_ for id_ in images.ids if id_ not in left_out] for images in parts)) == kept)
+def _of(draw: Draw, drawn: Dataset) -> list[str]:
+    """The images that were learned from, as the data name them; none where they are not those that are drawn now."""
+    if draw.data.source.startswith(IN_MEMORY):
+        return [*drawn.train.ids] if draw.ids_sha256 == hash_of_ids(drawn.train.ids, drawn.val.ids) else []
+    learned = [*drawn.train.ids, *drawn.unlabelled.ids] if draw.is_that_of(drawn) else []
+    return [id_.removeprefix(PREFIX) for id_ in learned]
 
 
 def _warn_of_unlabelled(run: Run, data: Dataset) -> bool:
     """Warn where a run may have learned from the images without their labels, and say whether it may."""
-    val, test = (learned_unlabelled(run.config.data, data.source, images) for images in (data.val, data.test))
+    val, test = (learned_unlabelled(draws_of(run), data.source, images) for images in (data.val, data.test))
     if val or test:
         told = f"{val} of {len(data.val)} validation images and {test} of {len(data.test)} test images"
         log.warning(
@@ -114,7 +109,7 @@ def _warn_of_own(run: Run, data: Dataset, split: Split) -> None:
         way_out = (
             "accuracy on them says nothing about new images; leave --split away (Python: split=) for the test images"
         )
-    elif data.source.startswith(IN_MEMORY):
+    elif data.source.startswith(IN_MEMORY) or "averaged" in run.manifest:
         way_out = "accuracy on them says nothing about new images; give images that it has not seen"
     else:
         way_out = f"data={data.source!r} stands for those that it has not seen"
@@ -139,15 +134,14 @@ def warn_of_copies(run: Run, data: Dataset, split: Split) -> None:
 
 def _learned_files(run: Run) -> list[ImageSet]:
     """The images that a run has learned from, where they are files that are still there."""
-    own, found = run.config.data, []
-    if "imported" in run.manifest or not _may_be_files(own.source):
-        return []
-    with speaking(quiet=True), suppress(ApdError, OSError):
-        drawn = (own if own.unlabelled in (None, REST) else own.labelled()).load(run.config.train.seed)
-        found += [drawn.train, drawn.val, drawn.unlabelled] if is_draw_of(run, drawn) else []
-    if own.unlabelled not in (None, REST) and _may_be_files(own.unlabelled):
+    found: list[ImageSet] = []
+    for draw in draws_of(run):
         with speaking(quiet=True), suppress(ApdError, OSError):
-            found.append(load_unlabelled(own.unlabelled, own.columns))
+            if _may_be_files(draw.data.source) and draw.is_that_of(drawn := draw.load()):
+                found += [drawn.train, drawn.val, drawn.unlabelled]
+        with speaking(quiet=True), suppress(ApdError, OSError):
+            if draw.elsewhere is not None and _may_be_files(draw.elsewhere):
+                found.append(load_unlabelled(draw.elsewhere, draw.data.columns))
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from apd.errors import InputError
+from apd.runs.draw import draws_of
 from apd.runs.folder import Run
 from apd.util.files import AnyPath
 from apd.util.messages import get_logger, speaking
@@ -52,7 +53,7 @@ def average_runs(paths: Sequence[AnyPath], output: str | Path, *, overwrite: boo
         _check_same(first, run)
     mean = {name: torch.stack([each[name].double() for each in tensors]).mean(dim=0) for name in tensors[0]}
     kept = {key: value for key, value in first.manifest.items() if key not in _NOT_OF_THE_MEAN}
-    averaged = [{"run": str(run.path.resolve()), "prompts_sha256": run.manifest["prompts_sha256"]} for run in runs]
+    averaged = [_about(run) for run in runs]
     new = Run.create(output, first.config, {**kept, "status": "running", "averaged": averaged}, overwrite=overwrite)
     new.save_prompts({name: value.to(tensors[0][name].dtype) for name, value in mean.items()})
     others = _others(runs)
@@ -61,6 +62,12 @@ def average_runs(paths: Sequence[AnyPath], output: str | Path, *, overwrite: boo
             log.warning(f"The averaged runs differ in {others}; the mean is kept under the settings of {first.path}.")
     new.finish({"averaged_runs": len(runs), **({"averaged_over": others} if others else {})})
     return new
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """What the mean keeps of a run: where it was, its prompts, and what it has learned from."""
+    draws = [draw.model_dump(mode="json") for draw in draws_of(run)]
+    return {"run": str(run.path.resolve()), "prompts_sha256": run.manifest["prompts_sha256"], "draws": draws}
 
 
 def _others(runs: Sequence[Run]) -> str:

@@ -42,6 +42,7 @@ _SHAPE = {
     "summary?": {"val_clean?": (NUMBER, None), "val_robust?": (NUMBER, None)},
     "facts?": _ANYTHING,
     "seconds?": NUMBER,
+    "averaged?": Each({"run": TEXT, "prompts_sha256": TEXT, "draws?": Each(_ANYTHING)}),
     "imported?": {"form": TEXT, "file": TEXT, "sha256": TEXT},
     "calibration?": {"temperature": NUMBER, "images": COUNT, "ece_before": NUMBER, "ece_after": NUMBER, "split?": TEXT},
 }

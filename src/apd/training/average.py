@@ -40,7 +40,7 @@ class RunningAverage:
 
     Args:
         settings: the section ``train``.
-        steps: of the whole training.
+        steps: how many the training takes.
     """
 
     def __init__(self, settings: TrainSettings, steps: int) -> None:
