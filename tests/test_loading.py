@@ -57,6 +57,9 @@ def test_settings_that_were_edited_after_training_are_noticed(finished: Run, sai
     assert not said()
     file = finished.path / "config.yaml"
     text = file.read_text()
+    file.write_bytes(text.replace("\n", "\r\n").encode())
+    apd.load_run(finished.path)
+    assert not said(), "other ends of lines leave the settings as they are"
     edited = re.sub(r"eps: \S+", "eps: 9/255", text, count=1)
     assert edited != text
     file.write_text(edited)

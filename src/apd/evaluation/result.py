@@ -15,7 +15,7 @@ from apd.evaluation.statistics import wilson
 from apd.runs.chance import chance_note
 from apd.runs.reliability import Reliability, reliability
 from apd.util.messages import by_command
-from apd.util.progress import counted
+from apd.util.progress import all_of, counted
 from apd.util.text import plain, printable
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class Result(ResultRecord):
             yield f"Health checks: {count} of {len(judged)} failed{warning}.", "bold red" if count else "yellow"
         elif judged:
             where = by_command("--json has them", "see result.checks")
-            yield f"Health checks: all {len(judged)} passed ({where}).", "green"
+            yield f"Health checks: {all_of(len(judged))} passed ({where}).", "green"
         for check in failed:
             mark, style = ("WARN", "yellow") if check.warns else ("FAIL", "red")
             yield f"{mark} {check.name}: {check.message}", style

@@ -198,7 +198,8 @@ class HuggingFaceEncoder(DualEncoder):
         return torch.tensor(rows, dtype=torch.long, device=self.device)
 
     def _tokens(self, text: str) -> list[int]:
-        return list(self.tokenizer(text.lower() if self.lower_case else text)["input_ids"])
+        # Not verbose: a text that is too long is refused above by its own name.
+        return list(self.tokenizer(text.lower() if self.lower_case else text, verbose=False)["input_ids"])
 
     def _check_ids(self, text: str, ids: list[int]) -> None:
         """Refuse tokens of another model, and a text whose feature would not be read at its end token."""

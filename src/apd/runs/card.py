@@ -17,6 +17,7 @@ from apd.data.settings import REST
 from apd.models.calibration import Calibration
 from apd.runs.chance import chance_note
 from apd.runs.reliability import reliability
+from apd.util.progress import all_of
 from apd.util.text import code_block, code_span, markdown
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _health(checks: Sequence[Mapping[str, Any]]) -> str:
     if not judged:
         return "Health checks: none were run."
     if not failed:
-        return f"Health checks: all {len(judged)} passed, so there is no sign that the attacks were too weak."
+        return f"Health checks: {all_of(len(judged))} passed, so there is no sign that the attacks were too weak."
     lines = [f"Health checks: {len(failed)} of {len(judged)} failed or warn.\n"]
     for check in failed:
         verdict = "warning" if check.get("warns") else "FAILED"

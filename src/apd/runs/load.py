@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -20,7 +21,6 @@ from apd.models.sources import absolute
 from apd.runs.folder import Run
 from apd.util.files import AnyPath
 from apd.util.messages import get_logger
-from apd.util.tensors import sha256_of_file
 from apd.util.text import short
 from apd.util.trust import trust
 
@@ -86,7 +86,10 @@ def load_run(
 def _warn_of_changed_settings(run: Run) -> None:
     """Warn where ``config.yaml``, from which the budget and the data of an evaluation come, is not as training left it."""
     file, stated = run.path / "config.yaml", run.manifest.get("config_sha256")
-    if stated is not None and os.access(file, os.R_OK) and sha256_of_file(file) != stated:
+    if stated is None or not os.access(file, os.R_OK):
+        return
+    as_written = file.read_bytes().replace(b"\r\n", b"\n")  # git and editors of Windows change the ends of lines
+    if hashlib.sha256(as_written).hexdigest() != stated:
         log.warning(
             f"{file} has changed since training: its settings may not be those that the prompts were trained with, and what "
             "is evaluated by them may have another eps or other data."

@@ -207,6 +207,15 @@ def clock(seconds: float) -> str:
     return " ".join([*parts, f"{rest} s"])
 
 
+def all_of(n: int) -> str:
+    """Say that it is all of so many.
+
+    >>> all_of(15), all_of(1)
+    ('all 15', '1 of 1')
+    """
+    return f"all {n}" if n > 1 else f"{n} of {n}"
+
+
 def counted(n: int, what: str) -> str:
     """A number of things, with a plural in ``s``.
 
