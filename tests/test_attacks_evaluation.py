@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apd import attacks
-from apd.attacks import AttackBatch, Cascade, misclassified
+from apd.attacks import AttackBatch, Cascade, autoattack, misclassified
 from apd.attacks.threat import Norm, ThreatModel
 
 from .refusals import meant, refused
@@ -39,8 +40,19 @@ def test_evaluation_attacks_raise_the_error_within_the_ball(name: str, kind: str
         (5, ("apgd-ce", "apgd-t", "fab-t", "square")),
     ],
 )
-def test_autoattack_with_few_classes(n_classes: int, runs: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+def test_autoattack_with_few_classes(
+    n_classes: int, runs: tuple[str, ...], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At an eps that leaves some standing, so that every stage runs; it fools whom each part alone fools."""
+    standard = autoattack._standard
+
+    def fewer_queries(*given: Any) -> Any:
+        """The library with 500 queries for Square, most of the time here; all 5,000 are counted below."""
+        library = standard(*given)
+        library.square.n_queries = 500
+        return library
+
+    monkeypatch.setattr(autoattack, "_standard", fewer_queries)
     model, threat = trained(n_classes), ThreatModel(0.04)
     x, labels = standing_pictures(model, 24, n_classes)
     ids = [str(i) for i in range(len(x))]
@@ -143,12 +155,12 @@ class Listening(attacks.Watch):
         ("apgd-ce", 5, "l2"),
         ("apgd-dlr", 2, "linf"),
         ("apgd-ce+dlr", 5, "linf"),
-        ("autoattack", 2, "linf"),
+        ("fab", 2, "linf"),
         ("autoattack", 12, "linf"),
     ],
 )
 def test_passes_are_counted_right_where_nothing_falls(name: str, n_classes: int, norm: Norm) -> None:
-    """Twelve classes have more wrong ones than the library has targets."""
+    """Twelve classes have more wrong ones than the library has targets; of what only two classes run, each part is here."""
     model, watch, passes = trained(n_classes, "linear"), Listening(), 0
     x, labels = standing_pictures(model, 2, n_classes)
 
