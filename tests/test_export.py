@@ -290,26 +290,33 @@ def test_other_class_names_through_the_text_program(trained: Path, original: Pro
         apd.export.torch(trained, tmp_path / "mine", open_vocabulary=True, overwrite=True)
 
 
-@pytest.fixture(scope="module", params=["clip", "siglip"])
+@pytest.fixture(scope="module")
 def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DualEncoder:
     """A CLIP or a SigLIP with a first and a later block: tracing takes seconds, and as many again for each further block."""
     return apd.load_clip(save_clip(tmp_path_factory.mktemp("few") / "model", request.param, depths=(2, 2)))
 
 
+TOKENS, FRAME = PromptSpec(), PromptSpec(text_tokens=0, visual_tokens=0, frame=0.1)
+
+
 @pytest.mark.parametrize(
-    "spec", [PromptSpec(), PromptSpec(text_tokens=0, visual_tokens=0, frame=0.1)], ids=["tokens", "frame"]
+    ("encoder", "spec", "frozen"),
+    [("clip", TOKENS, False), ("clip", FRAME, True), ("siglip", TOKENS, True), ("siglip", FRAME, False)],
+    ids=["clip-tokens", "clip-frame-frozen", "siglip-tokens-frozen", "siglip-frame"],
+    indirect=["encoder"],
 )
-def test_classifiers_are_traced_with_a_free_batch_size(encoder: DualEncoder, spec: PromptSpec) -> None:
+def test_classifiers_are_traced_with_a_free_batch_size(encoder: DualEncoder, spec: PromptSpec, frozen: bool) -> None:
+    """Each two of model, prompts and frozen or not are met together: all three would be twice the traces."""
     prompts = Prompts.initial(spec, encoder, seed=1).requires_grad_(False)
     for strip in getattr(prompts, "strips", []):
         torch.nn.init.uniform_(strip, -0.2, 0.2)
     classifier = PromptedCLIP(encoder, prompts, ["cat", "dog", "piano"], ["a photo of a {}.", "the {}."])
     free = ({0: torch.export.Dim("batch", min=1)},)
-    for module in (classifier, classifier.frozen()):
-        program = torch.export.export(module, (torch.rand(3, 3, 16, 16),), dynamic_shapes=free).module()
-        for n in (1, 5):
-            x = torch.rand(n, 3, 16, 16)
-            torch.testing.assert_close(program(x), classifier(x), rtol=0, atol=1e-4)
+    module = classifier.frozen() if frozen else classifier
+    program = torch.export.export(module, (torch.rand(3, 3, 16, 16),), dynamic_shapes=free).module()
+    for n in (1, 5):
+        x = torch.rand(n, 3, 16, 16)
+        torch.testing.assert_close(program(x), classifier(x), rtol=0, atol=1e-4)
 
 
 def test_an_encoder_of_another_kind_is_traced(tmp_path: Path) -> None:
