@@ -29,13 +29,13 @@ def test_a_disk_that_fails_at_any_write_of_a_training_costs_nothing_that_was_sav
     tmp_path: Path, shallow: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
     """Each write fails once, in turn; every start but the last ends with one line, and the last as if nothing had been."""
-    quick = "train.attack.steps=1"
-    whole, folder = start(tmp_path / "whole", shallow, colours, quick), tmp_path / "broken"
+    quick = ("train.attack.steps=1", "train.epochs=2")  # a checkpoint on the way and one at the end
+    whole, folder = start(tmp_path / "whole", shallow, colours, *quick), tmp_path / "broken"
     for failing in range(100):
         with monkeypatch.context() as patch:
             calls = failing_writes(patch, folder, call, failing, code)
             with suppress(InputError):
-                start(folder, shallow, colours, quick, resume=True)
+                start(folder, shallow, colours, *quick, resume=True)
         if len(calls) <= failing:
             break
         assert not [file for file in folder.rglob("*") if file.name.endswith(".tmp")]
