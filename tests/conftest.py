@@ -21,7 +21,7 @@ import torch
 import typer.main
 import yaml
 
-from apd.attacks import PGD
+from apd.attacks import PGD, autoattack
 from apd.bench import estimate
 from apd.cli import main
 from apd.evaluation import checks, surface
@@ -100,6 +100,19 @@ def short_checks() -> Iterator[None]:
             patch.setattr(module, "PGD", few)
         patch.setattr(surface, "HALVINGS", 2)
         yield
+
+
+@pytest.fixture
+def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Square asks 500 times, not 5,000, which takes seconds where an image stands; tests that count passes count all."""
+    standard = autoattack._standard
+
+    def with_few(*given: Any) -> Any:
+        library = standard(*given)
+        library.square.n_queries = 500
+        return library
+
+    monkeypatch.setattr(autoattack, "_standard", with_few)
 
 
 @pytest.fixture

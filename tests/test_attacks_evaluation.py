@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apd import attacks
-from apd.attacks import AttackBatch, Cascade, autoattack, misclassified
+from apd.attacks import AttackBatch, Cascade, misclassified
 from apd.attacks.threat import Norm, ThreatModel
 
 from .refusals import meant, refused
@@ -41,18 +40,9 @@ def test_evaluation_attacks_raise_the_error_within_the_ball(name: str, kind: str
     ],
 )
 def test_autoattack_with_few_classes(
-    n_classes: int, runs: tuple[str, ...], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    n_classes: int, runs: tuple[str, ...], capfd: pytest.CaptureFixture[str], few_queries: None
 ) -> None:
     """At an eps that leaves some standing, so that every stage runs; it fools whom each part alone fools."""
-    standard = autoattack._standard
-
-    def fewer_queries(*given: Any) -> Any:
-        """The library with 500 queries for Square, most of the time here; all 5,000 are counted below."""
-        library = standard(*given)
-        library.square.n_queries = 500
-        return library
-
-    monkeypatch.setattr(autoattack, "_standard", fewer_queries)
     model, threat = trained(n_classes), ThreatModel(0.04)
     x, labels = standing_pictures(model, 24, n_classes)
     ids = [str(i) for i in range(len(x))]

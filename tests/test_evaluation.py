@@ -215,7 +215,7 @@ def test_a_weak_attack_is_found_out() -> None:
     assert [check.name for check in result.checks if check.passed is False] == ["stronger attack"]
 
 
-def test_autoattack_flags_fail_a_result() -> None:
+def test_autoattack_flags_fail_a_result(few_queries: None) -> None:
     images = decoded(12, 5)
     values = settings(attacks=("autoattack",), eps=0.2, checks=True)
     failed = {

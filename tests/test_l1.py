@@ -115,7 +115,7 @@ def test_pgd_reaches_the_optimum_of_a_linear_model(steps: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["pgd-20", "apgd-ce", "apgd-ce+dlr", "fmn", "square"])
-def test_attacks_stay_in_the_ball_and_fool(name: str) -> None:
+def test_attacks_stay_in_the_ball_and_fool(name: str, few_queries: None) -> None:
     model, threat = trained(5), ThreatModel(5.0, "l1")
     x, labels = standing_pictures(model, 20, 5)
     found = attacks.find(name)(model, AttackBatch(x, labels, [str(i) for i in range(len(x))]), threat)
