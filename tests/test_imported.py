@@ -148,8 +148,9 @@ LEARNERS: dict[str, Callable[[Weights], Learner]] = {
 }
 
 
-@pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("case", LEARNERS)
+@pytest.mark.parametrize(
+    ("case", "whole"), [*((case, False) for case in LEARNERS), *((case, True) for case in ("CoOp", "MaPLe", "FAP"))]
+)
 def test_imported_prompts_give_the_logits_of_their_code(
     case: str, whole: bool, weights: Weights, model: Path, classes: Path, tmp_path: Path
 ) -> None:
