@@ -31,6 +31,8 @@ from .refusals import check_error, meant, refused
 from .test_foreign_towers import bare
 from .test_imported import LEARNERS, TOWERS
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 FACTORIES = """
 import torch
 from torch import nn

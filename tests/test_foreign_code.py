@@ -24,6 +24,8 @@ from apd.runs.load import describe_encoder
 from .command_line import Cli
 from .refusals import refused
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 CODE = '''
 from dataclasses import dataclass
 import torch
