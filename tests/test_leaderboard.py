@@ -52,6 +52,26 @@ def test_only_comparable_figures_stand_together(tmp_path: Path) -> None:
     assert (pair.n, pair.attack, pair.norm, pair.eps) == (24, "pgd-2", "linf", "4/255")
 
 
+@pytest.mark.parametrize("below", ["", "run", "run/results"])
+def test_folders_of_one_name_do_not_hide_each_other(tmp_path: Path, below: str) -> None:
+    for one in "ab":
+        put(tmp_path / one / "runs" / "run")
+    put(tmp_path / "a" / "runs" / "run", attacks=("pgd-2", "pgd-3"))
+    group = apd.leaderboard([tmp_path / one / "runs" / below for one in "ab"]).groups[0]
+    assert {entry.name for entry in group.entries} == {"a/runs/run", "b/runs/run"} and not group.absent
+
+
+def test_of_one_attack_with_two_outcomes_the_worst_counts(tmp_path: Path) -> None:
+    for index, accuracy in enumerate((70.0, 50.0, 60.0)):
+        file = put(tmp_path / "run")
+        score = {"accuracy": accuracy, "interval": [0.0, 100.0]}
+        change(file, attacks={"pgd-2": {**json.loads(file.read_text())["attacks"]["pgd-2"], **score}})
+        file.rename(file.with_name(f"summary-{index}.json"))
+        file.with_name(file.name.replace("summary", "outcomes")).unlink()
+    (group,) = apd.leaderboard(tmp_path).groups
+    assert [entry.accuracy for entry in group.entries] == [50.0]
+
+
 def test_entries_are_sorted_and_compared_with_the_best_image_by_image(tmp_path: Path) -> None:
     files = [put(tmp_path / "a", "linear", eps="16/255"), put(tmp_path / "b", "conv", eps="16/255")]
     (group,) = apd.leaderboard([tmp_path]).groups

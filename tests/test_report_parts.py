@@ -12,10 +12,10 @@ import torch
 from apd.attacks.threat import format_eps
 from apd.evaluation.stored import Outcomes
 from apd.report.charts import Line, line_chart, round_ticks, spaced
-from apd.report.facts import names_of
 from apd.report.views import _evaluate_again, fragile
 from apd.report.wall import Gallery, choose
 from apd.report.words import unharmed
+from apd.util.files import names_of
 
 
 def outcomes(right: dict[str, str], labels: tuple[int, ...] = (0,) * 6) -> Outcomes:

@@ -16,7 +16,7 @@ from apd.evaluation.samples import hash_of_keys
 from apd.evaluation.statistics import mcnemar, paired_bootstrap
 from apd.evaluation.stored import Stored, read_stored
 from apd.runs.reliability import reliability
-from apd.util.files import AnyPath, plain_file, read_json
+from apd.util.files import AnyPath, names_of, plain_file, read_json
 from apd.util.text import one_line
 from apd.util.yaml_files import read_yaml
 
@@ -40,7 +40,8 @@ class Entry:
     """One classifier under one attack.
 
     Args:
-        name: its run folder or evaluation folder, relative to the folder that was searched.
+        name: its run folder or evaluation folder, relative to the folder that was searched, or where two would be alike, the
+            end of its path.
         about: what was evaluated, as far as its folder says.
         accuracy, interval: under the attack, in percent.
         clean, undefended: clean accuracy, and that of zero-shot CLIP under the attack; None where it was not attacked.
@@ -128,7 +129,7 @@ def leaderboard(folders: AnyPath | Sequence[AnyPath], *, data: str | None = None
     left_out: list[str] = []
     names: dict[str, set[str]] = {}
     attacks: set[str] = set()
-    for name, file in _summaries(folders):
+    for name, file in _named(folders):
         try:
             stored = _read(file)
             entries = list(_entries(name, stored))
@@ -140,7 +141,9 @@ def leaderboard(folders: AnyPath | Sequence[AnyPath], *, data: str | None = None
         if data is not None and stored.summary["data"] != data:
             continue
         for key, entry in entries:
-            if attack is None or key[-1] == attack:
+            known = found.get(key, {}).get(name)
+            # Of one attack with several seeds the worst counts, as of several attacks.
+            if (attack is None or key[-1] == attack) and (known is None or entry.accuracy < known[0].accuracy):
                 found.setdefault(key, {})[name] = (entry, stored)
     if not found:
         places = ", ".join(map(str, folders))
@@ -164,8 +167,18 @@ def _nothing(places: str, left_out: Sequence[str], wanted: Mapping[str, tuple[st
     return f"There is no result below {places}; apd evaluate RUN makes one, and keeps it in RUN/results."
 
 
+def _named(folders: Sequence[AnyPath]) -> Iterator[tuple[str, Path]]:
+    """Find the summaries, each with the name of the folder that holds its ``results``; no two folders share one."""
+    found = list(_summaries(folders))
+    runs = {file.parent.parent.resolve(): name for name, file in found}
+    if len(set(runs.values())) < len(runs):  # a/runs and b/runs, searched together
+        runs = dict(zip(runs, names_of(list(runs)), strict=True))
+    for _, file in found:
+        yield runs[file.parent.parent.resolve()], file
+
+
 def _summaries(folders: Sequence[AnyPath]) -> Iterator[tuple[str, Path]]:
-    """Find the summaries, each with the name of the folder that holds its ``results``."""
+    """Find the summaries, each with the name of its folder as seen from the one that was searched."""
     count, seen = 0, set()
     for folder in map(Path, folders):
         if not folder.is_dir():

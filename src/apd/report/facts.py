@@ -17,7 +17,7 @@ from apd.evaluation.stored import Outcomes, Stored, how_to_evaluate, is_kept, st
 from apd.models.calibration import Calibration
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
-from apd.util.files import LARGEST_JSON, AnyPath, parse_json, read_bounded
+from apd.util.files import LARGEST_JSON, AnyPath, names_of, parse_json, read_bounded
 from apd.util.shape import Each, check_shape
 
 POINTS = 300
@@ -111,19 +111,6 @@ def read_runs(paths: Sequence[AnyPath]) -> list[RunFacts]:
         headline = choose_headline(run, evaluations) if evaluations else None
         found.append(RunFacts(name, Path(path), run, evaluations, headline))
     return found
-
-
-def names_of(places: Sequence[Path]) -> list[str]:
-    """Name folders by their last part, or by as many as tell them apart.
-
-    >>> names_of([Path("/runs/a/apd"), Path("/runs/b/apd")])
-    ['a/apd', 'b/apd']
-    """
-    for depth in range(1, max(len(place.parts) for place in places) + 1):
-        names = ["/".join(place.parts[-depth:]) for place in places]
-        if len(set(names)) == len(names):
-            return names
-    return [str(place) for place in places]
 
 
 def choose_headline(run: Run | None, evaluations: Sequence[Stored]) -> Stored:

@@ -152,6 +152,19 @@ def sync_tree(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
+def names_of(places: Sequence[Path]) -> list[str]:
+    """Name folders by their last part, or by as many as tell them apart.
+
+    >>> names_of([Path("/runs/a/apd"), Path("/runs/b/apd")])
+    ['a/apd', 'b/apd']
+    """
+    for depth in range(1, max(len(place.parts) for place in places) + 1):
+        names = ["/".join(place.parts[-depth:]) for place in places]
+        if len(set(names)) == len(names):
+            return names
+    return [str(place) for place in places]
+
+
 def user_path(text: AnyPath) -> Path:
     """Return a path with the home directory in place of ``~``.
 
