@@ -184,3 +184,9 @@ def test_another_method_or_variant_leaves_the_old_ones_settings_in_the_file(tmp_
     file.write_text(named.to_yaml())
     with refused(str(file), "method.teacher=probe", "frozen"):
         load_config(file, sets=["method.variant=rslad"])
+
+
+@pytest.mark.parametrize("name", ["train.epochs", "train.swa", "data.shots", "train.optimizer.lr"])
+def test_a_switch_is_not_a_number(name: str) -> None:
+    with refused(name, "number", "True"):
+        load_config(flags=DATA, sets=[f"{name}=yes"])

@@ -148,6 +148,15 @@ def test_ordinary_aliases_are_read(tmp_path: Path) -> None:
     assert read_yaml(file) == {"a": [1, 2], "b": [[1, 2], [1, 2]], "c": {"d": 3, "e": {"d": 3}}}
 
 
+def test_a_name_that_a_section_has_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("a: {x: 1}\nb:\n  apd: {x: 1}\n  'apd': {x: 2}\n")
+    with refused(str(file), "line 4", "'apd'"):
+        read_yaml(file)
+    file.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: {<<: *a, 1: 0, '1': 0}\n")
+    assert read_yaml(file)["b"] == {"x": 3, "y": 2}
+
+
 def test_an_error_never_echoes_a_long_value(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump({"data": {"source": "digits", "shots": ["x" * 200] * 1000}}))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, model_serializer
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_serializer
+from pydantic_core import PydanticCustomError
 
 RECORDED = "recorded"
 """Validation context for the settings of a finished run, whose code may be gone: nothing but training needs it."""
@@ -15,6 +16,21 @@ class Section(BaseModel):
     """A group of settings, checked when it is made and never changed; unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false (in YAML also yes, no, on and off) for a number, which Python takes as 1 and 0."""
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation) if isinstance(value, bool) else set()
+        number = next((kind for kind in (int, float) if kind in kinds), None)
+        if number and not {bool, Any, object} & kinds:
+            raise PydanticCustomError(f"{number.__name__}_type", "a number")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation allows, at any depth."""
+    return {annotation}.union(*map(_kinds, get_args(annotation))) if get_origin(annotation) is not Literal else set()
 
 
 class GrowingSection(Section):

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from apd.errors import InputError
+from apd.util.text import short
 from apd.util.trust import note_code
 
 LARGEST_SETTINGS = 1_000_000
@@ -78,15 +79,33 @@ class _Loader(yaml.SafeLoader):
         return super().get_event()  # type: ignore[no-untyped-call]
 
 
+class _TwiceError(yaml.MarkedYAMLError):
+    """A name that a section has twice, which YAML itself allows."""
+
+
 def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
     """The number of values below a node, those of an alias counted each time; infinite where one holds itself."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
         known[id(node)] = math.inf  # until it is counted: who meets it on the way has met itself
+        if isinstance(node, yaml.MappingNode):
+            _refuse_twice(node)
         entries = node.value if isinstance(node, yaml.SequenceNode) else chain.from_iterable(node.value)
         known[id(node)] = 1 + sum(_unfolded(entry, known) for entry in entries)
     return known[id(node)]
+
+
+def _refuse_twice(node: yaml.MappingNode) -> None:
+    """Refuse a name that a section has twice: of a row that was copied and not renamed, YAML keeps the last in silence."""
+    names = set[tuple[str, str]]()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+            continue
+        if (key.tag, key.value) in names:
+            problem = f"{short(key.value)} is there twice in one section; rename one, or take it away"
+            raise _TwiceError(problem=problem, problem_mark=key.start_mark)
+        names.add((key.tag, key.value))
 
 
 def _yaml_problem(place: str, error: yaml.YAMLError) -> str:
@@ -94,4 +113,5 @@ def _yaml_problem(place: str, error: yaml.YAMLError) -> str:
     mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
     problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error).partition("\n")[0]
     where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return f"{place}{where}: not YAML: {problem}."
+    kind = "" if isinstance(error, _TwiceError) else "not YAML: "
+    return f"{place}{where}: {kind}{problem}."
