@@ -17,6 +17,7 @@ import pytest
 from apd.bench import Machine, bench, load_suite, make_plan, write_tables
 from apd.bench.engines import run_local
 from apd.bench.job import Report, attempt, do, outcome_file
+from apd.bench.runner import tell_doubts
 from apd.errors import InputError
 from apd.util.extras import install_command
 
@@ -92,6 +93,16 @@ def test_tables_are_made_again_without_runs_model_and_data(
     assert (kept / "results.csv").read_text() == (tmp_path / "out" / "results.csv").read_text()
     with refused(str(tmp_path / "elsewhere"), "plan.json", f"--output {tmp_path / 'elsewhere'}"):
         write_tables(tmp_path / "elsewhere")
+
+
+def test_doubts_about_data_and_budget_are_told_once(write: Write, colours: Path, tmp_path: Path, said: Said) -> None:
+    data = {"colours": {"source": str(colours), "eps": "8/255", "norm": "l2", "shots": 100}}
+    plan = make_plan(load_suite(write(data=data)))
+    tell_doubts(make_plan(load_suite(write())))
+    assert said() == []
+    tell_doubts(plan)
+    shortage, budget = said()
+    assert contains(shortage, "data.colours", "100") and contains(budget, "data.colours", "l2", "0.5")
 
 
 def test_machines_are_shared_out(monkeypatch: Any) -> None:

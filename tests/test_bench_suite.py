@@ -62,6 +62,52 @@ def test_load_suite_refuses_in_one_line(write: Write, changes: dict[str, Any], n
         load_suite(write(blocks=[block], **changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "row"),
+    [
+        ({"attacks": "pgd"}, "attacks: "),
+        ({"block": {"attacks": "pgd"}}, "blocks.0: "),
+        ({"block": {"data": "color"}}, "blocks.0: "),
+        ({"data": {}}, "blocks.0: "),
+        ({"block": {"seeds": -1}}, "blocks.0.seeds.0 must"),
+        ({"data": {"colours": {"source": "x", "eps": 4}}}, "data.colours: "),
+        ({"data": {"colours": {"source": "x", "shots": 0}}}, "data.colours: "),
+        ({"final": {"attacks": "pgd"}}, "final: "),
+        ({"against": "alp"}, "against: "),
+    ],
+)
+def test_a_refusal_begins_with_file_and_row(write: Write, changes: dict[str, Any], row: str) -> None:
+    block = {"protocol": "few-shot", "data": "colours", "methods": "advvlp", **changes.pop("block", {})}
+    file = write(blocks=[block], **changes)
+    with refused() as error:
+        load_suite(file)
+    assert str(error.value).startswith(f"{file}: {row}")
+    assert "(And" not in str(error.value), "one mistake is told as one"
+
+
+@pytest.mark.parametrize(
+    ("changes", "row"),
+    [
+        ({"model": "glyfs"}, "model"),
+        ({"own": {"model": "glyfs"}}, "data.colours.model"),
+        ({"own": {"source": "./nowhere"}}, "data.colours"),
+        ({"own": {"unlabelled": "./nowhere"}}, "data.colours"),
+        ({"own": {"templates": []}}, "data.colours"),
+        ({"methods": {"advvlp": {"name": "advvlp", "data": {"unlabelled": "./nowhere"}}}}, "methods.advvlp"),
+        ({"methods": {"advvlp": {"name": "apd", "teacher": "./nowhere"}}}, "methods.advvlp"),
+    ],
+)
+def test_what_a_plan_cannot_find_is_told_with_file_and_row(
+    write: Write, colours: Path, changes: dict[str, Any], row: str
+) -> None:
+    data = {"colours": {"source": str(colours), "eps": "8/255", **changes.pop("own", {})}}
+    block = {"protocol": "few-shot", "data": "colours", "methods": "advvlp"}
+    file = write(data=data, blocks=[block], **changes)
+    with refused() as error:
+        make_plan(load_suite(file))
+    assert str(error.value).startswith(f"{file}: {row}: ")
+
+
 @pytest.mark.parametrize("name", ["test", "val", "base", "new", "colours final", "test-final"])
 def test_a_data_set_is_not_called_like_a_part_of_one(write: Write, colours: Path, name: str) -> None:
     entry = {"source": str(colours), "eps": "8/255"}
@@ -175,6 +221,29 @@ def test_a_path_to_nothing_is_refused_and_not_looked_for_elsewhere(
     with refused(what, repr(source), str((tmp_path / "there" / source).resolve()), "--root") as error:
         suite.resolve(source, what)
     assert str(tmp_path / "here") not in str(error.value)
+
+
+def test_a_word_that_names_no_data_is_a_folder_below_the_root(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("there/birds", "here/birds", "here/boats"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    suite = load_suite(write(root="there"))
+    assert suite.resolve("birds") == str(tmp_path / "there" / "birds")
+    for source, hint in (("boats", "digits"), ("digts", meant("digits"))):
+        with refused(repr(source), str(tmp_path / "there" / source), hint):
+            suite.resolve(source)
+
+
+def test_a_root_may_be_in_the_home_directory(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home" / "data").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert (
+        load_suite(write(root="~/data")).root
+        == load_suite(write(), root="~/data").root
+        == str(tmp_path / "home" / "data")
+    )
 
 
 def test_without_a_root_paths_start_at_the_working_directory(

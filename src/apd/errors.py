@@ -62,4 +62,6 @@ def nearest(name: str, known: Iterable[str], listed: Iterable[str] | None = None
     close = difflib.get_close_matches(word, [other for other, _ in words], n=max(1, len(words)))
     # Swapped letters are the likeliest slip.
     close.sort(key=lambda other: sorted(other) != sorted(word))
+    if not options:
+        return "None is known."
     return f"Did you mean {dict(words)[close[0]]}?" if close else f"Known: {', '.join(listed or options)}."

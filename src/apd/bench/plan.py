@@ -19,7 +19,7 @@ from typing import Any, Literal
 from apd.bench.blocks import Block, Final
 from apd.bench.loaded import dataset, encoder_info, whole
 from apd.bench.protocols import PROTOCOLS, EvalSpec
-from apd.bench.suite import Suite
+from apd.bench.suite import Suite, in_row
 from apd.data import ImageSet
 from apd.data.load import load_unlabelled
 from apd.data.settings import REST, UNLABELLED, DataSettings
@@ -209,6 +209,11 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
     Raises:
         InputError: a model or data that cannot be read, settings that do not fit.
     """
+    with suite.in_file():
+        return _plan(suite, device)
+
+
+def _plan(suite: Suite, device: str) -> Plan:
     rows: dict[tuple[object, ...], TableRow] = {}
     jobs: dict[str, Job] = {}
     for block in suite.blocks:
@@ -255,19 +260,25 @@ def _job(suite: Suite, block: Block, cell: _Cell, device: str) -> Job:
     template = EvalSpec("test", suite.split, data, suite.data[data].eps, attacks, limit, norm=suite.data[data].norm)
     specs = {_eval_key(spec, suite): spec for spec in protocol.evals(block, template)}
     others = {spec.data for spec in specs.values()} - {data}
-    sections = {data: suite.section(data, shots=shots, seed=drawn)}
+    with in_row("model" if suite.data[data].model is None else f"data.{data}.model"):
+        model = suite.resolve(suite.model_of(data), "model")
+        decides: dict[str, Any] = {"model": _model_identity(model)}
+    with in_row(f"data.{data}"):
+        sections = {data: suite.section(data, shots=shots, seed=drawn)}
+        decides["data"] = data_identity(suite.section(data))
     sections |= {other: suite.section(other, shots="all", seed=drawn) for other in sorted(others)}
-    model = suite.resolve(suite.model_of(data), "model")
-    decides: dict[str, Any] = {"model": _model_identity(model), "data": data_identity(suite.section(data))}
     config = None
     if suite.methods[method] is not None:
         extra = cell.extra(suite)
-        update = {"classes": protocol.train_classes, **extra, **suite.located(extra)}
+        with in_row(f"methods.{method}"):
+            update = {"classes": protocol.train_classes, **extra, **suite.located(extra)}
         section = sections[data].model_copy(update=update)
         if cell.unlabelled:
             _check_enough(section, data)
-        config = _located(suite, suite.run_config(data, method, drawn), model, section, device)
-        decides |= _training_identity(config)
+        run = suite.run_config(data, method, drawn)
+        with in_row(f"methods.{method}"):
+            config = _located(suite, run, model, section, device)
+            decides |= _training_identity(config)
     if seed is not None:
         own = config is not None and config.data.shots == 0
         decides |= {"shots": 0 if own else shots, "seed": seed}
@@ -320,7 +331,8 @@ def _final(spec: EvalSpec, final: Final) -> EvalSpec:
 
 
 def _eval_key(spec: EvalSpec, suite: Suite) -> str:
-    about = spec.record() | {"data": data_identity(suite.section(spec.data)), "of": suite.split}
+    with in_row(f"data.{spec.data}"):
+        about = spec.record() | {"data": data_identity(suite.section(spec.data)), "of": suite.split}
     return _digest({key: value for key, value in about.items() if key not in ("name", "split")})
 
 

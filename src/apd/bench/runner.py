@@ -13,7 +13,7 @@ import torch
 from apd.bench.engines import import_ray, run_local, run_ray
 from apd.bench.estimate import Forecast, calibrate
 from apd.bench.job import Outcome, Report, read_outcome
-from apd.bench.loaded import encoder
+from apd.bench.loaded import dataset, encoder
 from apd.bench.plan import Job, Plan, make_plan
 from apd.bench.progress import BenchProgress
 from apd.bench.report.curves import write_curves
@@ -21,6 +21,7 @@ from apd.bench.report.plots import write_plots
 from apd.bench.report.rows import plan_file, read_bench, write_rows
 from apd.bench.report.tables import best_methods, latex, make_tables, markdown
 from apd.bench.suite import Suite
+from apd.data.copies import about_copies
 from apd.errors import InputError, nearest
 from apd.util.files import check_writable, write_atomic
 from apd.util.locks import FolderLock, tidy
@@ -128,6 +129,7 @@ def bench(suite: Suite, folder: str | Path, *, machine: Machine | None = None) -
     plan = make_plan(suite, machine.device)
     with _lock(path).held(), speaking():
         tidy(path)
+        tell_doubts(plan)
         _tell_versions(plan, _outcomes(plan, path))
         for stage in _stages(plan, suite, path, failures):
             expected = _expected(stage, path, machine)
@@ -154,6 +156,18 @@ def _stages(plan: Plan, suite: Suite, folder: Path, failures: Mapping[str, str])
         best = best_methods(plan, _outcomes(plan, folder), suite.final.best, suite.final.protocols)
         plan = plan.with_final(suite.final, best, suite)
         yield replace(plan, jobs={id_: job for id_, job in plan.jobs.items() if job.label not in failures})
+
+
+def tell_doubts(plan: Plan) -> None:
+    """Say what a training would say of its data and budget, which is quiet in a bench: once for all seeds and methods."""
+    trained = [job for job in plan.jobs.values() if job.config is not None]
+    by_data = {(job.home.source, job.home.shots, next(iter(job.data))): job for job in trained}
+    for (_, _, name), job in by_data.items():
+        assert job.config is not None
+        data = dataset(job.config.data)
+        for doubt in (data.shortage(), about_copies(data), about_copies(data, "val"), job.config.train.threat.doubt()):
+            if doubt:
+                log.warning(f"{plan.suite}: data.{name}: {doubt}")
 
 
 def _tell_versions(plan: Plan, outcomes: Mapping[str, Outcome]) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from apd.attacks.threat import parse_eps
 from apd.bench.blocks import ELSEWHERE, Block, DataEntry, Final, SomeNames
 from apd.bench.protocols import PROTOCOLS
-from apd.data.settings import UNLABELLED, DataSettings
-from apd.data.sources.standard import find_name
+from apd.data.load import BUILT_IN, DATA
+from apd.data.settings import REST, UNLABELLED, DataSettings
+from apd.data.sources.standard import STANDARD, find_name
 from apd.errors import InputError, nearest
 from apd.evaluation import parse_settings
 from apd.models.sources import is_weights_file, split_tower
@@ -22,6 +24,7 @@ from apd.runs.config import MAIN_SETTING, RunConfig, run_setting_names, validate
 from apd.settings.explain import explain, setting_names, source_of
 from apd.settings.layers import leaves, merged
 from apd.util.files import user_path
+from apd.util.plugins import is_spec
 from apd.util.section import Section
 from apd.util.text import short
 from apd.util.yaml_files import read_yaml
@@ -50,6 +53,7 @@ class Suite(Section):
     against: str | None = Field(None, description="the method that all are compared with; null: the best of each table")
     blocks: tuple[Block, ...] = Field(min_length=1)
     final: Final | None = None
+    _file: str = PrivateAttr("")
 
     @model_validator(mode="before")
     @classmethod
@@ -62,36 +66,51 @@ class Suite(Section):
     @model_validator(mode="after")
     def _names_are_known(self) -> Suite:
         self._check_count()
-        for block in self.blocks:
-            _known("protocol", [block.protocol], PROTOCOLS)
-            _known("data set", [*block.data, *block.to], self.data)
-            _known("method", block.methods, self.methods)
-            PROTOCOLS[block.protocol].check(block)
-            self._check_models(block)
-            self._check_unlabelled(block)
-            self._check_attacks(block.attacks or self.attacks, block.data)
-            for corruption in block.corruptions:
-                parse_settings({"corruption": f"{corruption}:{block.severity}"})
-            for eps in block.eps:
-                for name in block.data:
-                    parse_eps(eps, self.data[name].norm)
-        if self.against is not None:
-            _known("method", [self.against], self.methods)
         for name, entry in self.data.items():
             if re.fullmatch(_TAKEN, name):
                 raise InputError(
                     f"a data set cannot be called {name!r}, as a part of one is in the results; give it another name."
                 )
-            parse_eps(entry.eps, entry.norm)
+            with in_row(f"data.{name}"):
+                parse_eps(entry.eps, entry.norm)
+        for number, block in enumerate(self.blocks):
+            with in_row(f"blocks.{number}"):
+                self._check_block(block)
+        with in_row("attacks"):
+            self._check_attacks(
+                self.attacks, [name for block in self.blocks if not block.attacks for name in block.data]
+            )
+        if self.against is not None:
+            with in_row("against"):
+                _known("method", [self.against], self.methods)
         if self.final:
-            _known("protocol", self.final.protocols, PROTOCOLS)
-            if not {block.protocol for block in self.blocks}.intersection(self.final.protocols):
-                raise InputError(
-                    f"no block has a protocol of final.protocols ({', '.join(self.final.protocols)}); name one that a block has."
-                )
-            second = [name for b in self.blocks if b.protocol in self.final.protocols for name in b.data]
-            self._check_attacks(self.final.attacks, second)
+            with in_row("final"):
+                self._check_final(self.final)
         return self
+
+    def _check_block(self, block: Block) -> None:
+        _known("protocol", [block.protocol], PROTOCOLS)
+        _known("data set", [*block.data, *block.to], self.data)
+        _known("method", block.methods, self.methods)
+        PROTOCOLS[block.protocol].check(block)
+        self._check_models(block)
+        self._check_unlabelled(block)
+        if block.attacks:
+            self._check_attacks(block.attacks, block.data)
+        for corruption in block.corruptions:
+            parse_settings({"corruption": f"{corruption}:{block.severity}"})
+        for eps in block.eps:
+            for name in block.data:
+                parse_eps(eps, self.data[name].norm)
+
+    def _check_final(self, final: Final) -> None:
+        _known("protocol", final.protocols, PROTOCOLS)
+        if not {block.protocol for block in self.blocks}.intersection(final.protocols):
+            raise InputError(
+                f"no block has a protocol of final.protocols ({', '.join(final.protocols)}); name one that a block has."
+            )
+        second = [name for b in self.blocks if b.protocol in final.protocols for name in b.data]
+        self._check_attacks(final.attacks, second)
 
     def _check_attacks(self, attacks: Iterable[str], data: Iterable[str]) -> None:
         """Refuse attacks that nothing knows, or that have no form for the norm of a data set."""
@@ -141,6 +160,10 @@ class Suite(Section):
                 raise InputError(
                     f"methods.{method} has data of its own, in a block with 'unlabelled'; take one of them away."
                 )
+
+    def in_file(self) -> AbstractContextManager[None]:
+        """Put the suite's file before the messages of errors in the block."""
+        return in_row(self._file)
 
     def model_of(self, data: str) -> str:
         """Name the CLIP model of runs that train on a data set, as the suite writes it."""
@@ -245,7 +268,8 @@ class Suite(Section):
     def resolve(self, source: str, what: Literal["data", "model"] = "data") -> str:
         """Find a source on this machine: a path starts at the root, a name stays a name.
 
-        A path has a slash; a model's may be a hub id unless it starts like a path or with a folder below the root.
+        A path has a slash, or is a word that names no data; a model's may be a hub id unless it starts like a path or with
+        a folder below the root.
 
         Raises:
             InputError: a path to nothing.
@@ -260,7 +284,8 @@ class Suite(Section):
             return f"{name}@{self._path(below, what)}"
         like_a_path = source.startswith((".", "/", "~")) or (self._base / source.split("/")[0]).exists()
         is_path = "/" in source and (like_a_path or what == "data")
-        is_path = is_path or (what == "model" and is_weights_file(source))
+        # Never what happens to lie in the working directory under that word.
+        is_path = is_path or (is_weights_file(source) if what == "model" else not _is_name(source))
         return str(self._path(source, what)) if is_path else source
 
     @property
@@ -271,8 +296,9 @@ class Suite(Section):
         path = (self._base / user_path(text)).resolve()
         if not path.exists():
             origin = "the root" if self.root else "the working directory, as there is no root"
+            hint = f" {nearest(text, [*BUILT_IN, *STANDARD])}" if what == "data" and "/" not in text else ""
             raise InputError(
-                f"no {what} {text!r}: there is nothing at {path}. Paths start at {origin}; --root sets it."
+                f"no {what} {text!r}: there is nothing at {path}. Paths start at {origin}; --root sets it.{hint}"
             )
         return path
 
@@ -300,16 +326,37 @@ def load_suite(file: str | Path, *, root: str | Path | None = None) -> Suite:
     try:
         suite = Suite.model_validate({"name": path.stem, **raw})
     except ValidationError as error:
-        raise InputError(f"{file}: {explain(error, setting_names(Suite))}") from error
-    try:
+        row = ".".join(map(str, error.errors()[0]["loc"][:2])) if _is_complaint(error) else ""
+        raise InputError(f"{file}: {_at(row, explain(error, setting_names(Suite)))}") from error
+    suite._file = str(file)
+    with suite.in_file():
         suite.check_settings()
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
-    if root is None and suite.root is not None:
-        root = path.parent / suite.root
+    if root is not None:
+        root = user_path(root)
+    elif suite.root is not None:
+        root = path.parent / user_path(suite.root)
     if root is not None and not Path(root).is_dir():
         raise InputError(f"{file}: there is no folder {root} with its models and data; say where it is with --root.")
     return suite.model_copy(update={"root": None if root is None else str(Path(root).resolve())})
+
+
+@contextmanager
+def in_row(row: str) -> Iterator[None]:
+    """Put a row of the suite before the messages of errors in the block."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(_at(row, str(error))) from (error.__cause__ or error)
+
+
+def _is_complaint(error: ValidationError) -> bool:
+    """Whether the first of the errors is a sentence of ours, which need not name the setting in full."""
+    return "error" in (error.errors(include_url=False)[0].get("ctx") or {})
+
+
+def _is_name(source: str) -> bool:
+    """Whether a word names data that are found without a path."""
+    return source in (REST, *BUILT_IN) or find_name(source) is not None or is_spec(source) or DATA.knows(source)
 
 
 def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:

@@ -83,7 +83,9 @@ def explain(
     else:
         alike = [wanted(each) for each in details if _located(each["loc"], names)[0] == name]
         message = f"{name}{place} must be {' or '.join(dict.fromkeys(alike))}, got {short(first['input'])}."
-    others = {_located(each["loc"], names)[0] for each in details} - {name}
+    # A list is called too short, too, because of the member that is wrong in it.
+    own = [each for each in details if each["type"] != "too_short" or each["loc"] != first["loc"][: len(each["loc"])]]
+    others = {_located(each["loc"], names)[0] for each in own} - {name}
     return f"{message} (And {len(others)} more.)" if others else message
 
 
