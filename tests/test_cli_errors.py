@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from apd.cli.usage import at_home
 from apd.runs.folder import Run
 
 from .command_line import QUICK, Cli
@@ -396,3 +397,9 @@ def test_a_user_without_home(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", unknown)
     check_error(cli("train", "~/photos"), ["'~/photos'", "HOME"])
+
+
+def test_a_tilde_after_an_option_is_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    given = ["train", "~/x", "--output=~/runs", "--data=~", "--set=data.source=~/x", "--name=~ann", "-o=~/x"]
+    assert at_home(given) == ["train", "~/x", "--output=/home/ann/runs", "--data=/home/ann", *given[4:]]

@@ -36,7 +36,7 @@ from apd.cli import (
     wording,
 )
 from apd.cli.streams import let_go, prepare_streams
-from apd.cli.usage import refuse_empty, unwrapped, wrong_usage
+from apd.cli.usage import at_home, refuse_empty, unwrapped, wrong_usage
 from apd.errors import ApdError
 from apd.util.files import storage_error
 from apd.util.messages import command_line
@@ -133,7 +133,7 @@ def main() -> None:
 
 def _run() -> None:
     debug = "--debug" in sys.argv[1:]
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("--debug", FLAG)]
+    arguments = at_home([argument for argument in sys.argv[1:] if argument not in ("--debug", FLAG)])
     trust(arguments)
     if FLAG in sys.argv[1:]:
         trust_files()

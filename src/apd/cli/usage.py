@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
 import sys
@@ -23,6 +24,12 @@ def unwrapped(docstring: str) -> str:
     'Do it.\n\nLong prose goes on.\n\nExamples:\n  apd do\n  apd do it'
     """
     return re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.cleandoc(docstring))
+
+
+def at_home(arguments: list[str]) -> list[str]:
+    """Put the home directory in place of ``~`` in ``--option=~/path``, where shells leave it: a folder ``~`` would be made."""
+    home = os.path.expanduser("~")
+    return [re.sub(r"^(--[\w-]+=)~(?=/|$)", lambda found: found[1] + home, argument) for argument in arguments]
 
 
 def refuse_empty(arguments: list[str], switches: Callable[[], set[str]]) -> None:
