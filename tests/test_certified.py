@@ -20,6 +20,7 @@ from apd.evaluation.certified.certify import certify
 from apd.evaluation.certified.features import NoisyFeatures
 from apd.evaluation.certified.result import CertifiedImage, scores
 from apd.evaluation.certified.smoothing import BLOCK, Smoothing, Votes, lower_bound, noisy, votes
+from apd.evaluation.certified.stored import load_certified, save_certified
 from apd.methods import find_method
 from apd.runs.config import load_config
 from apd.settings.train import TrainSettings
@@ -254,6 +255,9 @@ def test_a_run_trained_under_noise_says_so_and_is_certified_from_its_folder(tmp_
     (file,) = run.results.glob("certified-*.json")
     assert json.loads(file.read_text()) == found.to_dict()
     assert len(list(run.results.glob("votes-*.jsonl"))) == 2  # the run's and those of zero-shot CLIP
+    for n in (1000, 28, 56):
+        save_certified(run, found.model_copy(update={"n": n}))
+    assert sorted(one.n for one in load_certified(run)) == [28, 56, 1000], "a quick one does not replace another"
 
 
 @pytest.mark.parametrize(

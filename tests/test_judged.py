@@ -138,6 +138,15 @@ def test_unreadable_images_of_a_run_that_skips_them_can_be_refused(
         judge(run.path, skip_bad_images=False, **everything)
 
 
+def test_wordings_from_other_sources_are_kept_beside_each_other(base: Run, tmp_path: Path) -> None:
+    (tmp_path / "templates.txt").write_text("a picture of {}.\n")
+    names = set[str]()
+    for more in ({}, {"distance": 2}, {"templates": tmp_path / "templates.txt"}, {"distance": 2}):
+        apd.evaluate_run_wording(base.path, **{**WORDING, "seed": 5, **more})
+        names = {file.name for file in base.results.glob("wording-*seed5*.json")}
+    assert len(names) == 3
+
+
 @pytest.mark.parametrize(("norm", "eps"), [("linf", "1.75/255"), ("l2", "20/255")])
 def test_attacked_wording_is_kept_under_its_budget_in_255ths(base: Run, norm: str, eps: str) -> None:
     attacked = {**WORDING, "attack": "pgd-1", "norm": norm, "eps": eps}

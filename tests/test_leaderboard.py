@@ -72,6 +72,18 @@ def test_of_one_attack_with_two_outcomes_the_worst_counts(tmp_path: Path) -> Non
     assert [entry.accuracy for entry in group.entries] == [50.0]
 
 
+def test_results_on_other_images_of_one_name_are_both_kept(tmp_path: Path) -> None:
+    first = put(tmp_path / "run")
+    kept = first.read_text()
+    second = put(tmp_path / "run", seed=1)
+    assert second != first and first.read_text() == kept
+    assert [put(tmp_path / "run", seed=seed) for seed in (0, 1)] == [first, second], "each replaces its own"
+    assert len(apd.leaderboard(tmp_path).groups) == 2
+    pixels = json.loads(first.with_name(first.name.replace("summary", "outcomes")).read_text())["pixels"]
+    changed = put(tmp_path / "run", pixels=("changed", *pixels[1:]))
+    assert changed == first, "a data set of which an image has changed is the same"
+
+
 def test_entries_are_sorted_and_compared_with_the_best_image_by_image(tmp_path: Path) -> None:
     files = [put(tmp_path / "a", "linear", eps="16/255"), put(tmp_path / "b", "conv", eps="16/255")]
     (group,) = apd.leaderboard([tmp_path]).groups

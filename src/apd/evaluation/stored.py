@@ -93,7 +93,7 @@ def save(run: Run, result: Result) -> Path:
     Returns:
         The summary's file.
     """
-    file = run.save_result(result.to_dict())
+    file = run.save_result(result.to_dict(), _is_taken(run.results, result))
     _write_outcomes(file, result)
     return file
 
@@ -104,10 +104,24 @@ def write_result(results: Path, result: Result) -> Path:
     Returns:
         The summary's file.
     """
-    file = results / summary_name(result.to_dict())
+    file = results / summary_name(result.to_dict(), _is_taken(results, result))
     write_atomic(file, to_json(result.to_dict()) + "\n")
     _write_outcomes(file, result)
     return file
+
+
+def _is_taken(results: Path, result: Result) -> bool:
+    """Whether a result on other images has the name of this one: of another folder ``photos``, none of whose images is here.
+
+    Images of which some have changed are the same data set, and their old result is replaced.
+    """
+    try:
+        known = read_outcomes(results / summary_name(result.to_dict()))
+    except InputError:  # damaged, and replaced
+        return False
+    return known is not None and not {*known.keys}.intersection(
+        zip(result.ids, result.pixels, result.labels, strict=True)
+    )
 
 
 def _write_outcomes(file: Path, result: Result) -> None:

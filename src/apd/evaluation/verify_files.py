@@ -139,7 +139,7 @@ def _claim(file: Path) -> Claim:
 def _problems(claim: Claim) -> Iterator[str]:
     """Say what a summary states that its outcomes do not give."""
     result, outcomes = claim.result, claim.outcomes
-    if summary_name(result.model_dump(mode="json")) != claim.file.name:
+    if claim.file.name not in [summary_name(result.model_dump(mode="json"), apart) for apart in (False, True)]:
         yield "the file has the name of another evaluation"
     if result.n != len(outcomes) or {"clean", *result.attacks} != set(outcomes.predictions):
         yield "images or attacks are not those of the outcomes"

@@ -160,16 +160,29 @@ def summary_files(results: Path) -> list[Path]:
     return sorted(results.glob(f"{SUMMARY}*.json"))
 
 
-def summary_name(result: Mapping[str, Any]) -> str:
-    """Name the file of what an evaluation found, after what it depends on."""
+def summary_name(result: Mapping[str, Any], apart: bool = False) -> str:
+    """Name the file of what an evaluation found, after what it depends on.
+
+    Args:
+        result: as JSON has it.
+        apart: tell the images by their hash as well: two folders of images may have one name.
+    """
     about = [result[key] for key in ("data", "split", "classes", "norm")]
     about += [result["eps_text"] if result["norm"] == "linf" else _in_levels(result["eps"])]
     about += [result["corruption"]] if result.get("corruption") else []
     name = "-".join([*about, f"seed{result['seed']}", f"n{result['n']}", *result["attacks"]])
-    short = re.sub(r"[^A-Za-z0-9.-]+", "_", name)
-    if len(short) > _LONGEST_NAME:
-        short = f"{short[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return f"{SUMMARY}{short}.json"
+    return f"{SUMMARY}{file_name(name)}{'-' + result['images_sha256'][:8] if apart else ''}.json"
+
+
+def file_name(text: str) -> str:
+    """A text as part of a file's name: safe on any file system, and a hash in place of what would be too long."""
+    short = re.sub(r"[^A-Za-z0-9.-]+", "_", text)
+    return short if len(short) <= _LONGEST_NAME else f"{short[:_LONGEST_NAME]}-{text_hash(text)}"
+
+
+def text_hash(text: str) -> str:
+    """A few digits that tell texts apart."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _in_levels(eps: float) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from apd.errors import InputError
 from apd.evaluation.certified.result import Certified
+from apd.evaluation.certified.settings import CertifySettings
 from apd.runs.folder import Run
+from apd.runs.output import file_name
 from apd.util.files import LARGEST_JSON, read_bounded, write_atomic
 
 _PREFIX = "certified-"
@@ -19,7 +20,13 @@ _WAY_OUT = "remove it and certify again: apd certify RUN"
 def save_certified(run: Run, found: Certified) -> Path:
     """Keep a certification in the run, in place of one under the same circumstances."""
     name = f"{found.data}-{found.split}-{found.classes}-sigma{found.sigma:g}-seed{found.seed}-n{found.n_images}"
-    file = run.results / f"{_PREFIX}{re.sub(r'[^A-Za-z0-9.-]+', '_', name)[:180]}.json"
+    usual = CertifySettings()
+    # A quick certification does not replace one that took hours.
+    name += "".join(
+        f"-{key}_{getattr(found, key):g}" for key in ("n0", "n", "alpha") if getattr(found, key) != getattr(usual, key)
+    )
+    name += "-attack" if any(point.attacked for point in found.curve) else ""
+    file = run.results / f"{_PREFIX}{file_name(name)}.json"
     write_atomic(file, found.to_json() + "\n")
     return file
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -24,6 +24,7 @@ from apd.evaluation.wording.settings import WordingOptions, WordingSettings
 from apd.evaluation.wording.variants import TEMPLATES, Sources, read_entries, read_synonyms
 from apd.models.classifier import PromptedCLIP
 from apd.runs.folder import Run
+from apd.runs.output import file_name, text_hash
 from apd.util.files import AnyPath, write_atomic
 from apd.util.messages import get_logger, speaking
 from apd.util.progress import watched
@@ -136,7 +137,7 @@ def evaluate_run_wording(
     chosen = read_settings(
         WordingSettings, settings, "evaluate_run_wording", ("data", "model", "device", "synonyms", "templates", "words")
     )
-    _sources(chosen, synonyms, templates, words)  # before the model is loaded
+    sources = _sources(chosen, synonyms, templates, words)  # before the model is loaded
     files = {"synonyms": synonyms, "templates": templates, "words": words}
     with speaking(chosen.quiet):
         inputs = of_run(path, data, model, device, settings.get("classes"), chosen.split)
@@ -146,16 +147,18 @@ def evaluate_run_wording(
         given: WordingOptions = {**own, **settings, "classes": inputs.classes}
         with inputs.run.held():
             found = evaluate_wording(inputs.classifier, inputs.data, store=inputs.run.results, **files, **given)
-            _save(inputs.run, found, parse_eps(given["eps"], given["norm"]))
+            _save(inputs.run, found, parse_eps(given["eps"], given["norm"]), sources)
     return found
 
 
-def _save(run: Run, found: Wording, eps: float) -> None:
-    """Keep the result in the run, in place of one under the same circumstances."""
+def _save(run: Run, found: Wording, eps: float, sources: Sources) -> None:
+    """Keep the result in the run, in place of one under the same circumstances; other sources of words are told by a hash."""
     budget = format_eps(eps)  # in 255ths in any norm, so that older results keep their names
     name = "-".join([found.data, found.split, found.classes, found.attack, found.norm, budget, *found.changes])
-    safe = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{name}-seed{found.seed}-n{found.n}")[:180]
-    write_atomic(run.results / f"wording-{safe}.json", found.to_json() + "\n")
+    name += f"-seed{found.seed}-n{found.n}"
+    if sources != Sources(seed=sources.seed):
+        name += f"-{text_hash(repr((replace(sources, words=frozenset()), sorted(sources.words))))}"
+    write_atomic(run.results / f"wording-{file_name(name)}.json", found.to_json() + "\n")
 
 
 def _sources(
