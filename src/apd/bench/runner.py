@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from apd.bench.report.plots import write_plots
 from apd.bench.report.rows import plan_file, read_bench, write_rows
 from apd.bench.report.tables import best_methods, latex, make_tables, markdown
 from apd.bench.suite import Suite
+from apd.data import Dataset
 from apd.data.copies import about_copies
+from apd.data.settings import DataSettings
 from apd.errors import InputError, nearest
 from apd.util.files import check_writable, write_atomic
 from apd.util.locks import FolderLock, tidy
@@ -129,8 +131,9 @@ def bench(suite: Suite, folder: str | Path, *, machine: Machine | None = None) -
     plan = make_plan(suite, machine.device)
     with _lock(path).held(), speaking():
         tidy(path)
-        tell_doubts(plan)
-        _tell_versions(plan, _outcomes(plan, path))
+        outcomes = _outcomes(plan, path)
+        tell_doubts(plan, outcomes)
+        _tell_versions(plan, outcomes)
         for stage in _stages(plan, suite, path, failures):
             expected = _expected(stage, path, machine)
             if not expected:
@@ -158,16 +161,36 @@ def _stages(plan: Plan, suite: Suite, folder: Path, failures: Mapping[str, str])
         yield replace(plan, jobs={id_: job for id_, job in plan.jobs.items() if job.label not in failures})
 
 
-def tell_doubts(plan: Plan) -> None:
-    """Say what a training would say of its data and budget, which is quiet in a bench: once for all seeds and methods."""
-    trained = [job for job in plan.jobs.values() if job.config is not None]
-    by_data = {(job.home.source, job.home.shots, next(iter(job.data))): job for job in trained}
-    for (_, _, name), job in by_data.items():
+def tell_doubts(plan: Plan, done: Container[str] = ()) -> None:
+    """Say what a training would say of its data and budget, which is quiet in a bench: once for all seeds and methods.
+
+    Copies among the images are looked for, which may take seconds, where most images of a data set are learned from.
+
+    Args:
+        plan: the trainings.
+        done: ids of those that are finished.
+    """
+    drawn: dict[DataSettings, Job] = {}
+    for job in plan.jobs.values():
+        if job.config is not None and job.id not in done:
+            drawn.setdefault(job.config.data.model_copy(update={"seed": None}), job)
+    told: list[tuple[str, str | None]] = []
+    largest: dict[str, Dataset] = {}
+    for job in drawn.values():
         assert job.config is not None
-        data = dataset(job.config.data)
-        for doubt in (data.shortage(), about_copies(data), about_copies(data, "val"), job.config.train.threat.doubt()):
-            if doubt:
-                log.warning(f"{plan.suite}: data.{name}: {doubt}")
+        name, data = next(iter(job.data)), dataset(job.config.data)
+        told += [(name, data.shortage()), (name, job.config.train.threat.doubt())]
+        if name not in largest or _learned(data) > _learned(largest[name]):
+            largest[name] = data
+    for name, data in largest.items():
+        told += [(name, about_copies(data)), (name, about_copies(data, "val"))]
+    for name, doubt in dict.fromkeys(told):
+        if doubt:
+            log.warning(f"{plan.suite}: data.{name}: {doubt}")
+
+
+def _learned(data: Dataset) -> int:
+    return len(data.train) + len(data.unlabelled)
 
 
 def _tell_versions(plan: Plan, outcomes: Mapping[str, Outcome]) -> None:
