@@ -73,7 +73,7 @@ class Passes:
     ],
 )
 def test_passes_are_those_of_the_table(
-    tmp_path: Path, clip: DualEncoder, name: str, options: dict, train: dict, passes: tuple[float, float]
+    tmp_path: Path, shallow: DualEncoder, name: str, options: dict, train: dict, passes: tuple[float, float]
 ) -> None:
     """Counted over 4 optimiser steps in the loop itself, in passes of a batch a step."""
     from accelerate import Accelerator
@@ -81,10 +81,10 @@ def test_passes_are_those_of_the_table(
     batch = Decoded((X * 255).to(torch.uint8), LABELS, tuple("abcd"))
     config = TrainSettings(epochs=4, batch_size=4, augment={"enabled": False}, **train)
     training = loop.Loop(
-        build(clip, name, **options), Images(batch, batch, 16, False), config, Accelerator(cpu=True), None
+        build(shallow, name, **options), Images(batch, batch, 16, False), config, Accelerator(cpu=True), None
     )
     counter = Passes()
-    with counter.of(clip):
+    with counter.of(shallow):
         training.run_through(lambda: None)
     assert (counter.forward / 16, counter.backward / 16) == passes
 
@@ -99,7 +99,7 @@ def test_passes_are_those_of_the_table(
     ],
 )
 def test_the_time_left_of_a_teacher_counts_the_training_that_follows(
-    clip: DualEncoder, monkeypatch: pytest.MonkeyPatch, name: str, train: dict, expected: float
+    shallow: DualEncoder, monkeypatch: pytest.MonkeyPatch, name: str, train: dict, expected: float
 ) -> None:
     """In steps of the teacher, whose step is one pass; of another CLIP's nothing is known."""
     from accelerate import Accelerator
@@ -113,7 +113,7 @@ def test_the_time_left_of_a_teacher_counts_the_training_that_follows(
     monkeypatch.setattr(loop, "Count", counted)
     batch = Decoded((X * 255).to(torch.uint8), LABELS, tuple("abcd"))
     config = TrainSettings(epochs=4, batch_size=4, **train)
-    training = loop.Loop(build(clip, name), Images(batch, batch, 16, False), config, Accelerator(cpu=True), None)
-    training.tune(build(clip, "vlp"))
-    training.tune(build(copy.deepcopy(clip), "vlp"))
+    training = loop.Loop(build(shallow, name), Images(batch, batch, 16, False), config, Accelerator(cpu=True), None)
+    training.tune(build(shallow, "vlp"))
+    training.tune(build(copy.deepcopy(shallow), "vlp"))
     assert [count.then for count in counts] == [expected, None]
