@@ -213,11 +213,11 @@ def test_a_suite_finds_them_below_its_root_and_knows_them_by_their_content(
 
 @pytest.mark.parametrize("memory_gb", [4, 0])
 def test_manifest_and_card_say_how_many_there_are_of_which_source(
-    tmp_path: Path, clip: DualEncoder, colours: Path, photos: Path, memory_gb: float
+    tmp_path: Path, shallow: DualEncoder, colours: Path, photos: Path, memory_gb: float
 ) -> None:
     (photos / "broken.png").write_bytes(b"no image")
     data = load_data(colours, shots=2, unlabelled=photos, memory_gb=memory_gb)
-    train = partial(apd.train, clip, data, method="trades", epochs=1, device="cpu")
+    train = partial(apd.train, shallow, data, method="trades", epochs=1, device="cpu")
     with refused("broken.png"):
         train(output=tmp_path / "run")
     run = train(output=tmp_path / "run", skip_bad_images=True)
