@@ -30,6 +30,8 @@ from apd.runs.folder import Run
 from .command_line import Cli
 from .refusals import check_error, refused
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = '</script><img src=x onerror="alert(1)">&\u202e'
 
