@@ -64,11 +64,11 @@ def test_a_cross_entropy_method_has_the_labels_that_apd_s_teacher_gives(
 
 
 def test_a_run_says_who_labelled_its_images_if_interrupted_too(
-    tmp_path: Path, clip: DualEncoder, colours: Path
+    tmp_path: Path, shallow: DualEncoder, colours: Path, brief_teachers: None
 ) -> None:
     data = apd.load_data(colours, shots=2, unlabelled="rest", unlabelled_limit=4)
     start = partial(
-        apd.train, clip, data, method={"name": "advvlp", "prompts": {"text_tokens": 2, "visual_tokens": 2}}, **QUICK
+        apd.train, shallow, data, method={"name": "advvlp", "prompts": {"text_tokens": 2, "visual_tokens": 2}}, **QUICK
     )
     whole = start(output=tmp_path / "whole")
     assert whole.manifest["facts"]["pseudo_labels_by"] in ("frozen", "tuned", "frozen+tuned")
