@@ -88,7 +88,7 @@ def test_the_command_line_prints_each_message_once_whatever_the_root_logger_does
 
 
 def test_python_shows_plain_lines_unless_quiet_or_in_a_program_with_a_log(
-    clip: DualEncoder,
+    shallow: DualEncoder,
     colours: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -98,7 +98,7 @@ def test_python_shows_plain_lines_unless_quiet_or_in_a_program_with_a_log(
 
     def shown(name: str, **more: Any) -> list[str]:
         output = tmp_path / name
-        run = apd.train(clip, data, method="vlp", epochs=1, device="cpu", output=output, **more)
+        run = apd.train(shallow, data, method="vlp", epochs=1, device="cpu", output=output, **more)
         apd.evaluate_run(run.path, attacks="clean", limit=4, checks=False, device="cpu", **more)
         out, err = capfd.readouterr()
         assert out == ""
