@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from apd.bench import Machine, bench, load_suite, make_plan, write_tables
+from apd.bench import Machine, bench, load_suite, make_plan, runner, write_tables
 from apd.bench.engines import run_local
 from apd.bench.job import Report, attempt, do, outcome_file
 from apd.bench.runner import tell_doubts
@@ -95,18 +96,29 @@ def test_tables_are_made_again_without_runs_model_and_data(
         write_tables(tmp_path / "elsewhere")
 
 
-def test_doubts_about_data_and_budget_are_told_once(write: Write, colours: Path, tmp_path: Path, said: Said) -> None:
-    data = {"colours": {"source": str(colours), "eps": "8/255", "norm": "l2", "shots": 100}}
-    plan = make_plan(load_suite(write(data=data)))
+def test_doubts_about_data_and_budget_are_told_once(
+    write: Write, colours: Path, tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(colours, tmp_path / "again" / "train")
+    shutil.copytree(colours, tmp_path / "again" / "test")
+    source = {"source": str(colours), "eps": "8/255", "shots": 2}
+    data = {"colours": source, "others": {**source, "norm": "l2", "shots": 100}, "again": {**source, "source": "again"}}
+    block = {"protocol": "few-shot", "data": [*data], "methods": ["zero-shot", "advvlp"], "seeds": [0, 1]}
+    suite = load_suite(write(root=".", data=data, blocks=[block]))
     tell_doubts(make_plan(load_suite(write())))
     assert said() == []
-    tell_doubts(plan)
-    shortage, budget = said()
-    assert contains(shortage, "data.colours", "100") and contains(budget, "data.colours", "l2", "0.5")
+    monkeypatch.setattr(runner, "_stages", lambda *_: ())
+    monkeypatch.setattr(runner, "_write_tables", lambda _: None)
+    bench(suite, tmp_path / "out", machine=here())
+    budget, shortage, test, *validation = said()
+    assert contains(shortage, "data.others", "100") and contains(budget, "data.others", "l2", "0.5")
+    assert contains(test, "data.again", "test images", "copies") and not validation
+    tell_doubts(make_plan(suite), done=[*make_plan(suite).jobs])
+    assert len(said()) == 3
 
 
 def test_machines_are_shared_out(monkeypatch: Any) -> None:
-    from apd.bench import find_machine, runner
+    from apd.bench import find_machine
 
     monkeypatch.setattr(runner, "_cores", lambda: 8)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
@@ -355,7 +367,6 @@ def test_killed_and_started_again_ends_with_the_same_table(write: Write, tmp_pat
 def test_the_command_line_prints_the_table_and_fails_with_a_failed_run(
     write: Write, tmp_path: Path, monkeypatch: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from apd.bench import runner
     from apd.cli import main
 
     def call(*arguments: object) -> int:

@@ -399,7 +399,8 @@ def test_a_user_without_home(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     check_error(cli("train", "~/photos"), ["'~/photos'", "HOME"])
 
 
-def test_a_tilde_after_an_option_is_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_after_an_option_is_the_home_directory(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
+    check_error(cli("train", "digits", "--model=~/clip"), ["/home/ann/clip"])
     given = ["train", "~/x", "--output=~/runs", "--data=~", "--set=data.source=~/x", "--name=~ann", "-o=~/x"]
     assert at_home(given) == ["train", "~/x", "--output=/home/ann/runs", "--data=/home/ann", *given[4:]]

@@ -278,6 +278,7 @@ def _job(suite: Suite, block: Block, cell: _Cell, device: str) -> Job:
         run = suite.run_config(data, method, drawn)
         with in_row(f"methods.{method}"):
             config = _located(suite, run, model, section, device)
+        with in_row(f"data.{data}" if config.data.unlabelled == sections[data].unlabelled else f"methods.{method}"):
             decides |= _training_identity(config)
     if seed is not None:
         own = config is not None and config.data.shots == 0

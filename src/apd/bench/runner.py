@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -164,24 +165,27 @@ def _stages(plan: Plan, suite: Suite, folder: Path, failures: Mapping[str, str])
 def tell_doubts(plan: Plan, done: Container[str] = ()) -> None:
     """Say what a training would say of its data and budget, which is quiet in a bench: once for all seeds and methods.
 
-    Copies among the images are looked for, which may take seconds, where most images of a data set are learned from.
+    Copies among the images are looked for, which may take seconds, where most images of a data set are learned from. Data
+    that cannot be drawn are told by the runs that fail of it.
 
     Args:
         plan: the trainings.
         done: ids of those that are finished.
     """
-    drawn: dict[DataSettings, Job] = {}
+    told: list[tuple[str, str | None]] = []
+    drawn: dict[tuple[str, DataSettings], None] = {}
     for job in plan.jobs.values():
         if job.config is not None and job.id not in done:
-            drawn.setdefault(job.config.data.model_copy(update={"seed": None}), job)
-    told: list[tuple[str, str | None]] = []
+            name = next(iter(job.data))
+            told.append((name, job.config.train.threat.doubt()))
+            drawn[name, job.config.data.model_copy(update={"seed": 0})] = None
     largest: dict[str, Dataset] = {}
-    for job in drawn.values():
-        assert job.config is not None
-        name, data = next(iter(job.data)), dataset(job.config.data)
-        told += [(name, data.shortage()), (name, job.config.train.threat.doubt())]
-        if name not in largest or _learned(data) > _learned(largest[name]):
-            largest[name] = data
+    for name, section in drawn:
+        with suppress(InputError):
+            data = dataset(section)
+            told.append((name, data.shortage()))
+            if name not in largest or _learned(data) > _learned(largest[name]):
+                largest[name] = data
     for name, data in largest.items():
         told += [(name, about_copies(data)), (name, about_copies(data, "val"))]
     for name, doubt in dict.fromkeys(told):

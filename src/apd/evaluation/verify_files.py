@@ -27,7 +27,7 @@ from apd.runs.manifest import RESULT_WAY_OUT, read_result
 from apd.runs.output import summary_files, summary_name
 from apd.util.files import parse_json, read_json
 from apd.util.kinds import complaint
-from apd.util.tensors import sha256_of_file
+from apd.util.tensors import sha256_of_file, sha256_of_text
 from apd.util.text import one_line
 
 
@@ -51,14 +51,15 @@ class Claim:
 def check_files(run: Run) -> Iterator[Finding]:
     """Compare prompts and settings with the hashes in ``run.json``, and the figures of the model card with the results."""
     prompts, config = run.path / "prompts.safetensors", run.path / "config.yaml"
-    for name, file, key in (("prompts", prompts, "prompts_sha256"), ("config", config, "config_sha256")):
+    for name, file, hash_of in (("prompts", prompts, sha256_of_file), ("config", config, sha256_of_text)):
+        key = f"{name}_sha256"
         stated = run.manifest.get(key)
         if not file.is_file():
             yield Finding(name, False, f"{file.name} is missing")
         elif stated is None:
             yield Finding(name, False, f"run.json has no {key}, so nothing says whether {file.name} is the run's own")
         else:
-            same = sha256_of_file(file) == stated
+            same = hash_of(file) == stated
             yield Finding(name, same, f"{file.name} {'has' if same else 'does not have'} the hash in run.json")
     yield _agreeing(run)
     yield _card(run)

@@ -65,18 +65,17 @@ class Draw(BaseModel):
 def draws_of(run: Run) -> list[Draw]:
     """List the draws that a run has learned from: its own, or those of the runs that it is the mean of.
 
-    None for imported prompts, of which nothing says what they were learned from.
+    None of imported prompts, of which nothing says what they were learned from.
 
     Raises:
         InputError: a damaged ``run.json``.
     """
-    if "imported" in run.manifest:
-        return []
     averaged = [draw for other in run.manifest.get("averaged", ()) for draw in other.get("draws", ())]
     try:
-        return [Draw.model_validate(draw) for draw in averaged] or [Draw.of(run)]
+        found = [Draw.model_validate(draw) for draw in averaged]
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise InputError(
             f"{run.path / 'run.json'} is damaged (averaged.draws: {place}); average the runs again: apd average."
         ) from error
+    return found if found or "imported" in run.manifest else [Draw.of(run)]

@@ -30,7 +30,7 @@ from apd.runs.metrics import append_metrics, cut_off
 from apd.runs.output import FORMAT, check_kept, check_output, clear, read_manifest, summary_files, summary_name, taken
 from apd.util.files import AnyPath, sync_file, write_atomic
 from apd.util.locks import FolderLock, tidy
-from apd.util.tensors import read_tensors, sha256_of_file, write_tensors
+from apd.util.tensors import read_tensors, sha256_of_file, sha256_of_text, write_tensors
 from apd.util.text import quoted, to_json
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ class Run:
             sync_file(self._file("metrics.jsonl"))
         hashes = {
             "prompts_sha256": sha256_of_file(self._file("prompts.safetensors")),
-            "config_sha256": sha256_of_file(self._file("config.yaml")),
+            "config_sha256": sha256_of_text(self._file("config.yaml")),
         }
         done = {"status": "done", **hashes, "seconds": self.seconds, "summary": dict(summary)}
         self.manifest = {**self.manifest, **done, "facts": dict(facts or {})}

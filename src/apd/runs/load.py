@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from apd.models.sources import absolute
 from apd.runs.folder import Run
 from apd.util.files import AnyPath
 from apd.util.messages import get_logger
+from apd.util.tensors import sha256_of_text
 from apd.util.text import short
 from apd.util.trust import trust
 
@@ -88,8 +88,7 @@ def _warn_of_changed_settings(run: Run) -> None:
     file, stated = run.path / "config.yaml", run.manifest.get("config_sha256")
     if stated is None or not os.access(file, os.R_OK):
         return
-    as_written = file.read_bytes().replace(b"\r\n", b"\n")  # git and editors of Windows change the ends of lines
-    if hashlib.sha256(as_written).hexdigest() != stated:
+    if sha256_of_text(file) != stated:
         log.warning(
             f"{file} has changed since training: its settings may not be those that the prompts were trained with, and what "
             "is evaluated by them may have another eps or other data."

@@ -165,13 +165,14 @@ def summary_name(result: Mapping[str, Any], apart: bool = False) -> str:
 
     Args:
         result: as JSON has it.
-        apart: tell the images by their hash as well: two folders of images may have one name.
+        apart: tell the images by their hash as well: two folders of images may have one name. The file then comes after the
+            one of the plain name.
     """
     about = [result[key] for key in ("data", "split", "classes", "norm")]
     about += [result["eps_text"] if result["norm"] == "linf" else _in_levels(result["eps"])]
     about += [result["corruption"]] if result.get("corruption") else []
     name = "-".join([*about, f"seed{result['seed']}", f"n{result['n']}", *result["attacks"]])
-    return f"{SUMMARY}{file_name(name)}{'-' + result['images_sha256'][:8] if apart else ''}.json"
+    return f"{SUMMARY}{file_name(name)}{'_' + result['images_sha256'][:8] if apart else ''}.json"
 
 
 def file_name(text: str) -> str:

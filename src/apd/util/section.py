@@ -21,7 +21,9 @@ class Section(BaseModel):
     @classmethod
     def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse true and false (in YAML also yes, no, on and off) for a number, which Python takes as 1 and 0."""
-        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation) if isinstance(value, bool) else set()
+        members = value if isinstance(value, list | tuple) else [value]
+        switch = any(isinstance(member, bool) for member in members)
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation) if switch else set()
         number = next((kind for kind in (int, float) if kind in kinds), None)
         if number and not {bool, Any, object} & kinds:
             raise PydanticCustomError(f"{number.__name__}_type", "a number")

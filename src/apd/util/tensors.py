@@ -67,6 +67,11 @@ def sha256_of_file(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_of_text(file: Path) -> str:
+    """The SHA-256 of a text file, whatever ends its lines: git and editors of Windows change them."""
+    return hashlib.sha256(file.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+
+
 def _check_size(file: Path, most: int, way_out: str) -> None:
     """Refuse what would fill the memory: a large file, one that takes no room on the disk, a header of gigabytes.
 
