@@ -64,12 +64,22 @@ def learned_of_own(run: Run, data: Dataset, images: ImageSet) -> list[str]:
         run: the run.
         data: the data set.
         images: a split of it.
+
+    Raises:
+        InputError: images that can no longer be drawn.
     """
     learned: set[str] = set()
+    failed: list[InputError] = []
     for draw in draws_of(run):
         if same_source(data.source, draw.data.source):
-            drawn = data if draw.data.source.startswith(IN_MEMORY) else draw.load()
+            try:
+                drawn = data if draw.data.source.startswith(IN_MEMORY) else draw.load()
+            except InputError as error:  # of several, the others still tell
+                failed.append(error)
+                continue
             learned |= {*_of(draw, drawn)}
+    if failed and not learned:
+        raise failed[0]
     return [id_ for id_ in images.ids if id_ in learned]
 
 
