@@ -104,7 +104,7 @@ class ThreatModel:
         return (
             # In 255ths, as it was probably written.
             f"eps {format_eps(self.eps)} within {self.norm} is the length of the whole image's change, next to none, which says "
-            f"little about a model. Give --eps of this norm, such as {'0.5' if self.norm == 'l2' else '12'}."
+            f"little about a model. Give an eps of this norm, such as {'0.5' if self.norm == 'l2' else '12'}."
         )
 
     def _each(self, length: float, like: Tensor) -> float | Tensor:
