@@ -244,9 +244,10 @@ class Prompts(ShownInShort):
         # Before room is made for them: a file may speak of any number of tokens.
         held = max((tensor.numel() for tensor in tensors.values()), default=0)
         asked = max(spec.text_tokens * spec.experts, spec.visual_tokens)
-        if asked > held or (spec.class_specific and (first is None or first.dim() < 3)):
+        contexts = None if first is None or first.dim() < 3 else first.shape[-3]
+        if asked > held or (spec.class_specific and not contexts):
             raise InputError(f"The saved prompts do not fit {info.source}: {asked} tokens are recorded, but not saved.")
-        prompts = cls(spec, info, n_classes=first.shape[-3] if spec.class_specific and first is not None else None)
+        prompts = cls(spec, info, n_classes=contexts if spec.class_specific else None)
         wanted = {name: tuple(t.shape) for name, t in prompts.state_dict().items()}
         got = {name: tuple(t.shape) for name, t in tensors.items()}
         if wanted != got:
