@@ -51,10 +51,11 @@ def test_a_table_is_a_data_set_of_its_classes(folder: Path, head: str, cell: str
     assert {source for source in data.test.sources} == {folder / id_ for id_ in data.test.ids}
 
 
-def test_a_column_of_splits_divides_it(folder: Path) -> None:
+@pytest.mark.parametrize("column", ["split", "Split", "SPLIT"])
+def test_a_column_of_splits_divides_it(folder: Path, column: str) -> None:
     splits = ["train", "Training", "train", "val", "test", "test"] * 2
     rows = [f"{file},{name},{split}" for (file, name), split in zip(ROWS, splits, strict=True)]
-    table = written(folder, "file,class,split", rows)
+    table = written(folder, f"file,class,{column}", rows)
     data = load_data(table, shots=2)
     assert set(data.test.ids) == {"img/red4.png", "img/red5.png", "img/blue4.png", "img/blue5.png"}
     assert set(data.val.ids) == {"img/red3.png", "img/blue3.png"}
@@ -85,6 +86,11 @@ def test_images_may_lie_in_a_folder_beside_and_need_no_label_if_unlabelled(folde
         (
             "path,label,split",
             ["img/red0.png,a,train", "img/red1.png,b,test", "img/red0.png,a,test"],
+            ["lines 2 and 4", "one split"],
+        ),
+        (
+            "path,label,split",
+            ["img/red0.png,a,train", "img/red1.png,b,test", "./img/../img/red0.png,a,test"],
             ["lines 2 and 4", "one split"],
         ),
         ("path,label", ["img/red0.png,a", "img/red1.png,"], ["'label'", "line 3"]),

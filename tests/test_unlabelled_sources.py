@@ -63,6 +63,32 @@ def test_of_a_folder_with_splits_the_training_images_are_taken(tmp_path: Path) -
     assert load_unlabelled(str(tmp_path)).ids == ("unlabelled/train/cat/1.png",)
 
 
+@pytest.mark.parametrize(
+    ("splits", "taken"),
+    [
+        (("train", "test", "unlabeled"), {"train", "unlabeled"}),
+        (("Training", "val"), {"Training"}),
+        (("unlabelled", "Test", "dev"), {"unlabelled"}),
+    ],
+)
+def test_folders_for_validation_and_testing_are_left_out_and_named(
+    tmp_path: Path, splits: tuple[str, ...], taken: set[str], warned: Said
+) -> None:
+    for split in splits:
+        photo(tmp_path / split / "cat" / f"{split}.png")
+    found = load_unlabelled(str(tmp_path)).ids
+    assert {id_.split("/")[1] for id_ in found} == taken
+    (told,) = warned()
+    assert all(f"{split}/" in told for split in set(splits) - taken) and not any(f"{own}/" in told for own in taken)
+
+
+def test_a_folder_of_test_images_alone_is_refused(tmp_path: Path) -> None:
+    for split in ("test", "val"):
+        photo(tmp_path / split / "cat.png")
+    with refused(str(tmp_path), "test/", "val/"):
+        load_unlabelled(str(tmp_path))
+
+
 def test_folders_that_are_no_pair_of_splits_are_ordinary_folders(tmp_path: Path) -> None:
     for name in ("train/1.png", "bus/2.png", "plane/3.png"):
         photo(tmp_path / name)

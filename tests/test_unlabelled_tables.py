@@ -70,6 +70,22 @@ def test_the_only_configuration_of_a_hub_data_set_may_be_named() -> None:
     assert not same_source("hf:owner/name", "hf:owner/name:other")
 
 
+def test_splits_of_any_of_their_names_are_used_and_others_are_left_out(tmp_path: Path) -> None:
+    def saved(**splits: Any) -> Path:
+        folder = tmp_path / "-".join(splits)
+        datasets.DatasetDict(splits).save_to_disk(str(folder))
+        return folder
+
+    data = load_data(saved(Train=rows(8), dev=rows(4, 1), Testing=rows(6, 2)), shots="all")
+    assert [len(part) for part in (data.train, data.val, data.test)] == [8, 4, 6]
+    assert data.test.ids[0] == "Testing/0"
+    unknown = rows(4, 3).map(lambda row: {"label": -1})
+    data = load_data(saved(train=rows(30), test=rows(6, 2), unsupervised=unknown), shots=2)
+    assert len(data.test) == 6
+    with refused("validation", "dev", "one use"):
+        load_data(saved(train=rows(8), validation=rows(4), dev=rows(4), test=rows(4)))
+
+
 @pytest.mark.parametrize(
     ("splits", "taken"),
     [

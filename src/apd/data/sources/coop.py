@@ -111,13 +111,18 @@ def _slashed(image: str) -> str:
     return image.replace("\\", "/")
 
 
+def plain(image: str) -> str:
+    """The path of an image without detours, by which two ways of writing it are alike: ``./a/../b.png`` is ``b.png``."""
+    return posixpath.normpath(_slashed(image))
+
+
 def check_inside(image: str, listing: Path) -> None:
     """Refuse the path of an image that leads out of the images' folder, so that a list cannot name any file.
 
     Raises:
         InputError: for an absolute path, of POSIX or of Windows, and for one that climbs out by ``..``.
     """
-    inside = posixpath.normpath(_slashed(image))
+    inside = plain(image)
     if _ABSOLUTE.match(image) or inside == ".." or inside.startswith("../"):
         raise InputError(
             f"{listing} lists {image}, which leads out of its folder of images: paths must be relative to that folder."
@@ -133,4 +138,7 @@ def image_set(rows: list[Row], root: Path, listing: Path) -> ImageSet:
     for image, _, _ in rows:
         check_inside(image, listing)
     labels = torch.tensor([label for _, label, _ in rows], dtype=torch.int64)
-    return ImageSet(tuple(image for image, _, _ in rows), labels, tuple(root / image for image, _, _ in rows))
+    ids = tuple(
+        posixpath.normpath(image) for image, _, _ in rows
+    )  # so that no image is there twice in two ways of writing
+    return ImageSet(ids, labels, tuple(root / image for image, _, _ in rows))

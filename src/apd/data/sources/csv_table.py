@@ -11,8 +11,8 @@ import torch
 
 from apd.data.dataset import ImageSet
 from apd.data.sources.class_names import readable_names
-from apd.data.sources.coop import Row, image_set, locate
-from apd.data.sources.split_column import COLUMN, splits_of
+from apd.data.sources.coop import Row, image_set, locate, plain
+from apd.data.sources.split_column import find_column, splits_of
 from apd.data.splits import Pools, split_pool
 from apd.errors import InputError
 from apd.util.files import read_bounded
@@ -52,7 +52,7 @@ def load_csv(path: Path, source: str, columns: tuple[str, str] | None = None) ->
     _refuse_twice(images, rows, path)
     names = sorted(set(labels))
     numbers = {name: number for number, name in enumerate(names)}
-    splits = splits_of(_values(head, rows, COLUMN, path), source) if COLUMN in head else None
+    column, splits = _splits(head, rows, path, source)
     found: dict[str, list[Row]] = {}
     for split, file, name in zip(splits or [_ALL] * len(rows), images, labels, strict=True):
         found.setdefault(split, []).append((file, numbers[name], name))
@@ -65,7 +65,7 @@ def load_csv(path: Path, source: str, columns: tuple[str, str] | None = None) ->
         return Pools(path.stem, source, readable, train, val, test, note=note, divided=True)
     missing = [split for split in ("train", "test") if split not in sets]
     if missing:
-        raise InputError(f"{path} has no {missing[0]} rows: its column {COLUMN!r} must name train and test.")
+        raise InputError(f"{path} has no {missing[0]} rows: its column {column!r} must name train and test.")
     return Pools(path.stem, source, readable, sets["train"], sets.get("val"), sets["test"])
 
 
@@ -79,10 +79,10 @@ def csv_images(path: Path, source: str, columns: tuple[str, str] | None = None) 
     image = columns[0] if columns and columns[0] in head else _column(head, _IMAGE, path)
     images = _values(head, rows, image, path)
     _refuse_twice(images, rows, path)
-    splits = splits_of(_values(head, rows, COLUMN, path), source) if COLUMN in head else None
+    column, splits = _splits(head, rows, path, source)
     chosen = [file for file, split in zip(images, splits or ["train"] * len(images), strict=True) if split == "train"]
     if not chosen:
-        raise InputError(f"{path} has no train rows: its column {COLUMN!r} names other splits only.")
+        raise InputError(f"{path} has no train rows: its column {column!r} names other splits only.")
     root, found = locate(path, {"train": [(file, 0, "") for file in chosen]}, None)
     own = image_set(found["train"], root, path)
     return ImageSet(own.ids, torch.zeros(len(own), dtype=torch.int64), own.sources)
@@ -113,6 +113,14 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return head, lines[1:]
 
 
+def _splits(
+    head: Sequence[str], rows: Sequence[tuple[int, list[str]]], path: Path, source: str
+) -> tuple[str | None, list[str] | None]:
+    """The column that names the split of each row, and what it says; None where there is none."""
+    column = find_column(head)
+    return column, None if column is None else splits_of(_values(head, rows, column, path), column, source)
+
+
 def _column(head: Sequence[str], known: Sequence[str], path: Path) -> str:
     found = [name for name in head if name.casefold() in known]
     if len(found) != 1:
@@ -138,9 +146,10 @@ def _values(head: Sequence[str], rows: Sequence[tuple[int, list[str]]], column: 
 def _refuse_twice(images: Sequence[str], rows: Sequence[tuple[int, list[str]]], path: Path) -> None:
     seen: dict[str, int] = {}
     for image, (number, _) in zip(images, rows, strict=True):
-        if image in seen:
+        file = plain(image)
+        if file in seen:
             raise InputError(
-                f"{path} lists {image} twice, in lines {seen[image]} and {number}: an image has one class and one split, so "
+                f"{path} lists {image} twice, in lines {seen[file]} and {number}: an image has one class and one split, so "
                 "remove one of them."
             )
-        seen[image] = number
+        seen[file] = number

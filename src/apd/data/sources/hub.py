@@ -32,7 +32,6 @@ Columns = tuple[str, str]
 Splits = Mapping[str, Any]
 SAVED = ("dataset_dict.json", "state.json")
 _COLUMNS = "name them: --set data.columns=[IMAGE,LABEL], in Python columns=(image, label)"
-VALIDATION = ("validation", "val", "valid", "dev")
 _UNLABELLED = ("unlabelled", "unlabeled", "unsupervised")
 """Splits that are for training without labels."""
 
@@ -192,16 +191,17 @@ def _need_datasets(source: str) -> None:
 
 
 def _pools(splits: Splits, name: str, source: str, columns: Columns | None) -> Pools:
-    if "train" not in splits:
+    called = _by_use(splits, source)
+    if "train" not in called:
         raise InputError(f"{source} has the splits {', '.join(splits)}, but no train.")
-    image, label = columns or _find_columns(splits["train"].features, source)
+    training = splits[called["train"]]
+    image, label = columns or _find_columns(training.features, source)
     for column in (image, label):
-        if column not in splits["train"].column_names:
-            raise InputError(f"{source} has no column {column!r}. It has: {', '.join(splits['train'].column_names)}.")
-    names = _class_names(splits["train"], label, source)
-    sets = {split: _image_set(rows, split, (image, label), names, source) for split, rows in splits.items()}
-    own = next((sets[split] for split in VALIDATION if split in sets), None)
-    test = sets.get("test")
+        if column not in training.column_names:
+            raise InputError(f"{source} has no column {column!r}. It has: {', '.join(training.column_names)}.")
+    names = _class_names(training, label, source)
+    sets = {use: _image_set(splits[split], split, (image, label), names, source) for use, split in called.items()}
+    own, test = sets.get("val"), sets.get("test")
     if test is not None and bool((test.labels < 0).all()):  # published without labels
         test = None
     readable = readable_names(names)
@@ -213,6 +213,22 @@ def _pools(splits: Splits, name: str, source: str, columns: Columns | None) -> P
     train, val, test = split_pool(sets["train"], readable, source)
     note = "It has one split only: each class is split 60/20/20 by a hash of the row numbers."
     return Pools(name, source, readable, train, val, test, note=note, divided=True)
+
+
+def _by_use(splits: Splits, source: str) -> dict[str, str]:
+    """What each split is called that is for training, validation or testing; others, as one without labels, are left out.
+
+    Raises:
+        InputError: two for one use.
+    """
+    called: dict[str, str] = {}
+    for name in splits:
+        use = WORDS.get(name.casefold())
+        if use in called:
+            raise InputError(f"{source} has two splits for one use, {called[use]} and {name}: rename or remove one.")
+        if use:
+            called[use] = name
+    return called
 
 
 def _find_columns(features: Mapping[str, Any], source: str) -> Columns:
@@ -255,7 +271,7 @@ def _labels(rows: Any, split: str, label: str, names: list[str], source: str) ->
     values = np.asarray(rows.with_format("numpy")[label][:])
     if values.dtype.kind in "iu":
         labels = torch.from_numpy(values.astype(np.int64))
-        if split == "test" and bool((labels == -1).all()):
+        if WORDS[split.casefold()] == "test" and bool((labels == -1).all()):
             return labels
         wrong = torch.nonzero((labels < 0) | (labels >= len(names))).flatten().tolist()
         if wrong:

@@ -10,26 +10,31 @@ from apd.data.sources.split_names import WORDS
 from apd.errors import InputError
 from apd.util.text import first_of
 
-COLUMN = "split"
+_COLUMN = "split"
 
 
 def split_by_column(splits: Mapping[str, Any], source: str) -> Mapping[str, Any]:
-    """The tables by split; one table whose column ``split`` names several splits is divided by it.
+    """The tables by split; one table whose column ``split``, in any case, names several splits is divided by it.
 
     Raises:
         InputError: for values of that column that are splits in part.
     """
     rows = next(iter(splits.values()), None)
-    if rows is None or len(splits) > 1 or COLUMN not in rows.column_names:
+    if rows is None or len(splits) > 1 or (column := find_column(rows.column_names)) is None:
         return splits
-    found = splits_of(rows[COLUMN][:], source)
+    found = splits_of(rows[column][:], column, source)
     if found is None:
         return splits
     names = sorted(set(found))
     return {name: rows.select([row for row, split in enumerate(found) if split == name]) for name in names}
 
 
-def splits_of(values: Sequence[object], source: str) -> list[str] | None:
+def find_column(names: Sequence[str]) -> str | None:
+    """The column of splits among the names of a table's columns; None for none."""
+    return next((name for name in sorted(names, reverse=True) if name.casefold() == _COLUMN), None)
+
+
+def splits_of(values: Sequence[object], column: str, source: str) -> list[str] | None:
     """The split of each row (train, val, test) by its column of splits; None where that does not divide the table.
 
     Raises:
@@ -41,9 +46,9 @@ def splits_of(values: Sequence[object], source: str) -> list[str] | None:
         return found if len(set(found)) > 1 else None
     unknown = sorted({str(value) for value, word in zip(values, words, strict=True) if word is None})
     if not found:
-        warn(f"The column {COLUMN!r} of {source} is ignored: {first_of(unknown, 'values')} are not names of splits.")
+        warn(f"The column {column!r} of {source} is ignored: {first_of(unknown, 'values')} are not names of splits.")
         return None
     raise InputError(
-        f"the column {COLUMN!r} of {source} names splits in some rows, but also {first_of(unknown, 'values')}: write "
+        f"the column {column!r} of {source} names splits in some rows, but also {first_of(unknown, 'values')}: write "
         "train, val or test in every row, or rename the column."
     )

@@ -6,7 +6,7 @@ Of a source with splits only the training images are taken, so that nothing is l
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from apd.data.dataset import IN_MEMORY, UNKNOWN, Dataset, ImageSet
 from apd.data.settings import DataSettings
 from apd.data.sources.class_names import warn, without_ids
 from apd.data.sources.folder import images_below, refuse_broken_links
-from apd.data.sources.split_names import split_folders
+from apd.data.sources.split_names import WORDS, split_folders, subfolders
 from apd.data.splits import DEFAULT_TEMPLATES, VALIDATION_SHOTS, check_names
 from apd.errors import InputError
 from apd.util.files import read_lines, user_path
@@ -40,20 +40,35 @@ def anonymous(images: ImageSet) -> ImageSet:
 def folder_images(path: Path) -> ImageSet:
     """All images below a folder, in no class; of a folder with train, val and test folders those below train alone.
 
+    Where folders of these names do not divide it, as beside one called ``unlabelled``, those for validation and test are left
+    out.
+
     Raises:
         InputError: for a folder without images, and for a file that is not an image.
     """
+    held_out: list[Path] = []
     try:
         splits = split_folders(path)
-    except InputError:  # folders that only look like splits: here their names do not matter
-        splits = {}
+    except InputError:  # folders that do not divide it
+        splits, held_out = (
+            {},
+            [folder for folder in subfolders(path) if WORDS.get(folder.name.casefold()) in ("val", "test")],
+        )
     top = splits.get("train", path)
     refuse_broken_links(top)
     paths = images_below(top, {})
+    if held_out:
+        paths = [image for image in paths if not any(image.is_relative_to(folder) for folder in held_out)]
+        warn(f"Left out of {path}, because they are called like splits for validation or test: {_named(held_out)}.")
     if not paths:
-        raise InputError(f"{top} holds no images: name a folder with images in it or in folders below.")
+        but = f" but those of {_named(held_out)}" if held_out else ""
+        raise InputError(f"{top} holds no images{but}: name a folder with images in it or in folders below.")
     ids = tuple(image.relative_to(path).as_posix() for image in paths)
     return anonymous(ImageSet(ids, torch.zeros(len(ids), dtype=torch.int64), tuple(paths)))
+
+
+def _named(folders: Sequence[Path]) -> str:
+    return first_of([f"{folder.name}/" for folder in folders], "folders")
 
 
 def without_known(images: ImageSet, data: Dataset, own: Iterable[ImageSet], same_source: bool) -> ImageSet:
