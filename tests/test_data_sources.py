@@ -104,6 +104,15 @@ class TestCoop:
             expected = [image for items in tracker.values() for image in random.sample(items, count)]
             assert list(images.ids) == expected
 
+    def test_a_class_with_fewer_images_is_taken_whole_and_draws_nothing(self, tmp_path: Path) -> None:
+        """As by the default of Dassl, ``repeat=False``: what is drawn for the next class does not depend on it."""
+        rows, kept = toy_rows(), ("water_lilly/train0.png", "water_lilly/train3.png")
+        rows["train"] = [row for row in rows["train"] if row[1] != 0 or row[0] in kept]
+        data, generator = load_data(split_file(tmp_path, rows), shots=4, seed=2), random.Random(2)
+        short, first, last = ([row[0] for row in rows["train"] if row[1] == label] for label in (0, 1, 2))
+        expected = [*short, *generator.sample(first, 4), *generator.sample(last, 4)]
+        assert list(data.train.ids) == expected and len(short) == 2
+
     def test_backslashes_written_on_windows(self, tmp_path: Path) -> None:
         file = split_file(tmp_path, toy_rows())
         expected = load_data(file, shots=2)
@@ -166,6 +175,7 @@ class TestCoop:
         assert "2 classes named 'cup'" in with_row(["x/a.png", 3, "Cup"])
         assert "has no test images" in with_row(["x/a.png", 3, "mug"])
         assert "lists cup/train0.png 2 times" in with_row(["cup/train0.png", 1, "cup"], "test")
+        assert "lists cup/train0.png 2 times" in with_row(["./ant/../cup/train0.png", 1, "cup"], "test")
         alone = {split: [row for row in rows if row[1] == 0] for split, rows in toy_rows().items()}
         assert "one class only (water lilly)" in fails(split_file(tmp_path / "alone", alone))
         lost = split_file(tmp_path / "lost", toy_rows(), images="a/b")

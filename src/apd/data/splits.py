@@ -224,9 +224,10 @@ def _first(images: ImageSet, count: int, classes: int, seed: int) -> ImageSet:
 def _coop_draw(images: ImageSet, count: int, generator: random.Random) -> ImageSet:
     """The draw of Dassl's ``generate_fewshot_dataset``: class by class in order of appearance, Python's generator.
 
-    A class of fewer images is taken whole here, where Dassl repeats some of them.
+    A class of fewer images is taken whole, as by its default ``repeat=False``, which draws nothing then.
     """
     groups: dict[int, list[int]] = {}
     for index, label in enumerate(images.labels.tolist()):
         groups.setdefault(label, []).append(index)
-    return images.select([i for group in groups.values() for i in generator.sample(group, min(count, len(group)))])
+    drawn = [group if len(group) < count else generator.sample(group, count) for group in groups.values()]
+    return images.select([index for group in drawn for index in group])
