@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import time
 import warnings
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from apd.data import ImageSet
 from apd.data.decode import find_bad, to_rgb
@@ -100,6 +101,28 @@ def test_exif_rotation_is_applied() -> None:
     assert turned.size == (8, 16)
     assert turned.getpixel((4, 2)) == (255, 255, 255)
     assert turned.getpixel((4, 13)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_every_orientation_is_turned_as_pillow_turns_it(orientation: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = reopened(Image.fromarray(pixels), format="PNG", exif=exif)
+    assert to_rgb(image).tobytes() == (ImageOps.exif_transpose(image) or image).tobytes()
+
+
+@pytest.mark.parametrize("broken", [b"Exif\0\0garbagegarbage", b"II*\0"])
+def test_exif_that_cannot_be_read_does_not_hide_the_image(broken: bytes) -> None:
+    for kind in ("PNG", "WEBP"):
+        assert to_rgb(reopened(plain("red"), format=kind, exif=broken, lossless=True)).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_an_odd_tag_beside_the_orientation_is_no_obstacle() -> None:
+    """An XResolution of text, which cannot be written again."""
+    tags = struct.pack("<4sIH", b"II*\0", 8, 2) + struct.pack("<HHII", 0x0112, 3, 1, 6)
+    tags += struct.pack("<HHI4sI", 0x011A, 2, 4, b"300\0", 0)
+    assert to_rgb(reopened(plain("red", size=(8, 4)), format="JPEG", exif=b"Exif\0\0" + tags)).size == (4, 8)
 
 
 def test_decoded_is_the_encoders_own_preprocessing_in_order(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_sp
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from apd.data import Dataset
+from apd.data.decode import decode_given
 from apd.errors import InputError
 from apd.models import load_clip
-from apd.sklearn import RobustCLIPClassifier
+from apd.sklearn import RobustCLIPClassifier, _sources
 from tests.refusals import refused
 
 SETTINGS = {"batch_size": 8, "device": "cpu", "attack": {"steps": 1}, "checkpoint_every": 1000}
@@ -141,6 +142,10 @@ def test_unlabelled_images_take_part_in_the_training(
         model = small(str(shallow_folder), unlabelled=unlabelled, epochs=1).fit(files, labels)
         about = model.run_.manifest["data"]
         assert (about["unlabelled_images"], about["unlabelled_source"]) == (18, source), "none of those with a label"
+    known = small(str(shallow_folder), unlabelled=[*more, *files[:4]], epochs=1).fit(files, labels)
+    assert known.run_.manifest["data"]["unlabelled_images"] == 18, "none of those with a label"
+    with refused("unlabelled", "2 images", "X"):
+        small(str(shallow_folder), unlabelled=files[:2]).fit(files, labels)
     alone = small(str(shallow_folder), epochs=1).fit(files, labels)
     assert "unlabelled_images" not in alone.run_.manifest["data"] and alone.run_.manifest["data"]["train_images"] == 15
     assert not np.array_equal(model.predict_proba(files), alone.predict_proba(files))
@@ -181,10 +186,20 @@ def test_the_seed_decides_and_a_pickled_classifier_answers_alike(
     assert clone(model).epochs == 1 and not hasattr(clone(model), "classes_")
 
 
+def test_an_image_that_is_opened_but_not_read_may_be_there_more_than_once(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+    with Image.open(tmp_path / "photo.jpg") as image:
+        sources, names = _sources([image] * 8)
+        found = decode_given(names, sources, load_clip("glyphs").info.preprocessing)
+    assert len(found) == 8 and (found == found[0]).all()
+
+
 def test_images_of_generators_are_those_of_lists(shallow_folder: Path, photos: tuple[list[str], list[str]]) -> None:
     files, labels = photos
-    listed = small(str(shallow_folder), epochs=1, unlabelled=files).fit(files, labels)
-    drawn = small(str(shallow_folder), epochs=1, unlabelled=iter(files)).fit(iter(files), labels)
+    more, files, labels = files[::3], files[1::3], labels[1::3]
+    listed = small(str(shallow_folder), epochs=1, unlabelled=more).fit(files, labels)
+    drawn = small(str(shallow_folder), epochs=1, unlabelled=iter(more)).fit(iter(files), labels)
     np.testing.assert_array_equal(drawn.predict_proba(iter(files)), listed.predict_proba(files))
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
@@ -24,10 +26,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from apd.data.dataset import IN_MEMORY, Dataset, ImageSet
-from apd.data.decode import decode_given
+from apd.data.decode import copied, decode_given
 from apd.data.load import as_unlabelled, load_unlabelled, unvalidated
 from apd.data.settings import DataSettings
-from apd.data.sources.class_names import readable_names
+from apd.data.sources.class_names import readable_names, warn
 from apd.data.sources.unlabelled import anonymous, without_known
 from apd.data.splits import DEFAULT_TEMPLATES, Pools, few_shot
 from apd.data.unreadable import Source
@@ -72,8 +74,8 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         class_names: label to the words that the text encoder reads, where labels are numbers or codes; None: the labels,
             with spaces for underscores.
         templates: sentences with ``{}`` for the class name.
-        unlabelled: further training images, in the form of ``X``, or a source that `apd.load_data` takes as ``unlabelled``,
-            whose images that are also in ``X`` are left out.
+        unlabelled: further training images, in the form of ``X``, or a source that `apd.load_data` takes as ``unlabelled``;
+            those that are also in ``X`` are left out.
         settings: further settings of the section ``train``, such as ``{"batch_size": 16, "device": "cpu"}``.
         random_state: seed of the training and of the choice of validation images; a tenth of each class, at least one
             image, is held out.
@@ -129,7 +131,11 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self._check_settings()
         classes, codes = np.unique(labels, return_inverse=True)
         seed = self._seed()
-        data = self._training_data(_images(X, codes, "train"), _repeats(X, codes), self._names(classes), seed)
+        contents = [_content(image) for image in X]
+        images, first = _images(X, codes, "train"), _repeats(contents, codes)
+        data = self._training_data(images, first, self._names(classes), seed)
+        if not isinstance(self.unlabelled, str | Path | None):
+            data = replace(data, unlabelled=_without_labels(_held(self.unlabelled), set(contents)))
         clip = self.model if isinstance(self.model, DualEncoder) else shared_clip(str(self.model))
         more: dict[str, Any] = {**(self.settings or {}), "epochs": self.epochs, "seed": seed}
         run = train(clip, data, method=self.method, eps=self.eps, quiet=not self.verbose, **more)
@@ -223,13 +229,9 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         data = replace(data, train=images.select([i for i, own in enumerate(first) if images.ids[own] in drawn]))
         if not len(data.val):
             raise InputError("y has each label once: some class needs two images, one of them for validation.")
-        if self.unlabelled is None:
+        if given is None:
             return data
-        if isinstance(self.unlabelled, str | Path):
-            found = load_unlabelled(as_unlabelled(self.unlabelled))
-            return replace(data, unlabelled=without_known(found, data, (), same_source=False))
-        more = _held(self.unlabelled)
-        return replace(data, unlabelled=anonymous(_images(more, np.zeros(len(more), np.int64), "unlabelled")))
+        return replace(data, unlabelled=without_known(load_unlabelled(given), data, (), same_source=False))
 
     def __sklearn_tags__(self) -> Any:
         """Say that images go in, not tables, and that scikit-learn's checks of tables do not apply."""
@@ -260,12 +262,21 @@ def _held(X: Pictures) -> Pictures:
     return list(X) if isinstance(X, Iterator) else X
 
 
-def _repeats(X: Pictures, codes: NDArray[Any]) -> list[int]:
+def _without_labels(X: Pictures, known: set[object]) -> ImageSet:
+    """Put the images together that are not known, and warn of how many are: validation images are among those."""
+    new = [image for image in X if _content(image) not in known]
+    if len(X) and not new:
+        raise InputError(f"unlabelled: all its {len(X)} images are also in X; give other images, or leave it out.")
+    if left_out := len(X) - len(new):
+        warn(f"Of the {len(X)} unlabelled images, {left_out} are left out, because they are also in X.")
+    return anonymous(_images(new, np.zeros(len(new), np.int64), "unlabelled"))
+
+
+def _repeats(contents: Sequence[object], codes: NDArray[Any]) -> list[int]:
     """Return for each image where it is first, with the same label: its own place unless it is there twice."""
     found: dict[object, int] = {}
-    return [
-        found.setdefault((_content(image), int(code)), i) for i, (image, code) in enumerate(zip(X, codes, strict=True))
-    ]
+    pairs = zip(contents, codes.tolist(), strict=True)
+    return [found.setdefault(pair, place) for place, pair in enumerate(pairs)]
 
 
 def _content(image: Pixels) -> object:
@@ -290,18 +301,18 @@ def _sources(X: Pictures) -> tuple[tuple[Source, ...], list[str]]:
         )
     if not isinstance(X, Iterable):
         raise InputError(f"X must be a list of images, got {short(X)}.")
-    given = list(enumerate(_held(X)))
-    found = tuple(_source(image, index) for index, image in given)
+    given, locks = list(enumerate(_held(X))), defaultdict[int, Lock](Lock)
+    found = tuple(_source(image, index, locks[id(image)]) for index, image in given)
     names = [str(image) if isinstance(image, str | Path) else f"X[{index}]" for index, image in given]
     return found, names
 
 
-def _source(image: object, index: int) -> Source:
-    """Return how to open an image."""
+def _source(image: object, index: int, lock: Lock) -> Source:
+    """Return how to open an image; the lock is of this very image."""
     if isinstance(image, str | Path):
         return user_path(image)
     if isinstance(image, Image.Image):
-        return image.copy
+        return partial(copied, image, lock)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         return partial(Image.fromarray, image)
     about = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else short(image)

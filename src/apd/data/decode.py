@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from apd.data.unreadable import RAW_SUFFIXES, WAY_OUT, Source, complaint, how_to_convert
@@ -27,6 +27,16 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 """Formats of image files that are read."""
 MOST_TRANSPARENT = 100_000_000
 """Pixels of an image with transparency, which takes five times the memory of another; Pillow's limit is for all images."""
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of each orientation of EXIF upright."""
 _BYTES = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 """The nearest 8-bit level of each 16-bit level."""
 
@@ -42,9 +52,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data and image.width * image.height > MOST_TRANSPARENT:
         raise ValueError(f"it has {image.width} x {image.height} pixels with transparency, more than is read")
     image.load()
-    # Pillow copies what is upright and in RGB already: three times the memory of an image.
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    # Not by `ImageOps.exif_transpose`, which writes the other tags anew and fails at an odd one.
+    if (turn := _TURNS.get(_orientation(image))) is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I"):
         image = _from_16_bits(image)
     if image.mode == "F":
@@ -55,11 +65,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _orientation(image: Image.Image) -> object:
+    """The orientation by EXIF; 1, upright, where it cannot be read."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # whatever a broken block of tags makes Pillow raise; the pixels are there all the same
+        return 1
+
+
 def _from_16_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("its pixels are integers beyond 16 bits; save it with 8 or 16 bits")
     return Image.fromarray(_BYTES[values])
+
+
+def copied(image: Image.Image, lock: threading.Lock) -> Image.Image:
+    """Copy an image in memory, whose file Pillow reads now if it has not: by one thread at a time, with the image's lock."""
+    with lock:
+        return image.copy()
 
 
 def _opened(source: Source) -> Image.Image:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self
 
 import torch
@@ -13,7 +16,7 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from PIL import Image
 from torch import Tensor, nn
 
-from apd.data.decode import decode_given
+from apd.data.decode import copied, decode_given
 from apd.errors import InputError
 from apd.models import load_clip
 from apd.models.calibration import probabilities
@@ -97,8 +100,8 @@ class RobustCLIP(
         if not images:
             return []
         how = self.classifier.encoder.info.preprocessing
-        names = [f"images[{index}]" for index in range(len(images))]
-        pixels = decode_given(names, [image.copy for image in images], how)
+        names, locks = [f"images[{index}]" for index in range(len(images))], defaultdict[int, Lock](Lock)
+        pixels = decode_given(names, [partial(copied, image, locks[id(image)]) for image in images], how)
         logits = self(pixels.float().to(self.classifier.encoder.device) / 255)
         odds = probabilities(logits / self.record.get("temperature", 1.0), None)
         named = [dict(zip(self.class_names, row, strict=True)) for row in odds.tolist()]
