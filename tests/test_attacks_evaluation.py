@@ -147,6 +147,10 @@ class Listening(attacks.Watch):
         ("apgd-ce+dlr", 5, "linf"),
         ("fab", 2, "linf"),
         ("autoattack", 12, "linf"),
+        ("fmn", 5, "l2"),
+        ("cw", 5, "l2"),
+        ("targeted", 5, "linf"),
+        ("targeted:1", 5, "linf"),
     ],
 )
 def test_passes_are_counted_right_where_nothing_falls(name: str, n_classes: int, norm: Norm) -> None:

@@ -57,6 +57,30 @@ def test_minimal_distances_are_those_of_a_linear_model(name: str, norm: Norm, to
     assert torch.equal(found.images[distances > eps * 1.01], batch.x[distances > eps * 1.01])
 
 
+@pytest.mark.parametrize("name", ["fmn", "cw"])
+def test_black_and_white_pixels_can_be_moved(name: str) -> None:
+    """As in drawings: the nearest wrong images that the two attacks find are about equally far."""
+    model = trained(5)
+    x = (standing_pictures(model, 12, 5)[0] > 0.5).float()
+    batch = AttackBatch(x, model(x).argmax(dim=1), [str(i) for i in range(len(x))])
+    found = {name: attacks.find(name).minimal(model, batch, "l2")[1] for name in ("fmn", "cw")}  # type: ignore[attr-defined]
+    assert (found[name] <= 1.5 * min(found.values(), key=lambda distances: distances.sum())).all()
+
+
+def test_a_third_class_does_not_stand_between_an_image_and_its_target() -> None:
+    """One pixel raises the target's logit, but another one's more; one alone is enough."""
+
+    class Three(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = (x[:, 0, 0, :2] - 0.5).unbind(dim=1)
+            return torch.stack([0 * a + 0.05, a + 0.6 * b, 2 * a], dim=1)
+
+    n = 60
+    batch = AttackBatch(torch.full((n, 3, 1, 2), 0.5), torch.zeros(n, dtype=torch.long), [str(i) for i in range(n)])
+    found = attacks.find("targeted:1")(Three(), batch, ThreatModel(0.2))
+    assert (Three()(found.images).argmax(dim=1) == 1).all()
+
+
 def test_a_model_that_cannot_be_fooled_has_no_distance() -> None:
     class Constant(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class FMN(MinimalNorm):
 
     def part_passes(self, n_classes: int) -> tuple[int, ...]:
         """Return the model passes per batch; one with a gradient counts twice."""
-        return (2 * self.steps + 1 + _BISECTIONS,)
+        return (2 * (self.steps + 1) + _BISECTIONS,)
 
     def minimal(self, model: nn.Module, batch: AttackBatch, norm: Norm) -> tuple[Tensor, Tensor]:
         """Return the nearest misclassified images found (B,3,H,W), and their distances (B,)."""
@@ -88,10 +88,13 @@ class FMN(MinimalNorm):
 class CarliniWagner(MinimalNorm):
     """The L2 attack of Carlini & Wagner (2017, arXiv 1608.04644): ``|d|^2 + c * max(z_y - max z_i, 0)``, c by bisection.
 
+    Pixels are kept in [0,1] by projection, the first of the paper's three ways (section V-B). Its choice, the change of
+    variables to ``atanh(2x - 1)``, hardly moves pixels that are black or white.
+
     Args:
         steps: steps of Adam for each c.
         searches: values of c, sample by sample.
-        lr: Adam's first learning rate, in the space of ``atanh(2x - 1)``; it falls to a thousandth along a cosine.
+        lr: Adam's first learning rate, of pixels in [0,1]; it falls to a thousandth along a cosine.
         first: the first c.
     """
 
@@ -99,7 +102,7 @@ class CarliniWagner(MinimalNorm):
 
     steps: int = 100
     searches: int = 6
-    lr: float = 0.02
+    lr: float = 0.01
     first: float = 0.1
     name: str = "cw"
 
@@ -126,21 +129,21 @@ class CarliniWagner(MinimalNorm):
     def _descend(self, model: nn.Module, batch: AttackBatch, c: Tensor) -> tuple[Tensor, Tensor]:
         """Return the nearest fooling images for these weights (B,), and their distances; infinite where there is none."""
         x = batch.x
-        # Strictly inside (0, 1), where the inverse is finite.
-        point = (((x * 2 - 1) * (1 - 1e-6)).atanh()).detach().requires_grad_()
-        adam = torch.optim.Adam([point], lr=self.lr)
+        images = x.clone().requires_grad_()
+        adam = torch.optim.Adam([images], lr=self.lr)
         best, nearest = x.clone(), torch.full_like(c, math.inf)
         for step in range(self.steps):
             adam.param_groups[0]["lr"] = self.lr * _cosine(step / self.steps)
             with torch.enable_grad():
-                images = (point.tanh() + 1) / 2
                 gap, squared = -margin(model(images), batch.labels), (images - x).flatten(1).square().sum(dim=1)
-                (point.grad,) = torch.autograd.grad((squared + c * gap.clamp_min(0)).sum(), point)
+                (images.grad,) = torch.autograd.grad((squared + c * gap.clamp_min(0)).sum(), images)
             lengths = squared.detach().sqrt()
             closer = (gap.detach() < 0) & (lengths < nearest)
             best = torch.where(_wide(closer), images.detach(), best)
             nearest = torch.where(closer, lengths, nearest)
             adam.step()
+            with torch.no_grad():
+                images.clamp_(0, 1)
         return best, nearest
 
 

@@ -17,7 +17,7 @@ from apd.attacks.evaluation import (
     answers,
     repeated,
 )
-from apd.attacks.objectives import Objective
+from apd.attacks.objectives import Objective, margin
 from apd.attacks.pgd import PGD
 from apd.attacks.threat import ThreatModel
 from apd.errors import InputError, nearest
@@ -32,8 +32,13 @@ def towards(z: Tensor, pair: Tensor) -> Tensor:
     return target - label
 
 
-def _reached(z: Tensor, pair: Tensor) -> Tensor:
-    return z.argmax(dim=-1) == pair[:, 1]
+def onto(z: Tensor, target: Tensor) -> Tensor:
+    """``z_t - max_{j != t} z_j`` of logits (B, C) and targets (B,): positive where the image is taken for the target."""
+    return -margin(z, target)
+
+
+def _reached(z: Tensor, target: Tensor) -> Tensor:
+    return z.argmax(dim=-1) == target
 
 
 def _left(z: Tensor, pair: Tensor) -> Tensor:
@@ -117,7 +122,7 @@ class Targeted(EvaluationAttack):
 
     def part_passes(self, n_classes: int) -> tuple[int, ...]:
         """Return the model passes per batch if no sample is fooled; one with a gradient counts twice."""
-        return (self.restarts * (2 * self.steps + 1),)
+        return (self.restarts * (2 * self.steps + 2),)
 
     def __call__(self, model: nn.Module, batch: AttackBatch, threat: ThreatModel, watch: Watch = UNWATCHED) -> Found:
         """Attack ``batch`` towards the class.
@@ -132,9 +137,9 @@ class Targeted(EvaluationAttack):
         pgd = PGD(self.steps, step_size=0.1, leave=_reached)
 
         def climb(left: AttackBatch, number: int) -> Tensor:
-            pairs = torch.stack([left.labels, torch.full_like(left.labels, target)], dim=1)
+            wanted = torch.full_like(left.labels, target)
             seeds = sample_seeds(left.ids, left.seed, self.name, number)
-            found = pgd(Objective(model, towards, pairs), left.x, threat, seeds)
+            found = pgd(Objective(model, onto, wanted), left.x, threat, seeds)
             there = (answers(model, found) == target) & (left.labels != target)
             return torch.where(there.view(-1, 1, 1, 1), found, left.x)
 
