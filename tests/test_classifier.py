@@ -153,6 +153,16 @@ def test_a_class_specific_context_is_its_own(clip: DualEncoder) -> None:
         PromptSpec(text_tokens=2, visual_tokens=2, class_specific=True, coupling="text-to-vision")
 
 
+def test_a_classifier_that_does_not_change_is_bound_in_float32_wherever_it_is(clip: DualEncoder) -> None:
+    """A teacher is bound before training or in its first step, under autocast, as a run is started or resumed."""
+    model = PromptedCLIP(clip, Prompts.initial(PromptSpec(), clip), CLASSES)
+    outside = model.bind_detached().classes
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model.bind_detached().classes, outside)
+        assert torch.equal(model.frozen().bound.classes, outside)
+        assert not torch.equal(model.bind().classes, outside)
+
+
 @pytest.mark.parametrize("experts", [1, 2])
 def test_classes_that_were_not_learned_get_the_mean_context(clip: DualEncoder, experts: int) -> None:
     spec = PromptSpec(text_tokens=3, text_depth=2, visual_tokens=2, class_specific=True, experts=experts)

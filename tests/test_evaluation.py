@@ -85,6 +85,15 @@ def test_accuracies_agree_with_attacking_by_hand() -> None:
     assert per_class.clean == 10 * int(clean[labels == 1].sum())
 
 
+def test_gradients_are_there_under_no_grad() -> None:
+    """The forecast, the checks and the attacks take them, wherever a caller measures."""
+    how = settings(attacks=("pgd-5",), batch_size=None, checks=True)
+    outside = evaluate_tensors(trained(5), decoded(30, 5), NAMES, how)
+    with torch.no_grad():
+        inside = evaluate_tensors(trained(5), decoded(30, 5), NAMES, how)
+    assert inside.predictions == outside.predictions and inside.checks == outside.checks and outside.checks
+
+
 def test_pgd_does_not_depend_on_the_batch_size() -> None:
     model, images = trained(5), decoded(50, 5)
     one, other = (evaluate_tensors(model, images, NAMES, settings(batch_size=size)) for size in (50, 7))

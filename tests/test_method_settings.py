@@ -145,6 +145,7 @@ def test_a_preset_that_is_asked_for_wins_over_the_values_of_a_saved_run(tmp_path
         ("agft", "attack.loss=margin", ["train.attack.loss=margin", "agft"]),
         ("apd", "attack.loss=margin", None),
         ("apd", "label_smoothing=0.1", None),
+        ("soft labels", "label_smoothing=0.1", ["train.label_smoothing", "0", "method.clean_ce"]),
         ("adaad", "label_smoothing=0.1", ["train.label_smoothing", "0", "method.clean_ce"]),
         (
             "adaad",
@@ -154,8 +155,9 @@ def test_a_preset_that_is_asked_for_wins_over_the_values_of_a_saved_run(tmp_path
     ],
 )
 def test_training_that_cannot_go_with_a_method_is_refused(name: str, setting: str, names: list[str] | None) -> None:
-    method = {"method.name": "apd", "method.variant": name} if name == "adaad" else {"method.name": name}
-    flags, sets = {"data.source": "digits", **method}, [f"train.{setting}"]
+    alone = {"method.name": "apd", "method.balance": 1.0}
+    more = {"adaad": {"method.name": "apd", "method.variant": name}, "soft labels": alone}
+    flags, sets = {"data.source": "digits", **more.get(name, {"method.name": name})}, [f"train.{setting}"]
     if names is None:
         assert load_config(flags=flags, sets=sets)
         return

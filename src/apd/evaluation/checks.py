@@ -162,7 +162,8 @@ def _logit_range(subject: Subject, checked: Checked) -> Check:
 def _zero_gradients(subject: Subject, checked: Checked) -> Check:
     """Samples whose cross-entropy has no gradient at all cannot be attacked along it."""
     x = checked.x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(cross_entropy(subject.model(x), checked.labels).sum(), x)
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(cross_entropy(subject.model(x), checked.labels).sum(), x)
     share = float((gradient.flatten(1) == 0).all(dim=1).float().mean())
     return Check(
         name="zero gradients",

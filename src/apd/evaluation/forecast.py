@@ -133,7 +133,8 @@ def _seconds(subject: Subject, samples: Samples, index: Sequence[int], attacked:
         started = time.perf_counter()
         subject.predict(x).tolist()
         if attacked:
-            (gradient,) = torch.autograd.grad(cross_entropy(subject.model(x), labels).sum(), x)
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(cross_entropy(subject.model(x), labels).sum(), x)
             float(gradient.sum())  # waits for the device
         found.append(time.perf_counter() - started)
     # The mean, not the quickest: where others use the machine too, an attack waits for them as often as these passes do.

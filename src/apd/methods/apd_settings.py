@@ -207,7 +207,8 @@ class APDSettings(MethodSettings):
     def check_training(self, train: TrainSettings) -> None:
         """Check that these settings of training fit the method; see `MethodSettings.check_training`."""
         super().check_training(train)
-        if train.label_smoothing and not (self.adv_ce or self.clean_ce or self.teacher == "online"):
+        adversarial = self.adv_ce and self.balance != 1
+        if train.label_smoothing and not (adversarial or self.clean_ce or self.teacher == "online"):
             raise ValueError(
                 "train.label_smoothing needs a cross-entropy term, which this loss lacks; set it to 0, or method.clean_ce above 0"
             )

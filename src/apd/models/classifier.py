@@ -213,14 +213,16 @@ class PromptedCLIP(ShownInShort):
         return BoundCLIP(self.encoder, classes, tuple(self.prompts.visual()), self.prompts.frame(), mixture)
 
     def bind_detached(self) -> BoundCLIP:
-        """Compute class features and tokens without a graph, for a classifier that does not change."""
-        with torch.no_grad():
+        """Compute class features and tokens without a graph, for a classifier that does not change.
+
+        Not in half precision, whatever autocast says around it: they are the same whenever they are computed.
+        """
+        with torch.no_grad(), without_autocast(self.encoder.device.type):
             return self.bind().detach()
 
     def frozen(self) -> FrozenClassifier:
         """This classifier as a plain module from pixels to logits: class features fixed, gradients to pixels only."""
-        with torch.no_grad():
-            return FrozenClassifier(self.bind())
+        return FrozenClassifier(self.bind_detached())
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C) of images (B,3,S,S) in [0,1].
@@ -240,8 +242,7 @@ class PromptedCLIP(ShownInShort):
         state = (self.encoder.device, self.prompts, *((p.data_ptr(), p._version) for p in parameters))
         if self._fixed is None or self._fixed[0] != state:
             _check_range(x)
-            with torch.no_grad(), without_autocast(x.device.type):
-                self._fixed = (state, self.bind().detach())
+            self._fixed = (state, self.bind_detached())
         return self._fixed[1].logits(x)
 
     def zero_shot(self) -> PromptedCLIP:

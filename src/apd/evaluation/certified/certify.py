@@ -173,12 +173,12 @@ def _voted(candidates: Sequence[Candidate], samples: Samples, settings: CertifyS
     seeds = sample_seeds(samples.decoded.ids, settings.seed, "noise").tolist()
     for side in dict.fromkeys(sides):
         group = [place for place, own in enumerate(sides) if own == side]
-        bound = [candidates[place].classifier.bind_detached() for place in group]
-        heads = [one.logits_from_features for one in bound]
         todo = [i for i, key in enumerate(samples.keys) if any(key not in records[place].known for place in group)]
         title = f"votes under noise{candidates[group[0]].name}"
         total = len(samples)
         with candidates[group[0]].subject.fixed(), Progress(title, Count(total, "images", total - len(todo))) as shown:
+            bound = [candidates[place].classifier.bind_detached() for place in group]
+            heads = [one.logits_from_features for one in bound]
             for i in todo:
                 x, _, _ = samples.batch([i], candidates[group[0]].subject.device)
                 found = votes(bound[0].features, heads, x[0], seeds[i], settings.smoothing)

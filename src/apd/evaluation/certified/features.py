@@ -76,9 +76,10 @@ class NoisyFeatures:
                 f"Features of {len(images)} images under {draws} draws of noise take {needed / 1e9:.1f} GB, but only "
                 f"{free / 1e9:.1f} GB are free; take fewer images or draws, or certify without keeping features."
             )
-        bound, device, found = classifier.bind_detached(), classifier.encoder.device, []
+        device, found = classifier.encoder.device, []
         seeds = sample_seeds(ids, seed, "noise").tolist()
         with exact_float32(device), torch.no_grad():
+            bound = classifier.bind_detached()
             for x, own in watched(zip(images, seeds, strict=True), len(images), "features under noise", "images"):
                 parts = [bound.features(part).cpu() for part in noisy(x.to(device), own, how.sigma, draws)]
                 found.append(torch.cat(parts))
@@ -94,8 +95,8 @@ class NoisyFeatures:
             raise InputError(
                 "These features under noise are of another image tower or of other visual prompts; compute them anew."
             )
-        bound = classifier.bind_detached()
         with exact_float32(classifier.encoder.device), torch.no_grad():
+            bound = classifier.bind_detached()
             answers = [
                 bound.logits_from_features(one.to(classifier.encoder.device)).argmax(-1).cpu() for one in self.features
             ]
