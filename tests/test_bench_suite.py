@@ -462,10 +462,13 @@ def test_a_norm_is_part_of_the_budget_of_training_and_attacks(write: Write, colo
     assert "norm" not in linf.record(), "plans of before know no norm"
 
 
+@pytest.mark.parametrize("protocol", ["few-shot", "base-to-new"])
 @pytest.mark.parametrize(
     ("split", "limit", "said"), [("val", None, "all validation images"), ("test", 6, "at most 6 test images")]
 )
-def test_tables_say_which_images_they_are_of(write: Write, split: str, limit: int | None, said: str) -> None:
-    plan = make_plan(load_suite(write(split=split, limit=limit)))
-    spec = next(iter(plan.rows[0].evals.values()))
-    assert spec.images == said
+def test_tables_say_which_images_they_are_of(
+    write: Write, protocol: str, split: str, limit: int | None, said: str
+) -> None:
+    block = {"protocol": protocol, "data": "colours", "methods": "advvlp", "seeds": 0}
+    plan = make_plan(load_suite(write(split=split, limit=limit, blocks=[block])))
+    assert {spec.images for row in Plan.from_json(plan.to_json()).rows for spec in row.evals.values()} == {said}

@@ -257,7 +257,8 @@ def _job(suite: Suite, block: Block, cell: _Cell, device: str) -> Job:
     data, shots, method, seed = cell.data, cell.shots, cell.method, cell.seed
     protocol, drawn = PROTOCOLS[block.protocol], seed or 0
     attacks, limit = block.attacks or suite.attacks, block.limit or suite.limit
-    template = EvalSpec("test", suite.split, data, suite.data[data].eps, attacks, limit, norm=suite.data[data].norm)
+    eps, norm = suite.data[data].eps, suite.data[data].norm
+    template = EvalSpec("test", suite.split, data, eps, attacks, limit, norm=norm, of=suite.split)
     specs = {_eval_key(spec, suite): spec for spec in protocol.evals(block, template)}
     others = {spec.data for spec in specs.values()} - {data}
     with in_row("model" if suite.data[data].model is None else f"data.{data}.model"):

@@ -35,6 +35,7 @@ class EvalSpec:
         names: ``own``: the prompts serve this data set's class names and templates; ``kept``: its class names with the
             training templates, because they are the same classes.
         norm: the one that ``eps`` is measured in.
+        of: the data set's split whose images these are, ``test`` or ``val``; a plan of before has it in ``split`` alone.
     """
 
     name: str
@@ -47,11 +48,12 @@ class EvalSpec:
     corruption: str | None = None
     names: Literal["own", "kept"] = "own"
     norm: Norm = "linf"
+    of: str = "test"
 
     @property
     def images(self) -> str:
         """How many images of which split, as people say it."""
-        of = "validation images" if self.split.startswith("val") else "test images"
+        of = "validation images" if self.of == "val" or self.split.startswith("val") else "test images"
         return f"all {of}" if self.limit is None else f"at most {self.limit} {of}"
 
     @property
@@ -61,8 +63,10 @@ class EvalSpec:
         return text if self.norm == "linf" else f"{self.norm} {text}"
 
     def record(self) -> dict[str, Any]:
-        """Everything as a dictionary; the norm, which plans did not have at first, only where it is not Linf."""
-        return {key: value for key, value in asdict(self).items() if (key, value) != ("norm", "linf")}
+        """Everything as a dictionary; what plans did not have at first, only where it is not what it was."""
+        return {
+            key: value for key, value in asdict(self).items() if (key, value) not in (("norm", "linf"), ("of", "test"))
+        }
 
 
 @dataclass(frozen=True)
