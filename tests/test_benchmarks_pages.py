@@ -141,9 +141,9 @@ def test_figures_of_class_specific_prompts_are_those_of_the_committed_outcomes()
         assert not difference or lines[1].endswith(f"| {difference} |")
     (mean,) = [part for part in means if "base clean" in part]
     for method, _, *figures in unseen:
-        assert f"| {method} | 1 | {' | '.join(figures)} |" in mean.splitlines()
-    (lower,) = re.findall(r"\| apd, specific \| -(\S+) \[-(\S+), -(\S+)\] worse \|", mean)
-    assert "the robust harmonic mean is {0} [{2}, {1}] points lower".format(*lower) in " ".join(section.split())
+        assert f"| {method} | 3 | {' | '.join(figures)} |" in mean.splitlines()
+    (higher,) = re.findall(r"\| apd, specific \| (\S+ \[\S+ \S+\]) as good \(apd\) \|", mean)
+    assert f"The robust harmonic mean is {higher} points higher" in " ".join(section.split())
 
 
 def test_figures_of_the_family_with_such_contexts_are_those_of_the_committed_outcomes() -> None:
