@@ -258,6 +258,16 @@ def test_means_are_over_data_sets_with_equal_seeds_and_the_shots_that_each_has()
     assert [table.title for table in tables][-2:] == ["mean over a, b, 1 shots", "mean over a, b, 2 shots"]
 
 
+def test_a_data_set_counts_once_in_a_mean() -> None:
+    run = cell("1" * 40, "1" * 30 + "0" * 10)
+    plan, outcomes = plan_of({"a": {"one": run}, "b": {"one": run}})
+    fewer = [replace(row, evals={key: replace(spec, limit=8) for key, spec in row.evals.items()}) for row in plan.rows]
+    tables = make_tables(replace(plan, rows=(*plan.rows, fewer[0])), outcomes)
+    assert [table.title for table in tables if "mean" in table.title] == ["mean over a, b, 4 shots"]
+    tables = make_tables(replace(plan, rows=(plan.rows[0], fewer[0])), outcomes)
+    assert not [table.title for table in tables if "mean" in table.title]
+
+
 def test_the_worst_of_several_attacks_has_a_column_and_of_one_has_none() -> None:
     (two,) = make_tables(*seeded_plan({"a": {"one": {0: drawn(1, 0.4)}}}))
     (one,) = make_tables(*plan_of({"a": {"one": drawn(1, 0.4)}}))

@@ -70,6 +70,21 @@ def test_outcomes_that_are_not_the_summary_s_do_not_count(pair: tuple[Path, Path
     assert load_stored(Run.open(run))[0].outcomes is None
 
 
+def test_the_worst_case_is_that_of_all_attacks_of_its_table(run: Path, tmp_path: Path) -> None:
+    def told() -> list[tuple[str, str]]:
+        other = shutil.copytree(run, tmp_path / "other", dirs_exist_ok=True)
+        return [(row.images.removeprefix(row.data), row.attack) for row in compare_runs([run, other])[0].rows]
+
+    for attacks in (("pgd-1", "pgd-2"), ("pgd-3", "pgd-4")):
+        apd.evaluate_run(run, **{**QUICK, "attacks": attacks, "limit": 6})
+    each = [f"pgd-{steps}" for steps in (1, 2, 3, 4)]
+    assert [attack for _, attack in told()] == ["clean", *each], "neither pair is the worst case"
+    apd.evaluate_run(run, **{**QUICK, "attacks": tuple(each), "limit": 4})
+    apd.evaluate_run(run, **{**QUICK, "attacks": ("pgd-1", "pgd-2"), "split": "val"})
+    usual = [("", attack) for attack in ["clean", *each, "worst"]]
+    assert told() == [*usual, *[(" (val split)", attack) for attack in ["clean", "pgd-1", "pgd-2", "worst"]]]
+
+
 def test_differences_are_paired(pair: tuple[Path, Path], cli: Cli) -> None:
     (found,) = compare_runs(pair)
     clean, attacked = found.rows

@@ -106,3 +106,12 @@ def test_runs_are_read_as_trainings(run: Path, tmp_path: Path, cli: Cli) -> None
     assert cli("precision", run, "--points", "x").code == 2
     assert cli("precision", run, run).code == 2
     assert cli("precision", tmp_path).code == 2
+
+
+def test_every_attack_is_told_by_the_largest_evaluation_with_it(run: Path, tmp_path: Path) -> None:
+    apd.evaluate_run(run, **{**QUICK, "attacks": "pgd-1", "limit": 6})
+    apd.evaluate_run(run, **{**QUICK, "attacks": ("pgd-2", "pgd-3"), "limit": 4})
+    assert [(row.attack, row.n) for row in precision(run)] == [("clean", 6), ("pgd-1", 6), ("pgd-2", 4), ("pgd-3", 4)]
+    apd.evaluate_run(run, **{**QUICK, "attacks": ("pgd-1", "pgd-2", "pgd-3"), "limit": 3})
+    *_, worst = precision(run)
+    assert (worst.attack, worst.n) == ("worst", 3)

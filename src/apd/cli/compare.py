@@ -57,9 +57,9 @@ def _show(comparison: Comparison) -> None:
     )
     for name in ("n", "A %", "B %", "B - A", "p"):
         table.add_column(name, justify="right", no_wrap=name != "B - A")
-    many = len({(row.data, row.corruption) for row in comparison.rows}) > 1
+    many = len({(row.images, row.corruption) for row in comparison.rows}) > 1
     for row in comparison.rows:
-        parts = [f"{row.data}:" if many else "", row.corruption or "", row.attack]
+        parts = [f"{row.images}:" if many else "", row.corruption or "", row.attack]
         parts += [f"{row.norm} {row.eps}" if row.eps else ""]
         low, high = row.interval
         points = f"{row.difference:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -35,6 +36,7 @@ class Row:
         only_a, only_b: images that only one of the two gets right.
         p: exact p-value of McNemar's test.
         reliable_a, reliable_b: whether the evaluations behind them can be trusted; None where nothing was checked.
+        split, classes: which images of the data set, and which of its classes, as they were evaluated.
     """
 
     attack: str
@@ -52,6 +54,15 @@ class Row:
     p: float
     reliable_a: bool | None = None
     reliable_b: bool | None = None
+    split: str = "test"
+    classes: str = "all"
+
+    @property
+    def images(self) -> str:
+        """The data set's name, with the split and the classes unless they are the usual ones."""
+        usual = {"split": "test", "classes": "all"}
+        found = [f"{getattr(self, name)} {name}" for name, value in usual.items() if getattr(self, name) != value]
+        return f"{self.data} ({', '.join(found)})" if found else self.data
 
 
 @dataclass(frozen=True)
@@ -141,12 +152,21 @@ def _kept(path: AnyPath) -> list[Stored]:
 
 
 def _rows(a: AnyPath, left: Sequence[Stored], b: AnyPath, right: Sequence[Stored]) -> tuple[Row, ...]:
-    """Rows of all attacks that two runs share, each on the evaluations with most images in common."""
+    """Rows of all attacks that two runs share, each on the evaluations with most images in common.
+
+    ``worst`` is there where one evaluation has all attacks of its table: that of some of them is no worst case beside the others.
+    """
     best: dict[tuple[str, ...], Row] = {}
-    for row in (row for one, other in product(left, right) for row in _shared(one, other)):
-        key = (row.data, row.corruption or "", row.norm or "", row.eps or "", row.attack)
-        if key not in best or row.n > best[key].n:
-            best[key] = row
+    most: dict[tuple[str, ...], int] = {}
+    for one, other in product(left, right):
+        for row in _shared(one, other):
+            key = (row.images, row.corruption or "", row.norm or "", row.eps or "", row.attack)
+            # Of worst cases the one of most attacks, then as of all others the one of most images.
+            attacks = len(one.summary["attacks"]) if row.attack == "worst" else 0
+            if key not in best or (attacks, row.n) > (most[key], best[key].n):
+                best[key], most[key] = row, attacks
+    beside = Counter(key[:-1] for key in best if key[-1] != "worst")
+    best = {key: row for key, row in best.items() if key[-1] != "worst" or most[key] == beside[key[:-1]]}
     if not best:
         raise InputError(
             f"{a} and {b} have no images of as many classes in common: {a} was evaluated on {_data(left)}, {b} on "
@@ -200,4 +220,6 @@ def _shared(one: Stored, other: Stored) -> Iterator[Row]:
             p=mcnemar(x, y),
             reliable_a=reliability(first).reliable,
             reliable_b=reliability(second).reliable,
+            split=str(first["split"]),
+            classes=str(first["classes"]),
         )

@@ -67,7 +67,7 @@ def precision(runs: AnyPath | Sequence[AnyPath], points: Sequence[float] = (5.0,
     if not runs or len({Path(run).resolve() for run in runs}) < len(runs):
         raise InputError("Give one or more evaluated run folders, each once.")
     _check_different(runs)
-    kept = [_largest(run) for run in runs]
+    kept = [_evaluations(run) for run in runs]
     shared = [about for about in kept[0] if all(about in own for own in kept)]
     found = [row for about in shared for row in _rows(about, [own[about] for own in kept], points)]
     if not found:
@@ -102,13 +102,14 @@ def _check_different(runs: Sequence[AnyPath]) -> None:
         known[str(digest)] = run
 
 
-def _largest(path: AnyPath) -> dict[Circumstances, Outcomes]:
-    """A run's evaluation with most images under each of its circumstances."""
-    found: dict[Circumstances, Outcomes] = {}
+def _evaluations(path: AnyPath) -> dict[Circumstances, list[Outcomes]]:
+    """A run's evaluations under each of its circumstances, those with most images first."""
+    found: dict[Circumstances, list[Outcomes]] = {}
     for stored in stored_in(path):
-        about = _about(stored)
-        if stored.outcomes is not None and (about not in found or len(stored.outcomes) > len(found[about])):
-            found[about] = stored.outcomes
+        if stored.outcomes is not None:
+            found.setdefault(_about(stored), []).append(stored.outcomes)
+    for own in found.values():
+        own.sort(key=len, reverse=True)
     if not found:
         raise InputError(f"{path} keeps no outcomes image by image; evaluate it: {how_to_evaluate(path)}")
     return found
@@ -121,27 +122,37 @@ def _about(stored: Stored) -> Circumstances:
     )
 
 
-def _rows(about: Circumstances, found: Sequence[Outcomes], points: Sequence[float]) -> list[Known]:
-    """One row per attack that all evaluations have, on the images that all have."""
+def _rows(about: Circumstances, runs: Sequence[Sequence[Outcomes]], points: Sequence[float]) -> list[Known]:
+    """One row per attack that all runs have, each by the largest evaluation with it.
+
+    ``worst`` is there where each run has an evaluation with these attacks and no others.
+    """
+    names = dict.fromkeys(name for one in runs[0] for name in one.predictions)
+    attacks = [name for name in names if all(any(name in one.predictions for one in own) for own in runs)]
+    chosen = [(name, [[one for one in own if name in one.predictions] for own in runs]) for name in attacks]
+    if len(attacks) > 2:
+        chosen.append(("worst", [[one for one in own if set(one.predictions) == set(attacks)] for own in runs]))
+    rows = (_row(name, about, [own[0] for own in of], points) for name, of in chosen if all(of))
+    return [row for row in rows if row is not None]
+
+
+def _row(attack: str, about: Circumstances, found: Sequence[Outcomes], points: Sequence[float]) -> Known | None:
+    """The row of one attack, on the images that all evaluations have; None for none."""
     common = set(found[0].keys).intersection(*(one.keys for one in found[1:]))
-    attacks = [name for name in found[0].predictions if all(name in one.predictions for one in found)]
-    if len(attacks) > 2 and all(set(one.predictions) == set(attacks) for one in found):
-        attacks.append("worst")
-    rows = []
-    for attack in attacks if common else []:
-        right = np.array([_right(one, attack, found[0], common) for one in found], dtype=float)
-        runs, n = right.shape
-        accuracy = 100 * float(right.mean())
-        if runs == 1:
-            low, high = (100 * end for end in wilson(int(right.sum()), n))
-            spread = None
-        else:
-            over_images = paired_bootstrap(right, np.zeros_like(right))
-            low, high = over_images.low, over_images.high
-            spread = over_trainings((100 * right.mean(axis=1)).tolist())
-        needed = {each: images_for(each, min(100.0, max(0.0, accuracy))) for each in points}
-        rows.append(Known(attack, about, n, round(accuracy, 2), (round(low, 2), round(high, 2)), spread, needed))
-    return rows
+    if not common:
+        return None
+    right = np.array([_right(one, attack, found[0], common) for one in found], dtype=float)
+    runs, n = right.shape
+    accuracy = 100 * float(right.mean())
+    if runs == 1:
+        low, high = (100 * end for end in wilson(int(right.sum()), n))
+        spread = None
+    else:
+        over_images = paired_bootstrap(right, np.zeros_like(right))
+        low, high = over_images.low, over_images.high
+        spread = over_trainings((100 * right.mean(axis=1)).tolist())
+    needed = {each: images_for(each, min(100.0, max(0.0, accuracy))) for each in points}
+    return Known(attack, about, n, round(accuracy, 2), (round(low, 2), round(high, 2)), spread, needed)
 
 
 def _right(one: Outcomes, attack: str, first: Outcomes, common: set[Any]) -> list[bool]:

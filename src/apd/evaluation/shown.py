@@ -40,7 +40,7 @@ def comparison_html(found: Comparison) -> str:
 
     rows = [
         (
-            " ".join(filter(None, (row.data, row.corruption, row.attack, row.norm, row.eps))),
+            " ".join(filter(None, (row.images, row.corruption, row.attack, row.norm, row.eps))),
             row.n,
             f"{row.a:.1f}",
             f"{row.b:.1f}",

@@ -171,7 +171,7 @@ def _means(single: Sequence[tuple[list[TableRow], Table]]) -> Iterator[Table]:
 
 
 def _alike(single: Sequence[tuple[list[TableRow], Table]]) -> Iterator[list[tuple[TableRow, Table]]]:
-    """Group the tables that can be averaged; by shots and unlabelled images if a data set has several numbers."""
+    """Group the tables that can be averaged; if a data set has several, by shots, unlabelled images and what is attacked how."""
     groups: dict[tuple[object, ...], list[tuple[TableRow, Table]]] = {}
     for rows, table in single:
         if table.rows:
@@ -181,7 +181,8 @@ def _alike(single: Sequence[tuple[list[TableRow], Table]]) -> Iterator[list[tupl
         curve = len({row.data for row, _ in members}) < len(members)
         parts: dict[object, list[tuple[TableRow, Table]]] = {}
         for row, table in members:
-            parts.setdefault((row.shots, row.unlabelled) if curve else None, []).append((row, table))
+            how = tuple((spec.attacks, spec.limit) for spec in row.evals.values())
+            parts.setdefault((row.shots, row.unlabelled, how) if curve else None, []).append((row, table))
         yield from (part for part in parts.values() if len(part) > 1)
 
 
