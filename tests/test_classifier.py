@@ -163,6 +163,19 @@ def test_a_classifier_that_does_not_change_is_bound_in_float32_wherever_it_is(cl
         assert not torch.equal(model.bind().classes, outside)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_what_is_kept_in_inference_mode_serves_gradients_later(clip: DualEncoder, learned: bool) -> None:
+    model = PromptedCLIP(clip, Prompts.initial(PromptSpec(), clip).requires_grad_(False) if learned else None, CLASSES)
+    with torch.inference_mode():
+        inside = model(X)
+    x = X.clone().requires_grad_()
+    model(x).sum().backward()
+    assert x.grad is not None and x.grad.any() and torch.equal(model(X), inside)
+    with torch.inference_mode():
+        made = PromptedCLIP(clip, Prompts.initial(PromptSpec(), clip), CLASSES)
+        assert made(X).shape == inside.shape
+
+
 @pytest.mark.parametrize("experts", [1, 2])
 def test_classes_that_were_not_learned_get_the_mean_context(clip: DualEncoder, experts: int) -> None:
     spec = PromptSpec(text_tokens=3, text_depth=2, visual_tokens=2, class_specific=True, experts=experts)

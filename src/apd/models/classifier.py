@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -188,7 +189,7 @@ class PromptedCLIP(ShownInShort):
             return self._class_features(tokens)
         device = self.encoder.device
         if self._written is None or self._written[0] != device:
-            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            with _to_be_kept(device.type):
                 self._written = (device, self._class_features([]))
         return self._written[1]
 
@@ -217,7 +218,7 @@ class PromptedCLIP(ShownInShort):
 
         Not in half precision, whatever autocast says around it: they are the same whenever they are computed.
         """
-        with torch.no_grad(), without_autocast(self.encoder.device.type):
+        with _to_be_kept(self.encoder.device.type):
             return self.bind().detach()
 
     def frozen(self) -> FrozenClassifier:
@@ -239,7 +240,9 @@ class PromptedCLIP(ShownInShort):
         parameters = list(self.prompts.parameters()) if self.prompts is not None else []
         if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
             return self.bind().logits(x)
-        state = (self.encoder.device, self.prompts, *((p.data_ptr(), p._version) for p in parameters))
+        # Tensors of inference mode have no version, and cannot be changed outside of it.
+        versions = ((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
+        state = (self.encoder.device, self.prompts, *versions)
         if self._fixed is None or self._fixed[0] != state:
             _check_range(x)
             self._fixed = (state, self.bind_detached())
@@ -260,6 +263,14 @@ class PromptedCLIP(ShownInShort):
             places = {name: place for place, name in enumerate(self.class_names)}
             prompts = prompts.for_classes([places.get(name) for name in class_names])
         return PromptedCLIP(self.encoder, prompts, class_names, templates or self.templates)
+
+
+@contextmanager
+def _to_be_kept(device_type: str) -> Iterator[None]:
+    """Compute what is kept: without a graph and in full precision, whatever is around it, and fit for a graph later."""
+    inference = nullcontext() if torch.compiler.is_exporting() else torch.inference_mode(False)
+    with inference, torch.no_grad(), without_autocast(device_type):
+        yield
 
 
 def closest_classes(features: Tensor) -> tuple[float, int, int]:
