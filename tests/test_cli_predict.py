@@ -47,6 +47,12 @@ def test_folders_and_patterns_lead_to_images(photos: Path) -> None:
     (photos / "deep" / "loop").unlink()
     assert relative(find_images([f"{photos}/d*"])[0], photos) == everything[1:]
     assert relative(find_images([f"{photos}/**/c.png"])[0], photos) == ["deep/er/c.png"]
+    for pattern in (f"{photos}/**", f"{photos}/**/*"):
+        found = relative(find_images([pattern])[0], photos)
+        assert len(set(found)) == len(found) and set(everything) <= set(found)
+    (photos / "zlink").symlink_to(photos / "deep")
+    assert relative(find_images([photos])[0], photos) == everything, "a folder and a link to it beside it"
+    (photos / "zlink").unlink()
     assert find_images([""]) == ([], ["an empty name leads to no image."])
     (photos / "z.TGA").touch()
     assert relative(find_images([photos])[0], photos) == ["a.png", "z.TGA", *everything[1:]]

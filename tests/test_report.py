@@ -423,7 +423,11 @@ def test_a_browser_shows_it_without_network_or_complaint(browser: Any, page: Pat
 def test_of_runs_that_keep_as_much_under_attack_the_more_accurate_one_leads() -> None:
     def view(name: str, robust: float, clean: float) -> dict[str, Any]:
         about = {"data": "d", "split": "test", "norm": "linf", "eps": 0.1, "n": 9, "corruption": None, "attacks": ["a"]}
+        about |= {"classes": "all"}
         return {"name": name, "attack": "a", "summary": {**about, "worst": {"accuracy": robust}, "clean": clean}}
 
+    of_half = view("half", 0.9, 0.9)
+    of_half["summary"]["classes"] = "base"
+    assert best_under_attack([view("one", 0.2, 0.3), of_half]) is None
     found = best_under_attack([view("one", 0.2, 0.3), view("two", 0.2, 0.4), view("three", 0.1, 0.9)])
     assert found is not None and found["name"] == "two"

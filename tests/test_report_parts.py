@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from apd.attacks.threat import format_eps
 from apd.evaluation.stored import Outcomes
+from apd.report import build
 from apd.report.charts import Line, line_chart, round_ticks, spaced
 from apd.report.views import _evaluate_again, fragile
 from apd.report.wall import Gallery, choose
@@ -96,3 +98,31 @@ def test_the_command_that_evaluates_again_has_the_very_budget(norm: str, eps: fl
     summary |= {"split": "test", "classes": "all", "n": 2, "skipped_images": []}
     facts = SimpleNamespace(summary=summary, folder=Path("run"), own_data=True)
     assert f"--eps {written} --norm {norm} " in _evaluate_again(facts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("n", "skipped", "limit"), [(11, 1, 12), (11, 0, 11), (500, 2, 100)])
+def test_a_curve_skips_what_its_evaluation_skipped(
+    monkeypatch: pytest.MonkeyPatch, n: int, skipped: int, limit: int
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def evaluate(*_: object, **how: Any) -> None:
+        asked.update(how)
+        raise StopIteration
+
+    monkeypatch.setattr(build, "evaluate", evaluate)
+    summary = {"norm": "linf", "seed": 0, "split": "test", "classes": "all", "eps": 0.1, "n": n}
+    facts = SimpleNamespace(summary={**summary, "skipped_images": ["x"] * skipped}, run=SimpleNamespace(results=None))
+    with pytest.raises(StopIteration):
+        build._curve(facts, SimpleNamespace(classifier=None, data=None))  # type: ignore[arg-type]
+    assert (asked["skip_bad_images"], asked["limit"]) == (skipped > 0, limit)
+
+
+def test_the_command_that_evaluates_again_can_be_pasted_and_skips_what_was_skipped() -> None:
+    attack = "foolbox:LinfPGD(steps=20, rel_stepsize=0.1)"
+    summary = {"attacks": {attack: {}}, "eps": 0.01, "eps_text": "0.01", "norm": "linf", "seed": 0, "split": "test"}
+    summary |= {"classes": "all", "n": 2, "skipped_images": ["a.png", "b.png"]}
+    facts = SimpleNamespace(summary=summary, folder=Path("run"), own_data=True)
+    words = shlex.split(_evaluate_again(facts))  # type: ignore[arg-type]
+    assert words[words.index("--attack") + 1] == attack and words[words.index("--limit") + 1] == "4"
+    assert "--skip-bad-images" in words

@@ -363,6 +363,21 @@ def test_waiting_for_the_decoders_is_not_the_clients_fault(trained: Path, monkey
     assert "busy" in detail(answer, 503) and answer.headers["retry-after"] == "1"
 
 
+def test_whoever_finds_it_busy_gets_to_see_why(trained: Path) -> None:
+    """Also while a large body is still on its way."""
+    body = HEAD + bytes(9_000_000)
+    with (
+        serving(trained, replace(SETTINGS, max_requests=1)) as port,
+        socket.create_connection(("127.0.0.1", port)) as slow,
+        socket.create_connection(("127.0.0.1", port)) as other,
+    ):
+        slow.sendall(request_head(1000) + HEAD)
+        time.sleep(0.2)
+        other.sendall(request_head(len(body)) + body)
+        status, told = read_answer(other)
+    assert status == 503 and "busy" in told["detail"]
+
+
 def test_whoever_sends_too_much_gets_to_see_why(live: int) -> None:
     body = HEAD + bytes(20_000_000)
     for length in (len(body), 10**12):

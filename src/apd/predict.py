@@ -67,7 +67,7 @@ def find_images(paths: Iterable[str | Path], unknown: Counter[str] | None = None
             why = f"nothing matches the pattern {given}." if is_pattern else f"there is no file {given}."
         closed: list[str] = []
         images = [image for entry in found for image in (_below(entry, closed, skipped) if entry.is_dir() else [entry])]
-        files += images
+        files += dict.fromkeys(images)  # a pattern with ** finds a folder and what is below it
         bad += closed
         if not images and not closed:
             bad.append(why)
@@ -88,12 +88,12 @@ def _below(folder: Path, closed: list[str], unknown: Counter[str]) -> Iterator[P
 
     seen: set[str] = set()
     for parent, below, names in os.walk(folder, onerror=note, followlinks=True):
-        seen.add(os.path.realpath(parent))
-        below[:] = sorted(
-            name
-            for name in below
-            if not name.startswith((".", "__")) and os.path.realpath(os.path.join(parent, name)) not in seen
-        )
+        real = os.path.realpath(parent)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if not name.startswith((".", "__")))
         for name in sorted(names):
             if name.startswith("."):
                 continue

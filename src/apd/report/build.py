@@ -162,7 +162,9 @@ def _curve(facts: RunFacts, seen: Seen) -> list[dict[str, Any]]:
     """Compute accuracy against eps by a quick attack, on a sample of the images; outcomes are kept in the run folder."""
     summary, points = facts.summary, list[dict[str, Any]]()
     asked = {key: summary[key] for key in ("norm", "seed", "split", "classes")}
-    asked |= {"corruption": summary.get("corruption"), "limit": min(CURVE_IMAGES, summary["n"]), "checks": False}
+    skipped = len(summary["skipped_images"])
+    limit = CURVE_IMAGES if summary["n"] > CURVE_IMAGES else summary["n"] + skipped
+    asked |= {"corruption": summary.get("corruption"), "limit": limit, "skip_bad_images": skipped > 0, "checks": False}
     for share in SHARES:
         eps = summary["eps"] * share
         log.info(

@@ -79,7 +79,7 @@ def _shown(value: Any) -> Any:
 def best_under_attack(views: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """Return the run that keeps most under attack, of equal ones most without; None where they were not attacked alike."""
     alike = {
-        (s["data"], s["split"], s["norm"], s["eps"], s["n"], s["corruption"], *s["attacks"])
+        (*(s[name] for name in ("data", "split", "classes", "norm", "eps", "n", "corruption")), *s["attacks"])
         for s in (view["summary"] for view in views if view["summary"])
     }
     attacked = all(view["attack"] for view in views)

@@ -208,12 +208,13 @@ def _commands(facts: RunFacts) -> list[str]:
 
 def _evaluate_again(facts: RunFacts) -> str:
     summary, what = facts.summary, "runs/again" if facts.folder is not None else _classifier(facts)
-    evaluate = [f"apd evaluate {what}", f"--attack {','.join(summary['attacks']) or 'clean'}"]
+    evaluate = [f"apd evaluate {what}", f"--attack {quoted(','.join(summary['attacks']) or 'clean')}"]
     exact = parse_eps(summary["eps_text"], summary["norm"]) == summary["eps"]
     evaluate += [f"--eps {summary['eps_text'] if exact else repr(summary['eps'])}"]
     evaluate += [f"--{name} {summary[name]}" for name in ("norm", "seed")]
     evaluate += [f"--{name} {summary[name]}" for name in ("split", "classes")]
     evaluate += [f"--limit {summary['n'] + len(summary['skipped_images'])}"]
+    evaluate += ["--skip-bad-images"] if summary["skipped_images"] else []
     evaluate += [f"--corruption {summary['corruption']}"] if summary.get("corruption") else []
     evaluate += [] if facts.own_data else [f"--data {quoted(summary['data'])}"]
     return " ".join(evaluate)

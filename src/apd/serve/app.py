@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 
 from apd.serve.batching import Batcher
-from apd.serve.body import read_images
+from apd.serve.body import read_images, read_on
 from apd.serve.docs_page import HEADERS, render_docs
 from apd.serve.metrics import Metrics
 from apd.serve.model import Pixels, Served
@@ -43,8 +43,12 @@ class Service:
     async def answer(self, request: Request) -> JSONResponse:
         """Answer a request to classify, and count it."""
         started, status = time.perf_counter(), 500
-        self.active += 1
+        busy = self.active >= self.settings.max_requests
+        self.active += not busy
         try:
+            if busy:
+                await read_on(request)
+                raise Refused(503, BUSY)
             found = await self._classify(request)
             status = 200
             return JSONResponse({"results": found})
@@ -52,12 +56,10 @@ class Service:
             status = refused.status
             raise
         finally:
-            self.active -= 1
+            self.active -= not busy
             self.metrics.request(status, time.perf_counter() - started)
 
     async def _classify(self, request: Request) -> list[dict[str, Any]]:
-        if self.active > self.settings.max_requests:
-            raise Refused(503, BUSY)
         images = await read_images(request, self.settings, self._decode)
         try:
             async with asyncio.timeout(self.settings.timeout):

@@ -94,6 +94,12 @@ async def _read(stream: AsyncIterator[bytes], form: _Form, settings: ServeSettin
     return images
 
 
+async def read_on(request: Request) -> None:
+    """Read a body that is not wanted, for a moment: closed at once, the connection would be reset and the answer lost."""
+    if "expect" not in request.headers:
+        await _linger(request.stream())
+
+
 async def _linger(stream: AsyncIterator[bytes]) -> None:
     """Read on and throw away, for a moment."""
     end = time.monotonic() + _LINGER
