@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -130,7 +131,14 @@ def odd_images(folder: Path) -> Iterator[Path]:
 def test_the_module_for_open_clip_makes_images_rgb_as_in_training(tmp_path: Path) -> None:
     from apd.export.carried import prompted_open_clip
 
-    for file in odd_images(tmp_path):
+    files = [*odd_images(tmp_path)]
+    for orientation in range(1, 9):  # beside an XResolution of text
+        tags = struct.pack("<4sIHHHII", b"II*\0", 8, 2, 0x0112, 3, 1, orientation)
+        tags += struct.pack("<HHI4sI", 0x011A, 2, 4, b"300\0", 0)
+        with Image.open(files[0]) as image:
+            image.convert("RGB").save(tmp_path / f"{orientation}.jpg", exif=b"Exif\0\0" + tags)
+        files.append(tmp_path / f"{orientation}.jpg")
+    for file in files:
         with Image.open(file) as image, Image.open(file) as again:
             assert np.array_equal(prompted_open_clip.to_rgb(image), to_rgb(again)), file
 

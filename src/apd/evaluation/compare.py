@@ -154,7 +154,7 @@ def _kept(path: AnyPath) -> list[Stored]:
 def _rows(a: AnyPath, left: Sequence[Stored], b: AnyPath, right: Sequence[Stored]) -> tuple[Row, ...]:
     """Rows of all attacks that two runs share, each on the evaluations with most images in common.
 
-    ``worst`` is there where one evaluation has all attacks of its table: beside other attacks, that of some may be the higher figure.
+    ``worst`` is there where one evaluation has all attacks of its table: beside others, that of some may be the higher figure.
     """
     best: dict[tuple[str, ...], Row] = {}
     most: dict[tuple[str, ...], int] = {}

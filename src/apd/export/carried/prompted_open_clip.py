@@ -19,9 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+_TURNS = dict(enumerate((None, *(Image.Transpose(number) for number in (0, 3, 1, 5, 4, 6, 2))), start=1))
+"""What makes an image upright, by its orientation in EXIF."""
 
 
 class VisualTokens(nn.ParameterList):
@@ -40,7 +43,11 @@ class VisualTokens(nn.ParameterList):
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Make an image RGB as in training: upright by its EXIF, transparency on white, 16-bit grey scaled to 8 bits."""
-    image = ImageOps.exif_transpose(image)
+    try:
+        turn = _TURNS.get(image.getexif().get(0x0112, 1))
+    except Exception:  # EXIF that cannot be read says nothing
+        turn = None
+    image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I"):
         image = Image.fromarray(((np.asarray(image, np.uint32) + 128) // 257).astype(np.uint8))
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
