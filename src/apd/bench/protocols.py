@@ -6,7 +6,7 @@ A protocol is an entry of `PROTOCOLS`; its functions see one block of a suite an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from apd.attacks.threat import Norm, format_eps, parse_eps
@@ -48,7 +48,7 @@ class EvalSpec:
     corruption: str | None = None
     names: Literal["own", "kept"] = "own"
     norm: Norm = "linf"
-    of: str = "test"
+    of: str = field(default="test", compare=False)
 
     @property
     def images(self) -> str:
