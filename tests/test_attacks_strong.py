@@ -67,6 +67,12 @@ def test_black_and_white_pixels_can_be_moved(name: str) -> None:
     assert (found[name] <= 1.5 * min(found.values(), key=lambda distances: distances.sum())).all()
 
 
+@pytest.mark.parametrize("name", ["cw", "targeted:1"])
+def test_outcomes_that_the_weaker_form_has_left_are_not_taken(name: str) -> None:
+    """Their record names neither the attack's settings nor its code: what it depends on tells them apart."""
+    assert attacks.find(name).depends_on()
+
+
 def test_a_third_class_does_not_stand_between_an_image_and_its_target() -> None:
     """One pixel raises the target's logit, but another one's more; one alone is enough."""
 

@@ -106,6 +106,10 @@ class CarliniWagner(MinimalNorm):
     first: float = 0.1
     name: str = "cw"
 
+    def depends_on(self) -> dict[str, str]:
+        """Return how pixels are kept in [0,1]: outcomes by the change of variables are not this attack's."""
+        return {"box": "projection"}
+
     def part_passes(self, n_classes: int) -> tuple[int, ...]:
         """Return the model passes per batch; one with a gradient counts twice."""
         return (2 * self.steps * self.searches + _BISECTIONS,)

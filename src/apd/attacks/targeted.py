@@ -107,6 +107,10 @@ class Targeted(EvaluationAttack):
         """What it is called in a result."""
         return f"{EACH}:{self.target}"
 
+    def depends_on(self) -> dict[str, str]:
+        """Return what is climbed: outcomes against the true class alone are not this attack's."""
+        return {"objective": onto.__name__}
+
     def prepared(self, surroundings: Surroundings) -> Targeted:
         """Look up the class.
 
