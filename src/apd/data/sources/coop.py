@@ -138,7 +138,6 @@ def image_set(rows: list[Row], root: Path, listing: Path) -> ImageSet:
     for image, _, _ in rows:
         check_inside(image, listing)
     labels = torch.tensor([label for _, label, _ in rows], dtype=torch.int64)
-    ids = tuple(
-        posixpath.normpath(image) for image, _, _ in rows
-    )  # so that no image is there twice in two ways of writing
+    # Without detours, so that no image is there twice in two ways of writing.
+    ids = tuple(posixpath.normpath(image) for image, _, _ in rows)
     return ImageSet(ids, labels, tuple(root / image for image, _, _ in rows))

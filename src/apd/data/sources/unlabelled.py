@@ -46,14 +46,11 @@ def folder_images(path: Path) -> ImageSet:
     Raises:
         InputError: for a folder without images, and for a file that is not an image.
     """
-    held_out: list[Path] = []
+    splits, held_out = dict[str, Path](), list[Path]()
     try:
         splits = split_folders(path)
     except InputError:  # folders that do not divide it
-        splits, held_out = (
-            {},
-            [folder for folder in subfolders(path) if WORDS.get(folder.name.casefold()) in ("val", "test")],
-        )
+        held_out = [folder for folder in subfolders(path) if WORDS.get(folder.name.casefold()) in ("val", "test")]
     top = splits.get("train", path)
     refuse_broken_links(top)
     paths = images_below(top, {})
