@@ -122,9 +122,10 @@ def odd_images(folder: Path) -> Iterator[Path]:
         "deep.png": Image.fromarray(steps.astype(np.uint16) * 257 // 4),
         "deep.tif": Image.fromarray(steps.astype(np.uint16) * 200),
         "side.jpg": Image.merge("RGB", (grey, grey.rotate(180), Image.new("L", grey.size, 200))),
+        "side.tif": Image.merge("RGB", (grey, grey.rotate(180), Image.new("L", grey.size, 200))),
     }
     for name, image in kinds.items():
-        image.save(folder / name, **({"exif": turned} if name == "side.jpg" else {}))
+        image.save(folder / name, **({"exif": turned} if name.startswith("side") else {}))
         yield folder / name
 
 

@@ -37,6 +37,7 @@ from .command_line import Cli
 from .exports import Make, random_run
 from .refusals import check_error, contains, refused
 from .runs import NAMES, TEMPLATES
+from .test_card import evaluated
 
 TEXT = {"text_tokens": 2, "visual_tokens": 0}
 FRAME = {**TEXT, "frame": 0.2}
@@ -64,6 +65,22 @@ def test_a_model_of_the_hub_is_named_as_base_model(make: Make) -> None:
     run.manifest["model"]["source"] = "openai/clip-vit-base-patch32"
     card = render_export_card(Source(run, apd.load_run(run.path), ExportSettings()), plain=True)
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "openai/clip-vit-base-patch32"
+
+
+def test_the_card_says_what_was_classified(make: Make) -> None:
+    run = apd.Run.open(make(TEXT))
+    run.save_result(evaluated())
+    run.save_result(evaluated(corruption="fog-5", classes="new", n=49))
+    run.save_result(
+        evaluated(split="val", n=48, checks=[{"name": "x", "passed": False, "value": 1.0, "message": "no"}])
+    )
+    card = render_export_card(Source(run, apd.load_run(run.path), ExportSettings()), plain=True)
+    rows = [line.split(" | ") for line in card.splitlines() if " | clean | " in line]
+    of = {"50": "colours", "49": "colours, new classes, corrupted by fog-5", "48": "colours, val"}
+    assert {row[0] for row in rows} == {f"| {n} of {name}" for n, name in of.items()}
+    assert len({row[-1] for row in rows}) == 2, "not all of them are reliable"
+    index = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
+    assert {one["dataset"]["name"] for one in index} == {*of.values()}
 
 
 @pytest.mark.parametrize("prompts", [TEXT, FRAME], ids=["text", "frame"])
@@ -122,11 +139,14 @@ def test_visual_tokens_load_as_robust_clip_and_never_as_a_plain_model(make: Make
 
 
 def test_an_open_vocabulary_keeps_the_text_tower_and_its_prompts(make: Make, tmp_path: Path) -> None:
-    run, folder = make(VISUAL), tmp_path / "open"
+    run, folder = make({**VISUAL, "class_specific": False}), tmp_path / "open"
     apd.export.huggingface(run, folder, open_vocabulary=True, **QUICK)
     names = ["cat", "dog", "grand piano"]
     found = RobustCLIP.from_pretrained(str(folder)).with_classes(names)(pixels())
     torch.testing.assert_close(found, apd.load_run(run).with_classes(names)(pixels()), rtol=0, atol=1e-4)
+    own = random_run(tmp_path / "own", apd.load_run(run).encoder, {**VISUAL, "class_specific": True})
+    with refused("class-specific", "class_specific=false"):
+        apd.export.huggingface(own, tmp_path / "refused", open_vocabulary=True, **QUICK)
 
 
 def test_images_of_any_size_are_classified(make: Make, tmp_path: Path, colours: Path) -> None:
@@ -139,6 +159,10 @@ def test_images_of_any_size_are_classified(make: Make, tmp_path: Path, colours: 
     assert list(answer) == [entry["class"] for entry in row["classes"]]
     assert list(answer.values()) == pytest.approx([entry["probability"] for entry in row["classes"]], abs=1e-5)
     assert model.classify([]) == []
+    with refused("itself"):
+        model.save_pretrained(tmp_path / "x")
+    model.save_pretrained(tmp_path / "copy")
+    assert RobustCLIP.from_pretrained(str(tmp_path / "copy")).class_names == model.class_names
     for wrong in (Image.open(file), str(file), [str(file)]):
         with refused("list of PIL images"):
             model.classify(wrong)

@@ -86,6 +86,18 @@ def test_search_takes_the_place_where_a_space_does_most_then_the_best_letter() -
         assert name in options and distance(name, original) == max(distance(one, original) for one in options)
 
 
+@pytest.mark.parametrize("distance", [1, 2])
+def test_search_keeps_names_apart_that_differ_in_one_character(distance: int) -> None:
+    def features(names: Any) -> Tensor:
+        assert len({*names}) == len(names)
+        return torch.tensor([[float(sum(map(ord, name)))] for name in names])
+
+    names = ["class 1", "class 2", "class 3", "class 4"]
+    for seed in "0123":
+        found = Editor(names, distance).searched(features, 8, seed)
+        assert len({*found}) == len(names) and found != tuple(names)
+
+
 def test_search_moves_features_farther_than_chance(tmp_path: Path) -> None:
     clip = apd.load_clip("glyphs")
     classifier = apd.PromptedCLIP(clip, None, ["zero", "one", "two", "three"], ["a photo of the digit {}."])

@@ -13,6 +13,7 @@ from apd.export.description import public_name
 from apd.export.robust_clip import TAGS
 from apd.runs.card import on_hub
 from apd.runs.manifest import read_result
+from apd.runs.reliability import reliability
 from apd.util.text import code_block, code_span, first_of, markdown
 
 _LOADED = """\
@@ -77,14 +78,28 @@ def _table(results: list[dict[str, Any]]) -> Iterator[str]:
     if not results:
         yield "Not measured yet: run `apd evaluate` on the run, and export again."
         return
-    yield "| images | threat | accuracy % | 95 % interval | zero-shot CLIP % |\n|---|---|---|---|---|"
+    yield "| images | threat | accuracy % | 95 % interval | zero-shot CLIP % | reliable |\n|---|---|---|---|---|---|"
     for result in results:
-        about = f"{result['n']} of {markdown(result['data'])}"
+        about = f"{result['n']} of {markdown(_images(result))}"
+        trusted = {True: "yes", False: "no", None: "unknown"}[reliability(result).reliable]
         for name, score, interval, control in _rows(result):
             low, high = interval
             other = "-" if control is None else f"{control:.1f}"
-            yield f"| {about} | {markdown(name)} | {score:.1f} | {low:.1f} to {high:.1f} | {other} |"
+            yield f"| {about} | {markdown(name)} | {score:.1f} | {low:.1f} to {high:.1f} | {other} | {trusted} |"
     yield "\nAttacks know the whole model, prompts included (white-box), in float32; eps is in [0,1] pixel units."
+
+
+def _images(result: Mapping[str, Any]) -> str:
+    """Say what was classified: the data, and where it is not all classes of the test images as they are, what else."""
+    split, classes = result.get("split", "test"), result.get("classes", "all")
+    corrupted = f"corrupted by {result['corruption']}" if result.get("corruption") else ""
+    parts = [
+        result["data"],
+        "" if split == "test" else split,
+        "" if classes == "all" else f"{classes} classes",
+        corrupted,
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, float, tuple[float, float], float | None]]:
@@ -102,7 +117,7 @@ def _index(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "task": task,
-            "dataset": {"name": result["data"], "type": result["data"], "split": result["split"]},
+            "dataset": {"name": _images(result), "type": result["data"], "split": result["split"]},
             "metrics": [
                 {"type": "accuracy", "name": f"accuracy, {name}", "value": round(score, 2)}
                 for name, score, *_ in _rows(result)

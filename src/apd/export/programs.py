@@ -94,7 +94,8 @@ class ProgramForm(Form):
         text = trace(TextFeatures(encoder, tokens), ids, "classes")
         self.save(text, place / f"text{self.suffix}", source, ("ids", "features"))
         encoder.tokenizer.save_pretrained(place / "tokenizer")
-        return {"text": _describe_text(source, len(tokens) > 0)}
+        output = {"name": "features", "shape": ["batch", encoder.info.embed_dim]}
+        return {"output": output, "text": _describe_text(source, len(tokens) > 0)}
 
     def load(self, source: Source, place: Path) -> list[Runner]:
         """See `Form.load`."""

@@ -119,6 +119,17 @@ class RobustCLIP(
             )
         return self.classifier.with_classes(class_names)
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Copy the export to another folder; ``options`` are those of `PyTorchModelHubMixin.save_pretrained`.
+
+        Raises:
+            InputError: its own folder, which would be damaged.
+        """
+        if Path(save_directory).resolve() == self.folder.resolve():
+            raise InputError(f"{str(save_directory)!r} is the folder of this export itself; choose another one.")
+        saved: str | None = super().save_pretrained(save_directory, **options)
+        return saved
+
     def _save_pretrained(self, save_directory: Path) -> None:
         """Copy the files: nothing in them has been changed."""
         shutil.copytree(self.folder, save_directory, dirs_exist_ok=True)

@@ -133,7 +133,10 @@ class Editor:
                 letters = _sample(rng, [*LETTERS, *([""] if place % 2 else [])], candidates)
                 options.append([name, *(edited(name, place, letter) for letter in letters)])
             best = self._farthest(options, features, clean, current, check=True)
-            current = [own[index or 0] for own, index in zip(options, best, strict=True)]
+            for place, (own, index) in enumerate(zip(options, best, strict=True)):
+                # Each class chose by itself, and two may have chosen the same name.
+                if (name := own[index or 0]) not in current[:place] + current[place + 1 :]:
+                    current[place] = name
         return tuple(current)
 
     def _farthest(

@@ -43,6 +43,7 @@ class VisualTokens(nn.ParameterList):
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Make an image RGB as in training: upright by its EXIF, transparency on white, 16-bit grey scaled to 8 bits."""
+    image.load()  # a TIFF is turned by this, and must not be turned again
     try:
         turn = _TURNS.get(image.getexif().get(0x0112, 1))
     except Exception:  # EXIF that cannot be read says nothing
