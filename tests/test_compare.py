@@ -196,6 +196,12 @@ def test_what_the_trainings_differ_in_is_told(run: Path, tmp_path: Path, cli: Cl
     answer = cli("compare", run, other)
     assert "7/255" in answer.out and str(2 * steps) in answer.out
     assert compare_runs([run, shutil.copytree(run, tmp_path / "same")])[0].settings == ()
+    for n in (1, 2):  # as many steps, of which the warm-up takes another share
+        fixed = shutil.copytree(run, tmp_path / f"fixed{n}")
+        config = yaml.safe_load((fixed / "config.yaml").read_text())
+        config["train"] |= {"steps": steps, "epochs": n}
+        (fixed / "config.yaml").write_text(yaml.safe_dump(config))
+    assert differences(tmp_path / "fixed1", tmp_path / "fixed2") == (("train.epochs", "1", "2"),)
 
 
 def test_another_method_is_told_by_its_name_alone(run: Path, tmp_path: Path) -> None:

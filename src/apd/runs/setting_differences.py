@@ -17,8 +17,7 @@ _HOUSEKEEPING = (
     "train.tracker_options",
     "train.log_every",
     "train.checkpoint_every",
-    "train.epochs",  # with other images or batches it is another number of steps, which are compared
-    "train.steps",
+    "train.steps",  # compared as what they came to
     "data.memory_gb",
     "data.skip_bad_images",
 )
@@ -48,7 +47,9 @@ def _known(path: Path) -> dict[str, Any] | None:
         return None
     run = Run.open(path)
     found = {"steps": run.manifest.get("summary", {}).get("steps"), **flat(run.config.model_dump(mode="json"))}
-    return {name: value for name, value in found.items() if name not in _HOUSEKEEPING}
+    # With other images or batches epochs are another number of steps; with a number of steps, what shares are shares of.
+    hidden = _HOUSEKEEPING if run.config.train.steps else (*_HOUSEKEEPING, "train.epochs")
+    return {name: value for name, value in found.items() if name not in hidden}
 
 
 def _text(value: Any) -> str:
