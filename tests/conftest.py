@@ -269,7 +269,7 @@ def finished(tmp_path: Path, clip: DualEncoder, config: RunConfig, manifest: dic
     """A finished run with random prompts."""
     run = Run.create(tmp_path / "finished", config, manifest)
     run.log({"step": 1, "loss": 0.5})
-    run.save_prompts(Prompts.initial(config.method.settings.prompts, clip, seed=3).state_dict())
+    run.save_prompts(Prompts.initial(config.method.settings.prompts, clip, seed=3, n_classes=len(NAMES)).state_dict())
     run.finish({"val_clean": 90.0})
     return run
 

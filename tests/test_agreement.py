@@ -13,6 +13,7 @@ from apd.evaluation import Result
 from .models import save_colours
 
 EPS, LIMIT = 12 / 255, 60
+SHARED = {"name": "advvlp", "prompts": {"class_specific": False}}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, clip: apd.DualEncoder, many_co
     settings = {"optimizer": {"lr": 0.1}, "augment": {"enabled": False}, "device": "cpu"}
     output = tmp_path_factory.mktemp("agreement") / "run"
     data = apd.load_data(many_colours, shots=4)
-    return apd.train(clip, data, method="advvlp", eps="4/255", epochs=20, output=output, **settings)
+    return apd.train(clip, data, method=SHARED, eps="4/255", epochs=20, output=output, **settings)
 
 
 def evaluated(run: apd.Run, source: str, attack: str) -> tuple[apd.PromptedCLIP, torch.Tensor, torch.Tensor, Result]:

@@ -57,7 +57,7 @@ def test_a_mean_of_other_methods_and_budgets_says_so(
     runs: list[Run], tmp_path: Path, clip: DualEncoder, colours: Path, said: Said
 ) -> None:
     data = apd.load_data(colours, shots=1)
-    method = {"name": "advvlp", "prompts": SMALL}
+    method = {"name": "advvlp", "prompts": {**SMALL, "class_specific": False}}
     other = apd.train(clip, data, method=method, output=tmp_path / "other", eps="2/255", **QUICK)
     before = len(said())
     mean = apd.average_runs([runs[0].path, other.path, runs[1].path], tmp_path / "mean")

@@ -267,6 +267,31 @@ def test_training_settings_come_from_suite_data_and_ablation(write: Write, colou
 
 
 @pytest.mark.parametrize(
+    ("protocol", "changes", "class_specific"),
+    [
+        ("few-shot", {}, True),
+        ("few-shot", {"prompts": {"class_specific": False}}, False),
+        ("few-shot", {"methods": {"apd": {"name": "apd", "prompts": {"class_specific": False}}}}, False),
+        ("base-to-new", {}, False),
+        ("base-to-new", {"methods": {"apd": {"name": "apd", "prompts": {"class_specific": True}}}}, True),
+        ("cross-dataset", {}, False),
+        ("domain-shift", {}, True),
+        ("few-shot", {"shots": 15}, False),
+    ],
+)
+def test_classes_share_a_context_by_default_where_others_are_evaluated(
+    write: Write, protocol: str, changes: dict[str, Any], class_specific: bool
+) -> None:
+    to = {"to": "others"} if PROTOCOLS[protocol].needs == "to" else {}
+    changes = dict(changes)
+    block = {"protocol": protocol, "data": "home", "methods": "apd", **to, "shots": changes.pop("shots", 16)}
+    data = {name: {"source": "digits", "eps": "8/255", "shots": 16} for name in ("home", "others")}
+    plan = make_plan(load_suite(write(**{"data": data, "methods": {"apd": "apd"}, "blocks": [block], **changes})))
+    (job,) = plan.jobs.values()
+    assert job.config is not None and job.config.method.settings.prompts.class_specific == class_specific
+
+
+@pytest.mark.parametrize(
     ("protocol", "more", "splits"),
     [
         ("few-shot", {}, ["test"]),

@@ -118,10 +118,12 @@ def test_the_means_over_shots_are_those_of_the_committed_outcomes() -> None:
     assert [row[0] for row in tables[0]] == ["shots", "1", "2", "4", "8", "16"]
     for head, *rows in tables:
         names = [name for name in head[1:] if "less" not in name]
-        for shots, *values in rows:
-            assert values[: len(names)] == [found[shots].get(name, "not run") for name in names]
+        for what, *values in rows:
+            shots, shared, _ = what.partition(", shared context")
+            suffix = {name: f"{name}{shared}" if "," not in name else name for name in names}
+            assert values[: len(names)] == [found[shots].get(suffix[name], "not run") for name in names]
     assert [row[-1] for row in tables[0][1:]] == [less[row[0]] for row in tables[0][1:]]
-    assert {"1", "16"} <= {row[0] for row in tables[1]}
+    assert {"1", "16, shared context"} <= {row[0] for row in tables[1]}
 
 
 def test_figures_of_class_specific_prompts_are_those_of_the_committed_outcomes() -> None:

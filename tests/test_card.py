@@ -26,7 +26,7 @@ def test_model_card_survives_hostile_names(tmp_path: Path, clip: DualEncoder, ma
     name = "run|`<i>\x1b[0m`"
     model = {**manifest["model"], "source": "a`b<u>"}
     run = Run.create(tmp_path / name, config, {**manifest, "model": model, "class_names": HOSTILE})
-    run.save_prompts(Prompts.initial(config.method.settings.prompts, clip, seed=3).state_dict())
+    run.save_prompts(Prompts.initial(config.method.settings.prompts, clip, seed=3, n_classes=len(HOSTILE)).state_dict())
     run.finish({"val_clean": 90.0})
     card = (run.path / "README.md").read_text()
     assert all(char.isprintable() or char == "\n" for char in card)
@@ -145,7 +145,7 @@ def test_a_model_card_opens_with_the_eps_that_was_trained_for_in_any_norm(
 ) -> None:
     trained = config.train.model_copy(update={"norm": "l2", "eps": "1/3"})
     run = Run.create(tmp_path / "run", config.model_copy(update={"train": trained}), manifest)
-    run.save_prompts(Prompts.initial(config.method.settings.prompts, clip).state_dict())
+    run.save_prompts(Prompts.initial(config.method.settings.prompts, clip, n_classes=len(NAMES)).state_dict())
     run.finish({}, {})
     for n, eps in ((20, 1 / 3), (50, 0.5)):
         run.save_result(evaluated(norm="l2", eps=eps, eps_text=format_eps(eps, "l2"), n=n))
@@ -157,7 +157,7 @@ def test_a_model_card_for_the_hub_has_its_base_model_and_no_endless_digits(
 ) -> None:
     model = {**manifest["model"], "source": "openai/clip-vit-base-patch32"}
     run = Run.create(tmp_path / "run", config, {**manifest, "model": model})
-    run.save_prompts(Prompts.initial(config.method.settings.prompts, clip).state_dict())
+    run.save_prompts(Prompts.initial(config.method.settings.prompts, clip, n_classes=len(NAMES)).state_dict())
     run.finish({"val_clean": 100 / 3, "val_robust": 0.0}, {"balance": 2 / 3})
     card = (run.path / "README.md").read_text()
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "openai/clip-vit-base-patch32"

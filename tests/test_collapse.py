@@ -116,6 +116,7 @@ DIVERGING = (
     "train.optimizer.clip=null",
     "train.optimizer.name=sgd",
     "train.warmup_epochs=0",
+    "method.prompts.class_specific=false",
 )
 
 

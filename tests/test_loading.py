@@ -24,7 +24,8 @@ from .runs import NAMES, TEMPLATES
 
 def test_load_run_gives_the_prompts_that_were_saved(finished: Run, clip: DualEncoder, config: RunConfig) -> None:
     classifier = apd.load_run(finished.path)
-    expected = apd.PromptedCLIP(clip, Prompts.initial(config.method.settings.prompts, clip, seed=3), NAMES, TEMPLATES)
+    prompts = Prompts.initial(config.method.settings.prompts, clip, seed=3, n_classes=len(NAMES))
+    expected = apd.PromptedCLIP(clip, prompts, NAMES, TEMPLATES)
     x = torch.rand(2, 3, 16, 16)
     assert torch.equal(classifier(x), expected.frozen()(x))
     assert not any(p.requires_grad for p in classifier.parameters())

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 
 import apd
 from apd.methods import METHODS, find_method
@@ -17,6 +19,8 @@ from apd.runs.config import load_config
 from .refusals import refused
 
 CLASSES = ["cat", "dog", "grand piano"]
+DIGITS = {"data.source": "digits"}
+CONTEXTS = "method.prompts.class_specific"
 
 
 @pytest.mark.parametrize(
@@ -37,6 +41,66 @@ def test_prompts_of_another_method_are_refused(name: str, setting: str, names: l
         return
     with refused(f"--set method.prompts.{setting}", *names):
         load_config(flags=flags, sets=[f"method.prompts.{setting}"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_class_has_a_context_by_default_where_that_was_measured(name: str) -> None:
+    measured = {"apd", "advvlp", "trades", "pmg"}
+    assert load_config(flags={**DIGITS, "method.name": name}).method.settings.prompts.class_specific == (
+        name in measured
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "class_specific"),
+    [
+        ("method.teacher=frozen", True),
+        ("method.variant=rslad", True),
+        ("method.prompts.text_depth=1", True),
+        (f"{CONTEXTS}=false", False),
+        ("method.prompts.text_tokens=0", False),
+        ("method.prompts={text_tokens: 2, visual_tokens: 2, coupling: text-to-vision}", False),
+        ("method.prompts.experts=2", False),
+        ("data.classes=base", False),
+        ("data.classes=new", False),
+        ("data.shots=15", False),
+        ("data.shots=16", True),
+        ("data.shots=all", True),
+    ],
+)
+def test_a_context_for_each_class_is_the_default_where_it_can_be_and_all_classes_are_trained(
+    setting: str, class_specific: bool
+) -> None:
+    assert load_config(flags=DIGITS, sets=[setting]).method.settings.prompts.class_specific == class_specific
+
+
+def test_published_prompts_and_saved_ones_stay_as_they_are(tmp_path: Path) -> None:
+    published = load_config(flags={**DIGITS, "method.name": "advvlp"}, sets=["method.preset=published"])
+    assert not published.method.settings.prompts.class_specific, "its authors share one context"
+    (tmp_path / "own.yaml").write_text(load_config(flags=DIGITS, sets=[f"{CONTEXTS}=false"]).to_yaml())
+    again = load_config(tmp_path / "own.yaml", sets=["method.prompts.text_depth=1"])
+    assert not again.method.settings.prompts.class_specific, "the file says so"
+
+
+@pytest.mark.parametrize(
+    ("setting", "class_specific"),
+    [
+        ("data.classes=base", False),
+        ("method.prompts.text_tokens=0", False),
+        ("method.prompts.experts=2", False),
+        ("method.preset=published", False),
+        ("data.shots=1", False),
+        ("train.epochs=3", True),
+        ("method.prompts.text_depth=1", True),
+    ],
+)
+def test_a_saved_default_is_decided_anew_by_what_decides_it(tmp_path: Path, setting: str, class_specific: bool) -> None:
+    (tmp_path / "run.yaml").write_text(load_config(flags={**DIGITS, "method.name": "advvlp"}).to_yaml())
+    again = load_config(tmp_path / "run.yaml", sets=[setting])
+    assert again.method.settings.prompts.class_specific == class_specific
+    (tmp_path / "base.yaml").write_text(load_config(flags=DIGITS, sets=["data.classes=base"]).to_yaml())
+    whole = load_config(tmp_path / "base.yaml", sets=["data.classes=all"])
+    assert whole.method.settings.prompts.class_specific, "a base training's default is not that of all classes"
 
 
 def test_a_method_without_anything_to_learn_is_refused_before_any_image_is_read(
@@ -171,3 +235,34 @@ def test_another_method_s_kind_of_prompts_is_left_in_the_file(tmp_path: Path) ->
     assert load_config(file, {"method.name": "trades"}).method.settings.prompts.text_tokens == 3
     coop = load_config(file, {"method.name": "coop"}).method.settings.prompts
     assert (coop.text_tokens, coop.visual_tokens, coop.text_depth) == (PromptSpec().text_tokens, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("per_class", "class_specific"), [([20, 20, 7], True), ([10, 10, 40], False), ([6, 6, 6], False)]
+)
+def test_a_context_for_each_class_needs_labelled_images_of_most_classes(
+    clip: DualEncoder, tmp_path: Path, per_class: list[int], class_specific: bool
+) -> None:
+    labels = torch.tensor([label for label, n in enumerate(per_class) for _ in range(n)])
+    images = torch.rand(len(labels), 3, 16, 16)
+    data = apd.Dataset.from_tensors("noise", CLASSES, train=(images, labels), test=(images[:3], torch.arange(3)))
+    method = {"name": "advvlp", "prompts": {"text_tokens": 1, "visual_tokens": 1}}
+    run = apd.train(clip, data, method=method, steps=1, output=tmp_path / "run", device="cpu", quiet=True)
+    assert run.config.method.settings.prompts.class_specific == class_specific
+    chosen = {**method, "prompts": {**method["prompts"], "class_specific": True}}
+    kept = apd.train(clip, data, method=chosen, steps=1, output=tmp_path / "kept", device="cpu", quiet=True)
+    assert kept.config.method.settings.prompts.class_specific, "who asks for it gets it"
+
+
+def test_what_a_person_wrote_into_a_file_stands(tmp_path: Path) -> None:
+    for shots, written in ((1, False), (16, True)):
+        file = tmp_path / f"{shots}.yaml"
+        method = {"name": "apd", "prompts": {"class_specific": written}}
+        file.write_text(yaml.safe_dump({"data": {"source": "digits", "shots": shots}, "method": method}))
+        again = load_config(file, {"data.shots": 17 - shots})
+        assert again.method.settings.prompts.class_specific == written
+
+
+def test_going_back_to_apd_drops_the_defaults_of_another_variant(tmp_path: Path) -> None:
+    (tmp_path / "ard.yaml").write_text(load_config(flags=DIGITS, sets=["method.variant=ard"]).to_yaml())
+    assert load_config(tmp_path / "ard.yaml", sets=["method.variant=apd"]) == load_config(flags=DIGITS)

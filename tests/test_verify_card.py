@@ -212,7 +212,7 @@ def test_a_card_with_hostile_names_is_true(tmp_path: Path, clip: DualEncoder, ma
     config = load_config(flags={"data.source": "data|<b>```\n# 9 %", "method.name": "advvlp", "model": "a`b"})
     model = {**manifest["model"], "source": "a`b<u> <!--"}
     run = Run.create(tmp_path / "run", config, {**manifest, "model": model, "class_names": ["<!-- 99 %", *HOSTILE]})
-    run.save_prompts(Prompts.initial(config.method.settings.prompts, clip).state_dict())
+    run.save_prompts(Prompts.initial(config.method.settings.prompts, clip, n_classes=len(HOSTILE) + 1).state_dict())
     run.finish({"val_clean": 90.0, "warnings": "1.5 % " * 2000})
     run.save_result(evaluated(data="data|<b>```"))
     assert max(map(len, (run.path / "README.md").read_text().splitlines())) > LONGEST_LINE

@@ -93,6 +93,8 @@ class Protocol:
         train_classes: which classes are trained on.
         needs: the setting that a block must have.
         curve: the x-axis of its plot.
+        new_classes: whether classes are evaluated that were not trained: all classes then share one text context, unless a row
+            says otherwise.
     """
 
     summary: str
@@ -101,6 +103,7 @@ class Protocol:
     train_classes: Which = "all"
     needs: str | None = None
     curve: Literal["shots", "eps"] | None = None
+    new_classes: bool = False
 
     def check(self, block: Block) -> None:
         """Raise an `InputError` if the block lacks what the protocol needs, or sets what belongs to another."""
@@ -199,9 +202,14 @@ PROTOCOLS: dict[str, Protocol] = {
         _base_new,
         _base_new_metrics,
         train_classes="base",
+        new_classes=True,
     ),
     "cross-dataset": Protocol(
-        "train on one data set, evaluate on others without tuning", _targets("own"), _each, needs="to"
+        "train on one data set, evaluate on others without tuning",
+        _targets("own"),
+        _each,
+        needs="to",
+        new_classes=True,
     ),
     "domain-shift": Protocol(
         "train on one data set, evaluate on the same classes elsewhere", _targets("kept"), _each, needs="to"

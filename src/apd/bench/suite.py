@@ -15,7 +15,7 @@ from apd.attacks.threat import parse_eps
 from apd.bench.blocks import ELSEWHERE, Block, DataEntry, Final, SomeNames
 from apd.bench.protocols import PROTOCOLS
 from apd.data.load import BUILT_IN, DATA
-from apd.data.settings import REST, UNLABELLED, DataSettings
+from apd.data.settings import REST, UNLABELLED, DataSettings, Shots
 from apd.data.sources.standard import STANDARD, find_name
 from apd.errors import InputError, nearest
 from apd.evaluation import parse_settings
@@ -47,6 +47,7 @@ class Suite(Section):
         "`train` in it changes training for this row alone (an ablation), `data` which unlabelled images it learns from"
     )
     train: dict[str, Any] = Field({}, description="settings of the section train, for all data sets and methods")
+    prompts: dict[str, Any] = Field({}, description="settings of the section method.prompts, for all methods")
     attacks: SomeNames = ("apgd-ce", "apgd-dlr")
     limit: int | None = Field(None, ge=1, description="test images under attack; null: all")
     split: Literal["test", "val"] = Field("test", description="val to choose settings by")
@@ -169,13 +170,17 @@ class Suite(Section):
         """Name the CLIP model of runs that train on a data set, as the suite writes it."""
         return self.data[data].model or self.model
 
-    def run_config(self, data: str | None, method: str, seed: int = 0) -> RunConfig:
+    def run_config(
+        self, data: str | None, method: str, seed: int = 0, shots: Shots | None = None, new_classes: bool = False
+    ) -> RunConfig:
         """Combine the settings of a run, without the data set's own section and with sources as they are written.
 
         Args:
             data: name of the data set; None: only what the method's own row says.
             method: label of a method that is trained.
             seed: the run's.
+            shots: labelled images per class; None: the data set's.
+            new_classes: whether the protocol evaluates classes that were not trained.
 
         Raises:
             InputError: a setting that nothing knows or that does not fit, with the row of the suite that holds it.
@@ -186,8 +191,11 @@ class Suite(Section):
                 if name in sections.get("train", {}):
                     raise InputError(_at(row, f"train.{name} has no effect in a suite: {hint}."))
         eps = {} if data is None else {"eps": self.data[data].eps, "norm": self.data[data].norm}
-        images = {"source": str(data), **self.extra_data(method)}
-        raw = merged({"data": images, "train": eps}, *rows.values(), {"train": {"seed": seed}})
+        if shots is None and data is not None:
+            shots = self.data[data].shots
+        images = {"source": str(data), **({} if shots is None else {"shots": shots}), **self.extra_data(method)}
+        shared = {"prompts": {"class_specific": False}} if new_classes else {}
+        raw = merged({"data": images, "train": eps, "method": shared}, *rows.values(), {"train": {"seed": seed}})
         try:
             return validate(raw)
         except InputError as error:
@@ -248,7 +256,8 @@ class Suite(Section):
         own = {f"methods.{method}": {"method": section, "train": train}}
         if data is None:
             return own
-        return {"": {"train": self.train}, f"data.{data}": {"train": self.data[data].train}, **own}
+        common = {"train": self.train, "method": {"prompts": self.prompts}}
+        return {"": common, f"data.{data}": {"train": self.data[data].train}, **own}
 
     def check_settings(self) -> None:
         """Check all settings that the blocks combine, without looking at any model or data.

@@ -142,14 +142,15 @@ def _details(kind: str, name: str) -> dict[str, Any]:
     if kind != "methods":
         return {}
     from apd.methods import find_method
+    from apd.runs.config import validate
 
-    method = find_method(name)
+    method, settings = find_method(name), validate({"data": "DATA", "method": name}).method.settings
     return {
         "source": method.source,
-        "trains": str(method.Settings().prompts),
+        "trains": str(settings.prompts),
         "adversarial": method.adversarial,
         "module": method.__module__,
-        "settings": _settings(method.Settings(), "method."),
+        "settings": _settings(settings, "method."),
         "published": dict(method.Settings.published),
     }
 
@@ -157,9 +158,9 @@ def _details(kind: str, name: str) -> dict[str, Any]:
 @cache
 def _training() -> dict[str, dict[str, Any]]:
     """The settings of a training by the default method, without data."""
-    from apd.runs.config import RunConfig
+    from apd.runs.config import validate
 
-    config = RunConfig.model_validate({"data": {"source": "DATA"}})
+    config = validate({"data": "DATA"})
     method = type(config.method).model_fields["name"]
     return {
         **_settings(config, skip=("method",)),

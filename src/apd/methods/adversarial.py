@@ -30,12 +30,8 @@ from apd.methods.prompt_kinds import TEXT_ONLY, TEXT_TO_VISION, VISUAL_ONLY
 from apd.methods.step import Step
 
 # The public code of TAPT's authors (Wang 2025), for 16 shots of ImageNet.
-_TAPT = {
-    "method.prompts.words": "a photo of a",
-    "method.prompts.deep_words": False,
-    **dassl(lr=0.0035, epochs=100, batch=32),
-    **pgd("1/255", steps=2, step_size=1.0),
-}
+_TAPT = {**dassl(lr=0.0035, epochs=100, batch=32), **pgd("1/255", steps=2, step_size=1.0)}
+_TAPT_TEXT = {**tokens("text", 2, 9), "method.prompts.words": "a photo of a", "method.prompts.deep_words": False}
 
 
 class AdversarialSettings(MethodSettings):
@@ -82,7 +78,8 @@ class AdvVPPixelsSettings(AdversarialSettings):
 class AdvVLPSettings(AdversarialSettings):
     """Both branches; by default the prompts of APD."""
 
-    published: ClassVar[dict[str, Any]] = {**tokens("text", 2, 9), **tokens("visual", 2, 9), **_TAPT}
+    class_contexts: ClassVar[bool] = True
+    published: ClassVar[dict[str, Any]] = {**_TAPT_TEXT, **tokens("visual", 2, 9), **_TAPT}
 
 
 class AdvMaPLeSettings(AdversarialSettings):

@@ -45,6 +45,7 @@ class APDSettings(MethodSettings):
 
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = VARIANTS
     models: ClassVar[tuple[str, ...]] = ("teacher_model", "robust_teacher", "second_teacher")
+    class_contexts: ClassVar[bool] = True
     unrecorded: ClassVar[dict[str, Any]] = {
         "image_features_l2": 0.0,
         "block_states": 0.0,
@@ -193,6 +194,11 @@ class APDSettings(MethodSettings):
         if self.teacher in ("tuned", "mean", "online"):
             raise ValueError(
                 f"method.teacher={self.teacher} is tuned on labels, of which there are none with data.shots=0; set it to frozen"
+            )
+        if self.teacher in ("probe", "best"):
+            raise ValueError(
+                f"method.teacher={self.teacher} is fitted and chosen by labels, of which there are none with data.shots=0; set "
+                "it to frozen"
             )
         if not (self.soft_label or self._asks_more):
             raise ValueError(

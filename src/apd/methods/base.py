@@ -38,6 +38,7 @@ class MethodSettings(GrowingSection):
     - ``published``: dotted settings of its paper, of method and training, which ``preset: published`` puts under all that
       is set explicitly;
     - ``variants``: which settings each value of a field ``variant`` presets;
+    - ``class_contexts``: whether its prompts are class-specific by default, given enough labelled images of all classes;
     - ``models``: fields that name another CLIP model, which a suite finds below its root and identifies by its weights.
     """
 
@@ -46,6 +47,7 @@ class MethodSettings(GrowingSection):
     published: ClassVar[Mapping[str, Any]] = {}
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     models: ClassVar[tuple[str, ...]] = ()
+    class_contexts: ClassVar[bool] = False
 
     preset: Literal["own", "published"] = Field(
         "own", description="where settings come from that are not given: this project's choice, or the method's paper"

@@ -50,6 +50,7 @@ class Consistency(Method):
 class TRADESSettings(ConsistencySettings):
     """Settings of TRADES."""
 
+    class_contexts: ClassVar[bool] = True
     beta: float = Field(6.0, ge=0, description="weight of KL(p(x) || p(x')), 1/lambda of the paper")
 
 

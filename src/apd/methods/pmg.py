@@ -29,6 +29,7 @@ from apd.models.classifier import PromptedCLIP
 class PMGSettings(MethodSettings):
     """Settings of PMG."""
 
+    class_contexts: ClassVar[bool] = True
     unrecorded: ClassVar[dict[str, Any]] = {"kl": "adversarial-first"}
 
     alpha: float = Field(1.0, ge=0, description="weight of KL(p(x') || p_0(x')), to the original CLIP model")

@@ -41,7 +41,9 @@ class PromptSpec(GrowingSection):
     )
     std: float = Field(0.02, gt=0, description="standard deviation of the tokens that start at random")
     class_specific: bool = Field(
-        False, description="a text context of its own for each class; classes that were not trained get the mean of all"
+        False,
+        description="a text context of its own for each class; classes that were not trained get the mean of all (default of "
+        "apd, advvlp, trades and pmg: true from 16 shots on if all classes are trained, else false)",
     )
     frame: float = Field(
         0.0,
@@ -74,7 +76,7 @@ class PromptSpec(GrowingSection):
     def _need_text_tokens(self) -> PromptSpec:
         if self.class_specific and (not self.text_tokens or self.coupling != "none"):
             raise ValueError(
-                "prompts.class_specific needs text tokens of their own: text_tokens above 0, coupling none"
+                "prompts.class_specific needs text tokens of their own: text_tokens above 0, coupling none; or set it to false"
             )
         if self.experts > 1 and (not self.text_tokens or self.coupling != "none"):
             raise ValueError(

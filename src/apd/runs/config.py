@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import (
@@ -20,6 +23,7 @@ from pydantic import (
 from apd.data.settings import DataSettings
 from apd.errors import InputError
 from apd.methods import MethodSettings, find_method
+from apd.models.prompts import PromptSpec
 from apd.settings.explain import explain, setting_names
 from apd.settings.layers import merged, with_path, without_path
 from apd.settings.train import PSEUDO_LABELS, TrainSettings
@@ -27,6 +31,9 @@ from apd.util.section import RECORDED, Section
 from apd.util.text import short
 from apd.util.trust import trust
 from apd.util.yaml_files import parse_yaml, read_yaml
+
+if TYPE_CHECKING:
+    from apd.data import Dataset
 
 FLAGS = {
     "model": "--model",
@@ -42,6 +49,8 @@ FLAGS = {
     "train.device": "--device",
 }
 """Settings with a flag of their own; all others are reached by ``--set``."""
+LABELS_PER_CONTEXT = 16
+"""Labelled images per class from which on each has a text context of its own by default (chosen on validation images)."""
 
 MAIN_SETTING = {"method": "name", "data": "source"}
 """What a bare word in place of a section stands for: ``method: apd``."""
@@ -114,7 +123,19 @@ class RunConfig(Section):
                 )
             if self.data.shots == 0:
                 self.method.settings.check_without_labels()
+                if named != PSEUDO_LABELS:
+                    raise ValueError(
+                        f"train.pseudo_labels={named} is fitted and chosen by labels, of which there are none with data.shots=0; "
+                        "remove it"
+                    )
+            self._words_have_an_effect()
         return self
+
+    def _words_have_an_effect(self) -> None:
+        prompts = self.method.settings.prompts
+        for name in ("words", "between"):
+            if getattr(prompts, name) and not prompts.text_tokens:
+                raise ValueError(f"method.prompts.{name} has no effect without text tokens; remove it")
 
     def to_yaml(self) -> str:
         """All settings as YAML, which `load_config` reads again."""
@@ -150,6 +171,7 @@ def load_config(
     given = [(key, value, FLAGS.get(key, key)) for key, value in (flags or {}).items() if value is not None]
     given += [(*_parse_set(item), f"--set {item}") for item in sets]
     asked = {key: value for key, value, _ in given}
+    raw = _forget_default_contexts(raw, asked)
     raw = _forget_other_preset(raw, asked)
     _forget_other_method(raw, asked)
     for key, value, place in given:
@@ -173,7 +195,7 @@ def validate(raw: Mapping[str, Any], places: Mapping[str, str] | None = None) ->
         for key, value in raw.items()
     }
     try:
-        return RunConfig.model_validate(_with_preset(entries))
+        return _with_class_contexts(RunConfig.model_validate(_with_preset(entries)))
     except ValidationError as error:
         raise InputError(_explain(error, entries, places or {})) from error
 
@@ -230,6 +252,65 @@ def _with_preset(entries: dict[str, Any]) -> dict[str, Any]:
     return merged(preset, entries)
 
 
+def _with_class_contexts(config: RunConfig) -> RunConfig:
+    """Give each class a text context by default, for a method that has this default, from `LABELS_PER_CONTEXT` labels on.
+
+    Not where only some classes are trained: others would get the mean of these contexts, in place of one learned for all.
+    """
+    settings, data = config.method.settings, config.data
+    spec = settings.prompts
+    possible = spec.text_tokens and spec.coupling == "none" and spec.experts == 1 and settings.preset != "published"
+    enough = data.classes == "all" and (data.shots == "all" or data.shots >= LABELS_PER_CONTEXT)
+    if _chosen(spec) or not (settings.class_contexts and possible and enough):
+        return config
+    return _with_contexts(config, True)
+
+
+def with_few_labels(config: RunConfig, data: Dataset) -> RunConfig:
+    """Let all classes share a text context after all, where it is a default that each has one and most have few labels.
+
+    Args:
+        config: from `validate`.
+        data: the data set that its shots were drawn from.
+    """
+    spec, labels = config.method.settings.prompts, data.train.labels.tolist()
+    if _chosen(spec) or not spec.class_specific or (labels and median(Counter(labels).values()) >= LABELS_PER_CONTEXT):
+        return config
+    return _with_contexts(config, False)
+
+
+def _chosen(spec: PromptSpec) -> bool:
+    """Whether somebody has said if each class has a context."""
+    return "class_specific" in spec.model_fields_set
+
+
+def _with_contexts(config: RunConfig, class_specific: bool) -> RunConfig:
+    """The settings with another default."""
+    settings = config.method.settings
+    prompts = settings.prompts.model_copy(update={"class_specific": class_specific})
+    prompts.model_fields_set.discard("class_specific")
+    method = config.method.model_copy(update={"settings": settings.model_copy(update={"prompts": prompts})})
+    return config.model_copy(update={"method": method})
+
+
+def _forget_default_contexts(raw: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of a file whether each class has a context, if that is its default and what decides it is set anew.
+
+    A saved run's settings, which name their preset, name the default that held for it; kept, it would win over the one that
+    holds now. What a person wrote stands.
+    """
+    decides = [name for name in given if name == "data" or name.startswith(("method.p", "data.classes", "data.shots"))]
+    method = raw.get("method")
+    prompts = method.get("prompts") if isinstance(method, Mapping) and "preset" in method else None
+    if not decides or not isinstance(prompts, Mapping) or "class_specific" not in prompts:
+        return raw
+    without = without_path(raw, "method.prompts.class_specific")
+    with suppress(InputError):  # of a file that is no whole configuration, nothing is a default
+        if validate(without).method.settings.prompts.class_specific == prompts["class_specific"]:
+            return without
+    return raw
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     content = read_yaml(file)
     if content is None:
@@ -267,9 +348,17 @@ def _forget_other_method(raw: dict[str, Any], given: Mapping[str, Any]) -> None:
     elif "method.variant" in given:
         preset = {key for weights in before.variants.values() for key in weights}
         if given["method.variant"] != section.get("variant"):
-            usual = {key: field.default for key, field in before.model_fields.items()}
+            usual = _usual(before, section)
             kept = {key: value for key, value in section.items() if key not in usual or value != usual[key]}
             raw["method"] = {key: value for key, value in kept.items() if key not in preset}
+
+
+def _usual(settings: type[MethodSettings], section: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that the variant of a section has where nothing else is said."""
+    try:
+        return settings.model_validate({"variant": section["variant"]} if "variant" in section else {}).model_dump()
+    except ValidationError:  # a variant that needs more
+        return {key: field.default for key, field in settings.model_fields.items()}
 
 
 def _forget_other_preset(raw: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -152,6 +152,15 @@ class TrainSettings(GrowingSection):
         )
 
     @model_validator(mode="after")
+    def _reaches_learning_rate(self, info: ValidationInfo) -> TrainSettings:
+        if info.context == RECORDED or self.warmup_epochs <= self.epochs:
+            return self
+        raise ValueError(
+            f"train.warmup_epochs={self.warmup_epochs:g} is longer than train.epochs={self.epochs}, so that train.optimizer.lr "
+            "is never reached; shorten it or train longer"
+        )
+
+    @model_validator(mode="after")
     def _one_average(self) -> TrainSettings:
         if self.ema and self.swa:
             raise ValueError(

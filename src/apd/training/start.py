@@ -18,7 +18,7 @@ from apd.data.unreadable import how_to_convert
 from apd.errors import InputError
 from apd.methods import METHODS, Method
 from apd.models import DualEncoder, load_clip
-from apd.runs.config import RunConfig, validate
+from apd.runs.config import RunConfig, validate, with_few_labels
 from apd.runs.differences import hash_of_ids
 from apd.runs.folder import Run
 from apd.runs.load import describe_encoder, hold_teacher
@@ -144,6 +144,7 @@ def start_training(
                 for source in (config.data.source, config.data.unlabelled):
                     _refuse_inside(Path(output), source)
         clip, data, images = _read(config, clip, data, on_data, Path(output) if resume and output is not None else None)
+        config = with_few_labels(config, data)
         # Held until the end of training, so that a method that shares them loads none a second time.
         others = config.method.other_models()
         held = {name: hold_teacher(source, clip) for name, source in others.items()}
