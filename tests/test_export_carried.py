@@ -32,7 +32,7 @@ from .runs import NAMES
 
 LARGE = {"std": 0.5}
 """A standard deviation with which the prompts change the logits."""
-DEFAULT: dict[str, Any] = LARGE
+DEFAULT: dict[str, Any] = {"class_specific": False, **LARGE}
 FEW = {"text_tokens": 2, "visual_tokens": 3, "visual_depth": 1, **LARGE}
 FRAMED = {"text_tokens": 0, "visual_tokens": 2, "frame": 0.2, **LARGE}
 CASES = {"default": DEFAULT, "few": FEW, "frame": FRAMED}

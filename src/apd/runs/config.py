@@ -305,7 +305,7 @@ def _forget_default_contexts(raw: dict[str, Any], given: Mapping[str, Any]) -> d
     if not decides or not isinstance(prompts, Mapping) or "class_specific" not in prompts:
         return raw
     without = without_path(raw, "method.prompts.class_specific")
-    with suppress(InputError):  # of a file that is no whole configuration, nothing is a default
+    with suppress(InputError):  # a part of the settings has no such default
         if validate(without).method.settings.prompts.class_specific == prompts["class_specific"]:
             return without
     return raw
