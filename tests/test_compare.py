@@ -202,6 +202,7 @@ def test_what_the_trainings_differ_in_is_told(run: Path, tmp_path: Path, cli: Cl
         config["train"] |= {"steps": steps, "epochs": n}
         (fixed / "config.yaml").write_text(yaml.safe_dump(config))
     assert differences(tmp_path / "fixed1", tmp_path / "fixed2") == (("train.epochs", "1", "2"),)
+    assert differences(run, tmp_path / "fixed2") == (), "as many steps, once by epochs"
 
 
 def test_another_method_is_told_by_its_name_alone(run: Path, tmp_path: Path) -> None:

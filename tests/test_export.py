@@ -285,6 +285,7 @@ def test_other_class_names_through_the_text_program(trained: Path, original: Pro
     exported = apd.export.torch(trained, tmp_path / "open", open_vocabulary=True, check_images=64)
     about = json.loads((exported.path / "classifier.json").read_text())
     assert exported.description == exported.path / "classifier.json"
+    assert about["output"] == {"name": "features", "shape": ["batch", original.encoder.info.embed_dim]}
     names = ["cat", "dog", "piano", "grand piano", "bright red"]
     texts = [about["text"]["templates"][0].format(name) for name in names]
     tokenizer = AutoTokenizer.from_pretrained(exported.path / "tokenizer")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -266,17 +266,20 @@ def _with_class_contexts(config: RunConfig) -> RunConfig:
     return _with_contexts(config, True)
 
 
-def with_few_labels(config: RunConfig, data: Dataset) -> RunConfig:
+def with_few_labels(config: RunConfig, load: Callable[[], Dataset]) -> RunConfig:
     """Let all classes share a text context after all, where it is a default that each has one and most have few labels.
 
     Args:
         config: from `validate`.
-        data: the data set that its shots were drawn from.
+        load: gives the data set whose labelled images are trained on; called only where they decide.
     """
-    spec, labels = config.method.settings.prompts, data.train.labels.tolist()
-    if _chosen(spec) or not spec.class_specific or (labels and median(Counter(labels).values()) >= LABELS_PER_CONTEXT):
+    spec = config.method.settings.prompts
+    if _chosen(spec) or not spec.class_specific:
         return config
-    return _with_contexts(config, False)
+    labels = load().train.labels.tolist()
+    return (
+        config if labels and median(Counter(labels).values()) >= LABELS_PER_CONTEXT else _with_contexts(config, False)
+    )
 
 
 def _chosen(spec: PromptSpec) -> bool:
@@ -297,9 +300,13 @@ def _forget_default_contexts(raw: dict[str, Any], given: Mapping[str, Any]) -> d
     """Leave out of a file whether each class has a context, if that is its default and what decides it is set anew.
 
     A saved run's settings, which name their preset, name the default that held for it; kept, it would win over the one that
-    holds now. What a person wrote stands.
+    holds now. What a person wrote into a file stands.
     """
-    decides = [name for name in given if name == "data" or name.startswith(("method.p", "data.classes", "data.shots"))]
+    decides = [
+        name
+        for name in given
+        if name == "data" or name.startswith(("method.p", "data.classes", "data.shots", "data.source"))
+    ]
     method = raw.get("method")
     prompts = method.get("prompts") if isinstance(method, Mapping) and "preset" in method else None
     if not decides or not isinstance(prompts, Mapping) or "class_specific" not in prompts:

@@ -6,7 +6,7 @@
     RUN/run.json                       manifest: model and other CLIPs that taught, with hashes, images used and left out,
                                        classes, templates, prompts, seeds, versions, status, seconds of training, what the
                                        method found out (facts), temperature of the probabilities (calibration)
-    RUN/prompts.safetensors            what was learned (kilobytes)
+    RUN/prompts.safetensors            what was learned
     RUN/metrics.jsonl                  one line per log entry
     RUN/checkpoint/                    the last state of training and the one before; gone when training is finished
     RUN/results/                       evaluations

@@ -17,7 +17,6 @@ _HOUSEKEEPING = (
     "train.tracker_options",
     "train.log_every",
     "train.checkpoint_every",
-    "train.steps",  # compared as what they came to
     "data.memory_gb",
     "data.skip_bad_images",
 )
@@ -36,6 +35,10 @@ def differences(a: AnyPath, b: AnyPath) -> tuple[Difference, ...]:
     if None in known:
         return ()
     one, other = (found or {} for found in known)
+    # With other images or batches epochs are another number of steps; where steps are set, they are what a warm-up is a share of.
+    if not (one["train.steps"] and other["train.steps"]):
+        one, other = ({key: value for key, value in each.items() if key != "train.epochs"} for each in (one, other))
+    one, other = ({key: value for key, value in each.items() if key != "train.steps"} for each in (one, other))
     names = [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
     if "method.name" in names:
         names = [name for name in names if name == "method.name" or not name.startswith("method.")]
@@ -47,9 +50,8 @@ def _known(path: Path) -> dict[str, Any] | None:
         return None
     run = Run.open(path)
     found = {"steps": run.manifest.get("summary", {}).get("steps"), **flat(run.config.model_dump(mode="json"))}
-    # With other images or batches epochs are another number of steps; with a number of steps, what shares are shares of.
-    hidden = _HOUSEKEEPING if run.config.train.steps else (*_HOUSEKEEPING, "train.epochs")
-    return {name: value for name, value in found.items() if name not in hidden}
+    found["train.steps"] = run.config.train.steps
+    return {name: value for name, value in found.items() if name not in _HOUSEKEEPING}
 
 
 def _text(value: Any) -> str:

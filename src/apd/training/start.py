@@ -144,7 +144,7 @@ def start_training(
                 for source in (config.data.source, config.data.unlabelled):
                     _refuse_inside(Path(output), source)
         clip, data, images = _read(config, clip, data, on_data, Path(output) if resume and output is not None else None)
-        config = with_few_labels(config, data)
+        config = with_few_labels(config, lambda: data)
         # Held until the end of training, so that a method that shares them loads none a second time.
         others = config.method.other_models()
         held = {name: hold_teacher(source, clip) for name, source in others.items()}
