@@ -278,7 +278,7 @@ def _job(suite: Suite, block: Block, cell: _Cell, device: str) -> Job:
             _check_enough(section, data)
         run = suite.run_config(data, method, drawn, shots, protocol.new_classes)
         with in_row(f"data.{data}"):
-            run = with_few_labels(run, lambda: dataset(section))
+            run = with_few_labels(run, lambda: dataset(section.labelled()))
         with in_row(f"methods.{method}"):
             config = _located(suite, run, model, section, device)
         with in_row(f"data.{data}" if config.data.unlabelled == sections[data].unlabelled else f"methods.{method}"):
