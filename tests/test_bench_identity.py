@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
 import pytest
 
 from apd.bench import load_suite, make_plan
+from apd.bench.loaded import dataset
 from apd.bench.plan import Plan
 
 from .suites import Write
@@ -39,3 +41,23 @@ def test_a_plan_is_written_as_it_always_was() -> None:
 def test_jobs_reach_another_process_unchanged(write: Write) -> None:
     for job in make_plan(load_suite(write())).jobs.values():
         assert pickle.loads(pickle.dumps(job)) == job
+
+
+@pytest.mark.testbed
+def test_few_shot_outcomes_that_two_suites_share_are_parts_of_the_same_evaluations(testbed: Path) -> None:
+    """The curve's 200 images at 16 shots are among the 500 of the other suite; caltech101 and digits were attacked anew."""
+    plan = make_plan(load_suite(ROOT / "suites" / "few-shot.yaml", root=testbed))
+    results, compared = ROOT / "docs" / "results", 0
+    for name, job in plan.jobs.items():
+        files = [results / suite / "outcomes" / f"{name}.json" for suite in ("few-shot", "class-specific-family")]
+        if not all(file.is_file() for file in files) or job.config is None:
+            continue
+        (few,), views = (json.loads(file.read_text())["views"].values() for file in files)
+        (wide,) = (view for view in views if len(view["right"]["clean"]) > 200)
+        test = dataset(job.home).test
+        ids, of = test.sample(200, 0).ids, test.sample(500, 0).ids
+        part = "".join(wide["right"]["worst"][of.index(one)] for one in ids)
+        apart = sum(one != other for one, other in zip(part, few["right"]["worst"], strict=True))
+        assert apart <= ("caltech101" in job.label), job.label
+        compared += 1
+    assert compared == 12

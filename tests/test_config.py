@@ -108,6 +108,7 @@ BAD = [
     ({"method.name": "advvp"}, ["method.prompts.words=a photo"], ["method.prompts.words", "text tokens"]),
     ({}, ["method.prompts={text_tokens: 0, between: of a}"], ["method.prompts.between", "text tokens"]),
     ({"data.shots": "0"}, ["data.unlabelled=rest", "method.teacher=best"], ["method.teacher=best", "frozen"]),
+    ({"data.shots": "0"}, ["data.unlabelled=rest", "method.teacher=probe"], ["method.teacher=probe", "frozen"]),
     (
         {"data.shots": "0", "method.name": "trades"},
         ["data.unlabelled=rest", "train.pseudo_labels=probe"],

@@ -35,11 +35,10 @@ def differences(a: AnyPath, b: AnyPath) -> tuple[Difference, ...]:
     if None in known:
         return ()
     one, other = (found or {} for found in known)
-    # With other images or batches epochs are another number of steps; where steps are set, they are what a warm-up is a share of.
-    if not (one["train.steps"] and other["train.steps"]):
-        one, other = ({key: value for key, value in each.items() if key != "train.epochs"} for each in (one, other))
-    one, other = ({key: value for key, value in each.items() if key != "train.steps"} for each in (one, other))
     names = [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
+    # What epochs or steps came to is compared; where both set steps, epochs are what a warm-up is a share of.
+    hidden = {"train.steps"} if one["train.steps"] and other["train.steps"] else {"train.steps", "train.epochs"}
+    names = [name for name in names if name not in hidden]
     if "method.name" in names:
         names = [name for name in names if name == "method.name" or not name.startswith("method.")]
     return tuple((name, _text(one.get(name)), _text(other.get(name))) for name in names)
