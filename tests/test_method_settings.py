@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 import apd
 from apd.methods import METHODS, find_method
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import PromptSpec
-from apd.runs.config import load_config
+from apd.runs.config import RunConfig, load_config, with_class_contexts
+from apd.runs.setting_differences import differences
 
 from .refusals import refused
 
@@ -43,12 +43,16 @@ def test_prompts_of_another_method_are_refused(name: str, setting: str, names: l
         load_config(flags=flags, sets=[f"method.prompts.{setting}"])
 
 
+def _decided(config: RunConfig) -> bool | None:
+    """What is decided about contexts on the digits, of which there are more than 16 per class."""
+    decided = with_class_contexts(config, lambda: config.data.load(0))
+    return decided.method.settings.prompts.class_specific
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_each_class_has_a_context_by_default_where_that_was_measured(name: str) -> None:
     measured = {"apd", "advvlp", "trades", "pmg"}
-    assert load_config(flags={**DIGITS, "method.name": name}).method.settings.prompts.class_specific == (
-        name in measured
-    )
+    assert _decided(load_config(flags={**DIGITS, "method.name": name})) is (name in measured)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,7 @@ def test_each_class_has_a_context_by_default_where_that_was_measured(name: str) 
         ("method.variant=rslad", True),
         ("method.prompts.text_depth=1", True),
         (f"{CONTEXTS}=false", False),
+        (f"{CONTEXTS}=null", True),
         ("method.prompts.text_tokens=0", False),
         ("method.prompts={text_tokens: 2, visual_tokens: 2, coupling: text-to-vision}", False),
         ("method.prompts.experts=2", False),
@@ -69,38 +74,23 @@ def test_each_class_has_a_context_by_default_where_that_was_measured(name: str) 
     ],
 )
 def test_a_context_for_each_class_is_the_default_where_it_can_be_and_all_classes_are_trained(
-    setting: str, class_specific: bool
+    tmp_path: Path, setting: str, class_specific: bool
 ) -> None:
-    assert load_config(flags=DIGITS, sets=[setting]).method.settings.prompts.class_specific == class_specific
+    assert _decided(load_config(flags=DIGITS, sets=[setting])) is class_specific
+    (tmp_path / "run.yaml").write_text(load_config(flags=DIGITS).to_yaml())
+    assert _decided(load_config(tmp_path / "run.yaml", sets=[setting])) is class_specific, "saved, it is still open"
 
 
-def test_published_prompts_and_saved_ones_stay_as_they_are(tmp_path: Path) -> None:
-    published = load_config(flags={**DIGITS, "method.name": "advvlp"}, sets=["method.preset=published"])
-    assert not published.method.settings.prompts.class_specific, "its authors share one context"
-    (tmp_path / "own.yaml").write_text(load_config(flags=DIGITS, sets=[f"{CONTEXTS}=false"]).to_yaml())
-    again = load_config(tmp_path / "own.yaml", sets=["method.prompts.text_depth=1"])
-    assert not again.method.settings.prompts.class_specific, "the file says so"
+def test_published_prompts_share_a_context_as_their_authors_do() -> None:
+    assert _decided(load_config(flags={**DIGITS, "method.name": "advvlp"}, sets=["method.preset=published"])) is False
 
 
-@pytest.mark.parametrize(
-    ("setting", "class_specific"),
-    [
-        ("data.classes=base", False),
-        ("method.prompts.text_tokens=0", False),
-        ("method.prompts.experts=2", False),
-        ("method.preset=published", False),
-        ("data.shots=1", False),
-        ("train.epochs=3", True),
-        ("method.prompts.text_depth=1", True),
-    ],
-)
-def test_a_saved_default_is_decided_anew_by_what_decides_it(tmp_path: Path, setting: str, class_specific: bool) -> None:
-    (tmp_path / "run.yaml").write_text(load_config(flags={**DIGITS, "method.name": "advvlp"}).to_yaml())
-    again = load_config(tmp_path / "run.yaml", sets=[setting])
-    assert again.method.settings.prompts.class_specific == class_specific
-    (tmp_path / "base.yaml").write_text(load_config(flags=DIGITS, sets=["data.classes=base"]).to_yaml())
-    whole = load_config(tmp_path / "base.yaml", sets=["data.classes=all"])
-    assert whole.method.settings.prompts.class_specific, "a base training's default is not that of all classes"
+@pytest.mark.parametrize("chosen", [True, False])
+def test_what_a_person_chose_stands_in_a_saved_run(tmp_path: Path, chosen: bool) -> None:
+    (tmp_path / "own.yaml").write_text(load_config(flags=DIGITS, sets=[f"{CONTEXTS}={chosen}"]).to_yaml())
+    for shots in (1, 16):
+        again = load_config(tmp_path / "own.yaml", {"data.shots": shots}, sets=["method.prompts.text_depth=1"])
+        assert _decided(again) is chosen
 
 
 def test_a_method_without_anything_to_learn_is_refused_before_any_image_is_read(
@@ -248,19 +238,13 @@ def test_a_context_for_each_class_needs_labelled_images_of_most_classes(
     data = apd.Dataset.from_tensors("noise", CLASSES, train=(images, labels), test=(images[:3], torch.arange(3)))
     method = {"name": "advvlp", "prompts": {"text_tokens": 1, "visual_tokens": 1}}
     run = apd.train(clip, data, method=method, steps=1, output=tmp_path / "run", device="cpu", quiet=True)
-    assert run.config.method.settings.prompts.class_specific == class_specific
+    assert run.manifest["prompts"]["class_specific"] is class_specific
+    assert run.config.method.settings.prompts.class_specific is None, "the next training decides anew"
     chosen = {**method, "prompts": {**method["prompts"], "class_specific": True}}
     kept = apd.train(clip, data, method=chosen, steps=1, output=tmp_path / "kept", device="cpu", quiet=True)
-    assert kept.config.method.settings.prompts.class_specific, "who asks for it gets it"
-
-
-def test_what_a_person_wrote_into_a_file_stands(tmp_path: Path) -> None:
-    for shots, written in ((1, False), (16, True)):
-        file = tmp_path / f"{shots}.yaml"
-        method = {"name": "apd", "prompts": {"class_specific": written}}
-        file.write_text(yaml.safe_dump({"data": {"source": "digits", "shots": shots}, "method": method}))
-        again = load_config(file, {"data.shots": 17 - shots})
-        assert again.method.settings.prompts.class_specific == written
+    assert kept.manifest["prompts"]["class_specific"], "who asks for it gets it"
+    found = differences(run.path, kept.path)
+    assert found == (() if class_specific else ((CONTEXTS, "False", "True"),)), "what was decided is compared"
 
 
 def test_going_back_to_apd_drops_the_defaults_of_another_variant(tmp_path: Path) -> None:

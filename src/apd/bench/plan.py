@@ -24,7 +24,7 @@ from apd.data import ImageSet
 from apd.data.load import load_unlabelled
 from apd.data.settings import REST, UNLABELLED, DataSettings
 from apd.errors import InputError
-from apd.runs.config import RunConfig, with_few_labels
+from apd.runs.config import RunConfig, with_class_contexts
 from apd.runs.folder import Run
 from apd.runs.load import is_run
 from apd.util.files import parse_json
@@ -278,7 +278,7 @@ def _job(suite: Suite, block: Block, cell: _Cell, device: str) -> Job:
             _check_enough(section, data)
         run = suite.run_config(data, method, drawn, shots, protocol.new_classes)
         with in_row(f"data.{data}"):
-            run = with_few_labels(run, lambda: dataset(section.labelled()))
+            run = with_class_contexts(run, lambda: dataset(section.labelled()))
         with in_row(f"methods.{method}"):
             config = _located(suite, run, model, section, device)
         with in_row(f"data.{data}" if config.data.unlabelled == sections[data].unlabelled else f"methods.{method}"):

@@ -69,10 +69,13 @@ def _agreeing(run: Run) -> Finding:
     """Compare what config.yaml and run.json both say."""
     try:
         config, manifest = run.config, run.manifest
+        prompts = config.method.settings.prompts.model_dump(mode="json")
+        if prompts["class_specific"] is None:  # left open; run.json says what was decided
+            prompts["class_specific"] = manifest["prompts"]["class_specific"]
         stated = {
             "data": (config.data.source, manifest["data"]["source"]),
             "seed": (config.train.seed, manifest["seeds"].get("train", config.train.seed)),
-            "prompts": (config.method.settings.prompts.model_dump(mode="json"), manifest["prompts"]),
+            "prompts": (prompts, manifest["prompts"]),
         }
     except (InputError, KeyError, TypeError, AttributeError) as error:
         return Finding("config", False, f"config.yaml and run.json cannot be compared: {one_line(error, 200)}")

@@ -40,10 +40,11 @@ class PromptSpec(GrowingSection):
         True, description="start deeper text tokens from the words' own hidden states, not from noise"
     )
     std: float = Field(0.02, gt=0, description="standard deviation of the tokens that start at random")
-    class_specific: bool = Field(
-        False,
-        description="a text context of its own for each class; classes that were not trained get the mean of all (default of "
-        "apd, advvlp, trades and pmg: true from 16 shots on if all classes are trained, else false)",
+    class_specific: bool | None = Field(
+        None,
+        description="a text context of its own for each class; classes that were not trained get the mean of all; null: decided "
+        "when training starts (apd, advvlp, trades and pmg: true where most classes have 16 labelled images and all are "
+        "trained, else false)",
     )
     frame: float = Field(
         0.0,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,6 @@ from pydantic import (
 from apd.data.settings import DataSettings
 from apd.errors import InputError
 from apd.methods import MethodSettings, find_method
-from apd.models.prompts import PromptSpec
 from apd.settings.explain import explain, setting_names
 from apd.settings.layers import merged, with_path, without_path
 from apd.settings.train import PSEUDO_LABELS, TrainSettings
@@ -171,7 +169,6 @@ def load_config(
     given = [(key, value, FLAGS.get(key, key)) for key, value in (flags or {}).items() if value is not None]
     given += [(*_parse_set(item), f"--set {item}") for item in sets]
     asked = {key: value for key, value, _ in given}
-    raw = _forget_default_contexts(raw, asked)
     raw = _forget_other_preset(raw, asked)
     _forget_other_method(raw, asked)
     for key, value, place in given:
@@ -195,7 +192,7 @@ def validate(raw: Mapping[str, Any], places: Mapping[str, str] | None = None) ->
         for key, value in raw.items()
     }
     try:
-        return _with_class_contexts(RunConfig.model_validate(_with_preset(entries)))
+        return RunConfig.model_validate(_with_preset(entries))
     except ValidationError as error:
         raise InputError(_explain(error, entries, places or {})) from error
 
@@ -252,70 +249,29 @@ def _with_preset(entries: dict[str, Any]) -> dict[str, Any]:
     return merged(preset, entries)
 
 
-def _with_class_contexts(config: RunConfig) -> RunConfig:
-    """Give each class a text context by default, for a method that has this default, from `LABELS_PER_CONTEXT` labels on.
+def with_class_contexts(config: RunConfig, load: Callable[[], Dataset]) -> RunConfig:
+    """Decide whether each class has a text context of its own, where the settings leave it open.
 
-    Not where only some classes are trained: others would get the mean of these contexts, in place of one learned for all.
-    """
-    settings, data = config.method.settings, config.data
-    spec = settings.prompts
-    possible = spec.text_tokens and spec.coupling == "none" and spec.experts == 1 and settings.preset != "published"
-    enough = data.classes == "all" and (data.shots == "all" or data.shots >= LABELS_PER_CONTEXT)
-    if _chosen(spec) or not (settings.class_contexts and possible and enough):
-        return config
-    return _with_contexts(config, True)
-
-
-def with_few_labels(config: RunConfig, load: Callable[[], Dataset]) -> RunConfig:
-    """Let all classes share a text context after all, where it is a default that each has one and most have few labels.
+    Each has one if the method has this default and most classes have `LABELS_PER_CONTEXT` labelled images. Not where only some
+    classes are trained: others would get the mean of these contexts, in place of one learned for all.
 
     Args:
         config: from `validate`.
         load: gives the data set whose labelled images are trained on; called only where they decide.
     """
-    spec = config.method.settings.prompts
-    if _chosen(spec) or not spec.class_specific:
+    settings, data = config.method.settings, config.data
+    spec = settings.prompts
+    if spec.class_specific is not None:
         return config
-    labels = load().train.labels.tolist()
-    return (
-        config if labels and median(Counter(labels).values()) >= LABELS_PER_CONTEXT else _with_contexts(config, False)
-    )
-
-
-def _chosen(spec: PromptSpec) -> bool:
-    """Whether somebody has said if each class has a context."""
-    return "class_specific" in spec.model_fields_set
-
-
-def _with_contexts(config: RunConfig, class_specific: bool) -> RunConfig:
-    """The settings with another default."""
-    settings = config.method.settings
-    prompts = settings.prompts.model_copy(update={"class_specific": class_specific})
-    prompts.model_fields_set.discard("class_specific")
+    possible = spec.text_tokens and spec.coupling == "none" and spec.experts == 1 and settings.preset != "published"
+    enough = data.classes == "all" and (data.shots == "all" or data.shots >= LABELS_PER_CONTEXT)
+    specific = bool(settings.class_contexts and possible and enough)
+    if specific:
+        per_class = Counter(load().train.labels.tolist()).values()
+        specific = bool(per_class) and median(per_class) >= LABELS_PER_CONTEXT
+    prompts = spec.model_copy(update={"class_specific": specific})
     method = config.method.model_copy(update={"settings": settings.model_copy(update={"prompts": prompts})})
     return config.model_copy(update={"method": method})
-
-
-def _forget_default_contexts(raw: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out of a file whether each class has a context, if that is its default and what decides it is set anew.
-
-    A saved run's settings, which name their preset, name the default that held for it; kept, it would win over the one that
-    holds now. What a person wrote into a file stands.
-    """
-    decides = [
-        name
-        for name in given
-        if name == "data" or name.startswith(("method.p", "data.classes", "data.shots", "data.source"))
-    ]
-    method = raw.get("method")
-    prompts = method.get("prompts") if isinstance(method, Mapping) and "preset" in method else None
-    if not decides or not isinstance(prompts, Mapping) or "class_specific" not in prompts:
-        return raw
-    without = without_path(raw, "method.prompts.class_specific")
-    with suppress(InputError):  # a part of the settings has no such default
-        if validate(without).method.settings.prompts.class_specific == prompts["class_specific"]:
-            return without
-    return raw
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

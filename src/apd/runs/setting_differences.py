@@ -50,6 +50,8 @@ def _known(path: Path) -> dict[str, Any] | None:
     run = Run.open(path)
     found = {"steps": run.manifest.get("summary", {}).get("steps"), **flat(run.config.model_dump(mode="json"))}
     found["train.steps"] = run.config.train.steps
+    if "prompts" in run.manifest:  # as decided, where the settings leave something open
+        found |= flat({"method": {"prompts": run.manifest["prompts"]}})
     return {name: value for name, value in found.items() if name not in _HOUSEKEEPING}
 
 

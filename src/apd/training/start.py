@@ -18,7 +18,7 @@ from apd.data.unreadable import how_to_convert
 from apd.errors import InputError
 from apd.methods import METHODS, Method
 from apd.models import DualEncoder, load_clip
-from apd.runs.config import RunConfig, validate, with_few_labels
+from apd.runs.config import RunConfig, validate, with_class_contexts
 from apd.runs.differences import hash_of_ids
 from apd.runs.folder import Run
 from apd.runs.load import describe_encoder, hold_teacher
@@ -144,15 +144,15 @@ def start_training(
                 for source in (config.data.source, config.data.unlabelled):
                     _refuse_inside(Path(output), source)
         clip, data, images = _read(config, clip, data, on_data, Path(output) if resume and output is not None else None)
-        config = with_few_labels(config, lambda: data)
+        decided = with_class_contexts(config, lambda: data)
         # Held until the end of training, so that a method that shares them loads none a second time.
         others = config.method.other_models()
         held = {name: hold_teacher(source, clip) for name, source in others.items()}
         teachers = {name: about for name, (_, about) in held.items()}
         place = _until_exit() if output is None else output
-        manifest = describe(clip, data, images, config, teachers)
+        manifest = describe(clip, data, images, decided, teachers)
         run = Run.create(place, config, manifest, resume=resume, overwrite=overwrite, writer=first)
-        return train_loop(clip, data, images, config, run)
+        return train_loop(clip, data, images, decided, run)
 
 
 def _until_exit() -> Path:
