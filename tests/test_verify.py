@@ -24,7 +24,7 @@ from benchmarks.forgeries import (
 from benchmarks.forging import the_summary
 
 from .command_line import Cli
-from .refusals import check_error, contains, meant
+from .refusals import check_error, contains, meant, refused
 
 # A verification repeats the health checks as they were; how long they search is the same to it.
 pytestmark = pytest.mark.usefixtures("short_checks")
@@ -92,6 +92,11 @@ def test_an_exchanged_image_is_noticed_in_a_later_batch(stranger: Path, monkeypa
     shutil.copyfile(index.parent / first["file"], index.parent / last["file"])
     found = apd.verify_run(stranger, samples=1, seed=SEED, device="cpu", quiet=True)
     assert {finding.about for finding in found.failed} == {"kept images"}
+
+
+def test_verifying_without_attacking_again_is_refused(stranger: Path) -> None:
+    with refused("samples", "1 or more", "0"):
+        apd.verify_run(stranger, samples=0, device="cpu", quiet=True)
 
 
 def test_images_of_a_smaller_and_a_larger_evaluation_are_kept_together(trained: Path, tmp_path: Path) -> None:

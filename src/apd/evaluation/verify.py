@@ -74,12 +74,14 @@ def verify_run(
         quiet: show nothing.
 
     Raises:
-        InputError: not a finished run, or a model or data that cannot be read.
+        InputError: not a finished run, a model or data that cannot be read, or fewer than 1 sample.
 
     Example:
         >>> import apd
         >>> apd.verify_run("runs/stranger").verified  # doctest: +SKIP
     """
+    if samples < 1:
+        raise InputError(f"samples must be 1 or more, got {samples}: without attacking again nothing is verified.")
     run = Run.open(path)
     trust(data, model)
     drawn = random.SystemRandom().randrange(2**31) if seed is None else seed
