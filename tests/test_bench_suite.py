@@ -162,8 +162,8 @@ ALL = ["zero-shot", "alp"]
 def test_settings_are_refused_with_file_and_row_before_anything_is_loaded(
     write: Write, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], row: str, names: list[str]
 ) -> None:
-    for heavy in ("encoder_info", "whole"):
-        monkeypatch.setattr(f"apd.bench.plan.{heavy}", lambda *_, **__: pytest.fail("something heavy was loaded"))
+    for heavy in ("identity.encoder_info", "identity.whole", "plan.encoder_info", "plan.dataset"):
+        monkeypatch.setattr(f"apd.bench.{heavy}", lambda *_, **__: pytest.fail("something heavy was loaded"))
     data = {"colours": {"source": "./nowhere", "eps": "1/255", "train": changes.pop("own", {})}}
     methods = {"zero-shot": None, "alp": "advvlp", **changes.pop("methods", {})}
     block = {"protocol": "few-shot", "data": "colours", "methods": ALL, **changes.pop("block", {})}

@@ -229,7 +229,7 @@ def test_a_suite_finds_them_below_its_root_and_knows_them_by_their_content(
     assert here[0] == there[0]
     assert plan_of(tmp_path, "./photos", unlabelled_limit=2)[0][0] != here[0]
     photo(photos / "one-more.png")
-    from apd.bench.plan import unlabelled_identity
+    from apd.bench.identity import unlabelled_identity
 
     unlabelled_identity.cache_clear()
     assert plan_of(tmp_path, "./photos")[0][0] != here[0]

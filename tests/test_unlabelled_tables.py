@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from apd.bench.identity import data_identity, unlabelled_identity
 from apd.data import Dataset, load_data, same_source
 from apd.data.load import load_unlabelled
+from apd.data.settings import DataSettings
 from tests.refusals import refused
 
 datasets = pytest.importorskip("datasets")
@@ -99,3 +101,30 @@ def test_of_splits_those_for_training_are_taken(tmp_path: Path, splits: tuple[st
     datasets.DatasetDict({split: rows(2) for split in splits}).save_to_disk(str(tmp_path / "saved"))
     found = load_unlabelled(str(tmp_path / "saved")).ids
     assert {id_.split("/")[1] for id_ in found} == taken
+
+
+@pytest.mark.parametrize("form", ["t.parquet", "parquet", "saved"])
+def test_a_table_with_other_images_is_another_data_set_to_a_bench(tmp_path: Path, form: str) -> None:
+    def identities(folder: Path, table: Any) -> tuple[str, str]:
+        source = folder / form
+        file = source / "train.parquet" if form == "parquet" else source
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if form == "saved":
+            table.save_to_disk(str(file))
+        else:
+            table.to_parquet(file)
+        data_identity.cache_clear()
+        unlabelled_identity.cache_clear()
+        return data_identity(DataSettings(source=str(source))), unlabelled_identity(str(source), None)
+
+    def larger(row: dict[str, Any]) -> dict[str, Any]:
+        return {"image": row["image"].resize((12, 12))}
+
+    table = rows(40)
+    here = identities(tmp_path / "here", table)
+    assert identities(tmp_path / "there", table) == here, "wherever it lies"
+    if form == "saved":
+        (tmp_path / "here" / form / "cache-1.arrow").touch()
+        assert identities(tmp_path / "here", table) == here, "what datasets keeps beside a table is not the table"
+    other = identities(tmp_path / "other", table.map(larger))
+    assert other[0] != here[0] and other[1] != here[1]

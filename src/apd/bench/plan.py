@@ -6,27 +6,22 @@ settings and of the content of model and data, wherever they lie. A `TableRow` i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from apd.bench.blocks import Block, Final
-from apd.bench.loaded import dataset, encoder_info, whole
+from apd.bench.identity import data_identity, digest, model_identity, training_identity
+from apd.bench.loaded import dataset, encoder_info
 from apd.bench.protocols import PROTOCOLS, EvalSpec
 from apd.bench.suite import Suite, in_row
-from apd.data import ImageSet
-from apd.data.load import load_unlabelled
-from apd.data.settings import REST, UNLABELLED, DataSettings
+from apd.data.settings import REST, DataSettings
 from apd.errors import InputError
 from apd.runs.config import RunConfig, with_class_contexts
-from apd.runs.folder import Run
-from apd.runs.load import is_run
 from apd.util.files import parse_json
 from apd.util.shape import COUNT, TEXT, Each, Table, check_shape
 from apd.util.text import short
@@ -263,7 +258,7 @@ def _job(suite: Suite, block: Block, cell: _Cell, device: str) -> Job:
     others = {spec.data for spec in specs.values()} - {data}
     with in_row("model" if suite.data[data].model is None else f"data.{data}.model"):
         model = suite.resolve(suite.model_of(data), "model")
-        decides: dict[str, Any] = {"model": _model_identity(model)}
+        decides: dict[str, Any] = {"model": model_identity(model)}
     with in_row(f"data.{data}"):
         sections = {data: suite.section(data, shots=shots, seed=drawn)}
         decides["data"] = data_identity(suite.section(data))
@@ -282,13 +277,13 @@ def _job(suite: Suite, block: Block, cell: _Cell, device: str) -> Job:
         with in_row(f"methods.{method}"):
             config = _located(suite, run, model, section, device)
         with in_row(f"data.{data}" if config.data.unlabelled == sections[data].unlabelled else f"methods.{method}"):
-            decides |= _training_identity(config)
+            decides |= training_identity(config)
     if seed is not None:
         own = config is not None and config.data.shots == 0
         decides |= {"shots": 0 if own else shots, "seed": seed}
     label = _label(f"{method} on {data}", shots, seed, protocol.train_classes)
     label += f", {cell.unlabelled} unlabelled" if cell.unlabelled is not None and config is not None else ""
-    return Job(_digest(decides), label, model, config, sections, device, suite.split, specs)
+    return Job(digest(decides), label, model, config, sections, device, suite.split, specs)
 
 
 def _check_enough(section: DataSettings, name: str) -> None:
@@ -311,17 +306,6 @@ def _located(suite: Suite, config: RunConfig, model: str, data: DataSettings, de
     return config.model_copy(update={"model": model, "data": data, "method": method, "train": train})
 
 
-def _training_identity(config: RunConfig) -> dict[str, Any]:
-    """What of a training decides its outcome: settings with their defaults, and other CLIPs by what they are."""
-    found = config.model_dump(mode="json")
-    others = {name: _model_identity(source) for name, source in config.method.other_models().items()}
-    train = {key: value for key, value in found["train"].items() if key != "device"}
-    extra = {name: value for name, value in found["data"].items() if name in UNLABELLED}
-    if config.data.unlabelled not in (None, REST):
-        extra["unlabelled"] = unlabelled_identity(config.data.unlabelled, config.data.columns)
-    return {"method": found["method"] | others, "train": train, "classes": config.data.classes, **extra}
-
-
 def _label(what: str, shots: Shots, seed: int | None, classes: str) -> str:
     if seed is None:
         return what
@@ -337,61 +321,4 @@ def _final(spec: EvalSpec, final: Final) -> EvalSpec:
 def _eval_key(spec: EvalSpec, suite: Suite) -> str:
     with in_row(f"data.{spec.data}"):
         about = spec.record() | {"data": data_identity(suite.section(spec.data)), "of": suite.split}
-    return _digest({key: value for key, value in about.items() if key not in ("name", "split")})
-
-
-def _digest(about: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _model_identity(source: str) -> tuple[str, ...]:
-    if is_run(source):
-        run = Run.open(source).manifest
-        hashes = (run["model"]["weights_sha256"], run["model"]["tokenizer_sha256"], run["prompts_sha256"])
-        return (*hashes, repr(run["model"]["preprocessing"]), repr(run["templates"]))
-    info = encoder_info(source)
-    return info.weights_sha256, info.tokenizer_sha256, repr(info.preprocessing)
-
-
-@cache
-def data_identity(settings: DataSettings) -> str:
-    """Hash class names, templates, and the ids and file sizes of all images, wherever they lie.
-
-    Without unreadable images, or with another number of validation images, it is another data set; so it is with any
-    other option that the content does not show.
-    """
-    data = whole(settings.model_copy(update={"validation": None, "skip_bad_images": False}))
-    identity = _content((data.class_names, data.templates), data.train, data.val, data.test)
-    if settings.validation is not None:
-        # These words are part of the hash of every such run: they stay, whatever is said elsewhere.
-        identity += f" with {settings.validation} validation " + "images a" + " class"
-    if settings.skip_bad_images:
-        identity += " without unreadable images"
-    told = {
-        "source",
-        "shots",
-        "seed",
-        "classes",
-        "templates",
-        "validation",
-        "skip_bad_images",
-        *UNLABELLED,
-        "memory_gb",
-    }
-    rest = settings.model_dump(exclude=told, exclude_defaults=True)
-    return identity + "".join(f" {name}={value}" for name, value in rest.items())
-
-
-@cache
-def unlabelled_identity(source: str, columns: tuple[str, str] | None) -> str:
-    """Hash the ids and file sizes of all unlabelled images of a source, wherever it is."""
-    return _content((), load_unlabelled(source, columns))
-
-
-def _content(about: object, *parts: ImageSet) -> str:
-    digest = hashlib.sha256(repr(about).encode())
-    for images in parts:
-        for id_, label, source in zip(images.ids, images.labels.tolist(), images.sources, strict=True):
-            size = source.stat().st_size if isinstance(source, Path) else 0
-            digest.update(f"{id_}\0{label}\0{size}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    return digest({key: value for key, value in about.items() if key not in ("name", "split")})

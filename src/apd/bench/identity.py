@@ -1,0 +1,98 @@
+"""What decides the outcome of a job, as hashes: of the content of CLIP models and images, wherever they lie, and of settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from apd.bench.loaded import encoder_info, whole
+from apd.data import ImageSet
+from apd.data.load import load_unlabelled
+from apd.data.settings import REST, UNLABELLED, DataSettings
+from apd.data.sources.hub import table_files
+from apd.runs.config import RunConfig
+from apd.runs.folder import Run
+from apd.runs.load import is_run
+from apd.util.files import user_path
+
+
+def digest(about: Mapping[str, Any]) -> str:
+    """Hash settings and hashes to a short name."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def model_identity(source: str) -> tuple[str, ...]:
+    """Hashes of a CLIP model, or of a run that stands for one."""
+    if is_run(source):
+        run = Run.open(source).manifest
+        hashes = (run["model"]["weights_sha256"], run["model"]["tokenizer_sha256"], run["prompts_sha256"])
+        return (*hashes, repr(run["model"]["preprocessing"]), repr(run["templates"]))
+    info = encoder_info(source)
+    return info.weights_sha256, info.tokenizer_sha256, repr(info.preprocessing)
+
+
+def training_identity(config: RunConfig) -> dict[str, Any]:
+    """What of a training decides its outcome: settings with their defaults, and other CLIPs by what they are."""
+    found = config.model_dump(mode="json")
+    others = {name: model_identity(source) for name, source in config.method.other_models().items()}
+    train = {key: value for key, value in found["train"].items() if key != "device"}
+    extra = {name: value for name, value in found["data"].items() if name in UNLABELLED}
+    if config.data.unlabelled not in (None, REST):
+        extra["unlabelled"] = unlabelled_identity(config.data.unlabelled, config.data.columns)
+    return {"method": found["method"] | others, "train": train, "classes": config.data.classes, **extra}
+
+
+@cache
+def data_identity(settings: DataSettings) -> str:
+    """Hash class names, templates, and the ids and file sizes of all images, wherever they lie.
+
+    Without unreadable images, or with another number of validation images, it is another data set; so it is with any
+    other option that the content does not show.
+    """
+    data = whole(settings.model_copy(update={"validation": None, "skip_bad_images": False}))
+    identity = _content((data.class_names, data.templates), data.train, data.val, data.test) + _tables(settings.source)
+    if settings.validation is not None:
+        # These words are part of the hash of every such run: they stay, whatever is said elsewhere.
+        identity += f" with {settings.validation} validation " + "images a" + " class"
+    if settings.skip_bad_images:
+        identity += " without unreadable images"
+    told = {
+        "source",
+        "shots",
+        "seed",
+        "classes",
+        "templates",
+        "validation",
+        "skip_bad_images",
+        *UNLABELLED,
+        "memory_gb",
+    }
+    rest = settings.model_dump(exclude=told, exclude_defaults=True)
+    return identity + "".join(f" {name}={value}" for name, value in rest.items())
+
+
+@cache
+def unlabelled_identity(source: str, columns: tuple[str, str] | None) -> str:
+    """Hash the ids and file sizes of all unlabelled images of a source, wherever it is."""
+    return _content((), load_unlabelled(source, columns)) + _tables(source)
+
+
+def _content(about: object, *parts: ImageSet) -> str:
+    digest = hashlib.sha256(repr(about).encode())
+    for images in parts:
+        for id_, label, source in zip(images.ids, images.labels.tolist(), images.sources, strict=True):
+            size = source.stat().st_size if isinstance(source, Path) else 0
+            digest.update(f"{id_}\0{label}\0{size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _tables(source: str) -> str:
+    """Sizes of the files of a parquet or saved table, whose images are no files; empty for anything else."""
+    # `datasets` keeps what it has worked out beside a saved table.
+    files = sorted(file for file in table_files(user_path(source)) if not Path(file).name.startswith("cache-"))
+    sizes = [Path(file).stat().st_size for file in files]
+    return f" in files of {sizes} bytes" if sizes else ""
