@@ -162,6 +162,28 @@ def test_a_preset_that_is_asked_for_wins_over_the_values_of_a_saved_run(tmp_path
     assert (chosen.epochs, chosen.batch_size) == (2, paper.train.batch_size), "what a person wrote stands"
 
 
+@pytest.mark.parametrize("name", WITH_PRESET)
+def test_another_method_on_a_saved_published_run_has_its_own_paper_s_settings(tmp_path: Path, name: str) -> None:
+    saved, published = tmp_path / "config.yaml", ["method.preset=published"]
+    saved.write_text(load_config(flags={**DIGITS, "method.name": name}, sets=published).to_yaml())
+    for other in WITH_PRESET:
+        paper = load_config(flags={**DIGITS, "method.name": other}, sets=published)
+        assert load_config(saved, {"method.name": other}) == paper, "the preset stays, its values do not"
+        assert load_config(saved, {"method.name": other}, published) == paper
+    assert load_config(saved, {"method.name": "trades"}, ["method.preset=own"]) == load_config(
+        flags={**DIGITS, "method.name": "trades"}
+    )
+    with refused("trades", "method.preset=own"):
+        load_config(saved, {"method.name": "trades"})
+
+
+def test_what_was_chosen_beside_a_preset_stands_with_another_method(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("data: digits\nmethod: {name: maple, preset: published}\ntrain: {epochs: 2}\n")
+    coop = load_config(tmp_path / "own.yaml", {"method.name": "coop"})
+    paper = load_config(flags={**DIGITS, "method.name": "coop"}, sets=["method.preset=published"])
+    assert (coop.train.epochs, coop.train.optimizer) == (2, paper.train.optimizer)
+
+
 @pytest.mark.parametrize(
     ("name", "setting", "names"),
     [

@@ -91,7 +91,7 @@ def _content(about: object, *parts: ImageSet) -> str:
 
 
 def _tables(source: str) -> str:
-    """Sizes of the files of a parquet or saved table, whose images are no files; empty for anything else."""
+    """Sizes of the files of a parquet or saved table, which holds the images itself; empty for anything else."""
     # `datasets` keeps what it has worked out beside a saved table.
     files = sorted(file for file in table_files(user_path(source)) if not Path(file).name.startswith("cache-"))
     sizes = [Path(file).stat().st_size for file in files]

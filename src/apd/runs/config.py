@@ -23,7 +23,7 @@ from apd.data.settings import DataSettings
 from apd.errors import InputError
 from apd.methods import MethodSettings, find_method
 from apd.settings.explain import explain, setting_names
-from apd.settings.layers import merged, with_path, without_path
+from apd.settings.layers import merged, path_value, with_path, without_path
 from apd.settings.train import PSEUDO_LABELS, TrainSettings
 from apd.util.section import RECORDED, Section
 from apd.util.text import short
@@ -241,7 +241,7 @@ def _with_preset(entries: dict[str, Any]) -> dict[str, Any]:
     published = _settings_of(section).published
     if not published:
         raise InputError(
-            f"Method {section.get('name', 'apd')} has no published settings for prompts of CLIP; leave out method.preset."
+            f"Method {section.get('name', 'apd')} has no published settings for prompts of CLIP; set method.preset=own."
         )
     preset: dict[str, Any] = {}
     for name, value in published.items():
@@ -307,7 +307,7 @@ def _forget_other_method(raw: dict[str, Any], given: Mapping[str, Any]) -> None:
         now = _settings_of({"name": given["method.name"]})
         # Prompts of one kind stay, so that a control has those of the method it is compared with.
         same = (now.defaults, now.fixed) == (before.defaults, before.fixed)
-        raw["method"] = {"prompts": section["prompts"]} if same and "prompts" in section else {}
+        raw["method"] = {key: section[key] for key in ("preset", *(["prompts"] if same else [])) if key in section}
     elif "method.variant" in given:
         preset = {key for weights in before.variants.values() for key in weights}
         if given["method.variant"] != section.get("variant"):
@@ -325,18 +325,24 @@ def _usual(settings: type[MethodSettings], section: Mapping[str, Any]) -> dict[s
 
 
 def _forget_other_preset(raw: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out of a file what a preset sets, where the file names one and another is now asked for.
+    """Leave out of a file what presets set, where the file names one and that of another name or method is now asked for.
 
-    A saved run's settings name every value; kept, they would win over the preset. A file that names no preset holds what a
-    person chose, which stands.
+    A saved run's settings name every value; kept, they would win over the preset. What differs from the values that the
+    file's own preset gives was chosen, and stands; so does all in a file that names no preset.
     """
     section = raw.get("method")
     if not isinstance(section, Mapping) or "preset" not in section:
         return raw
-    before, now = section["preset"], given.get("method.preset", section["preset"])
-    if now == before:
+    old, before = section.get("name", "apd"), section["preset"]
+    new, now = given.get("method.name", old), given.get("method.preset", before)
+    if (new, now) == (old, before):
         return raw
-    published = section if now == "own" else {**section, "name": given.get("method.name", section.get("name", "apd"))}
-    for key in _settings_of(published).published:
-        raw = without_path(raw, key)
+    try:
+        usual = validate({"data": "DATA", "method": {"name": old, "preset": before}}).model_dump(mode="json")
+    except InputError:  # a method or preset that nobody knows
+        return raw
+    names = [name for method in (old, new) for name in _settings_of({"name": method}).published]
+    for name in names:
+        if path_value(raw, name) == path_value(usual, name):
+            raw = without_path(raw, name)
     return raw
