@@ -335,6 +335,18 @@ def test_an_encoder_without_visual_tokens_says_so_and_takes_text_prompts(clip: D
     assert model(X).shape == (4, 3)
 
 
+@pytest.mark.parametrize("depths", [{}, {"text_depth": 1, "visual_depth": 1}, {"text_depth": 2, "deep_words": False}])
+def test_words_from_which_nothing_would_start_are_refused(
+    clip: DualEncoder, monkeypatch: pytest.MonkeyPatch, depths: dict[str, Any]
+) -> None:
+    mapped = {"text_tokens": 2, "visual_tokens": 2, "coupling": "vision-to-text", "words": "a photo", **depths}
+    with refused("prompts.words", "mapped from visual ones"):
+        Prompts.initial(PromptSpec(**mapped), clip)
+    monkeypatch.setattr(clip, "word_states", lambda *_: [])
+    with refused("prompts.words", "no states of words"):
+        Prompts.initial(PromptSpec(text_tokens=2, words="a photo"), clip)
+
+
 def test_deeper_text_tokens_behind_mapped_ones_start_from_their_own_block_s_words(clip: DualEncoder) -> None:
     spec = PromptSpec(text_tokens=2, visual_tokens=2, visual_depth=1, coupling="vision-to-text")
     prompts = Prompts.initial(spec, clip, "a photo")

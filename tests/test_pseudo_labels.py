@@ -96,6 +96,21 @@ def test_a_teacher_of_labels_that_nobody_needs_or_can_give_is_refused() -> None:
         Batches(Images(nothing, images, 8, False, images), settings)
 
 
+@pytest.mark.parametrize("takes_text", [True, False])
+@pytest.mark.usefixtures("brief_teachers")
+def test_a_tower_without_token_blocks_gets_labels_too(
+    tmp_path: Path, shallow: DualEncoder, colours: Path, monkeypatch: pytest.MonkeyPatch, takes_text: bool
+) -> None:
+    info = shallow.info
+    depth = info.text_depth if takes_text else 0
+    monkeypatch.setattr(shallow, "info", replace(info, visual_depth=0, visual_width=0, text_depth=depth))
+    data = apd.load_data(colours, shots=2, unlabelled="rest", unlabelled_limit=4)
+    method = {"name": "apt"} if takes_text else {"name": "advvp-pixels"}
+    run = apd.train(shallow, data, method=method, output=tmp_path / "run", **QUICK)
+    known = {"frozen", "tuned", "frozen+tuned"} if takes_text else {"frozen"}
+    assert run.manifest["facts"]["pseudo_labels_by"] in known
+
+
 def test_the_tuning_of_the_teacher_itself_asks_for_no_labels(
     tmp_path: Path, shallow: DualEncoder, colours: Path, brief_teachers: None
 ) -> None:

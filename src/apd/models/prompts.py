@@ -14,6 +14,7 @@ from apd.models.encoder import DualEncoder, EncoderInfo
 from apd.models.shown import ShownInShort
 from apd.util.kinds import complaint
 from apd.util.section import GrowingSection
+from apd.util.text import short
 
 Depth = Annotated[int, Field(ge=1)] | Literal["all"]
 Coupling = Literal["none", "text-to-vision", "vision-to-text"]
@@ -109,6 +110,11 @@ class PromptSpec(GrowingSection):
     def frame_width(self, info: EncoderInfo) -> int:
         """Width of the frame in pixels, 0 for none."""
         return max(1, round(self.frame * info.image_size)) if self.frame else 0
+
+    def fitting(self, info: EncoderInfo) -> PromptSpec:
+        """Return these prompts without tokens in a branch of this encoder that takes none."""
+        taken = {"text_tokens": info.text_depth, "visual_tokens": info.visual_depth}
+        return self.model_copy(update={name: 0 for name, depth in taken.items() if not depth})
 
     def depths(self, info: EncoderInfo) -> tuple[int, int]:
         """Text and visual depth for this encoder, 0 where a branch has no tokens.
@@ -222,11 +228,15 @@ class Prompts(ShownInShort):
         """
         prompts = cls(spec, encoder.info, seed, n_classes).to(encoder.device)
         text = spec.words if spec.words is not None else words
-        if text.strip() and len(prompts.text_tokens):
+        if text.strip() and spec.text_tokens:
             states = encoder.word_states(text.strip(), spec.text_tokens)
             # Blocks whose text tokens are mapped from visual ones come first.
             led = len(prompts.maps) if spec.coupling == "vision-to-text" else 0
             states = (states if spec.deep_words else states[:1])[led:]
+            if spec.words and not (states and len(prompts.text_tokens)):
+                mapped = "the tokens that would start from them are mapped from visual ones"
+                why = mapped if led else f"{encoder.info.source} has no states of words"
+                raise InputError(f"prompts.words={short(spec.words)} has no effect: {why}; leave it out.")
             with torch.no_grad():
                 for tokens, state in zip(prompts.text_tokens, states, strict=False):
                     rows = tokens[..., : len(state), :]

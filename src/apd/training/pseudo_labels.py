@@ -34,13 +34,16 @@ def pseudo_labels(method: Method, before: Preparation, images: Images, teacher: 
     bound = method.labeller().bind_detached()
     if not len(images.train):
         return predictions(bound.logits, images.unlabelled), "frozen"
-    parts, known = PARTS[teacher], {"frozen": bound.logits_from_features}
+    spec = PromptSpec().fitting(method.labeller().encoder.info)
+    tunable = spec.text_tokens or spec.visual_tokens
+    parts = [part for part in PARTS[teacher] if tunable or part != "tuned"]
+    known = {"frozen": bound.logits_from_features}
     if "probe" in parts:
         features = logits_of(bound.features, before.images)
         weights = fit_probe(features, before.images.labels, len(method.student.class_names))
         known["probe"] = lambda features: probe_logits(features, weights)
     if "tuned" in parts:
-        prompts = prompted(method.labeller(), PromptSpec(), before.seed + 1).to(images.unlabelled.labels.device)
+        prompts = prompted(method.labeller(), spec, before.seed + 1).to(images.unlabelled.labels.device)
         tune_prompts(prompts, before)
         tuned = prompts.bind_detached()
 
