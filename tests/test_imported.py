@@ -270,6 +270,14 @@ def test_what_does_not_fit_is_refused(case: str, weights: Weights, model: Path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("given", "names"), [({"eps": "abc"}, ["--eps", "abc"]), ({"data": ""}, ["--data"])])
+def test_what_evaluation_could_not_read_is_refused_first(
+    given: dict[str, str], names: list[str], classes: Path, tmp_path: Path
+) -> None:
+    with refused(*names):
+        apd.import_run(tmp_path / "missing", "coop", "missing", classes, tmp_path / "run", **given)
+
+
 def test_a_coop_context_without_its_texts_is_taken_at_its_word(
     weights: Weights, model: Path, classes: Path, tmp_path: Path
 ) -> None:

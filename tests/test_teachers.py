@@ -205,6 +205,13 @@ def test_a_teacher_that_no_term_asks_is_refused(teacher: dict[str, str]) -> None
     assert APDSettings(balance=0.0) and APDSettings(**hard), "the default teacher costs nothing"
 
 
+@pytest.mark.parametrize(("setting", "value"), [("soft_target", "adversarial"), ("trust", 0.5)])
+def test_what_is_about_a_soft_label_that_nobody_asks_for_is_refused(setting: str, value: object) -> None:
+    for silent in ({"adv_ce": 1.0, "adv_kl": 0.0, "inner": "ce"}, {"balance": 0.0, "inner": "ce"}):
+        with refused(f"method.{setting}", "method.adv_kl", by=ValueError):
+            APDSettings.model_validate({**silent, "teacher": "frozen", setting: value})
+
+
 def test_tuning_moves_the_teacher_s_prompts_and_only_them(clip: DualEncoder) -> None:
     method = build(clip, teacher="tuned", balance=0.5)
     before = {n: t.clone() for n, t in method.state().items()}

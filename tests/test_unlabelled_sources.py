@@ -69,6 +69,8 @@ def test_of_a_folder_with_splits_the_training_images_are_taken(tmp_path: Path) -
         (("train", "test", "unlabeled"), {"train", "unlabeled"}),
         (("Training", "val"), {"Training"}),
         (("unlabelled", "Test", "dev"), {"unlabelled"}),
+        (("seg_train", "seg_test", "seg_pred"), {"seg_train", "seg_pred"}),
+        (("train", "test_images"), {"train"}),
     ],
 )
 def test_folders_for_validation_and_testing_are_left_out_and_named(

@@ -161,6 +161,17 @@ class APDSettings(MethodSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _soft_label_has_a_weight(self) -> APDSettings:
+        for name, usual in (("soft_target", "clean"), ("trust", 0)):
+            value = getattr(self, name)
+            if value != usual and not self.soft_label:
+                raise ValueError(
+                    f"method.{name}={value} is about the soft label for x', which has no weight here; give method.adv_kl one, or "
+                    "leave it out"
+                )
+        return self
+
     @property
     def soft_label(self) -> bool:
         """Whether the soft label for x' has a weight."""

@@ -29,6 +29,7 @@ class ZeroShot(Method):
     Settings = ZeroShotSettings
     adversarial = False
     learns = False
+    pseudo_labels = False
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """Return the terms of the formula at the head of this page."""

@@ -204,10 +204,15 @@ def load_recorded(file: Path) -> RunConfig:
         InputError: a missing or damaged file, or settings of another version.
     """
     raw = _read_yaml(file)
+    return recorded(raw, dict.fromkeys(raw, str(file)))
+
+
+def recorded(raw: Mapping[str, Any], places: Mapping[str, str]) -> RunConfig:
+    """`RunConfig` from nested mappings of which nothing is to be trained, as `validate` does for a training."""
     try:
         return RunConfig.model_validate(raw, context=RECORDED)
     except ValidationError as error:
-        raise InputError(_explain(error, raw, dict.fromkeys(raw, str(file)))) from error
+        raise InputError(_explain(error, raw, places)) from error
 
 
 def _explain(error: ValidationError, raw: Mapping[str, Any], places: Mapping[str, str]) -> str:

@@ -73,7 +73,7 @@ def check_same(
                 "settings. Drop the change, or start again with --overwrite (Python: overwrite=True)."
             )
     old, new = manifests
-    for key in ("model", "teachers", "data", "class_names", "templates"):
+    for key in ("model", "teachers", "data", "class_names", "templates", "prompts"):
         if key not in old:  # a run of before it was kept
             continue
         differing = first_difference(old[key], json.loads(json.dumps(new.get(key))), key)

@@ -14,12 +14,11 @@ from apd.errors import InputError
 from apd.models import DualEncoder, load_clip
 from apd.models.classifier import DEFAULT_TEMPLATES, PromptedCLIP
 from apd.models.prompts import Prompts, PromptSpec
-from apd.runs.config import RunConfig
+from apd.runs.config import RunConfig, recorded
 from apd.runs.folder import Run
 from apd.runs.learners import Learned, read_learner
 from apd.runs.load import describe_encoder
 from apd.runs.output import check_output
-from apd.util.section import RECORDED
 from apd.util.tensors import sha256_of_file
 from apd.util.text import short
 from apd.util.torch_files import read_torch_file
@@ -69,11 +68,13 @@ def import_run(
     file = Path(checkpoint)
     check_output(output, overwrite=overwrite)
     names = [name.replace("_", " ") for name in read_list(str(classes))]  # as CoOp's code does
+    evaluated = _evaluated(form, names, data, eps)
     learned = read_learner(read_torch_file(file, str(file)), form, str(file))
     encoder = load_clip(model)
     prompts = _prompts(learned, encoder, names, file)
     PromptedCLIP(encoder, prompts, names, DEFAULT_TEMPLATES)  # refuses names that are twice there or too long
-    config = _config(form, encoder, prompts.spec, names, data, eps)
+    method = {"name": f"imported-{form}", "prompts": prompts.spec.model_dump(mode="json")}
+    config = recorded({"model": encoder.info.source, "method": method, **evaluated}, {})
     manifest = {**_origin(file, form, config), "model": describe_encoder(encoder.info), "class_names": names}
     run = Run.create(output, config, manifest, overwrite=overwrite)
     run.save_prompts(prompts.state_dict())
@@ -214,12 +215,10 @@ def _prompts(learned: Learned, encoder: DualEncoder, names: list[str], file: Pat
         raise InputError(f"{file} does not fit {encoder.info.source}: {error}") from error
 
 
-def _config(
-    form: str, encoder: DualEncoder, spec: PromptSpec, names: list[str], data: str | None, eps: str | float
-) -> RunConfig:
-    """The settings of a run that was not trained here; only what evaluation reads is meant."""
+def _evaluated(form: str, names: list[str], data: str | None, eps: str | float) -> dict[str, Any]:
+    """The sections of settings that evaluation reads, in place of those of a training."""
     # Without data the run is like one that was trained on images without labels: evaluation has to be told.
     own = {"source": form, "shots": 0, "class_names": names} if data is None else {"source": data, "shots": "all"}
-    method = {"name": f"imported-{form}", "prompts": spec.model_dump(mode="json")}
-    raw = {"model": encoder.info.source, "data": own, "method": method, "train": {"eps": eps}}
-    return RunConfig.model_validate(raw, context=RECORDED)
+    raw = {"data": own, "train": {"eps": eps}}
+    recorded(raw, {"data.source": "--data", "train.eps": "--eps"})  # before anything large is read
+    return raw

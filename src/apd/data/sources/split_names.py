@@ -58,6 +58,12 @@ def split_folders(path: Path) -> dict[str, Path]:
     return {split: _unwrapped(folder) for split, folder in found.items()}
 
 
+def held_out_folders(path: Path) -> list[Path]:
+    """The folders whose names hold a word for validation or testing, as in ``seg_test``."""
+    words = [(folder, _WHOLE_WORD.search(folder.name.casefold())) for folder in subfolders(path)]
+    return [folder for folder, word in words if word and WORDS[word[1]] != "train"]
+
+
 def _alike(path: Path, folders: list[Path]) -> list[tuple[str, Path]]:
     """The splits among the folders: those called so and nothing more, or else those with the same words around it."""
     groups: dict[tuple[str, str], list[tuple[str, Path]]] = {}

@@ -17,7 +17,7 @@ from apd.data.dataset import IN_MEMORY, UNKNOWN, Dataset, ImageSet
 from apd.data.settings import DataSettings
 from apd.data.sources.class_names import warn, without_ids
 from apd.data.sources.folder import images_below, refuse_broken_links
-from apd.data.sources.split_names import WORDS, split_folders, subfolders
+from apd.data.sources.split_names import held_out_folders, split_folders
 from apd.data.splits import DEFAULT_TEMPLATES, VALIDATION_SHOTS, check_names
 from apd.errors import InputError
 from apd.util.files import read_lines, user_path
@@ -40,7 +40,7 @@ def anonymous(images: ImageSet) -> ImageSet:
 def folder_images(path: Path) -> ImageSet:
     """All images below a folder, in no class; of a folder with train, val and test folders those below train alone.
 
-    Where folders of these names do not divide it, as beside one called ``unlabelled``, those for validation and test are left
+    Where folders of such names do not divide it, as beside one called ``unlabelled``, those for validation and test are left
     out.
 
     Raises:
@@ -50,7 +50,7 @@ def folder_images(path: Path) -> ImageSet:
     try:
         splits = split_folders(path)
     except InputError:  # folders that do not divide it
-        held_out = [folder for folder in subfolders(path) if WORDS.get(folder.name.casefold()) in ("val", "test")]
+        held_out = held_out_folders(path)
     top = splits.get("train", path)
     refuse_broken_links(top)
     paths = images_below(top, {})
