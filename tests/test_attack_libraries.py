@@ -100,6 +100,44 @@ def test_torchattacks_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         attacks.find("torchattacks:FGSM")(model, batch, ThreatModel(0.06))
 
 
+class Anywhere(Torchattack):
+    """One that is told its norm.
+
+    Distance Measure : Linf, L2
+    """
+
+    def __init__(self, model: nn.Module, norm: str = "Linf", eps: float = 8 / 255) -> None:
+        super().__init__(model, eps)
+        NORMS.append(norm)
+
+
+class Sparse(Torchattack):
+    """Distance Measure : L0"""
+
+
+NORMS: list[str] = []
+
+
+def test_torchattacks_keep_to_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = ModuleType("torchattacks")
+    library.Anywhere, library.Sparse = Anywhere, Sparse  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchattacks", library)
+    model = trained(5)
+
+    def attack(name: str, threat: ThreatModel) -> None:
+        attacks.find(f"torchattacks:{name}")(model, batch_of(model), threat)
+
+    attack("Anywhere", ThreatModel(0.06))
+    attack("Anywhere", ThreatModel(0.5, "l2"))
+    assert NORMS == ["Linf", "L2"]
+    with refused("Anywhere", "linf and l2", "not l1", "--norm linf"):
+        attack("Anywhere", ThreatModel(5.0, "l1"))
+    with refused("Anywhere", "within l2", "not linf", "--norm l2"):
+        attack("Anywhere(norm='L2')", ThreatModel(0.06))
+    with refused("Sparse", "l0", "use another attack"):
+        attack("Sparse", ThreatModel(0.06))
+
+
 def dims(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
     """A function of the usual form."""
     return images - 2 * eps

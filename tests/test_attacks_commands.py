@@ -66,6 +66,8 @@ def test_the_teacher_of_a_run_is_the_clip_model_that_taught_it(cli: Cli, run: Pa
     answer = cli("evaluate", run, "--attack", "transfer:teacher", "--limit", 2, "--json")
     assert answer.code == 0, answer.err
     assert list(json.loads(answer.out)["attacks"]) == ["transfer:zero-shot"]
+    stranger = cli("evaluate", "--model", "glyphs", "--data", "digits", "--attack", "transfer:teacher", "--limit", 2)
+    assert stranger.code == 2 and "transfer:MODEL" in stranger.err
 
 
 @pytest.mark.usefixtures("short")
@@ -77,6 +79,15 @@ def test_other_norms_and_their_attacks(cli: Cli, run: Path) -> None:
     assert refused.code == 2 and "l2" in refused.err
     unknown = cli("evaluate", run, "--attack", "targeted:violet", "--limit", 2)
     assert unknown.code == 2 and "violet" in unknown.err
+
+
+def test_other_words_are_judged_in_the_run_s_own_norm(cli: Cli, run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["train"].update(norm="l1", eps="3")
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    answer = cli("wording", run, "--eps", 6, "--attack", "fmn", "--change", "typos", "--limit", 2, "--json")
+    assert answer.code == 0, answer.err
+    assert (json.loads(answer.out)["norm"], json.loads(answer.out)["eps_text"]) == ("l1", "6")
 
 
 def test_a_curve_of_a_run_keeps_its_evaluations(cli: Cli, run: Path) -> None:

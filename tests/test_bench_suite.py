@@ -291,6 +291,14 @@ def test_classes_share_a_context_by_default_where_others_are_evaluated(
     assert job.config is not None and job.config.method.settings.prompts.class_specific == class_specific
 
 
+def test_two_trainings_of_a_method_on_the_same_images_are_told_apart(write: Write) -> None:
+    blocks = [{"protocol": "few-shot", "data": "home", "methods": "apd", "shots": 16}]
+    blocks += [{**blocks[0], "protocol": "cross-dataset", "to": "others"}]
+    data = {name: {"source": "digits", "eps": "8/255"} for name in ("home", "others")}
+    plan = make_plan(load_suite(write(data=data, methods={"apd": "apd"}, blocks=[*blocks, blocks[0]])))
+    assert len({job.label for job in plan.jobs.values()}) == len(plan.jobs) == 2
+
+
 @pytest.mark.parametrize(
     ("protocol", "more", "splits"),
     [

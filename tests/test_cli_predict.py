@@ -54,8 +54,9 @@ def test_folders_and_patterns_lead_to_images(photos: Path) -> None:
     assert relative(find_images([photos])[0], photos) == everything, "a folder and a link to it beside it"
     (photos / "zlink").unlink()
     assert find_images([""]) == ([], ["an empty name leads to no image."])
-    (photos / "z.TGA").touch()
-    assert relative(find_images([photos])[0], photos) == ["a.png", "z.TGA", *everything[1:]]
+    (photos / "z.MPO").touch()
+    (photos / "favicon.ico").touch()
+    assert relative(find_images([photos])[0], photos) == ["a.png", "z.MPO", *everything[1:]], "what can be read"
     (photos / "[1].png").touch()
     assert relative(find_images([photos / "[1].png"])[0], photos) == ["[1].png"], "a file that is there is no pattern"
 

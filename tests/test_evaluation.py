@@ -258,6 +258,14 @@ def test_evaluate_a_classifier_beside_the_undefended(tmp_path: Path) -> None:
     assert alone.undefended is None and alone.n == 12 and set(alone.ids) < set(result.ids)
 
 
+@pytest.mark.parametrize("names", [slice(None, None, -1), slice(2)])
+def test_a_control_for_other_classes_is_refused(names: slice) -> None:
+    data = data_of(5)
+    classifier = PromptedCLIP(toy_clip(5), None, data.class_names, data.templates)
+    with refused("undefended", "with_classes"):
+        evaluate(classifier, data, attacks="pgd-1", undefended=classifier.with_classes(data.class_names[names]))
+
+
 def test_images_are_corrupted_before_the_attack_and_kept_apart(tmp_path: Path) -> None:
     data, options = data_of(5), {"attacks": "pgd-5", "eps": "10/255", "checks": False, "store": tmp_path}
     classifier = PromptedCLIP(toy_clip(5), None, data.class_names, data.templates)

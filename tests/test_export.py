@@ -245,7 +245,7 @@ def test_unknown_forms_and_options_are_refused(cli: Cli, trained: Path, tmp_path
         apd.export.onnx(trained, tmp_path / "x.onnx", opset=9)
     with refused("int4"):
         apd.export.onnx(trained, tmp_path / "x.onnx", precision="int4")
-    for wrong in (("--attack", "pgd-x"), ("--eps", "four")):
+    for wrong in (("--attack", "pgd-x"), ("--eps", "four"), ("--attack", "cw"), ("--attack", "transfer:zero-shot")):
         answer = cli("export", trained, "--to", "onnx", "--output", tmp_path / "x.onnx", "--measure", 3, *wrong)
         check_error(answer, [wrong[1]])
     clean = ("--measure", 3, "--attack", "clean")

@@ -14,7 +14,7 @@ from scipy.stats import binom, binomtest, ttest_1samp
 
 import apd
 from apd.evaluation.precision import precision
-from apd.evaluation.statistics import images_for, images_to_tell, mcnemar, over_trainings
+from apd.evaluation.statistics import images_for, images_to_tell, mcnemar, over_trainings, wilson
 from tests.command_line import Cli
 from tests.refusals import refused
 
@@ -71,25 +71,35 @@ def test_impossible_precisions_are_refused(wrong: dict[str, float]) -> None:
         images_to_tell(5, differing=2)
 
 
+def all_wrong(run: Path) -> None:
+    """Let a run have got every image wrong."""
+    (file,) = (run / "results").glob("outcomes-*.json")
+    (summary,) = (run / "results").glob("summary-*.json")
+    kept, about = json.loads(file.read_text()), json.loads(summary.read_text())
+    for attack in kept["predictions"]:
+        kept["predictions"][attack] = [(label + 1) % 3 for label in kept["labels"]]
+        about["attacks"].get(attack, {})["accuracy"] = 0.0
+    about |= {"clean": 0.0, "worst": {**about["worst"], "accuracy": 0.0}}
+    file.write_text(json.dumps(kept))
+    summary.write_text(json.dumps(about))
+
+
+def rename(run: Path, digit: str) -> None:
+    """Give a run the prompts of another training."""
+    manifest = run / "run.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "prompts_sha256": digit * 64}))
+
+
 def test_runs_are_read_as_trainings(run: Path, tmp_path: Path, cli: Cli) -> None:
     result = apd.evaluate_run(run, **QUICK)
     (alone, _) = precision([run])
     assert (alone.attack, alone.n, alone.accuracy) == ("clean", result.n, result.clean)
     assert alone.images == result.clean_interval and alone.trainings is None
     other = shutil.copytree(run, tmp_path / "other")
-    (file,) = (other / "results").glob("outcomes-*.json")
-    (summary,) = (other / "results").glob("summary-*.json")
-    kept, about = json.loads(file.read_text()), json.loads(summary.read_text())
-    for attack in kept["predictions"]:  # all wrong
-        kept["predictions"][attack] = [(label + 1) % 3 for label in kept["labels"]]
-        about["attacks"].get(attack, {})["accuracy"] = 0.0
+    all_wrong(other)
     with refused(str(run), str(other), "prompts"):
         precision([run, other])
-    manifest = other / "run.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "prompts_sha256": "0" * 64}))
-    about |= {"clean": 0.0, "worst": {**about["worst"], "accuracy": 0.0}}
-    file.write_text(json.dumps(kept))
-    summary.write_text(json.dumps(about))
+    rename(other, "0")
     (both, _) = precision([run, other], points=[4])
     assert both.accuracy == pytest.approx(result.clean / 2, abs=0.01)
     assert both.trainings is not None and both.trainings.n == 2 and both.trainings.low < both.images[0]
@@ -106,6 +116,18 @@ def test_runs_are_read_as_trainings(run: Path, tmp_path: Path, cli: Cli) -> None
     assert cli("precision", run, "--points", "x").code == 2
     assert cli("precision", run, run).code == 2
     assert cli("precision", tmp_path).code == 2
+
+
+def test_trainings_that_are_wrong_on_every_image_are_not_certain_to_be(run: Path, tmp_path: Path) -> None:
+    result = apd.evaluate_run(run, **QUICK)
+    other = shutil.copytree(run, tmp_path / "other")
+    for digit, place in enumerate((run, other)):
+        all_wrong(place)
+        rename(place, str(digit))
+    for known in precision([run, other]):
+        assert known.accuracy == 0 and known.images == pytest.approx(
+            [100 * end for end in wilson(0, result.n)], abs=0.01
+        )
 
 
 def test_every_attack_is_told_by_the_largest_evaluation_with_it(run: Path, tmp_path: Path) -> None:

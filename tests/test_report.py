@@ -207,6 +207,14 @@ def test_images_that_the_evaluation_kept_are_shown(evaluated: Path, tmp_path: Pa
         report(run, tmp_path / "report.html", quiet=True)
 
 
+@pytest.mark.parametrize(("attack", "names"), [("cw", ["cw", "l2", "linf"]), ("universal", ["universal"])])
+def test_an_attack_that_cannot_make_the_images_is_refused(
+    evaluated: Path, tmp_path: Path, attack: str, names: list[str]
+) -> None:
+    with refused(*names):
+        report(evaluated, tmp_path / "report.html", attack=attack, quiet=True)
+
+
 @pytest.fixture
 def hostile(evaluated: Path, tmp_path: Path) -> Path:
     """A run one of whose classes is called like an attack on the page."""

@@ -24,8 +24,8 @@ from apd.util.files import AnyPath
 
 BATCH = 16
 """Images between two answers."""
-_SUFFIXES = IMAGE_SUFFIXES | {".dib", ".icns", ".ico", ".mpo", ".pcx", ".psd", ".sgi", ".tga"}
-"""Also formats in which nobody keeps training images, but which are read."""
+_SUFFIXES = IMAGE_SUFFIXES | {".mpo"}
+"""Also what a phone may write, in which nobody keeps training images."""
 
 
 @dataclass(frozen=True)

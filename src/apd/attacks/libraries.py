@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -126,6 +127,8 @@ def _made(name: str, module: str, kind: str, make: Callable[[Any], Any]) -> Any:
         raise InputError(f"{name}: {library} has no attack {kind!r}.")
     try:
         return make(getattr(found, kind))
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} cannot be made ({one_line(error)}).") from error
 
@@ -140,19 +143,31 @@ def _of_foolbox(name: str, kind: str, options: dict[str, Any]) -> Attacker:
 
 def _run_foolbox(name: str, attack: Any, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
     norm = _NORMS.get(float(getattr(attack.distance, "p", float("nan"))))
-    if norm is not None and norm != threat.norm:
-        raise InputError(f"{name} attacks within {norm}, not {threat.norm}; use --norm {norm}, or another attack.")
+    _check_norm(name, [norm] if norm else [], threat)
     wrapped = import_module("foolbox").PyTorchModel(model.eval(), bounds=(0, 1), device=x.device)
     _, clipped, _ = attack(wrapped, x, labels, epsilons=threat.eps)
     images: Tensor = clipped
     return images
 
 
+def _check_norm(name: str, norms: Sequence[str], threat: ThreatModel) -> None:
+    """Refuse an attack whose library says that it attacks within other norms; nothing is known where it says none."""
+    if norms and threat.norm not in norms:
+        ours = [norm for norm in norms if norm in _NORMS.values()]
+        way_out = f"use --norm {ours[0]}, or another attack" if ours else "use another attack"
+        raise InputError(f"{name} attacks within {' and '.join(norms)}, not {threat.norm}; {way_out}.")
+
+
 def _of_torchattacks(name: str, kind: str, options: dict[str, Any]) -> Attacker:
     def attack(model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
         def make(cls: type) -> Any:
-            takes_eps = "eps" in inspect.signature(cls).parameters and "eps" not in options
-            return cls(model, **options, **({"eps": threat.eps} if takes_eps else {}))
+            # The library says it in words alone: "Distance Measure : Linf, L2".
+            stated = re.search(r"Distance Measure\s*:(.*)", cls.__doc__ or "")
+            norms = [str(options["norm"])] if "norm" in options else re.findall(r"L\w+", stated[1]) if stated else []
+            _check_norm(name, [norm.lower() for norm in norms], threat)
+            ours = {"eps": threat.eps, "norm": threat.norm.capitalize()}
+            taken = inspect.signature(cls).parameters.keys() - options.keys()
+            return cls(model, **options, **{key: value for key, value in ours.items() if key in taken})
 
         images: Tensor = _made(name, "torchattacks", kind, make)(x, labels)
         return images

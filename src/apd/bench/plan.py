@@ -211,12 +211,15 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
 def _plan(suite: Suite, device: str) -> Plan:
     rows: dict[tuple[object, ...], TableRow] = {}
     jobs: dict[str, Job] = {}
+    labels: dict[str, str] = {}
     for block in suite.blocks:
         for data in block.data:
             for shots in block.shots or (suite.data[data].shots,):
                 for images, method in product(block.unlabelled or (None,), block.methods):
                     for seed in _seeds(suite, block, method):
                         job = _job(suite, block, _Cell(data, shots, method, seed, images), device)
+                        if labels.setdefault(job.label, job.id) != job.id:  # another training, of the same name so far
+                            job = replace(job, label=f"{job.label}, {block.protocol}")
                         row = TableRow(block.protocol, data, method, shots, seed, job.id, job.evals, unlabelled=images)
                         rows.setdefault(row.key, row)
                         jobs[job.id] = jobs[job.id].joined(job) if job.id in jobs else job

@@ -19,6 +19,7 @@ from apd.data.settings import REST, UNLABELLED, DataSettings, Shots
 from apd.data.sources.standard import STANDARD, find_name
 from apd.errors import InputError, nearest
 from apd.evaluation import parse_settings
+from apd.evaluation.settings import refuse_teacher
 from apd.models.sources import is_weights_file, split_tower
 from apd.runs.config import MAIN_SETTING, RunConfig, run_setting_names, validate
 from apd.settings.explain import explain, setting_names, source_of
@@ -114,9 +115,11 @@ class Suite(Section):
         self._check_attacks(final.attacks, second)
 
     def _check_attacks(self, attacks: Iterable[str], data: Iterable[str]) -> None:
-        """Refuse attacks that nothing knows, or that have no form for the norm of a data set."""
+        """Refuse attacks that nothing knows or that a bench cannot make, or that have no form for the norm of a data set."""
+        attacks = tuple(attacks)
+        refuse_teacher(attacks)
         for norm in dict.fromkeys(self.data[name].norm for name in data):
-            parse_settings({"attacks": tuple(attacks), "norm": norm})
+            parse_settings({"attacks": attacks, "norm": norm})
 
     def _check_count(self) -> None:
         """Count before anything is combined: a short file can ask for more than any machine holds."""

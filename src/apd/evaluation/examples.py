@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apd.attacks import AttackBatch, ThreatModel, find
+from apd.attacks import AttackBatch, ThreatModel
+from apd.evaluation.settings import find_within
 from apd.models.classifier import PromptedCLIP
 
 
@@ -60,7 +61,7 @@ def attacked(
     right = (before.argmax(dim=-1) == labels).nonzero().flatten()
     if len(right):
         batch = AttackBatch(x, labels, ids, seed).select(right)
-        made = find(attack)
+        made = find_within(attack, threat.norm)
         found[right] = made.checked(made(model, batch.copy(), threat), batch, threat).images
     with torch.no_grad():
         return Attacked(title, found, before, model(found))

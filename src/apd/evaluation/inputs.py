@@ -203,17 +203,18 @@ def zero_shot_on(
     return zero_shot(model, data.classes(classes), pick_device(device)), data
 
 
-def check_data(classifier: nn.Module, data: Dataset, split: Split) -> None:
-    """Refuse data of other classes than the classifier's, and a split without labelled images.
+def check_data(classifier: nn.Module, data: Dataset, split: Split, control: PromptedCLIP | None = None) -> None:
+    """Refuse data of other classes than those of the classifier or its control, and a split without labelled images.
 
     Raises:
         InputError: what differs, or which split.
     """
-    if isinstance(classifier, PromptedCLIP) and classifier.class_names != data.class_names:
-        raise InputError(
-            f"The classifier knows {_some(classifier.class_names)}, but {data.name} has {_some(data.class_names)}; "
-            "use classifier.with_classes(data.class_names, data.templates), or other data."
-        )
+    for name, judged in (("classifier", classifier), ("undefended", control)):
+        if isinstance(judged, PromptedCLIP) and judged.class_names != data.class_names:
+            raise InputError(
+                f"The {name} knows {_some(judged.class_names)}, but {data.name} has {_some(data.class_names)}; "
+                f"use {name}.with_classes(data.class_names, data.templates), or other data."
+            )
     if len(data.split(split)) == 0 or (data.settings.shots == 0 and split == "val"):
         raise InputError(
             f"The {split} split of {data.name} has no images with labels; choose another split, or evaluate on other "

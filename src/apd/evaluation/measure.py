@@ -24,7 +24,7 @@ from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
 from apd.evaluation.sample import choose_sample
 from apd.evaluation.samples import Samples
-from apd.evaluation.settings import EvaluationSettings
+from apd.evaluation.settings import EvaluationSettings, refuse_teacher
 from apd.evaluation.store import Store
 from apd.evaluation.summary import Finished, summarise
 from apd.evaluation.surroundings import surroundings_of
@@ -86,12 +86,13 @@ def evaluate(
         )
     check_dataset(data)
     chosen = parse_settings(settings)
+    refuse_teacher(chosen.attacks)
     with speaking(chosen.quiet):
         if chosen.adversarial and (doubt := chosen.threat.doubt()):
             log.warning(doubt)
         data = part_of(data, chosen.classes)
         chosen = chosen.model_copy(update={"classes": data.settings.classes})
-        check_data(classifier, data, chosen.split)
+        check_data(classifier, data, chosen.split, undefended)
         control = _control(classifier, undefended, chosen)
         found = []
         own, *others = _evaluations(classifier, control, data, chosen, Store(store), image_size)

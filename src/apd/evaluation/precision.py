@@ -144,13 +144,13 @@ def _row(attack: str, about: Circumstances, found: Sequence[Outcomes], points: S
     right = np.array([_right(one, attack, found[0], common) for one in found], dtype=float)
     runs, n = right.shape
     accuracy = 100 * float(right.mean())
-    if runs == 1:
-        low, high = (100 * end for end in wilson(int(right.sum()), n))
-        spread = None
+    alike = right.all() or not right.any()  # images drawn again would say that nothing is uncertain
+    if runs == 1 or alike:
+        low, high = (100 * end for end in wilson(int(right[0].sum()), n))
     else:
         over_images = paired_bootstrap(right, np.zeros_like(right))
         low, high = over_images.low, over_images.high
-        spread = over_trainings((100 * right.mean(axis=1)).tolist())
+    spread = None if runs == 1 else over_trainings((100 * right.mean(axis=1)).tolist())
     needed = {each: images_for(each, min(100.0, max(0.0, accuracy))) for each in points}
     return Known(attack, about, n, round(accuracy, 2), (round(low, 2), round(high, 2)), spread, needed)
 

@@ -9,6 +9,7 @@ from apd.evaluation.inputs import images_for, part_of, serving
 from apd.evaluation.measure import evaluate, parse_settings
 from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
+from apd.evaluation.settings import TEACHER
 from apd.evaluation.stored import save
 from apd.evaluation.surroundings import ZERO_SHOT
 from apd.runs.config import RunConfig
@@ -21,8 +22,6 @@ from apd.util.text import printable
 from apd.util.trust import trust
 
 log = get_logger("apd.evaluation")
-
-_TEACHER = "transfer:teacher"
 
 
 def evaluate_run(
@@ -65,8 +64,8 @@ def evaluate_run(
         images, which = images_for(run, data, settings.get("split", "test"))
         given = {**_own_settings(config), "classes": which, **settings}
         chosen = parse_settings(given, "evaluate_run", ("data", "model", "device", "save_images"))
-        if _TEACHER in chosen.attacks:
-            given["attacks"] = [_taught_by(config) if name == _TEACHER else name for name in chosen.attacks]
+        if TEACHER in chosen.attacks:
+            given["attacks"] = [_taught_by(config) if name == TEACHER else name for name in chosen.attacks]
         wanted = part_of(images, chosen.classes)
         with run.held():
             log.info(f"{wanted.summary()}; CLIP model {printable(model or config.model)}")
@@ -88,5 +87,5 @@ def _taught_by(config: RunConfig) -> str:
     Prompts that a teacher was tuned with are not part of a run.
     """
     teacher = getattr(config.method.settings, "teacher_model", None) or ZERO_SHOT
-    log.info(f"{_TEACHER} is transfer:{printable(teacher)}")
+    log.info(f"{TEACHER} is transfer:{printable(teacher)}")
     return f"transfer:{teacher}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Integral
 from typing import Literal
 
@@ -9,8 +10,12 @@ from pydantic import Field, field_validator, model_validator
 
 from apd import attacks
 from apd.attacks.autoattack import BLACK_BOX
+from apd.attacks.targeted import Targeted
 from apd.attacks.threat import EpsText, Norm, ThreatModel, parse_eps
+from apd.attacks.transfer import Transfer
+from apd.attacks.universal import Universal
 from apd.data.corruptions import parse_corruption
+from apd.errors import InputError
 from apd.util.section import Section
 from apd.util.seed_range import Seed
 
@@ -28,6 +33,10 @@ def number_or_word(value: object, *words: str) -> object:
     return number
 
 
+TEACHER = "transfer:teacher"
+"""The attack on the model that taught a run, by the name that a user gives it."""
+
+
 def check_norm(attack: str, norm: Norm) -> None:
     """Check that an attack, by its name, attacks within this norm.
 
@@ -37,6 +46,38 @@ def check_norm(attack: str, norm: Norm) -> None:
     norms = attacks.find(attack).norms
     if norm not in norms:
         raise ValueError(f"{attack} attacks within {' and '.join(norms)}, not {norm}; use --norm {norms[0]}, or fmn")
+
+
+def find_within(attack: str, norm: Norm) -> attacks.EvaluationAttack:
+    """Find an attack by its name that is run on a few images within the norm of a run, outside of an evaluation.
+
+    Raises:
+        InputError: no such attack, one that needs other models or images, or one within other norms, whose images would not be
+            those of this threat model.
+    """
+    found = attacks.find(attack)
+    if isinstance(found, Transfer | Universal | Targeted):
+        raise InputError(
+            f"{attack} is for apd evaluate, which gives it what it needs; choose another attack, such as pgd-100."
+        )
+    if norm not in found.norms:
+        within = " and ".join(found.norms)
+        raise InputError(
+            f"{attack} attacks within {within}, but the run's norm is {norm}; choose another attack, such as fmn."
+        )
+    return found
+
+
+def refuse_teacher(names: Iterable[str]) -> None:
+    """Refuse an attack from a run's teacher where no run is evaluated that says who that is.
+
+    Raises:
+        InputError: it is among these attacks.
+    """
+    if TEACHER in names:
+        raise InputError(
+            f"{TEACHER} is for apd evaluate RUN; here name the model that images are made on: transfer:MODEL."
+        )
 
 
 class EvaluationSettings(Section):

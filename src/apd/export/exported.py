@@ -90,7 +90,7 @@ def export_run(form: str, run: AnyPath, path: AnyPath, options: Mapping[str, Any
     with speaking(), place.held(settings.overwrite) as new:
         source = Source(opened, load_run(run, model=settings.model), settings)
         chosen.check(source)
-        threat_of(source)  # a wrong eps is told before any work
+        threat_of(source)  # a wrong eps or attack is told before any work
         images = choose_images(opened, source.classifier, settings.check_images)
         tolerance = TOLERANCE if settings.precision == "float32" else None
         with writing(place.path):

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from apd.attacks import AttackBatch, find
+from apd.attacks import AttackBatch
 from apd.attacks.threat import ThreatModel, parse_eps
 from apd.errors import InputError
 from apd.evaluation.frozen import Subject
+from apd.evaluation.settings import find_within
 from apd.export.base import Runner, Source
 from apd.export.check import run_in_batches
 from apd.util.progress import watched
@@ -45,9 +46,10 @@ def threat_of(source: Source) -> ThreatModel:
     """Return how far adversarial images of the measurement go.
 
     Raises:
-        InputError: an eps that is not one.
+        InputError: an eps that is not one, or an attack within another norm.
     """
     config = source.run.config.train
+    find_within(source.settings.attack, config.norm)
     return ThreatModel(parse_eps(source.settings.eps or str(config.eps), config.norm), config.norm)
 
 
@@ -62,9 +64,10 @@ def measure(source: Source, exported: Runner) -> Price:
     data = config.data.for_evaluation().load(config.train.seed).classes(config.data.classes)
     if data.class_names != classifier.class_names or not len(data.test):
         raise InputError(f"{data.name} has no test images of the run's classes; leave out --measure.")
-    images = data.test.sample(settings.measure).decode(classifier.encoder.info.preprocessing, progress=True)
+    preprocessing, skip = classifier.encoder.info.preprocessing, config.data.skip_bad_images
+    images = data.test.sample(settings.measure).decode(preprocessing, skip_bad=skip, progress=True)
     eps, norm, threat = settings.eps or str(config.train.eps), config.train.norm, threat_of(source)
-    attack, subject = find(settings.attack), Subject.of(classifier)
+    attack, subject = find_within(settings.attack, norm), Subject.of(classifier)
     right, others = [], []
     for first in watched(
         range(0, len(images), _BATCH), -(-len(images) // _BATCH), f"{settings.attack} on the original"

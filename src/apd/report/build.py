@@ -13,6 +13,7 @@ from apd.attacks.threat import format_eps
 from apd.errors import InputError
 from apd.evaluation.compare import compare_runs
 from apd.evaluation.measure import evaluate
+from apd.evaluation.settings import find_within
 from apd.models import DualEncoder
 from apd.report.confidence import confidence_chart, measure_confidence
 from apd.report.facts import RunFacts, curve_point, read_runs
@@ -96,6 +97,9 @@ def report(
     if file.is_file() and not _is_page(file):
         raise InputError(f"{output} is not an HTML page, and would be replaced; give the report another file name.")
     found = read_runs([runs] if isinstance(runs, str | PathLike) else list(runs))
+    for facts in found:
+        if not _why_no_wall(facts, chosen):
+            find_within(chosen.attack, facts.summary["norm"])
     with speaking(quiet), output_lock(file), ExitStack() as held:
         for facts in found if chosen.curve else ():
             if facts.folder is None or facts.headline is None:

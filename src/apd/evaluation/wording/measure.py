@@ -134,17 +134,18 @@ def evaluate_run_wording(
         InputError: an unknown setting, not a finished run, a file that cannot be read, another process that is writing to the
             run.
     """
+    config = Run.open(path).config
+    own: WordingOptions = {"eps": config.train.eps, "norm": config.train.norm}
+    own["skip_bad_images"] = config.data.skip_bad_images
+    given: WordingOptions = {**own, **settings}
     chosen = read_settings(
-        WordingSettings, settings, "evaluate_run_wording", ("data", "model", "device", "synonyms", "templates", "words")
+        WordingSettings, given, "evaluate_run_wording", ("data", "model", "device", "synonyms", "templates", "words")
     )
     sources = _sources(chosen, synonyms, templates, words)  # before the model is loaded
     files = {"synonyms": synonyms, "templates": templates, "words": words}
     with speaking(chosen.quiet):
         inputs = of_run(path, data, model, device, settings.get("classes"), chosen.split)
-        config = inputs.run.config
-        own: WordingOptions = {"eps": config.train.eps, "norm": config.train.norm}
-        own["skip_bad_images"] = config.data.skip_bad_images
-        given: WordingOptions = {**own, **settings, "classes": inputs.classes}
+        given["classes"] = inputs.classes
         with inputs.run.held():
             found = evaluate_wording(inputs.classifier, inputs.data, store=inputs.run.results, **files, **given)
             _save(inputs.run, found, parse_eps(given["eps"], given["norm"]), sources)
