@@ -51,8 +51,8 @@ class Preprocessing:
         width, height = image.size
         wide = high = self.size
         if self.mode == "crop":
-            scale = self.resize / min(width, height)
-            wide, high = max(wide, round(width * scale)), max(high, round(height * scale))
+            # The long side is cut, not rounded, as transformers and torchvision do: a pixel more moves the crop by half of one.
+            wide, high = (int(self.resize * side / min(width, height)) for side in (width, height))
         # Pillow first makes the rows wide, then the columns high.
         if wide * max(height, high) > max(width * height, MOST_RESIZED):
             raise ValueError(f"{width} x {height} pixels are too long and thin to be resized; crop it")
