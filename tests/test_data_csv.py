@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,18 @@ def test_a_table_is_a_data_set_of_its_classes(folder: Path, head: str, cell: str
     assert labels == {file: data.class_names.index(name) for file, name in ROWS}
     assert len(data.test) == len(data.val) == 2
     assert {source for source in data.test.sources} == {folder / id_ for id_ in data.test.ids}
+
+
+def test_images_in_two_folders_beside_a_table_are_not_guessed(folder: Path) -> None:
+    table = written(folder, "path,label", [f"{file.removeprefix('img/')},{name}" for file, name in ROWS])
+    (folder / "img").rename(folder / ".thumbs")
+    with refused("red0.png"):
+        load_data(table, shots=1)
+    shutil.copytree(folder / ".thumbs", folder / "photos")
+    assert load_data(table, shots=1).train.sources[0].parent == folder / "photos"
+    shutil.copytree(folder / "photos", folder / "masks")
+    with refused("red0.png", "masks/", "photos/"):
+        load_data(table, shots=1)
 
 
 @pytest.mark.parametrize("column", ["split", "Split", "SPLIT"])

@@ -149,19 +149,21 @@ def test_a_stopped_training_may_resume_with_another_limit(
 
 
 def test_unreadable_images_are_found_before_training(photos: Path) -> None:
-    """What a quick look at a JPEG misses counts too: an image whose pixels have no known range."""
+    """What a quick look at a JPEG misses counts too: pixels of no known range, and a shape that cannot be resized."""
     (photos / "dark" / "broken.jpg").write_bytes(b"not an image")
     Image.new("F", (9, 9)).save(photos / "dark" / "floats.tif")
+    Image.new("RGB", (4_000_000, 1)).save(photos / "dark" / "thin.png")
     images = apd.data.load.load_unlabelled(str(photos))
-    with refused("2", "10", "broken.jpg", "--skip-bad-images"):
+    with refused("3", "11", "broken.jpg", "--skip-bad-images"):
         keep_or_stream(images, PREPROCESSING, 0)
     streamed, kept = (keep_or_stream(images, PREPROCESSING, room, skip_bad=True) for room in (0, 1))
-    assert streamed.skipped == kept.skipped == ("unlabelled/dark/broken.jpg", "unlabelled/dark/floats.tif")
+    assert streamed.skipped == kept.skipped
+    assert kept.skipped == tuple(f"unlabelled/dark/{name}" for name in ("broken.jpg", "floats.tif", "thin.png"))
     index = torch.arange(len(kept))
     assert streamed.ids == kept.ids and torch.equal(streamed.pixels(index), kept.pixels(index))
     for file in photos.rglob("*.png"):
         file.write_bytes(b"")
-    with refused("10", "bright"):
+    with refused("11", "bright"):
         keep_or_stream(images, PREPROCESSING, 0, skip_bad=True)
 
 

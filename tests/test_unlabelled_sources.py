@@ -274,6 +274,11 @@ def test_columns_may_be_those_of_the_unlabelled_table_alone(tmp_path: Path, colo
     assert data.settings.for_evaluation().load().test.ids == data.test.ids, "a run is evaluated without the table"
     with refused("columns", str(colours)):
         load_data(colours, shots=2, unlabelled="rest", columns=("bild", "label"))
+    (tmp_path / "other.csv").write_text("image,note\nnew.png,none\n")
+    with refused("bild", "image"):
+        load_data(colours, shots=2, unlabelled=tmp_path / "other.csv", columns=("bild", "label"))
+    with refused("columns", str(colours)):
+        load_data(colours, shots=0, class_names=("red", "blue"), columns=("bild", "label"))
 
 
 def test_a_path_called_rest_is_a_folder(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,15 @@ def test_of_splits_those_for_training_are_taken(tmp_path: Path, splits: tuple[st
     assert {id_.split("/")[1] for id_ in found} == taken
 
 
+@pytest.mark.parametrize("name", ["[1]", "a*b", "a?b"])
+def test_a_path_is_not_a_pattern(tmp_path: Path, name: str) -> None:
+    for folder, count in ((name, 20), ("axb", 40), ("1", 40)):
+        (tmp_path / folder).mkdir()
+        rows(count).to_parquet(tmp_path / folder / "t.parquet")
+    data = load_data(tmp_path / name / "t.parquet", shots="all")
+    assert sum(map(len, (data.train, data.val, data.test))) == 20
+
+
 @pytest.mark.parametrize("form", ["t.parquet", "parquet", "saved"])
 def test_a_table_with_other_images_is_another_data_set_to_a_bench(tmp_path: Path, form: str) -> None:
     def identities(folder: Path, table: Any) -> tuple[str, str]:

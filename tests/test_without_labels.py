@@ -57,8 +57,19 @@ def test_class_names_and_images_make_a_data_set(tmp_path: Path, photos: Path) ->
 
 
 def test_numbers_and_wordnet_ids_are_no_part_of_the_names(tmp_path: Path, photos: Path) -> None:
-    (tmp_path / "ids.txt").write_text("n01440764 tench\nn01443537 goldfish\n")
-    assert load_data(photos, shots=0, class_names=tmp_path / "ids.txt").class_names == ("tench", "goldfish")
+    for lines in (
+        ("n01440764 tench", "n01443537 goldfish"),
+        ("n01440764,tench", 'n01443537,"goldfish"'),
+        ("0,tench", "1,goldfish"),
+        ("2: goldfish", "1: tench"),
+        ("1\ttench", "2\tgoldfish"),
+        ("1) tench", "2) goldfish"),
+    ):
+        (tmp_path / "ids.txt").write_text("\n".join(lines))
+        assert load_data(photos, shots=0, class_names=tmp_path / "ids.txt").class_names == ("tench", "goldfish"), lines
+    for names in (("2 euros", "5 euros"), ("1 way", "2 way"), ("bow, arrow", "n01440764,tench")):
+        (tmp_path / "ids.txt").write_text("\n".join(names))
+        assert load_data(photos, shots=0, class_names=tmp_path / "ids.txt").class_names == names, "part of the name"
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,11 @@ def decode_given(ids: Sequence[str], sources: Sequence[Source], preprocessing: P
 
 @quiet_pillow()
 def find_bad(
-    ids: Sequence[str], sources: Sequence[Source], seconds: float, progress: bool
+    ids: Sequence[str],
+    sources: Sequence[Source],
+    seconds: float,
+    progress: bool,
+    preprocessing: Preprocessing | None = None,
 ) -> tuple[dict[int, str], int]:
     """Look for images that cannot be read without waiting for what they show: JPEGs are decoded at an eighth of their size.
 
@@ -201,6 +205,7 @@ def find_bad(
         sources: where each image comes from, read in this order.
         seconds: after which the rest is left unseen.
         progress: show how far it is when it takes long.
+        preprocessing: the encoder's, if it is known, which images must have a shape for.
 
     Returns:
         The images that cannot be read, index to a sentence, and how many were looked at.
@@ -208,6 +213,8 @@ def find_bad(
 
     def load(index: int) -> None:
         with _opened(sources[index]) as image:
+            if preprocessing is not None:
+                preprocessing.resized(*image.size)
             image.draft("RGB", (1, 1))
             with _ROOM.held(image):
                 to_rgb(image)

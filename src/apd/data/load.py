@@ -130,7 +130,7 @@ def load_section(settings: DataSettings) -> Dataset:
     if settings.templates is not None:
         _checked(settings.templates)
     if settings.class_names is not None:
-        images = load_unlabelled(settings.source, settings.columns)
+        images = load_unlabelled(settings.source, settings.columns, required=True)
         data = named_by_list(settings, short_name(settings.source), images)
         hint = "Write readable names into data.class_names."
         warn_of_nameless(data.class_names, settings.source, hint)
@@ -154,7 +154,7 @@ def own_columns(settings: DataSettings) -> Columns | None:
     return settings.columns if not other or _is_table(settings.source) else None
 
 
-def load_unlabelled(source: str, columns: Columns | None = None) -> ImageSet:
+def load_unlabelled(source: str, columns: Columns | None = None, required: bool = False) -> ImageSet:
     """All images of a source of unlabelled ones, with ids that begin with ``unlabelled/``.
 
     Args:
@@ -162,19 +162,22 @@ def load_unlabelled(source: str, columns: Columns | None = None) -> ImageSet:
             ``save_to_disk`` folder or ``hf:owner/name``, whose labels need not exist; or anything else that `load_data`
             takes. Of a source with splits, the training images.
         columns: the first is the image column of tables that have it.
+        required: the source must be such a table.
 
     Raises:
-        InputError: for a source that is not there, cannot be read or has no training images.
+        InputError: for a source that is not there, cannot be read or has no training images, or not the column.
     """
     path = user_path(source)
     is_name = source in BUILT_IN or parse_standard(source) or is_spec(source) or DATA.knows(source)
+    if columns and required and not _is_table(source):
+        raise InputError(_only_for_tables(columns, source))
     splits = None if is_name else _splits(path, source)
     if splits is not None:
-        return anonymous(rows_without_labels(splits, source, columns))
+        return anonymous(rows_without_labels(splits, source, columns, required))
     if path.is_dir() and not is_name:
         return folder_images(path.resolve())
     if is_csv(path) and not is_name:
-        return anonymous(csv_images(path, source, columns))
+        return anonymous(csv_images(path, source, columns, required))
     train = _pools(source, None).train
     if not len(train):
         raise InputError(f"data.unlabelled={source} is a test set without training images; name other images.")
@@ -193,7 +196,8 @@ def _with_source(data: Dataset, pools: Pools, source: str) -> Dataset:
             f"data.unlabelled={source} and data.source={data.source} share {min(shared)}, but not all their files, so that "
             "shots and test images cannot be told: name the same files in both, or unlabelled=rest."
         )
-    found = load_unlabelled(source, data.settings.columns)
+    # Where the labelled images are in no table, the columns can only be those of the others.
+    found = load_unlabelled(source, data.settings.columns, required=not _is_table(data.source))
     own = () if pools.val is None else (pools.val,)
     found = without_known(found, data, own, same)
     return with_unlabelled(data, with_known_classes(found, pools.train, same))
@@ -290,6 +294,10 @@ def _made(text: str) -> Pools:
     return Pools(data.name, text, data.class_names, *splits, data.templates, data.mirror, test_only=not len(data.train))
 
 
+def _only_for_tables(columns: Columns, source: str) -> str:
+    return f"columns={columns} fit CSV, parquet, hub and saved data sets only, not {source}."
+
+
 def _pools(text: str, columns: Columns | None) -> Pools:
     path = user_path(text)
     if text.startswith(IN_MEMORY):
@@ -306,7 +314,7 @@ def _pools(text: str, columns: Columns | None) -> Pools:
     if table is not None:
         return table
     if columns is not None:
-        raise InputError(f"columns={columns} fit CSV, parquet, hub and saved data sets only, not {text}.")
+        raise InputError(_only_for_tables(columns, text))
     if text in BUILT_IN:
         return BUILT_IN[text]()
     if standard:

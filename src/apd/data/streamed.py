@@ -112,7 +112,7 @@ def keep_or_stream(
         f"{len(images)} unlabelled images would take {need:.1f} GB, more than data.memory_gb={memory_gb:g}: they are checked "
         "once, then decoded again whenever training asks for them."
     )
-    bad, _ = find_bad(images.ids, images.sources, math.inf, progress)
+    bad, _ = find_bad(images.ids, images.sources, math.inf, progress, preprocessing)
     if bad and (not skip_bad or len(bad) == len(images)):
         way_out = "" if skip_bad else f" {WAY_OUT}{how_to_convert(images.ids[i] for i in bad)}"
         raise InputError(

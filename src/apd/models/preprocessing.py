@@ -48,7 +48,17 @@ class Preprocessing:
         Raises:
             ValueError: an image so long and thin that resizing it would fill the memory.
         """
-        width, height = image.size
+        wide, high = self.resized(*image.size)
+        left, top = (wide - self.size) // 2, (high - self.size) // 2
+        resized = image.resize((wide, high), Image.Resampling[self.interpolation.upper()])
+        return resized.crop((left, top, left + self.size, top + self.size))
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that an image is resized to before it is cropped.
+
+        Raises:
+            ValueError: an image so long and thin that resizing it would fill the memory.
+        """
         wide = high = self.size
         if self.mode == "crop":
             # The long side is cut, not rounded, as transformers and torchvision do: a pixel more moves the crop by half of one.
@@ -56,9 +66,7 @@ class Preprocessing:
         # Pillow first makes the rows wide, then the columns high.
         if wide * max(height, high) > max(width * height, MOST_RESIZED):
             raise ValueError(f"{width} x {height} pixels are too long and thin to be resized; crop it")
-        left, top = (wide - self.size) // 2, (high - self.size) // 2
-        resized = image.resize((wide, high), Image.Resampling[self.interpolation.upper()])
-        return resized.crop((left, top, left + self.size, top + self.size))
+        return wide, high
 
 
 def read_preprocessing(path: Path, image_size: int, source: str) -> Preprocessing:

@@ -42,8 +42,7 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     Raises:
         InputError: if lines and folders do not match.
     """
-    lines = read_lines(path)
-    lines = [_CSV_QUOTES.sub(lambda match: match[1] + match[2].replace('""', '"'), composed(line)) for line in lines]
+    lines = [_unquoted(line) for line in read_lines(path)]
     known = [composed(folder) for folder in folders]
     named = _folder_names(lines, known) or _before_numbers(lines, known) or _pairs(path, lines, known)
     if named is None:
@@ -53,6 +52,27 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
             as_text = [composed(folder) for folder in sorted(folders)]
             named = _in_order(path, _numbered(path, lines, heads, names), as_text)
     return tuple(named[folder] for folder in known)
+
+
+def names_alone(lines: Sequence[str]) -> list[str]:
+    """Class names from lines of which no class folder is known, without what stands before every name.
+
+    That is a WordNet id, or a number that counts the lines from 0 or 1, by which they are then ordered: ``n01440764,tench``,
+    ``0: tench``, ``1<tab>tench``. Quotes as in CSV files are removed.
+    """
+    unquoted = [_unquoted(line) for line in lines]
+    heads, names = _heads(unquoted)
+    if heads and len(set(names)) == len(names):
+        if all(map(BARE_WORDNET_ID.fullmatch, heads)):
+            return names
+        counted = all(map(str.isdecimal, heads)) and sorted(map(int, heads))
+        if counted in [list(range(first, first + len(lines))) for first in (0, 1)]:
+            return [name for _, name in sorted(zip(map(int, heads), names, strict=True))]
+    return without_ids(unquoted)
+
+
+def _unquoted(line: str) -> str:
+    return _CSV_QUOTES.sub(lambda match: match[1] + match[2].replace('""', '"'), composed(line))
 
 
 def _folders_of(lines: Sequence[str], folders: Sequence[str]) -> list[str | None]:

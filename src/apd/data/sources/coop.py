@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from apd.data.dataset import ImageSet
+from apd.data.sources.split_names import subfolders
 from apd.data.splits import Pools
 from apd.errors import InputError
 from apd.util.files import read_bounded
@@ -79,24 +80,32 @@ def locate(path: Path, rows: dict[str, list[Row]], images: Path | None) -> tuple
     The first image of every split, and the first with a backslash, must be there.
 
     Raises:
-        InputError: for images that are not there, and for paths that lead out of the folder.
+        InputError: for images that are not there, that are in more than one folder beside the list, and for paths that lead out
+            of the folder.
     """
     slashed = {
         split: [(_slashed(image), label, name) for image, label, name in split_rows]
         for split, split_rows in rows.items()
     }
     folder = path.parent
-    roots = [images] if images else [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
+    roots = [images or folder]
+    beside = [] if images else subfolders(folder)
     for option in (rows, slashed) if slashed != rows else (rows,):
         needed = [image for split in option.values() for image in _telling([image for image, _, _ in split])]
         for image in needed:
             check_inside(image, path)
-        for root in roots:
+        for places in (roots, beside):
             try:
-                if all((root / image).is_file() for image in needed):
-                    return root, option
+                fitting = [root for root in places if all((root / image).is_file() for image in needed)]
             except OSError as error:  # a name too long for the file system
                 raise InputError(f"{path} lists an image that cannot be looked for ({error.strerror}).") from error
+            if len(fitting) > 1:
+                named = " and ".join(f"{root.name}/" for root in fitting[:2])
+                raise InputError(
+                    f"{path} lists {needed[0]}, which is in {named}: write the folder into the paths, or move the other away."
+                )
+            if fitting:
+                return fitting[0], option
     first = next(split[0][0] for split in slashed.values() if split)
     where = f"not in {images}" if images else "neither beside it nor in a folder beside it"
     raise InputError(f"{path} lists {first}, which is {where}: put it there.")

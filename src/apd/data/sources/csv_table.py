@@ -69,14 +69,20 @@ def load_csv(path: Path, source: str, columns: tuple[str, str] | None = None) ->
     return Pools(path.stem, source, readable, sets["train"], sets.get("val"), sets["test"])
 
 
-def csv_images(path: Path, source: str, columns: tuple[str, str] | None = None) -> ImageSet:
+def csv_images(path: Path, source: str, columns: tuple[str, str] | None = None, required: bool = False) -> ImageSet:
     """The images of a table without their labels, which it need not have; of one with splits, those for training.
+
+    Args:
+        path: the table.
+        source: how the user calls it.
+        columns: the first is the image column, if the table has it.
+        required: it must have it.
 
     Raises:
         InputError: as `load_csv`.
     """
     head, rows = _read(path)
-    image = columns[0] if columns and columns[0] in head else _column(head, _IMAGE, path)
+    image = columns[0] if columns and (required or columns[0] in head) else _column(head, _IMAGE, path)
     images = _values(head, rows, image, path)
     _refuse_twice(images, rows, path)
     column, splits = _splits(head, rows, path, source)

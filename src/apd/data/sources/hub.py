@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def parquet_splits(path: Path, source: str) -> Splits:
         raise InputError(f"{pointer} is a Git LFS pointer instead of a table; to get the table: git lfs pull")
     if path.is_dir():
         refuse_other_orders(sorted(path.rglob("*.parquet")))
-    files = {"data_dir": str(path)} if path.is_dir() else {"data_files": str(path)}
+    files = {"data_dir": str(path)} if path.is_dir() else {"data_files": glob.escape(str(path))}
     try:
         splits: Splits = load_dataset("parquet", **files)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
@@ -133,7 +134,9 @@ def saved_splits(path: Path, source: str) -> Splits:
     return split_by_column(saved if isinstance(saved, DatasetDict) else {"train": saved}, source)
 
 
-def rows_without_labels(splits: Splits, source: str, columns: Columns | None = None) -> ImageSet:
+def rows_without_labels(
+    splits: Splits, source: str, columns: Columns | None = None, required: bool = False
+) -> ImageSet:
     """The images of the training split, and of one that is called unlabelled; nothing but the image column is read.
 
     Where neither is there: of all splits that are not called by a word for validation or testing.
@@ -142,6 +145,7 @@ def rows_without_labels(splits: Splits, source: str, columns: Columns | None = N
         splits: tables by split.
         source: for messages.
         columns: the first is the image column, if the tables have it.
+        required: they must have it.
 
     Raises:
         InputError: no such split, or no column that is clearly that of the images.
@@ -154,11 +158,19 @@ def rows_without_labels(splits: Splits, source: str, columns: Columns | None = N
     ids: list[str] = []
     sources: list[Source] = []
     for split, rows in chosen.items():
+        if columns and required:
+            _need_columns(rows, columns[:1], source)
         asked = columns[0] if columns and columns[0] in rows.column_names else None
         image = asked or _image_column(rows.features, source)
         sources += _openers(rows, image)
         ids += [f"{split}/{row}" for row in range(len(rows))]
     return ImageSet(tuple(ids), torch.zeros(len(ids), dtype=torch.int64), tuple(sources))
+
+
+def _need_columns(rows: Any, columns: Sequence[str], source: str) -> None:
+    for column in columns:
+        if column not in rows.column_names:
+            raise InputError(f"{source} has no column {column!r}. It has: {', '.join(rows.column_names)}.")
 
 
 def _image_column(features: Mapping[str, Any], source: str) -> str:
@@ -196,9 +208,7 @@ def _pools(splits: Splits, name: str, source: str, columns: Columns | None) -> P
         raise InputError(f"{source} has the splits {', '.join(splits)}, but no train.")
     training = splits[called["train"]]
     image, label = columns or _find_columns(training.features, source)
-    for column in (image, label):
-        if column not in training.column_names:
-            raise InputError(f"{source} has no column {column!r}. It has: {', '.join(training.column_names)}.")
+    _need_columns(training, (image, label), source)
     names = _class_names(training, label, source)
     sets = {use: _image_set(splits[split], split, (image, label), names, source) for use, split in called.items()}
     own, test = sets.get("val"), sets.get("test")

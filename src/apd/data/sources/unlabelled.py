@@ -15,7 +15,8 @@ import torch
 
 from apd.data.dataset import IN_MEMORY, UNKNOWN, Dataset, ImageSet
 from apd.data.settings import DataSettings
-from apd.data.sources.class_names import warn, without_ids
+from apd.data.sources.class_list import names_alone
+from apd.data.sources.class_names import warn
 from apd.data.sources.folder import images_below, refuse_broken_links
 from apd.data.sources.split_names import held_out_folders, split_folders
 from apd.data.splits import DEFAULT_TEMPLATES, VALIDATION_SHOTS, check_names
@@ -171,7 +172,7 @@ def named_by_list(settings: DataSettings, name: str, images: ImageSet) -> Datase
 
 
 def read_list(file: str) -> tuple[str, ...]:
-    """Class names from a file with one per line; a WordNet id, or a number before every name, is left out.
+    """Class names from a file with one per line; a WordNet id, or a number that counts them, before every name is left out.
 
     Raises:
         InputError: for a file that cannot be read.
@@ -182,7 +183,7 @@ def read_list(file: str) -> tuple[str, ...]:
         raise InputError(
             f"data.class_names={file} (--classes): there is no such file with one class name per line{hint}."
         )
-    return tuple(without_ids(read_lines(path, f"data.class_names={file}")))
+    return tuple(names_alone(read_lines(path, f"data.class_names={file}")))
 
 
 def with_validation(data: Dataset) -> Dataset:

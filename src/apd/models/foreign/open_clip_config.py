@@ -119,6 +119,8 @@ def read_plan(model: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], so
     build = _siglip if vision.get("timm_model_name") else _clip
     try:
         return build(model, vision, text, sizes, source)
+    except InputError:
+        raise
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(
             f"{source}: open_clip_config.json is damaged: {type(error).__name__} {error}; restore it."
@@ -177,6 +179,9 @@ def _clip(
     else:
         what = f"{pooled[0]}, text_cfg.pool_type is {read}, text_cfg.no_causal_mask is {not causal}"
         raise InputError(f"{source}: vision_cfg.pool_type is {what}: together not supported; supported: {SUPPORTED}.")
+    if read == "eos" and text.get("eos_id", 2) == 2:
+        # For transformers a 2 stands for the largest id of a text, which is another token there.
+        _refuse(source, "text_cfg.eos_id", 2)
     if text.get("proj_bias") or text.get("proj_type", "linear") != "linear":
         _refuse(source, "text_cfg.proj_bias or proj_type", text.get("proj_type", "linear"))
     quick = bool(model.get("quick_gelu"))
@@ -208,8 +213,13 @@ def _siglip(
     if not found or vision.get("timm_pool") != "map" or vision.get("timm_proj") not in ("none", "", None):
         _refuse(source, "vision_cfg.timm_model_name", name)
         raise AssertionError
-    if not (text.get("no_causal_mask") and text.get("pool_type") == "last" and text.get("proj_bias")):
-        _refuse(source, "text_cfg.pool_type", text.get("pool_type", "argmax"))
+    for key, usual, needed in (
+        ("no_causal_mask", False, True),
+        ("pool_type", "argmax", "last"),
+        ("proj_bias", False, True),
+    ):
+        if text.get(key, usual) != needed:
+            _refuse(source, f"text_cfg.{key}", text.get(key, usual))
     width, patch = sizes["patch_embed.proj.weight"][0], sizes["patch_embed.proj.weight"][-1]
     depth = len({key.split(".")[1] for key in sizes if key.startswith("blocks.")})
     tanh = _TANH.match(name) is not None
