@@ -257,9 +257,31 @@ class Holding(Mean):
         self.setting, self._cache = setting, object()
 
 
+class Drawn(Mean):
+    """Adds noise that is drawn once and is no part of the state."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.register_buffer("noise", torch.rand(3, generator=torch.Generator().manual_seed(seed)), persistent=False)
+
+
+def through(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A step of preprocessing that holds a model."""
+    return lambda x: net(x)
+
+
+def convolution(weight: float) -> nn.Module:
+    layer = nn.Conv2d(3, 3, 1)
+    nn.init.constant_(layer.weight, weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
+        (Drawn(0), Drawn(1)),
+        (Preprocessed(Mean(), through(convolution(1.0))), Preprocessed(Mean(), through(convolution(2.0)))),
         (Holding(75), Holding(50)),
         (Holding(torch.zeros(2000)), Holding(torch.eye(1, 2000)[0].roll(1000))),
         (Holding(Step(8)), Holding(Step(16))),
@@ -269,7 +291,7 @@ class Holding(Mean):
         (Preprocessed(Mean(), halved), Preprocessed(Mean(), squared)),
         (Preprocessed(Mean(), Step(8).__call__), Preprocessed(Mean(), Step(16).__call__)),
     ],
-    ids=["number", "tensor", "object", "function", "partial", "module", "preprocessing", "method"],
+    ids=["buffer", "closure", "number", "tensor", "object", "function", "partial", "module", "preprocessing", "method"],
 )
 def test_models_that_hold_other_settings_are_other_models(one: nn.Module, other: nn.Module) -> None:
     prints = [Subject.of(model).fingerprint for model in (one, deepcopy(one), other)]

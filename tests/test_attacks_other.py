@@ -243,6 +243,15 @@ def test_preprocessing_is_attacked_through() -> None:
         assert torch.equal(model(batch.x), net(transform(batch.x)))
         images = attacks.find("pgd-20")(model, batch, threat).images
         assert misclassified(model(images), batch.labels).float().mean() > 0.5
+    blurred = Preprocessed(net, lambda x: nn.functional.avg_pool2d(x, 3, 1, 1))
+    with torch.inference_mode():
+        blurred(batch.x)
+    again = Preprocessed(net, blurred.transform)
+    for model in (blurred, again):
+        leaf = batch.x.clone().requires_grad_()
+        model(leaf).sum().backward()
+        model.gradient = leaf.grad
+    assert torch.equal(blurred.gradient, again.gradient), "looked at in inference mode, it keeps its own gradient"
     x = torch.rand(1, 3, 2, 2, requires_grad=True)
     out = BPDA(torch.round, lambda x: 3 * x)(x)
     assert torch.equal(out, x.round())

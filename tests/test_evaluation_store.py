@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from apd import attacks
 from apd.attacks import autoattack
 from apd.data.dataset import Decoded
 from apd.errors import ApdError
-from apd.evaluation import Result, evaluate_tensors
+from apd.evaluation import Result, evaluate, evaluate_tensors
 from apd.evaluation.engine import Interrupted, Keeper
 
 from .refusals import refused
-from .test_evaluation import EPS, NAMES, first, settings
-from .toys import Counting, decoded, trained
+from .test_evaluation import EPS, NAMES, data_of, first, settings
+from .toys import SIDE, Counting, decoded, trained
 
 
 def counting_run(folder: Path, n: int = 40, **values: Any) -> tuple[Result, int]:
@@ -60,9 +61,59 @@ def test_another_model_or_another_image_is_computed_anew(tmp_path: Path) -> None
     evaluate_tensors(model, decoded(40, 5), NAMES, settings(), store=tmp_path)
     assert model.images > 40
     model.images, images = 0, decoded(40, 5)
-    images.images[7] = 255 - images.images[7]
+    images.images[30] = 255 - images.images[30]
     evaluate_tensors(model, images, NAMES, settings(), store=tmp_path)
     assert 1 <= model.images <= 1 + 7
+
+
+class Root(nn.Module):
+    """Has no gradient where a pixel is black."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = trained(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.sqrt() ** 2)
+
+
+def test_whether_there_is_a_gradient_is_known_of_these_images_alone(tmp_path: Path) -> None:
+    bright = decoded(40, 5)
+    bright.images.clamp_(min=1)
+    dark = decoded(40, 5)
+    dark.images[:, :, 0] = 0
+    for images, attack in ((dark, "square"), (bright, "pgd-5"), (dark, "square")):
+        found = evaluate_tensors(Root(), images, NAMES, settings(attacks="pgd-5"), store=tmp_path)
+        assert list(found.attacks) == [attack]
+
+
+class Steps:
+    """An attack of the usual form whose settings are no single number."""
+
+    def __init__(self, sizes: list[float]) -> None:
+        self.sizes = sizes
+
+    def __call__(self, model: nn.Module, x: Tensor, labels: Tensor, eps: float) -> Tensor:
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(leaf), labels), leaf)
+        return (x + sum(self.sizes) * eps * gradient.sign()).clamp(0, 1)
+
+
+def test_an_attack_object_with_other_settings_is_another_attack(tmp_path: Path) -> None:
+    idle, busy = (settings(attacks=Steps([size, 0.0])) for size in (0.0, 1.0))
+    before, after = (evaluate_tensors(trained(5), decoded(40, 5), NAMES, s, store=tmp_path) for s in (idle, busy))
+    assert before.worst.accuracy == before.clean > after.worst.accuracy
+    assert attacks.name_of(Steps([1.0])) == attacks.name_of(Steps([1.0])) != attacks.name_of(Steps([2.0]))
+
+
+def test_a_target_is_a_class_and_not_a_name(tmp_path: Path) -> None:
+    data, how = data_of(5), {"attacks": "targeted:cat", "eps": "10/255", "checks": False, "quiet": True, "limit": 16}
+    for place in (0, 1):
+        names = [f"class {label}" for label in range(5)]
+        names[place] = "cat"
+        named = replace(data, class_names=tuple(names))
+        kept, fresh = (evaluate(trained(5), named, store=folder, image_size=SIDE, **how) for folder in (tmp_path, None))
+        assert kept.predictions == fresh.predictions
 
 
 def test_a_larger_limit_computes_only_the_new_samples(tmp_path: Path) -> None:

@@ -108,6 +108,25 @@ def test_images_of_a_smaller_and_a_larger_evaluation_are_kept_together(trained: 
     assert found.verified and "kept images" in {finding.about for finding in found.findings}, found.failed
 
 
+def test_a_kept_image_refutes_what_is_said_of_it(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    apd.evaluate_run(
+        run, attacks="pgd-5", eps="64/255", limit=6, device="cpu", save_images=True, quiet=True, checks=False
+    )
+    summary = the_summary(run)
+
+    def withstood(outcomes: dict[str, Any]) -> None:
+        assert outcomes["predictions"]["pgd-5"] != outcomes["predictions"]["clean"], (
+            "else there is nothing to be refuted"
+        )
+        outcomes["predictions"]["pgd-5"] = outcomes["predictions"]["clean"]
+
+    change(summary.with_name(summary.name.replace("summary-", "outcomes-")), withstood)
+    found = apd.verify_run(run, samples=1, seed=SEED, device="cpu", quiet=True)
+    (finding,) = (finding for finding in found.findings if finding.about == "kept images")
+    assert not finding.ok and "misclassified" in finding.message
+
+
 @pytest.mark.parametrize(("norm", "eps"), [("l1", "12"), ("l2", "1.5")])
 def test_kept_images_of_a_budget_above_1_are_what_the_index_says(
     trained: Path, tmp_path: Path, norm: str, eps: str
@@ -160,6 +179,7 @@ def _without_images(run: Path) -> None:
         (lambda run: change(the_summary(run), lambda record: record.update(eps=10**400)), "results", "eps"),
         (_without_images, "results", "no image"),
         (lambda run: rename_attack(run, "pgd-1000000000"), "again", "more steps"),
+        (lambda run: rename_attack(run, "foolbox:LinfPGD(steps= 1_000_000)"), "again", "more steps"),
     ],
 )
 def test_damaged_files_are_findings_and_not_exceptions(

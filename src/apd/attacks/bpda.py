@@ -81,7 +81,8 @@ def blocks(step: Transform, given: Tensor, out: Tensor) -> bool:
     """Whether ``step``, which made ``out`` of ``given``, has the same shape at both ends and lets no gradient through."""
     if out.shape != given.shape or not (given.is_floating_point() and out.is_floating_point()):
         return False
-    with torch.enable_grad():
+    # Also for a caller in inference mode: the answer is kept, and it must not be that nothing has a gradient.
+    with torch.inference_mode(False), torch.enable_grad():
         leaf = given.detach().clone().requires_grad_()
         out = step(leaf)
         if not out.requires_grad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
@@ -152,9 +153,12 @@ def _settings(attack: object) -> dict[str, str]:
         return {}
     if not isinstance(attack, EvaluationAttack | TrainingAttack):
         held = getattr(attack, "__dict__", {}) if not isinstance(attack, FunctionType) else {}
-        return {
+        known = {
             name: repr(value) for name, value in sorted(held.items()) if isinstance(value, str | int | float | None)
         }
+        others = {name: told(value) for name, value in sorted(held.items()) if name not in known}
+        # What would be too long for a name: lists, tensors, an attack inside of the attack.
+        return known | ({"others": hashlib.sha256(repr(others).encode()).hexdigest()[:8]} if others else {})
     if not is_dataclass(attack):
         return {name: told(value) for name, value in sorted(vars(attack).items())}
     default = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(attack)}

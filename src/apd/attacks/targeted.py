@@ -108,8 +108,8 @@ class Targeted(EvaluationAttack):
         return f"{EACH}:{self.target}"
 
     def depends_on(self) -> dict[str, str]:
-        """Return what is climbed: outcomes against the true class alone are not this attack's."""
-        return {"objective": onto.__name__}
+        """Return what is climbed, as outcomes against the true class alone are not this attack's, and the class's number."""
+        return {"objective": onto.__name__, **({} if self.index is None else {"class": str(self.index)})}
 
     def prepared(self, surroundings: Surroundings) -> Targeted:
         """Look up the class.

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from apd.attacks.objectives import finite
 from apd.errors import InputError
 from apd.models.classifier import FrozenClassifier, PromptedCLIP
-from apd.models.encoder import sha256_of_weights
 from apd.models.parts import InParts, within
 from apd.models.shown import structure
 from apd.models.told import clips_within, told
 from apd.util.code import code_hash, is_own_code
 from apd.util.memory import Room
+from apd.util.tensors import sha256_of_weights
 
 
 @contextmanager
@@ -48,6 +48,17 @@ def _held(classifier: nn.Module) -> str:
         if is_own_code(type(module)) or type(module).__module__.startswith("apd.attacks."):
             own = {key: told(value) for key, value in vars(module).items() if key not in usual and key[0] != "_"}
             found += [f"{name} {own}"] if own else []
+    return "".join(found)
+
+
+def _unsaved(classifier: nn.Module) -> str:
+    """Buffers that are no part of a state, such as draws of noise; those of `transformers` and of this package follow from it."""
+    found = []
+    for name, module in classifier.named_modules():
+        if type(module).__module__.partition(".")[0] not in ("apd", "transformers"):
+            found += [
+                f"{name}.{key} {told(module._buffers[key])}" for key in sorted(module._non_persistent_buffers_set)
+            ]
     return "".join(found)
 
 
@@ -93,9 +104,8 @@ class Subject:
                     "in float32. Small gradients vanish in half precision, and a model that has none looks robust."
                 )
         device = tensors[0].device if tensors else torch.device("cpu")
-        digest = hashlib.sha256(
-            f"{structure(classifier)} {sha256_of_weights(classifier)}{_foreign_code(classifier)}{_held(classifier)}".encode()
-        )
+        code, held = _foreign_code(classifier), f"{_held(classifier)}{_unsaved(classifier)}"
+        digest = hashlib.sha256(f"{structure(classifier)} {sha256_of_weights(classifier)}{code}{held}".encode())
         if isinstance(classifier, PromptedCLIP):
             info = classifier.encoder.info
             about = (

@@ -31,6 +31,7 @@ from apd.evaluation.surroundings import surroundings_of
 from apd.models.classifier import PromptedCLIP
 from apd.models.encoder import DualEncoder
 from apd.models.preprocessing import Preprocessing
+from apd.models.told import told
 from apd.util.memory import Room
 from apd.util.messages import get_logger, speaking
 from apd.util.text import short
@@ -166,10 +167,10 @@ def _applicable(
     """
     if not settings.needs_gradient or settings.threat.eps == 0 or len(samples) == 0:
         return settings, ()
-    about = {"attack": "gradient", "model": subject.fingerprint, "revision": REVISION}
+    x, labels, _ = samples.batch(range(min(PROBED, len(samples))), subject.device)
+    about = {"attack": "gradient", "model": subject.fingerprint, "images": told((x, labels)), "revision": REVISION}
     known = store.load(about)
     if known is None:
-        x, labels, _ = samples.batch(range(min(PROBED, len(samples))), subject.device)
         room = Room()
         for attempt in room.attempts(len(x)):
             with attempt, subject.within(room) as model, model.fixed():

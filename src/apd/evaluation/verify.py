@@ -44,7 +44,7 @@ _UNLIKELY = 0.01
 """p-value of McNemar's test below which outcomes are called better than those of the attack that was repeated."""
 
 
-_ENDLESS = re.compile(r"(?:^(?:pgd|eot)-|=)\d{6,}")
+_ENDLESS = re.compile(r"(?:^(?:pgd|eot)-|=\s*)\d(?:_?\d){5,}")
 """Attacks that are not repeated: they would take days on a single image."""
 
 

@@ -47,12 +47,19 @@ def check_kept(images: Path, claim: Claim, classifier: PromptedCLIP) -> Iterator
                 continue
             own = [row for key, row in rows.items() if key in known]
             batches = [own[i : i + BATCH] for i in range(0, len(own), BATCH)]
-            problem = next(
-                filter(None, (_problem(index.parent, about, some, claim, classifier) for some in batches)), None
-            )
+            found = (_problem(index.parent, about, some, claim, classifier) for some in batches)
+            problem = next(filter(None, found), None) or _refuted(about["attack"], rows, claim)
         except _DAMAGED as error:
             problem = f"cannot be read: {one_line(error, 200)}"
         yield _finding(index, problem, claim.file.name)
+
+
+def _refuted(attack: str, rows: Mapping[Key, Mapping[str, Any]], claim: Claim) -> str | None:
+    """Say which image withstood the attack by the evaluation, though the kept one is misclassified; None for none."""
+    for key, right in zip(claim.outcomes.keys, claim.outcomes.right(attack), strict=True):
+        if right and key in rows and rows[key]["predicted_adversarial"] != rows[key]["label"]:
+            return f"{one_line(str(rows[key]['id']), 80)} is misclassified, but the evaluation says that it withstood"
+    return None
 
 
 def check_unclaimed(images: Path, claims: Sequence[Claim]) -> Iterator[Finding]:

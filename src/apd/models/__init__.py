@@ -12,12 +12,13 @@ import torch
 
 from apd.errors import InputError, nearest
 from apd.models.checkpoint import check_folder
-from apd.models.encoder import DualEncoder, EncoderInfo, Tokens, sha256_of_weights
+from apd.models.encoder import DualEncoder, EncoderInfo, Tokens
 from apd.models.preprocessing import Preprocessing
 from apd.models.sources import BUILT_IN, HUB, OPEN_CLIP_CONFIG, PREFIXES, is_weights_file, split_tower
 from apd.util.device import pick_device
 from apd.util.hub import can_be_on_hub, hub_or_cache, means_hub
 from apd.util.plugins import Registry, is_spec
+from apd.util.tensors import sha256_of_weights
 
 __all__ = ["BUILT_IN", "DualEncoder", "EncoderInfo", "Preprocessing", "Tokens", "list_models", "load_clip"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from itertools import chain
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from apd.errors import InputError
 from apd.models.preprocessing import Preprocessing
@@ -148,12 +147,3 @@ class DualEncoder(ShownInShort, ABC):
             )
         if not x.is_floating_point():
             raise InputError(f"Images must be floats in [0,1], got {x.dtype}. Divide uint8 pixels by 255.")
-
-
-def sha256_of_weights(module: nn.Module) -> str:
-    """A fingerprint of all weights and buffers: names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

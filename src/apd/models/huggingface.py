@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from apd.errors import InputError
 from apd.models.checkpoint import check_config, check_no_code, square
-from apd.models.encoder import DualEncoder, EncoderInfo, Tokens, sha256_of_weights
+from apd.models.encoder import DualEncoder, EncoderInfo, Tokens
 from apd.models.families import Family, family_of
 from apd.models.fast.blocks import append_rows, run_blocks
 from apd.models.fast.chunks import in_chunks
@@ -23,6 +23,7 @@ from apd.models.fast.prefix import Layout, end_states
 from apd.models.hub import find_commit, unreachable
 from apd.models.preprocessing import Preprocessing, read_preprocessing
 from apd.util.extras import import_extra
+from apd.util.tensors import sha256_of_weights
 
 _FEWEST_TOKENS = 8
 _LARGEST_LOGIT_SCALE = (

@@ -9,12 +9,12 @@ from functools import partial
 from types import FunctionType, MethodType
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from apd.models.classifier import FrozenClassifier, PromptedCLIP
-from apd.models.encoder import DualEncoder, sha256_of_weights
+from apd.models.encoder import DualEncoder
 from apd.util.code import code_hash
+from apd.util.tensors import sha256_of_tensor, sha256_of_weights
 
 _DEPTH = 4
 """Objects within objects that are looked into."""
@@ -27,8 +27,7 @@ def told(value: object, depth: int = _DEPTH) -> str:
     "{'steps': (3,), 'eps': 0.5}"
     """
     if isinstance(value, Tensor | np.ndarray):
-        held = torch.as_tensor(value).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(held.data).hexdigest()[:16]}"
+        return f"{value.dtype} {tuple(value.shape)} {sha256_of_tensor(value)[:16]}"
     if isinstance(value, nn.Module):
         clips = clips_within(value)
         more = f" {hashlib.sha256(clips.encode()).hexdigest()[:16]}" if clips else ""

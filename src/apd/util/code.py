@@ -11,7 +11,12 @@ from sysconfig import get_path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-_PLAIN = (bool, int, float, complex, str, bytes, tuple, type(None))
+import numpy as np
+from torch import Tensor, nn
+
+from apd.util.tensors import sha256_of_tensor, sha256_of_weights
+
+_PLAIN = (bool, int, float, complex, str, bytes, tuple, type(None), Tensor, np.ndarray, nn.Module)
 _INSTALLED = {"site-packages", "dist-packages"}
 _LIBRARY = Path(get_path("stdlib")).resolve()
 
@@ -20,7 +25,8 @@ def code_hash(found: object) -> str:
     """Return a hash of the source of a function or class, of an object's class, and of what a closure holds.
 
     Code that it uses by name counts with it, and what that uses: base classes, functions, classes and plain values, as far
-    as they are not of an installed package. What has no source, such as a part of a C library, counts as its ``repr``.
+    as they are not of an installed package. Tensors and models count by what they hold; what has no source, such as a part of
+    a C library, counts as its ``repr``.
     """
     start = found if isinstance(found, type | FunctionType) else type(found)
     cells = [cell.cell_contents for cell in getattr(found, "__closure__", None) or ()]
@@ -31,13 +37,23 @@ def code_hash(found: object) -> str:
         one = todo.pop()
         for name, value in _named(one) if _is_own(_module(one)) else ():
             if isinstance(value, _PLAIN):
-                used.add(f"{name}={value!r}")
+                used.add(f"{name}={_told(value)}")
             elif isinstance(value, type | FunctionType) and value not in seen and _is_own(_module(value)):
                 seen.add(value)
                 todo.append(value)
     used |= {_source(one, one.__qualname__) for one in seen - {start}}
     own = _source(start, repr(found))
-    return hashlib.sha256(f"{own}{held or ''}{''.join(sorted(used))}".encode()).hexdigest()[:16]
+    kept = f"[{', '.join(map(_told, held))}]" if held else ""
+    return hashlib.sha256(f"{own}{kept}{''.join(sorted(used))}".encode()).hexdigest()[:16]
+
+
+def _told(value: object) -> str:
+    """A value as text; a model with its weights, and a tensor, of which the ``repr`` shows only some numbers, by all of them."""
+    if isinstance(value, nn.Module):
+        return f"{value!r} {sha256_of_weights(value)}"
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{value.dtype} {tuple(value.shape)} {sha256_of_tensor(value)}"
+    return repr(value)
 
 
 def _source(found: type | FunctionType, otherwise: str) -> str:

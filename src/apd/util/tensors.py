@@ -6,7 +6,7 @@ import hashlib
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -14,7 +14,9 @@ from apd.errors import InputError
 from apd.util.files import is_lfs_pointer, write_atomic
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
+    from torch.nn import Module
 
 MOST_BYTES = 64 * 2**30
 """Bytes of a file of tensors: weights and checkpoints of the largest models."""
@@ -59,6 +61,25 @@ def read_tensors(file: Path, way_out: str, most: int = MOST_BYTES) -> tuple[dict
                 f"{file} is a Git LFS pointer instead of tensors; to get the file: git lfs pull"
             ) from error
         raise InputError(f"{file} is damaged ({error}); {way_out}.") from error
+
+
+def sha256_of_tensor(value: Tensor | NDArray[Any]) -> str:
+    """The SHA-256 of a tensor's or array's bytes, wherever it is, in hexadecimal."""
+    import torch
+
+    held = torch.as_tensor(value).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(held.data).hexdigest()
+
+
+def sha256_of_weights(module: Module) -> str:
+    """A fingerprint of all weights and buffers: names, types, shapes and bytes."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def sha256_of_file(file: Path) -> str:

@@ -17,11 +17,10 @@ from apd.errors import InputError
 from apd.evaluation.certified.smoothing import Smoothing, Votes, count_votes, noisy
 from apd.evaluation.frozen import exact_float32
 from apd.models.classifier import PromptedCLIP
-from apd.models.encoder import sha256_of_weights
 from apd.util.device import free_memory
 from apd.util.progress import watched
 from apd.util.seeds import sample_seeds
-from apd.util.tensors import read_tensors, write_tensors
+from apd.util.tensors import read_tensors, sha256_of_weights, write_tensors
 
 _BYTES = 4
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from apd.errors import InputError
-from apd.models.encoder import DualEncoder, Tokens, sha256_of_weights
+from apd.models.encoder import DualEncoder, Tokens
 from apd.models.families import CLIP
 from apd.models.foreign.layouts import TEXT, Tensors, Towers
 from apd.models.foreign.open_clip_config import SUPPORTED, text_config
 from apd.models.huggingface import HuggingFaceEncoder, check_values
 from apd.models.preprocessing import Preprocessing
 from apd.util.extras import install_command
+from apd.util.tensors import sha256_of_weights
 from apd.util.text import one_line, printable
 
 

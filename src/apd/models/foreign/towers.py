@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from apd.errors import InputError
-from apd.models.encoder import sha256_of_weights
 from apd.models.families import SigLIP
 from apd.models.foreign.layouts import IMAGE, SIGLIP_IMAGE, SIGLIP_TEXT, TEXT, Tensors, Towers, join_pool
 from apd.models.foreign.open_clip import state_dict
 from apd.models.huggingface import HuggingFaceEncoder, check_values
+from apd.util.tensors import sha256_of_weights
 from apd.util.text import printable
 from apd.util.torch_files import read_torch_file
 
