@@ -14,7 +14,7 @@ from apd.bench.job import EvalOutcome, Outcome
 from apd.bench.plan import Plan, TableRow, make_plan
 from apd.bench.protocols import EvalSpec
 from apd.bench.report.curves import pictures, write_curves
-from apd.bench.report.plots import IMAGES, SEEDS
+from apd.bench.report.plots import IMAGES, SEEDS, save_picture
 from apd.bench.report.rows import rows, write_rows
 from apd.bench.report.tables import make_tables
 from apd.bench.suite import load_suite
@@ -124,6 +124,16 @@ def growing(write: Write, colours: Path, **block: Any) -> Path:
     data = {"colours": {"source": str(colours), "eps": "8/255", "shots": 1, "validation": 1}}
     block = {"protocol": "few-shot", "data": "colours", "methods": ["zero-shot", "advvlp"], **block}
     return write(data=data, blocks=[block], train={"steps": 2, "batch_size": 4, "attack": {"steps": 1}})
+
+
+def test_pictures_of_different_titles_are_different_files(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    long = "mean over " + ", ".join(f"a-data-set-of-{i}" for i in range(30))
+    titles = ["few-shot 猫, 4 shots", "few-shot 犬, 4 shots", "dtd-10", "dtd_10", long, f"{long}, other"]
+    files = [save_picture(tmp_path, title, Figure()) for title in titles]
+    assert len({file.name.casefold() for file in files}) == len(titles)
+    assert all(file.is_file() and len(file.name) < 200 for file in files) and files[2].name == "dtd-10.png"
 
 
 def test_a_block_varies_the_number_of_unlabelled_images(write: Write, colours: Path, tmp_path: Path) -> None:

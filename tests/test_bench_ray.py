@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -26,6 +27,14 @@ def test_without_ray_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "ray", None)
     with refused(install_command("ray")):
         find_machine("ray")
+
+
+def test_no_run_asks_for_more_threads_than_a_node_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 16.0}}] * 4 + [{"Alive": False, "Resources": {"CPU": 64.0}}]
+    ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 64.0}, nodes=lambda: nodes)
+    monkeypatch.setattr("apd.bench.runner.import_ray", lambda: ray)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [find_machine("ray", workers=n).threads for n in (1, 2, 4, 8)] == [16, 16, 16, 8]
 
 
 @pytest.fixture(scope="module")

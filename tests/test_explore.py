@@ -23,6 +23,7 @@ from apd.explore.explorer import Budgets, Curve, Explorer, Gradients
 from apd.explore.page import amplified, png, render, shown_classes
 from apd.explore.uploads import LONGEST_NAME, MOST_CLASSES, read_class_names, read_number, read_upload
 from apd.models import DualEncoder
+from apd.models.calibration import Calibration
 from apd.runs.folder import Run
 from apd.util.extras import install_command
 
@@ -159,6 +160,19 @@ def test_probabilities_are_the_classifiers_own(explorer: Explorer, x: Tensor) ->
     for name, model in {"robust": robust, "zero-shot": robust.zero_shot()}.items():
         for image, said in ((x, views[name].clean), (views[name].x_adv, views[name].attacked)):
             assert torch.allclose(F.softmax(model(image[None]), dim=-1)[0], said, atol=1e-6)
+
+
+def test_probabilities_of_the_run_s_own_classes_are_calibrated_as_elsewhere(finished: Run, x: Tensor) -> None:
+    finished.save_calibration(Calibration(2.5, 10, 0.1, 0.05))
+    calibrated = Explorer.open(finished.path)
+    own = calibrated.class_names
+    views, curves = calibrated.look(x, own, eps=2, steps=1), calibrated.sweep(x, own, steps=1)
+    robust = calibrated.robust(x[None])[0]
+    assert torch.allclose((robust / 2.5).softmax(-1), views["robust"].clean, atol=1e-6)
+    assert curves["robust"].kept[0] == pytest.approx(float(views["robust"].clean.max()), abs=1e-6)
+    assert torch.allclose(calibrated.robust.zero_shot()(x[None])[0].softmax(-1), views["zero-shot"].clean, atol=1e-6)
+    others = calibrated.look(x, CLASSES, eps=0, steps=1)["robust"].clean
+    assert torch.allclose(calibrated.robust.with_classes(CLASSES)(x[None])[0].softmax(-1), others, atol=1e-6)
 
 
 @pytest.mark.parametrize("gradients", ["zero-shot", "robust"])

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
 import apd
 from apd.evaluation.certified.stored import load_certified
@@ -207,6 +208,26 @@ def test_images_that_the_evaluation_kept_are_shown(evaluated: Path, tmp_path: Pa
         report(run, tmp_path / "report.html", quiet=True)
 
 
+def test_an_attack_that_finds_nothing_is_told_from_an_image_that_was_wrong(evaluated: Path, tmp_path: Path) -> None:
+    text = report(evaluated, tmp_path / "report.html", attack="tests.test_report:idle", quiet=True).read_text()
+    (found,) = Page(tmp_path / "report.html").data["runs"]
+    lanes = [lane for entry in found["wall"]["entries"] for lane in entry["lanes"]]
+    right = sum(lane["before"]["right"] for lane in lanes)
+    assert right and not any(lane["attacked"] for lane in lanes)
+    assert text.count("the attack found nothing") == right
+    assert text.count("not attacked: wrong already") == len(lanes) - right
+
+
+def idle(model: object, images: Tensor, labels: Tensor, eps: float) -> Tensor:
+    """An attack that changes nothing."""
+    return images
+
+
+def test_an_attack_for_images_that_are_not_shown_is_refused(evaluated: Path, tmp_path: Path) -> None:
+    with refused("attack=pgd-3", "leave it out"):
+        report(evaluated, tmp_path / "report.html", images=False, attack="pgd-3", quiet=True)
+
+
 @pytest.mark.parametrize(("attack", "names"), [("cw", ["cw", "l2", "linf"]), ("universal", ["universal"])])
 def test_an_attack_that_cannot_make_the_images_is_refused(
     evaluated: Path, tmp_path: Path, attack: str, names: list[str]
@@ -244,13 +265,27 @@ def test_names_are_text_and_nothing_else(hostile: Path, tmp_path: Path) -> None:
 
 
 def test_several_runs_are_compared(evaluated: Path, tmp_path: Path) -> None:
-    other = shutil.copytree(evaluated, tmp_path / "other")
-    file = report([evaluated, other], tmp_path / "both.html", images=False, quiet=True)
-    (expected,) = compare_runs([evaluated, other])
+    run, other = (shutil.copytree(evaluated, tmp_path / name) for name in ("colours run", "other"))
+    file = report([run, other], tmp_path / "both.html", images=False, quiet=True)
+    (expected,) = compare_runs([run, other])
     (comparison,) = Page(file).data["comparisons"]
     assert (comparison["a"], comparison["b"]) == ("colours run", "other")
     assert comparison["rows"] == json.loads(json.dumps(expected.to_dict()))["rows"]
     assert len(Page(file).data["runs"]) == 2
+    assert "is not reliable" not in file.read_text() and "†" not in file.read_text()
+    for place in (run, other):
+        apd.evaluate_run(
+            place, attacks="pgd-1", eps="8/255", classes="base", limit=2, checks=False, quiet=True, device="cpu"
+        )
+    (summary,) = (
+        file for file in (other / "results").glob("summary-*") if json.loads(file.read_text())["classes"] == "all"
+    )
+    record = json.loads(summary.read_text())
+    record["checks"][0]["passed"], record["reliable"] = False, False
+    summary.write_text(json.dumps(record))
+    text = report([run, other], tmp_path / "both.html", images=False, quiet=True).read_text()
+    assert "Left out: other, whose figure is not reliable" in text and "† B (colours" in text
+    assert "colours (base classes): clean" in text and "colours test, base classes" in text
 
 
 def test_a_curve_is_computed_on_request_and_kept(evaluated: Path, tmp_path: Path) -> None:

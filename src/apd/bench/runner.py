@@ -84,17 +84,21 @@ def find_machine(engine: str = "local", workers: int | None = None, gpus: float 
     if engine not in ENGINES:
         raise InputError(f"no engine {engine!r}. {nearest(engine, ENGINES)}")
     if engine == "ray":
-        resources = import_ray().cluster_resources()
+        ray = import_ray()
+        resources = ray.cluster_resources()
         cores, found = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+        # A run that asks for more threads than any node has would wait for ever.
+        most = max((int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"]), default=1)
     else:
         cores, found = _cores(), torch.cuda.device_count()
+        most = cores
     gpus = float(found > 0) if gpus is None else gpus
     if gpus > found:
         raise InputError(f"--gpus {gpus:g} for each run, but there are {found}; ask for fewer, or none.")
     if gpus > 1 and engine == "local":
         raise InputError(f"--gpus {gpus:g}: a run of the local engine sees one GPU; use --engine ray, or --gpus 1.")
     count = max(1, found if gpus else 1) if workers is None else workers
-    return Machine(engine, count, max(1, min(cores // count, _most_threads())), gpus)
+    return Machine(engine, count, max(1, min(cores // count, most, _most_threads())), gpus)
 
 
 def _cores() -> int:

@@ -52,7 +52,7 @@ def _held(classifier: nn.Module) -> str:
 
 
 def _unsaved(classifier: nn.Module) -> str:
-    """Buffers that are no part of a state, such as draws of noise; those of `transformers` and of this package follow from it."""
+    """Buffers that a state leaves out, such as draws of noise; those of `transformers` and this package follow from it."""
     found = []
     for name, module in classifier.named_modules():
         if type(module).__module__.partition(".")[0] not in ("apd", "transformers"):

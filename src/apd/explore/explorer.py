@@ -17,6 +17,7 @@ from apd.attacks import PGD, Objective, ThreatModel
 from apd.attacks.objectives import margin
 from apd.attacks.threat import Norm, format_eps, parse_eps
 from apd.errors import InputError, nearest
+from apd.models.calibration import Calibration, probabilities
 from apd.models.classifier import FrozenClassifier, PromptedCLIP, check_distinct
 from apd.runs.folder import Run
 from apd.runs.load import load_run
@@ -131,10 +132,13 @@ class Explorer:
         robust: the run's classifier.
         budgets: which budgets are offered.
         title: the run's name, method and data, for people.
+        calibration: what the robust classifier's probabilities for its own classes follow; None: none.
     """
 
-    def __init__(self, robust: PromptedCLIP, budgets: Budgets, title: str = "") -> None:
-        self.robust, self.budgets, self.title = robust, budgets, title
+    def __init__(
+        self, robust: PromptedCLIP, budgets: Budgets, title: str = "", calibration: Calibration | None = None
+    ) -> None:
+        self.robust, self.budgets, self.title, self.calibration = robust, budgets, title, calibration
         self._models: OrderedDict[tuple[str, ...], dict[str, FrozenClassifier]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -155,7 +159,7 @@ class Explorer:
         budgets = Budgets.around(parse_eps(train.eps, train.norm), train.norm)
         title = f"{Path(path).resolve().name}: {run.config.method.name} on {run.manifest['data']['name']}"
         robust = on_passing_thread(lambda: load_run(path, device=device, model=model))
-        return cls(robust, budgets, title)
+        return cls(robust, budgets, title, run.calibration)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -197,7 +201,7 @@ class Explorer:
         models = self._bound(tuple(class_names))
         x = x[None].to(self.robust.encoder.device)
         with torch.no_grad():
-            clean = {name: model(x).softmax(dim=-1) for name, model in models.items()}
+            clean = {name: self._probabilities(name, model(x), class_names) for name, model in models.items()}
         found: dict[str, Tensor] = {}
         views = {}
         for name, model in models.items():
@@ -206,7 +210,7 @@ class Explorer:
                 threat = ThreatModel(eps * self.budgets.unit, self.budgets.norm)
                 found[by] = x if eps == 0 else _pgd(models[by], x, threat, steps, seed)
             with torch.no_grad():
-                attacked = model(found[by]).softmax(dim=-1)
+                attacked = self._probabilities(name, model(found[by]), class_names)
             views[name] = View(name, clean[name][0].cpu(), attacked[0].cpu(), found[by][0].cpu(), by)
         return views
 
@@ -239,10 +243,15 @@ class Explorer:
                 found[by] = _pgd(models[by], batch, threat, steps, seed)
             with torch.no_grad():
                 answer = model(batch[:1]).argmax(dim=-1)
-                attacked = model(found[by]).softmax(dim=-1)
+                attacked = self._probabilities(name, model(found[by]), class_names)
             kept, holds = attacked[:, int(answer)], attacked.argmax(dim=-1) == answer
             curves[name] = Curve(name, budgets, tuple(kept.tolist()), tuple(holds.tolist()))
         return curves
+
+    def _probabilities(self, name: str, logits: Tensor, class_names: Sequence[str]) -> Tensor:
+        """As `apd predict` gives them: calibrated, where the run is and for its own classes."""
+        own = name == ROBUST and tuple(class_names) == self.class_names
+        return probabilities(logits, self.calibration if own else None)
 
     def _bound(self, class_names: tuple[str, ...]) -> dict[str, FrozenClassifier]:
         """Both classifiers for some classes; class features are computed once as long as few lists are in use."""

@@ -90,6 +90,8 @@ def report(
         >>> report("runs/digits", "report.html")  # doctest: +SKIP
     """
     chosen, file = ReportSettings(**settings), Path(output)
+    if not chosen.images and chosen.attack != ReportSettings.attack:
+        raise InputError(f"attack={chosen.attack} makes the images that are shown, and none are; leave it out.")
     import_extra("jinja2", "report", "apd report")
     check_output_file(file, "report.html")
     if file.suffix.lower() not in ("", ".html", ".htm"):

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from apd.evaluation.compare import Row
 from apd.report.wall import ZERO_SHOT
+from apd.runs.reliability import reliability
 from apd.util.text import printable
 from apd.util.versions import __version__
 
@@ -52,9 +54,9 @@ def render(
     return template.render(
         style=(folder / "page.css").read_text(encoding="utf-8"),
         title=printable(_title(views)),
-        best=_shown(best_under_attack(views)),
+        best=_shown(_with_doubt(best_under_attack(views), views)),
         runs=_shown(views),
-        comparisons=_shown(comparisons),
+        comparisons=_shown([_with_images(comparison) for comparison in comparisons]),
         no_comparison=printable(no_comparison),
         images=images,
         zero_shot=ZERO_SHOT,
@@ -77,7 +79,10 @@ def _shown(value: Any) -> Any:
 
 
 def best_under_attack(views: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return the run that keeps most under attack, of equal ones most without; None where they were not attacked alike."""
+    """Return the run that keeps most under attack, of equal ones most without; None where they were not attacked alike.
+
+    A run whose health checks failed is taken only where those of all did.
+    """
     alike = {
         (*(s[name] for name in ("data", "split", "classes", "norm", "eps", "n", "corruption")), *s["attacks"])
         for s in (view["summary"] for view in views if view["summary"])
@@ -85,7 +90,29 @@ def best_under_attack(views: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] |
     attacked = all(view["attack"] for view in views)
     if not attacked or len(alike) != 1:
         return None
-    return max(views, key=lambda view: (view["summary"]["worst"]["accuracy"], view["summary"]["clean"]))
+    believed = [view for view in views if not _doubted(view)] or views
+    return max(believed, key=lambda view: (view["summary"]["worst"]["accuracy"], view["summary"]["clean"]))
+
+
+def _with_images(comparison: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add to each row what its images are called."""
+    return {**comparison, "rows": [{**row, "images": Row(**row).images} for row in comparison["rows"]]}
+
+
+def _doubted(view: Mapping[str, Any]) -> bool:
+    """Whether health checks say that a run's figures are not to be trusted."""
+    return reliability(view["summary"]).reliable is False
+
+
+def _with_doubt(best: Mapping[str, Any] | None, views: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Add what must be known of a claim that one run is the best of all."""
+    if best is None:
+        return None
+    doubted = [view["name"] for view in views if _doubted(view)]
+    if not doubted:
+        return {**best, "doubted": ""}
+    who = "This figure" if _doubted(best) else f"Left out: {', '.join(doubted)}, whose figure"
+    return {**best, "doubted": f"{who} is not reliable: health checks failed."}
 
 
 def _data(views: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from apd.bench.protocols import PROTOCOLS, Metric
 from apd.bench.report.compare import MeanStd, Seeds, marks_of
 from apd.bench.report.tables import Table
 from apd.evaluation.statistics import wilson
+from apd.runs.output import text_hash
 from apd.util.extras import install_command
 from apd.util.files import write_atomic
 from apd.util.messages import get_logger
@@ -35,6 +36,7 @@ BOTH = "bars: standard deviation over seeds; of one training, 95 % interval over
 MARKERS = "os^Dv<>pP*Xh"
 """One per method, so that they are told apart without colours."""
 _COLOURS = 128
+_LONGEST_NAME = 150
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,12 @@ def write_plots(folder: Path, tables: Sequence[Table]) -> list[Path]:
     return [_save(folder, plot) for plot in plots]
 
 
+def _told_apart(table: Table, tables: Sequence[Table]) -> str:
+    """A table's title, with its note where another one has the same."""
+    same = [other for other in tables if (other.protocol, other.title) == (table.protocol, table.title)]
+    return table.title if len(same) == 1 else f"{table.title}, {table.note}"
+
+
 def _plot(table: Table, tables: Sequence[Table]) -> Plot | None:
     """The plot of a table: a curve over eps, or clean against attacked accuracy."""
     if PROTOCOLS[table.protocol].curve == "eps":
@@ -91,11 +99,10 @@ def _plot(table: Table, tables: Sequence[Table]) -> Plot | None:
         unit = "1/255 of the pixel range" if norm == "linf" else f"{norm}, of the whole image"
         labels = (f"attack budget eps ({unit})", UNDER_ATTACK)
         note = f"{table.note}; {what_bars_are(point for one in series.values() for point in one.ys)}"
-        return Plot(f"{table.protocol} {table.title}", table.title, note, labels, series, line=True)
+        return Plot(f"{table.protocol} {_told_apart(table, tables)}", table.title, note, labels, series, line=True)
     if not attacked(table):
         return None
-    same = [other for other in tables if (other.protocol, other.title) == (table.protocol, table.title)]
-    name = table.title if len(same) == 1 else f"{table.title}, {table.note}"
+    name = _told_apart(table, tables)
     clean = next(metric for metric in table.metrics if metric.name == "clean")
     xs, ys = points_of(table, clean), points_of(table, table.main)
     series = {label: Series((xs[label],), (ys[label],)) for label in xs if label in ys}
@@ -202,9 +209,16 @@ def save_picture(folder: Path, name: str, canvas: Canvas) -> Path:
     Image.open(drawn).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(
         image, format="png", optimize=True
     )
-    file = folder / "plots" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.png"
+    file = folder / "plots" / f"{_file_name(name)}.png"
     write_atomic(file, image.getvalue())
     return file
+
+
+def _file_name(name: str) -> str:
+    """A title as a file's name, with a hash where letters are lost that may be all that tells two apart, or it is too long."""
+    short = re.sub(r"[^A-Za-z0-9.-]+", "-", name)
+    lossless = len(short) <= _LONGEST_NAME and not re.search(r"[^A-Za-z0-9.,:;+/() -]", name)
+    return short if lossless else f"{short[:_LONGEST_NAME]}-{text_hash(name)}"
 
 
 def bars_of(points: Sequence[Point]) -> list[tuple[float, ...]]:

@@ -54,6 +54,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
 
 
+def centre(size: int, image: Any) -> Any:
+    """Crop the centre of a PIL image."""
+    left, top = ((side - size) // 2 for side in image.size)
+    return image.crop((left, top, left + size, top + size))
+
+
 def load(folder: str | Path = Path(__file__).parent) -> tuple[Any, Any, Tensor, list[str]]:
     """Load the model, how it wants its images, the class features (C, D) of unit length, and the names of the classes."""
     import open_clip
@@ -74,6 +80,7 @@ def load(folder: str | Path = Path(__file__).parent) -> tuple[Any, Any, Tensor, 
     how, resize = about["preprocessing"], preprocess.transforms[0]
     if how["mode"] == "crop":  # open_clip's own resizes to the size of the crop
         preprocess.transforms[0] = type(resize)(how["resize"], interpolation=resize.interpolation)
+        preprocess.transforms[1] = partial(centre, how["size"])  # torchvision's rounds the place of the crop
     preprocess.transforms.insert(0, to_rgb)  # open_clip's own drops EXIF and transparency
     features = load_file(folder / "class_features.safetensors")["class_features"]
     return model.eval(), preprocess, features, about["class_names"]
