@@ -16,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 import apd
+from apd.attacks import AttackBatch, Found
+from apd.attacks.autoattack import LibraryAttack
 from apd.attacks.threat import Norm, ThreatModel, parse_eps
 from apd.errors import InputError
 from apd.evaluation import evaluate, images, read_image
@@ -179,6 +181,34 @@ def test_an_interrupted_evaluation_leaves_a_whole_index_and_is_resumed(
     assert saved(tmp_path / "stopped", batch_size=8).predictions == expected.predictions
     whole, again = (index_of(tmp_path / name)[1] for name in ("whole", "stopped"))
     assert again["complete"] and again["images"] == whole["images"]
+
+
+def test_a_resumed_evaluation_attacks_in_the_batches_of_one_that_ran_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What libraries draw depends on the batch: images that fell before the stop were attacked beside others."""
+    batches: list[tuple[str, tuple[str, ...]]] = []
+    stop = False
+    attack = LibraryAttack.__call__
+
+    def looked(self: LibraryAttack, model: Any, batch: AttackBatch, *arguments: Any) -> Found:
+        if stop and self.name == "apgd-dlr" and len(batches) > 2:
+            raise KeyboardInterrupt
+        batches.append((self.name, tuple(batch.ids)))
+        return attack(self, model, batch, *arguments)
+
+    monkeypatch.setattr(LibraryAttack, "__call__", looked)
+    how = {"attacks": "apgd-ce+dlr", "batch_size": 8}
+    saved(tmp_path / "whole", **how)
+    whole, stop = [*batches], True
+    batches.clear()
+    with pytest.raises(KeyboardInterrupt):
+        saved(tmp_path / "stopped", **how)
+    stop, done = False, [*batches]
+    batches.clear()
+    saved(tmp_path / "stopped", **how)
+    assert 2 < len(done) < len(whole) and whole[: len(done)] == done
+    assert whole[-len(batches) :] == batches, "the unfinished batch from its beginning, then the others"
 
 
 @pytest.mark.parametrize(

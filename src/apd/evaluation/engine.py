@@ -208,7 +208,8 @@ class Evaluation:
         so_far = None if attack is None else SoFar(name, len(wanted), len(known), standing)
         try:
             with shown(pace, f"{name}{self.on}", self.subject.model):
-                for index, parts in self._batches(record, todo, size):
+                # An image that fell in an unfinished batch has no file yet: with the others of the batch it is attacked again.
+                for index, parts in self._batches({} if folder else record.withstood, todo, size):
                     keys = {self.samples.decoded.ids[i]: self.samples.keys[i] for i in index}
                     keeper = Keeper(record, pace, so_far, keys, parts, size)
                     keeper.finish(*self._attack(attack, index, keeper, folder))
@@ -261,7 +262,7 @@ class Evaluation:
                 log.info(f"  {name}{self.on} on {counted(n, 'image')}: at most about {pretty_seconds(seconds)}")
 
     def _batches(
-        self, record: Record, todo: Sequence[int], size: int
+        self, withstood: Mapping[Key, tuple[str, ...]], todo: Sequence[int], size: int
     ) -> Iterator[tuple[Sequence[int], tuple[str, ...]]]:
         """Batches of what is to do, and the parts of the attack that each of them withstood in an earlier call.
 
@@ -269,7 +270,7 @@ class Evaluation:
         """
         groups: dict[tuple[str, ...], list[int]] = {}
         for i in todo:
-            groups.setdefault(record.withstood.get(self.samples.keys[i], ()), []).append(i)
+            groups.setdefault(withstood.get(self.samples.keys[i], ()), []).append(i)
         for parts, index in sorted(groups.items(), key=lambda group: not group[0]):
             yield from ((index[first : first + size], parts) for first in range(0, len(index), size))
 
