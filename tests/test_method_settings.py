@@ -241,6 +241,13 @@ def test_training_that_cannot_go_with_a_method_is_refused(name: str, setting: st
         load_config(flags=flags, sets=sets)
 
 
+def test_kept_images_that_would_never_leave_the_clean_ones_are_refused() -> None:
+    sets = ["train.eps_warmup_wait=1", "train.attack.kind=carried"]
+    with refused("train.eps_warmup_wait", "carried", "0"):
+        load_config(flags={**DIGITS, "method.name": "trades"}, sets=sets)
+    assert load_config(flags={**DIGITS, "method.name": "advvlp"}, sets=sets).train.eps_warmup_wait == 1
+
+
 def test_another_method_s_kind_of_prompts_is_left_in_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(load_config(flags={"data.source": "digits"}, sets=["method.prompts.text_tokens=3"]).to_yaml())

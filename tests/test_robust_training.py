@@ -38,7 +38,9 @@ X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 def build(clip: DualEncoder, name: str = "advvlp", **options: object):
     method = find_method(name)
-    return method(method.Settings(prompts=SPEC, **options), PromptedCLIP(clip, None, ["cat", "dog", "piano"]), seed=0)
+    return method(
+        method.Settings(**{"prompts": SPEC, **options}), PromptedCLIP(clip, None, ["cat", "dog", "piano"]), seed=0
+    )
 
 
 # Perturbed prompts

@@ -48,6 +48,9 @@ class Passes:
         self.backward += len(gradient)
 
 
+VISUAL = {"prompts": {"visual_tokens": 2}}
+
+
 @pytest.mark.parametrize(
     ("name", "options", "train", "passes"),
     [
@@ -61,6 +64,10 @@ class Passes:
         ("advvlp", {}, {"optimizer": {"sam": 0.1}}, (4, 4)),
         ("advvlp", {}, {"eps_per_image": True}, (4, 4)),
         ("vlp", {}, {}, (1, 1)),
+        ("fare", VISUAL, {"attack": {"kind": "free"}}, (1.25, 1)),
+        ("agft", {}, {"attack": {"kind": "free"}}, (1.25, 1)),
+        ("fare", VISUAL, {"optimizer": {"sam": 0.1}}, (5, 4)),
+        ("pmg", {}, {"attack": {"kind": "free"}}, (3, 2)),
         ("apd", {"teacher": "frozen"}, {}, (4, 3)),
         ("apd", {"teacher": "frozen"}, {"attack": {"kind": "free"}}, (1.25, 1)),
         ("apd", {"teacher": "frozen"}, {"attack": {"kind": "carried"}}, (2, 1)),

@@ -183,7 +183,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path, shallow_folder:
         torch.load(tmp_path / name, weights_only=True)
         for name in ("one/gradients0.pt", "two/gradients0.pt", "two/gradients1.pt")
     )
-    assert len(one) == len(left) == 6 + 6
+    assert len(one) == len(left) == 6 + 6 + 6
     for single, a, b in zip(one, left, right, strict=True):
         assert torch.equal(a, b)
         torch.testing.assert_close(a, single, rtol=1e-3, atol=1e-6)

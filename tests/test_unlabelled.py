@@ -111,6 +111,25 @@ def test_methods_that_need_no_label_spend_nothing_on_pseudo_labels(
     assert run.finished
 
 
+class Careless(Method):
+    """Leaves images without labels, and says nothing of what its attack climbs."""
+
+    pseudo_labels = False
+
+    def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
+        return {"clean_ce": step.cross_entropy(step.clean_logits())}
+
+
+def test_a_method_that_leaves_images_without_labels_must_say_what_its_attack_climbs(
+    tmp_path: Path, shallow: DualEncoder, colours: Path
+) -> None:
+    with refused("Careless", "pseudo_labels = False", "inner()"):
+        apd.train(shallow, some(colours, unlabelled_limit=4), method=Careless, output=tmp_path / "run", **QUICK)
+    data = load_data(colours, shots=2)
+    prompts = {"name": Careless, "prompts": SMALL}
+    assert apd.train(shallow, data, method=prompts, output=tmp_path / "labelled", **QUICK).finished
+
+
 @pytest.mark.parametrize("method", ["apd", "advvlp"])
 def test_a_training_stopped_in_between_ends_with_the_same_prompts(
     tmp_path: Path, shallow: DualEncoder, colours: Path, method: str, monkeypatch: pytest.MonkeyPatch

@@ -99,9 +99,10 @@ def train_in_process(
 
 
 def keep_gradients(folder: Path, clip_folder: Path, colours: Path, launcher: Mapping[str, str]) -> None:
-    """Train twice, and write each step's gradients to a file; for a process of its own.
+    """Train three times, and write each step's gradients to a file; for a process of its own.
 
-    The default, then free with AWP; batches of 7 and a last one of 5, so that the shares of two processes differ in size.
+    The default, a loss of features alone, which gives text tokens none, then free with AWP; batches of 7 and a last one of 5, so
+    that the shares of two processes differ in size.
 
     Args:
         folder: where to write.
@@ -124,6 +125,8 @@ def keep_gradients(folder: Path, clip_folder: Path, colours: Path, launcher: Map
     rank, clip = PartialState(cpu=True).process_index, load_clip(clip_folder)
     sets = ["train.ema=0.5", "method.teacher=frozen", "train.batch_size=7"]
     start(folder / f"run{rank}", clip, colours, *sets)
+    alone = ["method.adv_ce=0", "method.adv_kl=0", "method.image_features=1", "method.inner=features"]
+    start(folder / f"features{rank}", clip, colours, *sets, *alone)
     sets += ["train.attack.kind=free", "train.attack.replays=2", "train.optimizer.awp=0.01"]
     start(folder / f"free{rank}", clip, colours, *sets)
     torch.save(gradients, folder / f"gradients{rank}.pt")

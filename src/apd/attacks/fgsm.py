@@ -11,6 +11,7 @@ from apd.attacks.base import TrainingAttack
 from apd.attacks.objectives import Objective
 from apd.attacks.pgd import PGD
 from apd.attacks.threat import ThreatModel
+from apd.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,16 @@ class NFGSM(TrainingAttack):
     noise: float = 2.0
 
     def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
-        """Return adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one per sample."""
+        """Return adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one per sample.
+
+        Raises:
+            InputError: noise beyond the range of pixels.
+        """
+        if threat.norm == "linf" and self.noise * threat.eps > 1:
+            raise InputError(
+                f"train.eps={threat.eps:g} is too large for n-fgsm, whose noise of {self.noise:g} times as much is more than the "
+                "whole range of pixels; use pgd or fgsm-rs, or a smaller option noise."
+            )
         noisy = replace(threat, eps=self.noise * threat.eps).random_start(x, seeds)
         with torch.enable_grad():
             noisy.requires_grad_()

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from apd.attacks.objectives import Objective, kl_to_probabilities
+from apd.data.batch import Batch
 from apd.methods.base import Method, MethodSettings, refuse_smoothing
 from apd.methods.step import PerObject, Step
 from apd.models.classifier import BoundCLIP, PromptedCLIP
@@ -59,21 +60,21 @@ class AGFT(Method):
         super().__init__(settings, zero_shot, seed)
         self.original = zero_shot
         scale = settings.teacher_scale
-        self._label = PerObject[Step, Tensor](lambda step: _soft_label(zero_shot, step, scale))
+        self._label = PerObject[Batch, Tensor](lambda batch: _soft_label(zero_shot, batch, scale))
 
     def inner(self, step: Step, attacked: BoundCLIP) -> Objective:
         """``KL(s || softmax(180 * cos(x')))``, as in the loss."""
-        return Objective(lambda x: self._sharp(attacked, x), kl_to_probabilities, self._label(step))
+        return Objective(lambda x: self._sharp(attacked, x), kl_to_probabilities, self._label(step.batch))
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """Return the terms of the formula at the head of this page."""
-        return {"adv_kl": kl_to_probabilities(self._sharp(step.student, x_adv), self._label(step)).mean()}
+        return {"adv_kl": kl_to_probabilities(self._sharp(step.student, x_adv), self._label(step.batch)).mean()}
 
     def _sharp(self, student: BoundCLIP, x: Tensor) -> Tensor:
         return student.logits(x) * (self.settings.student_scale / student.encoder.info.logit_scale)
 
 
 @torch.no_grad()
-def _soft_label(original: PromptedCLIP, step: Step, scale: float) -> Tensor:
+def _soft_label(original: PromptedCLIP, batch: Batch, scale: float) -> Tensor:
     """Return the probabilities (B, C) that the model without prompts gives to the clean images."""
-    return (original.bind().logits(step.x) * (scale / original.encoder.info.logit_scale)).softmax(dim=-1)
+    return (original.bind().logits(batch.x) * (scale / original.encoder.info.logit_scale)).softmax(dim=-1)

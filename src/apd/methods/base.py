@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apd.attacks.base import Attack
 from apd.attacks.objectives import Objective, cross_entropy
 from apd.attacks.threat import ThreatModel
-from apd.errors import ApdError
+from apd.errors import ApdError, InputError
 from apd.methods.step import Step
 from apd.models.classifier import BoundCLIP, PromptedCLIP
 from apd.models.encoder import DualEncoder
@@ -88,6 +88,11 @@ class MethodSettings(GrowingSection):
             raise ValueError(
                 "train.attack.random_start=false leaves this method's attack at the clean image, where what it climbs has no "
                 "gradient; set it to true"
+            )
+        if train.eps_warmup_wait and attack.kind == "carried" and self.zero_gradient_at_clean(train):
+            raise ValueError(
+                "train.eps_warmup_wait with train.attack.kind=carried starts the kept images at the clean ones, where what this "
+                "method's attack climbs has no gradient; set it to 0, or choose another kind"
             )
         if not train.eps_per_image:
             return
@@ -176,7 +181,15 @@ class Method(nn.Module):
         """Return what the attack maximises, on ``attacked``: the student with everything but the pixels detached.
 
         By default the cross-entropy (Madry 2018).
+
+        Raises:
+            InputError: by default, for images without any label.
         """
+        if not self.pseudo_labels and step.labelled is not None:
+            raise InputError(
+                f"{type(self).__name__} leaves images without labels (pseudo_labels = False), and the cross-entropy that its "
+                "attack climbs by default needs one for each: define inner()."
+            )
         return Objective(attacked.logits, cross_entropy, step.labels)
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from apd.attacks.objectives import Objective, squared_distance
+from apd.data.batch import Batch
 from apd.methods.base import Method, MethodSettings, refuse_smoothing
 from apd.methods.prompt_kinds import VISUAL_ONLY
 from apd.methods.step import PerObject, Step
@@ -48,18 +49,18 @@ class FARE(Method):
     def __init__(self, settings: FARESettings, zero_shot: PromptedCLIP, seed: int = 0) -> None:
         super().__init__(settings, zero_shot, seed)
         self.original = zero_shot
-        self._target = PerObject[Step, Tensor](lambda step: _features(zero_shot, step))
+        self._target = PerObject[Batch, Tensor](lambda batch: _features(zero_shot, batch))
 
     def inner(self, step: Step, attacked: BoundCLIP) -> Objective:
         """The squared distance of features, as in the loss."""
-        return Objective(attacked.embed, squared_distance, self._target(step))
+        return Objective(attacked.embed, squared_distance, self._target(step.batch))
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """Return the terms of the formula at the head of this page."""
-        return {"adv_features": squared_distance(step.student.embed(x_adv), self._target(step)).mean()}
+        return {"adv_features": squared_distance(step.student.embed(x_adv), self._target(step.batch)).mean()}
 
 
 @torch.no_grad()
-def _features(original: PromptedCLIP, step: Step) -> Tensor:
+def _features(original: PromptedCLIP, batch: Batch) -> Tensor:
     """Return the features of the clean images by the model without prompts."""
-    return original.bind().embed(step.x)
+    return original.bind().embed(batch.x)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs
 
 from apd.errors import InputError
 from apd.util.device import pick_device
@@ -39,7 +40,9 @@ def find_accelerator(name: str) -> Accelerator:
             f"This Python process has trained on {known.type} and cannot switch to {name}; start a new one for "
             f"train.device={name}."
         )
-    return Accelerator(cpu=device.type == "cpu")
+    # Of a loss of features alone the text tokens get no gradient, for which DDP would wait otherwise.
+    parts = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[parts])
 
 
 @contextmanager
