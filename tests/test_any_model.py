@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -270,6 +271,20 @@ def through(net: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: net(x)
 
 
+def outer(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    step = through(net)
+    return lambda x: step(x)
+
+
+def listed(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    nets = [net]
+    return lambda x: nets[0](x)
+
+
+def by_default(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x, net=net: net(x)
+
+
 def convolution(weight: float) -> nn.Module:
     layer = nn.Conv2d(3, 3, 1)
     nn.init.constant_(layer.weight, weight)
@@ -281,6 +296,12 @@ def convolution(weight: float) -> nn.Module:
     ("one", "other"),
     [
         (Drawn(0), Drawn(1)),
+        (Preprocessed(Mean(), outer(convolution(1.0))), Preprocessed(Mean(), outer(convolution(2.0)))),
+        (Preprocessed(Mean(), listed(convolution(1.0))), Preprocessed(Mean(), listed(convolution(2.0)))),
+        (Preprocessed(Mean(), by_default(convolution(1.0))), Preprocessed(Mean(), by_default(convolution(2.0)))),
+        (Preprocessed(Mean(), through(Holding(1))), Preprocessed(Mean(), through(Holding(5)))),
+        (Holding(np.array(["a", "b"])), Holding(np.array(["a", "c"]))),
+        (Holding(np.arange(9)[::-1]), Holding(np.arange(9))),
         (Preprocessed(Mean(), through(convolution(1.0))), Preprocessed(Mean(), through(convolution(2.0)))),
         (Holding(75), Holding(50)),
         (Holding(torch.zeros(2000)), Holding(torch.eye(1, 2000)[0].roll(1000))),
@@ -291,7 +312,24 @@ def convolution(weight: float) -> nn.Module:
         (Preprocessed(Mean(), halved), Preprocessed(Mean(), squared)),
         (Preprocessed(Mean(), Step(8).__call__), Preprocessed(Mean(), Step(16).__call__)),
     ],
-    ids=["buffer", "closure", "number", "tensor", "object", "function", "partial", "module", "preprocessing", "method"],
+    ids=[
+        "buffer",
+        "inner closure",
+        "list",
+        "default",
+        "attribute",
+        "words",
+        "reversed",
+        "closure",
+        "number",
+        "tensor",
+        "object",
+        "function",
+        "partial",
+        "module",
+        "preprocessing",
+        "method",
+    ],
 )
 def test_models_that_hold_other_settings_are_other_models(one: nn.Module, other: nn.Module) -> None:
     prints = [Subject.of(model).fingerprint for model in (one, deepcopy(one), other)]

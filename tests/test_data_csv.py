@@ -59,6 +59,8 @@ def test_images_in_two_folders_beside_a_table_are_not_guessed(folder: Path) -> N
         load_data(table, shots=1)
     shutil.copytree(folder / ".thumbs", folder / "photos")
     assert load_data(table, shots=1).train.sources[0].parent == folder / "photos"
+    (folder / "pictures").symlink_to(folder / "photos")
+    assert len(load_data(table, shots=1).train) == 2, "one folder by two names"
     shutil.copytree(folder / "photos", folder / "masks")
     with refused("red0.png", "masks/", "photos/"):
         load_data(table, shots=1)

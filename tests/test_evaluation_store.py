@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,10 @@ def test_an_attack_object_with_other_settings_is_another_attack(tmp_path: Path) 
     before, after = (evaluate_tensors(trained(5), decoded(40, 5), NAMES, s, store=tmp_path) for s in (idle, busy))
     assert before.worst.accuracy == before.clean > after.worst.accuracy
     assert attacks.name_of(Steps([1.0])) == attacks.name_of(Steps([1.0])) != attacks.name_of(Steps([2.0]))
+    drawing = [Steps([1.0]), Steps([1.0])]
+    for each in drawing:
+        each.generator = np.random.default_rng(0)
+    assert attacks.name_of(drawing[0]) == attacks.name_of(drawing[1]), "its address is no setting"
 
 
 def test_a_target_is_a_class_and_not_a_name(tmp_path: Path) -> None:

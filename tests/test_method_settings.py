@@ -14,6 +14,7 @@ from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import PromptSpec
 from apd.runs.config import RunConfig, load_config, with_class_contexts
+from apd.runs.differences import check_same
 from apd.runs.setting_differences import differences
 
 from .refusals import refused
@@ -239,6 +240,16 @@ def test_training_that_cannot_go_with_a_method_is_refused(name: str, setting: st
         return
     with refused(*names):
         load_config(flags=flags, sets=sets)
+
+
+def test_a_run_that_said_what_is_open_now_is_resumed_with_the_prompts_it_has() -> None:
+    before, now = load_config(flags=DIGITS, sets=[f"{CONTEXTS}=false"]), load_config(flags=DIGITS)
+    had = {"prompts": {"class_specific": False}}
+    check_same(Path("run"), (before, now), (had, had))
+    with refused("prompts.class_specific", "--overwrite"):
+        check_same(Path("run"), (before, now), (had, {"prompts": {"class_specific": True}}))
+    with refused(f"{CONTEXTS}=False", "True"):
+        check_same(Path("run"), (before, load_config(flags=DIGITS, sets=[f"{CONTEXTS}=true"])), (had, had))
 
 
 def test_kept_images_that_would_never_leave_the_clean_ones_are_refused() -> None:

@@ -17,6 +17,7 @@ from apd.methods.apd import APDSettings
 from apd.models import DualEncoder, load_clip
 from apd.models.classifier import PromptedCLIP
 from apd.models.shared import share_classifier
+from apd.runs.config import recorded
 
 from .refusals import refused
 from .test_methods import (
@@ -210,6 +211,13 @@ def test_what_is_about_a_soft_label_that_nobody_asks_for_is_refused(setting: str
     for silent in ({"adv_ce": 1.0, "adv_kl": 0.0, "inner": "ce"}, {"balance": 0.0, "inner": "ce"}):
         with refused(f"method.{setting}", "method.adv_kl", by=ValueError):
             APDSettings.model_validate({**silent, "teacher": "frozen", setting: value})
+
+
+def test_what_a_variant_sets_or_a_finished_run_holds_is_not_held_against_anyone() -> None:
+    assert APDSettings(variant="iad", adv_kl=0.0, teacher="frozen").trust
+    old = {"adv_ce": 1.0, "adv_kl": 0.0, "inner": "ce", "teacher": "frozen", "trust": 1.0}
+    read = recorded({"data": {"source": "digits"}, "method": {"name": "apd", **old}}, {})
+    assert read.method.settings.trust == 1.0  # type: ignore[attr-defined]
 
 
 def test_tuning_moves_the_teacher_s_prompts_and_only_them(clip: DualEncoder) -> None:

@@ -156,8 +156,9 @@ def _settings(attack: object) -> dict[str, str]:
         known = {
             name: repr(value) for name, value in sorted(held.items()) if isinstance(value, str | int | float | None)
         }
+        # What would be too long for a name: lists, tensors, an attack inside of the attack. An address is never the same again.
         others = {name: told(value) for name, value in sorted(held.items()) if name not in known}
-        # What would be too long for a name: lists, tensors, an attack inside of the attack.
+        others = {name: text for name, text in others.items() if not re.search(r"\b0x[0-9a-fA-F]{6,}", text)}
         return known | ({"others": hashlib.sha256(repr(others).encode()).hexdigest()[:8]} if others else {})
     if not is_dataclass(attack):
         return {name: told(value) for name, value in sorted(vars(attack).items())}

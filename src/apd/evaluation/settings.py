@@ -56,7 +56,7 @@ def find_within(attack: str, norm: Norm) -> attacks.EvaluationAttack:
             those of this threat model.
     """
     found = attacks.find(attack)
-    if isinstance(found, Transfer | Universal | Targeted):
+    if isinstance(found, Transfer | Universal) or (isinstance(found, Targeted) and not found.target.isdecimal()):
         raise InputError(
             f"{attack} is for apd evaluate, which gives it what it needs; choose another attack, such as pgd-100."
         )

@@ -55,11 +55,17 @@ def check_kept(images: Path, claim: Claim, classifier: PromptedCLIP) -> Iterator
 
 
 def _refuted(attack: str, rows: Mapping[Key, Mapping[str, Any]], claim: Claim) -> str | None:
-    """Say which image withstood the attack by the evaluation, though the kept one is misclassified; None for none."""
-    for key, right in zip(claim.outcomes.keys, claim.outcomes.right(attack), strict=True):
-        if right and key in rows and rows[key]["predicted_adversarial"] != rows[key]["label"]:
-            return f"{one_line(str(rows[key]['id']), 80)} is misclassified, but the evaluation says that it withstood"
-    return None
+    """Say which image withstood the attack by the evaluation, though the kept one is misclassified; None for none.
+
+    Storing may change the answer to an image, as its row then says; that of more than one, or of 2 %, is not believed.
+    """
+    stated = zip(claim.outcomes.keys, claim.outcomes.right(attack), strict=True)
+    found = [rows[key] for key, right in stated if right and key in rows]
+    fallen = [row for row in found if row["predicted_adversarial"] != row["label"]]
+    stored = [row for row in fallen if row["changed"]]
+    if fallen == stored and len(stored) <= max(1, len(rows) // 50):
+        return None
+    return f"{one_line(str(fallen[0]['id']), 80)} is misclassified, but the evaluation says that it withstood"
 
 
 def check_unclaimed(images: Path, claims: Sequence[Claim]) -> Iterator[Finding]:

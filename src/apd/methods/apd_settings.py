@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from apd.methods.base import MethodSettings
 from apd.methods.teachers import CHOSEN
 from apd.settings.train import ChosenTeacher, TrainSettings
+from apd.util.section import RECORDED
 
 Teacher = Literal["frozen", "tuned", "online", "mean", ChosenTeacher]
 
@@ -162,10 +163,11 @@ class APDSettings(MethodSettings):
         return self
 
     @model_validator(mode="after")
-    def _soft_label_has_a_weight(self) -> APDSettings:
+    def _soft_label_has_a_weight(self, info: ValidationInfo) -> APDSettings:
+        preset = VARIANTS.get(self.variant, {})
         for name, usual in (("soft_target", "clean"), ("trust", 0)):
             value = getattr(self, name)
-            if value != usual and not self.soft_label:
+            if info.context != RECORDED and value not in (usual, preset.get(name)) and not self.soft_label:
                 raise ValueError(
                     f"method.{name}={value} is about the soft label for x', which has no weight here; give method.adv_kl one, or "
                     "leave it out"

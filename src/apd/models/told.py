@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from apd.models.classifier import FrozenClassifier, PromptedCLIP
 from apd.models.encoder import DualEncoder
-from apd.util.code import code_hash
+from apd.util.code import attributes_of, code_hash
 from apd.util.tensors import sha256_of_tensor, sha256_of_weights
 
 _DEPTH = 4
@@ -30,6 +30,7 @@ def told(value: object, depth: int = _DEPTH) -> str:
         return f"{value.dtype} {tuple(value.shape)} {sha256_of_tensor(value)[:16]}"
     if isinstance(value, nn.Module):
         clips = clips_within(value)
+        clips += attributes_of(value)
         more = f" {hashlib.sha256(clips.encode()).hexdigest()[:16]}" if clips else ""
         return f"{type(value).__qualname__} {code_hash(value)} {sha256_of_weights(value)[:16]}{more}"
     if isinstance(value, FunctionType):

@@ -111,8 +111,8 @@ def _with_doubt(best: Mapping[str, Any] | None, views: Sequence[Mapping[str, Any
     doubted = [view["name"] for view in views if _doubted(view)]
     if not doubted:
         return {**best, "doubted": ""}
-    who = "This figure" if _doubted(best) else f"Left out: {', '.join(doubted)}, whose figure"
-    return {**best, "doubted": f"{who} is not reliable: health checks failed."}
+    who = "These figures" if _doubted(best) else f"Left out: {', '.join(doubted)}, whose figures"
+    return {**best, "doubted": f"{who} are not reliable: health checks failed."}
 
 
 def _data(views: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str:

@@ -83,7 +83,7 @@ class MethodConfig(Section):
             if info.context != RECORDED:
                 raise
             return {"name": name, "settings": RecordedSettings.model_validate(settings)}
-        read = method.Settings.model_validate(settings)
+        read = method.Settings.model_validate(settings, context=info.context)
         if method.learns and not (read.prompts.text_tokens or read.prompts.visual_tokens or read.prompts.frame):
             raise ValueError(
                 f"method {name} has nothing to learn with these prompts: give it method.prompts.text_tokens, visual_tokens "

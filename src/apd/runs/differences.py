@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _FREE = ("train.device", "data.memory_gb", "train.tracker")
 """Settings, by how their names begin, that may change when a run is resumed: the prompts are the same."""
+_CONTEXTS = "method.prompts.class_specific"
 _PLACES = ("model", "data.source", "data.unlabelled", "data.class_names")
 """Settings that may name another place when a run is resumed: hashes tell whether the same is there."""
 _NAMES = (".source", ".run", ".revision", "data.name", "data.unlabelled_source")
@@ -67,7 +68,9 @@ def check_same(
     before, now = (_flat_settings(config) for config in configs)
     free = (*_PLACES, *(f"method.{name}" for name in configs[1].method.other_models()))
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not key.startswith(_FREE) and key not in free:
+        # What nobody chose is decided anew, and compared below as it was decided.
+        is_open = key == _CONTEXTS and None in (before.get(key), now.get(key))
+        if before.get(key) != now.get(key) and not key.startswith(_FREE) and key not in free and not is_open:
             raise InputError(
                 f"{path} was started with {key}={before.get(key)}, now {now.get(key)}; --resume continues with the same "
                 "settings. Drop the change, or start again with --overwrite (Python: overwrite=True)."

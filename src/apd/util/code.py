@@ -29,14 +29,15 @@ def code_hash(found: object) -> str:
     a C library, counts as its ``repr``.
     """
     start = found if isinstance(found, type | FunctionType) else type(found)
-    cells = [cell.cell_contents for cell in getattr(found, "__closure__", None) or ()]
+    cells = _cells(found)
     held = [value for value in cells if not isinstance(value, type | FunctionType)]
     todo = [value for value in (start, *cells) if isinstance(value, type | FunctionType)]
     seen, used = {*todo}, set[str]()
     while todo:
         one = todo.pop()
-        for name, value in _named(one) if _is_own(_module(one)) else ():
-            if isinstance(value, _PLAIN):
+        within = [] if one is start else [(one.__qualname__, value) for value in _cells(one)]
+        for name, value in [*within, *_defaults(one), *(_named(one) if _is_own(_module(one)) else ())]:
+            if isinstance(value, _PLAIN) or _has_content(value):
                 used.add(f"{name}={_told(value)}")
             elif isinstance(value, type | FunctionType) and value not in seen and _is_own(_module(value)):
                 seen.add(value)
@@ -47,10 +48,46 @@ def code_hash(found: object) -> str:
     return hashlib.sha256(f"{own}{kept}{''.join(sorted(used))}".encode()).hexdigest()[:16]
 
 
+def attributes_of(module: nn.Module) -> str:
+    """Numbers and words that the parts of a model which are somebody's own code hold besides weights, as text."""
+    found = []
+    for name, part in module.named_modules():
+        if is_own_code(type(part)):
+            known = {key: value for key, value in vars(part).items() if key[0] != "_" and key != "training"}
+            plain = {key: value for key, value in known.items() if isinstance(value, bool | int | float | str)}
+            found += [f"{name} {plain}"] if plain else []
+    return "".join(found)
+
+
+def _cells(found: object) -> list[Any]:
+    """What a closure holds."""
+    return [cell.cell_contents for cell in getattr(found, "__closure__", None) or ()]
+
+
+def _defaults(found: type | FunctionType) -> list[tuple[str, Any]]:
+    """Default arguments that the source does not tell: models and tensors."""
+    if isinstance(found, type):
+        return []
+    values = [*(found.__defaults__ or ()), *(found.__kwdefaults__ or {}).values()]
+    return [(found.__qualname__, value) for value in values if _has_content(value)]
+
+
+def _has_content(value: object) -> bool:
+    """Whether it is, or a list or the like of, what a ``repr`` does not tell."""
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_has_content, value))
+    if isinstance(value, dict):
+        return any(map(_has_content, value.values()))
+    return isinstance(value, Tensor | np.ndarray | nn.Module)
+
+
 def _told(value: object) -> str:
     """A value as text; a model with its weights, and a tensor, of which the ``repr`` shows only some numbers, by all of them."""
+    if isinstance(value, list | tuple | set | frozenset | dict) and _has_content(value):
+        entries = value.items() if isinstance(value, dict) else value
+        return f"{type(value).__name__} of {', '.join(map(_told, entries))}"
     if isinstance(value, nn.Module):
-        return f"{value!r} {sha256_of_weights(value)}"
+        return f"{value!r} {sha256_of_weights(value)}{attributes_of(value)}"
     if isinstance(value, Tensor | np.ndarray):
         return f"{value.dtype} {tuple(value.shape)} {sha256_of_tensor(value)}"
     return repr(value)

@@ -64,11 +64,18 @@ def read_tensors(file: Path, way_out: str, most: int = MOST_BYTES) -> tuple[dict
 
 
 def sha256_of_tensor(value: Tensor | NDArray[Any]) -> str:
-    """The SHA-256 of a tensor's or array's bytes, wherever it is, in hexadecimal."""
+    """The SHA-256 of a tensor's or array's bytes, wherever it is, in hexadecimal; of its ``repr`` if it has none."""
+    import numpy as np
     import torch
 
-    held = torch.as_tensor(value).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(held.data).hexdigest()
+    if isinstance(value, np.ndarray):
+        held = repr(value.tolist()).encode() if value.dtype.hasobject else np.ascontiguousarray(value).tobytes()
+    elif value.layout != torch.strided or value.is_meta:
+        held = repr(value).encode()
+    else:
+        plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
+        held = plain.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(held).hexdigest()
 
 
 def sha256_of_weights(module: Module) -> str:

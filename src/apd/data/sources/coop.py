@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import posixpath
 import re
 from pathlib import Path
@@ -89,7 +90,7 @@ def locate(path: Path, rows: dict[str, list[Row]], images: Path | None) -> tuple
     }
     folder = path.parent
     roots = [images or folder]
-    beside = [] if images else subfolders(folder)
+    beside = [] if images else list({os.path.realpath(place): place for place in reversed(subfolders(folder))}.values())
     for option in (rows, slashed) if slashed != rows else (rows,):
         needed = [image for split in option.values() for image in _telling([image for image, _, _ in split])]
         for image in needed:
