@@ -21,9 +21,10 @@ from apd.attacks.threat import ThreatModel
 from apd.errors import ApdError
 from apd.export import carried
 from apd.export.carried.modeling_prompted_clip import PromptedCLIPModel
-from apd.export.carried.prompted_open_clip import load
+from apd.export.carried.prompted_open_clip import centre, load
 from apd.export.check import BATCH_SIZES, run_in_batches
 from apd.models import DualEncoder
+from apd.models.preprocessing import Preprocessing
 from apd.predict import predict_files
 
 from .exports import Make, random_run
@@ -187,6 +188,14 @@ def test_open_clip_weights_hold_visual_tokens_and_are_checked(
         with pytest.raises(ApdError, match=r"0\.0001"):
             apd.export.open_clip(run, tmp_path / "other", check_images=64)
         assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("size", [(50, 31), (31, 50), (64, 48), (500, 375), (23, 20), (20, 20)])
+def test_the_carried_crop_is_the_run_s(size: tuple[int, int]) -> None:
+    how = Preprocessing(16, 20, "crop", "bicubic", (0.5,) * 3, (0.5,) * 3)
+    photo = Image.effect_noise(size, 60).convert("RGB")
+    shown = centre(how.size, photo.resize(how.resized(*size), Image.Resampling.BICUBIC))
+    assert shown.tobytes() == how.apply(photo).tobytes()
 
 
 @pytest.mark.parametrize("case", CASES)

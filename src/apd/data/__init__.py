@@ -2,7 +2,8 @@
 
 from apd.data.augment import random_resized_crop_flip
 from apd.data.dataset import Dataset, Decoded, ImageSet
-from apd.data.load import list_data, load_data, same_source, short_name
+from apd.data.listing import list_data
+from apd.data.load import load_data, same_source, short_name
 
 __all__ = [
     "Dataset",

@@ -33,7 +33,7 @@ from apd.data.sources.hub import (
 )
 from apd.data.sources.layouts import ROOT, dressed, load_standard, parse_standard
 from apd.data.sources.split_names import subfolders
-from apd.data.sources.standard import STANDARD, Standard
+from apd.data.sources.standard import STANDARD
 from apd.data.sources.unlabelled import (
     anonymous,
     divided,
@@ -207,20 +207,6 @@ def _listed(names: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
     return names if names is None or isinstance(names, str) else tuple(names)
 
 
-def list_data() -> list[tuple[str, str]]:
-    """What ``load_data`` takes: (name or form, description)."""
-    return [
-        ("digits", "built in: 1,797 real scans of handwritten digits, 10 classes (from scikit-learn)"),
-        ("FOLDER", "class folders of images, with or without train/, val/ and test/ above; classes.txt may name them"),
-        ("split_zhou_NAME.json", "a CoOp split file, with the images beside it"),
-        ("FILE.csv", "a CSV or TSV file with an image's path and its class per row; a column split divides it"),
-        ("hf:OWNER/NAME[:CONFIGURATION]", "a data set of the Hugging Face hub (needs datasets)"),
-        ("FILE.parquet", "a parquet file with an image and a label column, or a folder of such files (needs datasets)"),
-        ("SAVED_FOLDER", "a folder written by save_to_disk of the datasets library"),
-        *((name, _about(known)) for name, known in STANDARD.items()),
-    ]
-
-
 def short_name(source: str) -> str:
     """A word for the source, for names of folders: ``dtd`` for ``dtd@/data`` as for ``/data/dtd``."""
     standard = parse_standard(source)
@@ -255,14 +241,6 @@ def _files(source: str) -> frozenset[str]:
     """The files of a table on disk; none for anything else."""
     place = _place(source)
     return place if isinstance(place, frozenset) else frozenset()
-
-
-def _about(known: Standard) -> str:
-    use = ", for testing only" if known.test_only else ""
-    online = f", or hf:{known.hub}" if known.hub else ""
-    return (
-        f"{known.title}, {known.classes} classes{use}: $APD_DATA/{known.folder}/ with {', '.join(known.holds)}{online}"
-    )
 
 
 def _as_text(source: str | Path) -> str:

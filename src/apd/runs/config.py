@@ -22,8 +22,9 @@ from pydantic import (
 from apd.data.settings import DataSettings
 from apd.errors import InputError
 from apd.methods import MethodSettings, find_method
+from apd.runs.differences import flat
 from apd.settings.explain import explain, setting_names
-from apd.settings.layers import merged, path_value, with_path, without_path
+from apd.settings.layers import merged, with_path, without_path
 from apd.settings.train import PSEUDO_LABELS, TrainSettings
 from apd.util.section import RECORDED, Section
 from apd.util.text import short
@@ -343,11 +344,11 @@ def _forget_other_preset(raw: dict[str, Any], given: Mapping[str, Any]) -> dict[
     if (new, now) == (old, before):
         return raw
     try:
-        usual = validate({"data": "DATA", "method": {"name": old, "preset": before}}).model_dump(mode="json")
+        usual = flat(validate({"data": "DATA", "method": {"name": old, "preset": before}}).model_dump(mode="json"))
     except InputError:  # a method or preset that nobody knows
         return raw
-    names = [name for method in (old, new) for name in _settings_of({"name": method}).published]
-    for name in names:
-        if path_value(raw, name) == path_value(usual, name):
+    held = flat(raw)
+    for name in [name for method in (old, new) for name in _settings_of({"name": method}).published]:
+        if held.get(name) == usual.get(name):
             raw = without_path(raw, name)
     return raw

@@ -52,19 +52,6 @@ def with_path(
     return {**raw, head: with_path(section, rest, value, source=source)}
 
 
-def path_value(raw: Mapping[str, Any], name: str) -> Any:
-    """The value of the dotted ``name``; None where there is none.
-
-    >>> path_value({"train": {"epochs": 1}}, "train.epochs")
-    1
-    """
-    head, _, rest = name.partition(".")
-    found = raw.get(head)
-    if not rest:
-        return found
-    return path_value(found, rest) if isinstance(found, Mapping) else None
-
-
 def without_path(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A copy without the dotted ``name``.
 
