@@ -103,6 +103,15 @@ def plan_of(data: dict[str, dict[str, Cell]]) -> tuple[Plan, dict[str, Outcome]]
     return Plan("a_plan", tuple(entries)), outcomes
 
 
+def test_methods_that_agree_on_all_images_have_an_interval() -> None:
+    one = [{0: drawn(0, 0.6)}, {0: drawn(1, 0.6, 50)}]
+    for metric in (HARMONIC, WORST):
+        found = difference(one, one, metric)
+        assert found is not None
+        assert found.mean == 0
+        assert found.high == pytest.approx(-found.low) == pytest.approx(100 * (1 - 0.025 ** (1 / 100)))
+
+
 def test_tables_mark_the_best_and_pair_it_with_the_runner_up() -> None:
     good, middle, bad = (
         cell("1" * 40, "1" * 36 + "0" * 4),

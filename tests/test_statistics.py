@@ -60,12 +60,30 @@ def test_bootstrap_agrees_with_the_slow_one() -> None:
 
 
 def test_bootstrap_is_paired_and_stratified() -> None:
-    """Outcomes that always differ by the same amount within a data set have an interval of no width."""
-    a, b = np.array([1, 1, 0, 0, 1, 1]), np.array([0, 0, 0, 0, 0, 0])
-    strata = ["x", "x", "y", "y", "x", "x"]
+    """Outcomes that differ by the same amount within a data set vary as little as the one image that does not."""
+    a, b = np.array([1, 1, 0, 0, 1, 1] * 20), np.array([0, 0, 0, 0, 0, 0] * 20)
+    strata = ["x", "x", "y", "y", "x", "x"] * 20
+    a[2] = 1
     found = paired_bootstrap(a, b, strata)
-    assert (found.mean, found.low, found.high) == (50.0, 50.0, 50.0)
-    assert paired_bootstrap(a, b).low < 50.0
+    assert found.mean == pytest.approx(51.25)
+    assert found.high - found.low < 5
+    assert paired_bootstrap(a, b).low < 61 < paired_bootstrap(a, b).mean
+
+
+@pytest.mark.parametrize("n", [40, 300])
+def test_classifiers_that_agree_on_all_images_may_still_differ(n: int) -> None:
+    """The interval ends where none of ``n`` images would have differed in 2.5 % of all cases."""
+    from scipy.stats import binomtest
+
+    right = np.arange(n) % 3 == 0
+    found = paired_bootstrap(right, right)
+    assert found.mean == 0
+    assert found.high == pytest.approx(100 * binomtest(0, n).proportion_ci(method="exact").high)
+    assert found.low == -found.high
+    assert found.verdict == ("as good" if n == 300 else "undecided")
+    always = paired_bootstrap(np.ones(n), np.zeros(n))
+    assert (always.mean, always.high) == (100, 100)
+    assert always.low == pytest.approx(100 - found.high)
 
 
 def test_bootstrap_is_reproducible_and_refuses_other_images() -> None:

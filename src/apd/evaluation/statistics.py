@@ -50,6 +50,29 @@ class Difference:
     low: float
     high: float
 
+    @classmethod
+    def of_draws(cls, mean: float, draws: np.ndarray, sizes: Sequence[int], confidence: float = 0.95) -> Difference:
+        """Take the interval of the bootstrap's draws.
+
+        Where all draws are alike, as for two classifiers that agree on every image, they would say that nothing is uncertain. The
+        interval is then as wide as the share of images that may yet differ: none did among ``n`` (Clopper & Pearson 1934).
+
+        Args:
+            mean: the difference itself.
+            draws: the differences drawn, in percentage points.
+            sizes: number of images of each data set that the difference is a mean over.
+            confidence: the interval's level.
+
+        >>> same = Difference.of_draws(0.0, np.zeros(10), sizes=[100])
+        >>> round(same.low, 2), round(same.high, 2), same.verdict
+        (-3.62, 3.62, 'undecided')
+        """
+        low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+        if low == high:
+            unseen = 100 * (1 - ((1 - confidence) / 2) ** (1 / (len(sizes) * min(sizes))))
+            low, high = max(-100.0, low - unseen), min(100.0, high + unseen)
+        return cls(mean, float(low), float(high))
+
     @property
     def verdict(self) -> Verdict:
         """Whether ``a`` is better (interval above 0), as good (lower end above -1.5 points), worse (``b`` is better)."""
@@ -101,8 +124,8 @@ def paired_bootstrap(
     rng = np.random.default_rng(seed)
     groups = [delta[names == name] for name in np.unique(names)]
     means = np.mean([_resampled_means(group, samples, rng) for group in groups], axis=0)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Difference(float(np.mean([group.mean() for group in groups])), float(low), float(high))
+    mean = float(np.mean([group.mean() for group in groups]))
+    return Difference.of_draws(mean, means, [len(group) for group in groups], confidence)
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:

@@ -99,8 +99,8 @@ def bootstrap_of_means(
         for accuracies, collect in ((resampled, drawn), (observed, found)):
             means = _combined(accuracies, metric.mean)  # (samples, seeds, 2)
             collect.append((means[..., 0] - means[..., 1]).mean(axis=1))
-    low, high = np.quantile(np.mean(drawn, axis=0), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Difference(float(np.mean(found)), float(low), float(high))
+    sizes = [min(len(marks_of(runs[0][0], part)) for part in metric.parts) for runs in pairs]
+    return Difference.of_draws(float(np.mean(found)), np.mean(drawn, axis=0), sizes, confidence)
 
 
 def _accuracies(
