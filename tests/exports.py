@@ -34,7 +34,7 @@ def random_run(place: Path, encoder: DualEncoder, prompts: dict[str, Any], data:
         "seeds": {"train": 0},
         "versions": versions(),
     }
-    learned = Prompts.initial(spec, encoder, seed=3, n_classes=len(NAMES))
+    learned = Prompts.initial(spec, encoder, words="", seed=3, n_classes=len(NAMES))  # so that contexts differ
     for strip in getattr(learned, "strips", []):
         nn.init.uniform_(strip, -0.2, 0.2)
     made = Run.create(place, config, manifest)

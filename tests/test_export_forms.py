@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 import apd
 from apd.export import RobustCLIP
@@ -138,15 +139,41 @@ def test_visual_tokens_load_as_robust_clip_and_never_as_a_plain_model(make: Make
         model.with_classes(["cat", "dog"])
 
 
-def test_an_open_vocabulary_keeps_the_text_tower_and_its_prompts(make: Make, tmp_path: Path) -> None:
-    run, folder = make({**VISUAL, "class_specific": False}), tmp_path / "open"
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_an_open_vocabulary_keeps_the_text_tower_and_its_prompts(
+    class_specific: bool, make: Make, tmp_path: Path
+) -> None:
+    run, folder = make({**VISUAL, "class_specific": class_specific}), tmp_path / "open"
     apd.export.huggingface(run, folder, open_vocabulary=True, **QUICK)
-    names = ["cat", "dog", "grand piano"]
-    found = RobustCLIP.from_pretrained(str(folder)).with_classes(names)(pixels())
-    torch.testing.assert_close(found, apd.load_run(run).with_classes(names)(pixels()), rtol=0, atol=1e-4)
-    own = random_run(tmp_path / "own", apd.load_run(run).encoder, {**VISUAL, "class_specific": True})
-    with refused("class-specific", "class_specific=false"):
-        apd.export.huggingface(own, tmp_path / "refused", open_vocabulary=True, **QUICK)
+    original, model = apd.load_run(run), RobustCLIP.from_pretrained(str(folder))
+    torch.testing.assert_close(model(pixels()), original(pixels()), rtol=0, atol=1e-4)
+    names = ["cat", NAMES[1], "grand piano"]
+    found = model.with_classes(names)(pixels())
+    torch.testing.assert_close(found, original.with_classes(names)(pixels()), rtol=0, atol=1e-4)
+
+
+def test_programs_for_an_open_vocabulary_hold_the_features_of_classes_with_a_context_each(
+    make: Make, tmp_path: Path
+) -> None:
+    run, folder = make({**VISUAL, "class_specific": True}), tmp_path / "open"
+    exported = apd.export.torch(run, folder, open_vocabulary=True, **QUICK)
+    original, about = apd.load_run(run), json.loads((folder / "classifier.json").read_text())
+    own = load_file(folder / about["text"]["own"])["features"]
+    torch.testing.assert_close(own, original.bind_detached().classes)
+    assert exported.max_difference < 1e-4
+    image, text = (torch.export.load(folder / f"{tower}.pt2").module() for tower in ("image", "text"))
+    names = ["cat", NAMES[1], "grand piano"]
+    texts = [about["text"]["templates"][0].format(name) for name in names]
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    ids = torch.tensor(tokenizer(texts, padding="max_length", max_length=about["text"]["context_length"])["input_ids"])
+    features = text(ids).detach()
+    assert (features[1] - own[1]).norm() > 1e-3, "the program has the context of new names only"
+    features[1] = own[1]
+    logits = about["logit_scale"] * image(pixels()) @ features.T + about["logit_bias"]
+    torch.testing.assert_close(logits, original.with_classes(names)(pixels()), rtol=0, atol=1e-4)
+    # A text that leaves no room for the prompts does not fit, instead of losing its end.
+    with pytest.raises(Exception, match=str(ids.shape[1])):
+        text(torch.cat([ids, ids[:, -1:]], dim=1))
 
 
 def test_images_of_any_size_are_classified(make: Make, tmp_path: Path, colours: Path) -> None:

@@ -70,11 +70,6 @@ class Form(ABC):
                 f"The prompts of {source.run.path} are a mixture, in which every image has class features of its own: use --to "
                 "onnx or torch, without --open-vocabulary."
             )
-        if settings.open_vocabulary and prompts is not None and prompts.n_classes:
-            raise InputError(
-                f"The prompts of {source.run.path} are class-specific, and an exported text tower has one context for all names: "
-                "leave out --open-vocabulary, or train with method.prompts.class_specific=false."
-            )
 
     @abstractmethod
     def write(self, source: Source, place: Path) -> dict[str, Any]:

@@ -191,16 +191,17 @@ def _explicit_prompts(classifier: PromptedCLIP, is_open: bool, has_frame: bool) 
         return None
     text, visual = learned.text() if is_open else [], learned.visual()
     spec = PromptSpec(
-        text_tokens=len(text[0]) if text else 0,
+        text_tokens=text[0].shape[-2] if text else 0,
         text_depth=len(text) or 1,
         visual_tokens=len(visual[0]) if visual else 0,
         visual_depth=len(visual) or 1,
         frame=learned.spec.frame if has_frame else 0.0,
         between=learned.spec.between if text else "",
+        class_specific=bool(text and learned.n_classes),
     )
     if not text and not visual and not spec.frame:
         return None
-    prompts = Prompts(spec, classifier.encoder.info)
+    prompts = Prompts(spec, classifier.encoder.info, n_classes=learned.n_classes)
     strips = [*learned.strips] if spec.frame else []
     own = [*prompts.text_tokens, *prompts.visual_tokens, *(prompts.strips if spec.frame else [])]
     for mine, theirs in zip(own, [*text, *visual, *strips], strict=True):

@@ -16,9 +16,10 @@ from torch.export import Dim, ExportedProgram
 from apd.errors import InputError
 from apd.export.base import Form, Runner, Source
 from apd.export.settings import Precision
-from apd.models.classifier import BoundCLIP, FrozenClassifier
+from apd.models.classifier import BoundCLIP, FrozenClassifier, PromptedCLIP
 from apd.models.huggingface import HuggingFaceEncoder
 from apd.util.extras import import_extra
+from apd.util.tensors import read_tensors, write_tensors
 
 _MOST = 65_536
 """Images or class names at a time."""
@@ -37,7 +38,7 @@ class ImageFeatures(nn.Module):
 
 
 class TextFeatures(nn.Module):
-    """From texts (C,L), tokenised without room for prompts, to text features (C,D) of unit length, prompts included."""
+    """From texts (C,L-n), tokenised without the ``n`` prompt tokens, to text features (C,D) of unit length, prompts included."""
 
     def __init__(self, encoder: HuggingFaceEncoder, tokens: list[Tensor]) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ class TextFeatures(nn.Module):
             first, n = encoder.family.start_tokens, len(tokens[0])
             # What is under a prompt token is replaced: see `HuggingFaceEncoder.prompt_ids`.
             room = ids[:, first : first + 1].expand(-1, n)
-            ids = torch.cat([ids[:, :first], room, ids[:, first : ids.shape[1] - n]], dim=1)
+            ids = torch.cat([ids[:, :first], room, ids[:, first:]], dim=1)
         return F.normalize(encoder.encode_text(ids, tokens).float(), dim=-1)
 
 
@@ -89,23 +90,28 @@ class ProgramForm(Form):
         place.mkdir()
         images = trace(ImageFeatures(bound), example, "batch")
         self.save(images, place / f"image{self.suffix}", source, ("images", "features"))
-        tokens = classifier.prompts.text() if classifier.prompts is not None else []
-        ids = torch.cat([encoder.prompt_ids(classifier.class_names[:2])] * 2)[:3]
+        tokens, about = _shared_tokens(classifier), _describe_text(source)
+        ids = torch.cat([encoder.prompt_ids(classifier.class_names[:2])] * 2)[:3, : about["context_length"]]
         text = trace(TextFeatures(encoder, tokens), ids, "classes")
         self.save(text, place / f"text{self.suffix}", source, ("ids", "features"))
         encoder.tokenizer.save_pretrained(place / "tokenizer")
-        output = {"name": "features", "shape": ["batch", encoder.info.embed_dim]}
-        return {"output": output, "text": _describe_text(source, len(tokens) > 0)}
+        if "own" in about:
+            write_tensors(place / about["own"], {"features": classifier.bind_detached().classes}, {"format": "pt"})
+        return {"output": {"name": "features", "shape": ["batch", encoder.info.embed_dim]}, "text": about}
 
     def load(self, source: Source, place: Path) -> list[Runner]:
         """See `Form.load`."""
         if place.is_file():
             return [self.open(place)]
         image, text = (self.open(place / f"{tower}{self.suffix}") for tower in ("image", "text"))
-        about = _describe_text(source, source.classifier.prompts is not None and bool(source.classifier.prompts.text()))
+        about = _describe_text(source)
         with torch.no_grad():
             features = [text(_tokenise(place / "tokenizer", about, t, source)) for t in about["templates"]]
         classes = F.normalize(torch.stack(features).mean(dim=0), dim=-1)
+        if "own" in about:
+            # What the text program is off by is added, so that a comparison of these classes sees it.
+            off = classes - _with_shared_context(source.classifier).bind_detached().classes
+            classes = read_tensors(place / about["own"], "export again")[0]["features"] + off
         info = source.classifier.encoder.info
         return [lambda x: info.logit_scale * image(x) @ classes.T + info.logit_bias]
 
@@ -171,17 +177,39 @@ def _halved(bound: BoundCLIP) -> BoundCLIP:
     return replace(bound, encoder=encoder)
 
 
-def _describe_text(source: Source, prompted: bool) -> dict[str, Any]:
+def _with_shared_context(classifier: PromptedCLIP) -> PromptedCLIP:
+    """Give all classes the context that a new one has."""
+    prompts = classifier.prompts
+    if prompts is None or not prompts.n_classes:
+        return classifier
+    shared = prompts.for_classes([None] * len(classifier.class_names))
+    return PromptedCLIP(classifier.encoder, shared, classifier.class_names, classifier.templates)
+
+
+def _shared_tokens(classifier: PromptedCLIP) -> list[Tensor]:
+    """Text tokens (n,W) for any name, one tensor per block."""
+    prompts = classifier.prompts
+    if prompts is None:
+        return []
+    return [tokens[0] for tokens in prompts.for_classes([None]).text()] if prompts.n_classes else prompts.text()
+
+
+def _describe_text(source: Source) -> dict[str, Any]:
     """Say how a class name becomes the text program's input."""
-    encoder, templates = source.classifier.encoder, source.classifier.templates
+    classifier = source.classifier
+    encoder, tokens = classifier.encoder, _shared_tokens(classifier)
     assert isinstance(encoder, HuggingFaceEncoder)
-    return {
-        "input": {"name": "ids", "shape": ["classes", encoder.info.context_length], "type": "int64"},
+    # Without the places of the prompt tokens, so that a name which is too long is an error and not cut.
+    length = encoder.info.context_length - (len(tokens[0]) if tokens else 0)
+    about = {
+        "input": {"name": "ids", "shape": ["classes", length], "type": "int64"},
         # Learned words stand before the name; the first template's tail ends the text.
-        "templates": ["{}".join(source.classifier.around_name())] if prompted else list(templates),
-        "context_length": encoder.info.context_length,
+        "templates": ["{}".join(classifier.around_name())] if tokens else list(classifier.templates),
+        "context_length": length,
         "lower_case": encoder.lower_case,
     }
+    specific = classifier.prompts is not None and classifier.prompts.n_classes
+    return {**about, "own": "classes.safetensors"} if specific else about
 
 
 def _tokenise(folder: Path, about: dict[str, Any], template: str, source: Source) -> Tensor:
