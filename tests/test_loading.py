@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -51,6 +52,24 @@ def test_load_run_refuses_changed_circumstances(
     (moved / file).write_text(changed)
     with refused(setting, str(moved), str(finished.path)):
         apd.load_run(finished.path, model=str(moved))
+
+
+def test_load_run_refuses_the_same_weights_computed_in_another_way(
+    finished: Run, clip_folder: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(clip_folder, tmp_path / "moved")
+    text = (moved / "config.json").read_text()
+    activation = re.search(r'"hidden_act": "(\w+)"', text)
+    assert activation
+    (moved / "config.json").write_text(text.replace(activation[1], "relu"))
+    with refused("architecture", activation[1], "relu", str(moved)):
+        apd.load_run(finished.path, model=str(moved))
+    # A run of before does not say how its model was computed.
+    manifest = finished.path / "run.json"
+    record = json.loads(manifest.read_text())
+    del record["model"]["architecture"]
+    manifest.write_text(json.dumps(record))
+    assert apd.load_run(finished.path, model=str(moved)).class_names == tuple(NAMES)
 
 
 def test_settings_that_were_edited_after_training_are_noticed(finished: Run, said: Said) -> None:

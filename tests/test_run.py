@@ -277,8 +277,12 @@ def test_a_place_that_is_taken_says_how_to_resume_only_what_is_unfinished(
 def test_resume_refuses_other_settings_model_and_data(
     tmp_path: Path, config: RunConfig, manifest: dict[str, Any]
 ) -> None:
+    whole, of_model = manifest, dict(manifest["model"])
+    assert of_model.pop("architecture")  # of which runs of before say nothing
+    manifest = {**whole, "model": of_model}
     run = Run.create(tmp_path / "run", config, manifest)
     run.save_checkpoint(1, {}, {})
+    assert not Run.create(run.path, config, whole, resume=True).finished
     other = load_config(run.path / "config.yaml", {"train.epochs": 99})
     with refused("train.epochs=30", "99", "--overwrite"):
         Run.create(run.path, other, manifest, resume=True)

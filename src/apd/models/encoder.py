@@ -43,6 +43,8 @@ class EncoderInfo:
     logit_bias: float = 0.0
     weights_sha256: str = ""
     tokenizer_sha256: str = ""
+    architecture: str = ""
+    """What the same weights may be computed with in another way, in words."""
 
 
 class DualEncoder(ShownInShort, ABC):

@@ -93,6 +93,7 @@ class HuggingFaceEncoder(DualEncoder):
             logit_bias=self.family.logit_bias(self.model),
             weights_sha256=sha256_of_weights(self.model),
             tokenizer_sha256=_tokenizer_hash(tokenizer),
+            architecture="; ".join((f"image: {_computed(vision)}", f"text: {_computed(text)}")),
         )
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
@@ -244,6 +245,11 @@ def _wants_lower_case(tokenizer: Any, usual: bool) -> bool:
     """Whether texts are to be lower-cased because the checkpoint says so, or the family does, and its tokenizer does not."""
     asked = getattr(tokenizer, "init_kwargs", {}).get("do_lower_case", usual)
     return bool(asked) and tokenizer("A CAT")["input_ids"] != tokenizer("a cat")["input_ids"]
+
+
+def _computed(tower: Any) -> str:
+    """How a tower's weights are used, as far as their shapes leave it open."""
+    return f"{tower.hidden_act}, {tower.num_attention_heads} heads, epsilon {tower.layer_norm_eps:g}"
 
 
 def _tokenizer_hash(tokenizer: Any) -> str:

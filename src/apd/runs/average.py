@@ -11,6 +11,7 @@ import torch
 from apd.errors import InputError
 from apd.runs.draw import draws_of
 from apd.runs.folder import Run
+from apd.runs.load import SAME_MODEL
 from apd.util.files import AnyPath
 from apd.util.messages import get_logger, speaking
 
@@ -18,7 +19,6 @@ log = get_logger("apd.runs")
 
 _SAME = ("class_names", "templates", "prompts")
 _NOT_OF_THE_MEAN = ("prompts_sha256", "seconds", "facts", "calibration")
-_SAME_MODEL = ("weights_sha256", "tokenizer_sha256", "preprocessing")
 
 
 def average_runs(paths: Sequence[AnyPath], output: str | Path, *, overwrite: bool = False) -> Run:
@@ -91,11 +91,12 @@ def _check_same(first: Run, other: Run) -> None:
     """
 
     def about(run: Run) -> dict[str, Any]:
-        model = {f"model.{key}": run.manifest["model"][key] for key in _SAME_MODEL}
+        model = {f"model.{key}": run.manifest["model"].get(key) for key in SAME_MODEL}
         return {**{key: run.manifest[key] for key in _SAME}, **model}
 
     one, two = about(first), about(other)
-    differing = [key for key, value in one.items() if two[key] != value]
+    # A run of before states less of its model.
+    differing = [key for key, value in one.items() if two[key] != value and None not in (two[key], value)]
     if differing:
         raise InputError(
             f"{other.path} has another {differing[0]} than {first.path}; only like prompts can be averaged."

@@ -21,6 +21,8 @@ _PLACES = ("model", "data.source", "data.unlabelled", "data.class_names")
 """Settings that may name another place when a run is resumed: hashes tell whether the same is there."""
 _NAMES = (".source", ".run", ".revision", "data.name", "data.unlabelled_source")
 """What the manifest keeps of places, by how its keys end."""
+_SINCE = ".architecture"
+"""What the manifest of a run of before does not keep, by how its key ends."""
 _IDS = "data.ids_sha256"
 
 
@@ -46,7 +48,9 @@ def first_difference(before: Any, now: Any, name: str) -> str | None:
         (
             f"{key} ({old.get(key)}, now {new.get(key)})"
             for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not key.endswith(_NAMES)
+            if old.get(key) != new.get(key)
+            and not key.endswith(_NAMES)
+            and not (key.endswith(_SINCE) and key not in old)
         ),
         None,
     )

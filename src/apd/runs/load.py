@@ -70,10 +70,11 @@ def load_run(
                 f"{error} {path} was trained on it; if it has moved, say where it is now with --model (Python: model=...)."
             ) from error
     found = describe_encoder(encoder.info)
-    for key in ("weights_sha256", "tokenizer_sha256", "preprocessing"):
-        if found[key] != recorded[key]:
+    for key in SAME_MODEL:
+        stated = recorded.get(key, found[key])  # runs of before do not state all of them
+        if found[key] != stated:
             raise InputError(
-                f"The {key} of {found['source']} is {found[key]}, but {path} was trained on {recorded[key]}; "
+                f"The {key} of {found['source']} is {found[key]}, but {path} was trained on {stated}; "
                 "give the CLIP it was trained on as model (--model), or train again."
             )
     spec = PromptSpec.recorded(run.manifest["prompts"], str(run.path / "run.json"))
@@ -127,6 +128,10 @@ def hold_teacher(source: str, student: DualEncoder) -> tuple[nn.Module, dict[str
     encoder = student if same else shared_clip(recorded["source"], device=student.device)
     about = {"run": str(Path(source).resolve()), "prompts_sha256": run.manifest["prompts_sha256"]}
     return share_classifier(source, load_run(source, encoder=encoder)), {**describe_encoder(encoder.info), **about}
+
+
+SAME_MODEL = ("weights_sha256", "tokenizer_sha256", "preprocessing", "architecture")
+"""What of a CLIP model decides its answers, as the manifest keeps it."""
 
 
 def describe_encoder(info: EncoderInfo) -> dict[str, Any]:

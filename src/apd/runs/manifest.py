@@ -24,6 +24,7 @@ _MODEL = {
     "revision": (TEXT, None),
     "family": TEXT,
     "image_size": COUNT,
+    "architecture?": TEXT,
 }
 _SHAPE = {
     "model?": _MODEL,
