@@ -100,6 +100,12 @@ def evaluated(**values: Any) -> dict[str, Any]:
     return {**scores, **about, **threat, "checks": checks, **values}
 
 
+def test_the_card_says_that_a_patch_is_not_limited_by_eps(finished: Run) -> None:
+    score = {"accuracy": 40.0, "interval": [30.0, 50.0]}
+    finished.save_result(evaluated(attacks={"patch-5": score}, undefended=None))
+    assert "a patch to any pixels" in opening(finished)
+
+
 def opening(run: Run) -> str:
     """The card's part before its first code block."""
     return (run.path / "README.md").read_text().split("```")[0]
@@ -110,6 +116,7 @@ def test_model_card_opens_with_the_evaluation_beside_zero_shot_and_the_health_ch
     finished.save_result(evaluated())
     shown = opening(finished)
     assert "| clean | **80.0 (70.0 to 90.0)** | 61.0 (70.0 to 90.0) |" in shown
+    assert "patch" not in shown
     assert "| attacked by pgd-5 | **40.0 (30.0 to 50.0)** | 2.5 (1.0 to 6.0) |" in shown
     assert "50 of 90 test images" in shown and "1 of 1 passed" in shown and "chance" not in shown
     bad = {"name": "random noise", "passed": False, "value": 1.0, "message": "noise <b>fools</b> more"}

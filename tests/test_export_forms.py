@@ -68,6 +68,15 @@ def test_a_model_of_the_hub_is_named_as_base_model(make: Make) -> None:
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "openai/clip-vit-base-patch32"
 
 
+def test_the_card_says_which_attacks_see_no_gradients(make: Make) -> None:
+    run = apd.Run.open(make(TEXT))
+    score = {"accuracy": 50.0, "interval": [40.0, 60.0]}
+    run.save_result(evaluated(attacks={"pgd-5": score, "square": score}, undefended=None))
+    card = render_export_card(Source(run, apd.load_run(run.path), ExportSettings()), plain=True)
+    (line,) = [line for line in card.splitlines() if "white-box" in line]
+    assert "but for square," in line and "pgd-5" not in line
+
+
 def test_the_card_says_what_was_classified(make: Make) -> None:
     run = apd.Run.open(make(TEXT))
     run.save_result(evaluated())

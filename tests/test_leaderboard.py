@@ -52,6 +52,12 @@ def test_only_comparable_figures_stand_together(tmp_path: Path) -> None:
     assert (pair.n, pair.attack, pair.norm, pair.eps) == (24, "pgd-2", "linf", "4/255")
 
 
+def test_two_numbers_of_classes_are_two_tasks(tmp_path: Path) -> None:
+    change(put(tmp_path / "runs" / "a"), n_classes=100)
+    put(tmp_path / "runs" / "b", "linear")
+    assert [len(group.entries) for group in apd.leaderboard([tmp_path / "runs"]).groups] == [1, 1]
+
+
 @pytest.mark.parametrize("below", ["", "run", "run/results"])
 def test_folders_of_one_name_do_not_hide_each_other(tmp_path: Path, below: str) -> None:
     for one in "ab":

@@ -16,7 +16,7 @@ from apd.report import build
 from apd.report.charts import Line, line_chart, round_ticks, spaced
 from apd.report.views import _evaluate_again, fragile
 from apd.report.wall import Gallery, choose
-from apd.report.words import unharmed
+from apd.report.words import attack_words, strength, threat_words, unharmed
 from apd.util.files import names_of
 
 
@@ -51,6 +51,24 @@ def test_images_fit_the_page() -> None:
 def test_folders_are_named_by_what_tells_them_apart() -> None:
     assert names_of([Path("/r/apd")]) == ["apd"]
     assert names_of([Path("/r/a/apd"), Path("/r/b/apd")]) == ["a/apd", "b/apd"]
+
+
+def evaluated(*attacks: str) -> dict[str, Any]:
+    scores = {name: {"runs": (name,)} for name in attacks}
+    return {"attacks": scores, "image_size": 32, "eps": 1 / 255, "eps_text": "1/255", "norm": "linf"}
+
+
+def test_words_say_what_an_attack_knows_and_may_change() -> None:
+    white, black, mixed = (
+        attack_words(evaluated(*names)) for names in (("pgd-5",), ("square", "transfer:a"), ("pgd-5", "square"))
+    )
+    assert "white-box" in white and "black-box" not in white
+    assert "white-box" not in black and "black-box" in black
+    assert "white-box" in mixed and "but for square, " in mixed
+    patch, both, plain = (evaluated(*names) for names in (("patch-5",), ("pgd-5", "patch-5:center"), ("pgd-5",)))
+    assert "5 %" in threat_words(patch) and "1/255" not in threat_words(patch) + strength(patch)
+    assert "1/255" in threat_words(both) and "5 %" in threat_words(both)
+    assert "square" not in threat_words(plain) + strength(plain)
 
 
 def accuracies(**classes: tuple[float, float]) -> list[dict[str, Any]]:

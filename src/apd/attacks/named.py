@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import FunctionType
 
 from apd.attacks import libraries
-from apd.attacks.autoattack import LibraryAttack
+from apd.attacks.autoattack import BLACK_BOX, LibraryAttack
 from apd.attacks.base import TrainingAttack
 from apd.attacks.bpda import StraightThrough
 from apd.attacks.evaluation import Cascade, ClimbingAttack, EvaluationAttack, Restarted, pgd_evaluation
@@ -119,6 +119,15 @@ def find(name: str) -> EvaluationAttack:
             f"Unknown attack {name!r}. {nearest(name, [_EXAMPLES.get(n, n) for n in EVALUATION], EVALUATION)}"
         )
     return _as_evaluation(name, EVALUATION_ATTACKS.find(name))
+
+
+def reads_gradients(name: str) -> bool:
+    """Whether an attack of this name asks the model under attack for gradients; no code of other packages is run to know.
+
+    >>> reads_gradients("autoattack"), reads_gradients("square"), reads_gradients("transfer:zero-shot")
+    (True, False, False)
+    """
+    return name != BLACK_BOX and not name.startswith("transfer:")
 
 
 def _pgd(name: str) -> EvaluationAttack:

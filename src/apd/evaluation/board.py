@@ -70,7 +70,8 @@ class Group:
     Args:
         data, split, corruption, image_size, norm, eps, attack: what they have in common; ``attack`` may be "worst of ...".
         n, n_available: images.
-        images: a hash of the images, or what is known of them where outcomes are missing.
+        images: a hash of the images, or what is known of them where outcomes are missing, and the number of classes they are
+            told apart by.
         entries: the most accurate first.
         absent: names that have a result on this data set, but none in this group.
     """
@@ -107,8 +108,8 @@ _Key = tuple[Any, ...]
 def leaderboard(folders: AnyPath | Sequence[AnyPath], *, data: str | None = None, attack: str | None = None) -> Board:
     """Collect the results of all run folders and evaluation folders below some folders.
 
-    Entries stand together only if data set, images, corruption, image size, threat model and attack are equal. Where outcomes
-    were kept image by image, each entry is compared with the best of its group on the very same images.
+    Entries stand together only if data set, images, number of classes, corruption, image size, threat model and attack are
+    equal. Where outcomes were kept image by image, each entry is compared with the best of its group on the very same images.
 
     Args:
         folders: searched with all folders below; links are not followed.
@@ -222,6 +223,7 @@ def _entries(name: str, stored: Stored) -> Iterator[tuple[_Key, Entry]]:
         if outcomes is not None
         else f"unknown, seed {result['seed']}, {result['classes']}"
     )
+    images += f", {int(result['n_classes'])} classes"
     about = (result["data"], result["split"], result["corruption"], result["image_size"], int(result["n"]))
     threat = (int(result["n_available"]), images, result["norm"], result["eps_text"])
     trusted, base = reliability(result), result["undefended"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from apd.attacks.named import reads_gradients
 from apd.export.base import Source
 from apd.export.carried import TRANSFORMERS
 from apd.export.description import public_name
@@ -86,7 +87,10 @@ def _table(results: list[dict[str, Any]]) -> Iterator[str]:
             low, high = interval
             other = "-" if control is None else f"{control:.1f}"
             yield f"| {about} | {markdown(name)} | {score:.1f} | {low:.1f} to {high:.1f} | {other} | {trusted} |"
-    yield "\nAttacks know the whole model, prompts included (white-box), in float32; eps is in [0,1] pixel units."
+    names = dict.fromkeys(name for result in results for name in result["attacks"])
+    blind = [markdown(name) for name in names if not reads_gradients(name)]
+    but = f", but for {' and '.join(blind)}, which follow no gradients of it" if blind else ""
+    yield f"\nAttacks know the whole model, prompts included (white-box){but}, in float32; eps is in [0,1] pixel units."
 
 
 def _images(result: Mapping[str, Any]) -> str:

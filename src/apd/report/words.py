@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from apd.attacks.named import reads_gradients
+from apd.attacks.patch import Patch
 from apd.runs.reliability import reliability
 
 _CHECKS = {
@@ -48,37 +50,58 @@ _LENGTH = {"l2": "Euclidean length", "l1": "sum of absolute changes"}
 
 def threat_words(summary: Mapping[str, Any]) -> str:
     """What the attacker may do, in a sentence or two."""
-    size, eps = summary["image_size"], summary["eps"]
+    size, eps, patches = summary["image_size"], summary["eps"], _patches(summary)
+    put = f"The attacker may replace {_squares(patches)} of an image by any pixels." if patches else ""
+    if len(patches) == len(summary["attacks"]) > 0:
+        return put
     values = f"{3 * size * size:,}"
     if summary["norm"] == "linf":
-        return (
+        within = (
             f"The attacker may change each of the {values} colour values of an image ({size} by {size} pixels, red, green and "
             f"blue) by at most {summary['eps_text']}, which is {100 * eps:.1f} % of the way from black to white."
         )
-    measure = f"{_LENGTH[summary['norm']]} of at most {summary['eps_text']}"
-    return (
-        f"The attacker may change the {values} colour values of an image ({size} by {size} pixels, red, green and blue) as "
-        f"long as the change as a whole has a {measure}, where a single value goes from 0 to 1."
-    )
+    else:
+        measure = f"{_LENGTH[summary['norm']]} of at most {summary['eps_text']}"
+        within = (
+            f"The attacker may change the {values} colour values of an image ({size} by {size} pixels, red, green and blue) as "
+            f"long as the change as a whole has a {measure}, where a single value goes from 0 to 1."
+        )
+    return f"{within} {put.replace('may', 'may also', 1)}".strip()
 
 
 def strength(summary: Mapping[str, Any]) -> str:
     """What the attacker may do, to go after "may"."""
+    patches = _patches(summary)
+    if len(patches) == len(summary["attacks"]) > 0:
+        return f"replace {_squares(patches)} of an image by any pixels"
     if summary["norm"] == "linf":
         return f"change every colour value by up to {summary['eps_text']}"
     return f"change an image by a {_LENGTH[summary['norm']]} of up to {summary['eps_text']}"
 
 
+def _patches(summary: Mapping[str, Any]) -> list[str]:
+    return [name for name in summary["attacks"] if name.startswith("patch-")]
+
+
+def _squares(patches: Sequence[str]) -> str:
+    return f"a square of at most {max(Patch.named(name).percent for name in patches):g} %"
+
+
 def attack_words(summary: Mapping[str, Any], learned: bool = True) -> str:
-    """Which attacks ran, of what they are made, and that the attacker knows all, prompts included where some were learned."""
+    """Which attacks ran, of what they are made, and what they know: all, prompts included, or answers only."""
     parts = [
         f"{name} ({', '.join(score['runs'])})" if tuple(score["runs"]) != (name,) else name
         for name, score in summary["attacks"].items()
     ]
     all_of_it = "the classifier, the learned prompts included" if learned else "the classifier"
+    blind = [name for name in summary["attacks"] if not reads_gradients(name)]
+    if len(blind) == len(parts):
+        knowing = "They follow no gradients of the classifier (black-box)"
+    else:
+        but = f", but for {' and '.join(blind)}, which follow no gradients of it (black-box)" if blind else ""
+        knowing = f"They know everything about {all_of_it} (white-box){but}"
     return (
-        f"Attacks: {', '.join(parts)}. They know everything about {all_of_it} (white-box), and "
-        "an image counts as right only if it is right under all of them."
+        f"Attacks: {', '.join(parts)}. {knowing}, and an image counts as right only if it is right under all of them."
     )
 
 

@@ -77,9 +77,11 @@ def _headline(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> Iterat
     under = f", corrupted by {found['corruption']}" if found.get("corruption") else ""
     what = markdown(f"{found['data']}{under}")
     split, norm, eps = (markdown(str(found.get(key, "test"))) for key in ("split", "norm", "eps_text"))
+    patched = any(name.startswith("patch-") for name in found["attacks"])
+    but = ", a patch to any pixels of its square" if patched else ""
     yield (
         f"Accuracy in percent on {_sampled(found)} {split} images of {what}, with 95 % intervals; attacks change every image "
-        f"within {norm} eps {eps} of the pixel range [0,1].\n"
+        f"within {norm} eps {eps} of the pixel range [0,1]{but}.\n"
     )
     base = found.get("undefended")
     lines = ["| images | this classifier | zero-shot CLIP |", "|---|---|---|"]
