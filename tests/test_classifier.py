@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -93,6 +94,32 @@ def test_frozen_caches_class_features_and_gives_pixel_gradients_only(
     frozen(x).sum().backward()
     assert x.grad is not None and x.grad.abs().sum() > 0 and not calls
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("spec", [PromptSpec(), PromptSpec(experts=2), PromptSpec(text_tokens=0, frame=0.1)])
+def test_a_frozen_classifier_moves_where_it_is_told(clip: DualEncoder, spec: PromptSpec) -> None:
+    """It has no modules, and stayed where it was without a word."""
+    prompts = Prompts.initial(spec, clip)
+    frozen = PromptedCLIP(deepcopy(clip), prompts, CLASSES).frozen()
+    answers = frozen(X)
+    doubled = frozen.double()(X.double())
+    assert doubled.dtype == torch.float64
+    torch.testing.assert_close(doubled.float(), answers, rtol=0, atol=1e-4)
+
+
+def test_kept_features_follow_the_precision_of_the_encoder(clip: DualEncoder) -> None:
+    model = PromptedCLIP(deepcopy(clip), None, CLASSES)
+    answers = model(X)
+    assert model.double()(X.double()).dtype == torch.float64
+    torch.testing.assert_close(model.float()(X), answers, rtol=0, atol=1e-4)
+
+
+def test_names_are_texts(clip: DualEncoder) -> None:
+    model = PromptedCLIP(clip, None, CLASSES)
+    with refused("class name", "2"):
+        model.with_classes(["one", 2])  # type: ignore[list-item]
+    with refused("template", "None"):
+        PromptedCLIP(clip, None, CLASSES, [None])  # type: ignore[list-item]
 
 
 def test_fixed_prompts_are_bound_once_until_they_change(clip: DualEncoder) -> None:
@@ -260,7 +287,7 @@ def test_features_of_templates_are_computed_once_and_in_full_precision(clip: Dua
         ((X - 0.48) / 0.27, [f"{((X - 0.48) / 0.27).min():.3g}", "Normalize"]),
         ((X * 255).byte(), ["torch.uint8", "by 255"]),
         (X.numpy(), ["ndarray", "torch.from_numpy"]),
-        ([X[0]], ["list", "preprocessing.apply"]),
+        ([X[0]], ["list", "read_image"]),
         (torch.rand(1, 3, 20, 20), ["(1, 3, 20, 20)", "classifier.encoder.info.preprocessing.apply"]),
     ],
 )

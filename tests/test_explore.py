@@ -26,6 +26,7 @@ from apd.models import DualEncoder
 from apd.models.calibration import Calibration
 from apd.runs.folder import Run
 from apd.util.extras import install_command
+from apd.util.web_server import listen
 
 from .command_line import Cli
 from .refusals import check_error, refused
@@ -285,6 +286,8 @@ def test_a_port_in_use_is_told(cli: Cli, trained: Path) -> None:
         other.listen()
         port = other.getsockname()[1]
         check_error(cli("explore", trained, "--port", port), [str(port), "--port", "--host"])
+    with listen("127.0.0.1", 0) as first, refused("--port"):  # as another explorer that is still loading
+        listen("127.0.0.1", first.getsockname()[1])
 
 
 def test_without_gradio_the_extra_is_named(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,7 +22,7 @@ from apd.attacks.threat import ThreatModel
 from apd.errors import ApdError
 from apd.export import carried
 from apd.export.carried.modeling_prompted_clip import PromptedCLIPModel
-from apd.export.carried.prompted_open_clip import centre, load
+from apd.export.carried.prompted_open_clip import centre, load, to_rgb
 from apd.export.check import BATCH_SIZES, run_in_batches
 from apd.models import DualEncoder
 from apd.models.preprocessing import Preprocessing
@@ -226,3 +227,12 @@ def test_open_clip_itself_loads_visual_tokens_with_the_code_of_the_folder(
         shown = torch.stack([preprocess(Image.open(file)) for file in files])
         found = model.encode_image(shown, normalize=True) @ classes.T
     assert [names[i] for i in found.argmax(-1).tolist()] == [row["classes"][0]["class"] for row in rows]
+
+
+@pytest.mark.parametrize("pixels", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 70000, np.int32)])
+def test_carried_code_refuses_pixels_of_unknown_range_as_the_run_does(pixels: Any) -> None:
+    """The first became black, the second wrapped around."""
+    with pytest.raises(ValueError, match="16 bits"):
+        to_rgb(Image.fromarray(pixels))
+    grey = to_rgb(Image.fromarray(np.full((4, 4), 32896, np.uint16)))
+    assert grey.getpixel((0, 0)) == (128, 128, 128)

@@ -199,7 +199,13 @@ def test_images_of_any_size_are_classified(make: Make, tmp_path: Path, colours: 
         model.save_pretrained(tmp_path / "x")
     model.save_pretrained(tmp_path / "copy")
     assert RobustCLIP.from_pretrained(str(tmp_path / "copy")).class_names == model.class_names
-    for wrong in (Image.open(file), str(file), [str(file)]):
+    with refused("'revison'", "revision"):
+        RobustCLIP.from_pretrained(str(tmp_path / "x"), revison="v1")
+    with refused("'device'", ".to(device)"):
+        RobustCLIP.from_pretrained(str(tmp_path / "x"), device="cpu")
+    with refused("itself"):
+        model.save_pretrained(tmp_path / "x" / "within")
+    for wrong in (Image.open(file), str(file), [str(file)], None, iter(())):
         with refused("list of PIL images"):
             model.classify(wrong)
     (tmp_path / "half.png").write_bytes(file.read_bytes()[:60])

@@ -32,6 +32,15 @@ def test_load_run_gives_the_prompts_that_were_saved(finished: Run, clip: DualEnc
     assert not any(p.requires_grad for p in classifier.parameters())
 
 
+def test_the_home_directory_stands_for_its_sign(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished.path, tmp_path / "one")
+    assert apd.load_run("~/one").class_names == tuple(NAMES)
+    assert apd.average_runs(["~/one", finished.path], "~/mean").path == tmp_path / "mean"
+    assert not (tmp_path / "~").exists()
+
+
 def test_load_run_refuses_another_clip(finished: Run, tmp_path: Path) -> None:
     other = save_clip(tmp_path / "other", seed=1)
     with refused("weights_sha256", str(other), str(finished.path)):

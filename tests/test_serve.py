@@ -40,11 +40,11 @@ pytest.importorskip("fastapi")
 import uvicorn
 from fastapi.testclient import TestClient
 
-from apd.serve import server
 from apd.serve.batching import Batcher
 from apd.serve.metrics import Metrics
 from apd.serve.model import Pixels, Served
 from apd.serve.refused import Refused
+from apd.util.web_server import listen
 
 SETTINGS = ServeSettings(max_image_mb=0.1, max_images=100, max_megapixels=0.1, timeout=60.0, max_batch=8)
 Client = TestClient
@@ -316,7 +316,7 @@ def live(trained: Path) -> Iterator[int]:
 @contextmanager
 def serving(run: Path, settings: ServeSettings) -> Iterator[int]:
     """Serve in a thread; gives the port."""
-    at = server.listen("127.0.0.1", 0)
+    at = listen("127.0.0.1", 0)
     running = uvicorn.Server(uvicorn.Config(create_app(run, settings), log_level="error"))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [at]})
     thread.start()
@@ -427,10 +427,11 @@ def test_killed_and_restarted_and_asked_to_stop_while_a_request_is_in_flight(tra
 def test_serve_refuses_what_it_cannot_use(cli: Cli, trained: Path, tmp_path: Path, monkeypatch: Any) -> None:
     check_error(cli("serve", tmp_path / "none"), ["none"])
     check_error(cli("serve", trained, "--max-images", 0), ["max_images", "0"])
-    with server.listen("127.0.0.1", 0) as taken:
+    with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         check_error(cli("serve", trained, "--port", port), [str(port), "--port"])
     check_error(cli("serve", trained, "--port", 99999), ["--port", "99999", "65535"])
+    check_error(cli("serve", trained, "--host", "foo..bar"), ["foo..bar", "--host"])
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     check_error(cli("serve", trained), ["uvicorn", "adversarial-prompt-distillation[serve]"])
 

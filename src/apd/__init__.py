@@ -93,7 +93,7 @@ _HOMES = {
     "verify_run": "apd.evaluation.verify",
 }
 
-_ROOMS = ("export",)
+_ROOMS = ("explore", "export", "serve")
 """Parts that are used under their own name, as in ``apd.export.onnx``."""
 
 

@@ -26,7 +26,7 @@ from apd.data import Dataset
 from apd.data.copies import about_copies
 from apd.data.settings import DataSettings
 from apd.errors import InputError, nearest
-from apd.util.files import check_writable, write_atomic
+from apd.util.files import check_writable, user_path, write_atomic
 from apd.util.locks import FolderLock, tidy
 from apd.util.messages import get_logger, speaking
 from apd.util.progress import counted, pretty_seconds
@@ -131,7 +131,7 @@ def bench(suite: Suite, folder: str | Path, *, machine: Machine | None = None) -
         >>> bench(load_suite("suites/quick.yaml"), "runs/quick")  # doctest: +SKIP
         {}
     """
-    path, machine, failures = Path(folder).resolve(), machine or find_machine(), dict[str, str]()
+    path, machine, failures = user_path(folder).resolve(), machine or find_machine(), dict[str, str]()
     check_writable(path)
     plan = make_plan(suite, machine.device)
     with _lock(path).held(), speaking():
@@ -257,7 +257,7 @@ def write_tables(folder: str | Path) -> Path:
     Raises:
         InputError: no bench there, damaged files, a bench at work in the folder.
     """
-    path = Path(folder)
+    path = user_path(folder)
     read_bench(path)  # a folder without a bench is not made for its lock
     with _lock(path).held(), speaking():
         tidy(path)

@@ -53,8 +53,9 @@ def serve(
     )
     from apd.serve import server
     from apd.util.device import pick_device
+    from apd.util.web_server import listen
 
-    at = server.listen(host, port)
+    at = listen(host, port)
     with at, quiet_stdout():
         app = create_app(run, settings, model=model, device=pick_device(device))
         say_calibration(opened)

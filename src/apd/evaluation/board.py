@@ -16,7 +16,7 @@ from apd.evaluation.samples import hash_of_keys
 from apd.evaluation.statistics import mcnemar, paired_bootstrap
 from apd.evaluation.stored import Stored, read_stored
 from apd.runs.reliability import reliability
-from apd.util.files import AnyPath, names_of, plain_file, read_json
+from apd.util.files import AnyPath, names_of, plain_file, read_json, user_path
 from apd.util.text import one_line
 from apd.util.yaml_files import read_yaml
 
@@ -181,7 +181,7 @@ def _named(folders: Sequence[AnyPath]) -> Iterator[tuple[str, Path]]:
 def _summaries(folders: Sequence[AnyPath]) -> Iterator[tuple[str, Path]]:
     """Find the summaries, each with the name of its folder as seen from the one that was searched."""
     count, seen = 0, set()
-    for folder in map(Path, folders):
+    for folder in map(user_path, folders):
         if not folder.is_dir():
             raise InputError(f"There is no folder {str(folder)!r}; give folders that hold run folders or evaluations.")
         for place, below, files in os.walk(folder):

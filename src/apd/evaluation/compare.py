@@ -17,7 +17,7 @@ from apd.evaluation.statistics import mcnemar, paired_bootstrap
 from apd.evaluation.stored import Stored, how_to_evaluate, stored_in
 from apd.runs.reliability import reliability
 from apd.runs.setting_differences import Difference, differences
-from apd.util.files import AnyPath
+from apd.util.files import AnyPath, user_path
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def compare_runs(runs: Sequence[AnyPath]) -> list[Comparison]:
     """
     if isinstance(runs, str | PathLike) or len(runs) < 2:
         raise InputError("A comparison needs at least two run folders.")
-    runs = [str(Path(run)) for run in runs]
+    runs = [str(user_path(run)) for run in runs]
     places = [Path(run).resolve() for run in runs]
     if len(set(places)) < len(places):
         twice = next(str(run) for run, place in zip(runs, places, strict=True) if places.count(place) > 1)

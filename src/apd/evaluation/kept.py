@@ -28,7 +28,7 @@ from apd.evaluation.stored import write_result
 from apd.models.classifier import PromptedCLIP
 from apd.runs.load import describe_encoder
 from apd.util.device import pick_device
-from apd.util.files import check_writable, read_json, remove_leftovers, write_atomic
+from apd.util.files import check_writable, read_json, remove_leftovers, user_path, write_atomic
 from apd.util.locks import FolderLock
 from apd.util.messages import get_logger, speaking
 from apd.util.text import printable, to_json
@@ -135,7 +135,7 @@ def evaluate_zero_shot(
 def _check_folder(folder: str | Path | None, save_images: bool) -> None:
     """Refuse, before any work, a folder that cannot be written, and images that would be kept nowhere."""
     if folder is not None:
-        check_writable(Path(folder))
+        check_writable(user_path(folder))
     elif save_images:
         raise InputError(
             "--save-images keeps the images in a folder: give a run folder, or --folder (Python: folder=)."
@@ -156,7 +156,7 @@ def _evaluate_into(
     if folder is None:
         return evaluate(classifier, data, undefended=control, image_size=image_size, **settings)
     fingerprint = Subject.of(classifier).fingerprint
-    place = Path(folder) / f"{_short(name)}-{fingerprint[:_DIGITS]}"
+    place = user_path(folder) / f"{_short(name)}-{fingerprint[:_DIGITS]}"
     kept = place / "images" if save_images else None
     store = place / "results"
     with FolderLock(place).held():

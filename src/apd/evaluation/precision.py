@@ -15,7 +15,7 @@ from apd.evaluation.kept import read_record
 from apd.evaluation.statistics import OverTrainings, images_for, over_trainings, paired_bootstrap, wilson
 from apd.evaluation.stored import Outcomes, Stored, how_to_evaluate, is_kept, stored_in
 from apd.runs.folder import Run
-from apd.util.files import AnyPath
+from apd.util.files import AnyPath, user_path
 
 Circumstances = tuple[str, ...]
 """Data, split, classes, corruption, norm and eps of an evaluation."""
@@ -64,7 +64,7 @@ def precision(runs: AnyPath | Sequence[AnyPath], points: Sequence[float] = (5.0,
         >>> apd.precision(["runs/seed0", "runs/seed1", "runs/seed2"])[0].trainings  # doctest: +SKIP
     """
     runs = [runs] if isinstance(runs, str | PathLike) else runs
-    if not runs or len({Path(run).resolve() for run in runs}) < len(runs):
+    if not runs or len({user_path(run).resolve() for run in runs}) < len(runs):
         raise InputError("Give one or more evaluated run folders, each once.")
     _check_different(runs)
     kept = [_evaluations(run) for run in runs]
@@ -94,7 +94,7 @@ def _check_different(runs: Sequence[AnyPath]) -> None:
     """
     known: dict[str, AnyPath] = {}
     for run in runs:
-        digest = _weights(Path(run))
+        digest = _weights(user_path(run))
         if digest is not None and digest in known:
             raise InputError(
                 f"{known[digest]} and {run} have the same prompts, so they are one training, not two; leave one out."

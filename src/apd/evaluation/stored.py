@@ -17,7 +17,7 @@ from apd.evaluation.store import Key
 from apd.runs.folder import Run
 from apd.runs.manifest import RESULT_WAY_OUT, read_result
 from apd.runs.output import SUMMARY, summary_files, summary_name
-from apd.util.files import AnyPath, read_json, write_atomic
+from apd.util.files import AnyPath, read_json, user_path, write_atomic
 from apd.util.shape import COUNT, TEXT, Each, Table, check_shape
 from apd.util.text import quoted, to_json
 
@@ -142,7 +142,7 @@ def stored_in(path: AnyPath) -> list[Stored]:
     Raises:
         InputError: another folder, an unfinished run, a damaged file.
     """
-    folder = Path(path)
+    folder = user_path(path)
     if is_kept(folder):
         return [read_stored(file) for file in summary_files(folder / "results")]
     return load_stored(Run.open(path))
@@ -160,7 +160,7 @@ def how_to_evaluate(path: AnyPath) -> str:
     """The command that evaluates what a folder is of."""
     return (
         "apd evaluate --classifier … (or --model …), as before"
-        if is_kept(Path(path))
+        if is_kept(user_path(path))
         else f"apd evaluate {quoted(path)}"
     )
 

@@ -7,7 +7,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -21,7 +20,7 @@ from apd.models.calibration import Calibration, probabilities
 from apd.models.classifier import FrozenClassifier, PromptedCLIP, check_distinct
 from apd.runs.folder import Run
 from apd.runs.load import load_run
-from apd.util.files import AnyPath
+from apd.util.files import AnyPath, user_path
 from apd.util.threads import on_passing_thread
 
 ZERO_SHOT, ROBUST = "zero-shot", "robust"
@@ -157,7 +156,7 @@ class Explorer:
         run = Run.open(path)
         train = run.config.train
         budgets = Budgets.around(parse_eps(train.eps, train.norm), train.norm)
-        title = f"{Path(path).resolve().name}: {run.config.method.name} on {run.manifest['data']['name']}"
+        title = f"{user_path(path).resolve().name}: {run.config.method.name} on {run.manifest['data']['name']}"
         robust = on_passing_thread(lambda: load_run(path, device=device, model=model))
         return cls(robust, budgets, title, run.calibration)
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from apd.errors import InputError
 from apd.explore.app import build
 from apd.explore.examples import find_examples
 from apd.explore.explorer import Explorer
@@ -57,9 +54,9 @@ def explore(
     import_extra("gradio", "explore", "apd explore")
     import uvicorn
 
-    from apd.util.web_server import run_server
+    from apd.util.web_server import listen, run_server
 
-    with _listening(host, port) as listener, folder_for_a_while("apd-explore-") as folder:
+    with listen(host, port) as listener, folder_for_a_while("apd-explore-") as folder:
         explorer = Explorer.open(run, model=model, device=pick_device(device))
         app = make_app(explorer, run, folder, host)
         name, number = host if host not in ("0.0.0.0", "::") else LOCAL, listener.getsockname()[1]
@@ -130,18 +127,3 @@ def _theme(gr: Any) -> Any:
         block_info_text_color=grey,
         block_info_text_color_dark=dark,
     )
-
-
-@contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Take the port before anything is loaded, so that one in use is told at once."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise InputError(
-                f"Cannot listen on {host}, port {port} ({error.strerror}); choose another with --port (0: a free one) or --host."
-            ) from error
-        yield listener

@@ -19,7 +19,7 @@ from apd.export.programs import OnnxForm, TorchForm
 from apd.export.settings import parse_settings
 from apd.runs.folder import Run
 from apd.runs.load import load_run
-from apd.util.files import AnyPath, writing
+from apd.util.files import AnyPath, user_path, writing
 from apd.util.messages import speaking
 from apd.util.text import one_line, to_json
 
@@ -84,7 +84,7 @@ def export_run(form: str, run: AnyPath, path: AnyPath, options: Mapping[str, Any
     settings, chosen = parse_settings(options, form), _FORMS[form]()
     settings.check_used(form)
     opened = Run.open(run)
-    place = Place(Path(path), chosen.is_folder(settings))
+    place = Place(user_path(path), chosen.is_folder(settings))
     if not place.is_folder and place.path.suffix != chosen.suffix:
         raise InputError(f"--to {form} writes a {chosen.suffix} file; name it {place.path.name}{chosen.suffix}.")
     with speaking(), place.held(settings.overwrite) as new:

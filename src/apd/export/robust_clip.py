@@ -17,12 +17,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from apd.data.decode import copied, decode_given
-from apd.errors import InputError
+from apd.errors import InputError, nearest
 from apd.models import load_clip
 from apd.models.calibration import probabilities
 from apd.models.checkpoint import read_json
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import Prompts, PromptSpec
+from apd.util.files import user_path
 from apd.util.hub import hub_or_cache, means_hub
 from apd.util.shape import NUMBER, TEXT, TRUTH, Each, check_shape
 from apd.util.tensors import read_tensors
@@ -30,6 +31,8 @@ from apd.util.text import one_line, short
 
 CONFIG = "config.json"
 PROMPTS = "prompts.safetensors"
+_OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+"""Options of `RobustCLIP.from_pretrained`."""
 TAGS = ("clip", "prompt-tuning", "adversarial-robustness")
 _SHAPE = {
     "clip": TEXT,
@@ -95,7 +98,7 @@ class RobustCLIP(
         Raises:
             InputError: other than PIL images in a list, or one that cannot be read.
         """
-        if isinstance(images, str | Image.Image) or not all(isinstance(image, Image.Image) for image in images):
+        if not isinstance(images, list | tuple) or not all(isinstance(image, Image.Image) for image in images):
             raise InputError("classify takes a list of PIL images, such as [Image.open('cat.jpg')].")
         if not images:
             return []
@@ -125,8 +128,8 @@ class RobustCLIP(
         Raises:
             InputError: its own folder, which would be damaged.
         """
-        if Path(save_directory).resolve() == self.folder.resolve():
-            raise InputError(f"{str(save_directory)!r} is the folder of this export itself; choose another one.")
+        if Path(save_directory).resolve().is_relative_to(self.folder.resolve()):
+            raise InputError(f"{str(save_directory)!r} is in the folder of this export itself; choose another one.")
         saved: str | None = super().save_pretrained(save_directory, **options)
         return saved
 
@@ -146,7 +149,14 @@ class RobustCLIP(
         Raises:
             InputError: no folder, not an export, or a hub id that is neither reached nor in the cache.
         """
-        name, revision = str(pretrained_model_name_or_path), options.get("revision")
+        unknown = sorted(options.keys() - _OF_THE_HUB)
+        if unknown:
+            raise InputError(
+                f"from_pretrained has no option {unknown[0]!r}. {nearest(unknown[0], _OF_THE_HUB)} A device is chosen by "
+                ".to(device) on the result."
+            )
+        given = pretrained_model_name_or_path
+        name, revision = str(user_path(given) if str(given).startswith("~") else given), options.get("revision")
         if Path(name).is_dir():
             return super().from_pretrained(name, **options)
         if isinstance(pretrained_model_name_or_path, Path) or not means_hub(name, revision):
@@ -166,8 +176,7 @@ class RobustCLIP(
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
         """Load from a folder, or from the hub."""
-        names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        found = {name: options[name] for name in names if name in options}
+        found = {name: options[name] for name in _OF_THE_HUB if name in options}
         return cls(Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id, **found)))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +103,16 @@ class FrozenClassifier(nn.Module):
         self.bound = bound.detach()
         self.eval()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move what it is made of, as ``to`` asks for: its encoder is shared with others, and not one of its modules."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        bound = self.bound
+        bound.encoder._apply(fn)  # type: ignore[no-untyped-call]
+        frame = None if bound.frame is None else fn(bound.frame)
+        mixture = None if bound.mixture is None else Mixture(fn(bound.mixture.sets), fn(bound.mixture.gate))
+        self.bound = BoundCLIP(bound.encoder, fn(bound.classes), tuple(map(fn, bound.visual)), frame, mixture)
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C) of images (B,3,S,S) in [0,1]."""
         return self.bound.logits_from_features(F.normalize(self.bound.embed(x), dim=-1))
@@ -152,7 +163,7 @@ class PromptedCLIP(ShownInShort):
         # On the CPU: the encoder reads lengths off them, which would make it wait for another device.
         self._ids = [encoder.trim(encoder.prompt_ids(texts, n_tokens)).cpu() for texts in self._texts(n_tokens)]
         self._fixed: tuple[tuple[object, ...], BoundCLIP] | None = None
-        self._written: tuple[torch.device, Tensor] | None = None
+        self._written: tuple[tuple[object, ...], Tensor] | None = None
 
     def shown(self) -> dict[str, str]:
         """Return which CLIP model tells which classes apart, by which prompts."""
@@ -187,11 +198,15 @@ class PromptedCLIP(ShownInShort):
         traced = torch.compiler.is_exporting()  # nothing is kept then: it would hold no numbers
         if tokens or traced or any(p.requires_grad for p in self.encoder.parameters()):
             return self._class_features(tokens)
-        device = self.encoder.device
-        if self._written is None or self._written[0] != device:
-            with _to_be_kept(device.type):
-                self._written = (device, self._class_features([]))
+        state = self._state()
+        if self._written is None or self._written[0] != state:
+            with _to_be_kept(self.encoder.device.type):
+                self._written = (state, self._class_features([]))
         return self._written[1]
+
+    def _state(self) -> tuple[object, ...]:
+        """Where the encoder is and in which precision, on which class features depend."""
+        return (self.encoder.device, *{p.dtype: None for p in self.encoder.parameters()})
 
     def _mixture(self) -> Mixture | None:
         """Return the class features of every expert, with gradients; None without several experts."""
@@ -242,7 +257,7 @@ class PromptedCLIP(ShownInShort):
             return self.bind().logits(x)
         # Tensors of inference mode have no version, and cannot be changed outside of it.
         versions = ((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
-        state = (self.encoder.device, self.prompts, *versions)
+        state = (*self._state(), self.prompts, *versions)
         if self._fixed is None or self._fixed[0] != state:
             _check_range(x)
             self._fixed = (state, self.bind_detached())
@@ -321,6 +336,10 @@ def _check_range(x: Tensor) -> None:
 
 
 def _check_names(class_names: tuple[str, ...], templates: tuple[str, ...]) -> None:
+    for what, texts in (("class name", class_names), ("template", templates)):
+        for text in texts:
+            if not isinstance(text, str):
+                raise InputError(f"A {what} must be a text, got {short(repr(text))}.")
     if len(class_names) < 2:
         raise InputError(f"A classifier needs at least two classes, got {len(class_names)}: {list(class_names)}.")
     twice = (

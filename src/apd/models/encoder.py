@@ -138,8 +138,9 @@ class DualEncoder(ShownInShort, ABC):
         """
         if not isinstance(x, Tensor):
             raise InputError(
-                f"Images must be a torch.Tensor, got {type(x).__name__}. Make one of a PIL image with "
-                "classifier.encoder.info.preprocessing.apply(image)[None], of an array with torch.from_numpy(array)."
+                f"Images must be a torch.Tensor, got {type(x).__name__}. Make one of an image file with "
+                "torch.tensor(read_image(path, classifier.encoder.info.preprocessing))[None] / 255, where read_image is of "
+                "apd.data.decode, of an array with torch.from_numpy(array)."
             )
         side = self.info.image_size
         if x.dim() != 4 or tuple(x.shape[1:]) != (3, side, side):

@@ -23,7 +23,7 @@ from apd.report.wall import Gallery, Seen, build_wall, see
 from apd.runs.load import load_run
 from apd.util.device import pick_device
 from apd.util.extras import import_extra
-from apd.util.files import AnyPath, write_atomic
+from apd.util.files import AnyPath, user_path, write_atomic
 from apd.util.locks import output_lock
 from apd.util.messages import get_logger, speaking
 from apd.util.outputs import check_output_file
@@ -89,7 +89,7 @@ def report(
         >>> from apd.report import report
         >>> report("runs/digits", "report.html")  # doctest: +SKIP
     """
-    chosen, file = ReportSettings(**settings), Path(output)
+    chosen, file = ReportSettings(**settings), user_path(output)
     if not chosen.images and chosen.attack != ReportSettings.attack:
         raise InputError(f"attack={chosen.attack} makes the images that are shown, and none are; leave it out.")
     import_extra("jinja2", "report", "apd report")

@@ -17,7 +17,7 @@ from apd.evaluation.stored import Outcomes, Stored, how_to_evaluate, is_kept, st
 from apd.models.calibration import Calibration
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
-from apd.util.files import LARGEST_JSON, AnyPath, names_of, parse_json, read_bounded
+from apd.util.files import LARGEST_JSON, AnyPath, names_of, parse_json, read_bounded, user_path
 from apd.util.shape import Each, check_shape
 
 POINTS = 300
@@ -97,19 +97,19 @@ def read_runs(paths: Sequence[AnyPath]) -> list[RunFacts]:
     """
     if not paths:
         raise InputError("A report needs at least one run folder.")
-    places = [Path(path).resolve() for path in paths]
+    places = [user_path(path).resolve() for path in paths]
     for place, path in zip(places, paths, strict=True):
         if places.count(place) > 1:
             raise InputError(f"{path} is given twice; give each run once.")
     found = []
     for path, name in zip(paths, names_of(places), strict=True):
-        run = None if is_kept(Path(path)) else Run.open(path)
+        run = None if is_kept(user_path(path)) else Run.open(path)
         evaluations = stored_in(path)
         certified_alone = run is not None and len(paths) == 1 and bool(load_certified(run))
         if not evaluations and not certified_alone:
             raise InputError(f"{path} has no evaluation to report; run: {how_to_evaluate(path)}")
         headline = choose_headline(run, evaluations) if evaluations else None
-        found.append(RunFacts(name, Path(path), run, evaluations, headline))
+        found.append(RunFacts(name, user_path(path), run, evaluations, headline))
     return found
 
 

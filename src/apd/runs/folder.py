@@ -28,7 +28,7 @@ from apd.runs.differences import check_same, moved
 from apd.runs.manifest import TRAIN_AGAIN, read_result
 from apd.runs.metrics import append_metrics, cut_off
 from apd.runs.output import FORMAT, check_kept, check_output, clear, read_manifest, summary_files, summary_name, taken
-from apd.util.files import AnyPath, sync_file, write_atomic
+from apd.util.files import AnyPath, sync_file, user_path, write_atomic
 from apd.util.locks import FolderLock, tidy
 from apd.util.tensors import read_tensors, sha256_of_file, sha256_of_text, write_tensors
 from apd.util.text import quoted, to_json
@@ -114,7 +114,8 @@ class Run:
         Raises:
             InputError: see `check_output`; other settings or another model or data than the run to resume has.
         """
-        fresh = cls(Path(path), {"format": FORMAT, "status": "running", **manifest}, writer=writer, starting=config)
+        manifest = {"format": FORMAT, "status": "running", **manifest}
+        fresh = cls(user_path(path), manifest, writer=writer, starting=config)
         fresh._overwrite = overwrite
         if writer:
             check_output(fresh.path, resume=resume, overwrite=overwrite)
@@ -166,7 +167,7 @@ class Run:
         Raises:
             InputError: no run folder, a damaged one, one of another version, or an unfinished run.
         """
-        folder = Path(path)
+        folder = user_path(path)
         manifest = read_manifest(folder)
         run = cls(folder, manifest)
         if finished and not run.finished:

@@ -19,6 +19,7 @@ from apd.runs.folder import Run
 from apd.runs.learners import Learned, read_learner
 from apd.runs.load import describe_encoder
 from apd.runs.output import check_output
+from apd.util.files import user_path
 from apd.util.tensors import sha256_of_file
 from apd.util.text import short
 from apd.util.torch_files import read_torch_file
@@ -65,7 +66,7 @@ def import_run(
         >>> import apd
         >>> apd.import_run("model.pth.tar-5", "maple", "ViT-B-16.pt", "names.txt", "runs/maple")  # doctest: +SKIP
     """
-    file = Path(checkpoint)
+    file = user_path(checkpoint)
     check_output(output, overwrite=overwrite)
     names = [name.replace("_", " ") for name in read_list(str(classes))]  # as CoOp's code does
     evaluated = _evaluated(form, names, data, eps)

@@ -18,7 +18,7 @@ from apd.models.prompts import Prompts, PromptSpec
 from apd.models.shared import share_classifier, shared_clip
 from apd.models.sources import absolute
 from apd.runs.folder import Run
-from apd.util.files import AnyPath
+from apd.util.files import AnyPath, user_path
 from apd.util.messages import get_logger
 from apd.util.tensors import sha256_of_text
 from apd.util.text import short
@@ -103,7 +103,7 @@ def _gone(source: str) -> bool:
 
 def is_run(source: str | Path) -> bool:
     """Whether a source is a run folder."""
-    return (Path(source) / "run.json").is_file()
+    return (user_path(source) / "run.json").is_file()
 
 
 def hold_teacher(source: str, student: DualEncoder) -> tuple[nn.Module, dict[str, Any]]:
@@ -126,7 +126,7 @@ def hold_teacher(source: str, student: DualEncoder) -> tuple[nn.Module, dict[str
     recorded = run.manifest["model"]
     same = recorded["weights_sha256"] == student.info.weights_sha256
     encoder = student if same else shared_clip(recorded["source"], device=student.device)
-    about = {"run": str(Path(source).resolve()), "prompts_sha256": run.manifest["prompts_sha256"]}
+    about = {"run": str(user_path(source).resolve()), "prompts_sha256": run.manifest["prompts_sha256"]}
     return share_classifier(source, load_run(source, encoder=encoder)), {**describe_encoder(encoder.info), **about}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from apd.errors import InputError
 from apd.runs.manifest import TRAIN_AGAIN, check_manifest
-from apd.util.files import check_writable, read_json, writing
+from apd.util.files import check_writable, read_json, user_path, writing
 from apd.util.progress import counted
 from apd.util.text import quoted
 
@@ -84,7 +84,7 @@ def check_output(path: str | Path, *, resume: bool = False, overwrite: bool = Fa
         InputError: a run is there and neither ``resume`` nor ``overwrite`` is asked for; other files are there; the
             place is a file, read-only or full.
     """
-    folder = Path(path)
+    folder = user_path(path)
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other; give one.")
     check_writable(folder)

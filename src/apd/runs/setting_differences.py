@@ -7,7 +7,7 @@ from typing import Any
 
 from apd.runs.differences import flat
 from apd.runs.folder import Run
-from apd.util.files import AnyPath
+from apd.util.files import AnyPath, user_path
 
 SEEDS = ("train.seed", "data.seed")
 _HOUSEKEEPING = (
@@ -31,7 +31,7 @@ def differences(a: AnyPath, b: AnyPath) -> tuple[Difference, ...]:
     Returns:
         Name and both values, as text; empty where a folder does not hold a training of ours.
     """
-    known = [_known(Path(path)) for path in (a, b)]
+    known = [_known(user_path(path)) for path in (a, b)]
     if None in known:
         return ()
     one, other = (found or {} for found in known)

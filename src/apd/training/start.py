@@ -142,8 +142,10 @@ def start_training(
             check_output(output, resume=resume, overwrite=overwrite)
             if not resume:
                 for source in (config.data.source, config.data.unlabelled):
-                    _refuse_inside(Path(output), source)
-        clip, data, images = _read(config, clip, data, on_data, Path(output) if resume and output is not None else None)
+                    _refuse_inside(user_path(output), source)
+        clip, data, images = _read(
+            config, clip, data, on_data, user_path(output) if resume and output is not None else None
+        )
         decided = with_class_contexts(config, lambda: data)
         # Held until the end of training, so that a method that shares them loads none a second time.
         others = config.method.other_models()

@@ -8,6 +8,9 @@ from types import FrameType
 
 import uvicorn
 
+from apd.errors import InputError
+from apd.util.text import short
+
 _LOG = logging.getLogger("uvicorn.error")
 
 
@@ -17,6 +20,31 @@ class _Server(uvicorn.Server):
         # After a second Ctrl-C what is in flight is given up, which uvicorn tells by a traceback for each.
         if self.force_exit:
             _LOG.disabled = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a server's socket, before anything else is loaded, so that a place which is taken is told at once.
+
+    Args:
+        host: a name or address of this machine.
+        port: 0 for any that is free.
+
+    Raises:
+        InputError: the place is taken, not this machine's, or not a name.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        # Now, and not when uvicorn gets to it: whoever connects meanwhile is kept waiting and not turned away.
+        found.listen(128)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "not the name of a host"
+        raise InputError(
+            f"Cannot listen on {short(host)}, port {port} ({why}); choose another with --port (0: a free one) or --host."
+        ) from error
+    return found
 
 
 def run_server(config: uvicorn.Config, at: socket.socket) -> None:

@@ -42,15 +42,22 @@ class VisualTokens(nn.ParameterList):
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Make an image RGB as in training: upright by its EXIF, transparency on white, 16-bit grey scaled to 8 bits."""
+    """Make an image RGB as in training: upright by its EXIF, transparency on white, 16-bit grey scaled to 8 bits.
+
+    Raises:
+        ValueError: floats, or integers beyond 16 bits, whose range is unknown.
+    """
     image.load()  # a TIFF is turned by this, and must not be turned again
     try:
         turn = _TURNS.get(image.getexif().get(0x0112, 1))
     except Exception:  # EXIF that cannot be read says nothing
         turn = None
     image = image if turn is None else image.transpose(turn)
-    if image.mode.startswith("I"):
-        image = Image.fromarray(((np.asarray(image, np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ValueError("Its pixels are floats, or integers beyond 16 bits; save it with 8 or 16 bits.")
+        image = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
 
 
