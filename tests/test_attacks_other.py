@@ -23,6 +23,7 @@ from apd.attacks import (
     bridged,
     misclassified,
 )
+from apd.attacks.minimal import CarliniWagner
 from apd.attacks.threat import Norm, ThreatModel
 from apd.evaluation import EvaluationSettings, surroundings
 from apd.evaluation.frozen import Subject
@@ -313,3 +314,23 @@ def test_surroundings_load_other_classifiers_and_resize(monkeypatch: pytest.Monk
     strong = attacks.find("strong").prepared(made)
     assert strong.runs(3)[-1] == "transfer:zero-shot" and "source" in strong.depends_on()
     assert Resized(source.model, SIDE)(torch.rand(2, 3, 16, 16)).shape == (2, 3)
+
+
+def test_a_distance_in_another_norm_is_refused() -> None:
+    """Within Linf an L2 distance is far beyond eps, so that everything seemed robust."""
+    x, labels = pictures(4, 3)
+    batch = AttackBatch(x, labels, [str(i) for i in range(4)])
+    with refused("cw", "l2", "linf"):
+        CarliniWagner()(trained(3), batch, ThreatModel(0.1))
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_step_that_is_flat_at_one_image_is_not_taken_for_a_cut(first: int) -> None:
+    """A square has no slope at black: with a black image first, attacks went straight past it."""
+    x, _ = pictures(4, 3)
+    x = x.clamp_min(0.1)
+    x[first] = 0
+    squared, rounded = (Preprocessed(trained(3), step) for step in (torch.square, lambda z: (z * 8).round() / 8))
+    for defended in (squared, rounded):
+        defended(x)
+    assert (squared._blocked, rounded._blocked) == (False, True)

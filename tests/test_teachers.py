@@ -13,7 +13,7 @@ from torch import Tensor
 import apd
 from apd.data.batch import Batch
 from apd.methods import Preparation, Step
-from apd.methods.apd import APDSettings
+from apd.methods.apd import APD, APDSettings
 from apd.models import DualEncoder, load_clip
 from apd.models.classifier import PromptedCLIP
 from apd.models.shared import share_classifier
@@ -49,6 +49,18 @@ def test_features_by_themselves_train_the_visual_tokens_only(clip: DualEncoder, 
     data = apd.load_data(colours, shots=2)
     run = apd.train(clip, data, method=section, epochs=1, device="cpu", quiet=True, output=tmp_path / "run")
     assert run.finished
+
+
+@pytest.mark.parametrize("depth", [3, "all"])
+def test_a_shallower_teacher_has_prompts_as_deep_as_it_is(
+    clip: DualEncoder, shallow_folder: Path, depth: int | str
+) -> None:
+    prompts = {"text_tokens": 2, "visual_tokens": 2, "visual_depth": depth, "text_depth": depth}
+    settings = APDSettings(teacher="tuned", teacher_model=str(shallow_folder), prompts=prompts)
+    method = APD(settings, PromptedCLIP(clip, None, ["one", "two"]), seed=0)
+    deep = clip.info.visual_depth if depth == "all" else depth
+    assert (len(method.student.prompts.visual()), len(method.teacher.prompts.visual())) == (deep, 2)
+    assert len(method.teacher.prompts.text()) == 2
 
 
 def test_online_teacher_learns_from_clean_labels_and_feedback(clip: DualEncoder) -> None:

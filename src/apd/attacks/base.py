@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from apd.attacks.objectives import Objective
 from apd.attacks.threat import ThreatModel
 from apd.errors import InputError
+from apd.util.text import short
 
 if TYPE_CHECKING:
     from typing import Self
@@ -54,6 +56,33 @@ class TrainingAttack:
     def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
         """Return adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one per sample."""
         raise TypeError(f"{type(self).__name__} must define __call__(objective, x, threat, seeds)")
+
+
+def check_numbers(
+    name: str,
+    above_0: Mapping[str, float],
+    from_0: Mapping[str, float] | None = None,
+    whole: Mapping[str, int] | None = None,
+) -> None:
+    """Check the settings of an attack, which come from a file as they stand there.
+
+    Args:
+        name: the attack's.
+        above_0: finite numbers above 0, by setting.
+        from_0: finite numbers of 0 or more.
+        whole: whole numbers of 0 or more.
+
+    Raises:
+        InputError: naming the setting and its value.
+    """
+    for wanted, values, kinds, lowest in (
+        ("above 0", above_0, int | float, math.ulp(0.0)),
+        ("of 0 or more", from_0 or {}, int | float, 0.0),
+        ("of 0 or more, and whole", whole or {}, int, 0.0),
+    ):
+        for setting, value in values.items():
+            if not isinstance(value, kinds) or isinstance(value, bool) or not lowest <= value < math.inf:
+                raise InputError(f"{setting} of {name} must be a number {wanted}, got {short(repr(value))}.")
 
 
 def like(x: Tensor, images: object, name: str) -> Tensor:

@@ -78,9 +78,19 @@ class Preprocessed(nn.Module):
 
 
 def blocks(step: Transform, given: Tensor, out: Tensor) -> bool:
-    """Whether ``step``, which made ``out`` of ``given``, has the same shape at both ends and lets no gradient through."""
+    """Whether ``step``, which made ``out`` of ``given``, has the same shape at both ends and lets no gradient through.
+
+    A step may be flat at one image, such as a square at black: it is looked at once more, at random values.
+    """
     if out.shape != given.shape or not (given.is_floating_point() and out.is_floating_point()):
         return False
+    generator = torch.Generator().manual_seed(0)
+    random = torch.rand(given.shape, generator=generator).to(given)
+    low, high = given.min().clamp(max=0.0), given.max().clamp(min=1.0)
+    return _is_flat(step, given) and _is_flat(step, low + (high - low) * random)
+
+
+def _is_flat(step: Transform, given: Tensor) -> bool:
     # Also for a caller in inference mode: the answer is kept, and it must not be that nothing has a gradient.
     with torch.inference_mode(False), torch.enable_grad():
         leaf = given.detach().clone().requires_grad_()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from apd.attacks.base import TrainingAttack
+from apd.attacks.base import TrainingAttack, check_numbers
 from apd.attacks.objectives import Objective
 from apd.attacks.pgd import PGD
 from apd.attacks.threat import ThreatModel
@@ -23,6 +23,9 @@ class FGSMRS(TrainingAttack):
     """
 
     step_size: float = 1.25
+
+    def __post_init__(self) -> None:
+        check_numbers("fgsm-rs", above_0={"step_size": self.step_size})
 
     def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
         """Return adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one per sample."""
@@ -43,6 +46,9 @@ class NFGSM(TrainingAttack):
 
     step_size: float = 1.0
     noise: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_numbers("n-fgsm", above_0={"step_size": self.step_size}, from_0={"noise": self.noise})
 
     def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
         """Return adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one per sample.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from apd.attacks.evaluation import UNWATCHED, AttackBatch, EvaluationAttack, Found, Watch
 from apd.attacks.objectives import margin, margin_and_gradient
 from apd.attacks.threat import Norm, ThreatModel
+from apd.errors import InputError
 
 _BISECTIONS = 10
 """Halvings of the segment between the clean image and the best one, at the end."""
@@ -29,7 +30,13 @@ class MinimalNorm(EvaluationAttack, ABC):
         """
 
     def __call__(self, model: nn.Module, batch: AttackBatch, threat: ThreatModel, watch: Watch = UNWATCHED) -> Found:
-        """Attack ``batch``; images farther away than eps do not count, and stay clean."""
+        """Attack ``batch``; images farther away than eps do not count, and stay clean.
+
+        Raises:
+            InputError: another norm than those that it measures distances in.
+        """
+        if threat.norm not in self.norms:
+            raise InputError(f"{self.name} attacks within {' and '.join(self.norms)}, not {threat.norm}; take fmn.")
         watch.begin(self.name)
         images, distances = self.minimal(model, batch, threat.norm)
         near = (distances <= threat.eps * (1 + 1e-5)).view(-1, 1, 1, 1)

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from apd.attacks.base import TrainingAttack
+from apd.attacks.base import TrainingAttack, check_numbers
 from apd.attacks.objectives import Objective
 from apd.attacks.pgd import PGD
 from apd.attacks.threat import ThreatModel
-from apd.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Noise(TrainingAttack):
         step_size: length of a step as a fraction of eps.
 
     Raises:
-        InputError: a sigma that is not positive, or steps that are negative.
+        InputError: a sigma or a length that is not above 0, or a number of steps that is not whole.
     """
 
     sigma: float = 0.25
@@ -36,8 +35,7 @@ class Noise(TrainingAttack):
     step_size: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0 or self.steps < 0:
-            raise InputError(f"noise needs sigma > 0 and steps >= 0, got {self.sigma} and {self.steps}.")
+        check_numbers("noise", above_0={"sigma": self.sigma, "step_size": self.step_size}, whole={"steps": self.steps})
 
     @property
     def passes(self) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from apd.attacks.objectives import Objective, cross_entropy, kl_to_logits
 from apd.data.streamed import in_parts
-from apd.methods.base import Method, MethodSettings, Preparation
+from apd.methods.base import Climbed, Method, MethodSettings, Preparation
 from apd.methods.presets import dassl, pgd, tokens
 from apd.methods.prompt_kinds import TEXT_ONLY
 from apd.methods.step import Step
@@ -52,12 +52,21 @@ class AdvPTSettings(MethodSettings):
         "features", description="what fills the bank: KL of the softmax of image features, or CE with the templates"
     )
 
+    @property
+    def climbs(self) -> Climbed:
+        """See `MethodSettings.climbs`."""
+        return "labels" if self.inner == "ce" else "answers"
+
     def zero_gradient_at_clean(self, train: TrainSettings) -> bool:
         """Whether what the training attack climbs has no gradient at the clean image itself."""
         return self.inner == "features"
 
     def check_training(self, train: TrainSettings) -> None:
         """Check that these settings of training fit the method; see `MethodSettings.check_training`."""
+        if train.attack.loss != "method":
+            raise ValueError(
+                f"train.attack.loss={train.attack.loss} has no effect on advpt; choose with method.inner: features or ce"
+            )
         super().check_training(train)
         for name in ("eps_warmup_epochs", "eps_warmup_wait", "eps_per_image"):
             if getattr(train, name):
@@ -69,10 +78,6 @@ class AdvPTSettings(MethodSettings):
             raise ValueError(
                 f"train.attack.kind={train.attack.kind} has no effect on advpt, whose images are attacked once, before "
                 "training; use pgd, fgsm-rs or n-fgsm"
-            )
-        if train.attack.loss != "method":
-            raise ValueError(
-                f"train.attack.loss={train.attack.loss} has no effect on advpt; choose with method.inner: features or ce"
             )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from apd.attacks.objectives import Objective, kl_to_probabilities
 from apd.data.batch import Batch
-from apd.methods.base import Method, MethodSettings, refuse_smoothing
+from apd.methods.base import Climbed, Method, MethodSettings, refuse_smoothing
 from apd.methods.step import PerObject, Step
 from apd.models.classifier import BoundCLIP, PromptedCLIP
 
@@ -35,6 +35,11 @@ class AGFTSettings(MethodSettings):
 
     teacher_scale: float = Field(72.0, gt=0, description="what the original CLIP model's cosines are multiplied by")
     student_scale: float = Field(180.0, gt=0, description="what the student's cosines are multiplied by in training")
+
+    @property
+    def climbs(self) -> Climbed:
+        """See `MethodSettings.climbs`."""
+        return "soft labels"
 
     def check_training(self, train: TrainSettings) -> None:
         """Check that these settings of training fit the method; see `MethodSettings.check_training`."""

@@ -70,7 +70,7 @@ class APD(Method):
         # A seed of its own: a teacher that starts as the student's copy would teach it nothing at first.
         self._parts = PARTS.get(settings.teacher, ())
         own = settings.teacher in ("tuned", "online") or "tuned" in self._parts
-        self.teacher = prompted(base, settings.prompts, seed + 1) if own else base
+        self.teacher = prompted(base, settings.prompts.fitting(base.encoder.info), seed + 1) if own else base
         self.teacher.requires_grad_(settings.teacher == "online")
         self.teacher.encoder.requires_grad_(False)
         if self._parts:

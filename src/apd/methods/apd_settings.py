@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from apd.methods.base import MethodSettings
+from apd.methods.base import Climbed, MethodSettings
 from apd.methods.teachers import CHOSEN
 from apd.settings.train import ChosenTeacher, TrainSettings
 from apd.util.section import RECORDED
@@ -219,6 +219,11 @@ class APDSettings(MethodSettings):
                 "weight"
             )
 
+    @property
+    def climbs(self) -> Climbed:
+        """See `MethodSettings.climbs`."""
+        return "labels" if self.inner == "ce" else "soft labels" if self.inner == "mixed" else "answers"
+
     def zero_gradient_at_clean(self, train: TrainSettings) -> bool:
         """Whether what the training attack climbs has no gradient at the clean image itself."""
         return not train.attack.attack_class.moves_with_prompts and self.inner == "kl"
@@ -237,9 +242,4 @@ class APDSettings(MethodSettings):
             raise ValueError(
                 f"method.inner={self.inner} has no effect with train.attack.kind={train.attack.kind}, whose pixels climb the "
                 "loss itself; leave it out or set another kind"
-            )
-        if train.attack.stop_margin is not None and (self.inner != "mixed" or train.attack.loss == "method"):
-            raise ValueError(
-                f"train.attack.stop_margin needs an attack on labels, which method.inner={self.inner} is not; set it to null, "
-                "or method.inner=ce"
             )

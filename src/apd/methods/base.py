@@ -28,6 +28,9 @@ Tune = Callable[["Method"], None]
 """Trains another method on the same data, in place; the loop hands it to `Method.prepare`."""
 
 
+Climbed = Literal["labels", "soft labels", "answers"]
+
+
 class MethodSettings(GrowingSection):
     """What can be set about a method; every method has at least prompts.
 
@@ -77,13 +80,31 @@ class MethodSettings(GrowingSection):
         """Whether what the training attack climbs has no gradient at the clean image itself."""
         return False
 
+    @property
+    def climbs(self) -> Climbed:
+        """What the inner objective is about: labels, soft labels, or anything else, which no loss on labels can replace."""
+        return "labels"
+
     def check_training(self, train: TrainSettings) -> None:
         """Check that these settings of training fit the method.
 
         Raises:
             ValueError: for what cannot work, or would have no effect; in one line with the way out.
         """
-        attack = train.attack
+        attack, chosen = train.attack, getattr(self, "inner", None)
+        own, way_out = (f" (method.inner={chosen})", ", or method.inner=ce") if chosen else ("", "")
+        if attack.loss != "method" and self.climbs == "answers":
+            raise ValueError(
+                f"train.attack.loss={attack.loss} can replace a cross-entropy only, and this method's attack climbs another "
+                f"objective{own}; set it to method{way_out}"
+            )
+        if attack.stop_margin is not None and (
+            self.climbs == "answers" or (self.climbs == "soft labels" and attack.loss == "method")
+        ):
+            raise ValueError(
+                f"train.attack.stop_margin needs an attack on labels, and this method's inner objective{own} is about none; set "
+                f"it to null{way_out}"
+            )
         if not attack.random_start and attack.attack_class.obeys_random_start and self.zero_gradient_at_clean(train):
             raise ValueError(
                 "train.attack.random_start=false leaves this method's attack at the clean image, where what it climbs has no "

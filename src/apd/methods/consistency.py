@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from apd.attacks.objectives import Objective, kl, kl_to_logits
-from apd.methods.base import Method, MethodSettings
+from apd.methods.base import Climbed, Method, MethodSettings
 from apd.methods.presets import dassl, pgd, tokens
 from apd.methods.prompt_kinds import VISION_TO_TEXT
 from apd.methods.step import Step
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 class ConsistencySettings(MethodSettings):
     """Settings of methods whose attack and loss set the adversarial prediction against the clean one."""
+
+    @property
+    def climbs(self) -> Climbed:
+        """See `MethodSettings.climbs`."""
+        return "answers"
 
     def zero_gradient_at_clean(self, train: TrainSettings) -> bool:
         """Whether what the training attack climbs has no gradient at the clean image itself."""

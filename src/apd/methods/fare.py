@@ -18,7 +18,7 @@ from torch import Tensor
 
 from apd.attacks.objectives import Objective, squared_distance
 from apd.data.batch import Batch
-from apd.methods.base import Method, MethodSettings, refuse_smoothing
+from apd.methods.base import Climbed, Method, MethodSettings, refuse_smoothing
 from apd.methods.prompt_kinds import VISUAL_ONLY
 from apd.methods.step import PerObject, Step
 from apd.models.classifier import BoundCLIP, PromptedCLIP
@@ -31,6 +31,11 @@ class FARESettings(MethodSettings):
     """Visual tokens; the texts are the templates."""
 
     fixed: ClassVar[dict[str, Any]] = VISUAL_ONLY
+
+    @property
+    def climbs(self) -> Climbed:
+        """See `MethodSettings.climbs`."""
+        return "answers"
 
     def check_training(self, train: TrainSettings) -> None:
         """Check that these settings of training fit the method; see `MethodSettings.check_training`."""

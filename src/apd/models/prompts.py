@@ -112,9 +112,15 @@ class PromptSpec(GrowingSection):
         return max(1, round(self.frame * info.image_size)) if self.frame else 0
 
     def fitting(self, info: EncoderInfo) -> PromptSpec:
-        """Return these prompts without tokens in a branch of this encoder that takes none."""
-        taken = {"text_tokens": info.text_depth, "visual_tokens": info.visual_depth}
-        return self.model_copy(update={name: 0 for name, depth in taken.items() if not depth})
+        """Return these prompts no deeper than the towers of this encoder, and without tokens in a branch that takes none."""
+        fitted: dict[str, int] = {}
+        for branch, blocks in (("text", info.text_depth), ("visual", info.visual_depth)):
+            depth = getattr(self, f"{branch}_depth")
+            if not blocks:
+                fitted[f"{branch}_tokens"] = 0
+            elif depth != "all" and depth > blocks:
+                fitted[f"{branch}_depth"] = blocks
+        return self.model_copy(update=fitted)
 
     def depths(self, info: EncoderInfo) -> tuple[int, int]:
         """Text and visual depth for this encoder, 0 where a branch has no tokens.

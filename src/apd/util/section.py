@@ -15,7 +15,7 @@ RECORDED = "recorded"
 class Section(BaseModel):
     """A group of settings, checked when it is made and never changed; unknown names are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
