@@ -100,6 +100,13 @@ def evaluated(**values: Any) -> dict[str, Any]:
     return {**scores, **about, **threat, "checks": checks, **values}
 
 
+def test_the_card_opens_with_the_run_s_own_data_whatever_its_source_is_called(finished: Run) -> None:
+    finished.manifest["data"]["name"] = "split_a"  # of a CoOp split file, as the evaluation calls it, too
+    finished.save_result(evaluated(data="split_a", n=4, clean=71.0))
+    finished.save_result(evaluated(data="other", n=200, clean=72.0))
+    assert "71.0" in opening(finished) and "72.0" not in opening(finished).split("Circumstances")[0]
+
+
 def test_the_card_says_that_a_patch_is_not_limited_by_eps(finished: Run) -> None:
     score = {"accuracy": 40.0, "interval": [30.0, 50.0]}
     finished.save_result(evaluated(attacks={"patch-5": score}, undefended=None))

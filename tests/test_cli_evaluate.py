@@ -136,6 +136,36 @@ def test_the_next_commands_are_suggested(cli: Cli, run: Path) -> None:
         assert cli(command.split()[1], "--help").code == 0, "only commands that there are"
 
 
+def test_the_next_commands_are_of_the_options_that_they_have(
+    cli: Cli, run: Path, shallow_folder: Path, colours: Path, tmp_path: Path
+) -> None:
+    asked = ("--data", colours, "--attack", "clean", "--limit", 3, "--norm", "l2", "--eps", 0.5)
+    answer = cli("evaluate", "--model", shallow_folder, *asked)
+    (said,) = [line for line in answer.err.splitlines() if "apd train" in line]
+    assert said.endswith("--eps 0.5 --set train.norm=l2")
+    photos = shutil.copytree(colours, tmp_path / "photos")
+    (photos / "green" / "broken.png").write_bytes(b"x")
+    answer = cli("evaluate", run, "--data", photos, "--attack", "clean", "--limit", 3, "--skip-bad-images")
+    (said,) = [line for line in answer.err.splitlines() if "--strong" in line]
+    assert said.endswith("--skip-bad-images")
+
+
+def test_a_table_with_the_columns_of_the_run_s_own_is_read_by_them(cli: Cli, run: Path, colours: Path) -> None:
+    file = run / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["data"]["columns"] = ["shot", "species"]
+    file.write_text(yaml.safe_dump(config))
+    table = colours.parent / "moved.csv"
+    rows = [f"{image.relative_to(colours.parent)},{image.parent.name}" for image in sorted(colours.rglob("*.png"))]
+    table.write_text("\n".join(["shot,species", *rows]))
+    try:
+        answer = cli("evaluate", run, "--data", table, "--attack", "clean", "--limit", 3, "--json")
+    finally:
+        table.unlink()
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["n"] == 3
+
+
 def test_data_that_have_moved_are_asked_for(cli: Cli, run: Path) -> None:
     file = run / "config.yaml"
     config = yaml.safe_load(file.read_text())

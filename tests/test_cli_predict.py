@@ -79,6 +79,13 @@ def test_a_folder_that_cannot_be_listed_is_told(photos: Path) -> None:
     assert relative(files, photos) == ["a.png"] and len(bad) == 1 and "deep" in bad[0]
 
 
+def test_what_is_given_already_is_not_the_way_out(cli: Cli, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "zero.png").touch()
+    without, skipping = (cli("predict", run, tmp_path / "zero.png", *more) for more in ((), ("--skip-bad-images",)))
+    assert without.code == skipping.code == 2
+    assert "--skip-bad-images" in without.err and "--skip-bad-images" not in skipping.err
+
+
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("form", ["table", "json", "csv"])
 def test_good_files_are_answered_whatever_the_others_are(

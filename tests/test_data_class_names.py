@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from apd.data import load_data
-from apd.data.sources.class_list import read_class_names
+from apd.data.sources.class_list import names_alone, read_class_names
 from apd.data.sources.class_names import nameless
 from apd.errors import InputError
 
@@ -201,3 +201,20 @@ def test_imagenet_s_names_are_offered_for_wordnet_ids(
     assert str(listing) in caplog.text and str(folder / "classes.txt") in caplog.text
     shutil.copy(listing, folder / "classes.txt")
     assert load_data(folder, shots=1).class_names == ("tench", "goldfish")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["cat,0", "dog,1", "red fox,2"],
+        ["red fox\t3", "cat\t1", "dog\t2"],
+        ["- cat", "- dog", "- red fox"],
+        ["cat", "dog", "red fox"],
+    ],
+)
+def test_class_names_stand_alone_without_what_counts_them(lines: list[str]) -> None:
+    assert names_alone(lines) == ["cat", "dog", "red fox"]
+
+
+def test_numbers_that_do_not_count_belong_to_the_name() -> None:
+    assert names_alone(["Boeing 737", "Airbus 380"]) == ["Boeing 737", "Airbus 380"]

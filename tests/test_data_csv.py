@@ -10,7 +10,7 @@ from PIL import Image
 
 from apd.data import load_data
 from apd.data.load import load_unlabelled
-from tests.command_line import Cli
+from tests.command_line import Cli, Said
 from tests.refusals import check_error, refused
 
 COLOURS = {"red fox": (200, 0, 0), "blue whale": (0, 0, 200)}
@@ -50,6 +50,22 @@ def test_a_table_is_a_data_set_of_its_classes(folder: Path, head: str, cell: str
     assert labels == {file: data.class_names.index(name) for file, name in ROWS}
     assert len(data.test) == len(data.val) == 2
     assert {source for source in data.test.sources} == {folder / id_ for id_ in data.test.ids}
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x85", "\x0c"])
+def test_ends_of_lines_are_those_of_tables(folder: Path, end: str) -> None:
+    rows = [f"{file},{name},a{end}b" for file, name in ROWS]
+    assert len(load_data(written(folder, "sep=,\r\npath,label,note", rows), shots="all").class_names) == 2
+
+
+def test_a_column_of_splits_of_another_name_is_told(folder: Path, said: Said) -> None:
+    rows = [f"{file},{name},{'train' if place % 2 else 'test'}" for place, (file, name) in enumerate(ROWS)]
+    load_data(written(folder, "path,label,subset", rows), shots="all")
+    assert any("'subset'" in line and "split" in line for line in said())
+    load_data(
+        written(folder, "path,label,subset", [f"{file},{name},train" for file, name in ROWS], "u.csv"), shots="all"
+    )
+    assert len(said()) == 1
 
 
 def test_images_in_two_folders_beside_a_table_are_not_guessed(folder: Path) -> None:

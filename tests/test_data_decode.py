@@ -14,11 +14,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from apd.data import ImageSet
+from apd.data import ImageSet, decode
 from apd.data.decode import find_bad, to_rgb
 from apd.models.preprocessing import Preprocessing
 from apd.util.messages import command_line
 
+from .command_line import Said
 from .refusals import refused
 
 PREPROCESSING = Preprocessing(8, 8, "crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -49,6 +50,13 @@ def test_16_bit_grey_is_scaled_not_clipped() -> None:
     rgb = np.asarray(to_rgb(reopened(Image.fromarray(values), format="PNG")))
     assert rgb.shape == (1, 4, 3)
     assert rgb[0, :, 0].tolist() == [0, 1, round(32768 / 257), 255]
+
+
+def test_grey_images_of_12_bits_are_told_once(said: Said) -> None:
+    decode._warn_of_shallow.cache_clear()
+    for most in (0, 65535, 4095, 255):
+        to_rgb(Image.fromarray(np.array([[0, most]], dtype=np.uint16)))
+        assert len(said()) == (most < 65535 and most > 0)
 
 
 def test_integers_beyond_16_bits_and_floats_are_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from apd.data.sources.class_names import readable_names
 from apd.errors import InputError
 from apd.models.preprocessing import Preprocessing
 
+from .command_line import Said
 from .refusals import contains, meant, refused
 
 PREPROCESSING = Preprocessing(8, 8, "crop", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -177,6 +179,31 @@ def test_classes_txt_names_the_folders(tmp_path: Path) -> None:
     assert load_data(tmp_path, shots=1).class_names == ("tench, Tinca tinca", "great white shark")
     listing.write_text("n02 great white shark\nn01 tench\n")
     assert load_data(tmp_path, shots=1).class_names == ("tench", "great white shark")
+
+
+def test_classes_txt_is_found_in_any_case_and_missed_where_it_is_not_read(tmp_path: Path, said: Said) -> None:
+    make(tmp_path / "plain", n01=5, n02=5)
+    (tmp_path / "plain" / "Classes.TXT").write_text("tench\ngreat white shark\n")
+    assert load_data(tmp_path / "plain", shots=1).class_names == ("tench", "great white shark")
+    for split in ("train", "test"):
+        make(tmp_path / "split" / split, n01=5, n02=5)
+    (tmp_path / "split" / "train" / "classes.txt").write_text("tench\ngreat white shark\n")
+    assert load_data(tmp_path / "split", shots=1).class_names == ("n01", "n02")
+    assert any("train/classes.txt" in line for line in said())
+
+
+def test_a_class_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, a=5, b=5)
+    listed = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr("apd.data.sources.folder.os.scandir", scandir)
+    with refused("Cannot list", str(tmp_path / "b")):
+        load_data(tmp_path, shots=1)
 
 
 @pytest.mark.parametrize(

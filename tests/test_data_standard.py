@@ -293,7 +293,7 @@ def _with_columns(root: Path) -> str:
     return str(caught.value)
 
 
-def test_names_people_write() -> None:
+def test_names_people_write(tmp_path: Path) -> None:
     for text, name in {
         "OxfordPets": "oxford-pets",
         "oxford_flowers": "flowers102",
@@ -306,7 +306,9 @@ def test_names_people_write() -> None:
     }.items():
         assert find_name(text) == name
     assert find_name("photos") is None and find_name("digits") is None
-    assert short_name("dtd@/somewhere/data") == "dtd" and short_name("/somewhere/photos") == "photos"
+    assert short_name("dtd@/somewhere/data") == "dtd" and short_name("/somewhere/photos.csv") == "photos"
+    (tmp_path / "photos.v1").mkdir()
+    assert short_name(str(tmp_path / "photos.v1")) == "photos.v1"
     assert "Did you mean dtd?" in fails("ddtd")
     assert same_source("DTD@/a", "dtd@/a") and not same_source("dtd@/a", "dtd@/b") and not same_source("dtd@/a", "dtd")
     assert same_source("a/../photos", "photos") and not same_source("photos", "dtd@/photos")

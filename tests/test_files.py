@@ -37,6 +37,14 @@ def test_write_atomic_replaces_whole_files(tmp_path: Path, monkeypatch: pytest.M
     assert [item.name for item in file.parent.iterdir()] == ["file.txt"]
 
 
+def test_a_link_to_nowhere_is_told_before_hours_of_work(tmp_path: Path) -> None:
+    (tmp_path / "scratch").symlink_to(tmp_path / "not mounted")
+    for place in ("scratch", "scratch/run"):
+        with pytest.raises(InputError, match="not mounted"):
+            check_writable(tmp_path / place)
+    check_writable(tmp_path / "new" / "run")
+
+
 def watch_the_disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Note what is synchronised, and what is renamed."""
     done: list[tuple[str, str]] = []

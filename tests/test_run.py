@@ -17,7 +17,7 @@ import apd
 from apd.errors import InputError
 from apd.runs.config import RunConfig, load_config
 from apd.runs.folder import Run
-from apd.runs.output import FORMAT, check_output
+from apd.runs.output import FORMAT, check_output, clear
 from apd.training.log import Log
 from apd.util.files import write_atomic
 from apd.util.locks import LOCK
@@ -272,6 +272,16 @@ def test_a_place_that_is_taken_says_how_to_resume_only_what_is_unfinished(
     with pytest.raises(InputError) as error:
         check_output(finished.path)
     assert "--overwrite" in str(error.value) and "resume" not in str(error.value)
+
+
+def test_overwriting_leaves_what_a_link_leads_to(tmp_path: Path, config: RunConfig, manifest: dict[str, Any]) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").touch()
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "results").symlink_to(tmp_path / "elsewhere")
+    clear(run)
+    assert not (run / "results").exists() and (tmp_path / "elsewhere" / "file").exists()
 
 
 def test_resume_refuses_other_settings_model_and_data(

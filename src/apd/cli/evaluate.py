@@ -182,7 +182,8 @@ def _suggest(asked: _Asked, result: Result, given: dict[str, Any]) -> None:
         if asked.classifier is not None:
             say(f"Next: apd leaderboard {quoted(asked.kept_in() or '')}")
         elif data is not None and model is not None:
-            threat = _options({name: given.get(name) for name in ("eps", "norm")})
+            threat = _options({"eps": given.get("eps")})
+            threat += f" --set train.norm={given['norm']}" if given.get("norm") else ""
             sentences = "".join(_options({"template": sentence}) for sentence in asked.template or ())
             say(f"Next: apd train {quoted(data)} --model {quoted(model)}{sentences}{threat}")
         return
@@ -196,7 +197,8 @@ def _suggest(asked: _Asked, result: Result, given: dict[str, Any]) -> None:
     ]
     if "autoattack" not in result.attacks:
         same = _options({name: given.get(name) for name in ("split", "classes", "corruption", "eps", "norm", "seed")})
-        found.insert(0, f"apd evaluate {place} --strong --limit {result.n}{images}{same}")
+        skipping = " --skip-bad-images" if given.get("skip_bad_images") else ""
+        found.insert(0, f"apd evaluate {place} --strong --limit {result.n}{images}{same}{skipping}")
     say("Next:" + "".join(f"\n  {command}" for command in found))
 
 

@@ -74,17 +74,17 @@ def predict(
         raise
     if unknown:
         say(_of_other_kinds(unknown))
-    _tell_unreadable(complaints, unreadable, skipped=skip_bad_images and count > 0)
+    _tell_unreadable(complaints, unreadable, skip_bad_images, count)
     if count:
         say_calibration(opened)
     if kind == "table":
         say(f"Next: apd evaluate {quoted(run)} measures how well this holds under attack.")
 
 
-def _tell_unreadable(complaints: list[str], unreadable: list[str], skipped: bool) -> None:
-    """Say which files could not be read, as an error unless they may be skipped."""
-    if complaints and not skipped:
-        _refuse(complaints, unreadable)
+def _tell_unreadable(complaints: list[str], unreadable: list[str], skipping: bool, count: int) -> None:
+    """Say which files could not be read: as an error, unless they may be skipped and others were read."""
+    if complaints and not (skipping and count):
+        _refuse(complaints, unreadable, skipping)
     if complaints:
         _say_left_out(complaints, unreadable)
 
@@ -162,7 +162,7 @@ def _encodable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _refuse(complaints: list[str], unreadable: list[str]) -> NoReturn:
+def _refuse(complaints: list[str], unreadable: list[str], skipping: bool) -> NoReturn:
     from apd.data.unreadable import how_to_convert
 
     # Only what is an image's own fault can be left out; of a path that leads nowhere there is nothing to leave.
@@ -171,7 +171,8 @@ def _refuse(complaints: list[str], unreadable: list[str]) -> NoReturn:
     for complaint in others[: _SHOWN - 1]:
         say(complaint)
     more = f" (And {len(others)} more.)" if others else ""
-    way_out = "Replace or remove it, or leave it out with --skip-bad-images." if unreadable else _PATHS
+    leave_out = "" if skipping else ", or leave it out with --skip-bad-images"
+    way_out = f"Replace or remove it{leave_out}." if unreadable else _PATHS
     raise InputError(f"{first}{more} {way_out}{how_to_convert(unreadable)}")
 
 

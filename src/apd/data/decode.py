@@ -21,7 +21,10 @@ from torch import Tensor
 from apd.data.unreadable import RAW_SUFFIXES, WAY_OUT, Source, complaint, how_to_convert
 from apd.errors import InputError
 from apd.models.preprocessing import Preprocessing
+from apd.util.messages import get_logger
 from apd.util.progress import watched
+
+log = get_logger("apd.data")
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats of image files that are read."""
@@ -37,6 +40,8 @@ _TURNS: dict[object, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes an image of each orientation of EXIF upright."""
+_SHALLOW = 4095
+"""The highest level of 12 bits."""
 _BYTES = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 """The nearest 8-bit level of each 16-bit level."""
 
@@ -77,7 +82,18 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("its pixels are integers beyond 16 bits; save it with 8 or 16 bits")
+    if 0 < values.max() <= _SHALLOW:
+        _warn_of_shallow()
     return Image.fromarray(_BYTES[values])
+
+
+@cache
+def _warn_of_shallow() -> None:
+    """Warn, once, of grey images that use a small part of their range."""
+    log.warning(
+        f"A grey image has 16 bits, but no value above {_SHALLOW}, as cameras of 12 bits write them: the model sees it nearly "
+        "black. If others are like it, scale them to the whole range first."
+    )
 
 
 def copied(image: Image.Image, lock: threading.Lock) -> Image.Image:

@@ -212,7 +212,8 @@ def short_name(source: str) -> str:
     standard = parse_standard(source)
     if is_spec(source) or source.startswith(IN_MEMORY):
         return re.sub(r"[^\w.-]+", "-", source)
-    return standard[0] if standard else Path(os.path.realpath(source)).stem
+    place = Path(os.path.realpath(source))
+    return standard[0] if standard else place.name if place.is_dir() else place.stem
 
 
 def same_source(one: str, other: str) -> bool:

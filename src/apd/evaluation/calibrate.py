@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from apd.data import Dataset, load_data, same_source
+from apd.data import Dataset, same_source
 from apd.data.dataset import Split
 from apd.errors import InputError
+from apd.evaluation.inputs import load_other
 from apd.evaluation.learned import learned_of_own, learned_unlabelled, warn_of_copies
 from apd.models.calibration import Calibration
 from apd.runs.draw import draws_of
@@ -93,7 +94,7 @@ def _images(run: Run, data: str | Dataset | None, split: Split) -> Dataset:
     if isinstance(data, Dataset):
         images = data
     elif source is not None and other:
-        images = load_data(source, shots="all")
+        images = load_other(run, source)
     elif own.class_names is not None or (own.shots == 0 and split == "val"):
         raise InputError(
             f"{run.path} has no labelled images of its own (its data: {own.source}); give it some: --data DATA (Python: data=)."

@@ -12,6 +12,7 @@ from torch import nn
 from apd.data import Dataset, load_data, same_source
 from apd.data.copies import about_copies
 from apd.data.dataset import Split, Which
+from apd.data.sources.csv_table import has_columns
 from apd.errors import InputError, nearest
 from apd.evaluation.classifiers import zero_shot
 from apd.evaluation.frozen import own_answers
@@ -112,7 +113,7 @@ def images_for(run: Run, data: str | Dataset | None, split: Split = "test") -> t
         warn_of_learned(run, data, split)
         return data, "all" if other or data.settings.classes != "all" else config.data.classes
     if source is not None and other:
-        images = load_data(source, shots="all")
+        images = load_other(run, source)
         warn_of_learned(run, images, split)
         return images, "all"
     images = own_data(run, split)
@@ -120,6 +121,13 @@ def images_for(run: Run, data: str | Dataset | None, split: Split = "test") -> t
     if split == "train" or (split == "val" and "averaged" in run.manifest):
         warn_of_learned(run, images, split)
     return images, config.data.classes
+
+
+def load_other(run: Run, source: str) -> Dataset:
+    """Load data that a run was not trained on; of a table with the run's columns, these are read."""
+    columns = run.config.data.columns
+    known = columns is not None and has_columns(user_path(source), columns)
+    return load_data(source, shots="all", columns=columns if known else None)
 
 
 def own_data(run: Run, split: Split = "test") -> Dataset:

@@ -222,6 +222,9 @@ def _explain(error: ValidationError, raw: Mapping[str, Any], places: Mapping[str
 
 
 def _missing(name: str) -> str:
+    whole, _, place = name.rpartition(".")
+    if place.isdecimal():
+        return f"The setting {whole!r} has too few values ({place}); give all of them, as --set {whole}=[…]."
     name = f"{name}.{MAIN_SETTING[name]}" if name in MAIN_SETTING else name
     return f"The setting {name!r} is missing; give it as {FLAGS.get(name, f'--set {name}=…')} or in --config."
 

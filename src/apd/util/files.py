@@ -321,6 +321,8 @@ def check_writable(folder: Path) -> None:
     with writing(folder):
         place = folder.absolute()
         while not place.exists():
+            if place.is_symlink():
+                raise FileNotFoundError(errno.ENOENT, f"{place} is a link to {os.readlink(place)}, which is not there")
             place = place.parent
         if not place.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{place} is a file, not a folder")

@@ -58,9 +58,15 @@ def names_alone(lines: Sequence[str]) -> list[str]:
     """Class names from lines of which no class folder is known, without what stands before every name.
 
     That is a WordNet id, or a number that counts the lines from 0 or 1, by which they are then ordered: ``n01440764,tench``,
-    ``0: tench``, ``1<tab>tench``. Quotes as in CSV files are removed.
+    ``0: tench``, ``1<tab>tench``; or such a number after every name, ``tench,0``. Quotes as in CSV files are removed.
     """
     unquoted = [_unquoted(line) for line in lines]
+    if all(line.startswith("- ") for line in unquoted):  # a list as YAML and Markdown have it
+        unquoted = [line[2:].strip() for line in unquoted]
+    tails = [tail for tail in map(_TAIL.fullmatch, unquoted) if tail and tail[2].isdecimal()]
+    ends = [int(tail[2]) for tail in tails]
+    if len(tails) == len(unquoted) and sorted(ends) in [list(range(first, first + len(tails))) for first in (0, 1)]:
+        return without_ids([tail[1] for _, tail in sorted(zip(ends, tails, strict=True), key=lambda pair: pair[0])])
     heads, names = _heads(unquoted)
     if heads and len(set(names)) == len(names):
         if all(map(BARE_WORDNET_ID.fullmatch, heads)):

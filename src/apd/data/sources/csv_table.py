@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from apd.data.dataset import ImageSet
 from apd.data.sources.class_names import readable_names
 from apd.data.sources.coop import Row, image_set, locate, plain
-from apd.data.sources.split_column import find_column, splits_of
+from apd.data.sources.split_column import find_column, splits_of, warn_of_others
 from apd.data.splits import Pools, split_pool
 from apd.errors import InputError
 from apd.util.files import read_bounded
@@ -23,13 +25,24 @@ _IMAGE = ("image", "img", "file", "filename", "file_name", "path", "filepath", "
 _LABEL = ("label", "labels", "class", "class_name", "category")
 _LARGEST = 256 * 2**20
 """Bytes of a table: some million images."""
-_COLUMNS = "name the columns: --set data.columns=[IMAGE,LABEL], in Python columns=(image, label)"
+_COLUMNS = "name them image and label, or train with --set data.columns=[IMAGE,LABEL], in Python columns=(image, label)"
+_SEPARATOR = re.compile(r"\Asep=.\r?\n", re.IGNORECASE)
+"""The line by which some spreadsheets say what stands between the columns."""
 _ALL = "all"
 
 
 def is_csv(path: Path) -> bool:
     """Whether the path is a CSV or TSV file."""
     return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def has_columns(path: Path, columns: tuple[str, str]) -> bool:
+    """Whether the path is a table with these columns.
+
+    Raises:
+        InputError: for a file that is not such a table.
+    """
+    return is_csv(path) and set(columns) <= set(_read(path)[0])
 
 
 def load_csv(path: Path, source: str, columns: tuple[str, str] | None = None) -> Pools:
@@ -99,9 +112,11 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     content = read_bounded(path, "a table lists images", _LARGEST).removeprefix(codecs.BOM_UTF8)
     try:
         text = content.decode()
+        text = _SEPARATOR.sub("", text)
         first = text.partition("\n")[0]
         delimiter = max(",;\t", key=first.count)
-        reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, skipinitialspace=True, strict=True)
+        # As the csv module wants it: text has more ends of lines than a table has.
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
         lines = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error.reason}): save it as CSV in UTF-8.") from error
@@ -124,7 +139,10 @@ def _splits(
 ) -> tuple[str | None, list[str] | None]:
     """The column that names the split of each row, and what it says; None where there is none."""
     column = find_column(head)
-    return column, None if column is None else splits_of(_values(head, rows, column, path), column, source)
+    if column is None:
+        warn_of_others({name: [row[place] for _, row in rows] for place, name in enumerate(head)}, source)
+        return None, None
+    return column, splits_of(_values(head, rows, column, path), column, source)
 
 
 def _column(head: Sequence[str], known: Sequence[str], path: Path) -> str:

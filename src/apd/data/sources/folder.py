@@ -50,8 +50,8 @@ def load_folder(path: Path, source: str) -> Pools:
         raise InputError(_one_class(top, top / folders[0]))
     check_depth(top, folders)
     _warn_of_left_out({path, *splits.values()})
-    listing = path / "classes.txt"
-    names = read_class_names(listing, folders) if listing.is_file() else readable_names(folders)
+    listing = _class_list(path, splits.values())
+    names = read_class_names(listing, folders) if listing else readable_names(folders)
     if splits:
         seen: dict[str, str] = {}
         sets = {split: class_folders(folder, folders, path, seen) for split, folder in splits.items()}
@@ -59,6 +59,18 @@ def load_folder(path: Path, source: str) -> Pools:
     train, val, test = split_pool(class_folders(path, folders, path), names, source)
     note = "The folder has no splits: each class is split 60/20/20 by a hash of the file names."
     return Pools(path.name, source, names, train, val, test, note=note, divided=True)
+
+
+def _class_list(path: Path, splits: Iterable[Path]) -> Path | None:
+    """The ``classes.txt`` beside the class folders or the splits, in any case; None for none."""
+    found = {
+        top: [each for each in sorted(top.iterdir()) if each.name.casefold() == "classes.txt"]
+        for top in {path, *splits}
+    }
+    for top in sorted(found.keys() - {path}):
+        for each in found[top]:
+            warn(f"{each} is not read: a list of the class names stands in {path}.")
+    return next((each for each in found[path] if each.is_file()), None)
 
 
 def _warn_of_left_out(tops: Iterable[Path]) -> None:
@@ -135,7 +147,11 @@ def check_depth(top: Path, folders: Sequence[str]) -> None:
 def _folders_inside(folder: Path) -> list[str]:
     """The folders in a class folder, if it holds no images beside them."""
     names = []
-    with os.scandir(folder) as entries:
+    try:
+        found = os.scandir(folder)
+    except OSError as error:
+        raise InputError(f"Cannot list {folder} ({error.strerror}): let it be read, or remove it.") from error
+    with found as entries:
         for entry in entries:
             if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.is_dir():
                 return []

@@ -34,6 +34,14 @@ def find_column(names: Sequence[str]) -> str | None:
     return next((name for name in sorted(names, reverse=True) if name.casefold() == _COLUMN), None)
 
 
+def warn_of_others(columns: Mapping[str, Sequence[str]], source: str) -> None:
+    """Warn of a column that holds nothing but names of several splits, but is not called ``split``."""
+    for name, values in columns.items():
+        words = {WORDS.get(value.strip().casefold()) for value in values}
+        if len(words) > 1 and None not in words:
+            warn(f"The column {name!r} of {source} holds names of splits; it is not used unless it is called split.")
+
+
 def splits_of(values: Sequence[object], column: str, source: str) -> list[str] | None:
     """The split of each row (train, val, test) by its column of splits; None where that does not divide the table.
 
