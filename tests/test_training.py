@@ -121,9 +121,9 @@ def test_what_a_loss_returns_is_checked_and_its_method_named(
 def test_what_the_first_step_refuses_costs_no_finished_run(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
     start(tmp_path / "run", clip, colours)
     files = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
-    data, method = load_data(colours, shots=4), {"name": "apd", "variant": "rslad", "prompts": {"text_tokens": 2}}
-    with refused("train.attack.loss=margin", "train.attack.loss=method"):
-        apd.train(clip, data, method=method, output=tmp_path / "run", overwrite=True, attack={"loss": "margin"})
+    data, options = load_data(colours, shots=4), {"method": "advvlp", "attack": {"kind": "n-fgsm"}, "eps": 0.6}
+    with refused("train.eps=0.6", "n-fgsm"):
+        apd.train(clip, data, output=tmp_path / "run", overwrite=True, **options)
     assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == files
 
 
