@@ -187,8 +187,9 @@ def main(clip: str, batch: int) -> None:
     from apd.serve.app import build
     from apd.serve.model import Served
     from apd.util.threads import on_passing_thread
+    from apd.util.web_server import listen
 
-    settings, at = ServeSettings(max_batch=batch), server.listen("127.0.0.1", 0)
+    settings, at = ServeSettings(max_batch=batch), listen("127.0.0.1", 0)
     served = on_passing_thread(lambda: Served(apd.PromptedCLIP(apd.load_clip(clip), None, class_names(CLASSES)), None))
     app = build(served, settings)
     print(at.getsockname()[1], flush=True)
