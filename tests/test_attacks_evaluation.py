@@ -266,3 +266,11 @@ def test_the_table_names_what_find_finds() -> None:
         if name != "clean":
             example = name.replace("N", "3").replace("-P", "-5")
             assert attacks.find(example).name == example
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("pdg-10", "pgd-10"), ("pgd20", "pgd-20"), ("eto-7", "eot-7"), ("autoatack", "autoattack")]
+)
+def test_the_attack_that_is_meant_keeps_its_number(name: str, meant: str) -> None:
+    with refused(f"Did you mean {meant}?"):
+        attacks.find(name)

@@ -334,3 +334,9 @@ def test_a_step_that_is_flat_at_one_image_is_not_taken_for_a_cut(first: int) -> 
     for defended in (squared, rounded):
         defended(x)
     assert (squared._blocked, rounded._blocked) == (False, True)
+
+
+@pytest.mark.parametrize(("percent", "size", "side"), [(9, 240, 72), (36, 240, 144), (9, 30, 9), (5, 32, 7)])
+def test_a_patch_is_as_large_as_its_share_allows(percent: int, size: int, side: int) -> None:
+    mask = Patch(percent, "center").mask(torch.Size((3, size, size)), torch.Generator().manual_seed(0))
+    assert mask.sum() == side * side

@@ -47,6 +47,14 @@ def loss_at(temperature: float, logits: Tensor, labels: Tensor) -> float:
     return total + spread / len(logits)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 5, 7])
+def test_tiny_logits_do_not_end_the_search_where_it_starts(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits, labels = 1e-3 * torch.randn(61, 4, generator=generator), torch.randint(0, 4, (61,), generator=generator)
+    found = loss_at(Calibration.fit(logits, labels).temperature, logits, labels)
+    assert found <= min(loss_at(t, logits, labels) for t in np.logspace(-2, 2, 100)) + 1e-6
+
+
 @pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
 def test_the_temperature_is_that_of_a_fine_grid(scale: float) -> None:
     logits, labels = problem(scale)

@@ -227,7 +227,7 @@ def test_training_images_left_out_are_told_and_recorded(cli: Cli, shallow_folder
     command = ("train", folder, "--model", shallow_folder, *QUICK, "--skip-bad-images", "--output", tmp_path / "run")
     answer = cli(*command)
     assert answer.code == 0, answer.err
-    assert f"Left out: 2 of {train} training images and 1 of {val} validation images" in answer.err
+    assert f"Left out: 2 of {train} training images, 1 of {val} validation images, which" in answer.err
     manifest = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (manifest["data"]["train_images"], manifest["data"]["validation_images"]) == (train - 2, val - 1)
     assert manifest["left_out"] == {

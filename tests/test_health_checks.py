@@ -275,6 +275,16 @@ def test_an_accuracy_at_chance_level_may_be_any_model_s() -> None:
     assert note is not None and contains(note, "10.0") and not contains(note, "CLIP")
 
 
+def test_a_training_that_made_it_worse_is_not_the_images_fault() -> None:
+    worse = {"clean": 10.0, "clean_interval": (8.0, 13.0), "n_classes": 10}
+    known, unknown = (
+        {**worse, "undefended": {"clean": share, "clean_interval": (share - 4, share + 4)}} for share in (78.0, 11.0)
+    )
+    note = chance_note(known)
+    assert note is not None and contains(note, "78.0") and contains(note, "eps")
+    assert chance_note(unknown) == chance_note(worse)
+
+
 def test_a_collapse_warns_and_leaves_the_result_reliable() -> None:
     def scores(right: int, n: int = 100) -> Scores:
         clean = Accuracy.of([True] * right + [False] * (n - right))

@@ -221,6 +221,14 @@ def test_training_is_what_the_slow_loop_does(
         assert any(not torch.allclose(learned[name], other, rtol=1e-4, atol=1e-6) for name, other in others)
 
 
+@pytest.mark.parametrize(
+    ("last", "steps", "averaged"), [(0.07, 100, 7), (0.55, 100, 55), (0.28, 50, 14), (0.071, 100, 8)]
+)
+def test_swa_averages_as_many_steps_as_it_is_asked_for(last: float, steps: int, averaged: int) -> None:
+    """0.07 times 100 is a little more than 7 in binary numbers."""
+    assert sum(swa_share(step, steps, last) < 1 for step in range(steps)) == averaged - 1
+
+
 @pytest.mark.parametrize(("swa", "last"), [(0.5, 3), (0.6, 4), (1.0, 6), (0.01, 1)])
 def test_swa_deploys_the_mean_of_the_last_steps(
     tmp_path: Path, shallow: DualEncoder, colours: Path, plain: list[list[Tensor]], swa: float, last: int

@@ -115,9 +115,9 @@ def find(name: str) -> EvaluationAttack:
         if re.fullmatch(pattern, name):
             return make(name)
     if not is_spec(name) and not EVALUATION_ATTACKS.knows(name):
-        raise InputError(
-            f"Unknown attack {name!r}. {nearest(name, [_EXAMPLES.get(n, n) for n in EVALUATION], EVALUATION)}"
-        )
+        number = re.search(r"\d+$", name)
+        known = [n.replace("-N", f"-{number[0]}") if number else _EXAMPLES.get(n, n) for n in EVALUATION]
+        raise InputError(f"Unknown attack {name!r}. {nearest(name, known, EVALUATION)}")
     return _as_evaluation(name, EVALUATION_ATTACKS.find(name))
 
 

@@ -78,7 +78,7 @@ class Patch(EvaluationAttack):
             InputError: the patch is smaller than a pixel.
         """
         height, width = shape[-2:]
-        side = min(math.isqrt(int(self.percent / 100 * height * width)), height, width)
+        side = min(math.isqrt(int(self.percent * height * width / 100)), height, width)
         if side == 0:
             raise InputError(f"{self.name} covers less than one of the {height} x {width} pixels; use a larger patch.")
         down, right = height - side, width - side

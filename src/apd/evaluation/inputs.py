@@ -188,6 +188,9 @@ def serving(data: Dataset, classifier: PromptedCLIP) -> PromptedCLIP:
     """Return the classifier for the classes of ``data``; say so if it was trained for others."""
     if classifier.class_names == data.class_names:
         return classifier
+    known, asked = set(classifier.class_names), set(data.class_names)
+    if known == asked:  # in another order
+        return classifier.with_classes(data.class_names, data.templates)
     n = len(data.class_names)
     specific = classifier.prompts is not None and classifier.prompts.n_classes
     mean = "; those that were not trained get the mean of its text contexts" if specific else ""

@@ -158,7 +158,7 @@ class Result(ResultRecord):
     @property
     def chance_note(self) -> str | None:
         """A sentence where the clean accuracy cannot be told from guessing; None where it can."""
-        known = self.model_dump(include={"clean", "clean_interval", "n_classes"})
+        known = self.model_dump(include={"clean", "clean_interval", "n_classes", "undefended"})
         return chance_note(known, untrained=self.is_control)
 
     def robust_mask(self, attack: str = "worst") -> Tensor:

@@ -11,6 +11,8 @@ formula below, its weights, temperature and variants are this project's reconstr
                  + block_states * p_T(x)[y] * mean_l ||h_S,l(x') - h_T,l(x)||^2
     teacher  L_T = CE(z_T(x), y) + feedback * tau^2 KL(p_T(x) || sg[p_S(x')])            (online only)
 
+In L_T an image without a label counts with 0: the teacher does not learn from its own guesses.
+
 where adv_ce = 1 - w and adv_kl = w by default, w being the teacher's accuracy (``balance: auto``): its soft labels count as
 far as it knows these classes. That is measured on the validation images for the default teacher, which they choose
 (`apd.methods.teachers`), and for another one as zero-shot CLIP's, or that of ``teacher_model``, on the few training images.

@@ -120,7 +120,10 @@ def _most_likely(z: Tensor, y: Tensor) -> float:
     target = F.one_hot(y, z.shape[1]).double()
     target = (len(z) * target + 1 / z.shape[1]) / (len(z) + 1)
     log_scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_scale], max_iter=100, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+    # Not stopped by small changes, which are all that there are where logits are tiny.
+    optimizer = torch.optim.LBFGS(
+        [log_scale], max_iter=100, tolerance_grad=1e-9, tolerance_change=0.0, line_search_fn="strong_wolfe"
+    )
 
     def loss() -> Tensor:
         optimizer.zero_grad()

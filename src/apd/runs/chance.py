@@ -40,6 +40,12 @@ def chance_note(result: Mapping[str, Any], *, untrained: bool = False) -> str | 
             f"{level} Zero-shot CLIP does not know such images, or the class names do not say what they show; its robust "
             "accuracy means little. Prompts trained on labelled images can know them all the same."
         )
+    other = result.get("undefended")
+    if other and not at_chance(other["clean"], tuple(other["clean_interval"]), n):
+        return (
+            f"{level} Zero-shot CLIP has {other['clean']:.1f} % on the same images, so they can be told apart: train longer, on "
+            "more images or with a smaller eps; robust accuracy means little."
+        )
     return (
         f"{level} The model does not know such images, the class names do not say what they show or, in a model of your own, "
         "are not in the order of its outputs; robust accuracy means little."

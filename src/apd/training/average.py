@@ -24,7 +24,7 @@ def swa_share(step: int, steps: int, last: float) -> float:
 
     1 until these steps begin: the average is then the prompts themselves.
     """
-    first = steps - math.ceil(last * steps)
+    first = steps - math.ceil(round(last * steps, 9))  # 0.07 * 100 is a little more than 7
     return 1 / max(1, step - first + 1)
 
 

@@ -73,6 +73,7 @@ def train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig
         KeyboardInterrupt: after a checkpoint is saved.
     """
     if run.finished:
+        log.info(f"{run.path} is finished already; nothing was trained.")
         return run
     try:
         return _train(encoder, data, images, config, run)

@@ -221,9 +221,11 @@ def _tell_skipped(data: Dataset, images: Images) -> None:
     skipped = images.skipped
     if any(skipped.values()):
         splits = {"training": data.train, "validation": data.val, "unlabelled": data.unlabelled}
-        counts = [f"{len(skipped[name])} of {len(split)} {name} images" for name, split in splits.items() if len(split)]
+        counts = [
+            f"{len(skipped[name])} of {len(split)} {name} images" for name, split in splits.items() if skipped[name]
+        ]
         log.warning(
-            f"Left out: {' and '.join(counts)}, which cannot be read; no others are drawn in their place."
+            f"Left out: {', '.join(counts)}, which cannot be read; no others are drawn in their place."
             f"{how_to_convert(id_ for ids in skipped.values() for id_ in ids)}"
         )
 
