@@ -340,3 +340,14 @@ def test_a_step_that_is_flat_at_one_image_is_not_taken_for_a_cut(first: int) -> 
 def test_a_patch_is_as_large_as_its_share_allows(percent: int, size: int, side: int) -> None:
     mask = Patch(percent, "center").mask(torch.Size((3, size, size)), torch.Generator().manual_seed(0))
     assert mask.sum() == side * side
+
+
+def test_a_step_that_refuses_other_values_is_judged_by_the_image_alone() -> None:
+    def dark_only(z: Tensor) -> Tensor:
+        if z.max() > 0.5:
+            raise ValueError("too bright")
+        return (z * 8).round() / 8
+
+    defended = Preprocessed(trained(3), dark_only)
+    defended(0.4 * pictures(2, 3)[0])
+    assert defended._blocked is True

@@ -80,6 +80,14 @@ def test_a_bare_word_names_method_and_data() -> None:
     assert with_setting.method.model_dump()["teacher"] == "online"
 
 
+def test_endless_room_and_a_margin_without_end_are_settings() -> None:
+    config = load_config(
+        flags={"data.source": "digits"},
+        sets=["data.memory_gb=.inf", "train.attack.stop_margin=.inf", "method.inner=ce"],
+    )
+    assert config.data.memory_gb == config.train.attack.stop_margin == float("inf")
+
+
 def test_sections_are_frozen() -> None:
     config = load_config(flags=DATA)
     with pytest.raises(ValidationError) as told:

@@ -217,4 +217,6 @@ def test_class_names_stand_alone_without_what_counts_them(lines: list[str]) -> N
 
 
 def test_numbers_that_do_not_count_belong_to_the_name() -> None:
-    assert names_alone(["Boeing 737", "Airbus 380"]) == ["Boeing 737", "Airbus 380"]
+    for names in (["Boeing 737", "Airbus 380"], ["digit 0", "digit 1"], ["formula 1", "level 2"], ["a,0", "a,1"]):
+        assert names_alone(names) == names
+    assert names_alone(["- cat: 0", "- dog: 1"]) == ["cat", "dog"]

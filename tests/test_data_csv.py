@@ -58,6 +58,12 @@ def test_ends_of_lines_are_those_of_tables(folder: Path, end: str) -> None:
     assert len(load_data(written(folder, "sep=,\r\npath,label,note", rows), shots="all").class_names) == 2
 
 
+def test_lines_keep_their_numbers_below_a_separator(folder: Path) -> None:
+    rows = [f"{file};{name}" for file, name in ROWS]
+    with refused("line 4"):
+        load_data(written(folder, "sep=;\npath;label", [rows[0], f"{rows[1]};more", *rows[2:]]), shots="all")
+
+
 def test_a_column_of_splits_of_another_name_is_told(folder: Path, said: Said) -> None:
     rows = [f"{file},{name},{'train' if place % 2 else 'test'}" for place, (file, name) in enumerate(ROWS)]
     load_data(written(folder, "path,label,subset", rows), shots="all")

@@ -288,6 +288,8 @@ def test_a_port_in_use_is_told(cli: Cli, trained: Path) -> None:
         check_error(cli("explore", trained, "--port", port), [str(port), "--port", "--host"])
     with listen("127.0.0.1", 0) as first, refused("--port"):  # as another explorer that is still loading
         listen("127.0.0.1", first.getsockname()[1])
+    with refused("70000", "65535"):
+        listen("127.0.0.1", 70000)
 
 
 def test_without_gradio_the_extra_is_named(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,15 @@ def test_only_comparable_figures_stand_together(tmp_path: Path) -> None:
     assert (pair.n, pair.attack, pair.norm, pair.eps) == (24, "pgd-2", "linf", "4/255")
 
 
+def test_a_result_of_before_that_names_no_number_of_classes_is_ranked(tmp_path: Path) -> None:
+    file = put(tmp_path / "runs" / "a")
+    file.write_text(
+        json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "n_classes"})
+    )
+    (group,) = apd.leaderboard([tmp_path / "runs"]).groups
+    assert len(group.entries) == 1
+
+
 def test_two_numbers_of_classes_are_two_tasks(tmp_path: Path) -> None:
     change(put(tmp_path / "runs" / "a"), n_classes=100)
     put(tmp_path / "runs" / "b", "linear")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from apd.models import DualEncoder
 from apd.models.prompts import Prompts
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
+from apd.runs.load import hold_teacher
 
 from .command_line import Said
 from .models import save_clip
@@ -79,6 +82,16 @@ def test_load_run_refuses_the_same_weights_computed_in_another_way(
     del record["model"]["architecture"]
     manifest.write_text(json.dumps(record))
     assert apd.load_run(finished.path, model=str(moved)).class_names == tuple(NAMES)
+
+
+def test_a_teacher_is_loaded_on_its_own_model_if_the_student_computes_in_another_way(
+    finished: Run, clip: DualEncoder
+) -> None:
+    student = deepcopy(clip)
+    student.info = replace(student.info, architecture="another")
+    teacher, _ = hold_teacher(str(finished.path), student)
+    assert teacher.encoder is not student
+    assert hold_teacher(str(finished.path), clip)[0].encoder is clip
 
 
 def test_settings_that_were_edited_after_training_are_noticed(finished: Run, said: Said) -> None:

@@ -69,6 +69,7 @@ def test_words_say_what_an_attack_knows_and_may_change() -> None:
     assert "5 %" in threat_words(patch) and "1/255" not in threat_words(patch) + strength(patch)
     assert "1/255" in threat_words(both) and "5 %" in threat_words(both)
     assert "square" not in threat_words(plain) + strength(plain)
+    assert "square" not in threat_words(evaluated("patch-ours"))
 
 
 def accuracies(**classes: tuple[float, float]) -> list[dict[str, Any]]:

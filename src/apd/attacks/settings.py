@@ -35,6 +35,7 @@ class AttackSettings(GrowingSection):
     )
     stop_margin: float | None = Field(
         None,
+        allow_inf_nan=True,
         description="pgd: samples misclassified by more than this (logits) leave the attack; null: none (Zhang 2020)",
     )
     options: dict[str, Any] = Field(

@@ -331,7 +331,7 @@ def load_suite(file: str | Path, *, root: str | Path | None = None) -> Suite:
         >>> load_suite("suites/quick.yaml").model  # doctest: +SKIP
         'glyphs'
     """
-    path = Path(file)
+    path = user_path(file)
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise InputError(f"{file} must hold a suite: data, methods and blocks.")

@@ -59,6 +59,7 @@ class DataSettings(GrowingSection):
     memory_gb: float = Field(
         4.0,
         ge=0,
+        allow_inf_nan=True,
         description="room for decoded unlabelled images; if they need more they are decoded again in every epoch, with the "
         "same result",
     )

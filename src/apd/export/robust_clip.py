@@ -128,7 +128,8 @@ class RobustCLIP(
         Raises:
             InputError: its own folder, which would be damaged.
         """
-        if Path(save_directory).resolve().is_relative_to(self.folder.resolve()):
+        save_directory = user_path(save_directory)
+        if save_directory.resolve().is_relative_to(self.folder.resolve()):
             raise InputError(f"{str(save_directory)!r} is in the folder of this export itself; choose another one.")
         saved: str | None = super().save_pretrained(save_directory, **options)
         return saved

@@ -16,6 +16,7 @@ from apd.models.encoder import DualEncoder, EncoderInfo, Tokens
 from apd.models.preprocessing import Preprocessing
 from apd.models.sources import BUILT_IN, HUB, OPEN_CLIP_CONFIG, PREFIXES, is_weights_file, split_tower
 from apd.util.device import pick_device
+from apd.util.files import user_path
 from apd.util.hub import can_be_on_hub, hub_or_cache, means_hub
 from apd.util.plugins import Registry, is_spec
 from apd.util.tensors import sha256_of_weights
@@ -79,7 +80,7 @@ def load_clip(
         return _completed(source, "")
     if isinstance(source, type):
         source = MODELS.name_of(source)
-    name = str(source)
+    name = str(user_path(source) if str(source).startswith("~") else source)
     if not isinstance(source, Path) and names_code(name):
         encoder = MODELS.make(name)
         if not isinstance(encoder, DualEncoder):

@@ -56,8 +56,7 @@ def clips_within(module: nn.Module) -> str:
             found.append(f"{name} {told(bound.encoder)} {held}")
         elif isinstance(part, DualEncoder):
             info = part.info
-            scale = f"{info.logit_scale} {info.logit_bias}"
-            found.append(f"{name} {info.preprocessing} {scale} {info.tokenizer_sha256} {info.architecture}")
+            found.append(f"{name} {info.preprocessing} {info.logit_scale} {info.logit_bias} {info.tokenizer_sha256}")
     return "".join(found)
 
 

@@ -20,7 +20,7 @@ from apd.report.facts import RunFacts, curve_point, read_runs
 from apd.report.page import render
 from apd.report.views import run_view
 from apd.report.wall import Gallery, Seen, build_wall, see
-from apd.runs.load import load_run
+from apd.runs.load import is_recorded, load_run
 from apd.util.device import pick_device
 from apd.util.extras import import_extra
 from apd.util.files import AnyPath, user_path, write_atomic
@@ -155,10 +155,12 @@ def _why_no_wall(facts: RunFacts, settings: ReportSettings) -> str:
 
 def _see(facts: RunFacts, settings: ReportSettings, encoders: dict[str, DualEncoder]) -> Seen:
     """Load model and images; runs on the same CLIP model share it."""
-    known = encoders.get(facts.run.manifest["model"]["weights_sha256"])
+    record = facts.run.manifest["model"]
+    known = encoders.get(record["weights_sha256"])
+    known = known if known is not None and is_recorded(record, known.info) else None
     try:
         classifier = load_run(facts.run.path, device=pick_device(settings.device), model=settings.model, encoder=known)
-        encoders[facts.run.manifest["model"]["weights_sha256"]] = classifier.encoder
+        encoders[record["weights_sha256"]] = classifier.encoder
         return see(facts, classifier, settings.data)
     except InputError as error:
         raise InputError(f"{error} (--no-images, in Python images=False, makes the page without images.)") from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from apd.attacks.named import reads_gradients
-from apd.attacks.patch import Patch
+from apd.attacks.patch import PATTERN, Patch
 from apd.runs.reliability import reliability
 
 _CHECKS = {
@@ -80,7 +81,7 @@ def strength(summary: Mapping[str, Any]) -> str:
 
 
 def _patches(summary: Mapping[str, Any]) -> list[str]:
-    return [name for name in summary["attacks"] if name.startswith("patch-")]
+    return [name for name in summary["attacks"] if re.fullmatch(PATTERN, name)]
 
 
 def _squares(patches: Sequence[str]) -> str:

@@ -76,7 +76,7 @@ def _headline(config: RunConfig, data: str, results: Sequence[Mapping[str, Any]]
     under = f", corrupted by {found['corruption']}" if found.get("corruption") else ""
     what = markdown(f"{found['data']}{under}")
     split, norm, eps = (markdown(str(found.get(key, "test"))) for key in ("split", "norm", "eps_text"))
-    patched = any(name.startswith("patch-") for name in found["attacks"])
+    patched = any(re.match(r"patch-\d", name) for name in found["attacks"])
     but = ", a patch to any pixels of its square" if patched else ""
     yield (
         f"Accuracy in percent on {_sampled(found)} {split} images of {what}, with 95 % intervals; attacks change every image "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -70,13 +71,11 @@ def load_run(
                 f"{error} {path} was trained on it; if it has moved, say where it is now with --model (Python: model=...)."
             ) from error
     found = describe_encoder(encoder.info)
-    for key in SAME_MODEL:
-        stated = recorded.get(key, found[key])  # runs of before do not state all of them
-        if found[key] != stated:
-            raise InputError(
-                f"The {key} of {found['source']} is {found[key]}, but {path} was trained on {stated}; "
-                "give the CLIP it was trained on as model (--model), or train again."
-            )
+    if key := _differing(recorded, encoder.info):
+        raise InputError(
+            f"The {key} of {found['source']} is {found[key]}, but {path} was trained on {recorded[key]}; "
+            "give the CLIP it was trained on as model (--model), or train again."
+        )
     spec = PromptSpec.recorded(run.manifest["prompts"], str(run.path / "run.json"))
     prompts = Prompts.from_tensors(spec, encoder.info, run.load_prompts())
     prompts.requires_grad_(False)
@@ -124,14 +123,24 @@ def hold_teacher(source: str, student: DualEncoder) -> tuple[nn.Module, dict[str
         return encoder, describe_encoder(encoder.info)
     run = Run.open(source)
     recorded = run.manifest["model"]
-    same = recorded["weights_sha256"] == student.info.weights_sha256
-    encoder = student if same else shared_clip(recorded["source"], device=student.device)
+    encoder = student if is_recorded(recorded, student.info) else shared_clip(recorded["source"], device=student.device)
     about = {"run": str(user_path(source).resolve()), "prompts_sha256": run.manifest["prompts_sha256"]}
     return share_classifier(source, load_run(source, encoder=encoder)), {**describe_encoder(encoder.info), **about}
 
 
 SAME_MODEL = ("weights_sha256", "tokenizer_sha256", "preprocessing", "architecture")
 """What of a CLIP model decides its answers, as the manifest keeps it."""
+
+
+def is_recorded(record: Mapping[str, Any], info: EncoderInfo) -> bool:
+    """Whether a CLIP model gives the answers of the one that a manifest records."""
+    return _differing(record, info) is None
+
+
+def _differing(record: Mapping[str, Any], info: EncoderInfo) -> str | None:
+    found = describe_encoder(info)
+    # Runs of before do not state all of it.
+    return next((key for key in SAME_MODEL if record.get(key, found[key]) != found[key]), None)
 
 
 def describe_encoder(info: EncoderInfo) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from apd.util.text import short
 
 _SEPARATOR = re.compile(r"[.)]?\s+|\s*[,;:=]\s*")
 _TAIL = re.compile(r"(.*\S)(?:\s+|\s*[,;:=]\s*)(\S+)")
+_COUNTED = re.compile(r"(.*\S)\s*[,;:=\t]\s*(\d+)")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _CSV_QUOTES = re.compile(r'(^|[,;:=\t]\s*)"((?:[^"]|"")*)"(?=\s*(?:$|[,;:=\t]))')
 _WAY_OUT = "write FOLDER,name in every line"
@@ -63,10 +64,11 @@ def names_alone(lines: Sequence[str]) -> list[str]:
     unquoted = [_unquoted(line) for line in lines]
     if all(line.startswith("- ") for line in unquoted):  # a list as YAML and Markdown have it
         unquoted = [line[2:].strip() for line in unquoted]
-    tails = [tail for tail in map(_TAIL.fullmatch, unquoted) if tail and tail[2].isdecimal()]
-    ends = [int(tail[2]) for tail in tails]
-    if len(tails) == len(unquoted) and sorted(ends) in [list(range(first, first + len(tails))) for first in (0, 1)]:
-        return without_ids([tail[1] for _, tail in sorted(zip(ends, tails, strict=True), key=lambda pair: pair[0])])
+    tails = [tail for tail in map(_COUNTED.fullmatch, unquoted) if tail]  # not "digit 0", whose number is the name's
+    if len(tails) == len(unquoted) == len({tail[1] for tail in tails}):
+        ends = [int(tail[2]) for tail in tails]
+        if sorted(ends) in [list(range(first, first + len(tails))) for first in (0, 1)]:
+            return without_ids([name for _, name in sorted(zip(ends, (tail[1] for tail in tails), strict=True))])
     heads, names = _heads(unquoted)
     if heads and len(set(names)) == len(names):
         if all(map(BARE_WORDNET_ID.fullmatch, heads)):

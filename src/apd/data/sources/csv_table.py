@@ -112,8 +112,8 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     content = read_bounded(path, "a table lists images", _LARGEST).removeprefix(codecs.BOM_UTF8)
     try:
         text = content.decode()
-        text = _SEPARATOR.sub("", text)
-        first = text.partition("\n")[0]
+        text = _SEPARATOR.sub("\n", text)  # an empty line, so that lines keep their numbers
+        first = text.lstrip().partition("\n")[0]
         delimiter = max(",;\t", key=first.count)
         # As the csv module wants it: text has more ends of lines than a table has.
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
