@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from apd.bench.report import compare
+from apd.bench.report.tables import make_tables
+from apd.bench.runner import read_bench
 from apd.errors import InputError
 from benchmarks import certified, export, probe, wording
 from benchmarks.figures import BEGIN, END, between_markers
@@ -163,7 +166,34 @@ def test_figures_of_the_family_with_such_contexts_are_those_of_the_committed_out
             assert lines[0].endswith(f"| {' | '.join(figures)} |")
             assert not difference or lines[1].endswith(f"| {difference} |")
             checked += 1
-    assert checked == 19
+    assert checked == 26
+
+
+def said_difference(results: str, title: str, label: str, other: str, column: str, *, less: bool = False) -> str:
+    """A difference of two rows of a table of committed outcomes, as prose writes it; ``less``: how much less the first is."""
+    plan, outcomes = read_bench(ROOT / "docs" / "results" / results)
+    (table,) = [one for one in make_tables(plan, outcomes) if one.title.startswith(title)]
+    (metric,) = [one for one in table.metrics if one.name == column]
+    found = compare.difference(table.rows[label], table.rows[other], metric)
+    assert found is not None
+    mean, low, high = (-found.mean, -found.high, -found.low) if less else (found.mean, found.low, found.high)
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def test_what_is_said_of_the_best_teacher_and_of_unseen_classes_is_in_the_committed_outcomes() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    of_all = page.split("- **That lead is the teacher's")[1].split("\n- ")[0]
+    mean = "mean over caltech101, cifar10, dtd10, eurosat"
+    for label in ("control+unlabelled, best", "trades+unlabelled, best"):
+        for column in ("apgd-ce+dlr", "harmonic mean"):
+            said = said_difference("class-specific-family", mean, label, "apd+unlabelled, best", column)
+            assert said.partition(" [")[0] in of_all and f"[{said.partition('[')[2]}" in of_all, said
+        said = said_difference("class-specific-family", mean, label, "apd+unlabelled, best", "clean", less=True)
+        assert said.partition(" [")[0] in of_all and f"[{said.partition('[')[2]}" in of_all, said
+    unseen = page.split("- **Base to new**, mean of")[1].split("\n### ")[0]
+    mean = "mean over eurosat, caltech101, tiny-imagenet"
+    for label in ("control", "pmg"):
+        assert said_difference("family", mean, label, "apd", "H worst", less=True) in unseen
 
 
 def test_figures_of_the_family_are_those_of_the_committed_outcomes() -> None:
