@@ -223,9 +223,8 @@ def _entries(name: str, stored: Stored) -> Iterator[tuple[_Key, Entry]]:
         if outcomes is not None
         else f"unknown, seed {result['seed']}, {result['classes']}"
     )
-    images += (
-        f", {result['n_classes']} classes" if result.get("n_classes") else ""
-    )  # which results of before do not name
+    if n_classes := result.get("n_classes"):  # which results of before do not name
+        images += f", {n_classes} classes"
     about = (result["data"], result["split"], result["corruption"], result["image_size"], int(result["n"]))
     threat = (int(result["n_available"]), images, result["norm"], result["eps_text"])
     trusted, base = reliability(result), result["undefended"]

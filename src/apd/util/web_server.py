@@ -34,6 +34,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     if not 0 <= port <= 65535:
         raise InputError(f"There is no port {port}; choose one from 1 to 65535, or 0 for a free one.")
+    found: socket.socket | None = None
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind)
@@ -42,6 +43,8 @@ def listen(host: str, port: int) -> socket.socket:
         # Now, and not when uvicorn gets to it: whoever connects meanwhile is kept waiting and not turned away.
         found.listen(128)
     except (OSError, UnicodeError) as error:
+        if found is not None:
+            found.close()
         why = getattr(error, "strerror", None) or "not the name of a host"
         raise InputError(
             f"Cannot listen on {short(host)}, port {port} ({why}); choose another with --port (0: a free one) or --host."
