@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from apd.data import ImageSet, load_data
+from apd.data.load import has_columns
 from apd.errors import InputError
 from apd.models.preprocessing import Preprocessing
 
@@ -254,6 +255,9 @@ class TestHub:
         table(30, image="photo", label="dish", as_text=True).to_parquet(tmp_path / "t.parquet")
         assert "columns=(image, label)" in fails(tmp_path / "t.parquet", shots=1)
         self.check(load_data(tmp_path / "t.parquet", shots=1, columns=("photo", "dish")))
+        assert has_columns(str(tmp_path / "t.parquet"), ("photo", "dish"))
+        assert not has_columns(str(tmp_path / "t.parquet"), ("photo", "label"))
+        assert not has_columns("digits", ("photo", "dish"))
         assert "no column 'plate'" in fails(tmp_path / "t.parquet", columns=("photo", "plate"))
         assert "no class names" in fails(tmp_path / "t.parquet", columns=("photo", "size"))
 

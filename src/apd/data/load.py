@@ -15,7 +15,7 @@ from apd.data.dataset import IN_MEMORY, Dataset, ImageSet, Shots, Which
 from apd.data.settings import REST, DataSettings
 from apd.data.sources.class_names import BARE_WORDNET_ID, warn_of_nameless
 from apd.data.sources.coop import load_coop
-from apd.data.sources.csv_table import SUFFIXES, csv_images, is_csv, load_csv
+from apd.data.sources.csv_table import SUFFIXES, columns_of, csv_images, is_csv, load_csv
 from apd.data.sources.digits import load_digits
 from apd.data.sources.folder import load_folder
 from apd.data.sources.hub import (
@@ -339,6 +339,20 @@ def _is_table(source: str) -> bool:
         return False
     path = user_path(source)
     return source.startswith("hf:") or is_csv(path) or bool(table_files(path))
+
+
+def has_columns(source: str, columns: Columns) -> bool:
+    """Whether a source is a table with these columns.
+
+    Raises:
+        InputError: a table that cannot be read.
+    """
+    path, wanted = user_path(source), set(columns)
+    if not _is_table(source):
+        return False
+    if is_csv(path):
+        return wanted <= set(columns_of(path))
+    return all(wanted <= set(rows.column_names) for rows in (_splits(path, source) or {}).values())
 
 
 def _splits(path: Path, text: str) -> Splits | None:

@@ -12,7 +12,7 @@ from torch import nn
 from apd.data import Dataset, load_data, same_source
 from apd.data.copies import about_copies
 from apd.data.dataset import Split, Which
-from apd.data.sources.csv_table import has_columns
+from apd.data.load import has_columns
 from apd.errors import InputError, nearest
 from apd.evaluation.classifiers import zero_shot
 from apd.evaluation.frozen import own_answers
@@ -126,7 +126,7 @@ def images_for(run: Run, data: str | Dataset | None, split: Split = "test") -> t
 def load_other(run: Run, source: str) -> Dataset:
     """Load data that a run was not trained on; of a table with the run's columns, these are read."""
     columns = run.config.data.columns
-    known = columns is not None and has_columns(user_path(source), columns)
+    known = columns is not None and has_columns(source, columns)
     return load_data(source, shots="all", columns=columns if known else None)
 
 

@@ -36,13 +36,13 @@ def is_csv(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
-def has_columns(path: Path, columns: tuple[str, str]) -> bool:
-    """Whether the path is a table with these columns.
+def columns_of(path: Path) -> list[str]:
+    """Names of the columns of a table.
 
     Raises:
         InputError: for a file that is not such a table.
     """
-    return is_csv(path) and set(columns) <= set(_read(path)[0])
+    return _read(path)[0]
 
 
 def load_csv(path: Path, source: str, columns: tuple[str, str] | None = None) -> Pools:

@@ -32,7 +32,7 @@ from apd.util.text import one_line, short
 Columns = tuple[str, str]
 Splits = Mapping[str, Any]
 SAVED = ("dataset_dict.json", "state.json")
-_COLUMNS = "name them: --set data.columns=[IMAGE,LABEL], in Python columns=(image, label)"
+_COLUMNS = "train with --set data.columns=[IMAGE,LABEL], in Python columns=(image, label)"
 _UNLABELLED = ("unlabelled", "unlabeled", "unsupervised")
 """Splits that are for training without labels."""
 
