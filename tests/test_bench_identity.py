@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from apd.bench import load_suite, make_plan
 from apd.bench.loaded import dataset
 from apd.bench.plan import Plan
+from apd.util.trust import ENVIRONMENT
 
 from .suites import Write
 
@@ -61,3 +64,46 @@ def test_few_shot_outcomes_that_two_suites_share_are_parts_of_the_same_evaluatio
         assert apart <= ("caltech101" in job.label), job.label
         compared += 1
     assert compared == 12
+
+
+OWN = """
+from apd.attacks import EvaluationAttack, Found
+from apd.methods.adversarial import AdvVLP
+
+class Still(EvaluationAttack):
+    name = "still"
+    def __call__(self, model, batch, threat, watch=None):
+        return Found(batch.x, ["still"] * len(batch))
+
+class Mine(AdvVLP):
+    summary = source = "mine"
+
+def climbed(logits, labels):
+    return -logits.gather(1, labels[:, None]).squeeze(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "again"),
+    [("batch.x,", "batch.x.flip(3),", "attacked"), ('"mine"', '"ours"', "trained"), ("-logits", "-2 * logits", "trained")],
+)
+def test_changed_code_of_ones_own_is_not_taken_for_what_was_measured(
+    old: str, new: str, again: str, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name stays, and so did the outcome: the suite said that there was nothing to do."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(ENVIRONMENT, "1")
+    methods = {"own": {"name": "own_of_suite:Mine", "train": {"attack": {"loss": "own_of_suite:climbed"}}}}
+    blocks = [{"protocol": "few-shot", "data": "colours", "methods": "own"}]
+    suite = write(attacks=["own_of_suite:Still"], methods=methods, blocks=blocks)
+
+    def rows() -> dict[str, Any]:
+        monkeypatch.delitem(sys.modules, "own_of_suite", raising=False)
+        return {row.job: sorted(row.evals) for row in make_plan(load_suite(suite)).rows}
+
+    (tmp_path / "own_of_suite.py").write_text(OWN)
+    before = rows()
+    assert rows() == before
+    (tmp_path / "own_of_suite.py").write_text(OWN.replace(old, new))
+    after = rows()
+    assert after != before and (list(after) != list(before)) == (again == "trained")

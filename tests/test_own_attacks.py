@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from apd.attacks import (
 )
 from apd.attacks.evaluation import UNWATCHED
 from apd.data.batch import Batch
-from apd.methods import Method, MethodSettings, Step
+from apd.methods import Method, MethodSettings, Preparation, Step
 from apd.methods.adversarial import AdvVLP, AdvVLPSettings
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
@@ -198,8 +199,31 @@ def test_what_a_method_s_other_parts_return_is_checked(clip: DualEncoder, tmp_pa
         def facts(self) -> dict[str, Any]:
             return {"share": torch.tensor(0.5)}
 
+    class NoNumber(Wrong):
+        def facts(self) -> dict[str, Any]:
+            return {"share": math.nan}
+
+    class LateBuffer(Wrong):
+        def prepare(self, before: Preparation) -> None:
+            self.register_buffer("target", torch.zeros(2))
+
+    class LateParameter(Wrong):
+        def prepare(self, before: Preparation) -> None:
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+    class LateFreeze(Wrong):
+        def prepare(self, before: Preparation) -> None:
+            self.student.prompts.requires_grad_(False)
+
     data = apd.load_data(colours, shots=1)
-    for method, named in ((WrongInner, "inner() of WrongInner"), (WrongFacts, "facts() of WrongFacts")):
+    for method, named in (
+        (WrongInner, "inner() of WrongInner"),
+        (WrongFacts, "facts() of WrongFacts"),
+        (NoNumber, "facts() of NoNumber"),
+        (LateBuffer, "'target' of LateBuffer: prepare() makes"),
+        (LateParameter, "'scale' of LateParameter: prepare() makes"),
+        (LateFreeze, "of LateFreeze: prepare() changes whether it is trained"),
+    ):
         with refused(named, by=apd.errors.ApdError):
             apd.train(clip, data, method=method, epochs=5, output=tmp_path / "run", quiet=True)
         steps = (tmp_path / "run" / "metrics.jsonl").read_text() if (tmp_path / "run").exists() else ""

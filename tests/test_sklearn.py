@@ -97,6 +97,13 @@ def test_accuracy_under_attack_is_measured_beside_zero_shot(
         fitted.evaluate(files[:1], ["grene"])
 
 
+def test_it_is_attacked_within_the_norm_of_its_training(photos: tuple[list[str], list[str]]) -> None:
+    files, labels = photos
+    model = RobustCLIPClassifier(method="advvp", eps="1/2", epochs=1, settings={"norm": "l2"}).fit(files, labels)
+    result = model.evaluate(files[:3], labels[:3], attacks="pgd-2", checks=False)
+    assert (result.norm, result.eps) == ("l2", 0.5)
+
+
 @pytest.mark.parametrize("kind", ["paths", "pictures", "arrays"])
 def test_an_image_that_is_there_twice_is_not_validated_on_and_trained_on(
     shallow_folder: Path, photos: tuple[list[str], list[str]], kind: str, monkeypatch: pytest.MonkeyPatch

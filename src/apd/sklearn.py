@@ -159,7 +159,7 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         Args:
             X: images that were not trained on.
             y: their labels.
-            settings: what `apd.evaluate` takes, such as ``attacks="pgd-20"``; eps is the one of the training unless given.
+            settings: what `apd.evaluate` takes, such as ``attacks="pgd-20"``; eps and norm are those of the training unless given.
 
         Raises:
             InputError: labels that were not there in training, unknown settings.
@@ -173,7 +173,8 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         classifier, nothing = self.classifier_, ImageSet.empty()
         section = DataSettings(source=f"{IN_MEMORY}{NAME}", shots="all")
         data = Dataset(NAME, section, classifier.class_names, classifier.templates, nothing, nothing, images)
-        given: dict[str, Any] = {"eps": self.eps, "quiet": not self.verbose, **settings}
+        own = self.run_.config.train
+        given: dict[str, Any] = {"eps": own.eps, "norm": own.norm, "quiet": not self.verbose, **settings}
         return evaluate(classifier, data, **given)
 
     def _scores(self, X: Pictures) -> NDArray[np.float32]:

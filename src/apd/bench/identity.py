@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from apd.bench.loaded import encoder_info, whole
+from apd.attacks import code_of
+from apd.attacks.objectives import LOSSES
+from apd.bench.loaded import encoder, encoder_info, whole
 from apd.data import ImageSet
 from apd.data.load import load_unlabelled
 from apd.data.settings import REST, UNLABELLED, DataSettings
 from apd.data.sources.hub import table_files
+from apd.methods import find_method
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.runs.load import is_run
+from apd.util.code import code_hash, is_own_code
 from apd.util.files import user_path
+from apd.util.trust import is_spec
 
 
 def digest(about: Mapping[str, Any]) -> str:
@@ -32,7 +37,8 @@ def model_identity(source: str) -> tuple[str, ...]:
         hashes = (run["model"]["weights_sha256"], run["model"]["tokenizer_sha256"], run["prompts_sha256"])
         return (*hashes, repr(run["model"]["preprocessing"]), repr(run["templates"]))
     info = encoder_info(source)
-    return info.weights_sha256, info.tokenizer_sha256, repr(info.preprocessing)
+    code = (code_hash(encoder(source, "cpu")),) if is_spec(source) else ()
+    return (info.weights_sha256, info.tokenizer_sha256, repr(info.preprocessing), *code)
 
 
 def training_identity(config: RunConfig) -> dict[str, Any]:
@@ -43,7 +49,18 @@ def training_identity(config: RunConfig) -> dict[str, Any]:
     extra = {name: value for name, value in found["data"].items() if name in UNLABELLED}
     if config.data.unlabelled not in (None, REST):
         extra["unlabelled"] = unlabelled_identity(config.data.unlabelled, config.data.columns)
+    attack = config.train.attack
+    used: list[Callable[..., Any]] = [find_method(config.method.name), attack.attack_class]
+    used += [LOSSES.find(attack.loss)] if attack.loss != "method" else []
+    if own := [code_hash(one) for one in used if is_own_code(one)]:
+        extra["code"] = own
     return {"method": found["method"] | others, "train": train, "classes": config.data.classes, **extra}
+
+
+def attacks_identity(names: Sequence[str]) -> dict[str, Any]:
+    """Hashes of the code of attacks that are somebody's own; nothing for others, whose names say all."""
+    own = {name: code for name in names if (code := code_of(name)) is not None}
+    return {"code": own} if own else {}
 
 
 @cache

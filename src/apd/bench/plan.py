@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from apd.bench.blocks import Block, Final
-from apd.bench.identity import data_identity, digest, model_identity, training_identity
+from apd.bench.identity import attacks_identity, data_identity, digest, model_identity, training_identity
 from apd.bench.loaded import dataset, encoder_info
 from apd.bench.protocols import PROTOCOLS, EvalSpec
 from apd.bench.suite import Suite, in_row
@@ -324,4 +324,5 @@ def _final(spec: EvalSpec, final: Final) -> EvalSpec:
 def _eval_key(spec: EvalSpec, suite: Suite) -> str:
     with in_row(f"data.{spec.data}"):
         about = spec.record() | {"data": data_identity(suite.section(spec.data)), "of": suite.split}
+    about |= attacks_identity(spec.attacks)
     return digest({key: value for key, value in about.items() if key not in ("name", "split")})

@@ -17,7 +17,7 @@ from apd.data import Dataset
 from apd.data.batch import Batch
 from apd.errors import InputError
 from apd.methods import Method, Preparation, find_method
-from apd.methods.base import facts_of
+from apd.methods.base import facts_of, prepare
 from apd.models import DualEncoder
 from apd.models.calibration import Calibration
 from apd.models.classifier import PromptedCLIP, check_distinct
@@ -97,7 +97,7 @@ def _train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfi
     if not len(images.train):
         images = judged_by_teacher(method, images)
     loop = Loop(method, images, settings, accelerator, run)
-    summary = loop.run_through(lambda: method.prepare(loop.preparation()))
+    summary = loop.run_through(lambda: prepare(method, loop.preparation()))
     prompts = loop.deployed().prompts
     assert prompts is not None
     run.save_prompts({name: tensor.detach().cpu() for name, tensor in prompts.state_dict().items()})

@@ -104,9 +104,9 @@ def _module(found: type | FunctionType) -> ModuleType | None:
     return sys.modules.get(str(found.__module__))
 
 
-def is_own_code(kind: type) -> bool:
-    """Whether a class is somebody's own: of a script, a notebook or a folder, and not of an installed package or this one."""
-    return _is_own(_module(kind))
+def is_own_code(found: Callable[..., Any]) -> bool:
+    """Whether a class or function is somebody's own: of a script, notebook or folder, not of an installed package or this one."""
+    return _is_own(sys.modules.get(str(getattr(found, "__module__", None))))
 
 
 def _is_own(module: ModuleType | None) -> bool:
