@@ -89,10 +89,21 @@ def test_without_a_share_all_images_come_once_per_epoch() -> None:
     assert sorted(i for number in range(len(batches)) for i in batches.chosen(number)) == list(range(17))
 
 
-def test_a_small_last_batch_keeps_the_share_and_is_left_out_for_many_processes() -> None:
+def test_a_small_last_batch_keeps_the_share_and_takes_images_for_many_processes() -> None:
     last = order(6, 14, 0.25, 8).chosen(2)
     assert (sum(i < 6 for i in last), len(last)) == (1, 3)
-    assert len(order(6, 14, 0.25, 8, at_least=4)) == 2
+    many = order(6, 14, 0.25, 8, at_least=4)
+    sizes = [sum(i >= 6 for i in many.chosen(number)) for number in range(3)]
+    assert (len(many), sizes) == (3, [6, 4, 4]), "as many steps as with one process, and each image once"
+
+
+def test_an_image_left_over_is_trained_on_by_many_processes_too() -> None:
+    """33 images in batches of 32 were half as many steps with two processes, and one image was never seen."""
+    for at_least, sizes in ((1, [32, 1]), (2, [31, 2]), (17, [32])):
+        batches = order(33, 0, None, 32, at_least)
+        chosen = [batches.chosen(number) for number in range(len(batches))]
+        assert [len(batch) for batch in chosen] == sizes
+        assert len({i for batch in chosen for i in batch}) == sum(sizes)
 
 
 def test_a_share_without_unlabelled_images_is_refused() -> None:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import apd
+from apd.models import DualEncoder
+from apd.training.process import find_accelerator
 from apd.util.processes import is_first_process
 
 from .command_line import QUICK, Cli
@@ -41,6 +44,20 @@ def setenv(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
 def test_who_is_first(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], first: bool) -> None:
     setenv(monkeypatch, given)
     assert is_first_process() is first
+
+
+def test_several_processes_need_a_folder(
+    monkeypatch: pytest.MonkeyPatch, clip: DualEncoder, colours: Path
+) -> None:
+    """Each made one of its own, and all but one were empty."""
+    setenv(monkeypatch, LAUNCHER)
+    with refused("Several processes", "output="):
+        apd.train(clip, apd.load_data(colours, shots=1), method="advvlp", steps=1, quiet=True)
+
+
+def test_gradients_are_those_of_one_batch_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert find_accelerator("cpu").gradient_accumulation_steps == 1
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,22 @@ def test_an_eps_that_is_never_reached_is_refused(
     assert TrainSettings.model_validate(settings, context=RECORDED), "a finished run stays readable"
 
 
+@pytest.mark.parametrize(
+    ("settings", "batches", "budgets"),
+    [
+        ({"epochs": 1, "eps_warmup_wait": 0.9}, 3, [0, 0, 1]),
+        ({"epochs": 3, "eps_warmup_wait": 1.5, "eps_warmup_epochs": 1.5}, 1, [0, 0, 1]),
+        ({"epochs": 30, "eps_warmup_wait": 28, "steps": 5}, 9, [0, 0, 0, 0, 1]),
+        ({"epochs": 4, "eps_warmup_wait": 1, "eps_warmup_epochs": 2}, 2, [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]),
+    ],
+)
+def test_the_full_eps_is_reached_however_few_steps_there_are(
+    settings: dict[str, Any], batches: int, budgets: list[float]
+) -> None:
+    found = schedule(batches, eps="1/255", **settings)
+    assert [255 * found.threat(step).eps for step in range(found.steps)] == pytest.approx(budgets)
+
+
 def test_steps_as_many_as_the_epochs_take_train_the_same_prompts(
     tmp_path: Path, clip: DualEncoder, colours: Path
 ) -> None:

@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+import apd
 from apd.data import load_data
 from apd.models import DualEncoder, load_clip
 from apd.runs.config import RunConfig, load_config
@@ -129,6 +130,9 @@ def keep_gradients(folder: Path, clip_folder: Path, colours: Path, launcher: Map
     start(folder / f"features{rank}", clip, colours, *sets, *alone)
     sets += ["train.attack.kind=free", "train.attack.replays=2", "train.optimizer.awp=0.01"]
     start(folder / f"free{rank}", clip, colours, *sets)
+    RunningAverage.update = update  # type: ignore[method-assign]
+    shared = apd.train(clip, load_data(colours), method="advvlp", steps=1, output=folder / "shared", quiet=True)
+    assert shared.finished and shared.load_prompts(), "every process gets the run that the first one has written"
     torch.save(gradients, folder / f"gradients{rank}.pt")
 
 

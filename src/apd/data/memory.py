@@ -59,7 +59,7 @@ def torch_images(name: str, split: str, part: Any) -> ImageSet:
         if len(part):
             _item(part, 0)
         labels = [int(part[i][1]) for i in range(len(part))] if targets is None else [int(label) for label in targets]
-    except (TypeError, ValueError, IndexError, KeyError) as error:
+    except (TypeError, ValueError, IndexError, KeyError, OSError, RuntimeError) as error:
         raise InputError(
             f"{name} {split}: items must be pairs of an image (PIL, or a tensor (3,H,W), uint8 or in [0,1]) and a label, but "
             f"{type(error).__name__}: {one_line(error)}."

@@ -65,7 +65,7 @@ def train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig
         run: folder from `Run.create`.
 
     Returns:
-        ``run``, finished.
+        The run, finished.
 
     Raises:
         InputError: a class name longer than the context, impossible prompts.
@@ -103,7 +103,7 @@ def _train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfi
     run.save_prompts({name: tensor.detach().cpu() for name, tensor in prompts.state_dict().items()})
     run.finish(summary, loop.facts(), loop.calibration())
     accelerator.wait_for_everyone()
-    return run
+    return run if run.writer else Run.open(run.path)
 
 
 class Loop:

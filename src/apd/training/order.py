@@ -23,7 +23,7 @@ class Order:
     Args:
         pool: labelled images first, then unlabelled ones.
         settings: batch size, share and seed.
-        at_least: batches with fewer images are left out.
+        at_least: a last batch with fewer images takes some of the one before it; where that one then lacks some, it is left out.
     """
 
     def __init__(self, pool: Pool, settings: TrainSettings, at_least: int = 1) -> None:
@@ -33,6 +33,9 @@ class Order:
         self._skip = own if fill else 0
         passed = pool.ids[self._skip :]
         parts = [range(i, min(i + size - fill, len(passed))) for i in range(0, len(passed), size - fill)]
+        if len(parts) > 1 and len(parts[-1]) < at_least <= len(parts[-2]) + len(parts[-1]) - at_least:
+            start = parts[-1].stop - at_least
+            parts[-2:] = [range(parts[-2].start, start), range(start, parts[-1].stop)]
         fills = [max(1, round(fill * len(part) / (size - fill))) if fill else 0 for part in parts]
         kept = [(part, n) for part, n in zip(parts, fills, strict=True) if len(part) + n >= at_least]
         self._parts = [part for part, _ in kept]

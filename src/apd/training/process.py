@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
 from apd.errors import InputError
 from apd.util.device import pick_device
@@ -42,7 +42,9 @@ def find_accelerator(name: str) -> Accelerator:
         )
     # Of a loss of features alone the text tokens get no gradient, for which DDP would wait otherwise.
     parts = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[parts])
+    # Given here, it is not read from the environment: every step is one of the optimiser, on gradients of one batch.
+    each = GradientAccumulationPlugin(num_steps=1)
+    return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[parts], gradient_accumulation_plugin=each)
 
 
 @contextmanager

@@ -45,5 +45,8 @@ class Schedule:
     def threat(self, step: int) -> ThreatModel:
         """Return the budget of a step; the attack's step size is a share of it and grows along."""
         s = self.settings
-        share = warmed_up(step, self.span(s.eps_warmup_epochs), s.eps_warmup_from, self.span(s.eps_warmup_wait))
+        # Rounded where they end, and before the last step: the full eps is reached, however few steps there are.
+        wait = min(self.span(s.eps_warmup_wait), self.steps - 1)
+        warmup = min(self.span(s.eps_warmup_wait + s.eps_warmup_epochs), self.steps) - wait
+        share = warmed_up(step, warmup, s.eps_warmup_from, wait)
         return replace(s.threat, eps=share * s.threat.eps)

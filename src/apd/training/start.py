@@ -26,7 +26,7 @@ from apd.runs.output import check_output
 from apd.settings.options import TrainOptions
 from apd.util.files import user_path
 from apd.util.messages import get_logger, speaking
-from apd.util.processes import is_first_process
+from apd.util.processes import is_alone, is_first_process
 from apd.util.temporary import folder_until_exit
 from apd.util.text import quoted
 from apd.util.trust import trust
@@ -158,7 +158,13 @@ def start_training(
 
 
 def _until_exit() -> Path:
-    """Make the folder of a run that is given none."""
+    """Make the folder of a run that is given none.
+
+    Raises:
+        InputError: several processes, each of which would make one of its own.
+    """
+    if not is_alone():
+        raise InputError("Several processes train one run, which needs a folder: give output=.")
     place = folder_until_exit("apd-")
     log.info(f"The run is in {place}, which is removed when Python exits; output= keeps it elsewhere.")
     return place

@@ -36,6 +36,15 @@ def is_first_process() -> bool:
     return True
 
 
+def is_alone() -> bool:
+    """Whether no other process trains along.
+
+    Raises:
+        InputError: as `is_first_process`.
+    """
+    return is_first_process() and int(os.environ.get("WORLD_SIZE") or 1) == 1
+
+
 def _check_numbers(given: dict[str, str]) -> None:
     numbers = [given[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     if not all(number.isdecimal() for number in numbers) or int(given["RANK"]) >= int(given["WORLD_SIZE"]):
