@@ -25,9 +25,10 @@ from transformers import AutoTokenizer
 import apd
 from apd.export import RobustCLIP
 from apd.export.baked import PIPELINE_TEMPLATE
-from apd.export.base import Source
+from apd.export.base import Form, Source
 from apd.export.card import render_export_card
 from apd.export.huggingface_form import HuggingFaceForm
+from apd.export.open_clip_form import OpenClipForm
 from apd.export.place import Place
 from apd.export.settings import ExportSettings
 from apd.models import DualEncoder
@@ -59,6 +60,26 @@ def make(tmp_path: Path, clip: DualEncoder, siglip: DualEncoder) -> Make:
 
 def pixels(n: int = 5) -> Tensor:
     return torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("form", [HuggingFaceForm(), OpenClipForm()])
+def test_a_tower_that_a_form_cannot_say_is_refused_first(form: Form, make: Make) -> None:
+    run = apd.Run.open(make(VISUAL))
+    classifier = apd.load_run(run.path)
+    classifier.encoder.model.vision_model.pre_layrnorm = torch.nn.Identity()
+    with refused("no_ln_pre", "--to onnx"):
+        form.check(Source(run, classifier, ExportSettings()))
+
+
+def test_open_clip_cannot_resize_by_every_filter(make: Make) -> None:
+    """The folder was written, and open_clip failed on it with an empty message."""
+    run = apd.Run.open(make(VISUAL))
+    classifier = apd.load_run(run.path)
+    info = classifier.encoder.info
+    processing = replace(info.preprocessing, interpolation="lanczos")
+    classifier.encoder.info = replace(info, preprocessing=processing)
+    with refused("lanczos", "bicubic or bilinear", "--to onnx"):
+        OpenClipForm().check(Source(run, classifier, ExportSettings()))
 
 
 def test_a_model_of_the_hub_is_named_as_base_model(make: Make) -> None:

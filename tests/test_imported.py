@@ -230,6 +230,8 @@ WRONG: dict[str, tuple[str, str, Callable[[Learner], None], list[str], list[str]
     "another order later": ("MaPLe", "maple", lambda _: None, [NAMES[0], NAMES[2], NAMES[1]], ["blue"]),
     "other classes": ("FAP", "fap", lambda _: None, ["cat", "dog", "cow"], ["cat"]),
     "no context": ("CoOp", "coop", without("ctx"), NAMES, ["ctx"]),
+    "a vector for a context": ("CoOp", "coop", changed(ctx=torch.ones(NARROW)), NAMES, ["ctx", f"({NARROW},)"]),
+    "CoCoOp": ("CoOp", "coop", changed(meta_net__linear1__weight=torch.ones(4, WIDE)), NAMES, ["meta_net.linear1.weight"]),
     "no map": (
         "MaPLe",
         "maple",
@@ -268,6 +270,25 @@ def test_what_does_not_fit_is_refused(case: str, weights: Weights, model: Path, 
     with refused(*told):
         apd.import_run(file, form, model, listing, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("image_encoder.VPT", torch.ones(2, WIDE), ["image_encoder.VPT", "another method"]),
+        ("image_encoder.conv1.weight", None, ["another image tower", "ViT-B-16.pt", "MODEL+FILE"]),
+    ],
+)
+def test_what_lies_beside_the_learner_is_not_passed_over(
+    name: str, value: Tensor | None, told: list[str], weights: Weights, model: Path, classes: Path, tmp_path: Path
+) -> None:
+    """Prompts in the tower were dropped, and a tower tuned to be robust was taken for the plain one."""
+    file = LEARNERS["MaPLe"](weights).save(tmp_path / "model.pth.tar-5", True)
+    content = torch.load(file, weights_only=False)
+    content["state_dict"][name] = 1.1 * content["state_dict"][name] if value is None else value
+    torch.save(content, file)
+    with refused(*told):
+        apd.import_run(file, "maple", model, classes, tmp_path / "run")
 
 
 @pytest.mark.parametrize(("given", "names"), [({"eps": "abc"}, ["--eps", "abc"]), ({"data": ""}, ["--data"])])

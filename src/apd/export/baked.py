@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apd.errors import InputError
 from apd.models.classifier import PromptedCLIP
 from apd.models.huggingface import HuggingFaceEncoder
 
@@ -48,6 +49,19 @@ def why_not_but_visual(classifier: PromptedCLIP, open_vocabulary: bool) -> str |
     if family != "clip":
         return f"only those of CLIP can be baked in, and this model is a {family}"
     return None
+
+
+def check_first_norm(encoder: HuggingFaceEncoder, form: str) -> None:
+    """Refuse an image tower without the layer norm before its first block, which a plain CLIP model always has.
+
+    Raises:
+        InputError: see above.
+    """
+    if isinstance(getattr(encoder.model.vision_model, "pre_layrnorm", None), nn.Identity):
+        raise InputError(
+            f"{encoder.info.source} has no layer norm before the first block of its image tower (no_ln_pre), which the form {form} "
+            "cannot say; use --to onnx or torch."
+        )
 
 
 def texts_of(classifier: PromptedCLIP) -> list[tuple[str, int]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from apd.errors import InputError
 from apd.export.baked import (
+    check_first_norm,
     class_tokenizer,
     has_visual_tokens,
     texts_of,
@@ -57,6 +58,7 @@ class HuggingFaceForm(Form):
             raise InputError(
                 f"{encoder.info.source} is a {encoder.info.family} model, for which transformers has no class; use --to onnx."
             )
+        check_first_norm(encoder, "huggingface")
 
     def write(self, source: Source, place: Path) -> dict[str, Any]:
         """See `Form.write`."""

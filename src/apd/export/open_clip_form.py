@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apd.errors import InputError
-from apd.export.baked import has_visual_tokens, why_not_but_visual, with_frame
+from apd.export.baked import check_first_norm, has_visual_tokens, why_not_but_visual, with_frame
 from apd.export.base import Form, Runner, Source
 from apd.export.carried import OPEN_CLIP, copy_to
 from apd.models.huggingface import HuggingFaceEncoder
@@ -25,6 +25,7 @@ _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 """Those that open_clip has, and its setting ``quick_gelu``."""
 _TOKENS = "visual.prompts"
 """Weights that open_clip's own models do not have, so that open_clip refuses them unless the code of the folder adds them."""
+_FILTERS = ("bicubic", "bilinear")
 _EPS = 1e-5
 _OPENAI_WORDS = 49_408
 
@@ -48,9 +49,16 @@ class OpenClipForm(Form):
         why_not = why_not_but_visual(source.classifier, source.settings.open_vocabulary)
         if why_not is not None:
             raise InputError(
-                f"--to open_clip cannot hold these prompts: {why_not}. Use --to onnx, torch or huggingface."
+                f"--to open_clip cannot hold these prompts: {why_not}. Use --to onnx or torch"
+                + (", or huggingface." if encoder.info.family in ("clip", "siglip") else ".")
             )
         assert isinstance(encoder, HuggingFaceEncoder)
+        check_first_norm(encoder, "open_clip")
+        if (filter_ := encoder.info.preprocessing.interpolation) not in _FILTERS:
+            raise InputError(
+                f"{encoder.info.source} resizes images by {filter_} interpolation, and open_clip only by {' or '.join(_FILTERS)}; use "
+                "--to onnx, torch or huggingface."
+            )
         config = encoder.model.config
         for tower in (config.text_config, config.vision_config):
             if tower.hidden_act not in _ACTIVATIONS or tower.layer_norm_eps != _EPS:

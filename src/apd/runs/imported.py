@@ -21,7 +21,7 @@ from apd.runs.load import describe_encoder
 from apd.runs.output import check_output
 from apd.util.files import user_path
 from apd.util.tensors import sha256_of_file
-from apd.util.text import short
+from apd.util.text import printable, short
 from apd.util.torch_files import read_torch_file
 from apd.util.versions import versions
 
@@ -206,8 +206,25 @@ def _spec(learned: Learned, between: str) -> PromptSpec:
     )
 
 
+def _check_image_tower(learned: Learned, encoder: DualEncoder, file: Path) -> None:
+    """Compare the image tower that the checkpoint holds, if it does, with the model's."""
+    from apd.models.foreign.layouts import IMAGE
+    from apd.models.huggingface import HuggingFaceEncoder
+
+    assert isinstance(encoder, HuggingFaceEncoder) or not learned.image
+    known = encoder.model.state_dict() if isinstance(encoder, HuggingFaceEncoder) else {}
+    for name, held in IMAGE.convert(dict(learned.image))[0].items():
+        own = known.get(name)
+        if own is None or own.shape != held.shape or not _alike(held.flatten(), own.detach().float().cpu().flatten()):
+            raise InputError(
+                f"{file} was saved with another image tower than that of {encoder.info.source} ({printable(name)} differs); give the "
+                "model that it was learned on, MODEL+FILE if it has a tuned tower."
+            )
+
+
 def _prompts(learned: Learned, encoder: DualEncoder, names: list[str], file: Path) -> Prompts:
     spec = _spec(learned, _check_texts(learned, encoder, names, file))
+    _check_image_tower(learned, encoder, file)
     named = {"text_tokens": learned.text, "visual_tokens": learned.visual}
     tensors = {f"{name}.{depth}": rows for name, blocks in named.items() for depth, rows in enumerate(blocks)}
     try:

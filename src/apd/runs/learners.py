@@ -12,8 +12,9 @@ with ``prompt_learner.`` before them where the whole model was saved.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -28,6 +29,11 @@ FORMS: tuple[str, ...] = get_args(Form)
 
 _DEEP = {"maple": "compound_prompts_text", "fap": "compound_prompts_image"}
 _LEARNER = "prompt_learner."
+_IMAGE = "image_encoder."
+_KNOWN = re.compile(
+    r"ctx|token_(pre|suf)fix|compound_prompts_(text|image)\.\d+|(proj|compound_prompt_projections\.\d+)\.(weight|bias)"
+)
+"""What the learners of the three hold."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +44,13 @@ class Learned:
         text: tokens (n, width), or (C, n, width) of a context per class, block by block.
         visual: tokens (n, width), block by block; empty for CoOp.
         suffix: embedded texts (C, L - 1 - n, width) after the context, as the code saw them; None where they were not saved.
+        image: weights of the image tower, by OpenAI's names; empty where they were not saved.
     """
 
     text: list[Tensor]
     visual: list[Tensor]
     suffix: Tensor | None
+    image: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def read_learner(content: Any, form: str, source: str) -> Learned:
@@ -58,7 +66,9 @@ def read_learner(content: Any, form: str, source: str) -> Learned:
     """
     if form not in FORMS:
         raise InputError(f"No form {form!r} of checkpoints; known are {', '.join(FORMS)}.")
-    tensors = _learner(content, source)
+    tensors, others = _learner(content, source)
+    _check_known(tensors, others, source)
+    image = {name.removeprefix(_IMAGE): value for name, value in others.items() if name.startswith(_IMAGE)}
     found = _form(tensors)
     if found != form and not (form == "fap" and found == "maple" and not any(map(_is_deep, tensors))):
         raise InputError(
@@ -67,8 +77,10 @@ def read_learner(content: Any, form: str, source: str) -> Learned:
         )
     suffix = tensors.get("token_suffix")
     text = [_tensor(tensors, "ctx", source)]
+    if text[0].dim() not in (2, 3):
+        raise InputError(f"{source}: ctx has shape {tuple(text[0].shape)}, but is (n, width), or (classes, n, width).")
     if form == "coop":
-        return Learned(text, [], suffix)
+        return Learned(text, [], suffix, image)
     if text[0].dim() != 2:
         raise InputError(f"{source}: ctx has shape {tuple(text[0].shape)}; {form} has one context for all classes.")
     count = sum(name.startswith(f"{_DEEP[form]}.") for name in tensors)
@@ -78,18 +90,31 @@ def read_learner(content: Any, form: str, source: str) -> Learned:
     ]
     visual = [_linear(tensors, "proj", text[0], source)]
     text_deep, visual_deep = (deep, mapped) if form == "maple" else (mapped, deep)
-    return Learned(text + text_deep, visual + visual_deep, suffix)
+    return Learned(text + text_deep, visual + visual_deep, suffix, image)
 
 
-def _learner(content: Any, source: str) -> dict[str, Tensor]:
-    """The tensors of the prompt learner, by their names in it."""
+def _learner(content: Any, source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of the prompt learner, by their names in it, and those of the rest of the model."""
     entry = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(entry, Mapping):
         raise InputError(f"{source} holds no state_dict; give a checkpoint of a prompt learner (model.pth.tar-N).")
     tensors = {str(name).removeprefix("module."): value for name, value in entry.items() if isinstance(value, Tensor)}
-    if any(name.startswith(_LEARNER) for name in tensors):
-        tensors = {name.removeprefix(_LEARNER): value for name, value in tensors.items() if name.startswith(_LEARNER)}
-    return {name: value.float() for name, value in tensors.items()}
+    tensors = {name: value.float() for name, value in tensors.items()}
+    if not any(name.startswith(_LEARNER) for name in tensors):
+        return tensors, {}
+    own = {name.removeprefix(_LEARNER): value for name, value in tensors.items() if name.startswith(_LEARNER)}
+    return own, {name: value for name, value in tensors.items() if not name.startswith(_LEARNER)}
+
+
+def _check_known(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor], source: str) -> None:
+    """Refuse what would be lost: learned tensors that none of the three has, as of CoCoOp (``meta_net``) or IVLP (``VPT``)."""
+    odd = [name for name in tensors if not _KNOWN.fullmatch(name)] if "ctx" in tensors else []
+    odd += [name for name in others if "VPT" in name]
+    if odd:
+        raise InputError(
+            f"{source} has learned tensors that the code of {', '.join(FORMS)} does not know, such as {printable(odd[0])}: it is of "
+            "another method, whose prompts are more than these."
+        )
 
 
 def _form(tensors: Mapping[str, Tensor]) -> str:

@@ -58,7 +58,7 @@ class TimmEncoder(HuggingFaceEncoder):
         self.check_pixels(x)
         if len(tokens):
             raise InputError(f"{self.info.source} takes no visual tokens: its image tower is timm's.")
-        features: Tensor = self.tower((x - self.mean) / self.std)
+        features: Tensor = self.tower(((x - self.mean) / self.std).to(next(self.tower.parameters()).dtype))
         return features
 
 

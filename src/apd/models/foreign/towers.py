@@ -17,7 +17,7 @@ from apd.util.tensors import sha256_of_weights
 from apd.util.text import printable
 from apd.util.torch_files import read_torch_file
 
-_IMAGE = ("vision_model.", "visual_projection.")
+_TOWERS = {"image": ("vision_model.", "visual_projection."), "text": ("text_model.", "text_projection.")}
 
 
 def with_tower(base: HuggingFaceEncoder, file: Path, source: str) -> HuggingFaceEncoder:
@@ -34,9 +34,10 @@ def with_tower(base: HuggingFaceEncoder, file: Path, source: str) -> HuggingFace
     own = {name: tuple(value.shape) for name, value in base.model.state_dict().items()}
     given = _renamed(state_dict(read_torch_file(file, source), source), base, file)
     _check_shapes(given, own, file, base.info.source)
-    missing = [name for name in own if name.startswith(_IMAGE) and name not in given]
-    if missing:
-        raise InputError(f"{file} holds no whole image tower for {base.info.source}: {missing[0]} is missing.")
+    for tower, parts in _TOWERS.items():
+        missing = [name for name in own if name.startswith(parts) and name not in given]
+        if missing and (tower == "image" or any(name.startswith(parts) for name in given)):
+            raise InputError(f"{file} holds no whole {tower} tower for {base.info.source}: {missing[0]} is missing.")
     model = base.model
     model.load_state_dict({name: value.to(model.logit_scale.dtype) for name, value in given.items()}, strict=False)
     check_values(model, str(file))
