@@ -50,6 +50,8 @@ def test_only_like_prompts_are_averaged(runs: list[Run], tmp_path: Path, clip: D
     empty = apd.train(clip, data, method="zero-shot", output=tmp_path / "zero", **QUICK)
     with refused(str(empty.path)):
         apd.average_runs([empty.path, empty.path], tmp_path / "mean")
+    with refused(str(one), "twice"):
+        apd.average_runs([one, one], tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,16 @@ def test_an_error_that_did_not_fall_is_told(cli: Cli, run: Path, monkeypatch: py
         assert ("--data LABELLED_IMAGES" in cli("calibrate", run).err) == told
 
 
+def test_the_same_classes_in_another_order_are_calibrated_on(run: Path, colours: Path) -> None:
+    """A folder has its classes in alphabetical order, a split file may not."""
+    data = apd.load_data(colours)
+    last = len(data.class_names) - 1
+    turned = replace(data.test, labels=last - data.test.labels)
+    other = replace(data, class_names=data.class_names[::-1], test=turned)
+    found = [apd.evaluation.calibrate_run(run, data=each, split="test", quiet=True) for each in (data, other)]
+    assert found[0].record() == pytest.approx(found[1].record())
+
+
 def test_calibrate_refuses_what_it_cannot_use(cli: Cli, run: Path, tmp_path: Path) -> None:
     check_error(cli("calibrate", run, "--split", "train"), ["train", str(run)])
     check_error(cli("calibrate", run, "--split", "tets"), ["tets", "test"])
@@ -212,4 +223,5 @@ def test_predict_abstains(cli: Cli, run: Path, colours: Path, below: float, abst
 
 
 def test_the_mean_of_runs_is_not_calibrated(run: Path, tmp_path: Path) -> None:
-    assert apd.average_runs([run, run], tmp_path / "mean").calibration is None
+    other = shutil.copytree(run, tmp_path / "other")
+    assert apd.average_runs([run, other], tmp_path / "mean").calibration is None

@@ -89,6 +89,7 @@ def test_bound_leaves_alpha_above_it(k: int, n: int) -> None:
     bound = lower_bound(k, n, 0.01)
     assert binom.sf(k - 1, n, bound) == pytest.approx(0.01)
     assert lower_bound(0, n, 0.01) == 0
+    assert lower_bound(n, n, 1e-17) == pytest.approx(1e-17 ** (1 / n))
 
 
 @pytest.mark.parametrize("p", [0.5, 0.51, 0.7, 0.95, 0.999])
@@ -173,9 +174,13 @@ def test_votes_are_kept_image_by_image_and_shared_with_zero_shot(
         reworded, apd.Dataset.from_tensors("p", ["x b", "y a"], *([pictures(24, 2, seed=3)] * 2)), **QUICK
     )
     assert swapped.curve[0].accuracy < first.curve[0].accuracy
-    file.write_text("{}\n[]\n")
-    with pytest.raises(InputError, match=str(file.name)):
-        certify(classifier, data, store=tmp_path, **QUICK)
+    whole = file.read_text().splitlines(keepends=True)
+    edits = {"first": ([], [1, 1], [17, -1]), "counts": ([], [10**6, 0], [240], [241, -1], [0, 0])}
+    damaged = [[whole[0], json.dumps({**json.loads(whole[1]), k: v}) + "\n"] for k, each in edits.items() for v in each]
+    for lines in (["{}\n", "[]\n"], ["garbage\n", *whole[1:]], ['{"about": {}}\n', *whole[1:]], *damaged):
+        file.write_text("".join(lines))
+        with pytest.raises(InputError, match=str(file.name)):
+            certify(classifier, data, store=tmp_path, **QUICK)
 
 
 def test_features_under_noise_serve_every_set_of_classes(toy: Counted, data: apd.Dataset, tmp_path: Path) -> None:
@@ -257,13 +262,18 @@ def test_a_run_trained_under_noise_says_so_and_is_certified_from_its_folder(tmp_
     assert len(list(run.results.glob("votes-*.jsonl"))) == 2  # the run's and those of zero-shot CLIP
     for n in (1000, 28, 56):
         save_certified(run, found.model_copy(update={"n": n}))
+    save_certified(run, found.model_copy(update={"n": 99, "curve": []}))
+    (empty,) = (file for file in run.results.glob("certified-*.json") if '"curve": []' in file.read_text())
+    with pytest.raises(InputError, match=empty.name):
+        load_certified(run)
+    empty.unlink()
     assert sorted(one.n for one in load_certified(run)) == [28, 56, 1000], "a quick one does not replace another"
 
 
 @pytest.mark.parametrize(
     ("wrong", "named"),
-    [({"sigma": 0}, "sigma"), ({"sigma": 25}, "sigma"), ({"alpha": 0.7}, "alpha"),
-     ({"n": 0}, "n"), ({"n": 9}, "n=10"), ({"limit": 0}, "limit"),
+    [({"sigma": 0}, "sigma"), ({"sigma": 1e-7}, "sigma"), ({"sigma": 25}, "sigma"), ({"alpha": 0.7}, "alpha"),
+     ({"n": 0}, "n"), ({"n": 9}, "n=10"), ({"alpha": 1e-17, "n": 56}, "n=57"), ({"limit": 0}, "limit"),
      ({"radii": (-1.0,)}, "radii"),
      ({"sigmaa": 1}, "sigmaa")],
 )  # fmt: skip

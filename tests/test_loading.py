@@ -40,7 +40,8 @@ def test_the_home_directory_stands_for_its_sign(finished: Run, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished.path, tmp_path / "one")
     assert apd.load_run("~/one").class_names == tuple(NAMES)
-    assert apd.average_runs(["~/one", finished.path], "~/mean").path == tmp_path / "mean"
+    shutil.copytree(finished.path, tmp_path / "other")
+    assert apd.average_runs(["~/one", "~/other"], "~/mean").path == tmp_path / "mean"
     assert not (tmp_path / "~").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import math
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,8 @@ def test_the_gate_is_learned_saved_loaded_and_evaluated(learned: apd.Run, colour
 
 
 def test_two_mixtures_have_a_mean(learned: apd.Run, tmp_path: Path) -> None:
-    mean = average_runs([learned.path, learned.path], tmp_path / "mean")
+    other = shutil.copytree(learned.path, tmp_path / "other")
+    mean = average_runs([learned.path, other], tmp_path / "mean")
     torch.testing.assert_close(apd.load_run(mean.path)(pixels()), apd.load_run(learned.path)(pixels()))
 
 

@@ -63,7 +63,7 @@ def test_mcnemar_counts_both_tails(k: int, m: int) -> None:
     assert mcnemar(a, b) == pytest.approx(min(1.0, 2 * tail))
 
 
-@pytest.mark.parametrize("wrong", [{"points": 0}, {"points": 5, "accuracy": 101}])
+@pytest.mark.parametrize("wrong", [{"points": 0}, {"points": 1e-5}, {"points": 5, "accuracy": 101}])
 def test_impossible_precisions_are_refused(wrong: dict[str, float]) -> None:
     with refused("precision"):
         images_for(**wrong)
@@ -102,7 +102,9 @@ def test_runs_are_read_as_trainings(run: Path, tmp_path: Path, cli: Cli) -> None
     rename(other, "0")
     (both, _) = precision([run, other], points=[4])
     assert both.accuracy == pytest.approx(result.clean / 2, abs=0.01)
-    assert both.trainings is not None and both.trainings.n == 2 and both.trainings.low < both.images[0]
+    assert both.trainings is not None and both.trainings.n == 2
+    assert (both.trainings.low, both.trainings.high) == (0, 100), "of two trainings, and an accuracy"
+    assert 0 <= both.images[0] < both.images[1] <= 100
     assert both.needed == {4: images_for(4, both.accuracy)}
     answer = cli("precision", run, other, "--json")
     assert answer.code == 0 and len(json.loads(answer.out)["accuracies"]) == 2

@@ -180,6 +180,8 @@ def _without_images(run: Path) -> None:
         (_without_images, "results", "no image"),
         (lambda run: rename_attack(run, "pgd-1000000000"), "again", "more steps"),
         (lambda run: rename_attack(run, "foolbox:LinfPGD(steps= 1_000_000)"), "again", "more steps"),
+        (lambda run: rename_attack(run, "foolbox:LinfPGD(steps=+99999999)"), "again", "more steps"),
+        (lambda run: rename_attack(run, "foolbox:LinfPGD(steps=0xfffffff)"), "again", "more steps"),
     ],
 )
 def test_damaged_files_are_findings_and_not_exceptions(
@@ -189,6 +191,24 @@ def test_damaged_files_are_findings_and_not_exceptions(
     found = apd.verify_run(stranger, samples=1, seed=SEED, device="cpu", quiet=True)
     told = [finding.message for finding in found.failed if finding.about == about]
     assert found.verified if about is None else any(str(says) in message for message in told), found.failed
+
+
+def test_other_data_with_its_classes_in_another_order_are_verified(
+    trained: Path, colours: Path, tmp_path: Path
+) -> None:
+    """They were evaluated as they should be, and the classifier was said to be another one."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    images = shutil.copytree(colours, tmp_path / "turned")
+    names = sorted({file.parent.name for file in images.rglob("*.png")}, reverse=True)
+    files = sorted(file.relative_to(images) for file in images.rglob("*.png"))
+    rows = [[str(file), names.index(file.parent.name), file.parent.name] for file in files]
+    split = images / "split_turned.json"
+    parts = {"train": rows[::3], "val": rows[1::3], "test": rows[2::3]}
+    split.write_text(json.dumps(parts))
+    result = apd.evaluate_run(run, data=str(split), attacks="pgd-2", limit=6, eps="1/255", device="cpu", quiet=True)
+    assert tuple(result.class_names) != apd.load_run(run).class_names
+    found = apd.verify_run(run, data=[str(split)], samples=2, seed=SEED, device="cpu", quiet=True)
+    assert found.verified, found.failed
 
 
 @pytest.fixture(scope="module")

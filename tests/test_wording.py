@@ -163,6 +163,21 @@ def test_prompts_of_single_classes_are_reworded_too() -> None:
         evaluate_wording(classifier, data, quiet=True)
 
 
+def test_words_that_yaml_takes_for_values_stay_words(tmp_path: Path) -> None:
+    """A list of names with ``yes`` and ``010`` was measured as ``True`` and ``8``."""
+    (tmp_path / "names.yaml").write_text("on: [yes, 010, 1_0, ~]\n7: [null, 2020-01-01]\n")
+    found = read_synonyms(tmp_path / "names.yaml")
+    assert found == {"on": ("yes", "010", "1_0", "~"), "7": ("null", "2020-01-01")}
+
+
+@pytest.mark.parametrize("attack", ["universal", "targeted:a", "transfer:zero-shot"])
+def test_attacks_that_need_more_than_an_image_are_refused(
+    attack: str, toy: apd.PromptedCLIP, data: apd.Dataset
+) -> None:
+    with pytest.raises(InputError, match=f"{attack} needs other images"):
+        evaluate_wording(toy, data, **{**OPTIONS, "attack": attack})
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [("[a]", "map"), ("a: b", "list"), ("d: [x]", "'d'"), ("a: [b]", "'b'"), ("a: []", "synonyms")],

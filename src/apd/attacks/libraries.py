@@ -71,8 +71,28 @@ def library_attack(name: str) -> Foreign:
     """
     library, _, call = name.partition(":")
     kind, options = _parsed(call, name)
-    make = {"foolbox": _of_foolbox, "torchattacks": _of_torchattacks}[library]
+    make = _LIBRARIES[library]
     return Foreign(name, make(name, kind, options), library)
+
+
+def largest_setting(name: str) -> float:
+    """Return the largest number among the settings in the name of a library's attack; 0 without any, or for other attacks.
+
+    >>> largest_setting("foolbox:LinfPGD(steps=+0xff)"), largest_setting("pgd-20")
+    (255, 0)
+    """
+    library, _, call = name.partition(":")
+    if library not in _LIBRARIES:
+        return 0
+    values = list(_parsed(call, name)[1].values())
+    found: list[float] = [0]
+    while values:
+        value = values.pop()
+        if isinstance(value, list | tuple | set):
+            values += value
+        elif isinstance(value, int | float):
+            found.append(value)  # as it is: it may be too large for a float
+    return max(found)
 
 
 def adapted(name: str, found: object) -> EvaluationAttack | None:
@@ -173,3 +193,6 @@ def _of_torchattacks(name: str, kind: str, options: dict[str, Any]) -> Attacker:
         return images
 
     return attack
+
+
+_LIBRARIES = {"foolbox": _of_foolbox, "torchattacks": _of_torchattacks}

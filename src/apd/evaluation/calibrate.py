@@ -62,11 +62,13 @@ def calibrate_run(
     with speaking(quiet), run.held():
         images = _images(run, data, split)
         classifier = load_run(path, device=pick_device(device), model=model)
-        if images.class_names != classifier.class_names:
+        if sorted(images.class_names) != sorted(classifier.class_names):
             raise InputError(
                 f"{images.name} has other classes than the run {path}; give images of the run's: "
                 f"{first_of(classifier.class_names, 'classes')}."
             )
+        if images.class_names != classifier.class_names:  # in another order, on which no probability depends
+            classifier = classifier.with_classes(images.class_names)
         decoded = images.split(split).decode(classifier.encoder.info.preprocessing, skip_bad=skip, progress=True)
         frozen, starts = classifier.frozen(), range(0, len(decoded), BATCH)
         with torch.no_grad():

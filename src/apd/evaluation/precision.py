@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -149,8 +149,10 @@ def _row(attack: str, about: Circumstances, found: Sequence[Outcomes], points: S
         low, high = (100 * end for end in wilson(int(right[0].sum()), n))
     else:
         over_images = paired_bootstrap(right, np.zeros_like(right))
-        low, high = over_images.low, over_images.high
+        low, high = max(0.0, over_images.low), min(100.0, over_images.high)
     spread = None if runs == 1 else over_trainings((100 * right.mean(axis=1)).tolist())
+    if spread is not None:
+        spread = replace(spread, low=max(0.0, spread.low), high=min(100.0, spread.high))
     needed = {each: images_for(each, min(100.0, max(0.0, accuracy))) for each in points}
     return Known(attack, about, n, round(accuracy, 2), (round(low, 2), round(high, 2)), spread, needed)
 

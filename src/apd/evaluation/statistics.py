@@ -200,16 +200,16 @@ def images_for(points: float, accuracy: float = 50.0, confidence: float = 0.95) 
         confidence: the interval's level.
 
     Raises:
-        InputError: points that are not above 0, or an accuracy outside of 0 to 100.
+        InputError: points below 0.001, or an accuracy outside of 0 to 100.
 
     >>> images_for(5), images_for(2), images_for(2, accuracy=95)
     (381, 2398, 626)
     """
     from scipy.optimize import bisect
 
-    if not 0 < points < 100 or not 0 <= accuracy <= 100:
+    if not 0.001 <= points < 100 or not 0 <= accuracy <= 100:
         raise InputError(
-            f"A precision is above 0 points and an accuracy from 0 to 100 %, got {points:g} and {accuracy:g}."
+            f"A precision is 0.001 points or more and an accuracy from 0 to 100 %, got {points:g} and {accuracy:g}."
         )
     p = accuracy / 100
 

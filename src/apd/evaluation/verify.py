@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from apd.attacks.libraries import largest_setting
 from apd.data import Dataset, load_data
 from apd.data.dataset import Decoded, ImageSet, Split
 from apd.errors import ApdError, InputError
@@ -44,8 +45,9 @@ _UNLIKELY = 0.01
 """p-value of McNemar's test below which outcomes are called better than those of the attack that was repeated."""
 
 
-_ENDLESS = re.compile(r"(?:^(?:pgd|eot)-|=\s*)\d(?:_?\d){5,}")
-"""Attacks that are not repeated: they would take days on a single image."""
+_ENDLESS = 100_000
+"""Attacks of so many steps are not repeated: they would take days on a single image."""
+_STEPS = re.compile(r"(?:^(?:pgd|eot)-|=\s*)(\d[\d_]*)")
 
 
 def verify_run(
@@ -146,8 +148,8 @@ def _judge(claim: Claim, run: Run, classifier: PromptedCLIP, data: list[str], ag
     if serving.class_names != images.class_names:
         serving = classifier.with_classes(images.class_names, images.templates)
     own = claim.result.data == run.manifest["data"]["name"] and claim.result.classes == run.config.data.classes
-    # Other classes are served by the same prompts; those of the run's own data, in another order, are not other classes.
-    permuted = serving is not classifier and (own or sorted(classifier.class_names) == sorted(images.class_names))
+    # Other classes, or these in another order, are served by the same prompts; the run's own data have its own.
+    permuted = serving is not classifier and own
     known = Subject.of(serving).fingerprint == claim.result.classifier
     same = known and not permuted and images.class_names == claim.outcomes.class_names
     yield Finding(
@@ -224,7 +226,7 @@ def _readable(claim: Claim, data: Dataset, classifier: PromptedCLIP) -> str | No
 def _attack_again(claim: Claim, classifier: PromptedCLIP, data: Dataset, again: _Again) -> Iterator[Finding]:
     """Draw images, and compare pixels, answers and accuracies with what was stated of them."""
     result, outcomes, file = claim.result, claim.outcomes, claim.file.name
-    if endless := next(filter(_ENDLESS.search, result.attacks), None):
+    if endless := next(filter(_is_endless, result.attacks), None):
         raise InputError(f"{endless} has more steps than can be repeated")
     split: Split = result.split  # type: ignore[assignment]
     of = dict(zip(outcomes.ids, range(len(outcomes)), strict=True))
@@ -263,6 +265,12 @@ def _attack_again(claim: Claim, classifier: PromptedCLIP, data: Dataset, again: 
     worse = found.reliable is False and result.reliable is not False
     message = f"reliable: {found.reliability.describe()}" if worse else "the health checks pass or fail as was stated"
     yield Finding("checks again", not worse, message, file)
+
+
+def _is_endless(attack: str) -> bool:
+    """Whether an attack's name asks for more steps than are repeated."""
+    stated = [number.replace("_", "").lstrip("0") for number in _STEPS.findall(attack)]
+    return largest_setting(attack) >= _ENDLESS or any(len(number) >= len(str(_ENDLESS)) for number in stated)
 
 
 _CIRCUMSTANCES = ("image_size", "n_classes", "precision")

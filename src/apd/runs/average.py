@@ -12,7 +12,7 @@ from apd.errors import InputError
 from apd.runs.draw import draws_of
 from apd.runs.folder import Run
 from apd.runs.load import SAME_MODEL
-from apd.util.files import AnyPath
+from apd.util.files import AnyPath, user_path
 from apd.util.messages import get_logger, speaking
 
 log = get_logger("apd.runs")
@@ -45,6 +45,10 @@ def average_runs(paths: Sequence[AnyPath], output: str | Path, *, overwrite: boo
     """
     if len(paths) < 2:
         raise InputError(f"An average needs two runs or more, got {len(paths)}.")
+    places = [user_path(path).resolve() for path in paths]
+    for place, path in zip(places, paths, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"{path} is given twice; give each run once.")
     runs = [Run.open(path) for path in paths]
     first, tensors = runs[0], [run.load_prompts() for run in runs]
     if not tensors[0]:

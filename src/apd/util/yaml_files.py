@@ -19,8 +19,12 @@ MOST_VALUES = 100_000
 """Values in settings, each counted as often as an alias repeats it."""
 
 
-def read_yaml(file: Path) -> Any:
+def read_yaml(file: Path, *, texts: bool = False) -> Any:
     """The content of a settings file.
+
+    Args:
+        file: where it is.
+        texts: read every value as the text that stands there: ``no`` and ``010`` are words of a list of names.
 
     Raises:
         InputError: a missing, unreadable or oversized file, one that is not YAML, or one that unfolds without end.
@@ -30,7 +34,7 @@ def read_yaml(file: Path) -> Any:
             content = stream.read(LARGEST_SETTINGS + 1)
         if len(content) > LARGEST_SETTINGS:
             raise InputError(f"{file} is larger than {LARGEST_SETTINGS // 1000} kB, too large for a settings file.")
-        found = parse_yaml(content.decode("utf-8-sig"), str(file))
+        found = parse_yaml(content.decode("utf-8-sig"), str(file), texts=texts)
     except FileNotFoundError as error:
         raise InputError(f"There is no file {str(file)!r}.") from error
     except OSError as error:
@@ -41,14 +45,14 @@ def read_yaml(file: Path) -> Any:
     return found
 
 
-def parse_yaml(text: str, place: str) -> Any:
-    """What a YAML text says; ``place`` is where it came from, for messages.
+def parse_yaml(text: str, place: str, *, texts: bool = False) -> Any:
+    """What a YAML text says; ``place`` is where it came from, for messages; ``texts`` as for `read_yaml`.
 
     Raises:
         InputError: text that is not YAML; aliases that stand for more than `MOST_VALUES` values, or for themselves.
     """
     try:
-        loader = _Loader(text)
+        loader = _TextLoader(text) if texts else _Loader(text)
         root = loader.get_single_node()
         if root is None:
             return None
@@ -77,6 +81,14 @@ class _Loader(yaml.SafeLoader):
         if self._events > 2 * MOST_VALUES:
             raise yaml.YAMLError(f"more than {MOST_VALUES} values")
         return super().get_event()  # type: ignore[no-untyped-call]
+
+
+class _TextLoader(_Loader):
+    """Makes texts, lists and mappings only."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.yaml_implicit_resolvers = {}
 
 
 class _TwiceError(yaml.MarkedYAMLError):

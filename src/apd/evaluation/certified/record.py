@@ -46,9 +46,12 @@ class VoteRecord:
             whole = [line for line in lines if line.endswith(b"\n")]
             record.begun = bool(whole)
             try:
-                for row in (parse_json(line, path, _WAY_OUT) for line in whole[1:]):
+                rows = [parse_json(line, path, _WAY_OUT) for line in whole]
+                if rows and rows[0] != {"about": dict(about)}:
+                    raise ValueError("its first line is of other circumstances")
+                for row in rows[1:]:
                     key = (str(row["id"]), str(row["pixels"]), int(row["label"]))
-                    record.known[key] = Votes(tuple(map(int, row["first"])), tuple(map(int, row["counts"])))
+                    record.known[key] = _votes(row, key[2], about)
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path} is not a record of votes ({error}); {_WAY_OUT}.") from error
         return record
@@ -62,6 +65,15 @@ class VoteRecord:
         rows.append({**dict(zip(("id", "pixels", "label"), key, strict=True)), **asdict(found)})
         append_lines(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self.begun = True
+
+
+def _votes(row: Mapping[str, Any], label: int, about: Mapping[str, str]) -> Votes:
+    """The votes of a line: one count per class, and as many in all as there were draws."""
+    found = Votes(tuple(map(int, row["first"])), tuple(map(int, row["counts"])))
+    fits = len(found.first) == len(found.counts) > label >= 0 and min(*found.first, *found.counts) >= 0
+    if not fits or (sum(found.first), sum(found.counts)) != (int(about["n0"]), int(about["n"])):
+        raise ValueError(f"the votes on {row['id']} are not {about['n0']} and {about['n']} draws over the classes")
+    return found
 
 
 _WAY_OUT = "remove it to certify again"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from apd.evaluation.certified.smoothing import Smoothing, Votes
 from apd.evaluation.result import Accuracy
@@ -48,7 +48,7 @@ class CertifiedScores(BaseModel):
     counts images that an attack fooled within their certified radius beyond chance: there must be none.
     """
 
-    curve: list[CertifiedPoint]
+    curve: list[CertifiedPoint] = Field(min_length=1)
     abstained: int
     mean_radius: float
     contradictions: int

@@ -46,8 +46,8 @@ class Smoothing:
     alpha: float = 0.001
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma < 10:
-            raise InputError(f"sigma must lie between 0 and 10, in [0,1] pixel units such as 0.25, got {self.sigma:g}.")
+        if not 0.001 <= self.sigma < 10:
+            raise InputError(f"sigma must lie between 0.001 and 10, in [0,1] pixel units such as 0.25, got {self.sigma:g}.")
         if self.n0 < 1 or self.n < 1:
             raise InputError(f"Smoothing needs n0 >= 1 and n >= 1 draws, got {self.n0} and {self.n}.")
         if not 0 < self.alpha < 0.5:
@@ -112,10 +112,9 @@ def lower_bound(k: int, n: int, alpha: float) -> float:
     >>> round(lower_bound(100, 100, 0.001), 4)
     0.9333
     """
-    from scipy.stats import binomtest
+    from scipy.stats import beta
 
-    interval = binomtest(k, n, alternative="greater").proportion_ci(confidence_level=1 - alpha, method="exact")
-    return float(interval.low)
+    return float(beta.ppf(alpha, k, n - k + 1)) if k else 0.0
 
 
 def _radius(probability: float, sigma: float) -> float:

@@ -6,6 +6,7 @@ from typing import Literal, TypedDict
 
 from pydantic import Field, field_validator, model_validator
 
+from apd import attacks
 from apd.attacks.threat import EpsText, Norm, parse_eps
 from apd.errors import nearest
 from apd.evaluation.settings import EvaluationSettings, check_norm, number_or_word
@@ -59,6 +60,11 @@ class WordingSettings(Section):
         parse_eps(self.eps, self.norm)
         if self.attack != "clean":
             check_norm(self.attack, self.norm)
+            if isinstance(attacks.find(self.attack), attacks.Targeted | attacks.Transfer | attacks.Universal):
+                raise ValueError(
+                    f"{self.attack} needs other images, classes or models than those under changed words; choose an attack on single "
+                    "images, such as pgd-10, apgd-ce or autoattack"
+                )
         return self
 
     @property

@@ -133,14 +133,14 @@ def read_synonyms(file: str | Path) -> dict[str, tuple[str, ...]]:
     Raises:
         InputError: a file of another form.
     """
-    content = read_yaml(Path(file))
+    content = read_yaml(Path(file), texts=True)
     if not isinstance(content, dict) or not content:
         raise InputError(f"{file} must map class names to lists of other names, as in 'cat: [house cat, kitty]'.")
     found = {}
     for name, others in content.items():
-        if not isinstance(others, list) or not all(isinstance(one, str | int) and str(one).strip() for one in others):
+        if not isinstance(others, list) or not all(isinstance(one, str) and one.strip() for one in others):
             raise InputError(f"{file}: the alternatives of {str(name)!r} must be a list of names, got {others!r}.")
-        found[str(name)] = tuple(str(one) for one in others)
+        found[str(name)] = tuple(others)
     return found
 
 
