@@ -85,7 +85,11 @@ def climbed(logits, labels):
 
 @pytest.mark.parametrize(
     ("old", "new", "again"),
-    [("batch.x,", "batch.x.flip(3),", "attacked"), ('"mine"', '"ours"', "trained"), ("-logits", "-2 * logits", "trained")],
+    [
+        ("batch.x,", "batch.x.flip(3),", "attacked"),
+        ('"mine"', '"ours"', "trained"),
+        ("-logits", "-2 * logits", "trained"),
+    ],
 )
 def test_changed_code_of_ones_own_is_not_taken_for_what_was_measured(
     old: str, new: str, again: str, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -142,6 +142,13 @@ def test_the_first_answers_come_before_the_last_file_is_read(
     assert [row["image"] for row in next(answers).rows] == [str(photos / "later.png")]
 
 
+def test_a_carriage_return_in_a_name_does_not_end_a_row(cli: Cli, run: Path, photos: Path) -> None:
+    shutil.copy(photos / "a.png", photos / "a\rb.png")
+    answer = cli("predict", run, photos / "a\rb.png", photos / "a.png", "--format", "csv")
+    rows = list(csv.reader(io.StringIO(answer.out, newline="")))
+    assert [row[0] for row in rows] == ["image", str(photos / "a\rb.png"), str(photos / "a.png")]
+
+
 @pytest.mark.parametrize("form", ["table", "json", "csv"])
 def test_ctrl_c_keeps_the_answers_so_far_and_says_how_to_have_the_others(
     cli: Cli, run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, form: str

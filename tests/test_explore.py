@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,6 +202,24 @@ def test_other_classes_are_refused_where_models_cannot_serve_them(explorer: Expl
         explorer.look(x, ("unknowable", "unspeakable"), eps=1, steps=1)
     with refused("'both'"):
         explorer.look(x, CLASSES, eps=1, steps=1, gradients="both")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"steps": 2.5}, "steps"),
+        ({"seed": 2**70}, "seed"),
+        ({"gradients": "x"}, "gradients"),
+        ({"x": torch.full((3, 16, 16), 255.0)}, "[0,1]"),
+    ],
+)
+def test_what_no_attack_can_do_is_refused(wrong: dict[str, Any], named: str, explorer: Explorer, x: Tensor) -> None:
+    given: dict[str, Any] = {"x": x, "class_names": CLASSES, "steps": 1, **wrong}
+    with refused(named):
+        explorer.look(**given, eps=1.0)
+    with refused(named):
+        explorer.sweep(**given)
 
 
 def test_class_features_are_kept_for_a_few_lists_of_classes(explorer: Explorer) -> None:

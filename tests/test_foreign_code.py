@@ -309,6 +309,7 @@ class Items(list[Any]):
         ([(torch.rand(4, 4), i % 2) for i in range(4)], "(4, 4)"),
         ([torch.rand(3, 4, 4)] * 4, "(4, 4)"),
         ([(torch.rand(3, 4, 4), "cat")] * 4, "cat"),
+        ([(torch.rand(3, 4, 4), 0.7)] * 4, "0.7"),
         ([(torch.zeros(3, 4, 4, dtype=torch.int64), 0)] * 4, "torch.int64"),
         ([(torch.rand(3, 4, 4), 7 * (i % 2)) for i in range(4)], "7"),
     ],
@@ -316,6 +317,22 @@ class Items(list[Any]):
 def test_torch_data_sets_of_other_items_are_refused(items: list[Any], named: str) -> None:
     with refused("it", named):
         Dataset.from_torch("it", ["a", "b"], items, items)
+
+
+def test_torch_data_sets_that_cannot_be_read_or_lack_a_split_are_refused() -> None:
+    class Broken(Items):
+        def __getitem__(self, index: int) -> Any:
+            raise OSError("broken jpg")
+
+    items = Items([(torch.rand(3, 4, 4), i % 2) for i in range(4)])
+    with refused("it train", "broken jpg"):
+        Dataset.from_torch("it", ["a", "b"], Broken([None]), items)
+    with refused("it", "test is None"):
+        Dataset.from_torch("it", ["a", "b"], items, None)
+    with refused("class_names must be a list", "'ab'"):
+        Dataset.from_torch("it", "ab", items, items)
+    with refused("templates must be a list"):
+        Dataset.from_torch("it", ["a", "b"], items, items, templates="a {}.")
 
 
 def test_labels_of_torch_data_sets_are_those_of_the_items_where_they_are_transformed() -> None:

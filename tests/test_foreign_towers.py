@@ -191,7 +191,10 @@ def test_a_tower_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         "side": (bare(random_weights(30, vision={**VISION, "image_size": 24})), ["(10, 32)", "(5, 32)"]),
         "cut": ({name: value for name, value in bare(weights).items() if name != "proj"}, ["visual_projection.weight"]),
         "odd": ({"fc.weight": torch.ones(2, 2)}, ["fc.weight"]),
-        "half": (as_transformers(weights, tmp_path) | {"text_model.final_layer_norm.bias": torch.ones(24)}, ["text tower"]),
+        "half": (
+            as_transformers(weights, tmp_path) | {"text_model.final_layer_norm.bias": torch.ones(24)},
+            ["text tower"],
+        ),
         "nan": ({name: value * torch.nan for name, value in bare(weights).items()}, ["finite"]),
     }
     for name, (content, told) in cases.items():

@@ -231,7 +231,13 @@ WRONG: dict[str, tuple[str, str, Callable[[Learner], None], list[str], list[str]
     "other classes": ("FAP", "fap", lambda _: None, ["cat", "dog", "cow"], ["cat"]),
     "no context": ("CoOp", "coop", without("ctx"), NAMES, ["ctx"]),
     "a vector for a context": ("CoOp", "coop", changed(ctx=torch.ones(NARROW)), NAMES, ["ctx", f"({NARROW},)"]),
-    "CoCoOp": ("CoOp", "coop", changed(meta_net__linear1__weight=torch.ones(4, WIDE)), NAMES, ["meta_net.linear1.weight"]),
+    "CoCoOp": (
+        "CoOp",
+        "coop",
+        changed(meta_net__linear1__weight=torch.ones(4, WIDE)),
+        NAMES,
+        ["meta_net.linear1.weight"],
+    ),
     "no map": (
         "MaPLe",
         "maple",

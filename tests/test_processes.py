@@ -46,9 +46,7 @@ def test_who_is_first(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], fi
     assert is_first_process() is first
 
 
-def test_several_processes_need_a_folder(
-    monkeypatch: pytest.MonkeyPatch, clip: DualEncoder, colours: Path
-) -> None:
+def test_several_processes_need_a_folder(monkeypatch: pytest.MonkeyPatch, clip: DualEncoder, colours: Path) -> None:
     """Each made one of its own, and all but one were empty."""
     setenv(monkeypatch, LAUNCHER)
     with refused("Several processes", "output="):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +87,10 @@ def test_images_may_be_named_by_texts(run: Path, colours: Path) -> None:
     file = next(colours.rglob("*.png"))
     (answers,) = predict_files(run, [str(file)])
     assert not answers.bad and answers == next(predict_files(run, [file]))
+    options: list[dict[str, Any]] = [{"top": 0}, {"abstain_below": 5.0}, {"abstain_below": math.nan}]
+    for named, images, more in [(str(file), str(file), {}), *((next(iter(each)), [file], each) for each in options)]:
+        with refused(named):
+            next(predict_files(run, images, **more))
 
 
 def test_a_file_of_a_run_is_told_from_its_folder(run: Path) -> None:

@@ -38,6 +38,7 @@ from .refusals import check_error, refused
 pytest.importorskip("fastapi")
 
 import uvicorn
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from apd.serve.batching import Batcher
@@ -269,6 +270,29 @@ def test_images_of_different_requests_share_batches_and_keep_their_order() -> No
     assert f"apd_batch_size_mean {12 / len(model.sizes)}" in metrics.text()
     batcher.close()
     assert not batcher.alive
+
+
+def test_behind_a_prefix_it_is_not_ready_while_it_is_busy(trained: Path) -> None:
+    app, outer = create_app(trained, replace(SETTINGS, max_requests=1)), FastAPI()
+    outer.mount("/api", app)
+    with TestClient(outer) as client:
+        assert client.get("/api/readyz").status_code == 200
+        app.state.service.active = 1
+        assert client.get("/api/readyz").status_code == 503 and client.get("/api/healthz").status_code == 200
+
+
+def test_a_batcher_whose_thread_is_gone_refuses_at_once_and_starts_again() -> None:
+    """A process that was forked has no threads of the first one, as under a server that preloads the application."""
+    model = Slow()
+    model.go.set()
+    batcher = Batcher(model, 4, 0.0, 100, Metrics())
+    batcher._queue.put(None)  # ends the thread as a fork does: nobody has closed it
+    batcher._thread.join()
+    with pytest.raises(Refused, match="restart"):
+        asyncio.run(batcher.classify([pixels(1)]))
+    batcher.open()
+    assert asyncio.run(batcher.classify([pixels(7)])) == [[7.0]]
+    batcher.close()
 
 
 def test_a_full_queue_and_a_closed_one_refuse_and_an_abandoned_request_costs_nothing() -> None:

@@ -138,6 +138,16 @@ def test_numbers_as_labels_get_words(shallow_folder: Path, photos: tuple[list[st
     assert set(model.predict(files)) <= {-1, 3, 7}
     with pytest.raises(InputError, match="-1"):
         small(str(shallow_folder), class_names={7: "red", 3: "blue"}).fit(files, numbers)
+    for named, given in (
+        ("class_names must map", {"class_names": ["red", "green", "blue"]}),
+        ("labels to words, got 1", {"class_names": {7: "red", -1: 1, 3: "blue"}}),
+        ("templates must be a list", {"class_names": words, "templates": "a photo of a {}."}),
+        ("unlabelled must be a list", {"class_names": words, "unlabelled": Image.new("RGB", (8, 8))}),
+        ("unlabelled has no images", {"class_names": words, "unlabelled": []}),
+        (r"unlabelled\[0\]", {"class_names": words, "unlabelled": [3.5]}),
+    ):
+        with pytest.raises(InputError, match=named):
+            small(str(shallow_folder), **given).fit(files, numbers)
 
 
 def test_unlabelled_images_take_part_in_the_training(

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from apd.data.decode import decode_all
 from apd.data.sources.folder import IMAGE_SUFFIXES
+from apd.errors import InputError
 from apd.models.calibration import Calibration, probabilities
 from apd.models.classifier import PromptedCLIP
 from apd.runs.folder import Run
 from apd.runs.load import load_run
-from apd.util.files import AnyPath
+from apd.util.files import AnyPath, user_path
 
 BATCH = 16
 """Images between two answers."""
@@ -126,8 +128,10 @@ def predict_files(
         The answers for the next `BATCH` files.
 
     Raises:
-        InputError: no run, or a CLIP model that is not the one it was trained on.
+        InputError: no run, a CLIP model that is not the one it was trained on, a number out of range.
     """
+    if abstain_below is not None and not 0 <= abstain_below <= 1:
+        raise InputError(f"abstain_below must be a probability from 0 to 1, got {abstain_below}.")
     classifier, calibration = load_run(run, model=model), Run.open(run).calibration
     for answers in classify_files(classifier, images, top=top, calibration=calibration):
         if abstain_below is not None:
@@ -149,8 +153,15 @@ def classify_files(
 
     Yields:
         The answers for the next `BATCH` files.
+
+    Raises:
+        InputError: a single path in place of a list, no class asked for.
     """
-    files = [Path(image) for image in images]
+    if isinstance(images, str | PathLike):
+        raise InputError(f"images must be a list of files, got a single one: write [{str(images)!r}].")
+    if top < 1:
+        raise InputError(f"top must be 1 class or more, got {top}.")
+    files = [user_path(image) for image in images]
     parts = [files[first : first + BATCH] for first in range(0, len(files), BATCH)]
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as ahead:
         following = [ahead.submit(_decode, classifier, part) for part in parts[:1]]

@@ -31,7 +31,7 @@ from apd.data.load import as_unlabelled, load_unlabelled, unvalidated
 from apd.data.settings import DataSettings
 from apd.data.sources.class_names import readable_names, warn
 from apd.data.sources.unlabelled import anonymous, without_known
-from apd.data.splits import DEFAULT_TEMPLATES, Pools, few_shot
+from apd.data.splits import DEFAULT_TEMPLATES, Pools, checked_templates, few_shot
 from apd.data.unreadable import Source
 from apd.errors import InputError, nearest
 from apd.evaluation import evaluate
@@ -159,7 +159,7 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         Args:
             X: images that were not trained on.
             y: their labels.
-            settings: what `apd.evaluate` takes, such as ``attacks="pgd-20"``; eps and norm are those of the training unless given.
+            settings: what `apd.evaluate` takes, such as ``attacks="pgd-20"``; eps and norm are the training's unless given.
 
         Raises:
             InputError: labels that were not there in training, unknown settings.
@@ -212,13 +212,20 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
     def _names(self, classes: NDArray[Any]) -> tuple[str, ...]:
         if self.class_names is None:
             return readable_names([str(label) for label in classes.tolist()])
+        if not isinstance(self.class_names, Mapping):
+            raise InputError(
+                f"class_names must map each label to its words, such as {{0: 'cat'}}, got {short(self.class_names)}."
+            )
         missing = [label for label in classes.tolist() if label not in self.class_names]
         if missing:
             raise InputError(f"class_names has no words for the label {missing[0]!r}.")
-        return tuple(self.class_names[label] for label in classes.tolist())
+        names = tuple(self.class_names[label] for label in classes.tolist())
+        if odd := [name for name in names if not isinstance(name, str)]:
+            raise InputError(f"class_names must map labels to words, got {short(odd[0])}.")
+        return names
 
     def _training_data(self, images: ImageSet, first: Sequence[int], names: tuple[str, ...], seed: int) -> Dataset:
-        source, templates = f"{IN_MEMORY}{NAME}", tuple(self.templates or DEFAULT_TEMPLATES)
+        source, templates = f"{IN_MEMORY}{NAME}", checked_templates(self.templates or DEFAULT_TEMPLATES)
         # An image that is there twice is in one split only, if others are there.
         once = images.select(sorted(set(first)))
         if int(once.labels.bincount().max()) < 2:
@@ -265,8 +272,11 @@ def _held(X: Pictures) -> Pictures:
 
 def _without_labels(X: Pictures, known: set[object]) -> ImageSet:
     """Put the images together that are not known, and warn of how many are: validation images are among those."""
+    _sources(X, "unlabelled")
+    if not len(X):
+        raise InputError("unlabelled has no images; give some, or None.")
     new = [image for image in X if _content(image) not in known]
-    if len(X) and not new:
+    if not new:
         raise InputError(f"unlabelled: all its {len(X)} images are also in X; give other images, or leave it out.")
     if left_out := len(X) - len(new):
         warn(f"Of the {len(X)} unlabelled images, {left_out} are left out, because they are also in X.")
@@ -292,24 +302,24 @@ def _content(image: Pixels) -> object:
     return pixels.shape, hashlib.sha256(pixels.tobytes()).digest(), about
 
 
-def _sources(X: Pictures) -> tuple[tuple[Source, ...], list[str]]:
-    """Where each image comes from, and what messages call it."""
+def _sources(X: Pictures, name: str = "X") -> tuple[tuple[Source, ...], list[str]]:
+    """Where each image comes from, and what messages call it; ``name`` is the parameter's."""
     if isinstance(X, str | Path | Image.Image):
-        raise InputError(f"X must be a list of images, got a single {type(X).__name__}: write [X].")
+        raise InputError(f"{name} must be a list of images, got a single {type(X).__name__}: write [{name}].")
     if hasattr(X, "columns"):  # a data frame, which iterates over the names of its columns
         raise InputError(
-            f"X must be a list of images, got a table {getattr(X, 'shape', ())}: give the column of paths alone, table[NAME]."
+            f"{name} must be a list of images, got a table {getattr(X, 'shape', ())}: give the column of paths, table[NAME]."
         )
     if not isinstance(X, Iterable):
-        raise InputError(f"X must be a list of images, got {short(X)}.")
+        raise InputError(f"{name} must be a list of images, got {short(X)}.")
     given, locks = list(enumerate(_held(X))), defaultdict[int, Lock](Lock)
-    found = tuple(_source(image, index, locks[id(image)]) for index, image in given)
-    names = [str(image) if isinstance(image, str | Path) else f"X[{index}]" for index, image in given]
+    found = tuple(_source(image, f"{name}[{index}]", locks[id(image)]) for index, image in given)
+    names = [str(image) if isinstance(image, str | Path) else f"{name}[{index}]" for index, image in given]
     return found, names
 
 
-def _source(image: object, index: int, lock: Lock) -> Source:
-    """Return how to open an image; the lock is of this very image."""
+def _source(image: object, name: str, lock: Lock) -> Source:
+    """Return how to open an image; the lock is of this very image, and ``name`` is what messages call it."""
     if isinstance(image, str | Path):
         return user_path(image)
     if isinstance(image, Image.Image):
@@ -318,5 +328,5 @@ def _source(image: object, index: int, lock: Lock) -> Source:
         return partial(Image.fromarray, image)
     about = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else short(image)
     raise InputError(
-        f"X[{index}] must be the path of an image, a PIL image or a uint8 array (height, width, 3), got {about}."
+        f"{name} must be the path of an image, a PIL image or a uint8 array (height, width, 3), got {about}."
     )

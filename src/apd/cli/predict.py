@@ -134,9 +134,11 @@ def _writer(kind: str, top: int, abstains: bool) -> Iterator[Write]:
             print("\n]" if entries else "[]")
     else:
         table = csv.writer(sys.stdout, lineterminator="\n")
+        # A carriage return in a file's name would end the row: the writer quotes only what ends its own rows.
+        quoted = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
         ranked = (f"{what}_{rank}" for rank in range(1, top + 1) for what in ("class", "probability"))
         table.writerow(["image", *ranked, *(["abstained"] if abstains else [])])
-        yield lambda row: table.writerow(_cells(row))
+        yield lambda row: (quoted if "\r" in row["image"] else table).writerow(_cells(row))
 
 
 def _print_line(row: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ from apd.data.sources.unlabelled import (
     with_validation,
     without_known,
 )
-from apd.data.splits import Pools, few_shot
+from apd.data.splits import Pools, checked_templates, few_shot
 from apd.errors import InputError, nearest
 from apd.util.files import user_path
 from apd.util.plugins import Registry, is_spec
@@ -98,7 +98,7 @@ def load_data(
         source=_as_text(source),
         shots=shots,
         seed=seed,
-        templates=None if templates is None else _checked(templates),
+        templates=None if templates is None else checked_templates(templates),
         classes=classes,
         columns=columns,
         validation=validation,
@@ -128,7 +128,7 @@ def unvalidated(**values: Any) -> DataSettings:
 def load_section(settings: DataSettings) -> Dataset:
     """Read the data set of a section whose seed is set; see `load_data`."""
     if settings.templates is not None:
-        _checked(settings.templates)
+        checked_templates(settings.templates)
     if settings.class_names is not None:
         images = load_unlabelled(settings.source, settings.columns, required=True)
         data = named_by_list(settings, short_name(settings.source), images)
@@ -389,12 +389,3 @@ def _unknown(text: str, path: Path) -> str:
         return f"there is no folder {text}.{beside} A data set of the hub is written hf:{text}."
     known = nearest(text, [*BUILT_IN, *STANDARD, *folders], listed=[*BUILT_IN, *STANDARD])
     return f"{text!r} is neither a built-in or standard data set nor a folder or file here. {known}"
-
-
-def _checked(templates: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(templates, str) or not templates:
-        raise InputError(f"templates must be a list of at least one sentence, got {templates!r}.")
-    for template in templates:
-        if template.count("{}") != 1 or any(brace in template.replace("{}", "") for brace in "{}"):
-            raise InputError(f"the template {template!r} must have {{}} once, for the class name: 'a photo of a {{}}.'")
-    return tuple(templates)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from apd.data.dataset import IN_MEMORY, Dataset, ImageSet
 from apd.data.settings import DataSettings
-from apd.data.splits import Pools, few_shot
+from apd.data.splits import Pools, checked_templates, few_shot
 from apd.errors import InputError
-from apd.util.text import one_line
+from apd.util.text import one_line, short
 
 
 def tensor_images(name: str, split: str, x: Tensor, y: Tensor) -> ImageSet:
@@ -58,7 +58,10 @@ def torch_images(name: str, split: str, part: Any) -> ImageSet:
     try:
         if len(part):
             _item(part, 0)
-        labels = [int(part[i][1]) for i in range(len(part))] if targets is None else [int(label) for label in targets]
+        given = [part[i][1] for i in range(len(part))] if targets is None else list(targets)
+        labels = [int(label) for label in given]
+        if odd := [label for label, whole in zip(given, labels, strict=True) if float(label) != whole]:
+            raise ValueError(f"a label is {short(odd[0])}, which is not a whole number")
     except (TypeError, ValueError, IndexError, KeyError, OSError, RuntimeError) as error:
         raise InputError(
             f"{name} {split}: items must be pairs of an image (PIL, or a tensor (3,H,W), uint8 or in [0,1]) and a label, but "
@@ -76,8 +79,12 @@ def of_splits(
     Raises:
         InputError: a label without a name, or splits that lack images.
     """
+    if isinstance(class_names, str):
+        raise InputError(f"{name}: class_names must be a list of names, got {class_names!r}.")
     train, val, test = (splits[key] for key in ("train", "val", "test"))
-    assert train is not None and test is not None
+    if train is None or test is None:
+        lacking = "train" if train is None else "test"
+        raise InputError(f"{name}: images for train and for test are needed, and {lacking} is None.")
     for images in (train, val, test):
         if (
             images is not None
@@ -89,7 +96,7 @@ def of_splits(
                 f"{len(class_names)} class names; labels count from 0."
             )
     source = f"{IN_MEMORY}{name}"
-    pools = Pools(name, source, tuple(class_names), train, val, test, tuple(templates))
+    pools = Pools(name, source, tuple(class_names), train, val, test, checked_templates(templates))
     return few_shot(pools, DataSettings(source=source, shots="all", seed=0))
 
 

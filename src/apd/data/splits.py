@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from apd.data.dataset import Dataset, ImageSet, Shots, fewer_than
@@ -108,6 +109,16 @@ def split_pool(images: ImageSet, class_names: tuple[str, ...], source: str) -> t
         val += order[fifth : fifth + kept]
         train += order[fifth + kept :]
     return images.select(sorted(train)), images.select(sorted(val)), images.select(sorted(test))
+
+
+def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    """Return templates as they are, or refuse what are none."""
+    if isinstance(templates, str) or not templates:
+        raise InputError(f"templates must be a list of at least one sentence, got {templates!r}.")
+    for template in templates:
+        if template.count("{}") != 1 or any(brace in template.replace("{}", "") for brace in "{}"):
+            raise InputError(f"the template {template!r} must have {{}} once, for the class name: 'a photo of a {{}}.'")
+    return tuple(templates)
 
 
 def few_shot(pools: Pools, settings: DataSettings) -> Dataset:

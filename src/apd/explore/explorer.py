@@ -195,8 +195,7 @@ class Explorer:
         Raises:
             InputError: class names that the models cannot tell apart or were not made for, numbers out of range.
         """
-        if gradients not in get_args(Gradients):
-            raise InputError(f"unknown gradients {gradients!r}. {nearest(str(gradients), get_args(Gradients))}")
+        _check(x, steps, gradients, seed)
         models = self._bound(tuple(class_names))
         x = x[None].to(self.robust.encoder.device)
         with torch.no_grad():
@@ -227,7 +226,11 @@ class Explorer:
 
         Returns:
             ``{"zero-shot": Curve, "robust": Curve}``.
+
+        Raises:
+            InputError: see `look`.
         """
+        _check(x, steps, gradients, seed)
         points = _POINTS if x.shape[-1] < _LARGE else _FEW_POINTS
         shares = torch.linspace(0, 1, points)
         budgets = tuple(round(float(share) * self.budgets.most, 6) for share in shares)
@@ -266,6 +269,22 @@ class Explorer:
             while len(self._models) > _KEPT:
                 self._models.popitem(last=False)
             return self._models[class_names]
+
+
+def _check(x: Tensor, steps: int, gradients: str, seed: int) -> None:
+    """Refuse what no attack of the explorer can do.
+
+    Raises:
+        InputError: unknown gradients, no step, a seed that torch does not take, pixels outside of [0,1].
+    """
+    if gradients not in get_args(Gradients):
+        raise InputError(f"unknown gradients {gradients!r}. {nearest(str(gradients), get_args(Gradients))}")
+    if not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps must be a whole number from 1, got {steps!r}.")
+    if not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"seed must be a whole number from 0 to {LARGEST_SEED}, got {seed!r}.")
+    if not 0 <= float(x.min()) <= float(x.max()) <= 1:
+        raise InputError(f"the image must be in [0,1], got {float(x.min()):.3g} to {float(x.max()):.3g}.")
 
 
 def _pgd(model: FrozenClassifier, x: Tensor, threat: ThreatModel, steps: int, seed: int) -> Tensor:

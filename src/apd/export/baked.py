@@ -59,8 +59,8 @@ def check_first_norm(encoder: HuggingFaceEncoder, form: str) -> None:
     """
     if isinstance(getattr(encoder.model.vision_model, "pre_layrnorm", None), nn.Identity):
         raise InputError(
-            f"{encoder.info.source} has no layer norm before the first block of its image tower (no_ln_pre), which the form {form} "
-            "cannot say; use --to onnx or torch."
+            f"{encoder.info.source} has no layer norm before the first block of its image tower (no_ln_pre), which the form "
+            f"{form} cannot say; use --to onnx or torch."
         )
 
 

@@ -56,8 +56,8 @@ class OpenClipForm(Form):
         check_first_norm(encoder, "open_clip")
         if (filter_ := encoder.info.preprocessing.interpolation) not in _FILTERS:
             raise InputError(
-                f"{encoder.info.source} resizes images by {filter_} interpolation, and open_clip only by {' or '.join(_FILTERS)}; use "
-                "--to onnx, torch or huggingface."
+                f"{encoder.info.source} resizes images by {filter_} interpolation, open_clip only by {' or '.join(_FILTERS)}; "
+                "use --to onnx, torch or huggingface."
             )
         config = encoder.model.config
         for tower in (config.text_config, config.vision_config):

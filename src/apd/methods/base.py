@@ -249,8 +249,8 @@ def prepare(method: Method, before: Preparation) -> None:
         if known.get(name) != found.get(name):
             what = "changes whether it is trained" if name in known and name in found else "makes or removes it"
             raise InputError(
-                f"The tensor {name!r} of {type(method).__name__}: prepare() {what}, and a resumed run would not know; make it, and "
-                "set requires_grad, in __init__. A teacher that is tuned there must answer under torch.no_grad()."
+                f"The tensor {name!r} of {type(method).__name__}: prepare() {what}, and a resumed run would not know; make it, "
+                "and set requires_grad, in __init__. A teacher that is tuned there must answer under torch.no_grad()."
             )
 
 

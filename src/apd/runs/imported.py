@@ -217,8 +217,8 @@ def _check_image_tower(learned: Learned, encoder: DualEncoder, file: Path) -> No
         own = known.get(name)
         if own is None or own.shape != held.shape or not _alike(held.flatten(), own.detach().float().cpu().flatten()):
             raise InputError(
-                f"{file} was saved with another image tower than that of {encoder.info.source} ({printable(name)} differs); give the "
-                "model that it was learned on, MODEL+FILE if it has a tuned tower."
+                f"{file} was saved with another image tower than that of {encoder.info.source} ({printable(name)} differs); give "
+                "the model that it was learned on, MODEL+FILE if it has a tuned tower."
             )
 
 

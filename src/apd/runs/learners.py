@@ -112,8 +112,8 @@ def _check_known(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor], so
     odd += [name for name in others if "VPT" in name]
     if odd:
         raise InputError(
-            f"{source} has learned tensors that the code of {', '.join(FORMS)} does not know, such as {printable(odd[0])}: it is of "
-            "another method, whose prompts are more than these."
+            f"{source} has learned tensors that the code of {', '.join(FORMS)} does not know, such as {printable(odd[0])}: it is "
+            "of another method, whose prompts are more than these."
         )
 
 

@@ -19,7 +19,7 @@ from apd.serve.body import read_images, read_on
 from apd.serve.docs_page import HEADERS, render_docs
 from apd.serve.metrics import Metrics
 from apd.serve.model import Pixels, Served
-from apd.serve.refused import BUSY, Refused
+from apd.serve.refused import BUSY, STOPPED, Refused
 from apd.serve.schema import Answer, Description, Status, problems, request_body
 from apd.serve.settings import ServeSettings
 from apd.util.messages import get_logger
@@ -165,13 +165,16 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return service.describe()
 
     @app.get("/healthz", summary="Whether the process works", response_model=Status, responses=problems(503))
-    @app.get("/readyz", summary="Whether requests are answered", response_model=Status, responses=problems(503))
-    async def health(request: Request) -> dict[str, str]:
+    async def health() -> dict[str, str]:
         if not service.batcher.alive:
-            raise Refused(503, "The model's thread has stopped; restart the server.")
-        if request.url.path == "/readyz" and service.active >= service.settings.max_requests:
-            raise Refused(503, "The server is busy.")
+            raise Refused(503, STOPPED)
         return {"status": "ok"}
+
+    @app.get("/readyz", summary="Whether requests are answered", response_model=Status, responses=problems(503))
+    async def ready() -> dict[str, str]:
+        if service.active >= service.settings.max_requests:
+            raise Refused(503, "The server is busy.")
+        return await health()
 
     @app.get("/metrics", summary="Counters for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from apd.serve.metrics import Metrics
 from apd.serve.model import Pixels
-from apd.serve.refused import BUSY, Refused
+from apd.serve.refused import BUSY, STOPPED, Refused
 
 Model = Callable[[Sequence[Pixels]], list[list[float]]]
 
@@ -51,9 +51,9 @@ class Batcher:
         return self._thread.is_alive() and not self._closed
 
     def open(self) -> None:
-        """Start, or start again after `close`."""
-        if self._closed:
-            self._closed = False
+        """Start, or start again after `close`, and in a process that was forked, which has no threads of the first one."""
+        if not self.alive:
+            self._closed, self._queue = False, queue.SimpleQueue()
             self._thread = threading.Thread(target=self._run, name="apd-model", daemon=True)
             self._thread.start()
 
@@ -65,8 +65,10 @@ class Batcher:
         """Probabilities of the images of a request, in their order.
 
         Raises:
-            Refused: too many images wait already, or the server is stopping.
+            Refused: too many images wait already, or the server is stopping or has no thread.
         """
+        if not (self.alive or self._closed):
+            raise Refused(503, STOPPED)
         if self._closed or self._queue.qsize() + len(images) > self._queued:
             raise Refused(503, BUSY)
         waiting = [_Waiting(pixels) for pixels in images]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 BUSY = "The server is busy; send the request again in a second."
+STOPPED = "The model's thread has stopped; restart the server."
 
 
 class Refused(Exception):

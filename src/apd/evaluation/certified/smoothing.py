@@ -47,7 +47,9 @@ class Smoothing:
 
     def __post_init__(self) -> None:
         if not 0.001 <= self.sigma < 10:
-            raise InputError(f"sigma must lie between 0.001 and 10, in [0,1] pixel units such as 0.25, got {self.sigma:g}.")
+            raise InputError(
+                f"sigma must lie between 0.001 and 10, in [0,1] pixel units such as 0.25, got {self.sigma:g}."
+            )
         if self.n0 < 1 or self.n < 1:
             raise InputError(f"Smoothing needs n0 >= 1 and n >= 1 draws, got {self.n0} and {self.n}.")
         if not 0 < self.alpha < 0.5:

@@ -62,8 +62,8 @@ class WordingSettings(Section):
             check_norm(self.attack, self.norm)
             if isinstance(attacks.find(self.attack), attacks.Targeted | attacks.Transfer | attacks.Universal):
                 raise ValueError(
-                    f"{self.attack} needs other images, classes or models than those under changed words; choose an attack on single "
-                    "images, such as pgd-10, apgd-ce or autoattack"
+                    f"{self.attack} needs other images, classes or models than those under changed words; choose an attack on "
+                    "single images, such as pgd-10, apgd-ce or autoattack"
                 )
         return self
 
