@@ -203,6 +203,11 @@ def test_what_the_trainings_differ_in_is_told(run: Path, tmp_path: Path, cli: Cl
         (fixed / "config.yaml").write_text(yaml.safe_dump(config))
     assert differences(tmp_path / "fixed1", tmp_path / "fixed2") == (("train.epochs", "1", "2"),)
     assert differences(run, tmp_path / "fixed2") == (), "as many steps, once by epochs"
+    python = shutil.copytree(run, tmp_path / "python")  # which records what the command line leaves open
+    config, manifest = yaml.safe_load((python / "config.yaml").read_text()), Run.open(run).manifest
+    config["data"] |= {"seed": manifest["seeds"]["shots"], "templates": manifest["templates"]}
+    (python / "config.yaml").write_text(yaml.safe_dump(config))
+    assert Run.open(run).config.data.templates is None and differences(run, python) == ()
 
 
 def test_another_method_is_told_by_its_name_alone(run: Path, tmp_path: Path) -> None:

@@ -112,7 +112,8 @@ def test_a_foreign_model_is_trained_resumed_evaluated_predicted_with_and_benched
 ) -> None:
     (here / "my_model").mkdir()  # a folder that happens to lie about is not the model
     model = ("--model", "my_model:Bytes", "--method", "advvp", "--shots", "1")
-    assert cli("train", str(colours), *model, "--epochs", "1", "--output", "runs/bytes").code == 0
+    answer = cli("train", str(colours), *model, "--epochs", "1", "--output", "runs/bytes")
+    assert answer.code == 0 and "Next: apd evaluate runs/bytes --model my_model:Bytes" in answer.err + answer.out
     assert cli("train", "--output", "runs/bytes", "--resume").code == 0
     assert "my_model:Bytes" in (here / "runs/bytes/README.md").read_text()
     assert cli("evaluate", "runs/bytes", "--attack", "pgd-2", "--limit", "6").code == 0

@@ -180,6 +180,7 @@ def _without_images(run: Path) -> None:
         (_without_images, "results", "no image"),
         (lambda run: rename_attack(run, "pgd-1000000000"), "again", "more steps"),
         (lambda run: rename_attack(run, "foolbox:LinfPGD(steps= 1_000_000)"), "again", "more steps"),
+        (lambda run: rename_attack(run, "Momentum(steps=5)"), "again", "cannot be repeated: Unknown attack"),
         (lambda run: rename_attack(run, "foolbox:LinfPGD(steps=+99999999)"), "again", "more steps"),
         (lambda run: rename_attack(run, "foolbox:LinfPGD(steps=0xfffffff)"), "again", "more steps"),
     ],

@@ -125,6 +125,7 @@ def _train(
     from apd.runs.config import load_config
     from apd.training.start import start_training
     from apd.util.processes import is_first_process
+    from apd.util.trust import is_spec
 
     if resume and file is None:
         file = _settings_of(output, flags["data.source"])
@@ -150,6 +151,9 @@ def _train(
         say(f"\nStopped. {_kept(output, config)}")
         raise
     more = f"{' --skip-bad-images' if stops else ''}{' --data LABELLED_IMAGES' if config.data.class_names else ''}"
+    # Code that only the run folder names is not run.
+    for flag, name in (("--data", config.data.source), ("--model", config.model)):
+        more += f" {flag} {quoted(name)}" if is_spec(name) else ""
     say(f"Done: {run.path}. Next: apd evaluate {quoted(run.path)}{more}")
     return run
 

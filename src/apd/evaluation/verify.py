@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apd.attacks.libraries import largest_setting
 from apd.data import Dataset, load_data
@@ -15,6 +15,7 @@ from apd.errors import ApdError, InputError
 from apd.evaluation.engine import Evaluation
 from apd.evaluation.findings import Finding, Verification
 from apd.evaluation.frozen import Subject
+from apd.evaluation.inputs import name_with_folder, read_settings
 from apd.evaluation.measure import decode_for
 from apd.evaluation.result import Result
 from apd.evaluation.samples import Samples
@@ -180,8 +181,8 @@ def _find_data(claim: Claim, run: Run, data: list[str]) -> Dataset:
     for source in data or ([own.source] if mine else []):
         moved = own.model_copy(update={"source": source})
         found = moved.load(config.train.seed) if mine else load_data(source, shots="all")
-        if found.name == name:
-            return found
+        if name in (found.name, name_with_folder(found.name, source)):
+            return replace(found, name=name)
         others.append(found.name)
     if others:
         raise InputError(
@@ -294,18 +295,19 @@ def _evaluated(classifier: PromptedCLIP, decoded: Decoded, data: Dataset, settin
 
 def _settings(claim: Claim) -> EvaluationSettings:
     result = claim.result
-    return EvaluationSettings(
-        attacks=tuple(result.attacks) or ("clean",),
-        eps=repr(result.eps),
-        norm=result.norm,
-        seed=result.seed,
-        corruption=result.corruption,
-        batch_size=32,
-        control=False,
-        checks=bool(result.checks),
-        split=result.split,
-        skip_bad_images=True,
-    )
+    stated = {
+        "attacks": tuple(result.attacks) or ("clean",),
+        "eps": repr(result.eps),
+        "norm": result.norm,
+        "seed": result.seed,
+        "corruption": result.corruption,
+        "batch_size": 32,
+        "control": False,
+        "checks": bool(result.checks),
+        "split": result.split,
+        "skip_bad_images": True,
+    }
+    return read_settings(EvaluationSettings, stated, "verify_run")
 
 
 def _compared(claim: Claim, attack: str, index: Sequence[int], found: Result, *, undefended: bool = False) -> Finding:

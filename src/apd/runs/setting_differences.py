@@ -50,8 +50,12 @@ def _known(path: Path) -> dict[str, Any] | None:
     run = Run.open(path)
     found = {"steps": run.manifest.get("summary", {}).get("steps"), **flat(run.config.model_dump(mode="json"))}
     found["train.steps"] = run.config.train.steps
-    if "prompts" in run.manifest:  # as decided, where the settings leave something open
+    # As decided, where the settings leave something open.
+    if "prompts" in run.manifest:
         found |= flat({"method": {"prompts": run.manifest["prompts"]}})
+    found["data.templates"] = run.manifest["templates"]
+    if "shots" in run.manifest["seeds"]:
+        found["data.seed"] = run.manifest["seeds"]["shots"]
     return {name: value for name, value in found.items() if name not in _HOUSEKEEPING}
 
 
