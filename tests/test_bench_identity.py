@@ -75,8 +75,15 @@ class Still(EvaluationAttack):
     def __call__(self, model, batch, threat, watch=None):
         return Found(batch.x, ["still"] * len(batch))
 
+def doubled(x):
+    return 2 * x
+
+TERMS = (("doubled", doubled), ("plain", object()))
+
 class Mine(AdvVLP):
     summary = source = "mine"
+    def facts(self):
+        return {name: 1 for name, _ in TERMS}
 
 def climbed(logits, labels):
     return -logits.gather(1, labels[:, None]).squeeze(1)
@@ -88,6 +95,7 @@ def climbed(logits, labels):
     [
         ("batch.x,", "batch.x.flip(3),", "attacked"),
         ('"mine"', '"ours"', "trained"),
+        ("return 2", "return 3", "trained"),
         ("-logits", "-2 * logits", "trained"),
     ],
 )

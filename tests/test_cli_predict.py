@@ -142,6 +142,16 @@ def test_the_first_answers_come_before_the_last_file_is_read(
     assert [row["image"] for row in next(answers).rows] == [str(photos / "later.png")]
 
 
+def test_a_file_whose_name_begins_with_a_tilde_is_read(
+    cli: Cli, run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    monkeypatch.delenv("HOME", raising=False)
+    shutil.copy(photos / "a.png", photos / "~a.png")
+    answer = cli("predict", run, "~a.png")
+    assert answer.code == 0 and "~a.png" in answer.out
+
+
 def test_a_carriage_return_in_a_name_does_not_end_a_row(cli: Cli, run: Path, photos: Path) -> None:
     shutil.copy(photos / "a.png", photos / "a\rb.png")
     answer = cli("predict", run, photos / "a\rb.png", photos / "a.png", "--format", "csv")

@@ -85,6 +85,15 @@ def test_load_run_refuses_the_same_weights_computed_in_another_way(
     assert apd.load_run(finished.path, model=str(moved)).class_names == tuple(NAMES)
 
 
+def test_a_siglip_without_a_head_is_refused_before_the_first_image(siglip_folder: Path, tmp_path: Path) -> None:
+    headless = shutil.copytree(siglip_folder, tmp_path / "headless")
+    config = json.loads((headless / "config.json").read_text())
+    config["vision_config"]["vision_use_head"] = False
+    (headless / "config.json").write_text(json.dumps(config))
+    with refused("vision_use_head", str(headless)):
+        apd.load_clip(headless)
+
+
 def test_a_teacher_is_loaded_on_its_own_model_if_the_student_computes_in_another_way(
     finished: Run, clip: DualEncoder
 ) -> None:

@@ -207,6 +207,14 @@ def test_what_a_method_s_other_parts_return_is_checked(clip: DualEncoder, tmp_pa
         def prepare(self, before: Preparation) -> None:
             self.register_buffer("target", torch.zeros(2))
 
+    class Resized(Wrong):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.register_buffer("target", torch.zeros(0))
+
+        def prepare(self, before: Preparation) -> None:
+            self.target = torch.zeros(2)
+
     class LateParameter(Wrong):
         def prepare(self, before: Preparation) -> None:
             self.scale = torch.nn.Parameter(torch.ones(()))
@@ -221,8 +229,9 @@ def test_what_a_method_s_other_parts_return_is_checked(clip: DualEncoder, tmp_pa
         (WrongFacts, "facts() of WrongFacts"),
         (NoNumber, "facts() of NoNumber"),
         (LateBuffer, "'target' of LateBuffer: prepare() makes"),
+        (Resized, "'target' of Resized: prepare() changes its form"),
         (LateParameter, "'scale' of LateParameter: prepare() makes"),
-        (LateFreeze, "of LateFreeze: prepare() changes whether it is trained"),
+        (LateFreeze, "of LateFreeze: prepare() changes its form, or whether it is trained"),
     ):
         with refused(named, by=apd.errors.ApdError):
             apd.train(clip, data, method=method, epochs=5, output=tmp_path / "run", quiet=True)

@@ -370,24 +370,6 @@ def test_the_headline_is_the_run_s_own_data_on_most_images(evaluated: Path, tmp_
     assert choose_headline(folder, load_stored(folder)).summary["attacks"].keys() == {"pgd-1", "pgd-2"}
 
 
-def test_other_data_in_a_folder_of_the_same_name_are_told_apart(
-    evaluated: Path, colours: Path, tmp_path: Path, cli: Cli
-) -> None:
-    """They were the headline, as more images than the run's own, and verified as them."""
-    run = shutil.copytree(evaluated, tmp_path / "run")
-    other = shutil.copytree(colours, tmp_path / "elsewhere" / colours.name)
-    for file in sorted(other.rglob("*.png")):
-        shutil.copy(file, file.with_stem(f"more-{file.stem}"))
-    result = apd.evaluate_run(run, data=str(other), attacks="pgd-1", limit="all", checks=False, quiet=True)
-    assert result.data == f"{colours.name} (elsewhere)"
-    again = apd.evaluate_run(run, data=apd.load_data(other), attacks="pgd-1", limit=3, checks=False, quiet=True)
-    assert again.data == result.data
-    folder = Run.open(run)
-    assert choose_headline(folder, load_stored(folder)).summary["data"] == colours.name
-    found = apd.verify_run(run, data=[str(colours), str(other)], samples=1, seed=0, device="cpu", quiet=True)
-    assert not [one for one in found.failed if one.about in ("images", "again", "classifier")], found.failed
-
-
 @pytest.mark.parametrize(("eps", "norm"), [("0.5", "linf"), ("0.25", "l2"), ("2/510", "linf"), ("0.123456789", "linf")])
 def test_the_headline_is_of_the_run_s_own_eps_however_it_is_written(
     evaluated: Path, tmp_path: Path, eps: str, norm: str

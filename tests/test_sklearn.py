@@ -129,6 +129,19 @@ def test_an_image_that_is_there_twice_is_not_validated_on_and_trained_on(
     assert len(set(trained)) + len(set(held_out)) == len(set(drawn)) and len(trained) > len(set(trained))
 
 
+class Words:
+    """Looks labels up as a column of a table does, without being a mapping."""
+
+    def __init__(self, known: dict[int, str]) -> None:
+        self.known = known
+
+    def __contains__(self, label: object) -> bool:
+        return label in self.known
+
+    def __getitem__(self, label: int) -> str:
+        return self.known[label]
+
+
 def test_numbers_as_labels_get_words(shallow_folder: Path, photos: tuple[list[str], list[str]]) -> None:
     files, names = photos
     numbers = np.array([{"red": 7, "green": -1, "blue": 3}[name] for name in names])
@@ -136,6 +149,9 @@ def test_numbers_as_labels_get_words(shallow_folder: Path, photos: tuple[list[st
     model = small(str(shallow_folder), class_names=words, epochs=1).fit(files, numbers)
     assert model.classes_.tolist() == [-1, 3, 7] and model.classifier_.class_names == ("green", "blue", "red")
     assert set(model.predict(files)) <= {-1, 3, 7}
+    templates = (f"a {kind} of a {{}}." for kind in ("photo", "picture"))
+    table = small(str(shallow_folder), class_names=Words(words), templates=templates, epochs=1).fit(files, numbers)
+    assert table.classifier_.class_names == model.classifier_.class_names and len(table.classifier_.templates) == 2
     with pytest.raises(InputError, match="-1"):
         small(str(shallow_folder), class_names={7: "red", 3: "blue"}).fit(files, numbers)
     for named, given in (

@@ -161,7 +161,8 @@ def classify_files(
         raise InputError(f"images must be a list of files, got a single one: write [{str(images)!r}].")
     if top < 1:
         raise InputError(f"top must be 1 class or more, got {top}.")
-    files = [user_path(image) for image in images]
+    # A file whose name begins with ~ is not in somebody's home.
+    files = [Path(image) if os.path.lexists(image) else user_path(image) for image in images]
     parts = [files[first : first + BATCH] for first in range(0, len(files), BATCH)]
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as ahead:
         following = [ahead.submit(_decode, classifier, part) for part in parts[:1]]

@@ -212,7 +212,7 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
     def _names(self, classes: NDArray[Any]) -> tuple[str, ...]:
         if self.class_names is None:
             return readable_names([str(label) for label in classes.tolist()])
-        if not isinstance(self.class_names, Mapping):
+        if isinstance(self.class_names, Sequence | np.ndarray):
             raise InputError(
                 f"class_names must map each label to its words, such as {{0: 'cat'}}, got {short(self.class_names)}."
             )

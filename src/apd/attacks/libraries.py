@@ -75,23 +75,23 @@ def library_attack(name: str) -> Foreign:
     return Foreign(name, make(name, kind, options), library)
 
 
-def largest_setting(name: str) -> float:
-    """Return the largest number among the settings in the name of a library's attack; 0 without any, or for other attacks.
+def largest_setting(name: str) -> int:
+    """Return the largest whole number among the settings in the name of a library's attack; 0 without any, or for others.
 
-    >>> largest_setting("foolbox:LinfPGD(steps=+0xff)"), largest_setting("pgd-20")
+    >>> largest_setting("foolbox:LinfPGD(steps=+0xff, abs_stepsize=1e6)"), largest_setting("pgd-20")
     (255, 0)
     """
     library, _, call = name.partition(":")
     if library not in _LIBRARIES:
         return 0
     values = list(_parsed(call, name)[1].values())
-    found: list[float] = [0]
+    found = [0]
     while values:
         value = values.pop()
         if isinstance(value, list | tuple | set):
             values += value
-        elif isinstance(value, int | float):
-            found.append(value)  # as it is: it may be too large for a float
+        elif isinstance(value, int):
+            found.append(value)
     return max(found)
 
 

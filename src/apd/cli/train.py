@@ -153,7 +153,7 @@ def _train(
     more = f"{' --skip-bad-images' if stops else ''}{' --data LABELLED_IMAGES' if config.data.class_names else ''}"
     # Code that only the run folder names is not run.
     for flag, name in (("--data", config.data.source), ("--model", config.model)):
-        more += f" {flag} {quoted(name)}" if is_spec(name) else ""
+        more += f" {flag} {quoted(name)}" if is_spec(name) and f" {flag} " not in more else ""
     say(f"Done: {run.path}. Next: apd evaluate {quoted(run.path)}{more}")
     return run
 

@@ -115,10 +115,11 @@ def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """Return templates as they are, or refuse what are none."""
     if isinstance(templates, str) or not templates:
         raise InputError(f"templates must be a list of at least one sentence, got {templates!r}.")
+    templates = tuple(templates)
     for template in templates:
         if template.count("{}") != 1 or any(brace in template.replace("{}", "") for brace in "{}"):
             raise InputError(f"the template {template!r} must have {{}} once, for the class name: 'a photo of a {{}}.'")
-    return tuple(templates)
+    return templates
 
 
 def few_shot(pools: Pools, settings: DataSettings) -> Dataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -111,8 +111,7 @@ def images_for(run: Run, data: str | Dataset | None, split: Split = "test") -> t
         )
     if isinstance(data, Dataset):
         warn_of_learned(run, data, split)
-        which: Which = "all" if other or data.settings.classes != "all" else config.data.classes
-        return _told_apart(run, data) if other else data, which
+        return data, "all" if other or data.settings.classes != "all" else config.data.classes
     if source is not None and other:
         images = load_other(run, source)
         warn_of_learned(run, images, split)
@@ -128,19 +127,7 @@ def load_other(run: Run, source: str) -> Dataset:
     """Load data that a run was not trained on; of a table with the run's columns, these are read."""
     columns = run.config.data.columns
     known = columns is not None and has_columns(source, columns)
-    return _told_apart(run, load_data(source, shots="all", columns=columns if known else None))
-
-
-def _told_apart(run: Run, other: Dataset) -> Dataset:
-    """Put the folder into the name of other data that are called as the run's own, unless these have moved there."""
-    alike = other.name == run.manifest["data"]["name"] and user_path(run.config.data.source).exists()
-    return replace(other, name=name_with_folder(other.name, other.source)) if alike else other
-
-
-def name_with_folder(name: str, source: str) -> str:
-    """Return the name of a data set on disk with the folder that it lies in."""
-    place = user_path(source)
-    return f"{name} ({place.resolve().parent.name})" if place.exists() else name
+    return load_data(source, shots="all", columns=columns if known else None)
 
 
 def own_data(run: Run, split: Split = "test") -> Dataset:

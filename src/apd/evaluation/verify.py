@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from apd.attacks.libraries import largest_setting
 from apd.data import Dataset, load_data
@@ -15,7 +15,7 @@ from apd.errors import ApdError, InputError
 from apd.evaluation.engine import Evaluation
 from apd.evaluation.findings import Finding, Verification
 from apd.evaluation.frozen import Subject
-from apd.evaluation.inputs import name_with_folder, read_settings
+from apd.evaluation.inputs import read_settings
 from apd.evaluation.measure import decode_for
 from apd.evaluation.result import Result
 from apd.evaluation.samples import Samples
@@ -181,8 +181,8 @@ def _find_data(claim: Claim, run: Run, data: list[str]) -> Dataset:
     for source in data or ([own.source] if mine else []):
         moved = own.model_copy(update={"source": source})
         found = moved.load(config.train.seed) if mine else load_data(source, shots="all")
-        if name in (found.name, name_with_folder(found.name, source)):
-            return replace(found, name=name)
+        if found.name == name:
+            return found
         others.append(found.name)
     if others:
         raise InputError(

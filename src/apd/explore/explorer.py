@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -279,9 +280,9 @@ def _check(x: Tensor, steps: int, gradients: str, seed: int) -> None:
     """
     if gradients not in get_args(Gradients):
         raise InputError(f"unknown gradients {gradients!r}. {nearest(str(gradients), get_args(Gradients))}")
-    if not isinstance(steps, int) or steps < 1:
+    if not isinstance(steps, Integral) or steps < 1:
         raise InputError(f"steps must be a whole number from 1, got {steps!r}.")
-    if not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
+    if not isinstance(seed, Integral) or not 0 <= seed <= LARGEST_SEED:
         raise InputError(f"seed must be a whole number from 0 to {LARGEST_SEED}, got {seed!r}.")
     if not 0 <= float(x.min()) <= float(x.max()) <= 1:
         raise InputError(f"the image must be in [0,1], got {float(x.min()):.3g} to {float(x.max()):.3g}.")

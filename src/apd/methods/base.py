@@ -240,24 +240,28 @@ def prepare(method: Method, before: Preparation) -> None:
     """Prepare a method, whose tensors stay those it was made with: a resumed run makes it anew and does not prepare it.
 
     Raises:
-        InputError: ``prepare`` made another tensor, or changed which ones are trained.
+        InputError: ``prepare`` made another tensor, or changed the form of one, or which ones are trained.
     """
     known = _kinds(method)
     method.prepare(before)
     found = _kinds(method)
     for name in dict.fromkeys([*known, *found]):
         if known.get(name) != found.get(name):
-            what = "changes whether it is trained" if name in known and name in found else "makes or removes it"
+            what = (
+                "changes its form, or whether it is trained"
+                if name in known and name in found
+                else "makes or removes it"
+            )
             raise InputError(
                 f"The tensor {name!r} of {type(method).__name__}: prepare() {what}, and a resumed run would not know; make it, "
                 "and set requires_grad, in __init__. A teacher that is tuned there must answer under torch.no_grad()."
             )
 
 
-def _kinds(method: Method) -> dict[str, bool]:
-    """Return which tensors a method has, and whether each is trained."""
+def _kinds(method: Method) -> dict[str, tuple[object, ...]]:
+    """Return which tensors a method has, of what form each is, and whether it is trained."""
     trained = {name for name, parameter in method.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-    return {name: name in trained for name in method.state()}
+    return {name: (name in trained, tensor.shape, tensor.dtype) for name, tensor in method.state().items()}
 
 
 def facts_of(method: Method) -> dict[str, Any]:

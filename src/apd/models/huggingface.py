@@ -76,6 +76,10 @@ class HuggingFaceEncoder(DualEncoder):
             raise InputError(
                 f"{source}: towers disagree on the activation ({text.hidden_act}, {vision.hidden_act}); fix config.json."
             )
+        if not getattr(vision, "vision_use_head", True):
+            raise InputError(
+                f"{source}: its image tower has no head (vision_use_head), so that an image has no feature."
+            )
         self.info = EncoderInfo(
             source=source,
             revision=revision,

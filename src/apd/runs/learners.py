@@ -68,7 +68,11 @@ def read_learner(content: Any, form: str, source: str) -> Learned:
         raise InputError(f"No form {form!r} of checkpoints; known are {', '.join(FORMS)}.")
     tensors, others = _learner(content, source)
     _check_known(tensors, others, source)
-    image = {name.removeprefix(_IMAGE): value for name, value in others.items() if name.startswith(_IMAGE)}
+    image = {
+        name.removeprefix(_IMAGE).removeprefix("module."): value
+        for name, value in others.items()
+        if name.startswith(_IMAGE)
+    }
     found = _form(tensors)
     if found != form and not (form == "fap" and found == "maple" and not any(map(_is_deep, tensors))):
         raise InputError(

@@ -23,7 +23,7 @@ class Order:
     Args:
         pool: labelled images first, then unlabelled ones.
         settings: batch size, share and seed.
-        at_least: a last batch with fewer images takes some of the one before it; where that one then lacks some, it is left out.
+        at_least: a last batch with fewer images takes some of the one before it; it is left out where that one then has fewer.
     """
 
     def __init__(self, pool: Pool, settings: TrainSettings, at_least: int = 1) -> None:

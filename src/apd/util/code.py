@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from apd.util.tensors import sha256_of_tensor, sha256_of_weights
 
 _PLAIN = (bool, int, float, complex, str, bytes, tuple, type(None), Tensor, np.ndarray, nn.Module)
 _INSTALLED = {"site-packages", "dist-packages"}
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _LIBRARY = Path(get_path("stdlib")).resolve()
 
 
@@ -73,11 +75,11 @@ def _defaults(found: type | FunctionType) -> list[tuple[str, Any]]:
 
 
 def _has_content(value: object) -> bool:
-    """Whether it is, or a list or the like of, what a ``repr`` does not tell."""
-    if isinstance(value, list | tuple | set | frozenset):
-        return any(map(_has_content, value))
+    """Whether it is, or a list or the like of, what a ``repr`` does not tell; functions and classes count in lists only."""
     if isinstance(value, dict):
-        return any(map(_has_content, value.values()))
+        value = list(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(isinstance(one, FunctionType | type) or _has_content(one) for one in value)
     return isinstance(value, Tensor | np.ndarray | nn.Module)
 
 
@@ -90,7 +92,9 @@ def _told(value: object) -> str:
         return f"{value!r} {sha256_of_weights(value)}{attributes_of(value)}"
     if isinstance(value, Tensor | np.ndarray):
         return f"{value.dtype} {tuple(value.shape)} {sha256_of_tensor(value)}"
-    return repr(value)
+    if isinstance(value, FunctionType | type):  # in a list or the like; its `repr` has an address
+        return f"{value.__module__}.{value.__qualname__} {_source(value, '') if _is_own(_module(value)) else ''}"
+    return _ADDRESS.sub("", repr(value))
 
 
 def _source(found: type | FunctionType, otherwise: str) -> str:
