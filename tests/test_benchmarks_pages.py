@@ -155,7 +155,7 @@ def test_figures_of_the_family_with_such_contexts_are_those_of_the_committed_out
     text = (ROOT / "docs" / "results" / "class-specific-family" / "table.md").read_text()
     means = {head: part for part in text.split("\n### mean over ")[1:] for head in [part.split(", 16 shots")[0]]}
     page = (ROOT / "docs" / "results.md").read_text()
-    section = page.split("### The methods of the family with such contexts")[1].split("\n## ")[0]
+    section = page.split("### The methods of the family with such contexts")[1].split("\n### ")[0]
     checked = 0
     for table in section.split("\n| method, ")[1:]:
         attacked = table.startswith("under AutoAttack")
@@ -169,10 +169,29 @@ def test_figures_of_the_family_with_such_contexts_are_those_of_the_committed_out
     assert checked == 26
 
 
+def test_what_is_said_of_the_search_for_weights_is_in_the_committed_outcomes() -> None:
+    page = " ".join(
+        (ROOT / "docs" / "results.md").read_text().split("### The weights of each method")[1].split("\n## ")[0].split()
+    )
+    text = (ROOT / "docs" / "results" / "weights" / "table.md").read_text().replace("**", "")
+    means = {part.partition(",")[0]: part for part in text.split("\n### mean over eurosat, ")[1:]}
+    lines = [line for line in means["cifar10"].splitlines() if line.startswith("| ")]
+    for label in ("pmg", "pmg, alpha 0.2", "pmg, alpha 0.2, beta 3", "pmg, kl adversarial-second"):
+        (row,) = [line for line in lines if line.startswith(f"| {label} | 1 |")]
+        assert " / ".join(cell.strip() for cell in row.split("|")[3:6]) in page, row
+    whole = "mean over eurosat, cifar10, dtd10, caltech101"
+    assert said_difference("weights", whole, "pmg, alpha 0.2", "pmg", "harmonic mean") in page
+    for data in ("eurosat", "cifar10"):
+        said = said_difference(
+            "class-specific-family", f"{data}, 16", "pmg, alpha 0.2", "apd", "harmonic mean", less=True
+        )
+        assert said.partition(" [")[0] in page and f"[{said.partition('[')[2]}" in page, said
+
+
 def said_difference(results: str, title: str, label: str, other: str, column: str, *, less: bool = False) -> str:
     """A difference of two rows of a table of committed outcomes, as prose writes it; ``less``: how much less the first is."""
     plan, outcomes = read_bench(ROOT / "docs" / "results" / results)
-    (table,) = [one for one in make_tables(plan, outcomes) if one.title.startswith(title)]
+    (table,) = [one for one in make_tables(plan, outcomes) if one.title.startswith(title) and label in one.rows]
     (metric,) = [one for one in table.metrics if one.name == column]
     found = compare.difference(table.rows[label], table.rows[other], metric)
     assert found is not None
