@@ -259,9 +259,11 @@ def prepare(method: Method, before: Preparation) -> None:
 
 
 def _kinds(method: Method) -> dict[str, tuple[object, ...]]:
-    """Return which tensors a method has, of what form each is, and whether it is trained."""
+    """Return which tensors a method has, whether each is trained, and its form, unless the method restores them on its own."""
     trained = {name for name, parameter in method.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-    return {name: (name in trained, tensor.shape, tensor.dtype) for name, tensor in method.state().items()}
+    fixed = type(method).restore is Method.restore
+    forms = {name: (tensor.shape, tensor.dtype) if fixed else () for name, tensor in method.state().items()}
+    return {name: (name in trained, *form) for name, form in forms.items()}
 
 
 def facts_of(method: Method) -> dict[str, Any]:
