@@ -136,8 +136,10 @@ def test_model_card_opens_with_the_evaluation_that_says_most(finished: Run) -> N
     finished.save_result(evaluated(n=20, n_available=20))
     for other in (
         {"data": "elsewhere"},
+        {"data": "elsewhere", "own_data": None},
+        {"own_data": False, "seed": 1},
         {"corruption": "fog:3"},
-        {"eps_text": "4/255"},
+        {"eps": 4 / 255, "eps_text": "4/255"},
         {"attacks": {}},
         {"split": "val"},
     ):

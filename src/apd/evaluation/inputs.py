@@ -130,6 +130,19 @@ def load_other(run: Run, source: str) -> Dataset:
     return load_data(source, shots="all", columns=columns if known else None)
 
 
+def is_own(run: Run, data: Dataset) -> bool:
+    """Whether a data set is the one that a run was trained on, maybe at another place, and not only one of the same name."""
+    own = run.config.data
+    if same_source(data.source, own.source) or data.name != run.manifest["data"]["name"]:
+        return same_source(data.source, own.source)
+    draw = Draw.of(run)
+    moved = draw.model_copy(update={"data": own.model_copy(update={"source": data.source})})
+    try:
+        return moved.is_that_of(moved.load())
+    except InputError:
+        return False
+
+
 def own_data(run: Run, split: Split = "test") -> Dataset:
     """Load the data that a run was trained on, its test images among them; warn if it has other images than then.
 

@@ -91,7 +91,8 @@ class ResultRecord(Scores):
 
     ``classifier`` is a hash of weights, prompts, class names and code, ``images_sha256`` one of the images, with ids and labels.
     ``n`` images of the ``n_available`` in the split, drawn at random where they are fewer: ``limit`` is what was asked for.
-    ``batch_size`` is the largest that could have been used, `AttackAccuracy.batch_sizes` are those that were.
+    ``batch_size`` is the largest that could have been used, `AttackAccuracy.batch_sizes` are those that were. ``own_data`` says
+    whether a run was judged on the data it was trained on; None for other classifiers.
     """
 
     model_config = ConfigDict(json_schema_serialization_defaults_required=True)
@@ -111,6 +112,7 @@ class ResultRecord(Scores):
     checks: list[Check]
     per_class: dict[str, ClassScores]
     data: str
+    own_data: bool | None = None
     split: str
     classes: str
     corruption: str | None = None

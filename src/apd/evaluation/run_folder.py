@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 from apd.data import Dataset
-from apd.evaluation.inputs import images_for, part_of, serving
+from apd.evaluation.inputs import images_for, is_own, part_of, serving
 from apd.evaluation.measure import evaluate, parse_settings
 from apd.evaluation.options import EvaluationOptions
 from apd.evaluation.result import Result
@@ -66,12 +66,13 @@ def evaluate_run(
         chosen = parse_settings(given, "evaluate_run", ("data", "model", "device", "save_images"))
         if TEACHER in chosen.attacks:
             given["attacks"] = [_taught_by(config) if name == TEACHER else name for name in chosen.attacks]
-        wanted = part_of(images, chosen.classes)
+        wanted, own = part_of(images, chosen.classes), is_own(run, images)
         with run.held():
             log.info(f"{wanted.summary()}; CLIP model {printable(model or config.model)}")
             classifier = serving(wanted, load_run(path, device=pick_device(device), model=model))
             kept = run.images if save_images else None
             result = evaluate(classifier, images, store=run.results, save_images=kept, **given)
+            result = result.model_copy(update={"own_data": own})
             save(run, result)
     return result
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 from apd.attacks.libraries import largest_setting
-from apd.data import Dataset, load_data
-from apd.data.dataset import Decoded, ImageSet, Split
+from apd.data import Dataset
+from apd.data.dataset import Decoded, ImageSet, Split, Which
 from apd.errors import ApdError, InputError
 from apd.evaluation.engine import Evaluation
 from apd.evaluation.findings import Finding, Verification
 from apd.evaluation.frozen import Subject
-from apd.evaluation.inputs import read_settings
+from apd.evaluation.inputs import load_other, read_settings
 from apd.evaluation.measure import decode_for
 from apd.evaluation.result import Result
 from apd.evaluation.samples import Samples
@@ -29,6 +29,7 @@ from apd.evaluation.verify_images import check_kept, check_unclaimed
 from apd.models import load_clip
 from apd.models.classifier import PromptedCLIP
 from apd.runs.folder import Run
+from apd.runs.headline import of_own_data
 from apd.runs.load import load_run
 from apd.util.device import pick_device
 from apd.util.files import AnyPath
@@ -111,10 +112,11 @@ def _findings(run: Run, data: list[str], again: _Again) -> Iterator[Finding]:
             claims.append(each)
         else:
             yield each
+    _refuse_unused(run, data, claims)
     try:
         classifier = load_run(run.path, device=pick_device(again.device), model=again.model)
     except (ApdError, KeyError, TypeError, ValueError) as error:
-        _check_options(data, again)
+        _check_options(run, data, again)
         yield Finding("encoder", False, one_line(error, 300))
         return
     yield Finding(
@@ -124,12 +126,25 @@ def _findings(run: Run, data: list[str], again: _Again) -> Iterator[Finding]:
         try:
             yield from _judge(claim, run, classifier, data, again)
         except (ApdError, KeyError, TypeError, ValueError) as error:
-            _check_options(data, again)
+            _check_options(run, data, again)
             yield Finding("again", False, f"cannot be repeated: {one_line(error, 300)}", claim.file.name)
     yield from check_unclaimed(run.images, claims)
 
 
-def _check_options(data: Sequence[str], again: _Again) -> None:
+def _refuse_unused(run: Run, data: Sequence[str], claims: Sequence[Claim]) -> None:
+    """Refuse data that no evaluation of the run is of, so that nobody believes that they were looked at.
+
+    Raises:
+        InputError: which.
+    """
+    names = {claim.result.data for claim in claims}
+    for source in data if claims else ():
+        if load_other(run, source).name not in names:
+            known = ", ".join(map(repr, sorted(names)))
+            raise InputError(f"--data {source}: no evaluation of {run.path} is of it; they are of {known}.")
+
+
+def _check_options(run: Run, data: Sequence[str], again: _Again) -> None:
     """Refuse a model or data that cannot be read, so that a typo of whoever verifies is not a finding against the run.
 
     Raises:
@@ -138,17 +153,17 @@ def _check_options(data: Sequence[str], again: _Again) -> None:
     if again.model is not None:
         load_clip(again.model)
     for source in data:
-        load_data(source, shots="all")
+        load_other(run, source)
 
 
 def _judge(claim: Claim, run: Run, classifier: PromptedCLIP, data: list[str], again: _Again) -> Iterator[Finding]:
     """Judge one evaluation with the model and the images."""
     file = claim.file.name
-    images = _find_data(claim, run, data).classes(claim.result.classes)  # type: ignore[arg-type]
+    images = _find_data(claim, run, data).classes(_which(claim))
     serving = classifier
     if serving.class_names != images.class_names:
         serving = classifier.with_classes(images.class_names, images.templates)
-    own = claim.result.data == run.manifest["data"]["name"] and claim.result.classes == run.config.data.classes
+    own = _of_own_data(claim, run) and claim.result.classes == run.config.data.classes
     # Other classes, or these in another order, are served by the same prompts; the run's own data have its own.
     permuted = serving is not classifier and own
     known = Subject.of(serving).fingerprint == claim.result.classifier
@@ -169,26 +184,41 @@ def _judge(claim: Claim, run: Run, classifier: PromptedCLIP, data: list[str], ag
         yield from _attack_again(claim, serving, images, again)
 
 
+def _of_own_data(claim: Claim, run: Run) -> bool:
+    return of_own_data(claim.result.model_dump(include={"data", "own_data"}), run.manifest)
+
+
 def _find_data(claim: Claim, run: Run, data: list[str]) -> Dataset:
-    """Load the data set that an evaluation names.
+    """Load the data set that an evaluation names; of several with that name, the one that has its images.
 
     Raises:
         InputError: it is not the run's own and was not given, or cannot be read.
     """
     name, config = claim.result.data, run.config
-    own, mine = config.data.for_evaluation(), name == run.manifest["data"]["name"]
-    others = []
-    for source in data or ([own.source] if mine else []):
-        moved = own.model_copy(update={"source": source})
-        found = moved.load(config.train.seed) if mine else load_data(source, shots="all")
-        if found.name == name:
-            return found
-        others.append(found.name)
-    if others:
-        raise InputError(
-            f"its data {name!r} is not here: --data gave {', '.join(map(repr, others))}, and names must agree"
-        )
-    raise InputError(f"its data {name!r} is not here; give it: --data DATA")
+    own, mine = config.data.for_evaluation(), _of_own_data(claim, run)
+    given = [
+        own.model_copy(update={"source": source}).load(config.train.seed) if mine else load_other(run, source)
+        for source in data
+    ]
+    if mine and all(each.source != own.source for each in given):
+        # Data that were given may be of other evaluations, and the run's own still where it says.
+        with suppress(InputError) if data else nullcontext():
+            given.append(own.load(config.train.seed))
+    found = [each for each in given if each.name == name]
+    if len(found) > 1:
+        found = [each for each in found if _images_problem(claim, each.classes(_which(claim))) is None] or found
+    if found:
+        return found[0]
+    told = (
+        f"only {', '.join(repr(each.name) for each in given)}, and names must agree"
+        if given
+        else "give it: --data DATA"
+    )
+    raise InputError(f"its data {name!r} is not here; {told}")
+
+
+def _which(claim: Claim) -> Which:
+    return claim.result.classes  # type: ignore[return-value]
 
 
 def _images_problem(claim: Claim, data: Dataset) -> str | None:

@@ -17,6 +17,7 @@ from apd.evaluation.stored import Outcomes, Stored, how_to_evaluate, is_kept, st
 from apd.models.calibration import Calibration
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
+from apd.runs.headline import of_own_data, weight
 from apd.util.files import LARGEST_JSON, AnyPath, names_of, parse_json, read_bounded, user_path
 from apd.util.shape import Each, check_shape
 
@@ -85,7 +86,7 @@ class RunFacts:
     @property
     def own_data(self) -> bool:
         """Whether the headline is about the data that the run was trained on."""
-        return self.folder is not None and bool(self.summary["data"] == self.folder.manifest["data"]["name"])
+        return self.folder is not None and of_own_data(self.summary, self.folder.manifest)
 
 
 def read_runs(paths: Sequence[AnyPath]) -> list[RunFacts]:
@@ -114,26 +115,9 @@ def read_runs(paths: Sequence[AnyPath]) -> list[RunFacts]:
 
 
 def choose_headline(run: Run | None, evaluations: Sequence[Stored]) -> Stored:
-    """Choose the evaluation that a report opens with.
-
-    Attacked before clean, the run's own data, uncorrupted test images and eps before others; of these the one on most
-    images, and of as many the lowest accuracy.
-    """
-    train = None if run is None else run.config.train
-
-    def rank(stored: Stored) -> tuple[Any, ...]:
-        about = stored.summary
-        return (
-            bool(about["attacks"]),
-            run is not None and about["data"] == run.manifest["data"]["name"],
-            about.get("corruption") is None,
-            about["split"] == "test",
-            train is not None and (about["norm"], about["eps"]) == (train.norm, train.threat.eps),
-            about["n"],
-            -about["worst"]["accuracy"],
-        )
-
-    return max(evaluations, key=rank)
+    """Choose the evaluation that a report opens with: the one that says most (`apd.runs.headline.weight`)."""
+    manifest, train = (None, None) if run is None else (run.manifest, run.config.train)
+    return max(evaluations, key=lambda stored: weight(stored.summary, manifest, train))
 
 
 def versus_zero_shot(outcomes: Outcomes | None) -> list[dict[str, Any]]:

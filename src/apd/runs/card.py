@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from apd.attacks.threat import parse_eps
 from apd.data.settings import REST
 from apd.models.calibration import Calibration
 from apd.runs.chance import chance_note
+from apd.runs.headline import weight
 from apd.runs.reliability import reliability
 from apd.util.progress import all_of
 from apd.util.text import code_block, code_span, markdown
@@ -54,7 +53,7 @@ def render_card(
             f"# {markdown(path.name)}\n",
             f"Prompts that make {code_span(model['source'])} robust to adversarial images, learned with `apd`.",
             "The CLIP itself is unchanged.\n",
-            *_headline(config, manifest["data"]["name"], results),
+            *_headline(config, manifest, results),
             f"{code_block(_usage(path), 'python')}\n",
             "## Circumstances\n",
             _circumstances(manifest, config),
@@ -66,13 +65,13 @@ def render_card(
     )
 
 
-def _headline(config: RunConfig, data: str, results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _headline(config: RunConfig, manifest: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """How robust it is beside zero-shot CLIP, and whether the health checks passed, from the evaluation that says most."""
     yield "## How robust it is\n"
     if not results:
         yield "Not evaluated yet: `apd evaluate RUN`.\n"
         return
-    found = max(results, key=lambda result: _weight(config, data, result))
+    found = max(results, key=lambda result: weight(result, manifest, config.train))
     under = f", corrupted by {found['corruption']}" if found.get("corruption") else ""
     what = markdown(f"{found['data']}{under}")
     split, norm, eps = (markdown(str(found.get(key, "test"))) for key in ("split", "norm", "eps_text"))
@@ -91,22 +90,6 @@ def _headline(config: RunConfig, data: str, results: Sequence[Mapping[str, Any]]
         yield f"**{note}**\n"
     yield f"**Reliable: {markdown(reliability(found).describe())}.**\n"
     yield f"{_health(found.get('checks', ()))}\n"
-
-
-def _weight(config: RunConfig, data: str, result: Mapping[str, Any]) -> tuple[object, ...]:
-    """How much an evaluation says of the run: on its own data and threat model, attacked, on many images."""
-    own = data == result["data"] and not result.get("corruption")
-    norm, eps = config.train.norm, parse_eps(config.train.eps, config.train.norm)
-    # Rounded, as the text is.
-    threat = result["norm"] == norm and math.isclose(parse_eps(result["eps_text"], norm), eps, rel_tol=1e-5)
-    return (
-        own,
-        result.get("split", "test") == "test",
-        threat,
-        bool(result["attacks"]),
-        result["n"],
-        len(result["attacks"]),
-    )
 
 
 def _beside(

@@ -89,6 +89,7 @@ _RESULT = {
     "n_available?": COUNT,
     "n_classes?": (COUNT, None),
     "corruption?": (TEXT, None),
+    "own_data?": (TRUTH, None),
     "image_size?": COUNT,
     "undefended?": (None, _SCORES),
     "skipped_images?": Each(TEXT),
