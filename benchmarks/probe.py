@@ -21,7 +21,7 @@ from torch import Tensor
 import apd
 from apd.data import Dataset, ImageSet
 from apd.methods import probe
-from apd.methods.teachers import choose, logits_of, mean_logits
+from apd.methods.teachers import choose, mean_logits, per_image
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
 from apd.util.files import write_atomic
@@ -90,7 +90,7 @@ def measured(clip: DualEncoder, data: Dataset, prompts: PromptedCLIP | None) -> 
     """Accuracy in percent and cross-entropy of every teacher."""
     bound = PromptedCLIP(clip, None, data.class_names, data.templates).bind_detached()
     parts = [part.decode(clip.info.preprocessing) for part in (data.train, data.val, left_over(data))]
-    train, val, rest = (logits_of(bound.features, part) for part in parts)
+    train, val, rest = (per_image(bound.features, part) for part in parts)
     labels, known = parts[2].labels, bound.logits_from_features(rest)
     found: dict[str, Any] = {"images": len(labels), "zero-shot": judged(known, labels)}
     for penalty in PENALTIES:
@@ -102,7 +102,7 @@ def measured(clip: DualEncoder, data: Dataset, prompts: PromptedCLIP | None) -> 
     found[CHOSEN] = chosen(teachers, parts[1].labels, labels)
     if prompts is not None:
         own = prompts.bind_detached().logits
-        teachers["tuned"] = logits_of(own, parts[1]), logits_of(own, parts[2])
+        teachers["tuned"] = per_image(own, parts[1]), per_image(own, parts[2])
         found[TUNED] = judged(teachers["tuned"][1], labels)
         found[BEST] = chosen(teachers, parts[1].labels, labels)
     return found

@@ -15,7 +15,7 @@ import apd
 from apd.data.dataset import Decoded
 from apd.methods import find_method
 from apd.settings.train import TrainSettings
-from apd.training.batches import Images
+from apd.training.batches import TrainingImages
 from apd.training.loop import Loop
 from benchmarks.cases import Case, Options, Results, Row
 from benchmarks.geometry import GEOMETRIES, class_names, cut_length
@@ -51,7 +51,7 @@ def epoch(options: Options, geometry: str, batch: int, classes: int, switch: str
     pixels = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(count, device=encoder.device) % classes
     photos = Decoded(pixels.to(encoder.device), labels, tuple(str(i) for i in range(count)))
-    images = Images(photos, photos, size, mirror=True)
+    images = TrainingImages(photos, photos, size, mirror=True)
     accelerator = Accelerator(cpu=options.device.type == "cpu")
 
     def run() -> None:

@@ -13,7 +13,7 @@ import apd
 from apd.data import load_data
 from apd.models import DualEncoder
 from apd.settings.train import TrainSettings
-from apd.training.batches import Batches, Images
+from apd.training.batches import Batches, TrainingImages
 from apd.training.order import Order
 from apd.training.pool import Pool
 from tests.command_line import Said
@@ -80,7 +80,7 @@ def test_a_batch_follows_from_its_number_alone() -> None:
 def test_a_share_that_is_not_reached_is_told(said: Said) -> None:
     images, more = decoded(3, 2), decoded(9, 2)
     for share in (0.25, 0.75):
-        Batches(Images(images, images, 8, False, more), TrainSettings(labelled_share=share, batch_size=8))
+        Batches(TrainingImages(images, images, 8, False, more), TrainSettings(labelled_share=share, batch_size=8))
     assert [contains(line, "0.75", "6", "3", "8") for line in said()] == [True]
 
 
@@ -109,13 +109,15 @@ def test_an_image_left_over_is_trained_on_by_many_processes_too() -> None:
 def test_a_share_without_unlabelled_images_is_refused() -> None:
     images = decoded(4, 2)
     with refused("labelled_share", "0 unlabelled"):
-        Batches(Images(images, images, 8, False), TrainSettings(labelled_share=0.5))
+        Batches(TrainingImages(images, images, 8, False), TrainSettings(labelled_share=0.5))
 
 
 def test_a_share_of_batches_of_one_is_refused() -> None:
     images = decoded(4, 2)
     with refused("labelled_share", "batch_size"):
-        Batches(Images(images, images, 8, False, decoded(3, 2)), TrainSettings(labelled_share=0.5, batch_size=1))
+        Batches(
+            TrainingImages(images, images, 8, False, decoded(3, 2)), TrainSettings(labelled_share=0.5, batch_size=1)
+        )
 
 
 @pytest.mark.usefixtures("brief_teachers")

@@ -23,11 +23,12 @@ HABITS = {
 
 @cache
 def texts() -> list[tuple[str, str]]:
-    """Every line of pages and sources, with its place."""
+    """Every line of pages and sources with its place, but for those whose words are part of a hash."""
     return [
         (f"{file.relative_to(ROOT)}:{number}", line)
         for file in [*PAGES, *SOURCES]
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if "# hashed: stays as it is" not in line
     ]
 
 

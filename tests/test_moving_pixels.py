@@ -13,7 +13,7 @@ from apd.attacks.threat import ThreatModel
 from apd.data.dataset import Decoded
 from apd.models import DualEncoder
 from apd.settings.train import AttackSettings, TrainSettings
-from apd.training.batches import Batches, Images
+from apd.training.batches import Batches, TrainingImages
 
 from .refusals import refused
 from .training import PLAIN, metrics, start
@@ -47,7 +47,7 @@ def test_clean_methods_do_not_replay(tmp_path: Path, clip: DualEncoder, colours:
 
 def carried(**settings: object) -> tuple[Carried, Batches]:
     images = Decoded((X * 255).to(torch.uint8), LABELS, tuple("abcd"))
-    batches = Batches(Images(images, images, 16, True), TrainSettings(batch_size=4, **settings))
+    batches = Batches(TrainingImages(images, images, 16, True), TrainSettings(batch_size=4, **settings))
     pixels = Carried.from_settings(AttackSettings(kind="carried"))
     batches.hand_over(pixels, ThreatModel(EPS))
     return pixels, batches

@@ -25,7 +25,7 @@ from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
 from apd.runs.config import load_config
 from apd.settings.train import ChosenTeacher, TrainSettings
-from apd.training.batches import Batches, Images
+from apd.training.batches import Batches, TrainingImages
 from apd.training.loop import Loop
 from apd.training.pseudo_labels import pseudo_labels
 from tests.refusals import refused
@@ -58,7 +58,7 @@ def test_a_cross_entropy_method_has_the_labels_that_apd_s_teacher_gives(
     known = taught.inner(step, step.student.detach()).target
     soft = (known - (1 - taught.balance) * F.one_hot(rest.labels, 3)) / taught.balance
     found, by = pseudo_labels(
-        AdvVLP(MethodSettings(), bare), before, Images(train, val, clip.info.image_size, False, rest), teacher
+        AdvVLP(MethodSettings(), bare), before, TrainingImages(train, val, clip.info.image_size, False, rest), teacher
     )
     assert torch.equal(found, soft.argmax(dim=-1)) and by == taught.facts()["teacher"]
 
@@ -90,10 +90,10 @@ def test_a_teacher_of_labels_that_nobody_needs_or_can_give_is_refused() -> None:
         load_config(flags={"data.source": "digits", "data.unlabelled": "rest"}, sets=["train.pseudo_labels=best"])
     images, settings = decoded(4, 2), TrainSettings(pseudo_labels="best")
     with refused("train.pseudo_labels=best", "4 labelled and 0 unlabelled", "remove it"):
-        Batches(Images(images, images, 8, False), settings)
+        Batches(TrainingImages(images, images, 8, False), settings)
     nothing = replace(images, images=images.images[:0], labels=images.labels[:0], ids=())
     with refused("train.pseudo_labels=best", "0 labelled and 4 unlabelled"):
-        Batches(Images(nothing, images, 8, False, images), settings)
+        Batches(TrainingImages(nothing, images, 8, False, images), settings)
 
 
 @pytest.mark.parametrize("takes_text", [True, False])

@@ -15,7 +15,7 @@ from apd.data.dataset import Decoded
 from apd.models import DualEncoder
 from apd.settings.train import TrainSettings
 from apd.training import loop
-from apd.training.batches import Images
+from apd.training.batches import TrainingImages
 from apd.util.progress import Count
 
 from .test_robust_training import LABELS, X, build
@@ -88,7 +88,7 @@ def test_passes_are_those_of_the_table(
     batch = Decoded((X * 255).to(torch.uint8), LABELS, tuple("abcd"))
     config = TrainSettings(epochs=4, batch_size=4, augment={"enabled": False}, **train)
     training = loop.Loop(
-        build(shallow, name, **options), Images(batch, batch, 16, False), config, Accelerator(cpu=True), None
+        build(shallow, name, **options), TrainingImages(batch, batch, 16, False), config, Accelerator(cpu=True), None
     )
     counter = Passes()
     with counter.of(shallow):
@@ -120,7 +120,9 @@ def test_the_time_left_of_a_teacher_counts_the_training_that_follows(
     monkeypatch.setattr(loop, "Count", counted)
     batch = Decoded((X * 255).to(torch.uint8), LABELS, tuple("abcd"))
     config = TrainSettings(epochs=4, batch_size=4, **train)
-    training = loop.Loop(build(shallow, name), Images(batch, batch, 16, False), config, Accelerator(cpu=True), None)
+    training = loop.Loop(
+        build(shallow, name), TrainingImages(batch, batch, 16, False), config, Accelerator(cpu=True), None
+    )
     training.tune(build(shallow, "vlp"))
     training.tune(build(copy.deepcopy(shallow), "vlp"))
     assert [count.then for count in counts] == [expected, None]

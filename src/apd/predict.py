@@ -35,7 +35,7 @@ class Answers:
     """What became of a few image files.
 
     Args:
-        rows: ``{"image": path, "classes": [{"class": name, "probability": p}, …]}`` a file, most probable class first;
+        rows: ``{"image": path, "classes": [{"class": name, "probability": p}, …]}`` per file, most probable class first;
             where it was asked for, ``"abstained"`` says whether that class is too improbable to be an answer.
         bad: file to a sentence on why it cannot be read.
     """

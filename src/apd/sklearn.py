@@ -31,7 +31,7 @@ from apd.data.load import as_unlabelled, load_unlabelled, unvalidated
 from apd.data.settings import DataSettings
 from apd.data.sources.class_names import readable_names, warn
 from apd.data.sources.unlabelled import anonymous, without_known
-from apd.data.splits import DEFAULT_TEMPLATES, Pools, checked_templates, few_shot
+from apd.data.splits import Pools, checked_templates, few_shot
 from apd.data.unreadable import Source
 from apd.errors import InputError, nearest
 from apd.evaluation import evaluate
@@ -40,6 +40,7 @@ from apd.evaluation.result import Result
 from apd.models import DualEncoder
 from apd.models.calibration import probabilities
 from apd.models.shared import shared_clip
+from apd.models.templates import DEFAULT_TEMPLATES
 from apd.runs.load import load_run
 from apd.settings.options import TrainOptions
 from apd.settings.train import TrainSettings

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from apd.attacks.evaluation import UNWATCHED, AttackBatch, EvaluationAttack, Found, Watch, answers
 from apd.attacks.objectives import margin
 from apd.attacks.threat import ThreatModel
+from apd.util.seeds import own_random_numbers
 
 if TYPE_CHECKING:
     from pyautoattack import AutoAttack
@@ -102,8 +103,7 @@ class LibraryAttack(EvaluationAttack):
         """Attack ``batch`` stage by stage."""
         found, by = batch.x.clone(), [""] * len(batch)
         robust = torch.arange(len(batch), device=batch.x.device)
-        devices = [batch.x.device] if batch.x.is_cuda else []
-        with torch.random.fork_rng(devices=devices), _flags() as flags, torch.no_grad():
+        with own_random_numbers(batch.x.device), _flags() as flags, torch.no_grad():
             one = model(batch.x[:1])
             n_classes, model = one.shape[-1], _Normal(model) if one.is_inference() else model
             library = _standard(model, threat, n_classes, batch.seed, batch.x.device)

@@ -18,6 +18,7 @@ from apd.attacks.base import like
 from apd.attacks.evaluation import UNWATCHED, AttackBatch, EvaluationAttack, Found, Watch
 from apd.attacks.threat import ThreatModel
 from apd.errors import InputError
+from apd.util.seeds import own_random_numbers
 from apd.util.text import one_line
 
 PATTERN = r"(foolbox|torchattacks):\w+(\(.*\))?"
@@ -57,7 +58,7 @@ class Foreign(EvaluationAttack):
             InputError: it returns something else than images of the same shape.
         """
         watch.begin(self.name)
-        with torch.random.fork_rng(devices=[batch.x.device] if batch.x.is_cuda else []), torch.enable_grad():
+        with own_random_numbers(batch.x.device), torch.enable_grad():
             torch.manual_seed(batch.seed)
             images = self.attacker(model, batch.x.clone(), batch.labels, threat)
         return Found(threat.project(like(batch.x, images, self.name), batch.x), [self.name] * len(batch))

@@ -21,7 +21,7 @@ from apd.attacks.targeted import MultiTargeted, Targeted
 from apd.attacks.transfer import Transfer
 from apd.attacks.universal import Universal
 from apd.errors import InputError, nearest
-from apd.models.told import told
+from apd.models.fingerprint import told
 from apd.util.code import code_hash
 from apd.util.plugins import Registry, is_spec
 

@@ -12,7 +12,7 @@ from apd.attacks.evaluation import UNWATCHED, AttackBatch, EvaluationAttack, Fou
 from apd.attacks.objectives import margin_and_gradient
 from apd.attacks.threat import ThreatModel
 from apd.errors import InputError
-from apd.util.seeds import sample_seeds
+from apd.util.seeds import own_random_numbers, sample_seeds
 
 
 class Averaged(nn.Module):
@@ -72,7 +72,7 @@ class EoT(EvaluationAttack):
         averaged, x = Averaged(model, self.draws), batch.x
         here = threat.random_start(x, sample_seeds(batch.ids, batch.seed, "eot"))
         best, highest = x.clone(), torch.full((len(x),), -math.inf, device=x.device)
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        with own_random_numbers(x.device):
             torch.manual_seed(batch.seed)
             for _ in range(self.steps + 1):
                 values, gradient = margin_and_gradient(averaged, here, batch.labels)

@@ -157,9 +157,7 @@ def import_ray() -> Any:
     return ray
 
 
-def run_ray(
-    jobs: Sequence[Job], folder: Path, *, workers: int, threads: int, gpus: float = 0, deaths: int = DEATHS
-) -> Iterator[Report]:
+def run_ray(jobs: Sequence[Job], folder: Path, *, workers: int, threads: int, gpus: float = 0) -> Iterator[Report]:
     """Do all jobs on a Ray cluster; yield each report when it comes.
 
     Args:
@@ -168,11 +166,10 @@ def run_ray(
         workers: jobs at a time.
         threads: CPUs asked for, and threads, of each job.
         gpus: GPUs asked for, of each job; may be a fraction.
-        deaths: workers a job may lose before it counts as failed.
     """
     ray = import_ray()
     remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(attempt)
-    queue, at_work = JobQueue(jobs, deaths), dict[Any, Job]()
+    queue, at_work = JobQueue(jobs, DEATHS), dict[Any, Job]()
     try:
         while queue or at_work:
             while queue and len(at_work) < workers:

@@ -73,8 +73,7 @@ def data_identity(settings: DataSettings) -> str:
     data = whole(settings.model_copy(update={"validation": None, "skip_bad_images": False}))
     identity = _content((data.class_names, data.templates), data.train, data.val, data.test) + _tables(settings.source)
     if settings.validation is not None:
-        # These words are part of the hash of every such run: they stay, whatever is said elsewhere.
-        identity += f" with {settings.validation} validation " + "images a" + " class"
+        identity += f" with {settings.validation} validation images a class"  # hashed: stays as it is
     if settings.skip_bad_images:
         identity += " without unreadable images"
     told = {

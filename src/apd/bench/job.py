@@ -25,7 +25,7 @@ from apd.runs.load import load_run
 from apd.training.start import start_training
 from apd.util.device import pick_device
 from apd.util.files import read_json, write_atomic
-from apd.util.shape import NUMBER, TEXT, Table, check_shape
+from apd.util.json_shape import NUMBER, TEXT, Table, check_shape
 from apd.util.text import one_line
 from apd.util.versions import __version__, versions
 

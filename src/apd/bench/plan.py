@@ -23,7 +23,7 @@ from apd.data.settings import REST, DataSettings
 from apd.errors import InputError
 from apd.runs.config import RunConfig, with_class_contexts
 from apd.util.files import parse_json
-from apd.util.shape import COUNT, TEXT, Each, Table, check_shape
+from apd.util.json_shape import COUNT, TEXT, Each, Table, check_shape
 from apd.util.text import short
 
 Shots = int | Literal["all"]

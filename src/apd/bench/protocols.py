@@ -35,7 +35,7 @@ class EvalSpec:
         names: ``own``: the prompts serve this data set's class names and templates; ``kept``: its class names with the
             training templates, because they are the same classes.
         norm: the one that ``eps`` is measured in.
-        of: the data set's split whose images these are, ``test`` or ``val``; a plan of before has it in ``split`` alone.
+        of: the data set's split whose images these are, ``test`` or ``val``; an older plan has it in ``split`` alone.
     """
 
     name: str

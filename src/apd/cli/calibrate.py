@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from apd.cli.common import AsJson, quiet_stdout, say
+from apd.cli.common import AsJson, Device, MovedModel, SkipBadImages, quiet_stdout, say
 from apd.util.text import quoted, to_json
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ def calibrate(
     run: Annotated[Path, typer.Argument(help="Run folder of apd train.")],
     data: Annotated[str | None, typer.Option(help="Labelled images of the run's classes. (default: the run's)")] = None,
     split: Annotated[str, typer.Option(help="val or test.")] = "val",
-    model: Annotated[str | None, typer.Option(help="Where the CLIP model is now, if it has moved.")] = None,
-    skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    model: MovedModel = None,
+    skip_bad_images: SkipBadImages = False,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Calibrate a run's probabilities by temperature scaling, and keep the temperature in the run.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import AsJson, Template, judge, quiet_stdout, show, split_numbers
+from apd.cli.common import AsJson, Device, JsonOutput, SkipBadImages, Template, judge, quiet_stdout, show, split_numbers
 from apd.util.outputs import check_output_file
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ def certify(
     attack: Attack = False,
     control: Control = True,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise and of --limit. (default: 0)")] = None,
-    skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    skip_bad_images: SkipBadImages = False,
+    device: Device = "auto",
     as_json: AsJson = False,
-    output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
+    output: JsonOutput = None,
 ) -> None:
     """Certify accuracy by randomised smoothing: a lower bound that no attack can take back.
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from apd.runs.folder import Run
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, alone on standard output.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+JsonOutput = Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")]
+MovedModel = Annotated[str | None, typer.Option(help="Where the CLIP model is now, if it has moved.")]
+SkipBadImages = Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out.")]
 Template = Annotated[
     list[str] | None,
     typer.Option(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import AsJson, Template, quiet_stdout, say, say_whole_range, show, split_names
+from apd.cli.common import AsJson, Device, JsonOutput, Template, quiet_stdout, say, say_whole_range, show, split_names
 from apd.errors import InputError
 from apd.runs.reliability import UNRELIABLE
 from apd.util.outputs import check_output_file
@@ -81,12 +81,10 @@ Folder = Annotated[
 ImageSize = Annotated[
     int | None, typer.Option(min=1, help="Side of the images that --classifier takes. (default: its image_size)")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Budgets = Annotated[
     str | None,
     typer.Option(help="Several budgets, separated by commas: accuracy at each, their mean and the median minimal eps."),
 ]
-Output = Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")]
 
 
 def evaluate(
@@ -113,7 +111,7 @@ def evaluate(
     image_size: ImageSize = None,
     device: Device = "auto",
     as_json: AsJson = False,
-    output: Output = None,
+    output: JsonOutput = None,
 ) -> None:
     """Measure clean and robust accuracy, and compare with zero-shot CLIP.
 

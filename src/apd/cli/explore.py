@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from apd.cli.common import check_port, log, quiet_stdout, say
+from apd.cli.common import Device, MovedModel, check_port, log, quiet_stdout, say
 
 
 def explore(
@@ -16,8 +16,8 @@ def explore(
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, without a password.")
     ] = "127.0.0.1",
-    model: Annotated[str | None, typer.Option(help="Where the CLIP model is now, if it has moved.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    model: MovedModel = None,
+    device: Device = "auto",
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Try a run in the browser: your image, your class names, an attack of any strength, zero-shot CLIP beside it.

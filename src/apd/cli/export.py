@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from apd.cli.common import AsJson, quiet_stdout, say
+from apd.cli.common import AsJson, MovedModel, quiet_stdout, say
 from apd.util.text import printable, to_json
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def export(
     license_: Annotated[
         str | None, typer.Option("--license", help="Licence in the card of a huggingface export. (default: other)")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Where the CLIP model is now, if it has moved.")] = None,
+    model: MovedModel = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:

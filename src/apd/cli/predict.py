@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from apd.cli.common import AbstainBelow, AsJson, quiet_stdout, say, say_calibration
+from apd.cli.common import AbstainBelow, AsJson, MovedModel, SkipBadImages, quiet_stdout, say, say_calibration
 from apd.errors import InputError, nearest
 from apd.util.progress import Count, Progress, counted
 from apd.util.text import cell, printable, quoted, to_json
@@ -35,9 +35,9 @@ def predict(
         list[str], typer.Argument(metavar="IMAGES...", help="Image files, folders of them, or patterns: 'new/*.jpg'.")
     ],
     top: Annotated[int, typer.Option(min=1, help="Number of classes to print per image.")] = 3,
-    model: Annotated[str | None, typer.Option(help="Where the CLIP model is now, if it has moved.")] = None,
+    model: MovedModel = None,
     abstain_below: AbstainBelow = None,
-    skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out.")] = False,
+    skip_bad_images: SkipBadImages = False,
     format_: Annotated[str | None, typer.Option("--format", help="table, json or csv. (default: table)")] = None,
     as_json: AsJson = False,
 ) -> None:

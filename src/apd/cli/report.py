@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from apd.cli.common import quiet_stdout, say
+from apd.cli.common import Device, quiet_stdout, say
 
 
 def report(
@@ -23,7 +23,7 @@ def report(
     attack: Annotated[str, typer.Option(help="Attack that makes the images that are shown.")] = "pgd-20",
     data: Annotated[str | None, typer.Option(help="Where the evaluated images are. (default: the run's)")] = None,
     model: Annotated[str | None, typer.Option(help="Where the run's CLIP model is now.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Write one HTML page on evaluated runs: results, images under attack, settings. Needs no network.
 

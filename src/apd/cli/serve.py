@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from apd.cli.common import AbstainBelow, check_port, quiet_stdout, say, say_calibration
+from apd.cli.common import AbstainBelow, Device, MovedModel, check_port, quiet_stdout, say, say_calibration
 
 
 def serve(
@@ -16,8 +16,8 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses of this machine.")
     ] = "127.0.0.1",
-    model: Annotated[str | None, typer.Option(help="Where the CLIP model is now, if it has moved.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    model: MovedModel = None,
+    device: Device = "auto",
     abstain_below: AbstainBelow = None,
     max_image_mb: Annotated[float, typer.Option(help="Largest image file.")] = 10.0,
     max_images: Annotated[int, typer.Option(help="Most images in a request.")] = 128,

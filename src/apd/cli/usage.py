@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from apd.errors import InputError, nearest
-from apd.util.kinds import wanted
+from apd.util.pydantic_errors import wanted
 from apd.util.text import one_line, short
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from apd.cli.common import AsJson, quiet_stdout
+from apd.cli.common import AsJson, Device, quiet_stdout
 from apd.util.progress import counted
 from apd.util.text import printable, to_json
 
@@ -24,7 +24,7 @@ def verify(
     model: Annotated[str | None, typer.Option(help="Where its CLIP model is here.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Images per evaluation that are attacked again.")] = 64,
     seed: Annotated[int | None, typer.Option(help="Seed that draws these images. (default: random)")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Judge a run that somebody else has made: one line per finding, exit code 0 verified, 1 not.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apd.cli.common import AsJson, judge, quiet_stdout, show, split_names
+from apd.cli.common import AsJson, Device, JsonOutput, SkipBadImages, judge, quiet_stdout, show, split_names
 from apd.util.outputs import check_output_file
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def wording(
     seed: Annotated[int | None, typer.Option(help="Seed of words, attack and --limit. (default: 0)")] = None,
     limit: Annotated[str | None, typer.Option(help="Number of images, or all. (default: 200)")] = None,
     control: Annotated[bool, typer.Option("--control/--no-control", help="Evaluate zero-shot CLIP too.")] = True,
-    skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    skip_bad_images: SkipBadImages = False,
+    device: Device = "auto",
     as_json: AsJson = False,
-    output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
+    output: JsonOutput = None,
 ) -> None:
     """Measure accuracy under other words for the classes, on clean images and on images under attack.
 

@@ -153,7 +153,7 @@ def _image(x: Pixels) -> Image.Image:
 
 @dataclass(frozen=True)
 class Kind:
-    """A corruption and its published parameters, one tuple a severity.
+    """A corruption and its published parameters, one tuple per severity.
 
     Args:
         apply: the distortion.

@@ -15,10 +15,11 @@ from apd.data.settings import DataSettings
 from apd.data.unreadable import Source
 from apd.errors import InputError, nearest
 from apd.models.preprocessing import Preprocessing
+from apd.models.templates import DEFAULT_TEMPLATES
+from apd.util.integers import check_whole
 from apd.util.notebook import html_facts
 from apd.util.seeds import shuffled
 from apd.util.text import first_of, printable, quoted, short
-from apd.util.whole import check_whole
 
 Shots = int | Literal["all"]
 Which = Literal["all", "base", "new"]
@@ -226,7 +227,7 @@ class Dataset:
         train: tuple[Tensor, Tensor],
         test: tuple[Tensor, Tensor],
         val: tuple[Tensor, Tensor] | None = None,
-        templates: Sequence[str] = ("a photo of a {}.",),
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
     ) -> Dataset:
         """Make a data set from images and labels in memory.
 
@@ -262,7 +263,7 @@ class Dataset:
         train: Any,
         test: Any,
         val: Any = None,
-        templates: Sequence[str] = ("a photo of a {}.",),
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
     ) -> Dataset:
         """Make a data set from torch data sets of (image, label), the image a PIL image or a tensor (3,H,W).
 

@@ -11,10 +11,10 @@ from apd.data.dataset import Dataset, ImageSet, Shots, fewer_than
 from apd.data.settings import REST, DataSettings
 from apd.data.sources.class_names import composed
 from apd.errors import InputError
+from apd.models.templates import DEFAULT_TEMPLATES
 from apd.util.progress import counted
 from apd.util.seeds import shuffled
 
-DEFAULT_TEMPLATES = ("a photo of a {}.",)
 VALIDATION_SHOTS = 4
 """Validation images per class where no number is asked for: min(k, 4), as in CoOp (arXiv 2109.01134)."""
 

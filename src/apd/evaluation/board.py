@@ -14,7 +14,8 @@ import numpy as np
 from apd.errors import InputError, nearest
 from apd.evaluation.samples import hash_of_keys
 from apd.evaluation.statistics import mcnemar, paired_bootstrap
-from apd.evaluation.stored import Stored, read_stored
+from apd.evaluation.stored import Stored, outcomes_beside, read_stored
+from apd.runs.output import SUMMARY
 from apd.runs.reliability import reliability
 from apd.util.files import AnyPath, names_of, plain_file, read_json, user_path
 from apd.util.text import one_line
@@ -188,7 +189,7 @@ def _summaries(folders: Sequence[AnyPath]) -> Iterator[tuple[str, Path]]:
             below.sort()
             for name in sorted(files):
                 file = Path(place) / name
-                if Path(place).name != "results" or not (name.startswith("summary-") and name.endswith(".json")):
+                if Path(place).name != "results" or not (name.startswith(SUMMARY) and name.endswith(".json")):
                     continue
                 if file.resolve() in seen:
                     continue
@@ -208,7 +209,7 @@ def _name(folder: Path, run: Path) -> str:
 
 def _read(file: Path) -> Stored:
     """Read a result and its outcomes, having looked at the size of both."""
-    for each in (file, file.with_name(file.name.replace("summary-", "outcomes-", 1))):
+    for each in (file, outcomes_beside(file)):
         if each == file or os.path.lexists(each):
             plain_file(each, LARGEST)
     return read_stored(file)
@@ -223,7 +224,7 @@ def _entries(name: str, stored: Stored) -> Iterator[tuple[_Key, Entry]]:
         if outcomes is not None
         else f"unknown, seed {result['seed']}, {result['classes']}"
     )
-    if n_classes := result.get("n_classes"):  # which results of before do not name
+    if n_classes := result.get("n_classes"):  # which older results do not name
         images += f", {n_classes} classes"
     about = (result["data"], result["split"], result["corruption"], result["image_size"], int(result["n"]))
     threat = (int(result["n_available"]), images, result["norm"], result["eps_text"])

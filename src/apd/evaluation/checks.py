@@ -26,7 +26,7 @@ CHECKED = 64
 """Samples the checks look at, in one batch; fewer where ``batch_size`` is smaller."""
 
 REVISION = "6"
-"""Raised with every change of the checks, so that kept ones of before are not taken for today's."""
+"""Raised with every change of the checks, so that kept older ones are not taken for today's."""
 
 CHECK_PASSES = 230
 """Passes of the model per checked image, at most about: 100 of them in the attack on what still stands, 40 on its copies."""

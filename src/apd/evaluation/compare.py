@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from apd.evaluation.statistics import mcnemar, paired_bootstrap
 from apd.evaluation.stored import Stored, how_to_evaluate, stored_in
 from apd.runs.reliability import reliability
 from apd.runs.setting_differences import Difference, differences
-from apd.util.files import AnyPath, user_path
+from apd.util.files import AnyPath, refuse_twice, user_path
 
 
 @dataclass(frozen=True)
@@ -112,10 +111,7 @@ def compare_runs(runs: Sequence[AnyPath]) -> list[Comparison]:
     if isinstance(runs, str | PathLike) or len(runs) < 2:
         raise InputError("A comparison needs at least two run folders.")
     runs = [str(user_path(run)) for run in runs]
-    places = [Path(run).resolve() for run in runs]
-    if len(set(places)) < len(places):
-        twice = next(str(run) for run, place in zip(runs, places, strict=True) if places.count(place) > 1)
-        raise InputError(f"{twice} is given twice; give each run once.")
+    refuse_twice(runs)
     kept = [_kept(run) for run in runs]
     return [
         Comparison(

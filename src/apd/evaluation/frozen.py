@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from apd.attacks.objectives import finite
 from apd.errors import InputError
 from apd.models.classifier import FrozenClassifier, PromptedCLIP
+from apd.models.fingerprint import clips_within, told
 from apd.models.parts import InParts, within
 from apd.models.shown import structure
-from apd.models.told import clips_within, told
 from apd.util.code import code_hash, is_own_code
 from apd.util.memory import Room
 from apd.util.tensors import sha256_of_weights

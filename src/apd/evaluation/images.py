@@ -32,8 +32,8 @@ from apd.attacks.threat import ThreatModel
 from apd.errors import InputError
 from apd.evaluation.store import Key, digest
 from apd.util.files import read_bounded, read_json, sync_folder, write_atomic, writing
+from apd.util.json_shape import NUMBER, TEXT, TRUTH, Each, check_shape
 from apd.util.png import decode_png16, encode_png16
-from apd.util.shape import NUMBER, TEXT, TRUTH, Each, check_shape
 from apd.util.text import cell, short, to_json
 
 LEVELS = 65535

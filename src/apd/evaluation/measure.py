@@ -30,12 +30,12 @@ from apd.evaluation.summary import Finished, summarise
 from apd.evaluation.surroundings import surroundings_of
 from apd.models.classifier import PromptedCLIP
 from apd.models.encoder import DualEncoder
+from apd.models.fingerprint import told
 from apd.models.preprocessing import Preprocessing
-from apd.models.told import told
+from apd.util.integers import check_whole
 from apd.util.memory import Room
 from apd.util.messages import get_logger, speaking
 from apd.util.text import short
-from apd.util.whole import check_whole
 
 log = get_logger("apd.evaluation")
 

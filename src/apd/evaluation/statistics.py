@@ -15,11 +15,15 @@ from apd.errors import InputError
 
 Verdict = Literal["better", "as good", "worse", "undecided"]
 
+CONFIDENCE = 0.95
+"""Level of intervals."""
+SAMPLES = 10_000
+"""Draws of a bootstrap."""
 AS_GOOD_MARGIN = 1.5
 """Percentage points that a classifier "as good" may at most be worse by."""
 
 
-def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(k: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Wilson's score interval for ``k`` successes of ``n`` (Wilson 1927), as shares in [0,1].
 
     Raises:
@@ -51,7 +55,9 @@ class Difference:
     high: float
 
     @classmethod
-    def of_draws(cls, mean: float, draws: np.ndarray, sizes: Sequence[int], confidence: float = 0.95) -> Difference:
+    def of_draws(
+        cls, mean: float, draws: np.ndarray, sizes: Sequence[int], confidence: float = CONFIDENCE
+    ) -> Difference:
         """Take the interval of the bootstrap's draws.
 
         Where all draws are alike, as for two classifiers that agree on every image, they would say that nothing is uncertain. The
@@ -88,8 +94,8 @@ def paired_bootstrap(
     b: ArrayLike,
     strata: Sequence[object] | None = None,
     seed: int = 0,
-    samples: int = 10_000,
-    confidence: float = 0.95,
+    samples: int = SAMPLES,
+    confidence: float = CONFIDENCE,
 ) -> Difference:
     """Percentile bootstrap of ``a - b``, paired and stratified (Efron & Tibshirani 1993, ch. 13).
 
@@ -172,7 +178,7 @@ class OverTrainings:
     high: float
 
 
-def over_trainings(values: Sequence[float], confidence: float = 0.95) -> OverTrainings:
+def over_trainings(values: Sequence[float], confidence: float = CONFIDENCE) -> OverTrainings:
     """Student's t interval of the mean over trainings: what other seeds would change, the images being the same.
 
     Raises:
@@ -191,7 +197,7 @@ def over_trainings(values: Sequence[float], confidence: float = 0.95) -> OverTra
     return OverTrainings(len(values), mean, deviation, mean - half, mean + half)
 
 
-def images_for(points: float, accuracy: float = 50.0, confidence: float = 0.95) -> int:
+def images_for(points: float, accuracy: float = 50.0, confidence: float = CONFIDENCE) -> int:
     """Return how many images an accuracy needs so that neither end of its Wilson interval is farther away than this.
 
     Args:
@@ -222,7 +228,7 @@ def images_for(points: float, accuracy: float = 50.0, confidence: float = 0.95) 
     return math.ceil(math.exp(float(bisect(excess, 0.0, math.log(1e12)))) - 1e-6)
 
 
-def images_to_tell(points: float, differing: float, power: float = 0.8, confidence: float = 0.95) -> int:
+def images_to_tell(points: float, differing: float, power: float = 0.8, confidence: float = CONFIDENCE) -> int:
     """Return how many images tell two classifiers apart in McNemar's test, that often (Connor 1987).
 
     Args:

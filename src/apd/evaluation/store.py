@@ -13,7 +13,7 @@ from typing import Any
 
 from apd.errors import ApdError, InputError
 from apd.util.files import append_lines, parse_json, read_bounded, read_json, write_atomic
-from apd.util.shape import COUNT, NUMBER, TEXT, Each, Table, check_shape
+from apd.util.json_shape import COUNT, NUMBER, TEXT, Each, Table, check_shape
 
 Key = tuple[str, str, int]
 """Id, fingerprint of the pixels and label: what makes a sample the same sample."""

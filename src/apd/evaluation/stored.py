@@ -6,7 +6,7 @@ predicted classes of the same images, so that two runs can be compared image by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from apd.runs.folder import Run
 from apd.runs.manifest import RESULT_WAY_OUT, read_result
 from apd.runs.output import SUMMARY, summary_files, summary_name
 from apd.util.files import AnyPath, read_json, user_path, write_atomic
-from apd.util.shape import COUNT, TEXT, Each, Table, check_shape
+from apd.util.json_shape import COUNT, TEXT, Each, Table, check_shape
 from apd.util.text import quoted, to_json
 
 _OUTCOMES = "outcomes-"
@@ -133,7 +133,7 @@ def _write_outcomes(file: Path, result: Result) -> None:
         result.predictions,
         result.undefended_predictions,
     )
-    write_atomic(_beside(file), to_json(asdict(kept), indent=None) + "\n")
+    write_atomic(outcomes_beside(file), to_json(asdict(kept), indent=None) + "\n")
 
 
 def stored_in(path: AnyPath) -> list[Stored]:
@@ -192,17 +192,18 @@ def read_outcomes(file: Path) -> Outcomes | None:
     Raises:
         InputError: a damaged file.
     """
-    if not _beside(file).is_file():
+    if not outcomes_beside(file).is_file():
         return None
-    record = read_json(_beside(file), RESULT_WAY_OUT)
-    check_shape(record, _OUTCOMES_SHAPE, _beside(file), RESULT_WAY_OUT)
+    record = read_json(outcomes_beside(file), RESULT_WAY_OUT)
+    check_shape(record, _OUTCOMES_SHAPE, outcomes_beside(file), RESULT_WAY_OUT)
     try:
         return _outcomes(record)
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(_beside(file), error) from error
+        raise _damaged(outcomes_beside(file), error) from error
 
 
-def _beside(file: Path) -> Path:
+def outcomes_beside(file: Path) -> Path:
+    """The file of what became of each image, beside the summary of the same evaluation."""
     return file.with_name(_OUTCOMES + file.name.removeprefix(SUMMARY))
 
 
@@ -218,10 +219,11 @@ def _outcomes(record: Mapping[str, Any]) -> Outcomes:
         raise ValueError("ids, pixels, labels and predictions differ in number")
     if any(not 0 <= label < len(lists["class_names"]) for row in rows[2:] for label in row):
         raise ValueError("a label or a prediction is not the number of a class")
-    return Outcomes(**lists, predictions=_fixed(own), undefended=None if other is None else _fixed(other))
+    return Outcomes(**lists, predictions=as_tuples(own), undefended=None if other is None else as_tuples(other))
 
 
-def _fixed(predictions: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def as_tuples(predictions: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Predictions by attack, which nobody can change by accident."""
     return {attack: tuple(guesses) for attack, guesses in predictions.items()}
 
 

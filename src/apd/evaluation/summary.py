@@ -25,6 +25,7 @@ from apd.evaluation.engine import PRECISION, Evaluation
 from apd.evaluation.forecast import LARGEST
 from apd.evaluation.result import Accuracy, AttackAccuracy, Check, ClassScores, Result, Scores
 from apd.evaluation.store import Record
+from apd.evaluation.stored import as_tuples
 from apd.models.classifier import FrozenClassifier
 from apd.util.seeds import shuffled
 from apd.util.versions import versions
@@ -122,18 +123,14 @@ def summarise(
         skipped_images=decoded.skipped,
         ids=decoded.ids,
         labels=tuple(labels),
-        predictions=_fixed(own.predictions),
+        predictions=as_tuples(own.predictions),
         pixels=tuple(pixels for _, pixels, _ in own.evaluation.samples.keys),
         class_names=tuple(class_names),
-        undefended_predictions=_fixed((others or found)[0].predictions) if controlled else None,
+        undefended_predictions=as_tuples((others or found)[0].predictions) if controlled else None,
         is_control=controlled and not others,
         precision=PRECISION,
         versions=versions(),
     )
-
-
-def _fixed(predictions: dict[str, list[int]]) -> dict[str, tuple[int, ...]]:
-    return {attack: tuple(guesses) for attack, guesses in predictions.items()}
 
 
 def _checks(own: Finished, control: Scores | None) -> list[Check]:

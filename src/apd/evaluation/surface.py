@@ -38,9 +38,6 @@ SHIFTED_SHARE = 0.2
 """Share that fails, where it is more than `SHIFTED_USUAL` beyond `SHIFTED_CHANCE`."""
 SHIFTED_CHANCE = 0.001
 
-SURFACE_PASSES = 27
-"""Passes of the model per checked image, of which there are four times as many as lines."""
-
 
 def jumps(subject: Subject, x: Tensor) -> Check:
     """Along a line from one image to another, answers must not jump.

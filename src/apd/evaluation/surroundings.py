@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from apd.attacks import AttackBatch, Source, Surroundings
 from apd.data.dataset import Dataset, Decoded, ImageSet, Split
 from apd.errors import InputError
+from apd.evaluation import classifiers
 from apd.evaluation.frozen import Subject
 from apd.evaluation.inputs import serving
 from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
-from apd.models import load_clip
 from apd.models.classifier import PromptedCLIP
 from apd.runs.load import is_run, load_run
 
@@ -95,4 +95,4 @@ def _load(spec: str, zero_shot: PromptedCLIP | None, data: Dataset, device: torc
         return zero_shot
     if is_run(spec):
         return serving(data, load_run(spec, device=device))
-    return PromptedCLIP(load_clip(spec, device=device), None, data.class_names, data.templates)
+    return classifiers.zero_shot(spec, data, device)

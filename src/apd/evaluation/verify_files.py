@@ -26,7 +26,7 @@ from apd.runs.folder import Run
 from apd.runs.manifest import RESULT_WAY_OUT, read_result
 from apd.runs.output import summary_files, summary_name
 from apd.util.files import parse_json, read_json
-from apd.util.kinds import complaint
+from apd.util.pydantic_errors import complaint
 from apd.util.tensors import sha256_of_file, sha256_of_text
 from apd.util.text import one_line
 

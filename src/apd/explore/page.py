@@ -38,10 +38,10 @@ def amplified(x: Tensor, x_adv: Tensor, gain: float) -> Tensor:
     return (0.5 + gain * (x_adv - x)).clamp(0, 1)
 
 
-def shown_classes(views: Mapping[str, View], most: int = SHOWN) -> list[int]:
+def shown_classes(views: Mapping[str, View]) -> list[int]:
     """The classes that any model finds likeliest, clean or attacked, in the order of the highest probability."""
     highest = torch.stack([p for view in views.values() for p in (view.clean, view.attacked)]).amax(dim=0)
-    return [int(index) for index in highest.argsort(descending=True, stable=True)[:most]]
+    return [int(index) for index in highest.argsort(descending=True, stable=True)[:SHOWN]]
 
 
 def percent(probability: float) -> str:

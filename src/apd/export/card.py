@@ -14,6 +14,7 @@ from apd.export.description import public_name
 from apd.export.robust_clip import TAGS
 from apd.runs.card import on_hub
 from apd.runs.manifest import read_result
+from apd.runs.output import summary_files
 from apd.runs.reliability import reliability
 from apd.util.text import code_block, code_span, first_of, markdown
 
@@ -40,7 +41,7 @@ def render_export_card(source: Source, plain: bool, carries_code: bool = False) 
         carries_code: whether it does with ``trust_remote_code``, by code that the export carries.
     """
     run, names = source.run, list(source.classifier.class_names)
-    results = [read_result(file) for file in sorted(run.results.glob("summary-*.json"))]
+    results = [read_result(file) for file in summary_files(run.results)]
     model = public_name(run.manifest["model"]["source"])
     title = run.path.resolve().name
     header = {

@@ -25,7 +25,7 @@ from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import Prompts, PromptSpec
 from apd.util.files import user_path
 from apd.util.hub import hub_or_cache, means_hub
-from apd.util.shape import NUMBER, TEXT, TRUTH, Each, check_shape
+from apd.util.json_shape import NUMBER, TEXT, TRUTH, Each, check_shape
 from apd.util.tensors import read_tensors
 from apd.util.text import one_line, short
 

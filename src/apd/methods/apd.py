@@ -11,8 +11,6 @@ formula below, its weights, temperature and variants are this project's reconstr
                  + block_states * p_T(x)[y] * mean_l ||h_S,l(x') - h_T,l(x)||^2
     teacher  L_T = CE(z_T(x), y) + feedback * tau^2 KL(p_T(x) || sg[p_S(x')])            (online only)
 
-In L_T an image without a label counts with 0: the teacher does not learn from its own guesses.
-
 where adv_ce = 1 - w and adv_kl = w by default, w being the teacher's accuracy (``balance: auto``): its soft labels count as
 far as it knows these classes. That is measured on the validation images for the default teacher, which they choose
 (`apd.methods.teachers`), and for another one as zero-shot CLIP's, or that of ``teacher_model``, on the few training images.
@@ -21,7 +19,7 @@ inner objective, the cross-entropy to y, is ``inner: ce``. Here ``p = softmax(z 
 in place of tau if it is set (a softer teacher and a sharper student: AGFT, CVPR 2026), but for ``p_T(x)[y]``, which has
 temperature 1; ``p_T`` in ``adv_kl`` is the teacher on x, or on x' (``soft_target: adversarial``, AdaAD), or the mean of it and
 of ``second_teacher`` on x', a clean CLIP of another architecture that x' does not fool (HPT-GPD). Of an image without a label,
-y is the teacher's most probable class.
+y is the teacher's most probable class; in L_T it counts with 0, so that the teacher does not learn from its own guesses.
 """
 
 from __future__ import annotations
@@ -49,7 +47,17 @@ from apd.methods.apd_settings import APDSettings
 from apd.methods.base import Method, MethodSettings, Preparation, prompted
 from apd.methods.probe import fit_probe, probe_logits
 from apd.methods.step import PerObject, Step
-from apd.methods.teachers import CHOSEN, PARTS, choose, logits_of, mean_logits, other_clip, tune_prompts, used
+from apd.methods.teachers import (
+    CHOSEN,
+    PARTS,
+    choose,
+    mean_logits,
+    other_clip,
+    per_image,
+    predictions,
+    tune_prompts,
+    used,
+)
 from apd.models.classifier import BoundCLIP, PromptedCLIP
 from apd.models.encoder import EncoderInfo
 
@@ -125,10 +133,10 @@ class APD(Method):
             return
         if s.balance == "auto" and not chosen:
             # Of the untouched teacher, which has not seen them.
-            known = logits_of(self.untouched.bind_detached().logits, before.images).argmax(dim=-1)
+            known = predictions(self.untouched.bind_detached().logits, before.images)
             self.balance.fill_((known == before.images.labels).float().mean())
         if "probe" in self._parts:
-            features = logits_of(self.untouched.bind_detached().features, before.images)
+            features = per_image(self.untouched.bind_detached().features, before.images)
             self.probe.copy_(fit_probe(features, before.images.labels, self.probe.shape[1]))
         if s.teacher == "tuned" or "tuned" in self._parts:
             tune_prompts(self.teacher, before)
@@ -137,11 +145,11 @@ class APD(Method):
 
     def _choose(self, validation: Decoded) -> None:
         """Choose the teacher on validation images, and take its accuracy there for the share of its soft labels."""
-        features = logits_of(self.untouched.bind_detached().features, validation)
+        features = per_image(self.untouched.bind_detached().features, validation)
         known = []
         for part in self._parts:
             if part == "tuned":
-                known.append(logits_of(self.teacher.bind_detached().logits, validation))
+                known.append(per_image(self.teacher.bind_detached().logits, validation))
             else:
                 known.append(self._of_untouched(part, features))
         shares, accuracy = choose(known, validation.labels)

@@ -5,7 +5,7 @@
 | CoOp  | text context at the embedding, one for all classes or one for each (``prompts.class_specific``) |
 | VPT   | visual tokens, at the embedding (shallow) or at every block (deep) |
 | VLP   | both, independent of each other |
-| MaPLe | both; a linear map a block makes the visual tokens from the text tokens |
+| MaPLe | both; one linear map per block makes the visual tokens from the text tokens |
 """
 
 from __future__ import annotations

@@ -79,10 +79,10 @@ def mean_logits(known: Sequence[Tensor], shares: Tensor) -> Tensor:
     return torch.logsumexp(torch.stack([*known]).log_softmax(dim=-1) + shares.log()[:, None, None], dim=0)
 
 
-def logits_of(logits: Callable[[Tensor], Tensor], images: Images) -> Tensor:
-    """Return the logits (N, C), or whatever else a function gives per image, of images that are not augmented."""
+def per_image(function: Callable[[Tensor], Tensor], images: Images) -> Tensor:
+    """Return what a function of pixels (B,3,S,S), such as logits (B, C), gives for all images, not augmented, part by part."""
     with torch.no_grad():
-        return torch.cat([logits(images.pixels(index)) for index in in_parts(images, _BATCH)])
+        return torch.cat([function(images.pixels(index)) for index in in_parts(images, _BATCH)])
 
 
 def predictions(logits: Callable[[Tensor], Tensor], images: Images) -> Tensor:
@@ -94,8 +94,7 @@ def predictions(logits: Callable[[Tensor], Tensor], images: Images) -> Tensor:
         logits: images (B,3,S,S) to logits (B, C).
         images: not augmented.
     """
-    with torch.no_grad():
-        return torch.cat([logits(images.pixels(index)).argmax(dim=-1) for index in in_parts(images, _BATCH)])
+    return per_image(lambda x: logits(x).argmax(dim=-1), images)
 
 
 def choose(known: Sequence[Tensor], labels: Tensor) -> tuple[tuple[float, ...], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ from apd.models.mixture import Mixture
 from apd.models.parts import at_once, in_parts
 from apd.models.prompts import Prompts
 from apd.models.shown import ShownInShort
+from apd.models.templates import DEFAULT_TEMPLATES
 from apd.util.text import first_of, short
 
-DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _BEYOND = 0.5
 """How far pixels may be outside of [0,1]: more than any attack or rounding leaves them, less than normalised ones are."""
 COINCIDE = 1e-4
@@ -342,11 +343,7 @@ def _check_names(class_names: tuple[str, ...], templates: tuple[str, ...]) -> No
                 raise InputError(f"A {what} must be a text, got {short(repr(text))}.")
     if len(class_names) < 2:
         raise InputError(f"A classifier needs at least two classes, got {len(class_names)}: {list(class_names)}.")
-    twice = (
-        sorted({name for name in class_names if class_names.count(name) > 1})
-        if len(set(class_names)) < len(class_names)
-        else []
-    )
+    twice = sorted(name for name, count in Counter(class_names).items() if count > 1)
     if twice:
         raise InputError(f"Class name {twice[0]!r} occurs twice; CLIP tells classes apart only by their names.")
     for template in templates:

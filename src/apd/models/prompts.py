@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from apd.errors import InputError
 from apd.models.encoder import DualEncoder, EncoderInfo
 from apd.models.shown import ShownInShort
-from apd.util.kinds import complaint
+from apd.util.pydantic_errors import complaint
 from apd.util.section import GrowingSection
 from apd.util.text import short
 
@@ -72,7 +72,7 @@ class PromptSpec(GrowingSection):
             return cls.model_validate(record)
         except ValidationError as error:
             problem = complaint(error.errors()[0])
-            raise InputError(f"{place} records prompts that cannot be ({problem}); restore it.") from error
+            raise InputError(f"{place} records invalid prompts ({problem}); restore it.") from error
 
     @model_validator(mode="after")
     def _need_text_tokens(self) -> PromptSpec:
@@ -155,8 +155,8 @@ class Prompts(ShownInShort):
     """The only trainable and the only saved module: text and visual tokens, block by block, and a frame of pixels.
 
     Uncoupled, both branches are parameters of shape (n, width) per block. Coupled (MaPLe, Khattak 2023), the leading branch
-    holds the parameters and a linear map a block makes the other branch's tokens; blocks that the leading branch does not
-    have are parameters of the led branch. Class-specific text tokens (CoOp, Zhou 2022) are (C, n, width) a block.
+    holds the parameters and one linear map per block makes the other branch's tokens; blocks that the leading branch does not
+    have are parameters of the led branch. Class-specific text tokens (CoOp, Zhou 2022) are (C, n, width) per block.
 
     The frame is the ``padding`` prompt of Bahng 2022 and Mao 2023, here in units of [0,1] pixels: four strips that are added
     to the image's border. It starts at 0, which leaves the image unchanged.

@@ -146,14 +146,14 @@ def spaced(ticks: Sequence[tuple[float, str]], space: float = 50.0) -> tuple[tup
     return (*found, *ticks[1:][-1:])
 
 
-def round_ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers that cover a range.
+def round_ticks(low: float, high: float) -> list[float]:
+    """Round numbers that cover a range, about five of them.
 
     >>> round_ticks(0, 20), round_ticks(0, 3.79)
     ([0.0, 5.0, 10.0, 15.0, 20.0], [0.0, 1.0, 2.0, 3.0, 4.0])
     """
     span = (high - low) or abs(high) or 1.0
-    rough = span / about
+    rough = span / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

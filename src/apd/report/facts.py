@@ -18,8 +18,8 @@ from apd.models.calibration import Calibration
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.runs.headline import of_own_data, weight
-from apd.util.files import LARGEST_JSON, AnyPath, names_of, parse_json, read_bounded, user_path
-from apd.util.shape import Each, check_shape
+from apd.util.files import LARGEST_JSON, AnyPath, names_of, parse_json, read_bounded, refuse_twice, user_path
+from apd.util.json_shape import Each, check_shape
 
 POINTS = 300
 """Points of a training curve that are shown, at most."""
@@ -98,10 +98,7 @@ def read_runs(paths: Sequence[AnyPath]) -> list[RunFacts]:
     """
     if not paths:
         raise InputError("A report needs at least one run folder.")
-    places = [user_path(path).resolve() for path in paths]
-    for place, path in zip(places, paths, strict=True):
-        if places.count(place) > 1:
-            raise InputError(f"{path} is given twice; give each run once.")
+    places = refuse_twice(paths)
     found = []
     for path, name in zip(paths, names_of(places), strict=True):
         run = None if is_kept(user_path(path)) else Run.open(path)

@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from apd.evaluation.compare import Row
+from apd.evaluation.statistics import p_text
 from apd.report.wall import ZERO_SHOT
 from apd.runs.reliability import reliability
 from apd.util.text import printable
@@ -49,7 +50,7 @@ def render(
 
     folder = files("apd") / "assets" / "report"
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "points": _points, "p": _p}
+    environment.filters |= {"number": _number, "points": _points, "p": p_text}
     template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
     return template.render(
         style=(folder / "page.css").read_text(encoding="utf-8"),
@@ -143,7 +144,3 @@ def _number(value: float) -> str:
 def _points(value: float) -> str:
     text = f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
     return text if text.strip("+\N{MINUS SIGN}") != "0.0" else "0.0"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""The mean of several runs' prompts, as a run of its own: seeds, or settings, that started from the same prompts' words."""
+"""Average the prompts of several runs, such as different seeds, into a new run; all must have started from the same words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apd.errors import InputError
 from apd.runs.draw import draws_of
 from apd.runs.folder import Run
 from apd.runs.load import SAME_MODEL
-from apd.util.files import AnyPath, user_path
+from apd.util.files import AnyPath, refuse_twice
 from apd.util.messages import get_logger, speaking
 
 log = get_logger("apd.runs")
@@ -45,10 +45,7 @@ def average_runs(paths: Sequence[AnyPath], output: str | Path, *, overwrite: boo
     """
     if len(paths) < 2:
         raise InputError(f"An average needs two runs or more, got {len(paths)}.")
-    places = [user_path(path).resolve() for path in paths]
-    for place, path in zip(places, paths, strict=True):
-        if places.count(place) > 1:
-            raise InputError(f"{path} is given twice; give each run once.")
+    refuse_twice(paths)
     runs = [Run.open(path) for path in paths]
     first, tensors = runs[0], [run.load_prompts() for run in runs]
     if not tensors[0]:
@@ -99,7 +96,7 @@ def _check_same(first: Run, other: Run) -> None:
         return {**{key: run.manifest[key] for key in _SAME}, **model}
 
     one, two = about(first), about(other)
-    # A run of before states less of its model.
+    # An older run states less of its model.
     differing = [key for key, value in one.items() if two[key] != value and None not in (two[key], value)]
     if differing:
         raise InputError(

@@ -29,7 +29,7 @@ def chance_note(result: Mapping[str, Any], *, untrained: bool = False) -> str | 
         untrained: it is zero-shot CLIP's, which has seen none of these classes' images.
 
     Returns:
-        A sentence; None where it can be told, and for results of before that do not name the number of classes.
+        A sentence; None where it can be told, and for older results, which do not name the number of classes.
     """
     n = result.get("n_classes")
     if not n or not at_chance(result["clean"], tuple(result["clean_interval"]), n):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from apd.errors import InputError
 from apd.util.files import parse_json
+from apd.util.json_shape import COUNT, NUMBER, check_shape
 from apd.util.messages import get_logger
-from apd.util.shape import COUNT, NUMBER, check_shape
 from apd.util.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ _PLACES = ("model", "data.source", "data.unlabelled", "data.class_names")
 _NAMES = (".source", ".run", ".revision", "data.name", "data.unlabelled_source")
 """What the manifest keeps of places, by how its keys end."""
 _SINCE = ".architecture"
-"""What the manifest of a run of before does not keep, by how its key ends."""
+"""What the manifest of an older run does not keep, by how its key ends."""
 _IDS = "data.ids_sha256"
 
 
@@ -81,7 +81,7 @@ def check_same(
             )
     old, new = manifests
     for key in ("model", "teachers", "data", "class_names", "templates", "prompts"):
-        if key not in old:  # a run of before it was kept
+        if key not in old:  # a run from before it was kept
             continue
         differing = first_difference(old[key], json.loads(json.dumps(new.get(key))), key)
         if differing:

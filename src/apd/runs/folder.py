@@ -178,7 +178,7 @@ class Run:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from writing to a finished run while a command adds to it; what kills left goes first.
+        """Keep other processes from writing to a finished run while a command adds to it; remove leftovers of killed ones first.
 
         Raises:
             InputError: another process is writing to it, it is no longer finished, or nothing can be written to it.
@@ -234,7 +234,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """That training took so far, in all its starts; what a kill threw away after a checkpoint does not count."""
+        """Seconds of training so far, over all restarts, without work that was lost after the last checkpoint."""
         return round(time.monotonic() - self._began, 2)
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -274,10 +274,10 @@ class Run:
         found = None if self._starting else self._checkpoints.load()
         return None if found is None else (found[0], {**found[1]["state"], "step": found[1]["step"]})
 
-    def save_prompts(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    def save_prompts(self, tensors: Mapping[str, Tensor]) -> None:
         """Write ``prompts.safetensors``."""
         if self._ready():
-            write_tensors(self._file("prompts.safetensors"), tensors, {"format": "pt", **(metadata or {})})
+            write_tensors(self._file("prompts.safetensors"), tensors, {"format": "pt"})
 
     def load_prompts(self) -> dict[str, Tensor]:
         """The learned tensors.

@@ -12,8 +12,9 @@ from torch import Tensor
 from apd.data.sources.unlabelled import read_list
 from apd.errors import InputError
 from apd.models import DualEncoder, load_clip
-from apd.models.classifier import DEFAULT_TEMPLATES, PromptedCLIP
+from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import Prompts, PromptSpec
+from apd.models.templates import DEFAULT_TEMPLATES
 from apd.runs.config import RunConfig, recorded
 from apd.runs.folder import Run
 from apd.runs.learners import Learned, read_learner

@@ -139,7 +139,7 @@ def is_recorded(record: Mapping[str, Any], info: EncoderInfo) -> bool:
 
 def _differing(record: Mapping[str, Any], info: EncoderInfo) -> str | None:
     found = describe_encoder(info)
-    # Runs of before do not state all of it.
+    # Older runs do not state all of it.
     return next((key for key in SAME_MODEL if record.get(key, found[key]) != found[key]), None)
 
 

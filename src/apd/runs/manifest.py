@@ -8,7 +8,7 @@ from typing import Any
 
 from apd.errors import InputError
 from apd.util.files import read_json
-from apd.util.shape import COUNT, NUMBER, TEXT, TRUTH, Each, Table, check_shape
+from apd.util.json_shape import COUNT, NUMBER, TEXT, TRUTH, Each, Table, check_shape
 from apd.util.text import short
 
 TRAIN_AGAIN = "train again with --overwrite (Python: overwrite=True)"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 from apd.errors import InputError
-from apd.util.whole import check_whole
+from apd.util.integers import check_whole
 
 _MEGA = 2**20
 _MEGAPIXELS = 178

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from apd.errors import nearest
-from apd.util.kinds import wanted
+from apd.util.pydantic_errors import wanted
 from apd.util.text import short
 
 MEMBER = "*"

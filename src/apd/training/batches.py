@@ -30,7 +30,7 @@ AHEAD = 2
 
 
 @dataclass(frozen=True)
-class Images:
+class TrainingImages:
     """Training and validation images as bytes on the device; unlabelled ones that do not fit are streamed from their files."""
 
     train: Decoded
@@ -45,13 +45,13 @@ class Images:
         more = () if self.unlabelled is None else self.unlabelled.skipped
         return {"training": self.train.skipped, "validation": self.val.skipped, "unlabelled": more}
 
-    def to(self, device: torch.device) -> Images:
+    def to(self, device: torch.device) -> TrainingImages:
         """Move the images to a device."""
         more = None if self.unlabelled is None else self.unlabelled.to(device)
         return replace(self, train=self.train.to(device), val=self.val.to(device), unlabelled=more)
 
 
-def decode(encoder: DualEncoder, data: Dataset, skip_bad: bool, show: bool) -> Images:
+def decode(encoder: DualEncoder, data: Dataset, skip_bad: bool, show: bool) -> TrainingImages:
     """The images of both splits, as the encoder wants them, on its device.
 
     Raises:
@@ -67,7 +67,7 @@ def decode(encoder: DualEncoder, data: Dataset, skip_bad: bool, show: bool) -> I
     more = keep_or_stream(data.unlabelled, preprocessing, room, skip_bad=skip_bad, progress=show)
     unlabelled = more.to(encoder.device)
     _check_classes(data, train)
-    return Images(train, val, encoder.info.image_size, data.mirror, unlabelled if len(unlabelled) else None)
+    return TrainingImages(train, val, encoder.info.image_size, data.mirror, unlabelled if len(unlabelled) else None)
 
 
 def _check_classes(data: Dataset, train: Decoded) -> None:
@@ -135,7 +135,7 @@ class Batches:
         processes: how many share a batch.
     """
 
-    def __init__(self, images: Images, settings: TrainSettings, process: int = 0, processes: int = 1) -> None:
+    def __init__(self, images: TrainingImages, settings: TrainSettings, process: int = 0, processes: int = 1) -> None:
         self.images, self.settings, self.process, self.processes = images, settings, process, processes
         self.pool = Pool(images.train, images.unlabelled)
         _check_share(settings, self.pool)

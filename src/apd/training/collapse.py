@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import binom
 from torch import Tensor
 
 from apd.errors import ApdError
@@ -196,15 +197,5 @@ class CollapseMonitor:
 
 
 def _fell(right: int, images: int, before: float) -> bool:
-    """Whether ``right`` of ``n`` images are fewer than ``before`` percent, in an exact binomial test at `CHANCE`."""
-    p = before / 100
-    if p <= 0:
-        return False
-    if p >= 1:
-        return right < images
-    terms = (
-        math.lgamma(images + 1) - math.lgamma(k + 1) - math.lgamma(images - k + 1)
-        + k * math.log(p) + (images - k) * math.log1p(-p)
-        for k in range(right + 1)
-    )  # fmt: skip
-    return math.fsum(map(math.exp, terms)) < CHANCE
+    """Whether ``right`` of ``images`` are fewer than ``before`` percent, in an exact binomial test at `CHANCE`."""
+    return bool(binom.cdf(right, images, before / 100) < CHANCE)

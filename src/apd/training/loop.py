@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -27,7 +28,7 @@ from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.settings.train import PSEUDO_LABELS, TrainSettings
 from apd.training.average import RunningAverage
-from apd.training.batches import Batches, Images
+from apd.training.batches import Batches, TrainingImages
 from apd.training.collapse import CollapseMonitor, Diverged, Validation
 from apd.training.log import Log
 from apd.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
@@ -51,7 +52,7 @@ TEACHER_EPOCHS = 30
 so its epochs are short."""
 
 
-def train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig, run: Run) -> Run:
+def train(encoder: DualEncoder, data: Dataset, images: TrainingImages, config: RunConfig, run: Run) -> Run:
     """Train the method of ``config`` and leave its prompts in ``run``.
 
     Goes on from the run's checkpoint where there is one, and ends bit-identical to a run that was never stopped: every
@@ -81,7 +82,7 @@ def train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig
         run.lock.release()
 
 
-def _train(encoder: DualEncoder, data: Dataset, images: Images, config: RunConfig, run: Run) -> Run:
+def _train(encoder: DualEncoder, data: Dataset, images: TrainingImages, config: RunConfig, run: Run) -> Run:
     settings = config.train
     if settings.tensorboard:
         import_extra("tensorboard", "tensorboard", "train.tensorboard")
@@ -121,7 +122,7 @@ class Loop:
     def __init__(
         self,
         method: Method,
-        images: Images,
+        images: TrainingImages,
         settings: TrainSettings,
         accelerator: Accelerator,
         run: Run | None,
@@ -175,12 +176,12 @@ class Loop:
         attack = self.settings.attack.attack_class.from_settings(self.settings.attack)
         return self.steps * (1 + (attack.passes if self.method.adversarial else 0))
 
-    def run_through(self, prepare: Any) -> dict[str, Any]:
+    def run_through(self, prepare: Callable[[], None]) -> dict[str, Any]:
         """All steps that are left; returns the last validation and what was warned of."""
         with within(self.room):
             return self._run_through(prepare)
 
-    def _run_through(self, prepare: Any) -> dict[str, Any]:
+    def _run_through(self, prepare: Callable[[], None]) -> dict[str, Any]:
         if not self.trained:
             return {**self._report(Log(self.run, len(self.batches)), 0, self.validate()), "steps": 0}
         optimizer = build_optimizer(self.settings.optimizer, self.trained)

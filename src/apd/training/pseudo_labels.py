@@ -15,13 +15,15 @@ from torch import Tensor
 from apd.methods import Method, Preparation
 from apd.methods.base import prompted
 from apd.methods.probe import fit_probe, probe_logits
-from apd.methods.teachers import PARTS, choose, logits_of, mean_logits, predictions, tune_prompts, used
+from apd.methods.teachers import PARTS, choose, mean_logits, per_image, predictions, tune_prompts, used
 from apd.models.prompts import PromptSpec
 from apd.settings.train import ChosenTeacher
-from apd.training.batches import Images
+from apd.training.batches import TrainingImages
 
 
-def pseudo_labels(method: Method, before: Preparation, images: Images, teacher: ChosenTeacher) -> tuple[Tensor, str]:
+def pseudo_labels(
+    method: Method, before: Preparation, images: TrainingImages, teacher: ChosenTeacher
+) -> tuple[Tensor, str]:
     """Return the most probable class (U,) int64 of each unlabelled image, and who gave them, such as ``tuned+probe``.
 
     Args:
@@ -39,7 +41,7 @@ def pseudo_labels(method: Method, before: Preparation, images: Images, teacher: 
     parts = [part for part in PARTS[teacher] if tunable or part != "tuned"]
     known = {"frozen": bound.logits_from_features}
     if "probe" in parts:
-        features = logits_of(bound.features, before.images)
+        features = per_image(bound.features, before.images)
         weights = fit_probe(features, before.images.labels, len(method.student.class_names))
         known["probe"] = lambda features: probe_logits(features, weights)
     if "tuned" in parts:
@@ -51,14 +53,14 @@ def pseudo_labels(method: Method, before: Preparation, images: Images, teacher: 
         features = bound.features(x)
         return [tuned.logits(x) if part == "tuned" else known[part](features) for part in parts]
 
-    on_validation = logits_of(lambda x: torch.stack(logits(x, parts), dim=1), images.val)
+    on_validation = per_image(lambda x: torch.stack(logits(x, parts), dim=1), images.val)
     shares, _ = choose(on_validation.unbind(dim=1), images.val.labels)
     chosen = used(parts, shares)
     by = torch.full((len(chosen),), 1 / len(chosen), device=on_validation.device)
     return predictions(lambda x: mean_logits(logits(x, chosen), by), images.unlabelled), "+".join(chosen)
 
 
-def judged_by_teacher(method: Method, images: Images) -> Images:
+def judged_by_teacher(method: Method, images: TrainingImages) -> TrainingImages:
     """Return the images with the frozen teacher's most probable classes as labels of those for validation."""
-    known = logits_of(method.labeller().bind_detached().logits, images.val)
-    return replace(images, val=replace(images.val, labels=known.argmax(dim=-1)))
+    known = predictions(method.labeller().bind_detached().logits, images.val)
+    return replace(images, val=replace(images.val, labels=known))

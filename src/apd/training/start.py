@@ -33,7 +33,7 @@ from apd.util.trust import trust
 from apd.util.versions import versions
 
 if TYPE_CHECKING:
-    from apd.training.batches import Images
+    from apd.training.batches import TrainingImages
 
 log = get_logger("apd.training")
 
@@ -185,7 +185,7 @@ def _read(
     data: Dataset | None,
     on_data: Callable[[Dataset], None] | None,
     resumed: Path | None,
-) -> tuple[DualEncoder, Dataset, Images]:
+) -> tuple[DualEncoder, Dataset, TrainingImages]:
     """Load what is not loaded yet, the data first, and decode the images; ``resumed`` is the run that goes on, if one does."""
     from apd.training.batches import decode
 
@@ -222,7 +222,7 @@ def _or_moved(place: str, how: str, run: Path | None) -> Iterator[None]:
         ) from error
 
 
-def _tell_skipped(data: Dataset, images: Images) -> None:
+def _tell_skipped(data: Dataset, images: TrainingImages) -> None:
     """Say how many images could not be read."""
     skipped = images.skipped
     if any(skipped.values()):
@@ -237,7 +237,7 @@ def _tell_skipped(data: Dataset, images: Images) -> None:
 
 
 def describe(
-    clip: DualEncoder, data: Dataset, images: Images, config: RunConfig, teachers: Mapping[str, Any]
+    clip: DualEncoder, data: Dataset, images: TrainingImages, config: RunConfig, teachers: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Describe the circumstances of a run for its manifest.
 
@@ -276,7 +276,7 @@ def describe(
     }
 
 
-def _about_unlabelled(data: Dataset, images: Images) -> dict[str, Any]:
+def _about_unlabelled(data: Dataset, images: TrainingImages) -> dict[str, Any]:
     """How many unlabelled images there are and where they come from; empty where there are none."""
     if images.unlabelled is None:
         return {}

@@ -75,7 +75,7 @@ def _defaults(found: type | FunctionType) -> list[tuple[str, Any]]:
 
 
 def _has_content(value: object) -> bool:
-    """Whether it is, or a list or the like of, what a ``repr`` does not tell; functions and classes count in lists only."""
+    """Whether a value is, or contains, what its ``repr`` does not identify; functions and classes count in containers only."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple | set | frozenset):

@@ -152,6 +152,19 @@ def sync_tree(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
+def refuse_twice(paths: Sequence[AnyPath]) -> list[Path]:
+    """Return where runs are, once it is clear that none is given twice.
+
+    Raises:
+        InputError: which is.
+    """
+    places = [user_path(path).resolve() for path in paths]
+    for place, path in zip(places, paths, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"{path} is given twice; give each run once.")
+    return places
+
+
 def names_of(places: Sequence[Path]) -> list[str]:
     """Name folders by their last part, or by as many as tell them apart.
 

@@ -18,8 +18,8 @@ def check_output_file(file: Path, example: str) -> None:
         example: a name, for the message.
 
     Raises:
-        InputError: a folder; a device or a pipe, in whose place a file would come, so that ``/dev/null`` were gone; a place
-            that cannot be written.
+        InputError: a folder; a device or a pipe such as ``/dev/null``, which the file would replace; a place that cannot be
+            written.
     """
     if not file.name or file.is_dir():
         raise InputError(f"{file} is a folder; give a file in it, such as {file / example}.")

@@ -38,7 +38,7 @@ def _kinds(annotation: Any) -> set[Any]:
 class GrowingSection(Section):
     """A section to which settings were added after runs had been kept: at these values, no record names them.
 
-    So a run of before keeps its identity, which is a hash of its record.
+    So an older run keeps its identity, which is a hash of its record.
     """
 
     unrecorded: ClassVar[Mapping[str, Any]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -21,6 +22,11 @@ def sample_seeds(ids: Sequence[str], *context: str | int) -> Tensor:
     digests = (hashlib.blake2b((prefix + id_).encode(errors="surrogateescape"), digest_size=8).digest() for id_ in ids)
     # 62 bits: room to add a small number.
     return torch.tensor([int.from_bytes(digest, "big") >> 2 for digest in digests], dtype=torch.int64)
+
+
+def own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which torch's random numbers may be drawn and seeded; those outside go on as if nothing had been."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def shuffled(ids: Sequence[str], *key: object) -> list[int]:

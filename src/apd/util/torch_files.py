@@ -102,7 +102,7 @@ def _load(file: Path | IO[bytes], source: str, script: bool = False) -> Any:
     known = {name: Inert for name in (*_IDLE, *_DICTS)} | {"collections.defaultdict": _mapping}
     try:
         held = torch.serialization.get_unsafe_globals_in_checkpoint(cast(Any, file))
-    except Exception:  # the format of before 2020, which is read all the same, or damaged
+    except Exception:  # the format used before 2020, which is read all the same, or damaged
         held = []
     if not isinstance(file, Path):
         file.seek(0)

@@ -1,4 +1,4 @@
-"""uvicorn with an end that shows no traceback; needs uvicorn."""
+"""Run uvicorn, and stop it without a traceback; needs uvicorn."""
 
 from __future__ import annotations
 

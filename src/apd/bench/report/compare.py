@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from apd.bench.job import EvalOutcome
 from apd.bench.protocols import Metric
-from apd.evaluation.statistics import Difference, paired_bootstrap
+from apd.evaluation.statistics import SAMPLES, Difference, paired_bootstrap
 
 Cell = Mapping[str, EvalOutcome]
 """One run's evaluations in a table, by the name of the evaluation."""
@@ -74,33 +74,23 @@ def difference(a: Sequence[Seeds], b: Sequence[Seeds], metric: Metric) -> Differ
     return bootstrap_of_means(pairs, metric)
 
 
-def bootstrap_of_means(
-    pairs: Sequence[Sequence[tuple[Cell, Cell]]],
-    metric: Metric,
-    *,
-    seed: int = 0,
-    samples: int = 10_000,
-    confidence: float = 0.95,
-) -> Difference:
+def bootstrap_of_means(pairs: Sequence[Sequence[tuple[Cell, Cell]]], metric: Metric) -> Difference:
     """Percentile bootstrap of the difference of a metric that is a mean of several accuracies.
 
     Args:
         pairs: data set by data set, seed by seed: the two methods' runs on the same images.
         metric: the mean.
-        seed: seed of the draws.
-        samples: number of draws.
-        confidence: confidence level of the interval.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn: list[Array] = []
     found: list[Array] = []
     for runs in pairs:
-        resampled, observed = _accuracies(runs, metric, samples, rng)
+        resampled, observed = _accuracies(runs, metric, SAMPLES, rng)
         for accuracies, collect in ((resampled, drawn), (observed, found)):
             means = _combined(accuracies, metric.mean)  # (samples, seeds, 2)
             collect.append((means[..., 0] - means[..., 1]).mean(axis=1))
     sizes = [min(len(marks_of(runs[0][0], part)) for part in metric.parts) for runs in pairs]
-    return Difference.of_draws(float(np.mean(found)), np.mean(drawn, axis=0), sizes, confidence)
+    return Difference.of_draws(float(np.mean(found)), np.mean(drawn, axis=0), sizes)
 
 
 def _accuracies(

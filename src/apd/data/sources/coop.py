@@ -15,7 +15,7 @@ from apd.data.sources.split_names import subfolders
 from apd.data.splits import Pools
 from apd.errors import InputError
 from apd.util.files import read_bounded
-from apd.util.kinds import complaint
+from apd.util.pydantic_errors import complaint
 
 Row = tuple[str, int, str]
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")

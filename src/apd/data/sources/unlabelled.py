@@ -19,8 +19,9 @@ from apd.data.sources.class_list import names_alone
 from apd.data.sources.class_names import warn
 from apd.data.sources.folder import images_below, refuse_broken_links
 from apd.data.sources.split_names import held_out_folders, split_folders
-from apd.data.splits import DEFAULT_TEMPLATES, VALIDATION_SHOTS, check_names
+from apd.data.splits import VALIDATION_SHOTS, check_names
 from apd.errors import InputError
+from apd.models.templates import DEFAULT_TEMPLATES
 from apd.util.files import read_lines, user_path
 from apd.util.messages import get_logger
 from apd.util.seeds import shuffled

@@ -76,7 +76,7 @@ def run_blocks(
     Args:
         blocks: the blocks of a `transformers` tower.
         h: rows (B, L, width) that enter the first block, ``tokens[0]`` among them.
-        tokens: (n, width) or (B, n, width) a block; empty for none.
+        tokens: (n, width) or (B, n, width) per block; empty for none.
         n_own: L - n, the rows in front of the tokens.
         pooled: (B,) the row that becomes the feature; None: all rows of its own.
         mask: (L, L) which row sees which; None: everything.

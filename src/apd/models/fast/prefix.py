@@ -19,7 +19,7 @@ from apd.models.encoder import Tokens
 from apd.models.fast.blocks import attend_all, run_block
 
 _TILE = 48
-"""Rows a tile, about: longer tiles spend more on attention, shorter ones more on starting it."""
+"""Rows per tile, about: longer tiles spend more on attention, shorter ones more on starting it."""
 
 
 @dataclass(frozen=True)
