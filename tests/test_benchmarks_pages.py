@@ -166,7 +166,7 @@ def test_figures_of_the_family_with_such_contexts_are_those_of_the_committed_out
             assert lines[0].endswith(f"| {' | '.join(figures)} |")
             assert not difference or lines[1].endswith(f"| {difference} |")
             checked += 1
-    assert checked == 26
+    assert checked == 28
 
 
 def test_what_is_said_of_the_search_for_weights_is_in_the_committed_outcomes() -> None:
@@ -189,7 +189,7 @@ def test_what_is_said_of_the_search_for_weights_is_in_the_committed_outcomes() -
             assert any(max(abs(a - b) for a, b in zip(mean, one, strict=True)) < 0.11 for one in triples), (label, mean)
     whole = "mean over eurosat, cifar10, dtd10, caltech101"
     assert said_difference("weights", whole, "pmg, alpha 0.2", "pmg", "harmonic mean") in page
-    for data in ("eurosat", "dtd10", "cifar10"):
+    for data in ("eurosat", "dtd10", "cifar10", "caltech101"):
         said = said_difference(
             "class-specific-family", f"{data}, 16", "pmg, alpha 0.2", "apd", "harmonic mean", less=True
         )
