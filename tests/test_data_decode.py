@@ -73,8 +73,9 @@ def test_integers_beyond_16_bits_and_floats_are_refused() -> None:
         reopened(plain((0, 0), "LA"), format="PNG"),
         reopened(plain((10, 20, 30)).quantize(2), format="GIF", transparency=0),
         reopened(plain((10, 20, 30)), format="PNG", transparency=(10, 20, 30)),
+        reopened(plain(5000, "I;16"), format="PNG", transparency=5000),
     ],
-    ids=["rgba", "grey-alpha", "palette", "rgb-key"],
+    ids=["rgba", "grey-alpha", "palette", "rgb-key", "16-bit"],
 )
 def test_transparency_is_laid_on_white(image: Image.Image) -> None:
     assert to_rgb(image).getpixel((3, 3)) == (255, 255, 255)
@@ -275,3 +276,9 @@ def test_an_image_that_is_upright_and_in_rgb_is_not_copied() -> None:
     image.getexif()[0x0112] = 6
     turned = to_rgb(image)
     assert turned is not image and turned.size == (2, 4) and image.size == (4, 2)
+
+
+def test_the_check_leaves_images_of_the_caller_as_they_are(tmp_path: Path) -> None:
+    photo = reopened(plain((10, 20, 30), size=(64, 64)), format="JPEG")
+    bad, _ = find_bad(("a",), (lambda: photo,), 60.0, progress=False)
+    assert not bad and photo.size == (64, 64)

@@ -142,8 +142,14 @@ def test_base_and_new_classes(tmp_path: Path) -> None:
     assert data.classes("all") is data
     with refused("bass", meant("base")):
         data.classes("bass")  # type: ignore[arg-type]
-    with refused("classes=new", "1", "3"):
+    assert base.classes("base") is base
+    with refused("base", "new", "whole"):
         base.classes("new")
+    with refused("None", "all"):
+        data.classes(None)  # type: ignore[arg-type]
+    make(tmp_path / "three", a=6, b=6, c=6)
+    with refused("classes=new", "1", "3"):
+        load_data(tmp_path / "three", shots=2, classes="new")
 
 
 def test_split_by_name(tmp_path: Path) -> None:
@@ -418,3 +424,33 @@ def test_templates_are_taken(tmp_path: Path) -> None:
 def test_list_data_names_the_built_in_set() -> None:
     rows = list_data()
     assert rows[0][0] == "digits" and all(len(row) == 2 and all(row) for row in rows)
+
+
+def test_validation_images_that_leave_one_for_training_are_told(tmp_path: Path) -> None:
+    make(tmp_path / "train", cat=9, dog=40)
+    make(tmp_path / "test", cat=1, dog=1)
+    data = load_data(tmp_path, shots="all", validation=10)
+    assert per_class(data.train)[0] == 1 and "'cat'" not in data.shortage() and "cat" in data.shortage()
+    assert load_data(tmp_path, shots="all", validation=2).shortage() == ""
+
+
+def test_a_table_beside_class_folders_describes_them(tmp_path: Path) -> None:
+    make(tmp_path, cat=6, dog=6)
+    (tmp_path / "metadata.parquet").write_bytes(b"anything")
+    assert load_data(tmp_path, shots=1).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"columns": "path"}, ["columns", "'path'"]),
+        ({"columns": ("path",)}, ["columns", "two"]),
+        ({"memory_gb": "4"}, ["memory_gb", "'4'"]),
+        ({"shots": 0, "class_names": [1, 2]}, ["class_names", "1"]),
+        ({"templates": [3]}, ["template", "3"]),
+    ],
+)
+def test_arguments_of_another_type_are_refused(tmp_path: Path, given: dict[str, Any], named: list[str]) -> None:
+    make(tmp_path, cat=6, dog=6)
+    with refused(*named):
+        load_data(tmp_path, **given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -337,14 +338,16 @@ def test_torch_data_sets_that_cannot_be_read_or_lack_a_split_are_refused() -> No
 
 def test_labels_of_torch_data_sets_are_those_of_the_items_where_they_are_transformed() -> None:
     class Transformed(Items):
-        targets: tuple[int, ...] = (1, 0, 1, 0)
+        targets: tuple[int, ...] = (1, 0, 0, 1)
         target_transform: Any = None
 
-    items = Transformed([(torch.rand(1, 4, 4), i % 2) for i in range(4)])
-    assert Dataset.from_torch("it", ["a", "b"], items, items).test.labels.tolist() == [1, 0, 1, 0]
+    items = Transformed([(torch.rand(1, 4, 4), label) for label in (1, 1, 0, 1)])
+    assert Dataset.from_torch("it", ["a", "b"], items, items).test.labels.tolist() == [1, 0, 0, 1], (
+        "items are not all read"
+    )
     items.target_transform = (1).__sub__
     data = Dataset.from_torch("it", ["a", "b"], items, items)
-    assert data.test.labels.tolist() == [0, 1, 0, 1]
+    assert data.test.labels.tolist() == [1, 1, 0, 1]
     images = data.test.decode(Preprocessing.plain(4)).images
     assert images.shape == (4, 3, 4, 4) and torch.equal(images[:, 0], images[:, 2]), "grey images become RGB"
 
@@ -403,3 +406,39 @@ def test_entry_points_of_every_kind_are_listed_and_found(elsewhere: Path, shallo
     assert json.loads((elsewhere / "run/run.json").read_text())["data"]["source"] == "other"
     failed = cli("evaluate", "--model", "other", "--data", "other")
     assert failed.code == 2 and "weights.pt" in failed.err
+
+
+def test_labels_of_torch_data_sets_are_those_of_the_items_where_a_subclass_changes_them() -> None:
+    class Swapped(Items):
+        targets: tuple[int, ...] = (1, 0, 1, 0)
+
+    items = Swapped([(torch.rand(3, 4, 4), i % 2) for i in range(4)])
+    assert Dataset.from_torch("it", ["a", "b"], items, items).test.labels.tolist() == [0, 1, 0, 1]
+    items.targets = (0, 1, 0)
+    with refused("4 items", "3 targets"):
+        Dataset.from_torch("it", ["a", "b"], items, items)
+
+
+def test_torch_data_sets_that_threads_cannot_share_are_read_one_item_at_a_time() -> None:
+    class Seeking(Items):
+        """As one that seeks in an open file, and then reads from where that is."""
+
+        at = 0
+
+        def __getitem__(self, index: int) -> Any:
+            self.at = index
+            time.sleep(0.001)
+            return super().__getitem__(self.at)
+
+    items = Seeking([(torch.full((3, 4, 4), i, dtype=torch.uint8), i % 2) for i in range(40)])
+    found = Dataset.from_torch("it", ["a", "b"], items, items).test.decode(Preprocessing.plain(4)).images
+    assert found[:, 0, 0, 0].tolist() == list(range(40))
+
+
+def test_tensors_of_a_data_set_are_its_own() -> None:
+    x, y = torch.full((8, 3, 4, 4), 7, dtype=torch.uint8), torch.arange(8) % 2
+    data = Dataset.from_tensors("it", ["a", "b"], train=(x, y), test=(x, y))
+    x.fill_(9)
+    assert data.test.decode(Preprocessing.plain(4)).images.unique().tolist() == [7]
+    with refused("train", "(images, labels)"):
+        Dataset.from_tensors("it", ["a", "b"], train=x, test=(x, y))  # type: ignore[arg-type]

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from apd.models import DualEncoder
+from apd.runs.differences import check_same, hash_of_labels
 from apd.runs.folder import Run
 from apd.training import loop
 from apd.training.collapse import CollapseMonitor, Validation
 from apd.training.log import Log
 
 from .forked import FORKED
+from .refusals import refused
 from .training import keep_gradients, metrics, same, start, train_in_process
 
 
@@ -187,3 +189,16 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path, shallow_folder:
     for single, a, b in zip(one, left, right, strict=True):
         assert torch.equal(a, b)
         torch.testing.assert_close(a, single, rtol=1e-3, atol=1e-6)
+
+
+def test_a_run_is_not_resumed_with_other_labels(trained: Path) -> None:
+    run = Run.open(trained)
+    data = run.config.data.load(run.config.train.seed)
+    known = {"data": dict(run.manifest["data"])}
+    assert known["data"]["labels_sha256"] == hash_of_labels(data.train.labels.tolist(), data.val.labels.tolist())
+    check_same(run.path, (run.config, run.config), (known, known))
+    other = {"data": {**known["data"], "labels_sha256": hash_of_labels([0], [1])}}
+    with refused(str(run.path), "other labels", "--overwrite"):
+        check_same(run.path, (run.config, run.config), (known, other))
+    older = {"data": {key: value for key, value in known["data"].items() if key != "labels_sha256"}}
+    check_same(run.path, (run.config, run.config), (older, known))

@@ -71,6 +71,8 @@ def test_of_a_folder_with_splits_the_training_images_are_taken(tmp_path: Path) -
         (("unlabelled", "Test", "dev"), {"unlabelled"}),
         (("seg_train", "seg_test", "seg_pred"), {"seg_train", "seg_pred"}),
         (("train", "test_images"), {"train"}),
+        (("train", "test_images", "unlabelled"), {"train", "unlabelled"}),
+        (("seg_test", "more"), {"more"}),
     ],
 )
 def test_folders_for_validation_and_testing_are_left_out_and_named(

@@ -70,6 +70,9 @@ def test_numbers_and_wordnet_ids_are_no_part_of_the_names(tmp_path: Path, photos
     for names in (("2 euros", "5 euros"), ("1 way", "2 way"), ("bow, arrow", "n01440764,tench")):
         (tmp_path / "ids.txt").write_text("\n".join(names))
         assert load_data(photos, shots=0, class_names=tmp_path / "ids.txt").class_names == names, "part of the name"
+    (tmp_path / "ids.txt").write_text("id,name\n0,tench\n1,goldfish\n")
+    with refused("'id,name'", "remove"):
+        load_data(photos, shots=0, class_names=tmp_path / "ids.txt")
 
 
 @pytest.mark.parametrize(
@@ -229,3 +232,15 @@ def test_a_suite_takes_no_data_without_labels(tmp_path: Path, shallow_folder: Pa
 def test_runs_without_these_settings_do_not_name_them(colours: Path) -> None:
     record = load_config(flags={"data.source": str(colours)}).model_dump(mode="json")["data"]
     assert not record.keys() & {"unlabelled", "unlabelled_limit", "class_names"}
+
+
+def test_a_run_is_judged_on_its_own_source_where_that_has_labels(
+    tmp_path: Path, shallow: DualEncoder, colours: Path, said: Said
+) -> None:
+    run = train(tmp_path / "run", shallow, load_data(colours, shots=0, class_names=NAMES))
+    how = {"attacks": "clean", "limit": 6, "device": "cpu"}
+    with refused("no labelled images of its own"):
+        apd.evaluate_run(run.path, **how)
+    found = apd.evaluate_run(run.path, data=str(colours), split="train", **how)
+    assert found.own_data is False and set(found.class_names) == set(NAMES)
+    assert any(contains(line, "was trained on", "training images") for line in said()), said()

@@ -25,9 +25,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
+from apd.data.arguments import unvalidated
 from apd.data.dataset import IN_MEMORY, Dataset, ImageSet
 from apd.data.decode import copied, decode_given
-from apd.data.load import as_unlabelled, load_unlabelled, unvalidated
+from apd.data.load import as_unlabelled, load_unlabelled
 from apd.data.settings import DataSettings
 from apd.data.sources.class_names import readable_names, warn
 from apd.data.sources.unlabelled import anonymous, without_known

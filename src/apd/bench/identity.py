@@ -16,6 +16,7 @@ from apd.data import ImageSet
 from apd.data.load import load_unlabelled
 from apd.data.settings import REST, UNLABELLED, DataSettings
 from apd.data.sources.hub import table_files
+from apd.data.unreadable import Source
 from apd.methods import find_method
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
@@ -101,9 +102,16 @@ def _content(about: object, *parts: ImageSet) -> str:
     digest = hashlib.sha256(repr(about).encode())
     for images in parts:
         for id_, label, source in zip(images.ids, images.labels.tolist(), images.sources, strict=True):
-            size = source.stat().st_size if isinstance(source, Path) else 0
-            digest.update(f"{id_}\0{label}\0{size}\n".encode(errors="surrogateescape"))
+            digest.update(f"{id_}\0{label}\0{_size(source)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _size(source: Source) -> int:
+    """Bytes of an image's file; 0 for what is not a file, or is not there, which reading the images tells of."""
+    try:
+        return source.stat().st_size if isinstance(source, Path) else 0
+    except OSError:
+        return 0
 
 
 def _tables(source: str) -> str:

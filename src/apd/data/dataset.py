@@ -249,10 +249,13 @@ class Dataset:
             >>> len(data.train), len(data.val), len(data.test)
             (6, 2, 8)
         """
-        from apd.data.memory import of_splits, tensor_images
+        from apd.data.memory import of_splits, pair_of, tensor_images
 
         splits = {"train": train, "val": val, "test": test}
-        made = {key: None if pair is None else tensor_images(name, key, *pair) for key, pair in splits.items()}
+        made = {
+            key: None if pair is None else tensor_images(name, key, *pair_of(name, key, pair))
+            for key, pair in splits.items()
+        }
         return of_splits(name, class_names, made, templates)
 
     @classmethod
@@ -291,7 +294,16 @@ class Dataset:
         """A sentence on classes with fewer training images than were asked for; empty where there are none."""
         shots = self.settings.shots
         few = fewer_than(shots, self.train, self.class_names) if len(self.train) else ""
-        return few and f"Asked for {shots} training images per class{few}; those are trained on all they have."
+        if few:
+            return f"Asked for {shots} training images per class{few}; those are trained on all they have."
+        wanted, sizes = (
+            self.settings.validation or 0,
+            [len(group) for group in self.train.by_class(len(self.class_names))],
+        )
+        alone = [name for name, size in zip(self.class_names, sizes, strict=True) if size == 1 < wanted]
+        if shots != "all" or not alone:
+            return ""
+        return f"Asked for {wanted} validation images per class, which leave one training image to {first_of(alone, 'classes')}."
 
     def check_trainable(self) -> None:
         """Check that there are images to train on and to validate with.
@@ -327,12 +339,16 @@ class Dataset:
             which: ``all``, ``base`` (the first ceil(C/2) labels) or ``new`` (the rest, labelled from 0).
 
         Raises:
-            InputError: for an unknown ``which``, and if fewer than two classes would be left.
+            InputError: for an unknown ``which``, if fewer than two classes would be left, and for the other half of a half.
         """
         if which not in get_args(Which):
-            raise InputError(f"unknown classes {which!r}. {nearest(which, get_args(Which))}")
-        if which == "all":
+            raise InputError(f"unknown classes {which!r}. {nearest(str(which), get_args(Which))}")
+        if which in ("all", self.settings.classes):
             return self
+        if self.settings.classes != "all":
+            raise InputError(
+                f"{self.name} was cut to its {self.settings.classes} classes; take {which} of the whole data set."
+            )
         count = len(self.class_names)
         middle = math.ceil(count / 2)
         first, last = (0, middle) if which == "base" else (middle, count)

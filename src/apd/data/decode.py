@@ -61,7 +61,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if (turn := _TURNS.get(_orientation(image))) is not None:
         image = image.transpose(turn)
     if image.mode.startswith("I"):
-        image = _from_16_bits(image)
+        image = _from_16_bits(image, image.info.get("transparency"))
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
     if image.has_transparency_data:
@@ -78,13 +78,17 @@ def _orientation(image: Image.Image) -> object:
         return 1
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
+def _from_16_bits(image: Image.Image, transparent: object) -> Image.Image:
+    """Grey of 16 bits as 8; pixels of the transparent level, where there is one, are white."""
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("its pixels are integers beyond 16 bits; save it with 8 or 16 bits")
     if 0 < values.max() <= _SHALLOW:
         _warn_of_shallow()
-    return Image.fromarray(_BYTES[values])
+    grey = _BYTES[values]
+    return Image.fromarray(
+        np.where(values == transparent, np.uint8(255), grey) if isinstance(transparent, int) else grey
+    )
 
 
 @cache
@@ -231,7 +235,8 @@ def find_bad(
         with _opened(sources[index]) as image:
             if preprocessing is not None:
                 preprocessing.resized(*image.size)
-            image.draft("RGB", (1, 1))
+            if isinstance(sources[index], Path):  # an image of the caller's would stay as small
+                image.draft("RGB", (1, 1))
             with _ROOM.held(image):
                 to_rgb(image)
 

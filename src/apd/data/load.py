@@ -7,10 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from apd.data.arguments import unvalidated
 from apd.data.dataset import IN_MEMORY, Dataset, ImageSet, Shots, Which
 from apd.data.settings import REST, DataSettings
 from apd.data.sources.class_names import BARE_WORDNET_ID, warn_of_nameless
@@ -22,6 +20,7 @@ from apd.data.sources.hub import (
     Columns,
     Splits,
     hub_splits,
+    is_parquet_folder,
     is_saved,
     load_hub,
     load_parquet,
@@ -108,21 +107,6 @@ def load_data(
         memory_gb=memory_gb,
     )
     return load_section(settings)
-
-
-def unvalidated(**values: Any) -> DataSettings:
-    """Settings that are not validated: what reads a value refuses it, in the words of `load_data`'s arguments.
-
-    Raises:
-        InputError: unlabelled images, shots and classes that do not fit together.
-    """
-    whole = {name: int(value) for name, value in values.items() if isinstance(value, np.integer)}
-    settings = DataSettings.model_construct(**{**values, **whole})
-    try:
-        settings.check_unlabelled()
-    except ValueError as error:
-        raise InputError(f"{error}.") from error
-    return settings
 
 
 def load_section(settings: DataSettings) -> Dataset:
@@ -310,7 +294,7 @@ def _pools(text: str, columns: Columns | None) -> Pools:
 def _naming_hint(source: str, names: Sequence[str]) -> str:
     """How to name classes that have numbers or WordNet ids for names."""
     path = user_path(source)
-    if not path.is_dir() or is_saved(path) or any(path.glob("*.parquet")):
+    if not path.is_dir() or is_saved(path) or is_parquet_folder(path):
         return "Put readable names into the data itself: they become the class names."
     listing = path / "classes.txt"
     if any(BARE_WORDNET_ID.fullmatch(name) for name in names):
@@ -328,7 +312,7 @@ def _table(path: Path, text: str, columns: Columns | None) -> Pools | None:
         return load_parquet(path, text, columns)
     if path.is_dir() and is_saved(path):
         return load_saved(path, text, columns)
-    if path.is_dir() and any(path.glob("*.parquet")):
+    if is_parquet_folder(path):
         return load_parquet(path, text, columns)
     return None
 
@@ -362,7 +346,7 @@ def _splits(path: Path, text: str) -> Splits | None:
     if path.is_dir() and is_saved(path):
         return saved_splits(path, text)
     is_parquet = path.suffix == ".parquet" and path.is_file()
-    return parquet_splits(path, text) if is_parquet or (path.is_dir() and any(path.glob("*.parquet"))) else None
+    return parquet_splits(path, text) if is_parquet or is_parquet_folder(path) else None
 
 
 def _hub(spec: str, columns: Columns | None) -> Pools:

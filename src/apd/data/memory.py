@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ def tensor_images(name: str, split: str, x: Tensor, y: Tensor) -> ImageSet:
         InputError: shapes, types or values that are not those.
     """
     try:
-        x, y = torch.as_tensor(x).detach().cpu(), torch.as_tensor(y)
+        x, y = torch.as_tensor(x).detach().cpu().clone(), torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError) as error:  # such as a list of tensors
         raise InputError(f"{name} {split}: images and labels must be tensors or arrays ({one_line(error)}).") from error
     if x.dim() != 4 or x.shape[1] != 3 or y.shape != (len(x),) or y.is_floating_point():
@@ -48,6 +49,19 @@ def tensor_images(name: str, split: str, x: Tensor, y: Tensor) -> ImageSet:
     return ImageSet(ids, y.to(torch.int64).cpu(), tuple(partial(_picture, image) for image in x))
 
 
+def pair_of(name: str, split: str, given: Any) -> tuple[Any, Any]:
+    """Return images and labels as they were given together.
+
+    Raises:
+        InputError: something else than two.
+    """
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise InputError(
+            f"{name} {split}: give images and labels, {split}=(images, labels), got {type(given).__name__}."
+        )
+    return given[0], given[1]
+
+
 def torch_images(name: str, split: str, part: Any) -> ImageSet:
     """Name the items of a torch data set of (image, label) by place; labels come from its ``targets``, if it has them.
 
@@ -58,7 +72,12 @@ def torch_images(name: str, split: str, part: Any) -> ImageSet:
     try:
         if len(part):
             _item(part, 0)
-        given = [part[i][1] for i in range(len(part))] if targets is None else list(targets)
+        given = None if targets is None else list(targets)
+        if given is not None and len(given) != len(part):
+            raise ValueError(f"it has {len(part)} items and {len(given)} targets")
+        # Items are what counts; a subclass that gives other labels keeps its targets.
+        if given is None or (len(part) and any(part[i][1] != given[i] for i in (0, len(part) // 2, len(part) - 1))):
+            given = [part[i][1] for i in range(len(part))]
         labels = [int(label) for label in given]
         if odd := [label for label, whole in zip(given, labels, strict=True) if float(label) != whole]:
             raise ValueError(f"a label is {short(odd[0])}, which is not a whole number")
@@ -67,7 +86,8 @@ def torch_images(name: str, split: str, part: Any) -> ImageSet:
             f"{name} {split}: items must be pairs of an image (PIL, or a tensor (3,H,W), uint8 or in [0,1]) and a label, but "
             f"{type(error).__name__}: {one_line(error)}."
         ) from error
-    sources = tuple(partial(_item, part, i) for i in range(len(labels)))
+    lock = threading.Lock()
+    sources = tuple(partial(_read, part, lock, i) for i in range(len(labels)))
     return ImageSet(tuple(f"{name}/{split}/{i:06d}" for i in range(len(labels))), torch.tensor(labels), sources)
 
 
@@ -102,6 +122,14 @@ def of_splits(
 
 def _picture(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+
+
+def _read(part: Any, lock: threading.Lock, index: int) -> Image.Image:
+    """An item of a data set that threads share, which need not be made for that: one file that all items are read from."""
+    with lock:
+        image = _item(part, index)
+        image.load()
+        return image.copy()
 
 
 def _item(part: Any, index: int) -> Image.Image:

@@ -14,6 +14,7 @@ from apd.errors import InputError
 from apd.models.templates import DEFAULT_TEMPLATES
 from apd.util.progress import counted
 from apd.util.seeds import shuffled
+from apd.util.text import short
 
 VALIDATION_SHOTS = 4
 """Validation images per class where no number is asked for: min(k, 4), as in CoOp (arXiv 2109.01134)."""
@@ -117,6 +118,8 @@ def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
         raise InputError(f"templates must be a list of at least one sentence, got {templates!r}.")
     templates = tuple(templates)
     for template in templates:
+        if not isinstance(template, str):
+            raise InputError(f"a template must be a text, got {short(repr(template))}.")
         if template.count("{}") != 1 or any(brace in template.replace("{}", "") for brace in "{}"):
             raise InputError(f"the template {template!r} must have {{}} once, for the class name: 'a photo of a {{}}.'")
     return templates

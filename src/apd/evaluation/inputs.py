@@ -103,8 +103,9 @@ def images_for(run: Run, data: str | Dataset | None, split: Split = "test") -> t
     config = run.config
     # The run's own data named again is the run's own data: drawn anew, its val could hold images it was trained on.
     source = data.source if isinstance(data, Dataset) else data
-    other = source is not None and not same_source(source, config.data.source)
-    if not other and config.data.class_names is not None:
+    unlabelled = config.data.class_names is not None
+    other = source is not None and (unlabelled or not same_source(source, config.data.source))
+    if unlabelled and not other:
         raise InputError(
             f"{run.path} has no labelled images of its own (its data: {config.data.source}); give it some: --data DATA "
             "(Python: data=)."
@@ -133,6 +134,8 @@ def load_other(run: Run, source: str) -> Dataset:
 def is_own(run: Run, data: Dataset) -> bool:
     """Whether a data set is the one that a run was trained on, maybe at another place, and not only one of the same name."""
     own = run.config.data
+    if own.class_names is not None:  # its own images have no labels
+        return False
     if same_source(data.source, own.source) or data.name != run.manifest["data"]["name"]:
         return same_source(data.source, own.source)
     draw = Draw.of(run)

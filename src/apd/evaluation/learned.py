@@ -35,7 +35,7 @@ def warn_of_learned(run: Run, data: Dataset, split: Split) -> None:
         data: its own data, maybe drawn anew, or others, with all classes.
         split: the images that are judged.
     """
-    known = _warn_of_unlabelled(run, data)
+    known = _warn_of_unlabelled(run, data, split)
     if any(same_source(data.source, draw.data.source) for draw in draws_of(run)):
         _warn_of_own(run, data, split)
     elif not known:
@@ -91,16 +91,17 @@ def _of(draw: Draw, drawn: Dataset) -> list[str]:
     return [id_.removeprefix(PREFIX) for id_ in learned]
 
 
-def _warn_of_unlabelled(run: Run, data: Dataset) -> bool:
+def _warn_of_unlabelled(run: Run, data: Dataset, split: Split) -> bool:
     """Warn where a run may have learned from the images without their labels, and say whether it may."""
-    val, test = (learned_unlabelled(draws_of(run), data.source, images) for images in (data.val, data.test))
-    if val or test:
-        told = f"{val} of {len(data.val)} validation images and {test} of {len(data.test)} test images"
+    judged: tuple[Split, ...] = ("train",) if split == "train" else ("val", "test")
+    found = {name: learned_unlabelled(draws_of(run), data.source, data.split(name)) for name in judged}
+    if any(found.values()):
+        told = " and ".join(f"{found[name]} of {len(data.split(name))} {SPLITS[name]} images" for name in judged)
         log.warning(
             f"{run.path} may have learned from {told} of {data.name} without their labels (its data.unlabelled); they are "
             "not unseen images."
         )
-    return bool(val or test)
+    return any(found.values())
 
 
 def _warn_of_own(run: Run, data: Dataset, split: Split) -> None:

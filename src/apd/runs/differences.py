@@ -21,15 +21,21 @@ _PLACES = ("model", "data.source", "data.unlabelled", "data.class_names")
 """Settings that may name another place when a run is resumed: hashes tell whether the same is there."""
 _NAMES = (".source", ".run", ".revision", "data.name", "data.unlabelled_source")
 """What the manifest keeps of places, by how its keys end."""
-_SINCE = ".architecture"
-"""What the manifest of an older run does not keep, by how its key ends."""
+_SINCE = (".architecture", "data.labels_sha256")
+"""What the manifest of an older run does not keep, by how its keys end."""
 _IDS = "data.ids_sha256"
+_LABELS = "data.labels_sha256"
 
 
 def hash_of_ids(train: Sequence[str], val: Sequence[str], unlabelled: Sequence[str] | None = None) -> str:
     """Hash which images a run was trained and validated on, in their order; unlabelled ones where it has any."""
     more = () if unlabelled is None else ("", *unlabelled)
     return hashlib.sha256("\n".join([*train, "", *val, *more]).encode(errors="surrogateescape")).hexdigest()
+
+
+def hash_of_labels(*labels: Sequence[int]) -> str:
+    """Hash the labels of the training and of the validation images, in their order."""
+    return hashlib.sha256(json.dumps([list(each) for each in labels]).encode()).hexdigest()
 
 
 def flat(record: Any, prefix: str = "") -> dict[str, Any]:
@@ -105,13 +111,14 @@ def _other(path: Path, differing: str, source: str) -> str:
         return f"{path} was started with another {differing}; start again with --overwrite (Python: overwrite=True)."
     from apd.data.dataset import IN_MEMORY  # which imports torch, as nothing else here does
 
-    what = "" if differing.startswith(_IDS) else f": {differing}"
+    kind = "labels" if differing.startswith(_LABELS) else "images"
+    what = "" if differing.startswith((_IDS, _LABELS)) else f": {differing}"
     named = (
         ""
         if source.startswith(IN_MEMORY)
         else f"name the data that has them (apd train DATA --output {quoted(path)} --resume), "
     )
     return (
-        f"{path} was started with other images than {source} gives now{what}. Put them back, {named}or start again with "
+        f"{path} was started with other {kind} than {source} gives now{what}. Put them back, {named}or start again with "
         "--overwrite (Python: overwrite=True)."
     )

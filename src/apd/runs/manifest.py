@@ -30,7 +30,13 @@ _SHAPE = {
     "model?": _MODEL,
     "teachers?": Table({**_MODEL, "run?": TEXT, "prompts_sha256?": TEXT}),
     "data?": {
-        **{"name?": TEXT, "source?": (TEXT, None), "description?": (TEXT, None), "ids_sha256?": TEXT},
+        **{
+            "name?": TEXT,
+            "source?": (TEXT, None),
+            "description?": (TEXT, None),
+            "ids_sha256?": TEXT,
+            "labels_sha256?": TEXT,
+        },
         **dict.fromkeys(_IMAGES, COUNT),
     },
     "left_out?": {**dict.fromkeys(_IMAGES, COUNT), "ids?": Each(TEXT)},

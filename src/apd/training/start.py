@@ -19,7 +19,7 @@ from apd.errors import InputError
 from apd.methods import METHODS, Method
 from apd.models import DualEncoder, load_clip
 from apd.runs.config import RunConfig, validate, with_class_contexts
-from apd.runs.differences import hash_of_ids
+from apd.runs.differences import hash_of_ids, hash_of_labels
 from apd.runs.folder import Run
 from apd.runs.load import describe_encoder, hold_teacher
 from apd.runs.output import check_output
@@ -260,6 +260,7 @@ def describe(
             "validation_images": len(images.val),
             **_about_unlabelled(data, images),
             "ids_sha256": hash_of_ids(images.train.ids, images.val.ids, unlabelled),
+            **({"labels_sha256": _labels(images)} if len(images.train) else {}),
         },
         "left_out": {
             "train_images": len(images.train.skipped),
@@ -274,6 +275,10 @@ def describe(
         "seeds": {"train": config.train.seed, "shots": data.settings.seed},
         "versions": versions(),
     }
+
+
+def _labels(images: TrainingImages) -> str:
+    return hash_of_labels(images.train.labels.tolist(), images.val.labels.tolist())
 
 
 def _about_unlabelled(data: Dataset, images: TrainingImages) -> dict[str, Any]:

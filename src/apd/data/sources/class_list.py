@@ -76,6 +76,13 @@ def names_alone(lines: Sequence[str]) -> list[str]:
         counted = all(map(str.isdecimal, heads)) and sorted(map(int, heads))
         if counted in [list(range(first, first + len(lines))) for first in (0, 1)]:
             return [name for _, name in sorted(zip(map(int, heads), names, strict=True))]
+    numbered = [line for line in unquoted if re.match(r"\d+\s*[,;\t]", line)]
+    if 1 < len(numbered) == len(unquoted) - 1:
+        head = next(line for line in unquoted if line not in numbered)
+        raise InputError(
+            f"of the list of class names only {head!r} has no number before it, as the head of a table: remove that line, or "
+            "write one class name per line."
+        )
     return without_ids(unquoted)
 
 

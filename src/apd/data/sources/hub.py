@@ -17,6 +17,7 @@ from PIL import Image
 from apd.data.dataset import ImageSet
 from apd.data.decode import open_image
 from apd.data.sources.class_names import readable_names
+from apd.data.sources.folder import IMAGE_SUFFIXES
 from apd.data.sources.split_column import split_by_column
 from apd.data.sources.split_names import WORDS
 from apd.data.sources.table_files import refuse_other_orders
@@ -109,8 +110,14 @@ def table_files(path: Path) -> frozenset[str]:
         return frozenset((os.path.realpath(path),))
     if path.is_dir() and is_saved(path):
         return frozenset(map(os.path.realpath, path.rglob("*.arrow")))
-    is_folder = path.is_dir() and any(path.glob("*.parquet"))
-    return frozenset(map(os.path.realpath, path.rglob("*.parquet"))) if is_folder else frozenset()
+    return frozenset(map(os.path.realpath, path.rglob("*.parquet"))) if is_parquet_folder(path) else frozenset()
+
+
+def is_parquet_folder(path: Path) -> bool:
+    """Whether a folder holds parquet files, and not image files in folders of their own, beside which one may describe them."""
+    if not path.is_dir() or not any(path.glob("*.parquet")):
+        return False
+    return not any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.glob("*/*"))
 
 
 def load_saved(path: Path, source: str, columns: Columns | None = None) -> Pools:

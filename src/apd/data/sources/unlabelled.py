@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -48,11 +49,10 @@ def folder_images(path: Path) -> ImageSet:
     Raises:
         InputError: for a folder without images, and for a file that is not an image.
     """
-    splits, held_out = dict[str, Path](), list[Path]()
-    try:
+    splits = dict[str, Path]()
+    with suppress(InputError):  # folders that do not divide it
         splits = split_folders(path)
-    except InputError:  # folders that do not divide it
-        held_out = held_out_folders(path)
+    held_out = [] if splits else held_out_folders(path)
     top = splits.get("train", path)
     refuse_broken_links(top)
     paths = images_below(top, {})
