@@ -208,6 +208,8 @@ def test_options_that_do_not_go_together_are_refused(cli: Cli, run: Path, colour
     file = tmp_path / "model.pth.tar-5"
     torch.save({}, file)
     check_error(cli("evaluate", "--classifier", f"maple:{file}", "--data", colours), ["--model"])
+    gone = ("--classifier", "maple:gone.pth.tar", "--model", "glyphs", "--data", colours)
+    check_error(cli("evaluate", *gone), ["gone.pth.tar"])
 
 
 class Mean(nn.Module):

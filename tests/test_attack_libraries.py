@@ -155,3 +155,10 @@ def test_a_function_of_a_model_is_an_attack() -> None:
     assert torch.equal(found.images, threat.project(batch.x - 0.2, batch.x))
     with refused(f"{__name__}:wrong"):
         attacks.find(f"{__name__}:wrong")(model, batch, threat)
+
+
+def test_an_error_within_a_library_names_the_attack() -> None:
+    model = trained(5)
+    for name in ("foolbox:GenAttack(steps=2)", "foolbox:LinfPGD(steps='3')"):
+        with refused(name, "settings"):
+            attacks.find(name)(model, batch_of(model), ThreatModel(0.06))

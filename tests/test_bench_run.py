@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import pytest
 from apd.bench import Machine, bench, load_suite, make_plan, runner, write_tables
 from apd.bench.engines import run_local
 from apd.bench.job import Report, attempt, do, outcome_file
-from apd.bench.runner import tell_doubts
+from apd.bench.report.plots import write_plots
+from apd.bench.report.tables import latex, make_tables
+from apd.bench.runner import read_bench, tell_doubts
 from apd.errors import InputError
 from apd.util.extras import install_command
 
@@ -28,6 +31,8 @@ from .refusals import contains, meant, refused
 from .suites import Write, here, rights, table_rows
 
 pytestmark = pytest.mark.usefixtures("short_checks")
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
 
 def test_a_suite_leaves_results_tables_and_plots_and_is_done_once(write: Write, tmp_path: Path, said: Said) -> None:
@@ -393,3 +398,15 @@ def test_the_command_line_prints_the_table_and_fails_with_a_failed_run(
     assert call(write(methods={"zero-shot": None, "advvlp": "advvlp", "vlp": too_long}), "--output", out) == 1
     told = capfd.readouterr()
     assert all(f"  vlp on colours, 2 shots, seed {seed}: InputError" in told.err for seed in (0, 1))
+
+
+def test_labels_with_marks_of_other_languages_are_shown_as_they_are(tmp_path: Path) -> None:
+    """Dollars are no formula to matplotlib, a formula none to a spreadsheet, and brackets no argument to LaTeX."""
+    tables = make_tables(*read_bench(RESULTS / "weights"))[:1]
+    labels = ["a $x^$", "$10^{-3}$ vs $\\foo$", "[b] | <c>"]
+    table = replace(tables[0], rows=dict(zip(labels, tables[0].rows.values(), strict=False)), against=None)
+    assert len(write_plots(tmp_path, [table])) == 1
+    text = latex([table])
+    assert r"{}[b] \textbar{} \textless{}c\textgreater{}" in text
+    twins = [replace(table, title=title) for title in ("birds 2", "birds-2")]
+    assert len({*write_plots(tmp_path, twins)}) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +14,13 @@ from apd.attacks import EVALUATION
 from apd.bench import PROTOCOLS, Suite, load_suite, make_plan
 from apd.bench.blocks import Block
 from apd.bench.estimate import attack_passes
+from apd.bench.identity import data_identity
+from apd.bench.loaded import encoder, encoder_info, whole
 from apd.bench.plan import Job, Plan
 from apd.bench.protocols import EvalSpec
 from apd.bench.report.published import load_published, published_markdown
 from apd.data import load_data
+from apd.data.settings import DataSettings
 from apd.demo import DEMO, METHODS
 from apd.errors import nearest
 from apd.settings.train import TrainSettings
@@ -285,7 +289,8 @@ def test_classes_share_a_context_by_default_where_others_are_evaluated(
     to = {"to": "others"} if PROTOCOLS[protocol].needs == "to" else {}
     changes = dict(changes)
     block = {"protocol": protocol, "data": "home", "methods": "apd", **to, "shots": changes.pop("shots", 16)}
-    data = {name: {"source": "digits", "eps": "8/255", "shots": 16} for name in ("home", "others")}
+    data: dict[str, Any] = {name: {"source": "digits", "eps": "8/255", "shots": 16} for name in ("home", "others")}
+    data["others"]["validation"] = 3  # other images
     plan = make_plan(load_suite(write(**{"data": data, "methods": {"apd": "apd"}, "blocks": [block], **changes})))
     (job,) = plan.jobs.values()
     assert job.config is not None and job.config.method.settings.prompts.class_specific == class_specific
@@ -294,7 +299,8 @@ def test_classes_share_a_context_by_default_where_others_are_evaluated(
 def test_two_trainings_of_a_method_on_the_same_images_are_told_apart(write: Write) -> None:
     blocks = [{"protocol": "few-shot", "data": "home", "methods": "apd", "shots": 16}]
     blocks += [{**blocks[0], "protocol": "cross-dataset", "to": "others"}]
-    data = {name: {"source": "digits", "eps": "8/255"} for name in ("home", "others")}
+    data: dict[str, Any] = {name: {"source": "digits", "eps": "8/255"} for name in ("home", "others")}
+    data["others"]["validation"] = 3  # other images
     plan = make_plan(load_suite(write(data=data, methods={"apd": "apd"}, blocks=[*blocks, blocks[0]])))
     assert len({job.label for job in plan.jobs.values()}) == len(plan.jobs) == 2
 
@@ -502,6 +508,48 @@ def test_a_norm_is_part_of_the_budget_of_training_and_attacks(write: Write, colo
 def test_tables_say_which_images_they_are_of(
     write: Write, protocol: str, split: str, limit: int | None, said: str
 ) -> None:
-    block = {"protocol": protocol, "data": "colours", "methods": "advvlp", "seeds": 0}
-    plan = make_plan(load_suite(write(split=split, limit=limit, blocks=[block])))
+    block = {"protocol": protocol, "data": "digits", "methods": "advvlp", "seeds": 0}
+    data = {"digits": {"source": "digits", "eps": "8/255", "shots": 2}}
+    plan = make_plan(load_suite(write(split=split, limit=limit, data=data, blocks=[block])))
     assert {spec.images for row in Plan.from_json(plan.to_json()).rows for spec in row.evals.values()} == {said}
+
+
+def test_evaluations_that_a_table_cannot_tell_apart_are_refused(write: Write) -> None:
+    data = {name: {"source": "digits", "eps": "8/255"} for name in ("home", "again")}
+    block = {"protocol": "cross-dataset", "data": "home", "to": "again", "methods": "apd"}
+    with refused("data.home", "data.again", "same images"):
+        make_plan(load_suite(write(data=data, methods={"apd": "apd"}, blocks=[block])))
+
+
+def test_too_few_classes_for_two_halves_are_told_before_a_training(write: Write) -> None:
+    block = {"protocol": "base-to-new", "data": "colours", "methods": "advvlp"}
+    with refused("data.colours", "classes=new", "1 of 3"):
+        make_plan(load_suite(write(blocks=[block])))
+
+
+def test_a_transferred_attack_counts_with_the_model_its_images_are_made_on(
+    write: Write, clip_folder: Path, shallow_folder: Path, tmp_path: Path
+) -> None:
+    def views(*attacks: str) -> set[str]:
+        plan = make_plan(load_suite(write(attacks=[*attacks]), root=tmp_path))
+        return {key for job in plan.jobs.values() for key in job.evals}
+
+    source = shutil.copytree(shallow_folder, tmp_path / "source")
+    before = views(f"transfer:{source}")
+    assert views(f"transfer:{source}") == before
+    shutil.rmtree(source)
+    shutil.copytree(clip_folder, source)
+    for known in (encoder, encoder_info):
+        known.cache_clear()
+    assert not views(f"transfer:{source}") & before
+    with refused("attacks", "transfer:./source", "whole path"):
+        views("transfer:./source")
+    assert views("transfer:zero-shot")
+
+
+def test_data_of_the_hub_count_with_their_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = DataSettings(source="digits", seed=0)
+    known = whole(images)
+    monkeypatch.setattr("apd.bench.identity.whole", lambda settings: known)
+    one, other = (data_identity(DataSettings(source=f"hf:owner/corrupted:{kind}", seed=0)) for kind in ("fog", "snow"))
+    assert one != other

@@ -123,6 +123,7 @@ def test_strong_is_autoattack_and_excludes_other_attacks(cli: Cli, run: Path, mo
     assert cli("evaluate", run, "--strong", "--limit", 2).code == 0
     assert asked[0]["attacks"] == ["autoattack"] and asked[0]["save_images"] is False
     check_error(cli("evaluate", run, "--strong", "--attack", "pgd-1"), ["--strong"])
+    check_error(cli("evaluate", run, "--attack", ","), ["--attack", "apd list attacks"])
 
 
 def test_the_next_commands_are_suggested(cli: Cli, run: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -95,3 +96,13 @@ def _toy(**more: object) -> Result:
     data = toy_data()
     classifier = apd.PromptedCLIP(toy_clip(3), None, data.class_names, data.templates)
     return apd.evaluate(classifier, data, attacks="pgd-5", limit=10, **{**more, "checks": False, "quiet": True})  # type: ignore[arg-type]
+
+
+def test_budgets_of_numpy_are_numbers_and_none_are_refused() -> None:
+    asked: list[str] = []
+    measure = measured_by(lambda **given: asked.append(given["eps"]))
+    for eps in np.linspace(0.25, 0.5, 2):
+        measure(eps, False)
+    assert asked == ["0.25", "0.5"]
+    with refused("at least one budget"):
+        measure_curve(measure, [])

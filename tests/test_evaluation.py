@@ -21,8 +21,11 @@ from apd.data.dataset import Dataset, Decoded, ImageSet
 from apd.data.settings import DataSettings
 from apd.errors import ApdError
 from apd.evaluation import EvaluationSettings, evaluate, evaluate_tensors, parse_settings
+from apd.evaluation.frozen import Subject
 from apd.evaluation.statistics import wilson
+from apd.evaluation.stored import write_result
 from apd.models.classifier import PromptedCLIP
+from apd.runs.output import summary_files
 
 from .refusals import meant, refused
 from .toys import SIDE, Counting, decoded, toy_clip, trained
@@ -377,3 +380,53 @@ def test_the_column_of_zero_shot_clip_is_left_out_only_where_it_says_nothing() -
 
     assert "zero-shot %" in shown(twin)
     assert "zero-shot %" not in shown(model) + shown(None)
+
+
+def test_logits_of_another_type_are_refused() -> None:
+    class Double(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :5].double()
+
+    with refused("float32", "float64"):
+        Subject.of(Double()).check_outputs(decoded(4, 5).pixels(), 5)
+
+
+def test_hooks_and_settings_that_torch_does_not_print_make_another_model() -> None:
+    def heads(n: int) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(64, n, 8, batch_first=True))
+
+    assert Subject.of(heads(2)).fingerprint == Subject.of(heads(2)).fingerprint != Subject.of(heads(4)).fingerprint
+    hooked = heads(2)
+    hooked[1].register_forward_pre_hook(lambda module, given: (given[0] * 2,))
+    assert Subject.of(hooked).fingerprint != Subject.of(heads(2)).fingerprint
+
+
+def test_a_small_batch_is_no_smaller_a_sample_for_the_health_checks() -> None:
+    by_size = {}
+    for size in (2, 16):
+        found = evaluate_tensors(
+            trained(5), decoded(16, 5), NAMES, settings(checks=True, attacks="pgd-2", batch_size=size)
+        )
+        by_size[size] = {check.name for check in found.checks}
+    assert by_size[2] == by_size[16]
+
+
+def test_a_patch_is_not_too_weak_because_eps_allows_more() -> None:
+    model, images = trained(5), decoded(40, 5)
+    found = evaluate_tensors(model, images, NAMES, settings(checks=True, attacks="patch-2", eps=0.1))
+    assert not [check for check in found.checks if "stronger" in check.name]
+    both = evaluate_tensors(model, images, NAMES, settings(checks=True, attacks=("patch-2", "pgd-1"), eps=0.1))
+    assert [check for check in both.checks if "stronger" in check.name]
+
+
+def test_attacks_whose_names_look_alike_in_a_file_keep_their_results(tmp_path: Path) -> None:
+    data = data_of(3, 6)
+    clip = PromptedCLIP(toy_clip(3), None, data.class_names, data.templates)
+    result = evaluate(clip, data, attacks="pgd-1", checks=False, quiet=True)
+    for name in ("targeted:\N{CJK UNIFIED IDEOGRAPH-732B}", "targeted:\N{CJK UNIFIED IDEOGRAPH-72AC}"):
+        renamed = {name: result.attacks["pgd-1"]}
+        for _ in range(2):  # written again, it is replaced
+            write_result(tmp_path, result.model_copy(update={"attacks": renamed, "undefended": None}))
+    kept = [json.loads(file.read_text())["attacks"] for file in summary_files(tmp_path)]
+    assert len(kept) == 2 and len({*map(str, kept)}) == 2

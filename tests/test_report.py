@@ -395,6 +395,14 @@ def test_a_run_evaluated_without_outcomes_says_so(evaluated: Path, tmp_path: Pat
     assert found.rows("evaluations")
 
 
+def test_a_curve_of_a_large_eps_ends_at_the_whole_range(evaluated: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    shutil.rmtree(run / "results")
+    apd.evaluate_run(run, eps="0.6", attacks="pgd-1", limit=3, checks=False, quiet=True, device="cpu")
+    found = Page(report(run, tmp_path / "report.html", curve=True, quiet=True, device="cpu"))
+    assert [point["eps"] for point in found.data["runs"][0]["computed"]] == pytest.approx([0, 0.15, 0.3, 0.6, 0.9, 1])
+
+
 def test_a_page_that_is_replaced_is_said_to_be(evaluated: Path, tmp_path: Path, cli: Cli) -> None:
     said = [cli("report", evaluated, "--no-images", "--output", tmp_path / "x.html").err for _ in range(2)]
     assert ["Written" in text for text in said] == [True, False] and "Replaced" in said[1]

@@ -20,8 +20,10 @@ from apd.attacks import TrainingAttack
 
 SHARE = 0.5
 
+CONFIG = {"scales": [1.0, 2.0], "names": {"a", "b"}}
+
 def length(eps):
-    return SHARE * eps
+    return SHARE * eps * CONFIG["scales"][0]
 
 class Base(TrainingAttack):
     def __call__(self, objective, x, threat, seeds):
@@ -57,10 +59,12 @@ def imported(here: Path, code: str = CODE, helper: str = HELP) -> Any:
         ("return 1\n", "return 2\n", True),
         ("SHARE = 0.5", "SHARE = 0.25", False),
         ("SHARE * eps", "SHARE * eps * 2", False),
+        ("[1.0, 2.0]", "[0.0, 2.0]", False),
+        ('{"a", "b"}', '{"b", "a"}', True),
         ("self.moved(x, threat), x", "self.moved(x, threat) + 0, x", False),
         ("return number", "return -number", False),
     ],
-    ids=["what it does not use", "a number", "a function", "a base class", "another module"],
+    ids=["what it does not use", "a number", "a function", "settings", "a set", "a base class", "another module"],
 )
 def test_what_code_uses_counts_with_it(here: Path, old: str, new: str, same: bool) -> None:
     before = code_hash(imported(here))

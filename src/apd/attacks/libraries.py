@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from apd.attacks.base import like
 from apd.attacks.evaluation import UNWATCHED, AttackBatch, EvaluationAttack, Found, Watch
 from apd.attacks.threat import ThreatModel
-from apd.errors import InputError
+from apd.errors import ApdError, InputError
+from apd.util.memory import is_out_of_memory
 from apd.util.seeds import own_random_numbers
 from apd.util.text import one_line
 
@@ -55,12 +56,22 @@ class Foreign(EvaluationAttack):
         """Attack ``batch``.
 
         Raises:
-            InputError: it returns something else than images of the same shape.
+            InputError: it returns something else than images of the same shape; its library raises an error.
         """
         watch.begin(self.name)
         with own_random_numbers(batch.x.device), torch.enable_grad():
             torch.manual_seed(batch.seed)
-            images = self.attacker(model, batch.x.clone(), batch.labels, threat)
+            try:
+                images = self.attacker(model, batch.x.clone(), batch.labels, threat)
+            except ApdError:
+                raise
+            except Exception as error:
+                if self.library is None or is_out_of_memory(error):
+                    raise
+                why = f"{type(error).__name__}: {one_line(error, 300)}"
+                raise InputError(
+                    f"{self.name} does not run on these images ({why}); change its settings, or leave it out."
+                ) from error
         return Found(threat.project(like(batch.x, images, self.name), batch.x), [self.name] * len(batch))
 
 

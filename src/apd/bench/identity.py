@@ -13,10 +13,11 @@ from apd.attacks import code_of
 from apd.attacks.objectives import LOSSES
 from apd.bench.loaded import encoder, encoder_info, whole
 from apd.data import ImageSet
-from apd.data.load import load_unlabelled
+from apd.data.load import DATA, load_unlabelled
 from apd.data.settings import REST, UNLABELLED, DataSettings
 from apd.data.sources.hub import table_files
 from apd.data.unreadable import Source
+from apd.evaluation.surroundings import ZERO_SHOT
 from apd.methods import find_method
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
@@ -59,9 +60,16 @@ def training_identity(config: RunConfig) -> dict[str, Any]:
 
 
 def attacks_identity(names: Sequence[str]) -> dict[str, Any]:
-    """Hashes of the code of attacks that are somebody's own; nothing for others, whose names say all."""
+    """Hashes of what attacks are besides their names: code that is somebody's own, models that images are made on."""
     own = {name: code for name in names if (code := code_of(name)) is not None}
-    return {"code": own} if own else {}
+    sources = {name: model_identity(source) for name in names if (source := transferred_from(name)) is not None}
+    return ({"code": own} if own else {}) | ({"sources": sources} if sources else {})
+
+
+def transferred_from(attack: str) -> str | None:
+    """The model or run that an attack's images are made on; None where that is zero-shot CLIP, or the model under attack."""
+    kind, _, source = attack.partition(":")
+    return source if kind == "transfer" and source != ZERO_SHOT else None
 
 
 @cache
@@ -89,13 +97,13 @@ def data_identity(settings: DataSettings) -> str:
         "memory_gb",
     }
     rest = settings.model_dump(exclude=told, exclude_defaults=True)
-    return identity + "".join(f" {name}={value}" for name, value in rest.items())
+    return identity + _elsewhere(settings.source) + "".join(f" {name}={value}" for name, value in rest.items())
 
 
 @cache
 def unlabelled_identity(source: str, columns: tuple[str, str] | None) -> str:
     """Hash the ids and file sizes of all unlabelled images of a source, wherever it is."""
-    return _content((), load_unlabelled(source, columns)) + _tables(source)
+    return _content((), load_unlabelled(source, columns)) + _tables(source) + _elsewhere(source)
 
 
 def _content(about: object, *parts: ImageSet) -> str:
@@ -112,6 +120,13 @@ def _size(source: Source) -> int:
         return source.stat().st_size if isinstance(source, Path) else 0
     except OSError:
         return 0
+
+
+def _elsewhere(source: str) -> str:
+    """The name of images that are not files here, of which ids and labels are all that is seen: of the hub, or of code."""
+    if source.startswith("hf:"):
+        return f" from {source}"
+    return f" from {source} {code_hash(DATA.find(source))}" if is_spec(source) else ""
 
 
 def _tables(source: str) -> str:

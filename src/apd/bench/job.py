@@ -120,6 +120,8 @@ def read_outcome(folder: Path, job: str) -> Outcome | None:
         evals = {key: EvalOutcome(**{**origin, **found}) for key, found in record.pop("views").items()}
         if any(not re.fullmatch("[01]+", marks) for found in evals.values() for marks in found.right.values()):
             raise ValueError("right holds a 1 or a 0 per image")
+        if any("clean" not in found.right or len({*map(len, found.right.values())}) > 1 for found in evals.values()):
+            raise ValueError("right holds clean, and as many marks for it as for each attack")
         return Outcome(**record, evals=evals)
     except InputError:
         raise

@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from apd.bench.blocks import Block, Final
-from apd.bench.identity import attacks_identity, data_identity, digest, model_identity, training_identity
+from apd.bench.identity import (
+    attacks_identity,
+    data_identity,
+    digest,
+    model_identity,
+    training_identity,
+    transferred_from,
+)
 from apd.bench.loaded import dataset, encoder_info
 from apd.bench.protocols import PROTOCOLS, EvalSpec
 from apd.bench.suite import Suite, in_row
 from apd.data.settings import REST, DataSettings
 from apd.errors import InputError
+from apd.evaluation.surroundings import ZERO_SHOT
 from apd.runs.config import RunConfig, with_class_contexts
 from apd.util.files import parse_json
 from apd.util.json_shape import COUNT, TEXT, Each, Table, check_shape
@@ -257,7 +265,16 @@ def _job(suite: Suite, block: Block, cell: _Cell, device: str) -> Job:
     attacks, limit = block.attacks or suite.attacks, block.limit or suite.limit
     eps, norm = suite.data[data].eps, suite.data[data].norm
     template = EvalSpec("test", suite.split, data, eps, attacks, limit, norm=norm, of=suite.split)
-    specs = {_eval_key(spec, suite): spec for spec in protocol.evals(block, template)}
+    asked = protocol.evals(block, template)
+    _check_classes(asked, suite)
+    specs: dict[str, EvalSpec] = {}
+    for spec in asked:
+        twin = specs.setdefault(_eval_key(spec, suite), spec)
+        if twin != spec:
+            raise InputError(
+                f"data.{twin.data} and data.{spec.data} have the same images to a bench (their names, classes and sizes of "
+                "files), so that its tables would show one of them: name one."
+            )
     others = {spec.data for spec in specs.values()} - {data}
     with in_row("model" if suite.data[data].model is None else f"data.{data}.model"):
         model = suite.resolve(suite.model_of(data), "model")
@@ -287,6 +304,13 @@ def _job(suite: Suite, block: Block, cell: _Cell, device: str) -> Job:
     label = _label(f"{method} on {data}", shots, seed, protocol.train_classes)
     label += f", {cell.unlabelled} unlabelled" if cell.unlabelled is not None and config is not None else ""
     return Job(digest(decides), label, model, config, sections, device, suite.split, specs)
+
+
+def _check_classes(asked: Sequence[EvalSpec], suite: Suite) -> None:
+    """Refuse data sets with too few classes for a base and a new half before anything is trained on them."""
+    for name, which in dict.fromkeys((spec.data, spec.classes) for spec in asked if spec.classes != "all"):
+        with in_row(f"data.{name}"):
+            dataset(suite.section(name)).classes(which)
 
 
 def _check_enough(section: DataSettings, name: str) -> None:
@@ -324,5 +348,12 @@ def _final(spec: EvalSpec, final: Final) -> EvalSpec:
 def _eval_key(spec: EvalSpec, suite: Suite) -> str:
     with in_row(f"data.{spec.data}"):
         about = spec.record() | {"data": data_identity(suite.section(spec.data)), "of": suite.split}
-    about |= attacks_identity(spec.attacks)
+    with in_row("attacks"):
+        for source in filter(None, map(transferred_from, spec.attacks)):
+            if suite.resolve(source, "model") != source:
+                raise InputError(
+                    f"transfer:{source} names a path that counts from where one is: give the whole path "
+                    f"({suite.resolve(source, 'model')}), a hub id, or {ZERO_SHOT}."
+                )
+        about |= attacks_identity(spec.attacks)
     return digest({key: value for key, value in about.items() if key not in ("name", "split")})

@@ -87,14 +87,18 @@ def find_machine(engine: str = "local", workers: int | None = None, gpus: float 
         ray = import_ray()
         resources = ray.cluster_resources()
         cores, found = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-        # A run that asks for more threads than any node has would wait for ever.
-        most = max((int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"]), default=1)
+        # A run that asks for more threads or GPUs than any node has would wait for ever.
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        most = max((int(node.get("CPU", 1)) for node in nodes), default=1)
+        largest = max((int(node.get("GPU", 0)) for node in nodes), default=found)
     else:
         cores, found = _cores(), torch.cuda.device_count()
-        most = cores
+        most, largest = cores, found
     gpus = float(found > 0) if gpus is None else gpus
     if gpus > found:
         raise InputError(f"--gpus {gpus:g} for each run, but there are {found}; ask for fewer, or none.")
+    if gpus > largest:
+        raise InputError(f"--gpus {gpus:g} for each run, but no node has more than {largest}; ask for fewer.")
     if gpus > 1 and engine == "local":
         raise InputError(f"--gpus {gpus:g}: a run of the local engine sees one GPU; use --engine ray, or --gpus 1.")
     count = max(1, found if gpus else 1) if workers is None else workers

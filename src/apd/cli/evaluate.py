@@ -170,7 +170,9 @@ def _attacks(names: list[str] | None, strong: bool) -> list[str] | None:
     """The attacks that are asked for; None for the default."""
     if strong and names:
         raise InputError("--strong means --attack autoattack: give only one of them, or --attack autoattack,OTHERS.")
-    return ["autoattack"] if strong else split_names(names) if names else None
+    if names and not (found := split_names(names)):
+        raise InputError(f"--attack {quoted(','.join(names))} names no attack; see: apd list attacks")
+    return ["autoattack"] if strong else found if names else None
 
 
 def _suggest(asked: _Asked, result: Result, given: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def load_classifier(
             ``model`` missing for one.
     """
     form, _, file = source.partition(":")
-    if form in FORMS and (Path(file).exists() or "/" in file):
+    if form in FORMS and (Path(file).exists() or "/" in file or find_spec(form) is None):
         if model is None:
             raise InputError(f"{source}: prompts need the CLIP model that they were learned on; give it with --model.")
         return read_classifier(Path(file), form, load_clip(model, device=device), data.class_names)

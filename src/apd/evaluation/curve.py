@@ -109,8 +109,13 @@ def measure_curve(measure: Measure, budgets: Sequence[float], bisections: int = 
         measure: an evaluation at one budget; its images must not depend on the budget.
         budgets: ascending, above 0.
         bisections: further budgets, each halving the gap in which the median minimal eps lies.
+
+    Raises:
+        InputError: no budgets.
     """
-    results = {eps: measure(eps, eps == budgets[-1]) for eps in budgets}
+    if len(budgets) == 0:
+        raise InputError("A curve needs at least one budget.")
+    results = {eps: measure(eps, eps == budgets[-1]) for eps in map(float, budgets)}
     for _ in range(bisections):
         gap = _gap(results)
         if gap is None or gap[0] == gap[1]:
@@ -187,4 +192,4 @@ def _mean(values: dict[float, float]) -> float:
 
 def measured_by(evaluation: Callable[..., Result], checks: bool = True, **settings: Any) -> Measure:
     """Return ``evaluation`` as a function of eps, with the other settings fixed."""
-    return lambda eps, checked: evaluation(**settings, eps=repr(eps), checks=checks and checked)
+    return lambda eps, checked: evaluation(**settings, eps=repr(float(eps)), checks=checks and checked)

@@ -17,7 +17,7 @@ from apd.models.classifier import FrozenClassifier, PromptedCLIP
 from apd.models.fingerprint import clips_within, told
 from apd.models.parts import InParts, within
 from apd.models.shown import structure
-from apd.util.code import code_hash, is_own_code
+from apd.util.code import attributes_of, code_hash, is_own_code
 from apd.util.memory import Room
 from apd.util.tensors import sha256_of_weights
 
@@ -59,6 +59,15 @@ def _unsaved(classifier: nn.Module) -> str:
             found += [
                 f"{name}.{key} {told(module._buffers[key])}" for key in sorted(module._non_persistent_buffers_set)
             ]
+    return "".join(found)
+
+
+def _hooks(classifier: nn.Module) -> str:
+    """Code of the hooks that change what the parts of a model are given or give."""
+    found = []
+    for name, module in classifier.named_modules():
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        found += [f"{name} {told(hook)}" for hook in hooks]
     return "".join(found)
 
 
@@ -124,7 +133,7 @@ class Subject:
             with exact_float32(device):
                 model = classifier if own else classifier.frozen()
                 return cls(model, device, digest.hexdigest(), classifier.class_names)
-        digest.update(clips_within(classifier).encode())
+        digest.update(f"{clips_within(classifier)}{_hooks(classifier)}{attributes_of(classifier, True)}".encode())
         return cls(classifier, device, digest.hexdigest())
 
     @contextmanager
@@ -150,7 +159,7 @@ class Subject:
         """Check on a few images that there is one logit per class.
 
         Raises:
-            InputError: outputs of another shape.
+            InputError: outputs of another shape or type.
         """
         with self.fixed():
             z = self.model(x)
@@ -159,6 +168,8 @@ class Subject:
             raise InputError(
                 f"The classifier must give logits ({len(x)}, {n_classes}), one per class, but gives {got}."
             )
+        if z.dtype != torch.float32:
+            raise InputError(f"The classifier must give logits in float32, but gives {z.dtype}: return logits.float().")
 
     def predict(self, x: Tensor) -> Tensor:
         """Predicted labels (B,)."""

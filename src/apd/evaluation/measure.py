@@ -11,7 +11,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from apd.attacks import sample_seeds
+from apd.attacks import find, sample_seeds
 from apd.data.corruptions import corrupt, parse_corruption
 from apd.data.dataset import IN_MEMORY, Dataset, Decoded, ImageSet, check_dataset
 from apd.errors import InputError
@@ -165,7 +165,8 @@ def _applicable(
     Returns:
         The settings, and the attacks that do not apply.
     """
-    if not settings.needs_gradient or settings.threat.eps == 0 or len(samples) == 0:
+    changing = any(find(name).limits(settings.threat).eps > 0 for name in settings.adversarial)
+    if not settings.needs_gradient or not changing or len(samples) == 0:
         return settings, ()
     x, labels, _ = samples.batch(range(min(PROBED, len(samples))), subject.device)
     about = {"attack": "gradient", "model": subject.fingerprint, "images": told((x, labels)), "revision": REVISION}

@@ -16,7 +16,7 @@ from apd.evaluation.result import Accuracy, Result
 from apd.evaluation.store import Key
 from apd.runs.folder import Run
 from apd.runs.manifest import RESULT_WAY_OUT, read_result
-from apd.runs.output import SUMMARY, summary_files, summary_name
+from apd.runs.output import SUMMARY, Apart, summary_files, summary_name
 from apd.util.files import AnyPath, read_json, user_path, write_atomic
 from apd.util.json_shape import COUNT, TEXT, Each, Table, check_shape
 from apd.util.text import quoted, to_json
@@ -93,7 +93,7 @@ def save(run: Run, result: Result) -> Path:
     Returns:
         The summary's file.
     """
-    file = run.save_result(result.to_dict(), _is_taken(run.results, result))
+    file = run.save_result(result.to_dict(), summary_name(result.to_dict(), _apart(run.results, result)))
     _write_outcomes(file, result)
     return file
 
@@ -104,24 +104,26 @@ def write_result(results: Path, result: Result) -> Path:
     Returns:
         The summary's file.
     """
-    file = results / summary_name(result.to_dict(), _is_taken(results, result))
+    file = results / summary_name(result.to_dict(), _apart(results, result))
     write_atomic(file, to_json(result.to_dict()) + "\n")
     _write_outcomes(file, result)
     return file
 
 
-def _is_taken(results: Path, result: Result) -> bool:
-    """Whether a result on other images has the name of this one: of another folder ``photos``, none of whose images is here.
+def _apart(results: Path, result: Result) -> Apart | None:
+    """What tells a result from another one that has its name: of another folder ``photos``, none of whose images is here.
 
     Images of which some have changed are the same data set, and their old result is replaced.
     """
+    place = results / summary_name(result.to_dict())
     try:
-        known = read_outcomes(results / summary_name(result.to_dict()))
+        if place.is_file() and read_result(place)["attacks"].keys() != result.attacks.keys():
+            return "attacks"
+        known = read_outcomes(place)
     except InputError:  # damaged, and replaced
-        return False
-    return known is not None and not {*known.keys}.intersection(
-        zip(result.ids, result.pixels, result.labels, strict=True)
-    )
+        return None
+    own = zip(result.ids, result.pixels, result.labels, strict=True)
+    return "images" if known is not None and not {*known.keys}.intersection(own) else None
 
 
 def _write_outcomes(file: Path, result: Result) -> None:

@@ -27,6 +27,7 @@ from apd.evaluation.result import Accuracy, AttackAccuracy, Check, ClassScores, 
 from apd.evaluation.store import Record
 from apd.evaluation.stored import as_tuples
 from apd.models.classifier import FrozenClassifier
+from apd.util.memory import Room
 from apd.util.seeds import shuffled
 from apd.util.versions import versions
 
@@ -139,21 +140,25 @@ def _checks(own: Finished, control: Scores | None) -> list[Check]:
     samples, settings, subject = evaluation.samples, evaluation.settings, evaluation.subject
     # Drawn, not the first ones: folders are sorted by class.
     drawn = shuffled(samples.decoded.ids, settings.seed, "checks")
-    index = sorted(drawn[: min(CHECKED, settings.batch_size or CHECKED)])
+    index = sorted(drawn[:CHECKED])
     right = {name: torch.tensor(guesses) for name, guesses in own.predictions.items()}
     labels = samples.decoded.labels
     standing = torch.stack([guesses == labels for guesses in right.values()]).all(dim=0)
     about = hashlib.sha256(repr([(samples.keys[i], bool(standing[i])) for i in index]).encode()).hexdigest()
-    asked = {"samples": about, "attacked": str(bool(settings.adversarial)), "revision": REVISION}
+    # A patch may change its pixels at will, so that an attack within eps is not a stronger one.
+    attacked = any(attack.limits(settings.threat) == settings.threat for attack in evaluation.named_attacks.values())
+    asked = {"samples": about, "attacked": str(attacked), "revision": REVISION}
     circumstances = evaluation.circumstances("checks") | asked
     found = evaluation.store.load(circumstances)
     if found is None:
         x, y, ids = samples.batch(index, subject.device)
         seeds = seeds_of(ids, settings.seed)
         clean, known = right["clean"][index].to(y), standing[index].to(y.device)
-        checked = Checked(x, y, seeds, clean, known, bool(settings.adversarial))
-        for attempt in evaluation.room.attempts(len(index)):
-            with attempt, subject.within(evaluation.room) as model, model.fixed():
+        checked = Checked(x, y, seeds, clean, known, attacked)
+        small = settings.batch_size is not None and settings.batch_size < len(index)
+        room = Room(settings.batch_size) if small else evaluation.room
+        for attempt in room.attempts(len(index)):
+            with attempt, subject.within(room) as model, model.fixed():
                 found = [check.model_dump() for check in model_checks(model, checked, settings.threat)]
         evaluation.store.save(circumstances, found)
     checks = [black_box_says(Check(**check), evaluation.skipped, own.scores) for check in found]

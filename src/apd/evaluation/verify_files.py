@@ -143,7 +143,9 @@ def _claim(file: Path) -> Claim:
 def _problems(claim: Claim) -> Iterator[str]:
     """Say what a summary states that its outcomes do not give."""
     result, outcomes = claim.result, claim.outcomes
-    if claim.file.name not in [summary_name(result.model_dump(mode="json"), apart) for apart in (False, True)]:
+    if claim.file.name not in [
+        summary_name(result.model_dump(mode="json"), apart) for apart in (None, "images", "attacks")
+    ]:
         yield "the file has the name of another evaluation"
     if result.n != len(outcomes) or {"clean", *result.attacks} != set(outcomes.predictions):
         yield "images or attacks are not those of the outcomes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -173,8 +174,8 @@ def _curve(facts: RunFacts, seen: Seen) -> list[dict[str, Any]]:
     skipped = len(summary["skipped_images"])
     limit = CURVE_IMAGES if summary["n"] > CURVE_IMAGES else summary["n"] + skipped
     asked |= {"corruption": summary.get("corruption"), "limit": limit, "skip_bad_images": skipped > 0, "checks": False}
-    for share in SHARES:
-        eps = summary["eps"] * share
+    most = 1.0 if summary["norm"] == "linf" else math.inf
+    for eps in dict.fromkeys(min(summary["eps"] * share, most) for share in SHARES):
         log.info(
             f"attacking {asked['limit']} images with {CURVE_ATTACK} at {summary['norm']} eps {format_eps(eps, summary['norm'])}"
         )

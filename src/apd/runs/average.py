@@ -12,7 +12,7 @@ from apd.errors import InputError
 from apd.runs.draw import draws_of
 from apd.runs.folder import Run
 from apd.runs.load import SAME_MODEL
-from apd.util.files import AnyPath, refuse_twice
+from apd.util.files import AnyPath, refuse_twice, user_path
 from apd.util.messages import get_logger, speaking
 
 log = get_logger("apd.runs")
@@ -45,7 +45,8 @@ def average_runs(paths: Sequence[AnyPath], output: str | Path, *, overwrite: boo
     """
     if len(paths) < 2:
         raise InputError(f"An average needs two runs or more, got {len(paths)}.")
-    refuse_twice(paths)
+    if user_path(output).resolve() in refuse_twice(paths):
+        raise InputError(f"{output} is one of the runs that are averaged; choose another --output.")
     runs = [Run.open(path) for path in paths]
     first, tensors = runs[0], [run.load_prompts() for run in runs]
     if not tensors[0]:

@@ -330,12 +330,12 @@ class Run:
         self._save_card()
         self._save_manifest()
 
-    def save_result(self, result: Mapping[str, Any], apart: bool = False) -> Path:
+    def save_result(self, result: Mapping[str, Any], name: str | None = None) -> Path:
         """Keep what an evaluation found (`Result.to_dict`) in ``results/``, and in the model card.
 
         Args:
             result: replaces one of its name.
-            apart: see `apd.runs.output.summary_name`.
+            name: of the file; None: `apd.runs.output.summary_name`.
 
         Returns:
             The file.
@@ -344,7 +344,7 @@ class Run:
             ApdError: the folder has gone.
         """
         self._check_there(f"apd evaluate {quoted(self.path)}")
-        file = self.results / summary_name(result, apart)
+        file = self.results / (name or summary_name(result))
         write_atomic(file, to_json(result) + "\n")
         self._save_card()
         return file

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from apd.errors import InputError
 from apd.runs.manifest import TRAIN_AGAIN, check_manifest
@@ -30,6 +30,7 @@ _OWN = (
     "run.json",
 )
 _LONGEST_NAME = 180
+Apart = Literal["images", "attacks"]
 FORMAT = 1
 """Version of the run folder; a folder of another version is refused."""
 
@@ -160,19 +161,22 @@ def summary_files(results: Path) -> list[Path]:
     return sorted(results.glob(f"{SUMMARY}*.json"))
 
 
-def summary_name(result: Mapping[str, Any], apart: bool = False) -> str:
+def summary_name(result: Mapping[str, Any], apart: Apart | None = None) -> str:
     """Name the file of what an evaluation found, after what it depends on.
 
     Args:
         result: as JSON has it.
-        apart: tell the images by their hash as well: two folders of images may have one name. The file then comes after the
-            one of the plain name.
+        apart: also tell the ``images`` by their hash, as two folders of images may have one name; or the ``attacks``, whose names
+            may differ in what is not allowed in a file's. The file then comes after the one of the plain name.
     """
     about = [result[key] for key in ("data", "split", "classes", "norm")]
     about += [result["eps_text"] if result["norm"] == "linf" else _in_levels(result["eps"])]
     about += [result["corruption"]] if result.get("corruption") else []
     name = "-".join([*about, f"seed{result['seed']}", f"n{result['n']}", *result["attacks"]])
-    return f"{SUMMARY}{file_name(name)}{'_' + result['images_sha256'][:8] if apart else ''}.json"
+    if apart == "images":
+        return f"{SUMMARY}{file_name(name)}_{result['images_sha256'][:8]}.json"
+    more = f"_{text_hash(repr((*result['attacks'], result['images_sha256'])))}" if apart == "attacks" else ""
+    return f"{SUMMARY}{file_name(name)}{more}.json"
 
 
 def file_name(text: str) -> str:

@@ -39,7 +39,7 @@ def code_hash(found: object) -> str:
         one = todo.pop()
         within = [] if one is start else [(one.__qualname__, value) for value in _cells(one)]
         for name, value in [*within, *_defaults(one), *(_named(one) if _is_own(_module(one)) else ())]:
-            if isinstance(value, _PLAIN) or _has_content(value):
+            if isinstance(value, _PLAIN) or _has_content(value) or _is_plain(value):
                 used.add(f"{name}={_told(value)}")
             elif isinstance(value, type | FunctionType) and value not in seen and _is_own(_module(value)):
                 seen.add(value)
@@ -50,11 +50,16 @@ def code_hash(found: object) -> str:
     return hashlib.sha256(f"{own}{kept}{''.join(sorted(used))}".encode()).hexdigest()[:16]
 
 
-def attributes_of(module: nn.Module) -> str:
-    """Numbers and words that the parts of a model which are somebody's own code hold besides weights, as text."""
+def attributes_of(module: nn.Module, installed: bool = False) -> str:
+    """Numbers and words that the parts of a model hold besides weights, as text.
+
+    Args:
+        module: the model.
+        installed: of parts from installed packages, too, whose ``repr`` need not show them; else of somebody's own code alone.
+    """
     found = []
     for name, part in module.named_modules():
-        if is_own_code(type(part)):
+        if installed or is_own_code(type(part)):
             known = {key: value for key, value in vars(part).items() if key[0] != "_" and key != "training"}
             plain = {key: value for key, value in known.items() if isinstance(value, bool | int | float | str)}
             found += [f"{name} {plain}"] if plain else []
@@ -83,6 +88,15 @@ def _has_content(value: object) -> bool:
     return isinstance(value, Tensor | np.ndarray | nn.Module)
 
 
+def _is_plain(value: object) -> bool:
+    """Whether a value is a list or the like of numbers, texts and such lists, as settings in a module are."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value.keys(), *value.values())))
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
+
+
 def _told(value: object) -> str:
     """A value as text; a model with its weights, and a tensor, of which the ``repr`` shows only some numbers, by all of them."""
     if isinstance(value, list | tuple | set | frozenset | dict) and _has_content(value):
@@ -94,6 +108,8 @@ def _told(value: object) -> str:
         return f"{value.dtype} {tuple(value.shape)} {sha256_of_tensor(value)}"
     if isinstance(value, FunctionType | type):  # in a list or the like; its `repr` has an address
         return f"{value.__module__}.{value.__qualname__} {_source(value, '') if _is_own(_module(value)) else ''}"
+    if isinstance(value, set | frozenset):  # in no order of its own
+        return f"{type(value).__name__} of {', '.join(sorted(map(_told, value)))}"
     return _ADDRESS.sub("", repr(value))
 
 

@@ -18,6 +18,7 @@ from apd.bench.report.plots import (
     attacked,
     axis_of,
     bars_of,
+    plain,
     points_of,
     save_picture,
     what_bars_are,
@@ -189,11 +190,11 @@ def _panel(axes: Axes, picture: Picture, title: str, labels: Sequence[str], smal
             markersize=3 if small else 5,
             linewidth=1.2 if small else 1.8,
             capsize=2,
-            label=label,
+            label=plain(label),
         )
     _scale(axes, picture.axis, sorted({x for line in lines.values() for x in line.xs}))
     axes.set_ylim(*_reach(point for line in lines.values() for point in line.ys))
-    axes.set_title(title, loc="left", fontsize="x-small" if small else "medium")
+    axes.set_title(plain(title), loc="left", fontsize="x-small" if small else "medium")
     axes.tick_params(labelsize="x-small" if small else "small")
     axes.grid(alpha=0.3)
 

@@ -6,6 +6,7 @@ import io
 import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -83,7 +84,8 @@ def write_plots(folder: Path, tables: Sequence[Table]) -> list[Path]:
         log.info(f"No plots: they need matplotlib ({install_command('report')}).")
         return []
     plots = [plot for table in tables if (plot := _plot(table, tables)) is not None]
-    return [_save(folder, plot) for plot in plots]
+    taken = Counter(file_name(plot.name) for plot in plots)
+    return [_save(folder, plot, apart=taken[file_name(plot.name)] > 1) for plot in plots]
 
 
 def _told_apart(table: Table, tables: Sequence[Table]) -> str:
@@ -172,7 +174,7 @@ def _curve(points: Iterable[tuple[float, Point]]) -> Series:
     return Series(tuple(Point(x) for x, _ in known), tuple(y for _, y in known))
 
 
-def _save(folder: Path, plot: Plot) -> Path:
+def _save(folder: Path, plot: Plot, apart: bool) -> Path:
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(7, 5.2), layout="constrained")
@@ -188,33 +190,38 @@ def _save(folder: Path, plot: Plot) -> Path:
             linestyle="-" if plot.line else "",
             capsize=3,
             clip_on=False,
-            label=label,
+            label=plain(label),
         )
     axes.set(xlabel=plot.labels[0], ylabel=plot.labels[1], ylim=(0, 100))
     if not plot.line:
         lowest = min((x.value - x.bar[0] for series in plot.series.values() for x in series.xs), default=0.0)
         axes.set(xlim=(max(0, 10 * math.floor((lowest - 5) / 10)), 100))
-    axes.set_title(plot.title, loc="left")
-    canvas.supxlabel(textwrap.fill(plot.note, 100), fontsize="x-small", x=0.01, ha="left")
+    axes.set_title(plain(plot.title), loc="left")
+    canvas.supxlabel(textwrap.fill(plain(plot.note), 100), fontsize="x-small", x=0.01, ha="left")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    return save_picture(folder, plot.name, canvas)
+    return save_picture(folder, plot.name, canvas, apart)
 
 
-def save_picture(folder: Path, name: str, canvas: Canvas) -> Path:
-    """Write a figure to ``plots/`` as PNG, and return the file."""
+def plain(text: str) -> str:
+    """A text as matplotlib shows it, which takes what stands between dollars for a formula."""
+    return text.replace("$", r"\$")
+
+
+def save_picture(folder: Path, name: str, canvas: Canvas, apart: bool = False) -> Path:
+    """Write a figure to ``plots/`` as PNG, and return the file; ``apart``: with a hash, as another has that name for a file."""
     drawn, image = io.BytesIO(), io.BytesIO()
     canvas.savefig(drawn, format="png", dpi=150)
     # Lines and text have few colours: with a palette the file is a third as large.
     Image.open(drawn).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(
         image, format="png", optimize=True
     )
-    file = folder / "plots" / f"{_file_name(name)}.png"
+    file = folder / "plots" / f"{file_name(name)}{f'-{text_hash(name)}' if apart else ''}.png"
     write_atomic(file, image.getvalue())
     return file
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """A title as a file's name, with a hash where letters are lost that may be all that tells two apart, or it is too long."""
     short = re.sub(r"[^A-Za-z0-9.-]+", "-", name)
     lossless = len(short) <= _LONGEST_NAME and not re.search(r"[^A-Za-z0-9.,:;+/() -]", name)

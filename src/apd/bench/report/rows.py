@@ -15,7 +15,7 @@ from apd.errors import InputError
 from apd.util.extras import install_command
 from apd.util.files import LARGEST_JSON, read_bounded, write_atomic
 from apd.util.messages import get_logger
-from apd.util.text import quoted
+from apd.util.text import cell, quoted
 
 log = get_logger("apd.bench")
 
@@ -111,7 +111,7 @@ def write_rows(folder: Path, plan: Plan, outcomes: Mapping[str, Outcome]) -> lis
     names = COLUMNS if all(row.unlabelled is None for row in plan.rows) else (*COLUMNS, "unlabelled")
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table)
+    writer.writerows({name: cell(value) for name, value in row.items()} for row in table)
     written = [folder / "results.csv"]
     write_atomic(written[0], text.getvalue())
     if find_spec("pyarrow") is None:

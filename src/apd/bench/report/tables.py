@@ -23,6 +23,9 @@ _LATEX = {mark: f"\\{mark}" for mark in "&%_#${}"} | {
     UNRELIABLE: r"$^\dagger$",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
 }
 
 
@@ -366,4 +369,6 @@ def _latex(table: Table) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in printable(text))
+    # After a line break a bracket or a star would be its argument.
+    apart = "{}" if text.startswith(("[", "*")) else ""
+    return apart + "".join(_LATEX.get(character, character) for character in printable(text))
