@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.functional import hvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from apd.models import DualEncoder, EncoderInfo
@@ -409,3 +411,40 @@ def test_closest_classes_of_many_are_found_in_little_memory() -> None:
     assert float(whole[one, other]) == float(whole.max()) and one != other
     features[2800] = torch.nan
     assert 2800 in closest_classes(features)[1:] and math.isnan(closest_classes(features)[0])
+
+
+def test_features_follow_weights_of_the_encoder_that_are_changed_in_place(clip: DualEncoder) -> None:
+    own = deepcopy(clip)
+    model = PromptedCLIP(own, None, CLASSES)
+    before = model(X)
+    with torch.no_grad():
+        for parameter in own.parameters():
+            parameter.mul_(1.5)
+    assert not torch.equal(model(X), before)
+    assert torch.equal(model(X), PromptedCLIP(own, None, CLASSES)(X))
+
+
+def test_class_names_may_come_one_by_one_and_are_not_empty(clip: DualEncoder) -> None:
+    prompts = Prompts.initial(PromptSpec(text_tokens=2, class_specific=True), clip, n_classes=3)
+    model = PromptedCLIP(clip, prompts, CLASSES)
+    assert model.with_classes(name for name in reversed(CLASSES)).class_names == tuple(reversed(CLASSES))
+    with refused("class name", "''"):
+        model.with_classes(["", "cat"])
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_second_derivatives_are_those_of_differences(family: str, request: pytest.FixtureRequest) -> None:
+    """By plain products; the fused attention of torch has none and says so."""
+    model = PromptedCLIP(request.getfixturevalue(family), None, CLASSES).frozen()
+    labels, way = torch.tensor([0, 1, 2, 0]), torch.randn(X.shape, generator=torch.Generator().manual_seed(1))
+
+    def slope(x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), labels), x)
+        return gradient
+
+    with sdpa_kernel(SDPBackend.MATH):
+        _, found = hvp(lambda x: F.cross_entropy(model(x), labels), X, way)
+        expected = (slope(X + 1e-3 * way) - slope(X - 1e-3 * way)) / 2e-3
+    assert found.abs().max() > 0
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=float(0.02 * found.abs().max()))

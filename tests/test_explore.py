@@ -145,6 +145,13 @@ def test_answers_repeat_and_a_seed_starts_elsewhere(explorer: Explorer, x: Tenso
         assert not torch.equal(one[name].x_adv, other[name].x_adv)
 
 
+def test_class_names_that_come_one_by_one_have_the_run_s_calibration(explorer: Explorer, x: Tensor) -> None:
+    one, other = (explorer.look(x, names, eps=4, steps=1) for names in (CLASSES, iter(CLASSES)))
+    assert torch.equal(one["robust"].clean, other["robust"].clean)
+    with refused("class_names", "'ab'"):
+        explorer.look(x, "ab", eps=4, steps=1)
+
+
 def test_each_model_is_attacked_within_the_budget_by_its_own_gradients(explorer: Explorer, x: Tensor) -> None:
     views = explorer.look(x, CLASSES, eps=4, steps=5)
     assert not torch.equal(views["zero-shot"].x_adv, views["robust"].x_adv)

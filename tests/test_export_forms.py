@@ -220,6 +220,17 @@ def test_images_of_any_size_are_classified(make: Make, tmp_path: Path, colours: 
         model.save_pretrained(tmp_path / "x")
     model.save_pretrained(tmp_path / "copy")
     assert RobustCLIP.from_pretrained(str(tmp_path / "copy")).class_names == model.class_names
+    model.save_pretrained(tmp_path / "copy")
+    config = tmp_path / "copy" / "config.json"
+    config.write_text("{}")
+    with refused(str(tmp_path / "copy"), "another model"):
+        model.save_pretrained(tmp_path / "copy")
+    for damaged in ("{", "[]"):
+        config.write_text(damaged)
+        with refused(str(config.parent), "config.json"):
+            RobustCLIP.from_pretrained(str(tmp_path / "copy"))
+    with refused(str(file), "is a file"):
+        model.save_pretrained(file)
     with refused("'revison'", "revision"):
         RobustCLIP.from_pretrained(str(tmp_path / "x"), revison="v1")
     with refused("'device'", ".to(device)"):

@@ -22,6 +22,7 @@ from apd.data.decode import decode_given
 from apd.errors import InputError
 from apd.models import load_clip
 from apd.sklearn import RobustCLIPClassifier, _sources
+from tests.command_line import Said
 from tests.refusals import refused
 
 SETTINGS = {"batch_size": 8, "device": "cpu", "attack": {"steps": 1}, "checkpoint_every": 1000}
@@ -142,7 +143,7 @@ class Words:
         return self.known[label]
 
 
-def test_numbers_as_labels_get_words(shallow_folder: Path, photos: tuple[list[str], list[str]]) -> None:
+def test_numbers_as_labels_get_words(shallow_folder: Path, photos: tuple[list[str], list[str]], said: Said) -> None:
     files, names = photos
     numbers = np.array([{"red": 7, "green": -1, "blue": 3}[name] for name in names])
     words = {7: "red", -1: "green", 3: "blue"}
@@ -154,6 +155,9 @@ def test_numbers_as_labels_get_words(shallow_folder: Path, photos: tuple[list[st
     assert table.classifier_.class_names == model.classifier_.class_names and len(table.classifier_.templates) == 2
     with pytest.raises(InputError, match="-1"):
         small(str(shallow_folder), class_names={7: "red", 3: "blue"}).fit(files, numbers)
+    with pytest.raises(InputError, match="same feature"):  # to this model's tokenizer
+        small(str(shallow_folder), epochs=1).fit(files, numbers)
+    assert any("y has class names that say nothing" in line and "class_names={" in line for line in said())
     for named, given in (
         ("class_names must map", {"class_names": ["red", "green", "blue"]}),
         ("labels to words, got 1", {"class_names": {7: "red", -1: 1, 3: "blue"}}),

@@ -23,6 +23,7 @@ from apd.models.classifier import PromptedCLIP
 from apd.runs.folder import Run
 from apd.runs.load import load_run
 from apd.util.files import AnyPath, user_path
+from apd.util.integers import check_whole
 
 BATCH = 16
 """Images between two answers."""
@@ -159,8 +160,7 @@ def classify_files(
     """
     if isinstance(images, str | PathLike):
         raise InputError(f"images must be a list of files, got a single one: write [{str(images)!r}].")
-    if top < 1:
-        raise InputError(f"top must be 1 class or more, got {top}.")
+    check_whole(top, "top")
     # A file whose name begins with ~ is not in somebody's home.
     files = [Path(image) if os.path.lexists(image) else user_path(image) for image in images]
     parts = [files[first : first + BATCH] for first in range(0, len(files), BATCH)]

@@ -30,7 +30,7 @@ from apd.data.dataset import IN_MEMORY, Dataset, ImageSet
 from apd.data.decode import copied, decode_given
 from apd.data.load import as_unlabelled, load_unlabelled
 from apd.data.settings import DataSettings
-from apd.data.sources.class_names import readable_names, warn
+from apd.data.sources.class_names import readable_names, warn, warn_of_nameless
 from apd.data.sources.unlabelled import anonymous, without_known
 from apd.data.splits import Pools, checked_templates, few_shot
 from apd.data.unreadable import Source
@@ -213,7 +213,9 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
     def _names(self, classes: NDArray[Any]) -> tuple[str, ...]:
         if self.class_names is None:
-            return readable_names([str(label) for label in classes.tolist()])
+            named = readable_names([str(label) for label in classes.tolist()])
+            warn_of_nameless(named, "y", "Give their words: class_names={0: 'cat', 1: 'dog'}.")
+            return named
         if isinstance(self.class_names, Sequence | np.ndarray):
             raise InputError(
                 f"class_names must map each label to its words, such as {{0: 'cat'}}, got {short(self.class_names)}."

@@ -197,7 +197,8 @@ class Explorer:
             InputError: class names that the models cannot tell apart or were not made for, numbers out of range.
         """
         _check(x, steps, gradients, seed)
-        models = self._bound(tuple(class_names))
+        class_names = names_of_classes(class_names)
+        models = self._bound(class_names)
         x = x[None].to(self.robust.encoder.device)
         with torch.no_grad():
             clean = {name: self._probabilities(name, model(x), class_names) for name, model in models.items()}
@@ -235,7 +236,8 @@ class Explorer:
         points = _POINTS if x.shape[-1] < _LARGE else _FEW_POINTS
         shares = torch.linspace(0, 1, points)
         budgets = tuple(round(float(share) * self.budgets.most, 6) for share in shares)
-        models = self._bound(tuple(class_names))
+        class_names = names_of_classes(class_names)
+        models = self._bound(class_names)
         batch = x[None].to(self.robust.encoder.device).expand(points, -1, -1, -1)
         threat = ThreatModel(self.budgets.most * self.budgets.unit, self.budgets.norm, shares.to(batch.device))
         found: dict[str, Tensor] = {}
@@ -270,6 +272,17 @@ class Explorer:
             while len(self._models) > _KEPT:
                 self._models.popitem(last=False)
             return self._models[class_names]
+
+
+def names_of_classes(given: Sequence[str]) -> tuple[str, ...]:
+    """Return class names as a tuple.
+
+    Raises:
+        InputError: a single text, whose letters are not classes.
+    """
+    if isinstance(given, str):
+        raise InputError(f"class_names must be a list of names, got {given!r}.")
+    return tuple(given)
 
 
 def _check(x: Tensor, steps: int, gradients: str, seed: int) -> None:

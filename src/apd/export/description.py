@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from apd.export.base import Source
+from apd.models.sources import split_tower
 from apd.util.versions import __version__
 
 
@@ -20,7 +21,11 @@ def public_name(model: str) -> str:
 
     >>> public_name("/home/me/models/clip"), public_name("openai/clip-vit-base-patch32")
     ('clip', 'openai/clip-vit-base-patch32')
+    >>> public_name("openai/clip-vit-base-patch32+/home/me/fare.pt")
+    'openai/clip-vit-base-patch32+fare.pt'
     """
+    if tower := split_tower(model):
+        return "+".join(map(public_name, map(str, tower)))
     return Path(model).name if Path(model).is_absolute() else model
 
 

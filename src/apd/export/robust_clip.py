@@ -126,11 +126,19 @@ class RobustCLIP(
         """Copy the export to another folder; ``options`` are those of `PyTorchModelHubMixin.save_pretrained`.
 
         Raises:
-            InputError: its own folder, which would be damaged.
+            InputError: its own folder, which would be damaged, one that holds another model, a file.
         """
         save_directory = user_path(save_directory)
         if save_directory.resolve().is_relative_to(self.folder.resolve()):
             raise InputError(f"{str(save_directory)!r} is in the folder of this export itself; choose another one.")
+        there = save_directory / CONFIG
+        if save_directory.is_file() or (there.is_file() and there.read_bytes() != (self.folder / CONFIG).read_bytes()):
+            what = (
+                "is a file"
+                if save_directory.is_file()
+                else "holds another model, whose files would be mixed with these"
+            )
+            raise InputError(f"{str(save_directory)!r} {what}; choose another folder.")
         saved: str | None = super().save_pretrained(save_directory, **options)
         return saved
 
@@ -159,7 +167,7 @@ class RobustCLIP(
         given = pretrained_model_name_or_path
         name, revision = str(user_path(given) if str(given).startswith("~") else given), options.get("revision")
         if Path(name).is_dir():
-            return super().from_pretrained(name, **options)
+            return cls(Path(name))
         if isinstance(pretrained_model_name_or_path, Path) or not means_hub(name, revision):
             raise InputError(
                 f"No export {name!r}: there is no such folder{'' if name.count('/') == 1 else ', and a hub id is owner/name'}. "

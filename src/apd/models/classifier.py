@@ -123,7 +123,8 @@ class PromptedCLIP(ShownInShort):
     """A CLIP classifier with or without learned prompts.
 
     Takes encoder-sized images in [0,1] and normalises inside, so that any attack library can be pointed at it. Class
-    features are computed once as long as the prompts are fixed.
+    features are computed once as long as the prompts are fixed. Change these under ``torch.no_grad()``: torch does not tell of
+    a change through ``.data``.
 
     Args:
         encoder: the frozen CLIP.
@@ -206,8 +207,9 @@ class PromptedCLIP(ShownInShort):
         return self._written[1]
 
     def _state(self) -> tuple[object, ...]:
-        """Where the encoder is and in which precision, on which class features depend."""
-        return (self.encoder.device, *{p.dtype: None for p in self.encoder.parameters()})
+        """Where the encoder is, in which precision, and how often its weights were changed: class features depend on it."""
+        parameters = [*self.encoder.parameters()]
+        return (self.encoder.device, *{p.dtype: None for p in parameters}, sum(map(_version, parameters)))
 
     def _mixture(self) -> Mixture | None:
         """Return the class features of every expert, with gradients; None without several experts."""
@@ -256,9 +258,7 @@ class PromptedCLIP(ShownInShort):
         parameters = list(self.prompts.parameters()) if self.prompts is not None else []
         if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
             return self.bind().logits(x)
-        # Tensors of inference mode have no version, and cannot be changed outside of it.
-        versions = ((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
-        state = (*self._state(), self.prompts, *versions)
+        state = (*self._state(), self.prompts, *((p.data_ptr(), _version(p)) for p in parameters))
         if self._fixed is None or self._fixed[0] != state:
             _check_range(x)
             self._fixed = (state, self.bind_detached())
@@ -274,11 +274,16 @@ class PromptedCLIP(ShownInShort):
         Of class-specific prompts, a class that this classifier has no context for gets the mean of all contexts; so take the
         classifier that was trained, and not one that serves other classes already.
         """
-        prompts = self.prompts
-        if prompts is not None and prompts.n_classes and tuple(class_names) != self.class_names:
+        class_names, prompts = tuple(class_names), self.prompts
+        if prompts is not None and prompts.n_classes and class_names != self.class_names:
             places = {name: place for place, name in enumerate(self.class_names)}
             prompts = prompts.for_classes([places.get(name) for name in class_names])
         return PromptedCLIP(self.encoder, prompts, class_names, templates or self.templates)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; those of inference mode do not know, and cannot be changed outside of it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @contextmanager
@@ -339,7 +344,7 @@ def _check_range(x: Tensor) -> None:
 def _check_names(class_names: tuple[str, ...], templates: tuple[str, ...]) -> None:
     for what, texts in (("class name", class_names), ("template", templates)):
         for text in texts:
-            if not isinstance(text, str):
+            if not isinstance(text, str) or not text.strip():
                 raise InputError(f"A {what} must be a text, got {short(repr(text))}.")
     if len(class_names) < 2:
         raise InputError(f"A classifier needs at least two classes, got {len(class_names)}: {list(class_names)}.")

@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 _HAS_ONEDNN = bool(
     cast(Any, torch.backends.mkldnn).is_available()
@@ -79,6 +78,11 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def _differentiable_product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x W^T`` in a backward pass, which is itself differentiated where a second derivative is asked for."""
+    return F.linear(x, weight) if torch.is_grad_enabled() else _product(x, weight)
+
+
 def _lower(layer: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Weights as rounded to ``dtype``, kept as long as the layer lives and its weights stay what and where they are."""
     weight, bias = layer.weight, layer.bias
@@ -109,10 +113,9 @@ class _OneDNNLinear(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc,unused-ignore]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        return _product(gradient, weight.t()), None, None
+        return _differentiable_product(gradient, weight.t()), None, None
 
 
 class _QuickGELU(torch.autograd.Function):
@@ -120,15 +123,17 @@ class _QuickGELU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        scaled = 1.702 * x
-        ctx.save_for_backward(scaled)
-        return F.silu(scaled).div_(1.702)
+        ctx.save_for_backward(x)
+        return F.silu(1.702 * x).div_(1.702)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc,unused-ignore]
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # of a second derivative
+            share = torch.sigmoid(1.702 * x)
+            return cast(Tensor, gradient * share * (1 + 1.702 * x * (1 - share)))
         # The inner derivative 1.702 and the factor 1/1.702 cancel.
-        return cast(Tensor, torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors))
+        return cast(Tensor, torch.ops.aten.silu_backward(gradient, 1.702 * x))
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -170,12 +175,11 @@ class _Patches(torch.autograd.Function):
             return F.conv2d(x, weight, _rounded_bias(bias, dtype), stride=weight.shape[-1]).to(dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc,unused-ignore]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,), (shape, dtype) = ctx.saved_tensors, ctx.pixels
         side, rows, columns = weight.shape[-1], *gradient.shape[-2:]
         channels_last = gradient.permute(0, 2, 3, 1).flatten(0, 2)
-        patches = _product(channels_last, weight.flatten(1).t().to(gradient.dtype))
+        patches = _differentiable_product(channels_last, weight.flatten(1).t().to(gradient.dtype))
         patches = patches.view(-1, rows, columns, shape[1], side, side).permute(0, 3, 1, 4, 2, 5)
         covered = patches.reshape(-1, shape[1], rows * side, columns * side)
         rest = (0, shape[3] - columns * side, 0, shape[2] - rows * side)
