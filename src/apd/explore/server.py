@@ -82,6 +82,7 @@ def make_app(explorer: Explorer, run: AnyPath, folder: Path, host: str = LOCAL) 
     """
     gr = import_extra("gradio", "explore", "apd explore")
     from fastapi import FastAPI, Request
+    from fastapi.responses import PlainTextResponse
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     uploads = folder / "uploads"
@@ -92,7 +93,10 @@ def make_app(explorer: Explorer, run: AnyPath, folder: Path, host: str = LOCAL) 
 
     @app.middleware("http")
     async def add_headers(request: Request, call_next: Callable[[Request], Any]) -> Any:
-        response = await call_next(request)
+        # Whatever another site's page sends, such as files that would fill the disk; browsers say so of a page on this machine.
+        elsewhere = request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin")
+        refused = elsewhere and request.method not in ("GET", "HEAD")
+        response = PlainTextResponse("for this page alone", 403) if refused else await call_next(request)
         response.headers["Content-Security-Policy"] = _POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
