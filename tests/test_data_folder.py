@@ -438,6 +438,9 @@ def test_a_table_beside_class_folders_describes_them(tmp_path: Path) -> None:
     make(tmp_path, cat=6, dog=6)
     (tmp_path / "metadata.parquet").write_bytes(b"anything")
     assert load_data(tmp_path, shots=1).class_names == ("cat", "dog")
+    (tmp_path / "metadata.parquet").rename(tmp_path / "train.parquet")
+    with refused("parquet"):
+        load_data(tmp_path, shots=1)
 
 
 @pytest.mark.parametrize(

@@ -397,6 +397,9 @@ def test_hooks_and_settings_that_torch_does_not_print_make_another_model() -> No
         return nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(64, n, 8, batch_first=True))
 
     assert Subject.of(heads(2)).fingerprint == Subject.of(heads(2)).fingerprint != Subject.of(heads(4)).fingerprint
+    named = heads(2)
+    named[1].name_or_path = "/home/me/model"
+    assert Subject.of(named).fingerprint == Subject.of(heads(2)).fingerprint, "the same model from another place"
     hooked = heads(2)
     hooked[1].register_forward_pre_hook(lambda module, given: (given[0] * 2,))
     assert Subject.of(hooked).fingerprint != Subject.of(heads(2)).fingerprint

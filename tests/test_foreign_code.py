@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -433,6 +435,15 @@ def test_torch_data_sets_that_threads_cannot_share_are_read_one_item_at_a_time()
     items = Seeking([(torch.full((3, 4, 4), i, dtype=torch.uint8), i % 2) for i in range(40)])
     found = Dataset.from_torch("it", ["a", "b"], items, items).test.decode(Preprocessing.plain(4)).images
     assert found[:, 0, 0, 0].tolist() == list(range(40))
+
+
+def test_data_sets_of_items_can_be_copied_and_sent_to_other_processes() -> None:
+    items = Items([(torch.full((3, 4, 4), i, dtype=torch.uint8), i % 2) for i in range(4)])
+    data = Dataset.from_torch("it", ["a", "b"], items, items)
+    for again in (copy.deepcopy(data), pickle.loads(pickle.dumps(data))):
+        found = again.test.decode(Preprocessing.plain(4)).images
+        assert found[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+        assert len({source.func.__self__.lock for source in again.test.sources}) == 1  # type: ignore[union-attr]
 
 
 def test_tensors_of_a_data_set_are_its_own() -> None:

@@ -86,8 +86,8 @@ def torch_images(name: str, split: str, part: Any) -> ImageSet:
             f"{name} {split}: items must be pairs of an image (PIL, or a tensor (3,H,W), uint8 or in [0,1]) and a label, but "
             f"{type(error).__name__}: {one_line(error)}."
         ) from error
-    lock = threading.Lock()
-    sources = tuple(partial(_read, part, lock, i) for i in range(len(labels)))
+    shared = _Shared(part)
+    sources = tuple(partial(shared.read, i) for i in range(len(labels)))
     return ImageSet(tuple(f"{name}/{split}/{i:06d}" for i in range(len(labels))), torch.tensor(labels), sources)
 
 
@@ -124,12 +124,25 @@ def _picture(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
 
 
-def _read(part: Any, lock: threading.Lock, index: int) -> Image.Image:
-    """An item of a data set that threads share, which need not be made for that: one file that all items are read from."""
-    with lock:
-        image = _item(part, index)
-        image.load()
-        return image.copy()
+class _Shared:
+    """A data set that threads share, which need not be made for that: read one item at a time, as where all are in one file."""
+
+    def __init__(self, part: Any) -> None:
+        self.part, self.lock = part, threading.Lock()
+
+    def read(self, index: int) -> Image.Image:
+        """The image of an item."""
+        with self.lock:
+            image = _item(self.part, index)
+            image.load()
+            return image.copy()
+
+    def __getstate__(self) -> Any:
+        """The data set alone: a copy, in another process too, has a lock of its own."""
+        return {"part": self.part}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.part, self.lock = state["part"], threading.Lock()
 
 
 def _item(part: Any, index: int) -> Image.Image:

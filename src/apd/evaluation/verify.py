@@ -106,13 +106,12 @@ class _Again:
 
 def _findings(run: Run, data: list[str], again: _Again) -> Iterator[Finding]:
     yield from check_files(run)
-    claims = []
-    for each in read_claims(run.results):
-        if isinstance(each, Claim):
-            claims.append(each)
-        else:
-            yield each
-    _refuse_unused(run, data, claims)
+    read = [*read_claims(run.results)]
+    claims = [each for each in read if isinstance(each, Claim)]
+    found = [each for each in read if not isinstance(each, Claim)]
+    yield from found
+    if all(each.ok for each in found):  # else the data may be that of a damaged one
+        _refuse_unused(run, data, claims)
     try:
         classifier = load_run(run.path, device=pick_device(again.device), model=again.model)
     except (ApdError, KeyError, TypeError, ValueError) as error:

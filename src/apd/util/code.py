@@ -51,17 +51,20 @@ def code_hash(found: object) -> str:
 
 
 def attributes_of(module: nn.Module, installed: bool = False) -> str:
-    """Numbers and words that the parts of a model hold besides weights, as text.
+    """Numbers and words that the parts of a model which are somebody's own code hold besides weights, as text.
 
     Args:
         module: the model.
-        installed: of parts from installed packages, too, whose ``repr`` need not show them; else of somebody's own code alone.
+        installed: also the numbers of parts from installed packages, whose ``repr`` need not show them. Not their words, such as
+            the folder that a model was loaded from.
     """
     found = []
     for name, part in module.named_modules():
-        if installed or is_own_code(type(part)):
+        own = is_own_code(type(part))
+        if own or installed:
+            kinds = bool | int | float | str if own else bool | int | float
             known = {key: value for key, value in vars(part).items() if key[0] != "_" and key != "training"}
-            plain = {key: value for key, value in known.items() if isinstance(value, bool | int | float | str)}
+            plain = {key: value for key, value in known.items() if isinstance(value, kinds)}
             found += [f"{name} {plain}"] if plain else []
     return "".join(found)
 

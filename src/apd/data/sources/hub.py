@@ -114,10 +114,10 @@ def table_files(path: Path) -> frozenset[str]:
 
 
 def is_parquet_folder(path: Path) -> bool:
-    """Whether a folder holds parquet files, and not image files in folders of their own, beside which one may describe them."""
-    if not path.is_dir() or not any(path.glob("*.parquet")):
-        return False
-    return not any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.glob("*/*"))
+    """Whether a folder holds parquet files; one called ``metadata`` may be about the images in folders beside it."""
+    files = [*path.glob("*.parquet")] if path.is_dir() else []
+    about = all(file.stem.casefold() == "metadata" for file in files)
+    return bool(files) and not (about and any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.glob("*/*")))
 
 
 def load_saved(path: Path, source: str, columns: Columns | None = None) -> Pools:
