@@ -59,7 +59,7 @@ def imported(here: Path, code: str = CODE, helper: str = HELP) -> Any:
         ("return 1\n", "return 2\n", True),
         ("SHARE = 0.5", "SHARE = 0.25", False),
         ("SHARE * eps", "SHARE * eps * 2", False),
-        ("[1.0, 2.0]", "[0.0, 2.0]", False),
+        ("[1.0, 2.0]", "[10.0, 2.0]", False),
         ('{"a", "b"}', '{"b", "a"}', True),
         ("self.moved(x, threat), x", "self.moved(x, threat) + 0, x", False),
         ("return number", "return -number", False),

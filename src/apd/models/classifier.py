@@ -274,7 +274,9 @@ class PromptedCLIP(ShownInShort):
         Of class-specific prompts, a class that this classifier has no context for gets the mean of all contexts; so take the
         classifier that was trained, and not one that serves other classes already.
         """
-        class_names, prompts = tuple(class_names), self.prompts
+        prompts = self.prompts
+        if not isinstance(class_names, str):  # which is refused below
+            class_names = tuple(class_names)
         if prompts is not None and prompts.n_classes and class_names != self.class_names:
             places = {name: place for place, name in enumerate(self.class_names)}
             prompts = prompts.for_classes([places.get(name) for name in class_names])
