@@ -166,7 +166,7 @@ def test_figures_of_the_family_with_such_contexts_are_those_of_the_committed_out
             assert lines[0].endswith(f"| {' | '.join(figures)} |")
             assert not difference or lines[1].endswith(f"| {difference} |")
             checked += 1
-    assert checked == 28
+    assert checked == 30
 
 
 def test_what_is_said_of_the_search_for_weights_is_in_the_committed_outcomes() -> None:
@@ -183,6 +183,16 @@ def test_what_is_said_of_the_search_for_weights_is_in_the_committed_outcomes() -
         ("pmg, alpha 0.2", "pmg"),
     ):
         assert said_difference("weights", whole, label, other, "harmonic mean") in page, label
+    tested, won = ("class-specific-family", "mean over caltech101"), "apd, inner teacher-kl"
+    for label in ("trades", "control, clean 0.25", "pmg, alpha 0.2"):
+        said = said_difference(*tested, label, won, "harmonic mean", less=True)
+        assert f"by {said}" in page, said
+        low, high = map(
+            float, said_difference(*tested, label, won, "apgd-ce+dlr").partition("[")[2].strip("]").split(", ")
+        )
+        assert low < 0 < high, label
+    for label in (won, "control, clean 0.25"):
+        assert said_difference(*tested, label, "apd", "harmonic mean", less=True) in page, label
     for data in ("eurosat", "dtd10", "cifar10", "caltech101"):
         said = said_difference(
             "class-specific-family", f"{data}, 16", "pmg, alpha 0.2", "apd", "harmonic mean", less=True
