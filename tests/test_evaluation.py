@@ -407,12 +407,12 @@ def test_hooks_and_settings_that_torch_does_not_print_make_another_model() -> No
 
 def test_a_small_batch_is_no_smaller_a_sample_for_the_health_checks() -> None:
     by_size = {}
-    for size in (2, 16):
+    for size in (1, 16):  # of one image nothing can jump
         found = evaluate_tensors(
             trained(5), decoded(16, 5), NAMES, settings(checks=True, attacks="pgd-2", batch_size=size)
         )
         by_size[size] = {check.name for check in found.checks}
-    assert by_size[2] == by_size[16]
+    assert by_size[1] == by_size[16] >= {"jumps", "flat spots"}
 
 
 def test_a_patch_is_not_too_weak_because_eps_allows_more() -> None:

@@ -296,10 +296,8 @@ class Dataset:
         few = fewer_than(shots, self.train, self.class_names) if len(self.train) else ""
         if few:
             return f"Asked for {shots} training images per class{few}; those are trained on all they have."
-        wanted, sizes = (
-            self.settings.validation or 0,
-            [len(group) for group in self.train.by_class(len(self.class_names))],
-        )
+        wanted = self.settings.validation or 0
+        sizes = [len(group) for group in self.train.by_class(len(self.class_names))]
         alone = [name for name, size in zip(self.class_names, sizes, strict=True) if size == 1 < wanted]
         if shots != "all" or not alone:
             return ""
