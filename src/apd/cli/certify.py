@@ -50,7 +50,7 @@ def certify(
     as_json: AsJson = False,
     output: JsonOutput = None,
 ) -> None:
-    """Certify accuracy by randomised smoothing: a lower bound that no attack can take back.
+    """Certify accuracy by randomised smoothing: a lower bound that no attack can break.
 
     The classifier answers by majority under Gaussian noise; the table says which share of the images keeps its right answer
     whatever happens within an L2 radius. Votes are saved in RUN/results image by image: an interrupted call is resumed by the

@@ -1,1 +1,1 @@
-"""Certified accuracy by randomised smoothing: a lower bound that no attack can take back."""
+"""Certified accuracy by randomised smoothing: a lower bound that no attack can break."""
