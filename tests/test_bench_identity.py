@@ -30,7 +30,23 @@ def test_the_demo_plans_the_committed_jobs() -> None:
 
 
 @pytest.mark.testbed
-@pytest.mark.parametrize("name", ["testbed", "ablations", "cheap-training", "choose"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "testbed",
+        "ablations",
+        "cheap-training",
+        "choose",
+        "family",
+        "few-shot",
+        "growth",
+        "unlabelled",
+        "additions",
+        "class-specific",
+        "weights",
+        "class-specific-family",
+    ],
+)
 def test_suites_of_the_testbed_plan_the_committed_jobs(name: str) -> None:
     check(name)
 
