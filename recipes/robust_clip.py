@@ -38,7 +38,8 @@ from apd.models.huggingface import HuggingFaceEncoder
 from apd.runs.config import RunConfig, validate
 from apd.settings.train import TrainSettings
 from apd.training.batches import Batch, Batches, decode
-from apd.training.optim import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
+from apd.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from apd.training.schedule import learning_rate
 from apd.training.step import training_attack
 from apd.util.device import pick_device
 from apd.util.files import check_writable, writing

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import apd
-from apd.data.dataset import Which
+from apd.data.settings import Which
 from apd.errors import InputError
 from apd.runs.folder import Run
 

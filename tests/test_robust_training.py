@@ -22,7 +22,8 @@ from apd.models.prompts import PromptSpec
 from apd.settings.train import AttackSettings, OptimizerSettings, TrainSettings
 from apd.training.average import swa_share, update_average
 from apd.training.budget import shares_of
-from apd.training.optim import build_optimizer, warmed_up
+from apd.training.optim import build_optimizer
+from apd.training.schedule import warmed_up
 from apd.training.sharpness import awp, sam, shifted
 from apd.training.step import TrainStep
 from apd.util.seeds import shuffled

@@ -23,7 +23,7 @@ from apd.models.classifier import PromptedCLIP
 from apd.models.fast import kernels
 from apd.training import process
 from apd.training.average import ema_share, update_average
-from apd.training.optim import learning_rate
+from apd.training.schedule import learning_rate
 from apd.training.step import TrainStep
 
 from .command_line import Said

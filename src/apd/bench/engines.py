@@ -169,7 +169,7 @@ def run_ray(jobs: Sequence[Job], folder: Path, *, workers: int, threads: int, gp
     """
     ray = import_ray()
     remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(attempt)
-    queue, at_work = JobQueue(jobs, DEATHS), dict[Any, Job]()
+    queue, at_work = JobQueue(jobs), dict[Any, Job]()
     try:
         while queue or at_work:
             while queue and len(at_work) < workers:

@@ -14,7 +14,7 @@ from apd.errors import InputError
 
 if TYPE_CHECKING:
     from apd.bench.blocks import Block
-    from apd.data.dataset import Which
+    from apd.data.settings import Which
 
 WORST = "worst"
 

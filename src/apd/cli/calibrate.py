@@ -11,7 +11,7 @@ from apd.cli.common import AsJson, Device, MovedModel, SkipBadImages, quiet_stdo
 from apd.util.text import quoted, to_json
 
 if TYPE_CHECKING:
-    from apd.data.dataset import Split
+    from apd.data.settings import Split
 
 
 def calibrate(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from apd.data.decode import decode_all
-from apd.data.settings import DataSettings
+from apd.data.settings import DataSettings, Shots, Split, Which
 from apd.data.unreadable import Source
 from apd.errors import InputError, nearest
 from apd.models.preprocessing import Preprocessing
@@ -21,9 +22,6 @@ from apd.util.notebook import html_facts
 from apd.util.seeds import shuffled
 from apd.util.text import first_of, printable, quoted, short
 
-Shots = int | Literal["all"]
-Which = Literal["all", "base", "new"]
-Split = Literal["train", "val", "test"]
 UNKNOWN = -1
 """The label of an image that has none."""
 IN_MEMORY = "memory:"
@@ -372,6 +370,16 @@ def check_dataset(data: object) -> None:
     """
     if not isinstance(data, Dataset):
         raise InputError(f"data must be a data set, as apd.load_data makes it, got {short(data)}.")
+
+
+def in_turn(order: Sequence[int], labels: Sequence[int]) -> list[int]:
+    """Sort indices of images: the first of each class, then the second of each, and so on."""
+    seen: Counter[int] = Counter()
+    turns = []
+    for index in order:
+        turns.append((seen[labels[index]], labels[index], index))
+        seen[labels[index]] += 1
+    return [index for *_, index in sorted(turns)]
 
 
 def fewer_than(shots: Shots | None, train: ImageSet, class_names: Sequence[str]) -> str:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from apd.data.arguments import unvalidated
-from apd.data.dataset import IN_MEMORY, Dataset, ImageSet, Shots, Which
-from apd.data.settings import REST, DataSettings
+from apd.data.dataset import IN_MEMORY, Dataset, ImageSet
+from apd.data.settings import REST, DataSettings, Shots, Which
 from apd.data.sources.class_names import BARE_WORDNET_ID, warn_of_nameless
 from apd.data.sources.coop import load_coop
 from apd.data.sources.csv_table import SUFFIXES, columns_of, csv_images, is_csv, load_csv

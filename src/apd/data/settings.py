@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from apd.util.section import GrowingSection
-from apd.util.seed_range import LARGEST
+from apd.util.seed_range import LARGEST_SEED
 
 if TYPE_CHECKING:
     from apd.data.dataset import Dataset
 
 Shots = Annotated[int, Field(ge=0)] | Literal["all"]
+Which = Literal["all", "base", "new"]
+Split = Literal["train", "val", "test"]
 REST = "rest"
 """As a source of unlabelled images: the training images that are neither shots nor validation images."""
 
@@ -36,11 +38,11 @@ class DataSettings(GrowingSection):
 
     source: str = Field(description="folder, split file, hub id or built-in data set")
     shots: Shots = Field(16, description="training images per class, or all; 0: unlabelled ones alone")
-    seed: int | None = Field(None, le=LARGEST, description="seed of the few-shot draw; null: train.seed")
+    seed: int | None = Field(None, le=LARGEST_SEED, description="seed of the few-shot draw; null: train.seed")
     templates: tuple[str, ...] | None = Field(
         None, description="sentences with {} for the class name; null: the data set's own"
     )
-    classes: Literal["all", "base", "new"] = Field("all", description="all, or the first (base) or second (new) half")
+    classes: Which = Field("all", description="all, or the first (base) or second (new) half")
     columns: tuple[str, str] | None = Field(None, description="image and label column of a table; null: detected")
     skip_bad_images: bool = Field(False, description="continue without images that cannot be read, and count them")
     validation: int | None = Field(None, ge=1, description="validation images per class; null: min(shots, 4)")

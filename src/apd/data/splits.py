@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from apd.data.dataset import Dataset, ImageSet, Shots, fewer_than
-from apd.data.settings import REST, DataSettings
+from apd.data.dataset import Dataset, ImageSet, fewer_than
+from apd.data.settings import REST, DataSettings, Shots
 from apd.data.sources.class_names import composed
 from apd.errors import InputError
 from apd.models.templates import DEFAULT_TEMPLATES

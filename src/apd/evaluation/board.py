@@ -23,7 +23,7 @@ from apd.util.yaml_files import read_yaml
 
 MOST = 10_000
 """Results that are read at most."""
-LARGEST = 200_000_000
+MOST_BYTES = 200_000_000
 """Bytes of a file that is read."""
 
 
@@ -211,7 +211,7 @@ def _read(file: Path) -> Stored:
     """Read a result and its outcomes, having looked at the size of both."""
     for each in (file, outcomes_beside(file)):
         if each == file or os.path.lexists(each):
-            plain_file(each, LARGEST)
+            plain_file(each, MOST_BYTES)
     return read_stored(file)
 
 

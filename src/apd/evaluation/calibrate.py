@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from apd.data import Dataset, same_source
-from apd.data.dataset import Split
+from apd.data.settings import Split
 from apd.errors import InputError
 from apd.evaluation.inputs import load_other
 from apd.evaluation.learned import learned_of_own, learned_unlabelled, warn_of_copies

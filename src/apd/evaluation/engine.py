@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from apd import attacks
-from apd.evaluation.forecast import LARGEST, Measured, measure, measure_pace
+from apd.evaluation.forecast import LARGEST_BATCH, Measured, measure, measure_pace
 from apd.evaluation.frozen import Subject
 from apd.evaluation.images import ImageFolder, folder_of
 from apd.evaluation.progress import Pace, SoFar, say_clean, shown
@@ -186,7 +186,7 @@ class Evaluation:
 
         It takes up where the one before was. Batches stay what they are: what attacks draw at random depends on them.
         """
-        for attempt in self.room.attempts(self.settings.batch_size or LARGEST):
+        for attempt in self.room.attempts(self.settings.batch_size or LARGEST_BATCH):
             with self.subject.within(self.room) as subject:
                 known = self.known or self.__dict__.get("measured") or self.__dict__.get("pace")
                 yield attempt, self if subject is self.subject else replace(self, subject=subject, known=known)
@@ -248,9 +248,9 @@ class Evaluation:
         if self.settings.batch_size is not None:
             return self.settings.batch_size
         if record.batch_sizes or not todo:
-            return max(record.batch_sizes, default=LARGEST)
-        if self.pace.batch_size(name, self.n_classes) == LARGEST:
-            return LARGEST
+            return max(record.batch_sizes, default=LARGEST_BATCH)
+        if self.pace.batch_size(name, self.n_classes) == LARGEST_BATCH:
+            return LARGEST_BATCH
         return self.measured.batch_size(name, self.n_classes)
 
     def _foretell(self, name: str, n: int) -> None:

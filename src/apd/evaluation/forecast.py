@@ -21,7 +21,7 @@ from apd.evaluation.settings import EvaluationSettings
 from apd.util.memory import is_out_of_memory
 from apd.util.seeds import shuffled
 
-LARGEST = 128
+LARGEST_BATCH = 128
 """Images at a time, where nobody says how many and they are quick enough."""
 KEPT_EVERY = 60.0
 """Seconds that one part of an attack may take on a batch, since outcomes are kept when it ends."""
@@ -51,7 +51,7 @@ class Measured:
     seconds: float
     right: float
     robust: float
-    size: int = LARGEST
+    size: int = LARGEST_BATCH
 
     def expected_seconds(self, n: int, names: Sequence[str], n_classes: int) -> float:
         """Expected seconds of ``n`` images without an attack and under each of these."""
@@ -66,7 +66,7 @@ class Measured:
 
         Where the overhead alone is the larger share of a pass, fewer images would save no time, so it stays at that.
         """
-        size = LARGEST
+        size = LARGEST_BATCH
         while size * self.seconds > self.overhead and max(self._part_seconds(name, n_classes, size)) > KEPT_EVERY:
             if size == 1:
                 break
@@ -92,7 +92,7 @@ def measure_pace(subject: Subject, samples: Samples, settings: EvaluationSetting
         _seconds(subject, samples, drawn[:1], attacked)  # the first pass sets things up
         one = several = _seconds(subject, samples, drawn[:1], attacked)
         size = 1
-        while several < _ENOUGH and size < min(LARGEST, len(drawn)):
+        while several < _ENOUGH and size < min(LARGEST_BATCH, len(drawn)):
             larger = min(max(_SMALLEST, 4 * size), len(drawn))
             try:
                 several = _seconds(subject, samples, drawn[:larger], attacked)

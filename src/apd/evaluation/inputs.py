@@ -11,8 +11,8 @@ from torch import nn
 
 from apd.data import Dataset, load_data, same_source
 from apd.data.copies import about_copies
-from apd.data.dataset import Split, Which
 from apd.data.load import has_columns
+from apd.data.settings import Split, Which
 from apd.errors import InputError, nearest
 from apd.evaluation.classifiers import zero_shot
 from apd.evaluation.frozen import own_answers

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from apd.data import Dataset, same_source
 from apd.data.copies import SPLITS, example, find_copies
-from apd.data.dataset import IN_MEMORY, ImageSet, Split
+from apd.data.dataset import IN_MEMORY, ImageSet
 from apd.data.load import load_unlabelled
+from apd.data.settings import Split
 from apd.data.sources.hub import table_files
 from apd.data.sources.unlabelled import PREFIX
 from apd.errors import ApdError, InputError

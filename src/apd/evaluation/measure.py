@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
@@ -95,11 +96,9 @@ def evaluate(
         chosen = chosen.model_copy(update={"classes": data.settings.classes})
         check_data(classifier, data, chosen.split, undefended)
         control = _control(classifier, undefended, chosen)
-        found = []
         own, *others = _evaluations(classifier, control, data, chosen, Store(store), image_size)
         own = replace(own, images=save_images, class_names=data.class_names)
-        for evaluation in (own, *others):
-            found.append(Finished(evaluation, evaluation.run()))
+        found = [Finished(evaluation, evaluation.run()) for evaluation in (own, *others)]
         return summarise(found, control is not None, data.class_names, data.name, len(data.split(chosen.split)))
 
 
@@ -130,9 +129,7 @@ def _evaluations(
     images, n_classes = data.split(settings.split), len(data.class_names)
     preprocessing = preprocessing_of(classifier, data, image_size)
 
-    def decode(some: ImageSet) -> Decoded:
-        return _decode(some, preprocessing, settings)
-
+    decode = partial(decoded_for, preprocessing=preprocessing, settings=settings)
     subjects = _subjects(classifier, control)
     skipped: tuple[str, ...] = ()
     if not _ours(classifier):
@@ -214,11 +211,6 @@ def preprocessing_of(classifier: nn.Module, data: Dataset, image_size: int | Non
     return Preprocessing.plain(image_size)
 
 
-def decode_for(classifier: PromptedCLIP, images: ImageSet, settings: EvaluationSettings) -> Decoded:
-    """Decode images as a classifier wants them, corrupted if the settings say so."""
-    return _decode(images, classifier.encoder.info.preprocessing, settings)
-
-
 def side_of(classifier: nn.Module, given: int | None) -> int | None:
     """Return the side of the images that a module takes: as given, else its attribute ``image_size`` where it has one.
 
@@ -231,8 +223,8 @@ def side_of(classifier: nn.Module, given: int | None) -> int | None:
     return own if isinstance(own, int) and not isinstance(own, bool) and own > 0 else None
 
 
-def _decode(images: ImageSet, preprocessing: Preprocessing, settings: EvaluationSettings) -> Decoded:
-    """Decode images as the classifier wants them, corrupted if that is asked for."""
+def decoded_for(images: ImageSet, preprocessing: Preprocessing, settings: EvaluationSettings) -> Decoded:
+    """Decode images as a classifier wants them, corrupted if the settings say so."""
     decoded = images.decode(preprocessing, skip_bad=settings.skip_bad_images, progress=True)
     if settings.corruption is None:
         return decoded
@@ -276,15 +268,13 @@ def evaluate_tensors(
     if repeated := [id_ for id_, n in Counter(decoded.ids).items() if n > 1]:
         raise InputError(f"{name} has more than one image with the id {repeated[0]!r}; ids must differ.")
     samples, kept, subjects = Samples(decoded), Store(store), _subjects(model, undefended)
-    found = []
     with speaking(settings.quiet):
         settings, skipped = _applicable(subjects[0], samples, settings, kept)
         evaluations = [
             Evaluation(subject, samples, settings, kept, len(class_names), on, skipped=skipped)
             for subject, on in zip(subjects, ON, strict=False)
         ]
-        for evaluation in evaluations:
-            found.append(Finished(evaluation, evaluation.run()))
+        found = [Finished(evaluation, evaluation.run()) for evaluation in evaluations]
     return summarise(found, undefended is not None, class_names, name, len(decoded) + len(decoded.skipped))
 
 

@@ -7,6 +7,7 @@ from typing import Literal, TypedDict
 
 from apd.attacks import EvaluationAttack, TrainingAttack
 from apd.attacks.threat import Norm
+from apd.data.settings import Split, Which
 
 Attack = str | EvaluationAttack | TrainingAttack | type[EvaluationAttack] | type[TrainingAttack]
 
@@ -21,8 +22,8 @@ class EvaluationOptions(TypedDict, total=False):
     eps: str | float
     norm: Norm
     seed: int
-    split: Literal["train", "val", "test"]
-    classes: Literal["all", "base", "new"]
+    split: Split
+    classes: Which
     corruption: str | None
     limit: int | Literal["auto", "all"] | None
     batch_size: int | None

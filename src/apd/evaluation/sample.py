@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 
 from apd.data.dataset import Decoded, ImageSet
 from apd.evaluation.checks import CHECK_PASSES, CHECKED
-from apd.evaluation.forecast import LARGEST, Measured, measure
+from apd.evaluation.forecast import LARGEST_BATCH, Measured, measure
 from apd.evaluation.frozen import Subject
 from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
@@ -93,7 +93,7 @@ def choose_sample(
     circumstances = _circumstances(images, subjects[0], settings)
     if (known := store.load(circumstances)) is not None:
         return Sample(**{name: value for name, value in known.items() if name in _FIELDS}), nothing
-    few = Samples(decode(images.sample(LARGEST, settings.seed)))
+    few = Samples(decode(images.sample(LARGEST_BATCH, settings.seed)))
     measured = [measure(subject, few, settings) for subject in subjects]
 
     def seconds(n: int, attacks: Sequence[str]) -> float:

@@ -15,6 +15,7 @@ from apd.attacks.threat import EpsText, Norm, ThreatModel, parse_eps
 from apd.attacks.transfer import Transfer
 from apd.attacks.universal import Universal
 from apd.data.corruptions import parse_corruption
+from apd.data.settings import Split, Which
 from apd.errors import InputError
 from apd.util.section import Section
 from apd.util.seed_range import Seed
@@ -90,8 +91,8 @@ class EvaluationSettings(Section):
     eps: EpsText = Field("1/255", description="budget of the attacks in [0,1] pixel units, as a fraction or a float")
     norm: Norm = Field("linf", description="linf, l2 or l1")
     seed: Seed = Field(0, description="seed of the attacks' random starts and of the images that a limit keeps")
-    split: Literal["train", "val", "test"] = Field("test", description="the images; every choice is made on val")
-    classes: Literal["all", "base", "new"] = Field("all", description="all classes, the first half or the second")
+    split: Split = Field("test", description="the images; every choice is made on val")
+    classes: Which = Field("all", description="all classes, the first half or the second")
     corruption: str | None = Field(None, description="corrupts images before any attack, such as fog:3; null: none")
     limit: int | Literal["auto", "all"] = Field(
         "auto",

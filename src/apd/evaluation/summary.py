@@ -22,7 +22,7 @@ from apd.evaluation.checks import (
     seeds_of,
 )
 from apd.evaluation.engine import PRECISION, Evaluation
-from apd.evaluation.forecast import LARGEST
+from apd.evaluation.forecast import LARGEST_BATCH
 from apd.evaluation.result import Accuracy, AttackAccuracy, Check, ClassScores, Result, Scores
 from apd.evaluation.store import Record
 from apd.evaluation.stored import as_tuples
@@ -113,7 +113,7 @@ def summarise(
         classes=settings.classes,
         corruption=settings.corruption,
         limit=settings.limit,
-        batch_size=settings.batch_size or LARGEST,
+        batch_size=settings.batch_size or LARGEST_BATCH,
         # On which images.
         images_sha256=own.evaluation.samples.sha256,
         data=data,

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apd.attacks import AttackBatch, Source, Surroundings
-from apd.data.dataset import Dataset, Decoded, ImageSet, Split
+from apd.data.dataset import Dataset, Decoded, ImageSet
+from apd.data.settings import Split
 from apd.errors import InputError
 from apd.evaluation import classifiers
 from apd.evaluation.frozen import Subject

@@ -7,16 +7,18 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from apd.attacks.libraries import largest_setting
 from apd.data import Dataset
-from apd.data.dataset import Decoded, ImageSet, Split, Which
+from apd.data.dataset import Decoded, ImageSet
+from apd.data.settings import Split, Which
 from apd.errors import ApdError, InputError
 from apd.evaluation.engine import Evaluation
 from apd.evaluation.findings import Finding, Verification
 from apd.evaluation.frozen import Subject
 from apd.evaluation.inputs import load_other, read_settings
-from apd.evaluation.measure import decode_for
+from apd.evaluation.measure import decoded_for
 from apd.evaluation.result import Result
 from apd.evaluation.samples import Samples
 from apd.evaluation.settings import EvaluationSettings
@@ -248,7 +250,7 @@ def _readable(claim: Claim, data: Dataset, classifier: PromptedCLIP) -> str | No
     left_out, settings = set(claim.result.skipped_images), _settings(claim)
     for index in (i for i, id_ in enumerate(images.ids) if id_ in left_out):
         with suppress(InputError):
-            if len(decode_for(classifier, images.select([index]), settings)):
+            if len(decoded_for(images.select([index]), classifier.encoder.info.preprocessing, settings)):
                 return f"{one_line(images.ids[index], 100)} was left out as unreadable, and can be read"
     return None
 
@@ -263,7 +265,7 @@ def _attack_again(claim: Claim, classifier: PromptedCLIP, data: Dataset, again: 
     chosen = data.split(split)
     chosen = chosen.select([i for i, id_ in enumerate(chosen.ids) if id_ in of]).sample(again.samples, again.seed)
     settings = _settings(claim)
-    decoded = decode_for(classifier, chosen, settings)
+    decoded = decoded_for(chosen, classifier.encoder.info.preprocessing, settings)
     log.info(
         f"Attacking {len(decoded)} of {result.n} images again: {', '.join(map(printable, result.attacks)) or 'clean'}"
     )
@@ -312,9 +314,8 @@ def _evaluated(classifier: PromptedCLIP, decoded: Decoded, data: Dataset, settin
     subject = Subject.of(classifier)
     size = decoded.images.shape[-1]
     zero_shot = classifier.zero_shot()  # on which attacks make images, as they did for the evaluation
-    around = surroundings_of(
-        zero_shot, data, lambda some: decode_for(classifier, some, settings), subject.device, size, settings
-    )
+    decode = partial(decoded_for, preprocessing=classifier.encoder.info.preprocessing, settings=settings)
+    around = surroundings_of(zero_shot, data, decode, subject.device, size, settings)
     evaluation = Evaluation(
         subject, Samples(decoded), settings, Store(None), len(data.class_names), surroundings=around
     )

@@ -23,7 +23,7 @@ from apd.models.classifier import PromptedCLIP
 from apd.util.files import plain_file
 from apd.util.text import one_line, printable
 
-LARGEST = 100_000_000
+MOST_BYTES = 100_000_000
 """Bytes of an index or an image that is read."""
 BATCH = 64
 """Images that are read and classified at a time."""
@@ -101,7 +101,7 @@ def _finding(index: Path, problem: str | None, where: str = "") -> Finding:
 
 def _index(file: Path) -> tuple[Mapping[str, Any], dict[Key, Mapping[str, Any]]]:
     """What all images of an index have in common, and its rows."""
-    plain_file(file, LARGEST)
+    plain_file(file, MOST_BYTES)
     index = read_index(file)
     rows = {(row["id"], row["pixels"], index["class_names"].index(row["label"])): row for row in index["images"]}
     if len(rows) != len(index["images"]):
@@ -133,7 +133,7 @@ def _belongs(about: Mapping[str, Any], claim: Claim) -> bool:
 def _read(folder: Path, name: str) -> Tensor:
     if not _PLACE.fullmatch(name):
         raise InputError(f"the index names a file elsewhere: {name}")
-    return read_image(plain_file(folder / name, LARGEST))
+    return read_image(plain_file(folder / name, MOST_BYTES))
 
 
 def _problem(

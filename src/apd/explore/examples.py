@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from apd.data.dataset import Dataset, ImageSet
+from apd.data.dataset import Dataset, in_turn
 from apd.data.decode import open_image, to_rgb
 from apd.data.unreadable import Source
 from apd.errors import InputError
@@ -49,24 +49,13 @@ def find_examples(run: AnyPath, folder: Path, count: int = COUNT) -> Examples:
         return Examples(why_none=f"The run's images are not here: {one_line(error, 200)}")
     images = data.test if len(data.test) else data.unlabelled
     files: list[tuple[Path, str]] = []
-    for index in _in_turns(images, len(data.class_names), config.train.seed):
+    for index in in_turn(shuffled(images.ids, config.train.seed, "examples"), images.labels.tolist()):
         file = folder / f"example-{len(files):02d}.png"
         if _write(images.sources[index], file):
             files.append((file, _name(data, int(images.labels[index]))))
         if len(files) == count:
             break
     return Examples(tuple(files), "" if files else f"{data.name} has no images that can be shown.")
-
-
-def _in_turns(images: ImageSet, classes: int, seed: int) -> list[int]:
-    """Indices of images: one of each class, then the second of each, and so on; unlabelled ones in the order drawn."""
-    seen = dict.fromkeys(range(-1, classes), 0)
-    keyed = []
-    for place, index in enumerate(shuffled(images.ids, seed, "examples")):
-        label = int(images.labels[index])
-        keyed.append((seen[label], label, place, index))
-        seen[label] += 1
-    return [index for *_, index in sorted(keyed)]
 
 
 def _name(data: Dataset, label: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from apd.attacks import ThreatModel, sample_seeds
 from apd.data import Dataset, load_data
 from apd.data.corruptions import corrupt, parse_corruption
-from apd.data.dataset import Decoded
+from apd.data.dataset import Decoded, in_turn
 from apd.errors import InputError
 from apd.evaluation.examples import Attacked, amplified, attacked
 from apd.evaluation.frozen import Subject
@@ -83,19 +82,9 @@ def choose(outcomes: Outcomes, attack: str, each: int) -> list[tuple[int, bool]]
     """
     clean, held = outcomes.right("clean"), outcomes.right(attack)
     order = [i for i in sorted(range(len(outcomes)), key=lambda i: outcomes.ids[i]) if clean[i]]
-    kept = _in_turn([i for i in order if held[i]], outcomes.labels)[:each]
-    fell = _in_turn([i for i in order if not held[i]], outcomes.labels)[:each]
+    kept = in_turn([i for i in order if held[i]], outcomes.labels)[:each]
+    fell = in_turn([i for i in order if not held[i]], outcomes.labels)[:each]
     return [(i, True) for i in kept] + [(i, False) for i in fell]
-
-
-def _in_turn(order: Sequence[int], labels: Sequence[int]) -> list[int]:
-    """The first image of each class in turn, then the second of each."""
-    seen: Counter[int] = Counter()
-    turns = []
-    for i in order:
-        turns.append((seen[labels[i]], labels[i], i))
-        seen[labels[i]] += 1
-    return [i for *_, i in sorted(turns)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,7 +76,7 @@ def check_same(
         InputError: another setting, model, teacher, data set or class name.
     """
     before, now = (_flat_settings(config) for config in configs)
-    free = (*_PLACES, *(f"method.{name}" for name in configs[1].method.other_models()))
+    free = _places(configs[1])
     for key in sorted(before.keys() | now.keys()):
         # What nobody chose is decided anew, and compared below as it was decided.
         is_open = key == _CONTEXTS and None in (before.get(key), now.get(key))
@@ -96,9 +96,14 @@ def check_same(
 
 def moved(before: RunConfig, now: RunConfig) -> bool:
     """Whether settings that `check_same` has let pass name other places than before."""
-    places = (*_PLACES, *(f"method.{name}" for name in now.method.other_models()))
+    places = _places(now)
     old, new = _flat_settings(before), _flat_settings(now)
     return any(old.get(key) != new.get(key) for key in places)
+
+
+def _places(config: RunConfig) -> tuple[str, ...]:
+    """Settings that only say where something is."""
+    return (*_PLACES, *(f"method.{name}" for name in config.method.other_models()))
 
 
 def _flat_settings(config: RunConfig) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from apd.runs.output import check_output
 from apd.util.files import user_path
 from apd.util.tensors import sha256_of_file
 from apd.util.text import printable, short
-from apd.util.torch_files import read_torch_file
 from apd.util.versions import versions
 
 _ALIKE = 1e-2
@@ -71,7 +70,7 @@ def import_run(
     check_output(output, overwrite=overwrite)
     names = [name.replace("_", " ") for name in read_list(str(classes))]  # as CoOp's code does
     evaluated = _evaluated(form, names, data, eps)
-    learned = read_learner(read_torch_file(file, str(file)), form, str(file))
+    learned = read_learner(file, form)
     encoder = load_clip(model)
     prompts = _prompts(learned, encoder, names, file)
     PromptedCLIP(encoder, prompts, names, DEFAULT_TEMPLATES)  # refuses names that are twice there or too long
@@ -110,7 +109,7 @@ def read_classifier(file: Path, form: str, encoder: DualEncoder, class_names: Se
         InputError: see `import_run`.
     """
     names = [name.replace("_", " ") for name in class_names]  # as CoOp's code does
-    learned = read_learner(read_torch_file(file, str(file)), form, str(file))
+    learned = read_learner(file, form)
     prompts = _prompts(learned, encoder, names, file).requires_grad_(False)
     return PromptedCLIP(encoder, prompts.to(encoder.device), names, DEFAULT_TEMPLATES).eval()
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from apd.errors import InputError
 from apd.util.text import printable
+from apd.util.torch_files import read_torch_file
 
 Form = Literal["coop", "maple", "fap"]
 FORMS: tuple[str, ...] = get_args(Form)
@@ -53,17 +55,18 @@ class Learned:
     image: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def read_learner(content: Any, form: str, source: str) -> Learned:
-    """Find the prompts in what a checkpoint holds.
+def read_learner(file: Path, form: str) -> Learned:
+    """Find the prompts in a checkpoint.
 
     Args:
-        content: what the file holds.
+        file: ``model.pth.tar-N``.
         form: whose code saved it, one of `FORMS`.
-        source: how the user calls it.
 
     Raises:
-        InputError: tensors that are missing, or of another form.
+        InputError: a file that cannot be read; tensors that are missing, or of another form.
     """
+    source = str(file)
+    content = read_torch_file(file, source)
     if form not in FORMS:
         raise InputError(f"No form {form!r} of checkpoints; known are {', '.join(FORMS)}.")
     tensors, others = _learner(content, source)

@@ -83,7 +83,7 @@ class Service:
             result["abstained"] = most < self.settings.abstain_below
             if result["abstained"]:
                 result["class"] = None
-                self.metrics.abstained(1)
+                self.metrics.abstained()
         return result
 
     def describe(self) -> dict[str, Any]:

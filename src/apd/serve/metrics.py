@@ -53,9 +53,9 @@ class Metrics:
         self._requests.labels(str(status)).inc()
         self._seconds.observe(seconds)
 
-    def abstained(self, images: int) -> None:
-        """Count images without a class."""
-        self._abstained.inc(images)
+    def abstained(self) -> None:
+        """Count an image without a class."""
+        self._abstained.inc()
 
     def text(self) -> str:
         """All of it, as Prometheus reads it."""

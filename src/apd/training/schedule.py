@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from apd.attacks.threat import ThreatModel
 from apd.settings.train import TrainSettings
-from apd.training.optim import learning_rate, warmed_up
+
+
+def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Linear warm-up over ``warmup`` steps, then a cosine to 0 at ``steps`` (step counts from 0).
+
+    >>> [round(learning_rate(s, 4, 2, 1.0), 2) for s in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def warmed_up(step: int, warmup: int, start: float, wait: int = 0) -> float:
+    """Share of the full eps at a step: 0 for ``wait`` steps, linear from ``start`` to 1 over ``warmup`` steps, then 1.
+
+    >>> [warmed_up(s, 4, 0.2, wait=1) for s in (0, 2, 4, 10)]
+    [0.0, 0.6, 1.0, 1.0]
+    """
+    if step < wait:
+        return 0.0
+    step -= wait
+    return start + (1 - start) * min(1.0, (step + 1) / warmup) if warmup else 1.0
 
 
 @dataclass(frozen=True)

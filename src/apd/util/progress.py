@@ -127,18 +127,15 @@ class Progress:
 
     def _prepare(self, console: Console) -> None:
         if console.is_jupyter:
-            self._live = NotebookDisplay(self._rendered, not self.keep)
+            self._live = NotebookDisplay(self.render, not self.keep)
             return
         from rich.live import Live
 
         # What others print on a terminal must not tear the display; in a file it stays what it is.
         redirect = sys.stdout.isatty()
         self._live = Live(
-            console=console, get_renderable=self._rendered, transient=not self.keep, redirect_stdout=redirect
+            console=console, get_renderable=self.render, transient=not self.keep, redirect_stdout=redirect
         )
-
-    def _rendered(self) -> RenderableType:
-        return self.render()
 
     def _draw(self) -> None:
         assert self._live is not None

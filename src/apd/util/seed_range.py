@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-LARGEST = 2**63 - 1
+LARGEST_SEED = 2**63 - 1
 """The largest seed that every generator takes: a signed number of 64 bits."""
 
-Seed = Annotated[int, Field(ge=0, le=LARGEST)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]

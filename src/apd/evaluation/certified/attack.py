@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from apd.attacks import PGD, Objective, ThreatModel
@@ -47,10 +49,6 @@ class _Smoothed:
         return logits.log_softmax(dim=-1).logsumexp(dim=1) - math.log(self.draws)
 
 
-def _negative_log(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    return -log_probabilities.gather(1, labels[:, None]).squeeze(1)
-
-
 def attack_smoothed(
     model: Head, x: Tensor, label: int, id_: str, radius: float, how: Smoothing, seed: int = 0
 ) -> Votes:
@@ -67,7 +65,7 @@ def attack_smoothed(
     """
     start, noise, judged = (sample_seeds([id_], seed, f"certified {what}") for what in ("start", "attack", "votes"))
     smoothed = _Smoothed(model, noise.tolist(), how.sigma, DRAWS)
-    objective = Objective(smoothed, _negative_log, torch.tensor([label], device=x.device))
+    objective = Objective(smoothed, partial(F.nll_loss, reduction="none"), torch.tensor([label], device=x.device))
     threat = ThreatModel(radius, "l2")
     found = PGD(STEPS)(objective, x[None], threat, start)
     (found_votes,) = votes(model, [lambda logits: logits], found[0], int(judged), how)

@@ -7,6 +7,7 @@ from typing import Literal, TypedDict
 
 from pydantic import Field, field_validator, model_validator
 
+from apd.data.settings import Split, Which
 from apd.evaluation.certified.smoothing import Smoothing
 from apd.evaluation.settings import number_or_word
 from apd.util.section import Section
@@ -21,8 +22,8 @@ class CertifySettings(Section):
     n: int = Field(1000, description="draws of noise per image that bound its probability")
     alpha: float = Field(0.001, description="probability that a certificate is wrong")
     seed: Seed = Field(0, description="seed of the noise and of the images that a limit keeps")
-    split: Literal["train", "val", "test"] = Field("test", description="the images; every choice is made on val")
-    classes: Literal["all", "base", "new"] = Field("all", description="all classes, the first half or the second")
+    split: Split = Field("test", description="the images; every choice is made on val")
+    classes: Which = Field("all", description="all classes, the first half or the second")
     limit: int | Literal["all"] = Field(100, description="certify this many images, drawn by the seed, or all")
     radii: tuple[float, ...] | None = Field(
         None, description="radii of the table, in [0,1] pixel units; null: multiples of sigma/2"
@@ -75,8 +76,8 @@ class CertifyOptions(TypedDict, total=False):
     n: int
     alpha: float
     seed: int
-    split: Literal["train", "val", "test"]
-    classes: Literal["all", "base", "new"]
+    split: Split
+    classes: Which
     limit: int | Literal["all"]
     radii: tuple[float, ...] | None
     attack: bool

@@ -68,14 +68,6 @@ class Smoothing:
         bound = lower_bound(votes.counts[chosen], sum(votes.counts), self.alpha)
         return Certificate(chosen, _radius(bound, self.sigma)) if bound > 0.5 else Certificate(None, 0.0)
 
-    def predict(self, votes: Votes) -> int | None:
-        """Return the smoothed class, or None to abstain (the paper's PREDICT, on the ``n`` draws)."""
-        from scipy.stats import binomtest
-
-        best, other = sorted(range(len(votes.counts)), key=lambda label: -votes.counts[label])[:2]
-        ahead, behind = votes.counts[best], votes.counts[other]
-        return best if float(binomtest(ahead, ahead + behind).pvalue) <= self.alpha else None
-
 
 @dataclass(frozen=True)
 class Votes:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from apd import attacks
 from apd.attacks.threat import EpsText, Norm, parse_eps
+from apd.data.settings import Split, Which
 from apd.errors import nearest
 from apd.evaluation.settings import EvaluationSettings, check_norm, number_or_word
 from apd.evaluation.wording.variants import KINDS
@@ -28,8 +29,8 @@ class WordingSettings(Section):
     eps: EpsText = Field("1/255", description="budget of the attack in [0,1] pixel units, as a fraction or a float")
     norm: Norm = Field("linf", description="linf, l2 or l1")
     seed: Seed = Field(0, description="seed of the words, of the attack and of the images that a limit keeps")
-    split: Literal["train", "val", "test"] = Field("test", description="the images; every choice is made on val")
-    classes: Literal["all", "base", "new"] = Field("all", description="all classes, the first half or the second")
+    split: Split = Field("test", description="the images; every choice is made on val")
+    classes: Which = Field("all", description="all classes, the first half or the second")
     limit: int | Literal["all"] = Field(200, description="evaluate this many images, drawn by the seed, or all")
     control: bool = Field(True, description="evaluate zero-shot CLIP under the same changes too")
     skip_bad_images: bool = Field(False, description="leave out images that cannot be read, and count them")
@@ -92,8 +93,8 @@ class WordingOptions(TypedDict, total=False):
     eps: str | float
     norm: Norm
     seed: int
-    split: Literal["train", "val", "test"]
-    classes: Literal["all", "base", "new"]
+    split: Split
+    classes: Which
     limit: int | Literal["all"]
     control: bool
     skip_bad_images: bool

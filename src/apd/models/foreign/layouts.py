@@ -110,7 +110,7 @@ TEXT = Layout(
 """Their text tower, without the ``text.`` that open_clip's ``CustomTextCLIP`` puts before its names."""
 
 SIGLIP_TEXT = Layout(
-    top={**{k: v for k, v in TEXT.top.items() if k != "text_projection"}, "text_projection": "text_model.head"},
+    top={**TEXT.top, "text_projection": "text_model.head"},
     blocks=TEXT.blocks,
     block=_BLOCK,
     fused=_FUSED,

@@ -134,7 +134,9 @@ def load_open_clip(source: str, at: str, revision: str | None, dtype: torch.dtyp
             f"{source} has no {CONFIG}. A model in the Hugging Face format is given without {HUB}, as owner/name or a folder."
         )
     record = read_json(config, source)
-    model = dict(_section(record, "model_cfg", source))
+    if not isinstance(record.get("model_cfg"), Mapping):
+        raise InputError(f"{source}: model_cfg in {CONFIG} must be a JSON object; restore it.")
+    model = dict(record["model_cfg"])
     model["quick_gelu"] = model.get("quick_gelu", False) if quick_gelu is None else quick_gelu
     towers = Towers.of(_weights(place))
     if is_other_timm(model, source):
@@ -149,13 +151,6 @@ def load_open_clip(source: str, at: str, revision: str | None, dtype: torch.dtyp
     )
     tokenizer = _tokenizer(place, model["text_cfg"])
     return build_encoder(plan, towers, tokenizer, preprocessing, source, place.commit(), dtype)
-
-
-def _section(record: Mapping[str, Any], name: str, source: str) -> Mapping[str, Any]:
-    section = record.get(name)
-    if not isinstance(section, Mapping):
-        raise InputError(f"{source}: {name} in {CONFIG} must be a JSON object; restore it.")
-    return section
 
 
 def _weights(place: Place) -> Tensors:
