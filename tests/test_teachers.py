@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from apd.methods import Preparation, Step
 from apd.methods.apd import APD, APDSettings
 from apd.models import DualEncoder, load_clip
 from apd.models.classifier import PromptedCLIP
+from apd.models.prompts import PromptSpec
 from apd.models.shared import share_classifier
 from apd.runs.config import recorded
 
@@ -61,6 +63,13 @@ def test_a_shallower_teacher_has_prompts_as_deep_as_it_is(
     deep = clip.info.visual_depth if depth == "all" else depth
     assert (len(method.student.prompts.visual()), len(method.teacher.prompts.visual())) == (deep, 2)
     assert len(method.teacher.prompts.text()) == 2
+
+
+@pytest.mark.parametrize("asked", [{"experts": 3}, {"coupling": "text-to-vision"}, {"class_specific": True}])
+def test_a_teacher_without_text_blocks_has_nothing_of_text_tokens(clip: DualEncoder, asked: dict[str, Any]) -> None:
+    spec = PromptSpec(text_tokens=2, visual_tokens=2, **asked).fitting(replace(clip.info, text_depth=0))
+    assert PromptSpec.model_validate(spec.model_dump()) == spec, "it is one that could be asked for"
+    assert (spec.text_tokens, spec.visual_tokens, spec.experts, spec.coupling) == (0, 2, 1, "none")
 
 
 def test_online_teacher_learns_from_clean_labels_and_feedback(clip: DualEncoder) -> None:

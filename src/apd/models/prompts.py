@@ -113,11 +113,12 @@ class PromptSpec(GrowingSection):
 
     def fitting(self, info: EncoderInfo) -> PromptSpec:
         """Return these prompts no deeper than the towers of this encoder, and without tokens in a branch that takes none."""
-        fitted: dict[str, int] = {}
+        fitted: dict[str, Any] = {}
         for branch, blocks in (("text", info.text_depth), ("visual", info.visual_depth)):
             depth = getattr(self, f"{branch}_depth")
             if not blocks:
-                fitted[f"{branch}_tokens"] = 0
+                fitted |= {f"{branch}_tokens": 0, "coupling": "none"}
+                fitted |= {"experts": 1, "class_specific": False} if branch == "text" else {}
             elif depth != "all" and depth > blocks:
                 fitted[f"{branch}_depth"] = blocks
         return self.model_copy(update=fitted)
