@@ -120,10 +120,25 @@ def test_pictures_are_light_and_small(tmp_path: Path, axis: str) -> None:
             assert image.width > 800 and colours[255] > sum(colours) / 2
 
 
-def growing(write: Write, colours: Path, **block: Any) -> Path:
+def growing(write: Write, colours: Path, rows: dict[str, Any] | None = None, **block: Any) -> Path:
     data = {"colours": {"source": str(colours), "eps": "8/255", "shots": 1, "validation": 1}}
     block = {"protocol": "few-shot", "data": "colours", "methods": ["zero-shot", "advvlp"], **block}
-    return write(data=data, blocks=[block], train={"steps": 2, "batch_size": 4, "attack": {"steps": 1}})
+    given = {} if rows is None else {"methods": rows}
+    return write(data=data, blocks=[block], train={"steps": 2, "batch_size": 4, "attack": {"steps": 1}}, **given)
+
+
+def test_a_curve_begins_without_what_its_row_says_of_unlabelled_images(write: Write, colours: Path) -> None:
+    set_ = {"pseudo_labels": "auto", "labelled_share": 0.5}
+    methods = {"named": {"name": "advvlp", "train": set_}, "advvlp": "advvlp"}
+    file = growing(write, colours, unlabelled=[0, 5], methods=["named", "advvlp"], rows=methods)
+    plan = make_plan(load_suite(file))
+    jobs = {(row.method, row.unlabelled): plan.jobs[row.job] for row in plan.rows}
+    assert jobs["named", 0] == jobs["advvlp", 0], "nobody labels images that are not there"
+    assert jobs["named", 5].id != jobs["advvlp", 5].id
+    found = jobs["named", 5].config
+    assert found is not None and found.train.pseudo_labels == "auto" and found.train.labelled_share == 0.5
+    with refused("methods.named", "train.labelled_share=0.5", "unlabelled", "remove it"):
+        make_plan(load_suite(growing(write, colours, methods=["named"], rows=methods)))
 
 
 def test_pictures_of_different_titles_are_different_files(tmp_path: Path) -> None:

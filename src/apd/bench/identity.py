@@ -22,6 +22,7 @@ from apd.methods import find_method
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.runs.load import is_run
+from apd.settings.train import TEACHER
 from apd.util.code import code_hash, is_own_code
 from apd.util.files import user_path
 from apd.util.trust import is_spec
@@ -47,7 +48,10 @@ def training_identity(config: RunConfig) -> dict[str, Any]:
     """What of a training decides its outcome: settings with their defaults, and other CLIPs by what they are."""
     found = config.model_dump(mode="json")
     others = {name: model_identity(source) for name, source in config.method.other_models().items()}
-    train = {key: value for key, value in found["train"].items() if key != "device"}
+    by = (config.train.pseudo_labels or TEACHER) if chooses_labeller(config) else None
+    # The first default has no name in the ids of outcomes that are kept.
+    train = {key: value for key, value in found["train"].items() if key not in ("device", "pseudo_labels")}
+    train |= {"pseudo_labels": by} if by not in (None, "auto") else {}
     extra = {name: value for name, value in found["data"].items() if name in UNLABELLED}
     if config.data.unlabelled not in (None, REST):
         extra["unlabelled"] = unlabelled_identity(config.data.unlabelled, config.data.columns)
@@ -57,6 +61,12 @@ def training_identity(config: RunConfig) -> dict[str, Any]:
     if own := [code_hash(one) for one in used if is_own_code(one)]:
         extra["code"] = own
     return {"method": found["method"] | others, "train": train, "classes": config.data.classes, **extra}
+
+
+def chooses_labeller(config: RunConfig) -> bool:
+    """Whether there are unlabelled images, a method that needs labels for them, and labelled images to choose the teacher by."""
+    images = config.data
+    return images.unlabelled is not None and images.shots != 0 and find_method(config.method.name).pseudo_labels
 
 
 def attacks_identity(names: Sequence[str]) -> dict[str, Any]:
@@ -107,11 +117,11 @@ def unlabelled_identity(source: str, columns: tuple[str, str] | None) -> str:
 
 
 def _content(about: object, *parts: ImageSet) -> str:
-    digest = hashlib.sha256(repr(about).encode())
+    found = hashlib.sha256(repr(about).encode())
     for images in parts:
         for id_, label, source in zip(images.ids, images.labels.tolist(), images.sources, strict=True):
-            digest.update(f"{id_}\0{label}\0{_size(source)}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+            found.update(f"{id_}\0{label}\0{_size(source)}\n".encode(errors="surrogateescape"))
+    return found.hexdigest()
 
 
 def _size(source: Source) -> int:

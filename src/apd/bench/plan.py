@@ -26,15 +26,15 @@ from apd.bench.identity import (
 from apd.bench.loaded import dataset, encoder_info
 from apd.bench.protocols import PROTOCOLS, EvalSpec
 from apd.bench.suite import Suite, in_row
-from apd.data.settings import REST, DataSettings
+from apd.data.settings import REST, DataSettings, Shots
 from apd.errors import InputError
 from apd.evaluation.surroundings import ZERO_SHOT
 from apd.runs.config import RunConfig, with_class_contexts
+from apd.settings.train import OF_UNLABELLED, TrainSettings
 from apd.util.files import parse_json
 from apd.util.json_shape import COUNT, TEXT, Each, Table, check_shape
 from apd.util.text import short
 
-Shots = int | Literal["all"]
 WAY_OUT = "run the bench again, finished runs are kept"
 _SPECS = Table(
     {
@@ -294,7 +294,11 @@ def _job(suite: Suite, block: Block, cell: _Cell, device: str) -> Job:
         run = suite.run_config(data, method, drawn, shots, protocol.new_classes)
         with in_row(f"data.{data}"):
             run = with_class_contexts(run, lambda: dataset(section.labelled()))
+        if cell.unlabelled == 0:  # what a curve's row says of them has no effect where it begins
+            train = run.train.model_copy(update=dict.fromkeys(OF_UNLABELLED))
+            run = run.model_copy(update={"train": train})
         with in_row(f"methods.{method}"):
+            _check_unlabelled_settings(run.train, section)
             config = _located(suite, run, model, section, device)
         with in_row(f"data.{data}" if config.data.unlabelled == sections[data].unlabelled else f"methods.{method}"):
             decides |= training_identity(config)
@@ -311,6 +315,16 @@ def _check_classes(asked: Sequence[EvalSpec], suite: Suite) -> None:
     for name, which in dict.fromkeys((spec.data, spec.classes) for spec in asked if spec.classes != "all"):
         with in_row(f"data.{name}"):
             dataset(suite.section(name)).classes(which)
+
+
+def _check_unlabelled_settings(train: TrainSettings, data: DataSettings) -> None:
+    """Refuse settings about unlabelled images beside labelled ones where either is missing, before anything is trained."""
+    for name in OF_UNLABELLED:
+        value = getattr(train, name)
+        if value is not None and (data.unlabelled is None or data.shots == 0):
+            raise InputError(
+                f"train.{name}={value} has no effect without both labelled and unlabelled images; remove it."
+            )
 
 
 def _check_enough(section: DataSettings, name: str) -> None:

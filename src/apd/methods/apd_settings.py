@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from apd.methods.base import Climbed, MethodSettings
 from apd.methods.teachers import CHOSEN
-from apd.settings.train import ChosenTeacher, TrainSettings
+from apd.settings.train import TEACHER, ChosenTeacher, TrainSettings
 from apd.util.section import RECORDED
 
 Teacher = Literal["frozen", "tuned", "online", "mean", ChosenTeacher]
@@ -58,12 +58,11 @@ class APDSettings(MethodSettings):
         "apd", description="preset of weights and inner objective"
     )
     teacher: Teacher = Field(
-        "auto",
-        description="frozen: the hand-written prompt; tuned: on clean images first; mean: of both; auto: the one of these "
-        "three whose soft labels fit the validation images best; probe: as auto, with a linear probe on the CLIP's features in "
-        "place of tuned prompts; best: any of the hand-written prompt, tuned prompts and a probe, or the mean of some, chosen so "
-        "(these give soft labels on x alone; where more is asked of the teacher, the default is frozen); online: along with the "
-        "student",
+        TEACHER,
+        description="frozen: the hand-written prompt; tuned: prompts tuned on clean images first; mean: of both; best: any of "
+        "these two and a linear probe on the CLIP's features, or the mean of some, whichever soft labels fit the validation "
+        "images best; auto: chosen so without a probe; probe: without tuned prompts (these give soft labels on x alone; where "
+        "more is asked of the teacher, the default is frozen); online: along with the student",
     )
     teacher_model: str | None = Field(
         None,
@@ -80,7 +79,7 @@ class APDSettings(MethodSettings):
     balance: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = Field(
         None,
         description="share w of the soft label: adv_ce is taken times 1 - w, adv_kl times w; auto: the teacher's accuracy "
-        "(of teacher auto, probe or best on the validation images, else of zero-shot CLIP or teacher_model on the training "
+        "(of teacher best, auto or probe on the validation images, else of zero-shot CLIP or teacher_model on the training "
         "images); null: the weights alone, also if one of them is set",
     )
     clean_ce: float = Field(0.0, ge=0, description="weight of CE(z_S(x), y)")
@@ -208,10 +207,9 @@ class APDSettings(MethodSettings):
             raise ValueError(
                 f"method.teacher={self.teacher} is tuned on labels, of which there are none with data.shots=0; set it to frozen"
             )
-        if self.teacher in ("probe", "best"):
+        if self.teacher == "probe":
             raise ValueError(
-                f"method.teacher={self.teacher} is fitted and chosen by labels, of which there are none with data.shots=0; set "
-                "it to frozen"
+                "method.teacher=probe is fitted and chosen by labels, of which there are none with data.shots=0; set it to frozen"
             )
         if not (self.soft_label or self._asks_more):
             raise ValueError(

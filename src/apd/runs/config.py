@@ -25,7 +25,7 @@ from apd.methods import MethodSettings, find_method
 from apd.runs.differences import flat
 from apd.settings.explain import explain, setting_names
 from apd.settings.layers import merged, with_path, without_path
-from apd.settings.train import PSEUDO_LABELS, TrainSettings
+from apd.settings.train import TrainSettings
 from apd.util.section import RECORDED, Section
 from apd.util.text import short
 from apd.util.trust import trust
@@ -115,14 +115,14 @@ class RunConfig(Section):
         if info.context != RECORDED:
             self.method.settings.check_training(self.train)
             named = self.train.pseudo_labels
-            if named != PSEUDO_LABELS and not find_method(self.method.name).pseudo_labels:
+            if named is not None and not find_method(self.method.name).pseudo_labels:
                 raise ValueError(
                     f"train.pseudo_labels={named} has no effect with method {self.method.name}, which gives unlabelled images "
                     "no labels; remove it"
                 )
             if self.data.shots == 0:
                 self.method.settings.check_without_labels()
-                if named != PSEUDO_LABELS:
+                if named is not None:
                     raise ValueError(
                         f"train.pseudo_labels={named} is fitted and chosen by labels, of which there are none with data.shots=0; "
                         "remove it"
@@ -159,12 +159,8 @@ def load_config(
         >>> load_config(flags={"data.source": "digits", "train.epochs": 5}, sets=["train.epochs=7"]).train.epochs
         7
     """
-    raw: dict[str, Any] = {}
-    places: dict[str, str] = {}
-    if file is not None:
-        for key, value in _read_yaml(Path(file)).items():
-            raw[key] = value
-            places[str(key)] = str(file)
+    raw = {} if file is None else dict(_read_yaml(Path(file)))
+    places = dict.fromkeys(map(str, raw), str(file))
     sets = list(sets)
     trust(flags, sets)
     given = [(key, value, FLAGS.get(key, key)) for key, value in (flags or {}).items() if value is not None]

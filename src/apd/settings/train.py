@@ -13,8 +13,11 @@ from apd.util.seed_range import Seed
 
 ChosenTeacher = Literal["auto", "probe", "best"]
 """Teachers that are chosen on validation images; `apd.methods.teachers` says among which."""
-PSEUDO_LABELS: ChosenTeacher = "auto"
-"""The one that labels unlabelled images unless another is asked for."""
+TEACHER: ChosenTeacher = "best"
+"""The one that teaches and labels unlabelled images, unless another is asked for."""
+
+OF_UNLABELLED = ("labelled_share", "pseudo_labels")
+"""Settings about unlabelled images beside labelled ones; null where nothing is set."""
 
 
 class OptimizerSettings(Section):
@@ -64,7 +67,7 @@ class TrainSettings(GrowingSection):
         "eps_warmup_wait": 0.0,
         "eps_per_image": False,
         "labelled_share": None,
-        "pseudo_labels": PSEUDO_LABELS,
+        "pseudo_labels": None,
         "trackers": [],
         "tracker_options": {},
     }
@@ -92,10 +95,10 @@ class TrainSettings(GrowingSection):
         description="share of labelled images in every batch, if there are so many; an epoch is a pass over the unlabelled ones; "
         "null: as they come",
     )
-    pseudo_labels: ChosenTeacher = Field(
-        PSEUDO_LABELS,
-        description="which teacher labels unlabelled images for methods whose loss needs labels: auto, probe or best, chosen as "
-        "method.teacher of apd is",
+    pseudo_labels: ChosenTeacher | None = Field(
+        None,
+        description="which teacher labels unlabelled images for methods whose loss needs labels: best, auto or probe, chosen as "
+        "method.teacher of apd is; null: best",
     )
     eps_warmup_epochs: float = Field(0.0, ge=0, description="epochs over which eps grows linearly; 0: eps throughout")
     eps_warmup_from: float = Field(0.0, ge=0, le=1, description="share of eps at which its growth starts")

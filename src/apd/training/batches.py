@@ -16,7 +16,7 @@ from apd.data.streamed import Streamed, keep_or_stream
 from apd.data.unreadable import how_to_convert
 from apd.errors import InputError
 from apd.models import DualEncoder
-from apd.settings.train import PSEUDO_LABELS, TrainSettings
+from apd.settings.train import TrainSettings
 from apd.training.order import Order, labelled_per_batch
 from apd.training.pool import Pool
 from apd.training.schedule import Schedule
@@ -107,7 +107,7 @@ def _check_share(settings: TrainSettings, pool: Pool) -> None:
 
 def _check_pseudo_labels(settings: TrainSettings, pool: Pool) -> None:
     """Refuse to choose a teacher of unlabelled images where there are none, or no labelled ones to choose it by."""
-    if settings.pseudo_labels != PSEUDO_LABELS and not _both(pool):
+    if settings.pseudo_labels is not None and not _both(pool):
         raise InputError(
             f"train.pseudo_labels={settings.pseudo_labels} chooses by labelled images who labels the others, {_but(pool)}; "
             "remove it."

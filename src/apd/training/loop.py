@@ -26,7 +26,7 @@ from apd.models.fast.kernels import multiplied_as
 from apd.models.parts import within
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
-from apd.settings.train import PSEUDO_LABELS, TrainSettings
+from apd.settings.train import OF_UNLABELLED, TEACHER, TrainSettings
 from apd.training.average import RunningAverage
 from apd.training.batches import Batches, TrainingImages
 from apd.training.collapse import CollapseMonitor, Diverged, Validation
@@ -164,7 +164,7 @@ class Loop:
     def tune(self, method: Method) -> None:
         """Train another method (a teacher) on the labelled images, with the same settings, in place."""
         images = replace(self.images, unlabelled=None)
-        settings = self.settings.model_copy(update={"labelled_share": None, "pseudo_labels": PSEUDO_LABELS})
+        settings = self.settings.model_copy(update=dict.fromkeys(OF_UNLABELLED))
         if self.images.unlabelled is not None and settings.steps is None and settings.epochs < TEACHER_EPOCHS:
             settings = settings.model_copy(update={"epochs": TEACHER_EPOCHS})
         Loop(method, images, settings, self.accelerator, None, self._after(method)).run_through(lambda: None)
@@ -189,7 +189,7 @@ class Loop:
         start = found or 0
         if found is None:
             if self.images.unlabelled is not None and self.method.pseudo_labels:
-                teacher = self.settings.pseudo_labels
+                teacher = self.settings.pseudo_labels or TEACHER
                 labels, self.labelled_by = pseudo_labels(self.method, self.preparation(), self.images, teacher)
                 self.batches.pool = self.batches.pool.with_labels(labels)
             prepare()
