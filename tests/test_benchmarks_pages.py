@@ -21,6 +21,7 @@ from benchmarks import certified, export, probe, wording
 from benchmarks.figures import BEGIN, END, between_markers
 
 ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("name", "module"), [("certified", certified), ("wording", wording)])
@@ -166,7 +167,7 @@ def test_figures_of_the_family_with_such_contexts_are_those_of_the_committed_out
             assert lines[0].endswith(f"| {' | '.join(figures)} |")
             assert not difference or lines[1].endswith(f"| {difference} |")
             checked += 1
-    assert checked == 31
+    assert checked == 32
 
 
 def test_what_is_said_of_the_search_for_weights_is_in_the_committed_outcomes() -> None:
@@ -225,6 +226,8 @@ def test_what_is_said_of_the_best_teacher_and_of_unseen_classes_is_in_the_commit
             for more in ("", "+unlabelled"):
                 said = said_difference(*whole, f"{label}{more}", f"apd{more}", column, less=less or not more)
                 assert said.partition(" [")[0] in section and f"[{said.partition('[')[2]}" in section, said
+    said = said_difference(*whole, "pmg+unlabelled, alpha 0.2", "apd+unlabelled", "harmonic mean", less=True)
+    assert all(said.partition(" [")[0] in text and f"[{said.partition('[')[2]}" in text for text in (section, README))
     for method in ("apd", "control", "trades"):
         for better, usual in ((f"{method}+unlabelled", f"{method}+unlabelled, auto"), (f"{method}+unlabelled", method)):
             assert said_difference(*whole, better, usual, "harmonic mean") in section, (better, usual)
