@@ -98,7 +98,9 @@ def evaluate(
         control = _control(classifier, undefended, chosen)
         own, *others = _evaluations(classifier, control, data, chosen, Store(store), image_size)
         own = replace(own, images=save_images, class_names=data.class_names)
-        found = [Finished(evaluation, evaluation.run()) for evaluation in (own, *others)]
+        found = []
+        for evaluation in (own, *others):
+            found.append(Finished(evaluation, evaluation.run()))
         return summarise(found, control is not None, data.class_names, data.name, len(data.split(chosen.split)))
 
 
@@ -274,7 +276,9 @@ def evaluate_tensors(
             Evaluation(subject, samples, settings, kept, len(class_names), on, skipped=skipped)
             for subject, on in zip(subjects, ON, strict=False)
         ]
-        found = [Finished(evaluation, evaluation.run()) for evaluation in evaluations]
+        found = []
+        for evaluation in evaluations:
+            found.append(Finished(evaluation, evaluation.run()))
     return summarise(found, undefended is not None, class_names, name, len(decoded) + len(decoded.skipped))
 
 

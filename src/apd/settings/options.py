@@ -43,7 +43,7 @@ class TrainOptions(TypedDict, total=False):
     warmup_epochs: float
     batch_size: int
     labelled_share: float | None
-    pseudo_labels: ChosenTeacher
+    pseudo_labels: ChosenTeacher | None
     eps_warmup_epochs: float
     eps_warmup_from: float
     eps_warmup_wait: float
