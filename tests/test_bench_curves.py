@@ -128,8 +128,8 @@ def growing(write: Write, colours: Path, rows: dict[str, Any] | None = None, **b
 
 
 def test_a_curve_begins_without_what_its_row_says_of_unlabelled_images(write: Write, colours: Path) -> None:
-    set_ = {"pseudo_labels": "auto", "labelled_share": 0.5}
-    methods = {"named": {"name": "advvlp", "train": set_}, "advvlp": "advvlp"}
+    asked = {"pseudo_labels": "auto", "labelled_share": 0.5}
+    methods = {"named": {"name": "advvlp", "train": asked}, "advvlp": "advvlp"}
     file = growing(write, colours, unlabelled=[0, 5], methods=["named", "advvlp"], rows=methods)
     plan = make_plan(load_suite(file))
     jobs = {(row.method, row.unlabelled): plan.jobs[row.job] for row in plan.rows}
@@ -139,6 +139,14 @@ def test_a_curve_begins_without_what_its_row_says_of_unlabelled_images(write: Wr
     assert found is not None and found.train.pseudo_labels == "auto" and found.train.labelled_share == 0.5
     with refused("methods.named", "train.labelled_share=0.5", "unlabelled", "remove it"):
         make_plan(load_suite(growing(write, colours, methods=["named"], rows=methods)))
+
+
+def test_who_labels_the_images_is_part_of_a_training_named_or_not(write: Write, colours: Path) -> None:
+    methods: dict[str, Any] = {"usual": "advvlp"}
+    methods |= {name: {"name": "advvlp", "train": {"pseudo_labels": name}} for name in ("best", "auto", "probe")}
+    plan = make_plan(load_suite(growing(write, colours, unlabelled=[5], methods=list(methods), rows=methods)))
+    jobs = {row.method: row.job for row in plan.rows}
+    assert jobs["usual"] == jobs["best"] and len({*jobs.values()}) == 3
 
 
 def test_pictures_of_different_titles_are_different_files(tmp_path: Path) -> None:

@@ -170,6 +170,34 @@ def test_figures_of_the_family_with_such_contexts_are_those_of_the_committed_out
     assert checked == 32
 
 
+def test_the_readme_has_the_figures_of_the_committed_outcomes() -> None:
+    text = (ROOT / "docs" / "results" / "class-specific-family" / "table.md").read_text()
+    mean = text.split("\n### mean over caltech101, cifar10, dtd10, eurosat")[1].split("| difference to")[0]
+    found = {name: re.sub(r"\*| ± [\d.]+|†", "", " / ".join(rest[1:])) for name, *rest in table_of(mean)}
+    rows = table_of(README.split("## Does it work?")[1].split("\n- **With")[0])[1:]
+    assert len(rows) == 10
+    for method, *columns in rows:
+        name = re.sub(r"[`†]", "", method.replace("APD", "apd")).strip()
+        name = {"zero-shot CLIP": "zero-shot", "pmg with alpha=0.2": "pmg, alpha 0.2"}.get(
+            name, name.split(" with its")[0]
+        )
+        name = "control" if "control" in name else name
+        kind, _, weight = name.partition(", ")
+        more = f"{kind}+unlabelled" + (f", {weight}" if weight else "")
+        for said, row in zip(columns, (name, f"{more}, auto" if "‡" in columns[1] else more), strict=True):
+            assert not said or re.sub(r"[*†‡]", "", said).strip() == found[row], (method, row)
+
+
+def test_figures_of_the_demo_are_those_of_the_committed_outcomes() -> None:
+    text = (ROOT / "docs" / "results" / "demo" / "table.md").read_text()
+    section = (ROOT / "docs" / "results.md").read_text().split("\n## The embedded demo")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    assert len(lines) > 25 and set(lines) <= set(text.splitlines())
+    cells = re.findall(r"^\| (?:apd|apd\+unlabelled) \| 5 \| \D*([\d.]+) ± \S+ \| \D*([\d.]+)", text, re.M)[:2]
+    page = (ROOT / "docs" / "unlabelled.md").read_text()
+    assert all(f"{figure} %" in page for pair in cells for figure in pair), cells
+
+
 def test_what_is_said_of_the_search_for_weights_is_in_the_committed_outcomes() -> None:
     page = " ".join(
         (ROOT / "docs" / "results.md").read_text().split("### The weights of each method")[1].split("\n## ")[0].split()

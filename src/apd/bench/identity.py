@@ -48,7 +48,7 @@ def training_identity(config: RunConfig) -> dict[str, Any]:
     """What of a training decides its outcome: settings with their defaults, and other CLIPs by what they are."""
     found = config.model_dump(mode="json")
     others = {name: model_identity(source) for name, source in config.method.other_models().items()}
-    by = (config.train.pseudo_labels or TEACHER) if chooses_labeller(config) else None
+    by = (config.train.pseudo_labels or TEACHER) if _chooses_labeller(config) else None
     # The first default has no name in the ids of outcomes that are kept.
     train = {key: value for key, value in found["train"].items() if key not in ("device", "pseudo_labels")}
     train |= {"pseudo_labels": by} if by not in (None, "auto") else {}
@@ -63,7 +63,7 @@ def training_identity(config: RunConfig) -> dict[str, Any]:
     return {"method": found["method"] | others, "train": train, "classes": config.data.classes, **extra}
 
 
-def chooses_labeller(config: RunConfig) -> bool:
+def _chooses_labeller(config: RunConfig) -> bool:
     """Whether there are unlabelled images, a method that needs labels for them, and labelled images to choose the teacher by."""
     images = config.data
     return images.unlabelled is not None and images.shots != 0 and find_method(config.method.name).pseudo_labels
