@@ -41,7 +41,6 @@ AbstainBelow = Annotated[
     ),
 ]
 
-_LAST_PORT = 65_535
 _Found = TypeVar("_Found")
 
 log = get_logger("apd.cli")
@@ -157,16 +156,6 @@ def split_numbers(flag: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise InputError(f"{flag} takes numbers separated by commas, such as 0.5,2, got {text!r}.") from error
-
-
-def check_port(port: int) -> None:
-    """Refuse a port that there cannot be.
-
-    Raises:
-        InputError: in one line, which typer's own check would put into a box.
-    """
-    if not 0 <= port <= _LAST_PORT:
-        raise InputError(f"--port {port} must lie between 0 (any that is free) and {_LAST_PORT}.")
 
 
 def split_names(values: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from apd.cli.common import Device, MovedModel, check_port, log, quiet_stdout, say
+from apd.cli.common import Device, MovedModel, log, quiet_stdout, say
 
 
 def explore(
@@ -28,7 +28,6 @@ def explore(
     """
     from apd.runs.folder import Run
 
-    check_port(port)
     Run.open(run)  # before torch is imported, so that a wrong folder is told at once
     from apd.explore.server import explore as serve
 

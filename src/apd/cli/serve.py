@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from apd.cli.common import AbstainBelow, Device, MovedModel, check_port, quiet_stdout, say, say_calibration
+from apd.cli.common import AbstainBelow, Device, MovedModel, quiet_stdout, say, say_calibration
 
 
 def serve(
@@ -39,7 +39,6 @@ def serve(
     from apd.runs.folder import Run
     from apd.serve import ServeSettings, check_installed, create_app
 
-    check_port(port)
     opened = Run.open(run)  # before torch is imported, so that a wrong folder is told at once
     check_installed()
     settings = ServeSettings(

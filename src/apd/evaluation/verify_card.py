@@ -134,7 +134,7 @@ class _Stated:
         self.n = str(result["n"])
         sampled = str(result.get("n_available", result["n"]))
         self.about = {*self.where, self.n, sampled, str(result["seed"]), str(result.get("split", "test"))}
-        self.verdict = {True: "yes", False: "no", None: "unknown"}[reliability(result).reliable]
+        self.verdict = reliability(result).word
         self.failed = [check["name"] for check in result.get("checks", ()) if check["passed"] is False]
 
     def states(self, line: _Line, fact: _Fact) -> bool:

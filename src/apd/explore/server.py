@@ -26,6 +26,10 @@ _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 _POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'; form-action 'self'"
 """Gradio needs inline scripts and eval; nothing is ever loaded from elsewhere."""
 
+_ELSEWHERE = (
+    "This came from another site's page; the explorer answers its own page alone: open it by its own address.\n"
+)
+
 
 def explore(
     run: AnyPath,
@@ -96,7 +100,7 @@ def make_app(explorer: Explorer, run: AnyPath, folder: Path, host: str = LOCAL) 
         # Whatever another site's page sends, such as files that would fill the disk; browsers say so of a page on this machine.
         elsewhere = request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin")
         refused = elsewhere and request.method not in ("GET", "HEAD")
-        response = PlainTextResponse("for this page alone", 403) if refused else await call_next(request)
+        response = PlainTextResponse(_ELSEWHERE, 403) if refused else await call_next(request)
         response.headers["Content-Security-Policy"] = _POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response

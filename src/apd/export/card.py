@@ -83,7 +83,7 @@ def _table(results: list[dict[str, Any]]) -> Iterator[str]:
     yield "| images | threat | accuracy % | 95 % interval | zero-shot CLIP % | reliable |\n|---|---|---|---|---|---|"
     for result in results:
         about = f"{result['n']} of {markdown(_images(result))}"
-        trusted = {True: "yes", False: "no", None: "unknown"}[reliability(result).reliable]
+        trusted = reliability(result).word
         for name, score, interval, control in _rows(result):
             low, high = interval
             other = "-" if control is None else f"{control:.1f}"

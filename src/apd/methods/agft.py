@@ -63,7 +63,6 @@ class AGFT(Method):
 
     def __init__(self, settings: AGFTSettings, zero_shot: PromptedCLIP, seed: int = 0) -> None:
         super().__init__(settings, zero_shot, seed)
-        self.original = zero_shot
         scale = settings.teacher_scale
         self._label = PerObject[Batch, Tensor](lambda batch: _soft_label(zero_shot, batch, scale))
 

@@ -53,7 +53,6 @@ class FARE(Method):
 
     def __init__(self, settings: FARESettings, zero_shot: PromptedCLIP, seed: int = 0) -> None:
         super().__init__(settings, zero_shot, seed)
-        self.original = zero_shot
         self._target = PerObject[Batch, Tensor](lambda batch: _features(zero_shot, batch))
 
     def inner(self, step: Step, attacked: BoundCLIP) -> Objective:

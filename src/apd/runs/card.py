@@ -239,7 +239,7 @@ def _results(results: Sequence[Mapping[str, Any]]) -> str:
         about = (markdown(str(result[key])) for key in ("norm", "eps_text", "seed"))
         where = " | ".join([markdown(f"{result['data']}{corrupted}"), *about, _sampled(result)])
         worst = [(f"worst of {', '.join(result['attacks'])}", result["worst"])] if len(result["attacks"]) > 1 else []
-        trusted = {True: "yes", False: "no", None: "unknown"}[reliability(result).reliable]
+        trusted = reliability(result).word
         for attack, entry in [("clean", _clean(result)), *result["attacks"].items(), *worst]:
             low, high = entry["interval"]
             lines.append(

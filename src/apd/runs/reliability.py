@@ -46,11 +46,16 @@ class Reliability:
     because: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    @property
+    def word(self) -> str:
+        """``yes``, ``no`` or ``unknown``."""
+        return {True: "yes", False: "no", None: "unknown"}[self.reliable]
+
     def describe(self) -> str:
         """``yes``, ``no, because ...`` or ``unknown, because ...``."""
         if self.reliable is None:
             return "unknown, because the health checks were not run"
-        return "yes" if self.reliable else f"no, because {'; '.join(self.because)}"
+        return f"{self.word}, because {'; '.join(self.because)}" if self.because else self.word
 
 
 def reliability(result: Mapping[str, Any]) -> Reliability:

@@ -33,7 +33,7 @@ def listen(host: str, port: int) -> socket.socket:
         InputError: the place is taken, not this machine's, or not a name; no such port.
     """
     if not 0 <= port <= 65535:
-        raise InputError(f"There is no port {port}; choose one from 1 to 65535, or 0 for a free one.")
+        raise InputError(f"There is no port {port}; choose one from 1 to 65535 with --port, or 0 for a free one.")
     found: socket.socket | None = None
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
