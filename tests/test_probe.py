@@ -20,6 +20,7 @@ from apd.methods import Method, Step
 from apd.methods.apd import APD
 from apd.methods.apd_settings import APDSettings, Teacher
 from apd.methods.base import Preparation
+from apd.methods.blended import BlendedTeacher
 from apd.methods.probe import PENALTY, fit_probe, probe_logits
 from apd.models import DualEncoder
 from apd.models.classifier import BoundCLIP, PromptedCLIP
@@ -111,11 +112,21 @@ def test_the_best_teacher_may_be_the_mean_of_tuned_prompts_and_a_probe(bare: Pro
     assert method.facts()["teacher"] == "tuned+probe"
     batch = Batch.of(images.pixels()[:5], images.labels[:5])
     step = Step(batch, method.student.bind())
-    own = method.teacher.bind_detached().logits(batch.x).softmax(-1)
-    expected = (own + probe_logits(features[:5], method.probe).softmax(-1)) / 2
+    own = method.blend.tuned.bind_detached().logits(batch.x).softmax(-1)
+    expected = (own + probe_logits(features[:5], method.blend.probe).softmax(-1)) / 2
     w = method.balance
     mixed = (1 - w) * F.one_hot(images.labels[:5], 3) + w * expected
     torch.testing.assert_close(method.inner(step, step.student.detach()).target, mixed, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("teacher", "parts"), [("mean", ("frozen",)), ("best", ("frozen", "probe"))])
+def test_a_clip_that_takes_no_prompts_is_not_tuned(
+    bare: PromptedCLIP, images: Decoded, monkeypatch: pytest.MonkeyPatch, teacher: str, parts: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(bare.encoder, "info", replace(bare.encoder.info, text_depth=0, visual_depth=0))
+    blend = BlendedTeacher(teacher, bare, SMALL, seed=0)
+    blend.fit(before(images, images))
+    assert blend.parts == parts and blend.logits(images.pixels()).shape == (30, 3)
 
 
 @pytest.mark.parametrize("teacher", ["probe", "best"])
@@ -124,7 +135,8 @@ def test_what_was_fitted_is_part_of_the_state(bare: PromptedCLIP, images: Decode
     method, other = (APD(APDSettings(teacher=teacher, prompts=SMALL), bare) for _ in range(2))
     method.prepare(before(images, images, lambda _: None))
     other.restore(method.state())
-    assert method.probe.any() and torch.equal(method.probe, other.probe) and torch.equal(method.shares, other.shares)
+    known, found = method.blend, other.blend
+    assert known.probe.any() and torch.equal(known.probe, found.probe) and torch.equal(known.shares, found.shares)
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,7 @@ def test_a_cross_entropy_method_has_the_labels_that_apd_s_teacher_gives(
     step = Step(Batch.of(rest.pixels(), rest.labels), taught.student.bind())
     known = taught.inner(step, step.student.detach()).target
     soft = (known - (1 - taught.balance) * F.one_hot(rest.labels, 3)) / taught.balance
-    found, by = pseudo_labels(
-        AdvVLP(MethodSettings(), bare), before, TrainingImages(train, val, clip.info.image_size, False, rest), teacher
-    )
+    found, by = pseudo_labels(AdvVLP(MethodSettings(), bare), before, rest, teacher)
     assert torch.equal(found, soft.argmax(dim=-1)) and by == taught.facts()["teacher"]
 
 

@@ -45,19 +45,9 @@ from apd.data.dataset import Decoded
 from apd.errors import InputError
 from apd.methods.apd_settings import APDSettings
 from apd.methods.base import Method, MethodSettings, Preparation, prompted
-from apd.methods.probe import fit_probe, probe_logits
+from apd.methods.blended import BlendedTeacher
 from apd.methods.step import PerObject, Step
-from apd.methods.teachers import (
-    CHOSEN,
-    PARTS,
-    choose,
-    mean_logits,
-    other_clip,
-    per_image,
-    predictions,
-    tune_prompts,
-    used,
-)
+from apd.methods.teachers import PARTS, mean_logits, other_clip, predictions, tune_prompts
 from apd.models.classifier import BoundCLIP, PromptedCLIP
 from apd.models.encoder import EncoderInfo
 
@@ -71,23 +61,18 @@ class APD(Method):
     settings: APDSettings
     pseudo_labels: ClassVar[bool] = False
     balance: Tensor
-    shares: Tensor
-    probe: Tensor
 
     def __init__(self, settings: APDSettings, zero_shot: PromptedCLIP, seed: int = 0) -> None:
         super().__init__(settings, zero_shot, seed)
         self.untouched = base = other_clip(zero_shot, settings.teacher_model)
         # A seed of its own: a teacher that starts as the student's copy would teach it nothing at first.
-        self._parts = PARTS.get(settings.teacher, ())
-        own = settings.teacher in ("tuned", "online") or "tuned" in self._parts
-        self.teacher = prompted(base, settings.prompts.fitting(base.encoder.info), seed + 1) if own else base
+        kind, spec = settings.teacher, settings.prompts
+        self.blend = BlendedTeacher(kind, base, spec, seed + 1) if kind in PARTS else None
+        own = kind in ("tuned", "online")
+        self.teacher = prompted(base, spec.fitting(base.encoder.info), seed + 1) if own else base
         self.teacher.requires_grad_(settings.teacher == "online")
         self.teacher.encoder.requires_grad_(False)
-        if self._parts:
-            self.register_buffer("shares", torch.full((len(self._parts),), 1 / len(self._parts)))
-        if "probe" in self._parts:
-            self.register_buffer("probe", torch.zeros(base.encoder.info.embed_dim, len(zero_shot.class_names)))
-        if base.prompts is not None and settings.teacher in ("tuned", "online"):
+        if base.prompts is not None and own:
             raise InputError(
                 f"method.teacher_model={settings.teacher_model} has learned prompts, which method.teacher={settings.teacher} "
                 "would not use; choose frozen, mean, auto, probe or best."
@@ -98,15 +83,13 @@ class APD(Method):
         share = 0.5 if settings.balance == "auto" else settings.balance
         self.register_buffer("balance", torch.tensor(0.5 if share is None else share))
         # Without self, so that a method is freed as soon as nobody uses it, and with it the models it holds.
-        teacher, bound = self.teacher, PerObject[PromptedCLIP, BoundCLIP](PromptedCLIP.bind_detached)
+        teacher, blend, bound = self.teacher, self.blend, PerObject[PromptedCLIP, BoundCLIP](PromptedCLIP.bind_detached)
         online = PerObject[Step, BoundCLIP](lambda step: teacher.bind())
         self._bound, self._online = bound, online
         self._online_embeds = PerObject[Step, Tensor](lambda step: online(step).embed(step.x))
-        embeds = PerObject[Batch, Tensor](lambda batch: bound(base).embed(batch.x))
-        self._untouched_features = PerObject[Batch, Tensor](lambda batch: F.normalize(embeds(batch), dim=-1))
-        self._fixed_embeds = (
-            embeds if teacher is base else PerObject[Batch, Tensor](lambda batch: bound(teacher).embed(batch.x))
-        )
+        self._fixed_embeds = PerObject[Batch, Tensor](lambda batch: bound(teacher).embed(batch.x))
+        if blend is not None:
+            self._blended_logits = PerObject[Batch, Tensor](lambda batch: blend.logits(batch.x))
         self._fixed_states = PerObject[Batch, Tensor](lambda batch: _states(bound(teacher), batch.x)[1])
         widths = self.teacher.encoder.info.embed_dim, zero_shot.encoder.info.embed_dim
         wanting = [name for name in ("image_features", "image_features_l2", "text_features") if getattr(settings, name)]
@@ -121,47 +104,22 @@ class APD(Method):
     def prepare(self, before: Preparation) -> None:
         """Fit a teacher on clean labelled images, unless it is frozen or online, and measure what it knows.
 
-        Without any label nothing can be measured or fitted: a teacher that would be chosen is then the frozen one, and its
-        soft labels all there is.
+        Without any label nothing can be measured: soft labels are then all there is.
         """
-        s, chosen = self.settings, self.settings.teacher in CHOSEN
-        if (chosen or s.balance == "auto") and not len(before.images):
-            if s.balance == "auto":
-                self.balance.fill_(1.0)
-            if chosen:
-                self.shares.copy_(torch.tensor([float(part == "frozen") for part in self._parts]))
-            return
-        if s.balance == "auto" and not chosen:
-            # Of the untouched teacher, which has not seen them.
-            known = predictions(self.untouched.bind_detached().logits, before.images)
-            self.balance.fill_((known == before.images.labels).float().mean())
-        if "probe" in self._parts:
-            features = per_image(self.untouched.bind_detached().features, before.images)
-            self.probe.copy_(fit_probe(features, before.images.labels, self.probe.shape[1]))
-        if s.teacher == "tuned" or "tuned" in self._parts:
+        known = None
+        if self.blend is not None:
+            known = self.blend.fit(before)
+        elif self.settings.teacher == "tuned":
             tune_prompts(self.teacher, before)
-        if chosen:
-            self._choose(before.validation)
-
-    def _choose(self, validation: Decoded) -> None:
-        """Choose the teacher on validation images, and take its accuracy there for the share of its soft labels."""
-        features = per_image(self.untouched.bind_detached().features, validation)
-        known = []
-        for part in self._parts:
-            if part == "tuned":
-                known.append(per_image(self.teacher.bind_detached().logits, validation))
-            else:
-                known.append(self._of_untouched(part, features))
-        shares, accuracy = choose(known, validation.labels)
-        self.shares.copy_(torch.tensor(shares))
         if self.settings.balance == "auto":
-            self.balance.fill_(accuracy)
+            # If nobody was chosen it is that of the untouched teacher, which has not seen the training images.
+            self.balance.fill_(self._untouched_accuracy(before.images) if known is None else known)
 
-    def _of_untouched(self, part: str, features: Tensor) -> Tensor:
-        """Return what zero-shot CLIP or the probe makes of the untouched teacher's features (B, D): logits (B, C)."""
-        if part == "probe":
-            return probe_logits(features, self.probe)
-        return self._bound(self.untouched).logits_from_features(features)
+    def _untouched_accuracy(self, images: Decoded) -> float:
+        if not len(images):
+            return 1.0
+        known = predictions(self.untouched.bind_detached().logits, images)
+        return float((known == images.labels).float().mean())
 
     def labeller(self) -> PromptedCLIP:
         """Return the untouched teacher."""
@@ -170,13 +128,9 @@ class APD(Method):
     def facts(self) -> dict[str, Any]:
         """Return the share of the soft label and the teacher that were used, if there are any: measured or set."""
         found: dict[str, Any] = {} if self.settings.balance is None else {"balance": round(self.balance.item(), 6)}
-        if self.settings.teacher in CHOSEN:
-            found |= {"teacher": "+".join(self._used())}
+        if self.blend is not None and self.blend.chosen:
+            found |= {"teacher": "+".join(self.blend.used())}
         return found
-
-    def _used(self) -> list[str]:
-        """List what has a share in the soft labels."""
-        return used(self._parts, self.shares.tolist())
 
     def _teacher(self, step: Step) -> BoundCLIP:
         return self._online(step) if self.settings.teacher == "online" else self._bound(self.teacher)
@@ -193,20 +147,9 @@ class APD(Method):
         return F.normalize(self._teacher_embeds(step), dim=-1)
 
     def _teacher_logits(self, step: Step) -> Tensor:
-        if self._parts:
-            return self._blended_logits(step)
+        if self.blend is not None:
+            return self._blended_logits(step.batch)
         return self._teacher(step).logits_from_features(self._teacher_features(step))
-
-    def _blended_logits(self, step: Step) -> Tensor:
-        """The logits (B, C) of the teacher that was chosen, or of the mean of several, without a graph."""
-        known = []
-        with torch.no_grad():
-            for part in self._used():
-                if part == "tuned":
-                    known.append(self._bound(self.teacher).logits_from_features(self._teacher_features(step)))
-                else:
-                    known.append(self._of_untouched(part, self._untouched_features(step.batch)))
-            return known[0] if len(known) == 1 else mean_logits(known, self.shares[self.shares > 0])
 
     def _on_adversarial(self, step: Step) -> BoundCLIP:
         return self._teacher(step).detach() if self.robust is None else self._bound(self.robust)

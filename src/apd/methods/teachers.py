@@ -114,8 +114,3 @@ def choose(known: Sequence[Tensor], labels: Tensor) -> tuple[tuple[float, ...], 
             found[shares] = mean_logits(known, torch.tensor(shares, device=labels.device))
     best = min(found, key=lambda shares: float(F.cross_entropy(found[shares], labels)))
     return best, float((found[best].argmax(dim=-1) == labels).float().mean())
-
-
-def used(parts: Sequence[str], shares: Sequence[float]) -> list[str]:
-    """List the teachers that have a share."""
-    return [part for part, share in zip(parts, shares, strict=True) if share]

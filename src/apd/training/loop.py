@@ -190,7 +190,9 @@ class Loop:
         if found is None:
             if self.images.unlabelled is not None and self.method.pseudo_labels:
                 teacher = self.settings.pseudo_labels or TEACHER
-                labels, self.labelled_by = pseudo_labels(self.method, self.preparation(), self.images, teacher)
+                labels, self.labelled_by = pseudo_labels(
+                    self.method, self.preparation(), self.images.unlabelled, teacher
+                )
                 self.batches.pool = self.batches.pool.with_labels(labels)
             prepare()
             self.average.begin(self.method.student)
