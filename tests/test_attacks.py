@@ -194,7 +194,7 @@ def test_n_fgsm_steps_from_noise_of_twice_the_budget_and_keeps_it(threat: Threat
         gradient.sign() if threat.norm == "linf" else gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
     )
     expected = (noisy.detach() + threat.eps * direction).clamp(0, 1)
-    with refused("train.eps=0.6", "n-fgsm", "pgd"):
+    with refused("eps=0.6", "n-fgsm", "pgd"):
         NFGSM()(Objective(model, cross_entropy, labels), x, ThreatModel(0.6), seeds)
     found = NFGSM()(Objective(model, cross_entropy, labels), x, threat, seeds)
     torch.testing.assert_close(found, expected)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from apd.data.settings import DataSettings
 from apd.methods import METHODS
 from apd.runs.config import FLAGS, load_config, validate
+from apd.util.yaml_files import dump_yaml, parse_yaml
 
 from .refusals import meant, refused
 
@@ -95,7 +96,24 @@ def test_sections_are_frozen() -> None:
     assert [error["type"] for error in told.value.errors()] == ["frozen_instance"]
 
 
+def test_a_number_with_an_exponent_is_one_and_text_like_it_stays_text() -> None:
+    """Where the type is not known, as in options, YAML decides; PyYAML takes 5e-1 for text, and everybody writes it so."""
+    attack = load_config(flags=DATA, sets=["train.attack.kind=n-fgsm", "train.attack.options.noise=5e-1"]).train.attack
+    assert attack.options == {"noise": 0.5}
+    for written, meant_by_it in (
+        ("1.5e3", 1500.0),
+        ("+2E5", 2e5),
+        (".5e1", 5.0),
+        ("e3", "e3"),
+        ("1e-3/255", "1e-3/255"),
+    ):
+        assert parse_yaml(written, "here") == meant_by_it
+    values = {"text": "1e5", "number": 1e-7, "rest": ["1.5e3", 2.0, "on"]}
+    assert parse_yaml(dump_yaml(values), "here") == values
+
+
 BAD = [
+    ({"train.eps": "0.6"}, ["train.attack.kind=n-fgsm"], ["eps=0.6", "--eps", "n-fgsm", "pgd"]),
     ({"train.eps": "4"}, [], ["4", "4/255", "--eps"]),
     ({"train.eps": "-1/255"}, [], ["eps", "-1/255", "--eps"]),
     ({"method.name": "adp"}, [], ["'adp'", meant("apd")]),

@@ -53,6 +53,13 @@ class TrainingAttack:
         """Whether it leaves images as they are where eps is 0, so that it need not run."""
         return True
 
+    def check_threat(self, threat: ThreatModel) -> None:
+        """Check that it can attack within a budget: told with the settings, before anything is loaded.
+
+        Raises:
+            InputError: it cannot.
+        """
+
     def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
         """Return adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one per sample."""
         raise TypeError(f"{type(self).__name__} must define __call__(objective, x, threat, seeds)")

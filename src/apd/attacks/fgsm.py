@@ -50,17 +50,21 @@ class NFGSM(TrainingAttack):
     def __post_init__(self) -> None:
         check_numbers("n-fgsm", above_0={"step_size": self.step_size}, from_0={"noise": self.noise})
 
+    def check_threat(self, threat: ThreatModel) -> None:
+        """Refuse noise beyond the range of pixels."""
+        if threat.norm == "linf" and self.noise * threat.eps > 1:
+            raise InputError(
+                f"eps={threat.eps:g} is too large for n-fgsm, whose noise of {self.noise:g} times as much is more than the "
+                "whole range of pixels; use pgd or fgsm-rs, or a smaller option noise."
+            )
+
     def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
         """Return adversarial images (B,3,H,W) for the images ``x`` in [0,1]; ``seeds`` (B,) int64, one per sample.
 
         Raises:
-            InputError: noise beyond the range of pixels.
+            InputError: see `check_threat`.
         """
-        if threat.norm == "linf" and self.noise * threat.eps > 1:
-            raise InputError(
-                f"train.eps={threat.eps:g} is too large for n-fgsm, whose noise of {self.noise:g} times as much is more than the "
-                "whole range of pixels; use pgd or fgsm-rs, or a smaller option noise."
-            )
+        self.check_threat(threat)
         noisy = replace(threat, eps=self.noise * threat.eps).random_start(x, seeds)
         with torch.enable_grad():
             noisy.requires_grad_()

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import (
     ConfigDict,
     Field,
@@ -29,7 +28,7 @@ from apd.settings.train import TrainSettings
 from apd.util.section import RECORDED, Section
 from apd.util.text import short
 from apd.util.trust import trust
-from apd.util.yaml_files import parse_yaml, read_yaml
+from apd.util.yaml_files import dump_yaml, parse_yaml, read_yaml
 
 if TYPE_CHECKING:
     from apd.data import Dataset
@@ -138,7 +137,7 @@ class RunConfig(Section):
 
     def to_yaml(self) -> str:
         """All settings as YAML, which `load_config` reads again."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 def load_config(

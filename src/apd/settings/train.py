@@ -132,8 +132,10 @@ class TrainSettings(GrowingSection):
         return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _eps_fits_norm(self) -> TrainSettings:
-        parse_eps(self.eps, self.norm)
+    def _eps_fits_norm_and_attack(self, info: ValidationInfo) -> TrainSettings:
+        threat = self.threat
+        if info.context != RECORDED:
+            self.attack.attack_class.from_settings(self.attack).check_threat(threat)
         return self
 
     @model_validator(mode="after")

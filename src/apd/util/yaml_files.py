@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ def parse_yaml(text: str, place: str, *, texts: bool = False) -> Any:
         raise InputError(f"{place}: not YAML: {error}.") from error
 
 
+def dump_yaml(value: Any) -> str:
+    """Write plain values so that `parse_yaml` reads the same ones."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 class _Loader(yaml.SafeLoader):
     """Makes plain values, and stops at more events than `MOST_VALUES` values can have: parsing them takes minutes."""
 
@@ -81,6 +87,16 @@ class _Loader(yaml.SafeLoader):
         if self._events > 2 * MOST_VALUES:
             raise yaml.YAMLError(f"more than {MOST_VALUES} values")
         return super().get_event()  # type: ignore[no-untyped-call]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes each text that would be read as a number."""
+
+
+_NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
+for _kind in (_Loader, _Dumper):
+    # As YAML 1.2 has it, and everybody writes: to PyYAML, which speaks 1.1, 1e-3 and 1.5e3 are texts.
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
 
 class _TextLoader(_Loader):
