@@ -4,9 +4,9 @@ import apd
 
 clip = apd.load_clip("glyphs")
 data = apd.load_data("digits", shots=16, seed=0)
-run = apd.train(clip, data, method="apd", eps="1/255", output="runs/digits")
+run = apd.train(clip, data, method="apd", eps="14/255", output="runs/digits")
 classifier = apd.load_run("runs/digits")
-print(apd.evaluate(classifier, data, attacks=["autoattack"], eps="1/255"))
+print(apd.evaluate(classifier, data, attacks=["autoattack"], eps="14/255"))
 """
 
 from __future__ import annotations

@@ -34,9 +34,10 @@ EVALUATION: dict[str, str] = {
     "fab": "FAB, untargeted: a minimum-norm attack, 100 iterations",
     "square": "Square, 5,000 queries: a black box, which sees logits and no gradients",
     "autoattack": "APGD-CE, APGD-T, FAB-T and Square; with 2 or 3 classes APGD-CE, APGD on the margin, FAB and Square",
-    "strong": "AutoAttack, and what it leaves: PGD on the margin with restarts, towards each class, FMN",
+    "strong": "AutoAttack, and what it leaves: PGD on the margin with restarts, PGD towards each class, FMN, and "
+    "BPDA and transfer from zero-shot CLIP where they apply",
     "margin-pgd": "PGD-50 on the margin, from five random starts",
-    "targeted": "PGD-30 towards each other class",
+    "targeted": "PGD-30 towards each other class, the 80 likeliest at most",
     "targeted:CLASS": "PGD-100 towards one class; images that do not become it count as right",
     "fmn": "FMN, 200 steps: the smallest perturbation, which counts if it is within eps",
     "cw": "Carlini-Wagner, the same for L2 only",
@@ -44,7 +45,7 @@ EVALUATION: dict[str, str] = {
     "taught a run (transfer:teacher, without prompts tuned for that run alone)",
     "universal": "one perturbation for all images, learned on validation images",
     "patch-P": "a square of any pixels on P % of the image, at a random place (patch-5) or a fixed one (patch-5:center)",
-    "eot-N": "for classifiers that answer by chance: PGD-40, gradients averaged over N draws",
+    "eot-N": "for classifiers that give random answers: PGD-40, gradients averaged over N draws",
     "foolbox:NAME": "an attack of foolbox or torchattacks, with settings: foolbox:LinfPGD(steps=20)",
     "bpda": "for classifiers with a cut or zero gradient: PGD on the margin, straight past what blocks it",
 }

@@ -1,4 +1,4 @@
-"""Attacks on classifiers that answer by chance: the gradient is averaged over their randomness (EoT)."""
+"""Attacks on classifiers that give random answers: the gradient is averaged over their randomness (EoT)."""
 
 from __future__ import annotations
 

@@ -52,11 +52,14 @@ Strong = Annotated[
     bool,
     typer.Option(
         "--strong",
-        help="AutoAttack, the standard for published numbers, not the quick default attack: slow. Stronger: --attack strong.",
+        help="Use AutoAttack, the standard for published numbers: slow. Stronger still: --attack strong.",
     ),
 ]
-Eps = Annotated[str | None, typer.Option(help="Budget in [0,1] pixel units, such as 4/255. (default: the run's)")]
-Norm = Annotated[str | None, typer.Option(help="linf, l2 or l1. (default: the run's)")]
+Eps = Annotated[
+    str | None,
+    typer.Option(help="Budget in [0,1] pixel units, such as 4/255. (default: the run's; without a run 1/255)"),
+]
+Norm = Annotated[str | None, typer.Option(help="linf, l2 or l1. (default: the run's; without a run linf)")]
 Corruption = Annotated[
     str | None, typer.Option(help="Corrupt the images before any attack: KIND:SEVERITY, such as fog:3.")
 ]
@@ -83,7 +86,10 @@ ImageSize = Annotated[
 ]
 Budgets = Annotated[
     str | None,
-    typer.Option(help="Several budgets, separated by commas: accuracy at each, their mean and the median minimal eps."),
+    typer.Option(
+        help="Several budgets, separated by commas, in place of --eps: accuracy at each, their mean, the median "
+        "minimal eps. Needs --limit."
+    ),
 ]
 
 

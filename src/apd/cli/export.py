@@ -21,7 +21,7 @@ OpenVocabulary = Annotated[
 Measure = Annotated[
     int | None,
     typer.Option(
-        help="Measure accuracy of run and export on this many test images, clean and attacked. (default: not)"
+        help="Measure accuracy of run and export on this many test images, clean and attacked. (default: off)"
     ),
 ]
 
@@ -46,8 +46,8 @@ def export(
 ) -> None:
     """Write a run as files that other programs run, after comparing their logits with the original's.
 
-    A difference above 0.0001 fails (exit code 1), and nothing is written or replaced. A JSON file beside the
-    export says how images are made ready and names the classes.
+    A float32 export that differs by more than 0.0001 fails (exit code 1), and nothing is written or replaced. A JSON file beside
+    the export describes the preprocessing and names the classes.
 
     Examples:
       apd export runs/photos --to onnx --output photos.onnx

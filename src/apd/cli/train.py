@@ -41,7 +41,7 @@ ClassList = Annotated[
 ]
 Eps = Annotated[str | None, typer.Option(help="Budget in [0,1] pixel units, such as 1/255. (default: 1/255)")]
 Seed = Annotated[int | None, typer.Option(help="Seed of shots, prompts, order and attacks. (default: 0)")]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training images. (default: 30)")]
 Output = Annotated[Path | None, typer.Option(help="Run folder. (default: runs/DATA-METHOD-SEED)")]
 ConfigFile = Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.")]
 Sets = Annotated[
@@ -77,7 +77,7 @@ def train(
     """Make a CLIP model robust on your images.
 
     Examples:
-      apd train digits --output runs/digits
+      apd train digits --eps 14/255 --output runs/digits
       apd train photos --model openai/clip-vit-base-patch32 --eps 1/255 --output runs/photos
       apd train photos --model ./my-clip --shots 4 --set method.teacher=online --set train.optimizer.lr=0.01
       apd train photos --model ./my-clip --method maple --set method.preset=published

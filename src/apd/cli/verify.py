@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    run: Annotated[Path, typer.Argument(help="Run folder of somebody else.")],
+    run: Annotated[Path, typer.Argument(help="Somebody else's run folder.")],
     data: Annotated[
         list[str] | None,
         typer.Option(help="Where its images are here; repeat it for several data sets. (default: where the run says)"),
@@ -27,7 +27,7 @@ def verify(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Judge a run that somebody else has made: one line per finding, exit code 0 verified, 1 not.
+    """Check somebody else's run: one line per finding; exit code 0 if it is verified, else 1.
 
     Compares hashes, settings, results, outcomes, records, health checks and model card with each other, then the images
     and labels with the data, and attacks some images again, drawn anew: the stated accuracies must lie within the

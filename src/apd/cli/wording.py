@@ -41,7 +41,9 @@ def wording(
     distance: Distance = None,
     variants: Variants = None,
     attack: Attack = None,
-    eps: Annotated[str | None, typer.Option(help="Budget of the attack, such as 4/255. (default: the run's)")] = None,
+    eps: Annotated[
+        str | None, typer.Option(help="Budget of the attack, such as 4/255. (default: the run's; without a run 1/255)")
+    ] = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2 or l1. (default: the run's)")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of words, attack and --limit. (default: 0)")] = None,
     limit: Annotated[str | None, typer.Option(help="Number of images, or all. (default: 200)")] = None,

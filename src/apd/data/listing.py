@@ -12,8 +12,8 @@ def list_data() -> list[tuple[str, str]]:
         ("FOLDER", "class folders of images, with or without train/, val/ and test/ above; classes.txt may name them"),
         ("split_zhou_NAME.json", "a CoOp split file, with the images beside it"),
         ("FILE.csv", "a CSV or TSV file with an image's path and its class per row; a column split divides it"),
-        ("hf:OWNER/NAME[:CONFIGURATION]", "a data set of the Hugging Face hub (needs datasets)"),
-        ("FILE.parquet", "a parquet file with an image and a label column, or a folder of such files (needs datasets)"),
+        ("hf:OWNER/NAME[:CONFIGURATION]", "a data set of the Hugging Face hub (extra hub)"),
+        ("FILE.parquet", "a parquet file with an image and a label column, or a folder of such files (extra hub)"),
         ("SAVED_FOLDER", "a folder written by save_to_disk of the datasets library"),
         *((name, _about(known)) for name, known in STANDARD.items()),
     ]

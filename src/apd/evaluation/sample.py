@@ -58,7 +58,7 @@ class Sample:
         if attacks and STRONGEST not in attacks and self.strong_seconds is not None:
             seconds = pretty_seconds(self.strong_seconds)
             option = by_command(f"--strong --limit {self.n}", f'attacks="{STRONGEST}", limit={self.n}')
-            lines.append(f"  AutoAttack, the strongest: {option} (about {seconds})")
+            lines.append(f"  AutoAttack, the standard: {option} (about {seconds})")
         return "\n".join(lines)
 
 

@@ -81,7 +81,7 @@ class Calibration:
 
     def describe(self) -> str:
         """Say what was done and whether it helped, in one sentence without its end."""
-        no_better = ", so no better" if self.ece_after >= self.ece_before else ""
+        no_better = ", no improvement" if self.ece_after >= self.ece_before else ""
         return (
             f"calibrated on {self.fitted_on} (temperature {self.temperature:.3g}, calibration error "
             f"{100 * self.ece_before:.1f} % before, {100 * self.ece_after:.1f} % after{no_better})"

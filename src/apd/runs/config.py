@@ -67,7 +67,7 @@ class MethodConfig(Section):
     given explicitly.
     """
 
-    name: str = Field("apd", description="training method; its own settings stand beside it")
+    name: str = Field("apd", description="training method; its own settings go into the same section")
     settings: SerializeAsAny[MethodSettings]
 
     @model_validator(mode="before")
