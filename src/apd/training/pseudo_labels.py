@@ -28,7 +28,9 @@ def pseudo_labels(method: Method, before: Preparation, images: Images, teacher: 
         images: without labels; not augmented.
         teacher: the candidates, as in ``method.teacher`` of APD.
     """
-    blend = BlendedTeacher(teacher, method.labeller(), PromptSpec(), before.seed + 1).to(images.labels.device)
+    # Of APD's default prompts: with a context per class where the student has one, as APD's own teacher.
+    spec = PromptSpec(class_specific=method.settings.prompts.class_specific)
+    blend = BlendedTeacher(teacher, method.labeller(), spec, before.seed + 1).to(images.labels.device)
     blend.fit(before)
     return predictions(blend.logits, images), "+".join(blend.used())
 
