@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,3 +44,15 @@ def test_a_path_is_never_read_as_a_name(tmp_path: Path, monkeypatch: pytest.Monk
     assert load_data("digits", shots=1).source == "digits"
     with refused("./digits"):
         load_data(Path("digits"), shots=1)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "state.json").write_text("{}")  # as of a saved data set
+    assert load_data("digits", shots=1).source == "digits"
+
+
+@pytest.mark.parametrize(
+    "asked", [{"seed": 1.5}, {"seed": "x"}, {"seed": True}, {"seed": -1}, {"memory_gb": -1}, {"memory_gb": math.nan}]
+)
+def test_numbers_that_are_none_are_refused_at_once(asked: dict[str, Any]) -> None:
+    ((name, value),) = asked.items()
+    with refused(name, repr(value), "0 or more"):
+        load_data("digits", shots=1, **asked)

@@ -8,7 +8,7 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,10 @@ def halves() -> Dataset:
     return apd.Dataset.from_tensors("halves", ["dark", "bright"], train=(x, y), test=(x, y))
 
 
+def more() -> Dataset:
+    return replace(halves(), unlabelled=halves().train)
+
+
 class Means(torch.nn.Module):
     """As many logits as colours."""
 
@@ -183,6 +187,7 @@ def test_missing_code_is_named_with_its_setting(name: str, value: Any, named: st
         (lambda: apd.load_data("elsewhere:gap"), "elsewhere:gap"),
         (lambda: apd.load_data("elsewhere:Still"), "Still"),
         (lambda: apd.load_data("memory:halves"), "halves"),
+        (lambda: apd.load_data(f"{__name__}:more"), "10 unlabelled images"),
         (lambda: apd.load_clip("gone:Model"), "gone:Model"),
         (lambda: apd.load_clip("elsewhere:fails"), "weights.pt"),
         (lambda: apd.load_clip("elsewhere:halves"), "DualEncoder"),

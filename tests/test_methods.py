@@ -302,6 +302,14 @@ def test_what_is_trainable_is_what_the_method_trains(clip: DualEncoder, name: st
     assert groups == (student | teacher if settings.get("teacher") == "online" else student)
 
 
+@pytest.mark.parametrize(("name", "off"), [("advvlp", "clean"), ("trades", "beta"), ("fap", "weight")])
+def test_a_term_without_weight_is_none(clip: DualEncoder, name: str, off: str) -> None:
+    """A term that is always 0 would pass for an attack that finds nothing, and for a collapse."""
+    cls = find_method(name)
+    settings = cls.Settings(**{off: 1.0 if off == "clean" else 0.0})
+    assert terms(cls(settings, PromptedCLIP(clip, None, CLASSES), seed=0)).keys() == {"clean_ce"}
+
+
 def test_the_control_is_adversarial_cross_entropy(clip: DualEncoder) -> None:
     method = build(clip, "advvlp")
     assert terms(method) == pytest.approx({"adv_ce": slow_ce(logits(method.student, X_ADV), LABELS)}, rel=1e-4)

@@ -113,6 +113,7 @@ def test_towers_of_timm_equal_open_clip_s_and_are_trained(case: str, tmp_path: P
     options: Any = {"epochs": 1, "batch_size": 2, "attack": {"steps": 1}, "quiet": True}
     run = apd.train(str(tmp_path / "clip"), data, method=method, output=tmp_path / "run", **options)
     assert apd.load_run(run.path)(torch.rand(1, 3, side, side)).shape == (1, 3)
+    assert TIMM[case]["timm_model_name"] in run.manifest["model"]["architecture"]
     with refused("visual_tokens=0"):
         apd.train(str(tmp_path / "clip"), data, method="vpt", output=tmp_path / "other", **options)
 

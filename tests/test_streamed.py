@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 import apd
+from apd.attacks import AttackSettings
+from apd.attacks.persistent import Replayed
 from apd.data import Decoded, load_data
 from apd.data import streamed as module
 from apd.data.streamed import GB, Streamed, in_parts, keep_or_stream
@@ -106,6 +108,19 @@ def test_batches_have_the_next_ones_decoded_across_epochs_and_none_after_the_las
         assert {i + 3 for i in streamed._ahead} == {i for i in later if i >= 3} - set(here)
         seen += here
     assert sorted(seen) == sorted([*range(11)] * 2) and len(calls) == 16
+
+
+def test_replayed_batches_have_as_many_fewer_decoded(
+    shallow: DualEncoder, colours: Path, photos: Path, calls: list[object]
+) -> None:
+    """Batches are counted, not optimiser steps, of which each batch has four."""
+    data = load_data(colours, shots=1, unlabelled=photos, memory_gb=0)
+    settings = TrainSettings(batch_size=3, steps=4, attack=AttackSettings(kind="free", replays=4))
+    batches = Batches(decode(shallow, data, False, False), settings)
+    moving = Replayed.from_settings(settings.attack)
+    batches.hand_over(moving, settings.threat)
+    batches.draw(0, 0)
+    assert isinstance(batches.pool.unlabelled, Streamed) and not batches.pool.unlabelled._ahead
 
 
 @pytest.mark.parametrize("method", ["apd", "advvlp", "advpt"])

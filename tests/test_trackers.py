@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 from accelerate import tracking
 
+import apd
 from apd.errors import InputError
 from apd.models import DualEncoder
 from apd.runs.config import load_config
@@ -71,6 +72,13 @@ def test_a_tracker_gets_settings_metrics_and_an_end(tmp_path: Path, clip: DualEn
     assert [step for step, _ in lines] == [line["step"] for line in kept]
     assert lines[0][1]["loss"] == kept[0]["loss"] and "step" not in lines[0][1]
     assert run.config.train.trackers == ["notebook"]
+
+
+def test_a_tracker_hears_of_zero_shot_clip_too(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    data = apd.load_data(colours, shots=1)
+    options: Any = {"trackers": ["notebook"], "device": "cpu", "quiet": True}
+    run = apd.train(clip, data, method="zero-shot", output=tmp_path / "run", **options)
+    assert Notebook.told[-1] == "finished" and len(Notebook.told) == 3 + len(metrics(run)) + 1
 
 
 def test_trackers_may_change_when_a_run_is_resumed_and_leave_no_trace_in_others(

@@ -161,6 +161,8 @@ def test_promptkd_needs_labels_for_its_teacher(tmp_path: Path, shallow: DualEnco
     data = load_data(photos, shots=0, class_names=NAMES)
     with refused("promptkd", "data.shots=0", "teacher_model"):
         train(tmp_path / "run", shallow, data, "promptkd")
+    with refused("promptkd", "data.shots=0", "teacher_model"):  # with the settings, before anything is loaded
+        load_config(flags={"data.source": "nowhere", "data.unlabelled": "x", "data.shots": 0}, sets=["method=promptkd"])
 
 
 def test_promptkd_is_judged_by_the_run_that_teaches_it(

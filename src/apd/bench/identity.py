@@ -53,7 +53,9 @@ def training_identity(config: RunConfig) -> dict[str, Any]:
     train = {key: value for key, value in found["train"].items() if key not in ("device", "pseudo_labels")}
     train |= {"pseudo_labels": by} if by not in (None, "auto") else {}
     if by and config.method.settings.prompts.class_specific:
-        train["pseudo_labels"] = f"{by}, a context per class"  # before, tuned prompts that labelled images had one for all
+        train["pseudo_labels"] = (
+            f"{by}, a context per class"  # before, tuned prompts that labelled images had one for all
+        )
     extra = {name: value for name, value in found["data"].items() if name in UNLABELLED}
     if config.data.unlabelled not in (None, REST):
         extra["unlabelled"] = unlabelled_identity(config.data.unlabelled, config.data.columns)

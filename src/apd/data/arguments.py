@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,10 +35,14 @@ def _check_kinds(values: Mapping[str, Any]) -> None:
     Raises:
         InputError: which.
     """
-    columns, memory, names = (values.get(name) for name in ("columns", "memory_gb", "class_names"))
+    columns, memory, names, seed = (values.get(name) for name in ("columns", "memory_gb", "class_names", "seed"))
     if columns is not None and (isinstance(columns, str) or [*map(type, columns)] != [str, str]):
         raise InputError(f"columns must be two names, of the image and of the label column, got {columns!r}.")
-    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int | float | np.number)):
-        raise InputError(f"memory_gb must be a number, got {memory!r}.")
+    if memory is not None and not (
+        isinstance(memory, int | float | np.number) and not isinstance(memory, bool) and 0 <= memory < math.inf
+    ):
+        raise InputError(f"memory_gb must be a number of 0 or more, got {memory!r}.")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
+        raise InputError(f"seed must be a whole number of 0 or more, got {seed!r}.")
     if isinstance(names, tuple) and (odd := [name for name in names if not isinstance(name, str)]):
         raise InputError(f"class_names must be texts, got {short(repr(odd[0]))}.")

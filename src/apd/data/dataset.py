@@ -271,7 +271,7 @@ class Dataset:
         Args:
             name: short name for tables.
             class_names: readable, in label order.
-            train: an object with ``len`` and ``[i] -> (image, label)``; images are read when they are needed.
+            train: an object with ``len`` and ``[i] -> (image, label)``; they are read when needed, and known by place.
             test: likewise for the test images.
             val: likewise for validation images; None: a tenth of each class's training images, at least one.
             templates: sentences with ``{}`` for the class name.

@@ -253,6 +253,11 @@ def _made(text: str) -> Pools:
     data = DATA.make(text)
     if not isinstance(data, Dataset):
         raise InputError(f"The data set {text!r} is a {type(data).__name__}, not an apd.Dataset.")
+    if len(data.unlabelled):
+        raise InputError(
+            f"The data set {text!r} comes with {len(data.unlabelled)} unlabelled images, which training would leave out: let its "
+            "function return labelled images alone, and name the others with --unlabelled SOURCE (Python: unlabelled=)."
+        )
     splits = (data.train, data.val if len(data.val) else None, data.test)
     return Pools(data.name, text, data.class_names, *splits, data.templates, data.mirror, test_only=not len(data.train))
 
@@ -273,7 +278,7 @@ def _pools(text: str, columns: Columns | None) -> Pools:
     if text.startswith("hf:"):
         return _hub(text.removeprefix("hf:"), columns)
     standard = parse_standard(text)
-    table = None if standard else _table(path, text, columns)
+    table = None if standard or text in BUILT_IN else _table(path, text, columns)
     if table is not None:
         return table
     if columns is not None:

@@ -99,7 +99,9 @@ class AdversarialTuning(Method):
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """Return the terms of the formula at the head of this page."""
         share = self.settings.clean
-        terms = {"adv_ce": (1 - share) * step.cross_entropy(step.student.logits(x_adv))}
+        terms = {}
+        if share < 1:
+            terms["adv_ce"] = (1 - share) * step.cross_entropy(step.student.logits(x_adv))
         if share:
             terms["clean_ce"] = share * step.cross_entropy(step.clean_logits())
         return terms

@@ -69,8 +69,11 @@ class TRADES(Consistency):
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """Return the terms of the formula at the head of this page."""
-        z, z_adv = step.clean_logits(), step.student.logits(x_adv)
-        return {"clean_ce": step.cross_entropy(z), "adv_kl": self.settings.beta * kl(p=z, q=z_adv).mean()}
+        z = step.clean_logits()
+        terms = {"clean_ce": step.cross_entropy(z)}
+        if self.settings.beta:
+            terms["adv_kl"] = self.settings.beta * kl(p=z, q=step.student.logits(x_adv)).mean()
+        return terms
 
 
 class FAPSettings(ConsistencySettings):
@@ -99,10 +102,11 @@ class FAP(Consistency):
 
     def loss(self, step: Step, x_adv: Tensor) -> dict[str, Tensor]:
         """Clean cross-entropy and the weighted consistency term; the clean pass is the one the attack already used."""
-        clean, adversarial = step.clean_features(), step.student.features(x_adv)
-        closeness = F.cosine_similarity(clean, adversarial, dim=-1) + 1
-        z, z_adv = step.clean_logits(), step.student.logits_from_features(adversarial)
-        return {
-            "clean_ce": step.cross_entropy(z),
-            "adv_kl": self.settings.weight * (closeness * kl(p=z, q=z_adv)).mean(),
-        }
+        clean, z = step.clean_features(), step.clean_logits()
+        terms = {"clean_ce": step.cross_entropy(z)}
+        if self.settings.weight:
+            adversarial = step.student.features(x_adv)
+            closeness = F.cosine_similarity(clean, adversarial, dim=-1) + 1
+            z_adv = step.student.logits_from_features(adversarial)
+            terms["adv_kl"] = self.settings.weight * (closeness * kl(p=z, q=z_adv)).mean()
+        return terms

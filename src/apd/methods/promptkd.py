@@ -38,6 +38,14 @@ class PromptKDSettings(MethodSettings):
         description="another CLIP whose prompts are tuned, or a run folder whose prompts are; null: the student's own",
     )
 
+    def check_without_labels(self) -> None:
+        """Check that a run has learned the teacher's prompts; see `MethodSettings.check_without_labels`."""
+        if self.teacher_model is None:
+            raise ValueError(
+                "promptkd tunes its teacher on labels, of which there are none with data.shots=0; set method.teacher_model to a "
+                "run folder, or ask for shots"
+            )
+
 
 class PromptKD(Method):
     """Distillation of clean-tuned prompts on images that need no label."""

@@ -217,7 +217,7 @@ class Prompts(ShownInShort):
         seed: int = 0,
         n_classes: int | None = None,
     ) -> Prompts:
-        """Prompts that start from words; of several experts the first starts as one alone would, the others with noise on top.
+        """Prompts whose first text tokens start from words, of all experts but the first with noise on top; the rest is random.
 
         Args:
             spec: what they look like; ``spec.words`` wins over ``words``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -138,6 +139,7 @@ class Batches:
     def __init__(self, images: TrainingImages, settings: TrainSettings, process: int = 0, processes: int = 1) -> None:
         self.images, self.settings, self.process, self.processes = images, settings, process, processes
         self.pool = Pool(images.train, images.unlabelled)
+        self.replays = 1
         _check_share(settings, self.pool)
         _check_pseudo_labels(settings, self.pool)
         # A batch smaller than the number of processes would leave one of them without images.
@@ -156,7 +158,8 @@ class Batches:
         """Batch ``number``, counted from the start of training, with the crops and seeds of optimiser step ``step``."""
         pool, chosen = self.pool, self._order.chosen(number)
         mine = chosen[self.process :: self.processes]
-        for later in range(number, min(number + AHEAD + 1, Schedule(self.settings, len(self)).steps)):
+        batches = math.ceil(Schedule(self.settings, len(self)).steps / self.replays)
+        for later in range(number, min(number + AHEAD + 1, batches)):
             pool.expect(self._order.chosen(later)[self.process :: self.processes])
         ids = [pool.ids[i] for i in mine]
         where = torch.tensor(mine, device=pool.device)
@@ -188,5 +191,6 @@ class Batches:
             raise InputError(
                 f"train.attack.kind={self.settings.attack.kind} needs one process, got {self.processes}; use kind=free or pgd."
             )
+        self.replays = moving.replays
         seeds = sample_seeds(self.images.train.ids, self.settings.seed, "start")
         moving.keep(self.images.train, seeds, self.crop, threat)

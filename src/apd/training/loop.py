@@ -183,7 +183,8 @@ class Loop:
 
     def _run_through(self, prepare: Callable[[], None]) -> dict[str, Any]:
         if not self.trained:
-            return {**self._report(Log(self.run, len(self.batches)), 0, self.validate()), "steps": 0}
+            with closing(Log(self.run, len(self.batches), self._trackers)) as metrics:
+                return {**self._report(metrics, 0, self.validate()), "steps": 0}
         optimizer = build_optimizer(self.settings.optimizer, self.trained)
         found = self._restore(optimizer)
         start = found or 0

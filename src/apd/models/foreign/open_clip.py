@@ -16,7 +16,7 @@ from apd.errors import InputError, nearest
 from apd.models.checkpoint import check_no_code, read_json, square
 from apd.models.foreign.build import build_encoder
 from apd.models.foreign.layouts import Tensors, Towers, unwrapped
-from apd.models.foreign.open_clip_config import is_other_timm, read_plan
+from apd.models.foreign.open_clip_config import is_other_timm, read_plan, reading_config
 from apd.models.foreign.timm_tower import build_timm
 from apd.models.foreign.tokenizers import CLIP_VOCABULARY, clean_as, clip_tokenizer, strip_separator
 from apd.models.hub import unreachable
@@ -134,8 +134,9 @@ def load_open_clip(source: str, at: str, revision: str | None, dtype: torch.dtyp
             f"{source} has no {CONFIG}. A model in the Hugging Face format is given without {HUB}, as owner/name or a folder."
         )
     record = read_json(config, source)
-    if not isinstance(record.get("model_cfg"), Mapping):
-        raise InputError(f"{source}: model_cfg in {CONFIG} must be a JSON object; restore it.")
+    for name in ("model_cfg", "preprocess_cfg"):
+        if not isinstance(record.get(name) or {}, Mapping) or (name == "model_cfg" and not record.get(name)):
+            raise InputError(f"{source}: {name} in {CONFIG} must be a JSON object; restore it.")
     model = dict(record["model_cfg"])
     model["quick_gelu"] = model.get("quick_gelu", False) if quick_gelu is None else quick_gelu
     towers = Towers.of(_weights(place))
@@ -214,8 +215,10 @@ def read_preprocess_cfg(record: Mapping[str, Any], image_size: int, about: str) 
 
 def _tokenizer(place: Place, text: Mapping[str, Any]) -> Any:
     """The tokenizer that open_clip would take: OpenAI's, unless the configuration names one."""
-    length, asked = int(text.get("context_length", 77)), text.get("hf_tokenizer_name")
-    if not asked and int(text.get("vocab_size", CLIP_VOCABULARY)) == CLIP_VOCABULARY:
+    with reading_config(place.source):
+        length, vocabulary = int(text.get("context_length", 77)), int(text.get("vocab_size", CLIP_VOCABULARY))
+    asked = text.get("hf_tokenizer_name")
+    if not asked and vocabulary == CLIP_VOCABULARY:
         return clip_tokenizer(length)
     own = place.has(*_TOKENIZERS)
     if not own and not asked:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,11 +118,22 @@ def read_plan(model: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], so
     if "multimodal_cfg" in model:
         raise InputError(f"{source} is a CoCa model (multimodal_cfg); supported: {SUPPORTED}.")
     build = _siglip if vision.get("timm_model_name") else _clip
-    try:
+    with reading_config(source):
         return build(model, vision, text, sizes, source)
+
+
+@contextmanager
+def reading_config(source: str) -> Iterator[None]:
+    """Say of values of the wrong kind, or that are missing, that the configuration is damaged.
+
+    Raises:
+        InputError: in their place.
+    """
+    try:
+        yield
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(
             f"{source}: open_clip_config.json is damaged: {type(error).__name__} {error}; restore it."
         ) from error

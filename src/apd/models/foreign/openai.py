@@ -63,6 +63,10 @@ def _config(towers: Towers, source: str) -> Any:
         vision, text = _tower(towers.image), _tower(towers.text)
     except (KeyError, IndexError) as error:
         raise InputError(f"{source} holds no whole CLIP: {error} is missing. Get the file again.") from error
+    except TypeError as error:
+        raise InputError(
+            f"{source} holds no whole CLIP: a weight has no shape ({error}). Get the file again."
+        ) from error
     if vocabulary != CLIP_VOCABULARY:
         raise InputError(
             f"{source}: the vocabulary has {vocabulary} tokens, OpenAI's has {CLIP_VOCABULARY}; give the model's folder."

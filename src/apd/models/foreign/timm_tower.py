@@ -14,12 +14,15 @@ from apd.errors import InputError
 from apd.models.encoder import DualEncoder, Tokens
 from apd.models.families import CLIP
 from apd.models.foreign.layouts import TEXT, Tensors, Towers
-from apd.models.foreign.open_clip_config import SUPPORTED, text_config
+from apd.models.foreign.open_clip_config import SUPPORTED, reading_config, text_config
 from apd.models.huggingface import HuggingFaceEncoder, check_values
 from apd.models.preprocessing import Preprocessing
 from apd.util.extras import install_command
 from apd.util.tensors import sha256_of_weights
 from apd.util.text import one_line, printable
+
+_TIMM = ("timm_model_name", "timm_pool", "timm_proj")
+"""What of a section ``vision_cfg`` decides how an image tower of timm computes."""
 
 
 class TimmEncoder(HuggingFaceEncoder):
@@ -32,6 +35,7 @@ class TimmEncoder(HuggingFaceEncoder):
         preprocessing: what the image tower takes.
         source: how the user calls it.
         revision: commit of a hub repository.
+        network: which of timm's networks the image tower is, which its weights do not show.
     """
 
     def __init__(
@@ -42,12 +46,21 @@ class TimmEncoder(HuggingFaceEncoder):
         preprocessing: Preprocessing,
         source: str,
         revision: str | None,
+        network: str,
     ) -> None:
         super().__init__(model, tokenizer, preprocessing, source, revision, CLIP())
         self.model.vision_model = self.model.visual_projection = nn.Identity()
         self.tower = tower.eval().requires_grad_(False)
         sha256 = sha256_of_weights(self)
-        self.info = replace(self.info, family="timm", visual_width=0, visual_depth=0, weights_sha256=sha256)
+        text = self.info.architecture.partition("; ")[2]
+        self.info = replace(
+            self.info,
+            family="timm",
+            visual_width=0,
+            visual_depth=0,
+            weights_sha256=sha256,
+            architecture=f"image: {network}; {text}",
+        )
 
     def encode_image_by_block(self, x: Tensor, tokens: Tokens = ()) -> tuple[Tensor, Tensor]:
         """See `DualEncoder.encode_image_by_block`; timm's blocks are not shown."""
@@ -98,11 +111,13 @@ def build_timm(
     Raises:
         InputError: timm is not installed, does not know the network, or the weights are not those of this model.
     """
-    clip = _text_model(model, towers, preprocessing.size, source)
-    tower = _network(model, preprocessing.size, source)
+    with reading_config(source):
+        clip = _text_model(model, towers, preprocessing.size, source)
+        tower = _network(model, preprocessing.size, source)
     _fill(tower, towers.image, "visual.", source)
     check_values(clip, f"The CLIP at {source!r}")
-    return TimmEncoder(clip.to(dtype), tower.to(dtype), tokenizer, preprocessing, source, revision)
+    network = ", ".join(f"{name} {value}" for name, value in sorted(model["vision_cfg"].items()) if name in _TIMM)
+    return TimmEncoder(clip.to(dtype), tower.to(dtype), tokenizer, preprocessing, source, revision, network)
 
 
 def _text_model(model: Mapping[str, Any], towers: Towers, side: int, source: str) -> nn.Module:
