@@ -40,6 +40,8 @@ def test_the_mean_is_of_each_number(runs: list[Run], tmp_path: Path, clip: DualE
 
 
 def test_only_like_prompts_are_averaged(runs: list[Run], tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
+    with refused("list of run folders", str(runs[0].path)):
+        apd.average_runs(str(runs[0].path), tmp_path / "one")
     one = runs[0].path
     with refused("two", "1"):
         apd.average_runs([one], tmp_path / "mean")

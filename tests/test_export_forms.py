@@ -448,12 +448,20 @@ def test_the_price_is_measured_on_the_runs_test_images(trained: Path, tmp_path: 
     assert json.loads((tmp_path / "x.pt2.json").read_text())["price"] == price
 
 
-def test_the_price_is_measured_without_images_that_the_run_leaves_out(run: Path, colours: Path, tmp_path: Path) -> None:
+def test_the_price_is_measured_without_images_that_cannot_be_read(
+    run: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photos = shutil.copytree(colours, tmp_path / "photos")
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config["data"].update(source=str(photos), skip_bad_images=True)
+    config["data"].update(source=str(photos))
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     test = apd.load_data(photos, shots=1).test
     Path(str(test.sources[0])).write_bytes(b"no image")
     found = apd.export.torch(run, tmp_path / "x.pt2", measure=len(test), attack="pgd-1")
     assert found.price is not None and found.price.images == len(test) - 1
+    photos.rename(tmp_path / "moved")
+    monkeypatch.setattr(
+        "apd.export.exported._written", lambda *_: pytest.fail("work before the images were looked for")
+    )
+    with refused(str(photos)):
+        apd.export.torch(run, tmp_path / "y.pt2", measure=2)

@@ -382,9 +382,13 @@ def test_a_slow_body_gets_an_answer(trained: Path) -> None:
 def test_waiting_for_the_decoders_is_not_the_clients_fault(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under load whole bodies got 408, which a client does not send again, and the advice to send smaller images."""
     monkeypatch.setattr(Served, "decode", lambda *_: time.sleep(0.5))
-    with TestClient(create_app(trained, replace(SETTINGS, timeout=0.1))) as client:
+    app = create_app(trained, replace(SETTINGS, timeout=0.1))
+    with TestClient(app) as client:
+        alone = client.post("/v1/classify", files=parts(png()))
+        app.state.service.active += 1  # another request
         answer = client.post("/v1/classify", files=parts(png()))
     assert "busy" in detail(answer, 503) and answer.headers["retry-after"] == "1"
+    assert "fewer" in detail(alone, 413) and "retry-after" not in alone.headers, "it would take as long again"
 
 
 def test_whoever_finds_it_busy_gets_to_see_why(trained: Path) -> None:

@@ -14,6 +14,29 @@ from pathlib import Path
 import pytest
 
 
+def handles_sigterm(process: int) -> bool:
+    status = Path(f"/proc/{process}/status").read_text()
+    (caught,) = re.findall(r"^SigCgt:\s*(\w+)", status, re.MULTILINE)
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc, to see when SIGTERM is handled")
+@pytest.mark.parametrize("loaded", [False, True])
+def test_sigterm_ends_it_with_0_while_the_model_loads_too(trained: Path, loaded: bool) -> None:
+    """The first process of a container ignores a signal that it does not handle, and then served on."""
+    command = [sys.executable, "-m", "apd", "serve", str(trained), "--port", "0", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert server.stderr is not None
+    while not (server.poll() is not None or (loaded and "on http" in server.stderr.readline())):
+        if not loaded and handles_sigterm(server.pid):
+            break
+    server.send_signal(signal.SIGTERM)
+    said = server.stderr.read()
+    assert server.wait(60) == 0 and "Traceback" not in said, said
+    assert loaded or "on http" not in said
+
+
 @pytest.mark.parametrize("in_flight", [True, False])
 def test_ctrl_c_twice_shows_no_traceback(trained: Path, in_flight: bool) -> None:
     command = [sys.executable, "-m", "apd", "serve", str(trained), "--port", "0", "--device", "cpu"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from apd.attacks.threat import parse_eps
 from apd.data import Dataset
 from apd.data.decode import decode_given
 from apd.errors import InputError
@@ -220,6 +222,9 @@ def test_the_seed_decides_and_a_pickled_classifier_answers_alike(
     model = small(load_clip(shallow_folder), epochs=1).fit(files, labels)
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.predict_proba(files), model.predict_proba(files))
+    shutil.rmtree(again.run_.path)  # as of a process that has ended
+    found = again.evaluate(files, labels, attacks="pgd-1", checks=False)
+    assert found.eps == parse_eps(model.eps)
     assert clone(model).epochs == 1 and not hasattr(clone(model), "classes_")
 
 

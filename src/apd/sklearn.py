@@ -142,6 +142,8 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         more: dict[str, Any] = {**(self.settings or {}), "epochs": self.epochs, "seed": seed}
         run = train(clip, data, method=self.method, eps=self.eps, quiet=not self.verbose, **more)
         self.classes_, self.run_ = classes, run
+        # An estimator that comes from another process has no run folder any more: it was removed with that process.
+        self.threat_ = {"eps": run.config.train.eps, "norm": run.config.train.norm}
         self.classifier_ = load_run(run.path, encoder=clip)
         return self
 
@@ -175,8 +177,7 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         classifier, nothing = self.classifier_, ImageSet.empty()
         section = DataSettings(source=f"{IN_MEMORY}{NAME}", shots="all")
         data = Dataset(NAME, section, classifier.class_names, classifier.templates, nothing, nothing, images)
-        own = self.run_.config.train
-        given: dict[str, Any] = {"eps": own.eps, "norm": own.norm, "quiet": not self.verbose, **settings}
+        given: dict[str, Any] = {**self.threat_, "quiet": not self.verbose, **settings}
         return evaluate(classifier, data, **given)
 
     def _scores(self, X: Pictures) -> NDArray[np.float32]:

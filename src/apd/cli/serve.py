@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from apd.cli.common import AbstainBelow, Device, MovedModel, quiet_stdout, say, say_calibration
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """End with exit code 0 on SIGTERM, while the model loads too: the first process of a container ignores it otherwise."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def serve(
@@ -39,25 +53,26 @@ def serve(
     from apd.runs.folder import Run
     from apd.serve import ServeSettings, check_installed, create_app
 
-    opened = Run.open(run)  # before torch is imported, so that a wrong folder is told at once
-    check_installed()
-    settings = ServeSettings(
-        max_image_mb=max_image_mb,
-        max_images=max_images,
-        max_megapixels=max_megapixels,
-        timeout=timeout,
-        max_batch=max_batch,
-        max_wait_ms=max_wait_ms,
-        abstain_below=abstain_below,
-    )
-    from apd.serve import server
-    from apd.util.device import pick_device
-    from apd.util.web_server import listen
+    with _ended_by_sigterm():
+        opened = Run.open(run)  # before torch is imported, so that a wrong folder is told at once
+        check_installed()
+        settings = ServeSettings(
+            max_image_mb=max_image_mb,
+            max_images=max_images,
+            max_megapixels=max_megapixels,
+            timeout=timeout,
+            max_batch=max_batch,
+            max_wait_ms=max_wait_ms,
+            abstain_below=abstain_below,
+        )
+        from apd.serve import server
+        from apd.util.device import pick_device
+        from apd.util.web_server import listen
 
-    at = listen(host, port)
-    with at, quiet_stdout():
-        app = create_app(run, settings, model=model, device=pick_device(device))
-        say_calibration(opened)
-        shown = f"[{host}]" if ":" in host else host
-        say(f"Serving {len(opened.manifest['class_names'])} classes on http://{shown}:{at.getsockname()[1]}")
-        server.serve(app, at, settings)
+        at = listen(host, port)
+        with at, quiet_stdout():
+            app = create_app(run, settings, model=model, device=pick_device(device))
+            say_calibration(opened)
+            shown = f"[{host}]" if ":" in host else host
+            say(f"Serving {len(opened.manifest['class_names'])} classes on http://{shown}:{at.getsockname()[1]}")
+            server.serve(app, at, settings)

@@ -94,7 +94,7 @@ def load_data(
     (40, ('zero', 'one', 'two'))
     """
     settings = unvalidated(
-        source=_as_text(source),
+        source=as_text(source),
         shots=shots,
         seed=seed,
         templates=None if templates is None else checked_templates(templates),
@@ -228,7 +228,7 @@ def _files(source: str) -> frozenset[str]:
     return place if isinstance(place, frozenset) else frozenset()
 
 
-def _as_text(source: str | Path) -> str:
+def as_text(source: str | Path) -> str:
     """The source as settings hold it; a path that reads like a name is marked as one."""
     text = str(source)
     is_name = text in BUILT_IN or text.startswith("hf:") or parse_standard(text) is not None or is_spec(text)
@@ -237,7 +237,7 @@ def _as_text(source: str | Path) -> str:
 
 def as_unlabelled(source: str | Path) -> str:
     """A source of unlabelled images as settings hold it; the path of a folder called ``rest`` is marked as one."""
-    return f"./{source}" if isinstance(source, Path) and str(source) == REST else _as_text(source)
+    return f"./{source}" if isinstance(source, Path) and str(source) == REST else as_text(source)
 
 
 def _problem(found: object) -> str | None:

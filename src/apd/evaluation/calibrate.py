@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from apd.data import Dataset, same_source
+from apd.data.load import as_text
 from apd.data.settings import Split
 from apd.errors import InputError
 from apd.evaluation.inputs import load_other
@@ -27,7 +30,7 @@ BATCH = 64
 def calibrate_run(
     path: AnyPath,
     *,
-    data: str | Dataset | None = None,
+    data: str | Path | Dataset | None = None,
     split: Split = "val",
     model: str | None = None,
     device: str = "auto",
@@ -81,7 +84,7 @@ def calibrate_run(
     return found
 
 
-def _images(run: Run, data: str | Dataset | None, split: Split) -> Dataset:
+def _images(run: Run, data: str | Path | Dataset | None, split: Split) -> Dataset:
     """Return the data set whose split is calibrated on.
 
     Raises:
@@ -89,7 +92,7 @@ def _images(run: Run, data: str | Dataset | None, split: Split) -> Dataset:
             empty split.
     """
     own = run.config.data
-    source = data.source if isinstance(data, Dataset) else data
+    source = data.source if isinstance(data, Dataset) else None if data is None else as_text(data)
     other = source is not None and not same_source(source, own.source)
     if split == "train" and not other:
         raise InputError(f"--split train holds the images that {run.path} was trained on; use val or test.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -11,7 +12,7 @@ from torch import nn
 
 from apd.data import Dataset, load_data, same_source
 from apd.data.copies import about_copies
-from apd.data.load import has_columns
+from apd.data.load import as_text, has_columns
 from apd.data.settings import Split, Which
 from apd.errors import InputError, nearest
 from apd.evaluation.classifiers import zero_shot
@@ -73,7 +74,7 @@ class RunInputs:
 
 def of_run(
     path: AnyPath,
-    data: str | Dataset | None = None,
+    data: str | Path | Dataset | None = None,
     model: str | None = None,
     device: str = "auto",
     classes: Which | None = None,
@@ -92,7 +93,7 @@ def of_run(
     return RunInputs(run, classifier, images, which)
 
 
-def images_for(run: Run, data: str | Dataset | None, split: Split = "test") -> tuple[Dataset, Which]:
+def images_for(run: Run, data: str | Path | Dataset | None, split: Split = "test") -> tuple[Dataset, Which]:
     """Load the images that a run is judged on, with all classes, and say which of them it is judged on by default.
 
     Those that it was trained on, of its own data; all of other data, and of a data set that has some of its classes only.
@@ -102,7 +103,7 @@ def images_for(run: Run, data: str | Dataset | None, split: Split = "test") -> t
     """
     config = run.config
     # The run's own data named again is the run's own data: drawn anew, its val could hold images it was trained on.
-    source = data.source if isinstance(data, Dataset) else data
+    source = data.source if isinstance(data, Dataset) else None if data is None else as_text(data)
     unlabelled = config.data.class_names is not None
     other = source is not None and (unlabelled or not same_source(source, config.data.source))
     if unlabelled and not other:

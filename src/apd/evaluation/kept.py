@@ -46,7 +46,7 @@ _DIGITS = 12
 
 def evaluate_classifier(
     classifier: str | nn.Module,
-    data: str | Dataset,
+    data: str | Path | Dataset,
     *,
     folder: str | Path | None = FOLDER,
     model: str | None = None,
@@ -81,7 +81,7 @@ def evaluate_classifier(
     others = ("folder", "model", "image_size", "device", "save_images")
     chosen = parse_settings(settings, "evaluate_classifier", others)
     _check_folder(folder, save_images)
-    images = load_data(data, shots="all") if isinstance(data, str) else data
+    images = data if isinstance(data, Dataset) else load_data(data, shots="all")
     wanted = part_of(images, chosen.classes)
     with speaking(chosen.quiet):
         found = classifier
@@ -98,7 +98,7 @@ def evaluate_classifier(
 
 def evaluate_zero_shot(
     model: str,
-    data: str | Dataset,
+    data: str | Path | Dataset,
     *,
     templates: Sequence[str] | None = None,
     folder: str | Path | None = None,
@@ -122,7 +122,7 @@ def evaluate_zero_shot(
     """
     chosen = parse_settings(settings, "evaluate_zero_shot", ("templates", "folder", "device", "save_images"))
     _check_folder(folder, save_images)
-    images = load_data(data, shots="all", templates=templates) if isinstance(data, str) else data
+    images = data if isinstance(data, Dataset) else load_data(data, shots="all", templates=templates)
     if templates is not None and not isinstance(data, str):
         raise InputError("evaluate_zero_shot: a data set has its templates already; give them to apd.load_data.")
     wanted = part_of(images, chosen.classes)

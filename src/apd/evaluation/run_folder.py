@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Unpack
 
 from apd.data import Dataset
@@ -27,7 +28,7 @@ log = get_logger("apd.evaluation")
 def evaluate_run(
     path: AnyPath,
     *,
-    data: str | Dataset | None = None,
+    data: str | Path | Dataset | None = None,
     model: str | None = None,
     device: str = "auto",
     save_images: bool = False,

@@ -14,7 +14,7 @@ from apd.export.description import describe
 from apd.export.huggingface_form import HuggingFaceForm
 from apd.export.open_clip_form import OpenClipForm
 from apd.export.place import Place
-from apd.export.price import Price, measure, threat_of
+from apd.export.price import Price, images_to_measure, measure, threat_of
 from apd.export.programs import OnnxForm, TorchForm
 from apd.export.settings import parse_settings
 from apd.runs.folder import Run
@@ -91,13 +91,14 @@ def export_run(form: str, run: AnyPath, path: AnyPath, options: Mapping[str, Any
         source = Source(opened, load_run(run, model=settings.model), settings)
         chosen.check(source)
         threat_of(source)  # a wrong eps or attack is told before any work
+        measured = images_to_measure(source, settings.measure) if settings.measure else None
         images = choose_images(opened, source.classifier, settings.check_images)
         tolerance = TOLERANCE if settings.precision == "float32" else None
         with writing(place.path):
             facts = _written(chosen, source, new)
         models = chosen.load(source, new)
         agreement = compare(source.classifier, models, images.pixels, tolerance)
-        price = measure(source, models[0]) if settings.measure else None
+        price = measure(source, models[0], *measured) if measured else None
         check = {"images": len(images.pixels), "image_source": images.about, "batch_sizes": BATCH_SIZES}
         checked = {**asdict(agreement), "tolerance": tolerance, **check}
         known = {**facts, "check": checked, **({"price": asdict(price)} if price else {})}

@@ -8,14 +8,18 @@ import torch
 
 from apd.attacks import AttackBatch
 from apd.attacks.threat import ThreatModel, parse_eps
+from apd.data.dataset import Decoded
 from apd.errors import InputError
 from apd.evaluation.frozen import Subject
 from apd.evaluation.settings import find_within
 from apd.export.base import Runner, Source
 from apd.export.check import run_in_batches
+from apd.util.messages import get_logger
 from apd.util.progress import watched
 
 _BATCH = 64
+
+log = get_logger("apd.export")
 
 
 @dataclass(frozen=True)
@@ -53,19 +57,30 @@ def threat_of(source: Source) -> ThreatModel:
     return ThreatModel(parse_eps(source.settings.eps or str(config.eps), config.norm), config.norm)
 
 
-def measure(source: Source, exported: Runner) -> Price:
-    """Measure the price on the run's test images.
+def images_to_measure(source: Source, count: int) -> tuple[str, Decoded]:
+    """Return the name of the run's data, and test images of it; those that cannot be read are left out with a warning.
 
     Raises:
         InputError: the images are not found, or are of other classes.
     """
-    settings, config, classifier = source.settings, source.run.config, source.classifier
-    assert settings.measure is not None
+    config, classifier = source.run.config, source.classifier
     data = config.data.for_evaluation().load(config.train.seed).classes(config.data.classes)
     if data.class_names != classifier.class_names or not len(data.test):
         raise InputError(f"{data.name} has no test images of the run's classes; leave out --measure.")
-    preprocessing, skip = classifier.encoder.info.preprocessing, config.data.skip_bad_images
-    images = data.test.sample(settings.measure).decode(preprocessing, skip_bad=skip, progress=True)
+    chosen = data.test.sample(count)
+    images = chosen.decode(classifier.encoder.info.preprocessing, skip_bad=True, progress=True)
+    if not len(images):
+        raise InputError(f"None of the test images of {data.name} can be read; leave out --measure.")
+    if len(images) < len(chosen):
+        log.warning(
+            f"{len(chosen) - len(images)} of {len(chosen)} test images cannot be read; --measure leaves them out."
+        )
+    return data.name, images
+
+
+def measure(source: Source, exported: Runner, name: str, images: Decoded) -> Price:
+    """Measure the price on images of the run's data; see `images_to_measure`."""
+    settings, config, classifier = source.settings, source.run.config, source.classifier
     eps, norm, threat = settings.eps or str(config.train.eps), config.train.norm, threat_of(source)
     attack, subject = find_within(settings.attack, norm), Subject.of(classifier)
     right, others = [], []
@@ -87,6 +102,4 @@ def measure(source: Source, exported: Runner) -> Price:
         others.append(own[1] == fooled)
     shares = [round(100 * float(row.double().mean()), 2) for row in torch.cat(right, dim=1)]
     same = round(100 * float(torch.cat(others).double().mean()), 2)
-    return Price(
-        len(images), data.name, settings.attack, eps, norm, (shares[0], shares[1]), (shares[2], shares[3]), same
-    )
+    return Price(len(images), name, settings.attack, eps, norm, (shares[0], shares[1]), (shares[2], shares[3]), same)

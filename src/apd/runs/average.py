@@ -43,6 +43,8 @@ def average_runs(paths: Sequence[AnyPath], output: str | Path, *, overwrite: boo
         >>> import apd
         >>> apd.average_runs(["runs/seed0", "runs/seed1"], "runs/mean")  # doctest: +SKIP
     """
+    if isinstance(paths, str | Path):
+        raise InputError(f"paths must be a list of run folders, got {str(paths)!r}.")
     if len(paths) < 2:
         raise InputError(f"An average needs two runs or more, got {len(paths)}.")
     if user_path(output).resolve() in refuse_twice(paths):

@@ -19,7 +19,7 @@ from apd.serve.body import read_images, read_on
 from apd.serve.docs_page import HEADERS, render_docs
 from apd.serve.metrics import Metrics
 from apd.serve.model import Pixels, Served
-from apd.serve.refused import BUSY, STOPPED, Refused
+from apd.serve.refused import BUSY, STOPPED, Late, Refused, too_slow
 from apd.serve.schema import Answer, Description, Status, problems, request_body
 from apd.serve.settings import ServeSettings
 from apd.util.messages import get_logger
@@ -52,6 +52,10 @@ class Service:
             found = await self._classify(request)
             status = 200
             return JSONResponse({"results": found})
+        except Late as late:
+            refused = Refused(413, too_slow(self.settings.timeout)) if self.active == 1 else late
+            status = refused.status
+            raise refused from late
         except Refused as refused:
             status = refused.status
             raise
@@ -65,7 +69,7 @@ class Service:
             async with asyncio.timeout(self.settings.timeout):
                 shown = await self.batcher.classify(images)
         except TimeoutError as error:
-            raise Refused(503, BUSY) from error
+            raise Late from error
         return [self._result(values) for values in shown]
 
     async def _decode(self, file: bytes, name: str) -> Pixels:

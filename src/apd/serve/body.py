@@ -16,7 +16,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from apd.serve.model import Pixels
-from apd.serve.refused import BUSY, Refused
+from apd.serve.refused import Late, Refused
 from apd.serve.settings import ServeSettings
 from apd.util.text import printable
 
@@ -48,7 +48,7 @@ async def read_images(request: Request, settings: ServeSettings, decode: Decode)
                 return await _read(stream, form, settings, decode)
         except TimeoutError as error:
             if form.decoding:  # the body is here; other requests keep the decoders busy
-                raise Refused(503, BUSY) from error
+                raise Late from error
             raise Refused(
                 408, f"The body took longer than {settings.timeout:g} seconds; send fewer or smaller images."
             ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import socket
 from typing import TYPE_CHECKING
 
@@ -18,13 +17,11 @@ if TYPE_CHECKING:
 
 
 def serve(app: FastAPI, at: socket.socket, settings: ServeSettings) -> None:
-    """Answer requests until SIGTERM or Ctrl-C, and then what is in flight; returns after SIGTERM.
+    """Answer requests until SIGTERM or Ctrl-C, and then what is in flight; uvicorn sends itself the signal again when it is done.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C.
     """
-    # uvicorn sends itself the signal again when it is done, which must not end the process with an error.
-    signal.signal(signal.SIGTERM, lambda *_: None)
     end = math.ceil(2 * settings.timeout) + 1
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=end

@@ -52,7 +52,7 @@ class ServeSettings:
                 raise InputError(f"{name} must be a number, got {value!r}.")
         for name in ("max_image_mb", "max_megapixels", "timeout"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} must be above 0, got {getattr(self, name)}.")
+                raise InputError(f"{name} must be a finite number above 0, got {getattr(self, name)}.")
         if self.max_megapixels > _MEGAPIXELS:
             raise InputError(f"max_megapixels must be at most {_MEGAPIXELS}, got {self.max_megapixels:g}.")
         if not 0 <= self.max_wait_ms <= 1000 * self.timeout:

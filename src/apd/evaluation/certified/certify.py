@@ -110,7 +110,7 @@ def certify(
 def certify_run(
     path: AnyPath,
     *,
-    data: str | Dataset | None = None,
+    data: str | Path | Dataset | None = None,
     model: str | None = None,
     device: str = "auto",
     **settings: Unpack[CertifyOptions],

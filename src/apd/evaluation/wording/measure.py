@@ -110,7 +110,7 @@ def evaluate_wording(
 def evaluate_run_wording(
     path: AnyPath,
     *,
-    data: str | Dataset | None = None,
+    data: str | Path | Dataset | None = None,
     model: str | None = None,
     device: str = "auto",
     synonyms: str | Path | None = None,
