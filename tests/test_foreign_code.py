@@ -187,7 +187,6 @@ def test_missing_code_is_named_with_its_setting(name: str, value: Any, named: st
         (lambda: apd.load_data("elsewhere:gap"), "elsewhere:gap"),
         (lambda: apd.load_data("elsewhere:Still"), "Still"),
         (lambda: apd.load_data("memory:halves"), "halves"),
-        (lambda: apd.load_data(f"{__name__}:more"), "10 unlabelled images"),
         (lambda: apd.load_clip("gone:Model"), "gone:Model"),
         (lambda: apd.load_clip("elsewhere:fails"), "weights.pt"),
         (lambda: apd.load_clip("elsewhere:halves"), "DualEncoder"),
@@ -458,3 +457,8 @@ def test_tensors_of_a_data_set_are_its_own() -> None:
     assert data.test.decode(Preprocessing.plain(4)).images.unique().tolist() == [7]
     with refused("train", "(images, labels)"):
         Dataset.from_tensors("it", ["a", "b"], train=x, test=(x, y))  # type: ignore[arg-type]
+
+
+def test_unlabelled_images_that_a_function_gives_are_said_to_be_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    data = apd.load_data(f"{__name__}:more")
+    assert not len(data.unlabelled) and "10 unlabelled images" in caplog.text and "--unlabelled" in caplog.text

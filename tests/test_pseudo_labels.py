@@ -23,6 +23,7 @@ from apd.methods.base import MethodSettings, Preparation
 from apd.methods.teachers import CHOSEN
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
+from apd.models.prompts import PromptSpec
 from apd.runs.config import load_config
 from apd.settings.train import ChosenTeacher, TrainSettings
 from apd.training.batches import Batches, TrainingImages
@@ -43,9 +44,10 @@ def tune(clean: Method) -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 2)
 
 
+@pytest.mark.parametrize("specific", [False, True])
 @pytest.mark.parametrize("teacher", CHOSEN)
 def test_a_cross_entropy_method_has_the_labels_that_apd_s_teacher_gives(
-    clip: DualEncoder, teacher: ChosenTeacher
+    clip: DualEncoder, teacher: ChosenTeacher, specific: bool
 ) -> None:
     bare = PromptedCLIP(clip, None, ("red", "green", "blue"))
     train, val, rest = (
@@ -53,12 +55,13 @@ def test_a_cross_entropy_method_has_the_labels_that_apd_s_teacher_gives(
         for some in (decoded(12, 3, seed=seed) for seed in (0, 1, 2))
     )
     before = Preparation(train, PGD(1), ThreatModel(0.01), 0, tune, val)
-    taught = APD(APDSettings(teacher=teacher), bare)
+    prompts = PromptSpec(class_specific=specific)
+    taught = APD(APDSettings(teacher=teacher, prompts=prompts), bare)
     taught.prepare(before)
     step = Step(Batch.of(rest.pixels(), rest.labels), taught.student.bind())
     known = taught.inner(step, step.student.detach()).target
     soft = (known - (1 - taught.balance) * F.one_hot(rest.labels, 3)) / taught.balance
-    found, by = pseudo_labels(AdvVLP(MethodSettings(), bare), before, rest, teacher)
+    found, by = pseudo_labels(AdvVLP(MethodSettings(prompts=prompts), bare), before, rest, teacher)
     assert torch.equal(found, soft.argmax(dim=-1)) and by == taught.facts()["teacher"]
 
 

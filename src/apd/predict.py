@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def predict_files(
     Raises:
         InputError: no run, a CLIP model that is not the one it was trained on, a number out of range.
     """
-    if abstain_below is not None and not (isinstance(abstain_below, int | float) and 0 <= abstain_below <= 1):
+    if abstain_below is not None and not (isinstance(abstain_below, Real) and 0 <= abstain_below <= 1):
         raise InputError(f"abstain_below must be a probability from 0 to 1, got {abstain_below}.")
     classifier, calibration = load_run(run, model=model), Run.open(run).calibration
     for answers in classify_files(classifier, images, top=top, calibration=calibration):

@@ -19,6 +19,7 @@ from apd.data.sources.hub import table_files
 from apd.data.unreadable import Source
 from apd.evaluation.surroundings import ZERO_SHOT
 from apd.methods import find_method
+from apd.methods.teachers import PARTS
 from apd.runs.config import RunConfig
 from apd.runs.folder import Run
 from apd.runs.load import is_run
@@ -52,7 +53,7 @@ def training_identity(config: RunConfig) -> dict[str, Any]:
     # The first default has no name in the ids of outcomes that are kept.
     train = {key: value for key, value in found["train"].items() if key not in ("device", "pseudo_labels")}
     train |= {"pseudo_labels": by} if by not in (None, "auto") else {}
-    if by and config.method.settings.prompts.class_specific:
+    if by and "tuned" in PARTS[by] and config.method.settings.prompts.class_specific:
         train["pseudo_labels"] = (
             f"{by}, a context per class"  # before, tuned prompts that labelled images had one for all
         )

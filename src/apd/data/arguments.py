@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +38,7 @@ def _check_kinds(values: Mapping[str, Any]) -> None:
     if columns is not None and (isinstance(columns, str) or [*map(type, columns)] != [str, str]):
         raise InputError(f"columns must be two names, of the image and of the label column, got {columns!r}.")
     if memory is not None and not (
-        isinstance(memory, int | float | np.number) and not isinstance(memory, bool) and 0 <= memory < math.inf
+        isinstance(memory, int | float | np.number) and not isinstance(memory, bool) and memory >= 0
     ):
         raise InputError(f"memory_gb must be a number of 0 or more, got {memory!r}.")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):

@@ -46,8 +46,11 @@ from apd.data.sources.unlabelled import (
 from apd.data.splits import Pools, checked_templates, few_shot
 from apd.errors import InputError, nearest
 from apd.util.files import user_path
+from apd.util.messages import get_logger
 from apd.util.plugins import Registry, is_spec
 from apd.util.text import quoted
+
+log = get_logger("apd.data")
 
 BUILT_IN: dict[str, Callable[[], Pools]] = {"digits": load_digits}
 
@@ -254,9 +257,9 @@ def _made(text: str) -> Pools:
     if not isinstance(data, Dataset):
         raise InputError(f"The data set {text!r} is a {type(data).__name__}, not an apd.Dataset.")
     if len(data.unlabelled):
-        raise InputError(
-            f"The data set {text!r} comes with {len(data.unlabelled)} unlabelled images, which training would leave out: let its "
-            "function return labelled images alone, and name the others with --unlabelled SOURCE (Python: unlabelled=)."
+        log.warning(
+            f"The data set {text!r} comes with {len(data.unlabelled)} unlabelled images, which are left out: to train on them, "
+            "name them with --unlabelled SOURCE (Python: unlabelled=)."
         )
     splits = (data.train, data.val if len(data.val) else None, data.test)
     return Pools(data.name, text, data.class_names, *splits, data.templates, data.mirror, test_only=not len(data.train))

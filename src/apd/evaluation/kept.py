@@ -122,9 +122,9 @@ def evaluate_zero_shot(
     """
     chosen = parse_settings(settings, "evaluate_zero_shot", ("templates", "folder", "device", "save_images"))
     _check_folder(folder, save_images)
-    images = data if isinstance(data, Dataset) else load_data(data, shots="all", templates=templates)
-    if templates is not None and not isinstance(data, str):
+    if templates is not None and isinstance(data, Dataset):
         raise InputError("evaluate_zero_shot: a data set has its templates already; give them to apd.load_data.")
+    images = data if isinstance(data, Dataset) else load_data(data, shots="all", templates=templates)
     wanted = part_of(images, chosen.classes)
     with speaking(chosen.quiet):
         log.info(f"{wanted.summary()}; CLIP model {printable(model)}")

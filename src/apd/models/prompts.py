@@ -217,7 +217,7 @@ class Prompts(ShownInShort):
         seed: int = 0,
         n_classes: int | None = None,
     ) -> Prompts:
-        """Prompts whose first text tokens start from words, of all experts but the first with noise on top; the rest is random.
+        """Make prompts whose first text tokens are words, and all others random; experts after the first add noise to the words.
 
         Args:
             spec: what they look like; ``spec.words`` wins over ``words``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import AsyncIterator
@@ -37,6 +38,8 @@ class Service:
         self.batcher = Batcher(served.classify, settings.max_batch, wait, settings.queued, self.metrics)
         self.decoders = _decoders()
         self.active = 0
+        self.crowded = False
+        self._late = -math.inf
         temperature = 1.0 if served.calibration is None else served.calibration.temperature
         self.metrics.describe(len(served.class_names), temperature, self.batcher.waiting)
 
@@ -45,6 +48,8 @@ class Service:
         started, status = time.perf_counter(), 500
         busy = self.active >= self.settings.max_requests
         self.active += not busy
+        # For whoever is in flight: they share, with this one or with what a late one has left undone.
+        self.crowded = busy or self.active > 1 or started < self._late + self.settings.timeout
         try:
             if busy:
                 await read_on(request)
@@ -53,9 +58,12 @@ class Service:
             status = 200
             return JSONResponse({"results": found})
         except Late as late:
-            refused = Refused(413, too_slow(self.settings.timeout)) if self.active == 1 else late
-            status = refused.status
-            raise refused from late
+            self._late = time.perf_counter()
+            if self.crowded:
+                status = late.status
+                raise
+            status = 413
+            raise Refused(status, too_slow(self.settings.timeout)) from late
         except Refused as refused:
             status = refused.status
             raise

@@ -374,8 +374,8 @@ class Loop:
         own = {name.removeprefix("method."): tensor for name, tensor in tensors.items() if name.startswith("method.")}
         if own.keys() != self.method.state().keys():
             raise InputError(
-                f"The checkpoint in {self.run.path if self.run else ''} is of another method; start again with --overwrite "
-                "(Python: overwrite=True)."
+                f"The checkpoint in {self.run.path if self.run else ''} is of another method, or of another version of "
+                "apd; start again with --overwrite (Python: overwrite=True)."
             )
         self.method.restore(own)
         if "pseudo_labels" in tensors:
