@@ -167,7 +167,7 @@ def test_figures_of_the_family_with_such_contexts_are_those_of_the_committed_out
             assert lines[0].endswith(f"| {' | '.join(figures)} |")
             assert not difference or lines[1].endswith(f"| {difference} |")
             checked += 1
-    assert checked == 32
+    assert checked == 26
 
 
 def test_the_readme_has_the_figures_of_the_committed_outcomes() -> None:
@@ -257,8 +257,8 @@ def test_what_is_said_of_the_best_teacher_and_of_unseen_classes_is_in_the_commit
     said = said_difference(*whole, "pmg+unlabelled, alpha 0.2", "apd+unlabelled", "harmonic mean", less=True)
     assert all(said.partition(" [")[0] in text and f"[{said.partition('[')[2]}" in text for text in (section, README))
     for method in ("apd", "control", "trades"):
-        for better, usual in ((f"{method}+unlabelled", f"{method}+unlabelled, auto"), (f"{method}+unlabelled", method)):
-            assert said_difference(*whole, better, usual, "harmonic mean") in section, (better, usual)
+        assert said_difference(*whole, f"{method}+unlabelled", method, "harmonic mean") in section, method
+    assert said_difference(*whole, "apd+unlabelled", "apd+unlabelled, auto", "harmonic mean") in section
     unseen = page.split("- **Base to new**, mean of")[1].split("\n### ")[0]
     mean = "mean over eurosat, caltech101, tiny-imagenet"
     for label in ("control", "pmg"):
