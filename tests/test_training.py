@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import apd
-from apd.attacks import ThreatModel
+from apd.attacks import Objective, ThreatModel, TrainingAttack
 from apd.data import load_data
 from apd.data.batch import Batch
-from apd.errors import ApdError
+from apd.errors import ApdError, InputError
 from apd.methods import Step
 from apd.methods.clean import VLP
 from apd.models import DualEncoder
@@ -118,11 +118,18 @@ def test_what_a_loss_returns_is_checked_and_its_method_named(
     assert error.value.exit_code == 1
 
 
+class Refusing(TrainingAttack):
+    """An attack of somebody's own that finds at the first step what it cannot do."""
+
+    def __call__(self, objective: Objective, x: Tensor, threat: ThreatModel, seeds: Tensor) -> Tensor:
+        raise InputError("not these images")
+
+
 def test_what_the_first_step_refuses_costs_no_finished_run(tmp_path: Path, clip: DualEncoder, colours: Path) -> None:
     start(tmp_path / "run", clip, colours)
     files = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
-    data, options = load_data(colours, shots=4), {"method": "advvlp", "attack": {"kind": "n-fgsm"}, "eps": 0.6}
-    with refused("train.eps=0.6", "n-fgsm"):
+    data, options = load_data(colours, shots=4), {"method": "advvlp", "attack": Refusing}
+    with refused("not these images"):
         apd.train(clip, data, output=tmp_path / "run", overwrite=True, **options)
     assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == files
 

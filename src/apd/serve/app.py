@@ -137,6 +137,7 @@ def build(served: Served, settings: ServeSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        app.state.began = True
         service.open()
         yield
         await asyncio.to_thread(service.close)
@@ -144,7 +145,7 @@ def build(served: Served, settings: ServeSettings) -> FastAPI:
     # FastAPI's own pages load scripts from another host; `docs_page` does not.
     own: Any = {"docs_url": None, "redoc_url": None}
     app = FastAPI(title="apd serve", version=__version__, description=_about(service), lifespan=lifespan, **own)
-    app.state.service = service
+    app.state.service, app.state.began = service, False
     _add_errors(app)
     _add_routes(app, service)
     return app

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import socket
 from typing import TYPE_CHECKING
 
@@ -17,11 +19,18 @@ if TYPE_CHECKING:
 
 
 def serve(app: FastAPI, at: socket.socket, settings: ServeSettings) -> None:
-    """Answer requests until SIGTERM or Ctrl-C, and then what is in flight; uvicorn sends itself the signal again when it is done.
+    """Answer requests until SIGTERM or Ctrl-C, and then what is in flight; returns after SIGTERM.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C.
     """
+
+    def ended(*_: object) -> None:
+        """Before uvicorn listens to it nothing is in flight; when uvicorn is done it sends itself the signal again."""
+        if not app.state.began:
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, ended)
     end = math.ceil(2 * settings.timeout) + 1
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=end
