@@ -14,7 +14,7 @@ from apd.report import build, report
 from benchmarks.faults_kill import Moment, forked
 
 from .command_line import Cli
-from .refusals import check_error
+from .refusals import check_error, refused
 
 OLD, NEW = "<!doctype html>old", "<!doctype html>and new"
 
@@ -117,3 +117,12 @@ def test_one_process_at_a_time_exports_to_a_place(cli: Cli, run: Path, tmp_path:
         "y.pt2",
         "y.pt2.json",
     ]
+
+
+def test_a_clone_keeps_its_history(tmp_path: Path) -> None:
+    folder = tmp_path / "photos-robust"
+    (folder / ".git").mkdir(parents=True)
+    (folder / "classifier.json").write_text("{}")  # as of an earlier export
+    with refused(str(folder), "another folder"), Place(folder, is_folder=True).held(overwrite=True):
+        pass
+    assert (folder / ".git").is_dir() and (folder / "classifier.json").read_text() == "{}"

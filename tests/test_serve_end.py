@@ -14,6 +14,12 @@ from pathlib import Path
 import pytest
 
 
+def start(run: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "apd", "serve", str(run), "--port", "0", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
 def handles_sigterm(process: int) -> bool:
     status = Path(f"/proc/{process}/status").read_text()
     (caught,) = re.findall(r"^SigCgt:\s*(\w+)", status, re.MULTILINE)
@@ -24,9 +30,7 @@ def handles_sigterm(process: int) -> bool:
 @pytest.mark.parametrize("loaded", [False, True])
 def test_sigterm_ends_it_with_0_while_the_model_loads_too(trained: Path, loaded: bool) -> None:
     """The first process of a container ignores a signal that it does not handle, and then served on."""
-    command = [sys.executable, "-m", "apd", "serve", str(trained), "--port", "0", "--device", "cpu"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    server = start(trained)
     assert server.stderr is not None
     while not (server.poll() is not None or (loaded and "on http" in server.stderr.readline())):
         if not loaded and handles_sigterm(server.pid):
@@ -39,9 +43,7 @@ def test_sigterm_ends_it_with_0_while_the_model_loads_too(trained: Path, loaded:
 
 @pytest.mark.parametrize("in_flight", [True, False])
 def test_ctrl_c_twice_shows_no_traceback(trained: Path, in_flight: bool) -> None:
-    command = [sys.executable, "-m", "apd", "serve", str(trained), "--port", "0", "--device", "cpu"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    server = start(trained)
     assert server.stderr is not None
     address = None
     while address is None:
