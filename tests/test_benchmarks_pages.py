@@ -205,14 +205,17 @@ def test_what_is_said_of_the_search_for_weights_is_in_the_committed_outcomes() -
     text = (ROOT / "docs" / "results" / "weights" / "table.md").read_text().replace("**", "")
     whole = "mean over eurosat, cifar10, dtd10, caltech101"
     rows = re.findall(r"\n\| ([^|]+) \| 1 \| (\S+) \| (\S+) \| (\S+) \|", text.split(f"\n### {whole}")[1])
-    assert len(rows) == 19
+    assert len(rows) == 20
     assert all(" / ".join(figures) in page or " | ".join(figures) in page for _, *figures in rows), rows
     for label, other in (
         ("control, clean 0.25", "control"),
         ("apd, inner teacher-kl", "apd"),
         ("pmg, alpha 0.2", "pmg"),
+        ("apd+unlabelled, best, half labelled", "apd+unlabelled, best"),
     ):
         assert said_difference("weights", whole, label, other, "harmonic mean") in page, label
+    for label in ("control+unlabelled, best", "trades+unlabelled, best"):
+        assert said_difference("weights", "eurosat, 16", label, "apd+unlabelled, best", "apgd-ce+dlr") in page, label
     tested, won = ("class-specific-family", "mean over caltech101"), "apd, auto, inner teacher-kl"
     for label in ("trades", "control, clean 0.25", "pmg, alpha 0.2"):
         said = said_difference(*tested, label, won, "harmonic mean", less=True)
