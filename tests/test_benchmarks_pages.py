@@ -167,7 +167,7 @@ def test_figures_of_the_family_with_such_contexts_are_those_of_the_committed_out
             assert lines[0].endswith(f"| {' | '.join(figures)} |")
             assert not difference or lines[1].endswith(f"| {difference} |")
             checked += 1
-    assert checked == 27
+    assert checked == 30
 
 
 def test_the_readme_has_the_figures_of_the_committed_outcomes() -> None:
@@ -259,6 +259,11 @@ def test_what_is_said_of_the_best_teacher_and_of_unseen_classes_is_in_the_commit
                 assert said.partition(" [")[0] in section and f"[{said.partition('[')[2]}" in section, said
     said = said_difference(*whole, "pmg+unlabelled, alpha 0.2", "apd+unlabelled", "harmonic mean", less=True)
     assert all(said.partition(" [")[0] in text and f"[{said.partition('[')[2]}" in text for text in (section, README))
+    attacked = ("class-specific-family", "mean over eurosat, dtd10, cifar10, caltech101")
+    for label in ("control+unlabelled", "trades+unlabelled"):
+        assert said_difference(*attacked, label, "apd+unlabelled", "clean", less=True) in section, label
+        less = label == "trades+unlabelled"
+        assert said_difference(*attacked, label, "apd+unlabelled", "autoattack", less=less) in section, label
     for method in ("apd", "control", "trades"):
         assert said_difference(*whole, f"{method}+unlabelled", method, "harmonic mean") in section, method
     assert said_difference(*whole, "apd+unlabelled", "apd+unlabelled, auto", "harmonic mean") in section
