@@ -12,15 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
+from typer.core import TyperGroup
 
 import apd
+import apd.cli
 from apd.cli.common import split_names
 from apd.demo import DemoSettings, run_demo
+from apd.evaluation.certified.settings import CertifySettings
+from apd.evaluation.settings import EvaluationSettings
 from apd.runs.config import load_config
 from apd.runs.folder import Run
 from apd.settings.options import TrainOptions
 from apd.util.device import pick_device
+from apd.util.section import Section
 
 from .command_line import QUICK, Answer, Cli, Said, in_process
 from .models import save_colours
@@ -100,6 +106,36 @@ def test_list_settings_names_every_setting_of_a_training_with_its_default(cli: C
     assert re.search(r"train\.optimizer\.lr .*\(default: 0\.003\)", shown.out)
     assert "--set NAME=VALUE" in shown.err
     assert "train.optimizer.lr" not in cli("list").out
+
+
+def defaults_in_help(command: str) -> dict[str, str]:
+    """Which default the help of a command gives for each parameter, where that is a value; that without a run, if it says so."""
+    group = typer.main.get_command(apd.cli.app)
+    assert isinstance(group, TyperGroup)
+    helps = {str(each.name): getattr(each, "help", None) or "" for each in group.commands[command].params}
+    found = {name: re.search(r"\(default: (?:.*without a run )?(\S+)\)$", text) for name, text in helps.items()}
+    return {name: match[1] for name, match in found.items() if match}
+
+
+def test_defaults_in_the_help_of_train_are_those_of_the_settings() -> None:
+    """Help is written by hand: it must be there before any setting is imported."""
+    given = defaults_in_help("train")
+    sections = {"method": "method.name", "shots": "data.shots"}
+    sections |= {name: f"train.{name}" for name in ("eps", "seed", "epochs", "device")}
+    flags = {sections.get(name, name): text for name, text in given.items() if name != "output"}
+    assert len(flags) == 7
+    assert load_config(flags={"data.source": "x", **flags}) == load_config(flags={"data.source": "x"})
+
+
+@pytest.mark.parametrize(
+    "command, settings, count", [("evaluate", EvaluationSettings, 5), ("certify", CertifySettings, 7)]
+)
+def test_defaults_in_help_are_those_of_the_settings(command: str, settings: type[Section], count: int) -> None:
+    renamed = {{"attack": "attacks"}.get(name, name): text for name, text in defaults_in_help(command).items()}
+    given = {name: text for name, text in renamed.items() if name in settings.model_fields}
+    fields = {name: settings.model_fields[name].default for name in given}
+    fields |= {"attacks": ",".join(fields["attacks"]).removeprefix("clean,")} if "attacks" in fields else {}
+    assert len(given) == count and given == {name: str(value) for name, value in fields.items()}
 
 
 def test_training_says_which_clip_it_trains(cli: Cli, shallow_folder: Path, colours: Path, tmp_path: Path) -> None:

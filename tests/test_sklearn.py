@@ -87,6 +87,30 @@ def test_an_image_that_cannot_be_read_is_named_without_options_that_there_are_no
     assert "skip" not in str(told.value)
     with refused("X must be a list", "None"):
         fitted.predict(None)
+    with refused("half.png", "leave it out") as told:
+        small("glyphs").fit([*photos[0], tmp_path / "half.png"] * 2, [*photos[1], "red"] * 2)
+    assert "skip" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [None, float("nan"), np.float32("nan"), pandas.NA, pandas.NaT],
+    ids=["None", "nan", "float32", "NA", "NaT"],
+)
+@pytest.mark.parametrize("labels", [["red", "blue"], [0, 1], [0.0, 1.0]], ids=["words", "numbers", "floats"])
+def test_an_image_without_a_label_is_refused(
+    photos: tuple[list[str], list[str]], labels: list[object], missing: object
+) -> None:
+    given = [labels[0], labels[1], missing, *labels]
+    for y in (given, np.array(given, dtype=object), pandas.Series(given)):
+        with refused("y[2]", "unlabelled"):
+            small("glyphs").fit(photos[0][:5], y)
+
+
+def test_a_class_may_be_called_nan(photos: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apd.sklearn.train", lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
+    with pytest.raises(InterruptedError):
+        small("glyphs").fit(photos[0][:4], ["nan", "naan"] * 2)
 
 
 def test_accuracy_under_attack_is_measured_beside_zero_shot(

@@ -33,7 +33,7 @@ from apd.data.settings import DataSettings
 from apd.data.sources.class_names import readable_names, warn, warn_of_nameless
 from apd.data.sources.unlabelled import anonymous, without_known
 from apd.data.splits import Pools, checked_templates, few_shot
-from apd.data.unreadable import Source
+from apd.data.unreadable import WAY_OUT, Source
 from apd.errors import InputError, nearest
 from apd.evaluation import evaluate
 from apd.evaluation.options import EvaluationOptions
@@ -59,6 +59,9 @@ NAME = "sklearn"
 
 OWN = {"eps": "eps", "epochs": "epochs", "seed": "random_state"}
 """Settings of the section ``train`` that are parameters of the classifier."""
+
+_WAY_OUT = "Replace it, or leave it out."
+"""What to do about an image that cannot be read, where there is no option for it."""
 
 Pixels = str | Path | Image.Image | NDArray[np.uint8]
 Pictures = Sequence[Pixels] | NDArray[np.uint8]
@@ -140,7 +143,10 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             data = replace(data, unlabelled=_without_labels(_held(self.unlabelled), set(contents)))
         clip = self.model if isinstance(self.model, DualEncoder) else shared_clip(str(self.model))
         more: dict[str, Any] = {**(self.settings or {}), "epochs": self.epochs, "seed": seed}
-        run = train(clip, data, method=self.method, eps=self.eps, quiet=not self.verbose, **more)
+        try:
+            run = train(clip, data, method=self.method, eps=self.eps, quiet=not self.verbose, **more)
+        except InputError as error:
+            raise InputError(str(error).replace(WAY_OUT, _WAY_OUT)) from error
         self.classes_, self.run_ = classes, run
         # An estimator that comes from another process has no run folder any more: it was removed with that process.
         self.threat_ = {"eps": run.config.train.eps, "norm": run.config.train.norm}
@@ -195,6 +201,11 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
     def _labels(self, y: ArrayLike) -> NDArray[Any]:
         if y is None:
             raise InputError("RobustCLIPClassifier requires y to be passed, but the target y is None.")
+        for index, label in enumerate(np.asarray(y, dtype=object).ravel()):
+            if _is_missing(label):
+                raise InputError(
+                    f"y[{index}] is missing ({label}): leave such images out of X and y, or give them as unlabelled."
+                )
         labels: NDArray[Any] = column_or_1d(y, warn=True)
         check_classification_targets(labels)
         return labels
@@ -253,6 +264,13 @@ class RobustCLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         tags.input_tags.string = True
         tags.no_validation = True
         return tags
+
+
+def _is_missing(label: object) -> bool:
+    try:
+        return label is None or bool(label != label)  # NaN, of which numpy makes the word nan among words
+    except TypeError:  # pandas.NA, which is neither equal nor unequal to itself
+        return True
 
 
 def _known(classes: NDArray[Any], label: object) -> str:
