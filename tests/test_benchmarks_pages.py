@@ -205,7 +205,7 @@ def test_what_is_said_of_the_search_for_weights_is_in_the_committed_outcomes() -
     text = (ROOT / "docs" / "results" / "weights" / "table.md").read_text().replace("**", "")
     whole = "mean over eurosat, cifar10, dtd10, caltech101"
     rows = re.findall(r"\n\| ([^|]+) \| 1 \| (\S+) \| (\S+) \| (\S+) \|", text.split(f"\n### {whole}")[1])
-    assert len(rows) == 20
+    assert len(rows) == 22
     assert all(" / ".join(figures) in page or " | ".join(figures) in page for _, *figures in rows), rows
     for label, other in (
         ("control, clean 0.25", "control"),
@@ -216,6 +216,15 @@ def test_what_is_said_of_the_search_for_weights_is_in_the_committed_outcomes() -
         assert said_difference("weights", whole, label, other, "harmonic mean") in page, label
     for label in ("control+unlabelled, best", "trades+unlabelled, best"):
         assert said_difference("weights", "eurosat, 16", label, "apd+unlabelled, best", "apgd-ce+dlr") in page, label
+    longer = "+unlabelled, best, 660 steps"
+    for label, other, column, less in (
+        (f"apd{longer}", "apd+unlabelled, best", "apgd-ce+dlr", False),
+        (f"apd{longer}", "apd+unlabelled, best", "harmonic mean", False),
+        (f"control{longer}", f"apd{longer}", "clean", True),
+        (f"control{longer}", f"apd{longer}", "harmonic mean", True),
+    ):
+        assert said_difference("weights", whole, label, other, column, less=less) in page, (label, column)
+    assert said_difference("weights", "dtd10, 16", f"control{longer}", f"apd{longer}", "harmonic mean") in page
     tested, won = ("class-specific-family", "mean over caltech101"), "apd, auto, inner teacher-kl"
     for label in ("trades", "control, clean 0.25", "pmg, alpha 0.2"):
         said = said_difference(*tested, label, won, "harmonic mean", less=True)
