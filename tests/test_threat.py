@@ -6,7 +6,10 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
+from apd.attacks.objectives import Loss, Objective, cross_entropy, margin
+from apd.attacks.pgd import PGD
 from apd.attacks.threat import Norm, ThreatModel, format_eps, parse_eps
 from apd.errors import InputError
 
@@ -118,6 +121,29 @@ def test_ascend_is_the_steepest_step() -> None:
     assert ThreatModel(0.1).ascend(x, gradient, 0.5).tolist() == [[[[0.5, -0.5]]], [[[0.0, 0.0]]]]
     l2 = ThreatModel(0.1, "l2").ascend(x, gradient, 0.5)
     torch.testing.assert_close(l2, torch.tensor([[[[0.3, -0.4]]], [[[0.0, 0.0]]]]))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("size", [1e-38, 1e-25, 1e-13, 1e30])
+def test_a_step_is_as_long_where_the_gradient_is_tiny(norm: Norm, size: float) -> None:
+    """Where a model is certain, that of the cross-entropy is 1e-13 and less, and squares of 1e-23 are 0 in float32."""
+    x, gradient = torch.full((2, 3, 4, 4), 0.5), torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    threat = ThreatModel(0.1, norm)
+    torch.testing.assert_close(threat.ascend(x, gradient * size, 0.05), threat.ascend(x, gradient, 0.05))
+
+
+def test_pgd_finds_as_much_where_the_cross_entropy_is_all_but_zero() -> None:
+    weights = 100 * torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
+    x, labels = torch.full((64, 3, 2, 2), 0.5), torch.zeros(64, dtype=torch.int64)
+
+    def logits(images: Tensor) -> Tensor:
+        return (images - 0.5).flatten(1) @ weights + torch.tensor([50.0, 0.0, 0.0])
+
+    def robust(loss: Loss) -> float:
+        found = PGD(20)(Objective(logits, loss, labels), x, ThreatModel(0.15, "l2"), torch.arange(64))
+        return float((logits(found).argmax(dim=1) == labels).float().mean())
+
+    assert robust(cross_entropy) == robust(margin) == 0
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,6 @@ class TrainingAttack:
     A subclass with `__call__` is enough for one of your own. Its constructor takes what ``train.attack.options`` holds.
     """
 
-    obeys_random_start: ClassVar[bool] = False
-    """Whether ``train.attack.random_start`` decides where it starts."""
     moves_with_prompts: ClassVar[bool] = False
     """Whether the outer loss's own backward pass moves the pixels, so that no pass is spent on the attack."""
 
@@ -52,6 +50,11 @@ class TrainingAttack:
     def needs_budget(self) -> bool:
         """Whether it leaves images as they are where eps is 0, so that it need not run."""
         return True
+
+    @property
+    def starts_at_clean(self) -> bool:
+        """Whether its first gradient is that at the clean image itself."""
+        return False
 
     def check_threat(self, threat: ThreatModel) -> None:
         """Check that it can attack within a budget: told with the settings, before anything is loaded.

@@ -50,6 +50,11 @@ class NFGSM(TrainingAttack):
     def __post_init__(self) -> None:
         check_numbers("n-fgsm", above_0={"step_size": self.step_size}, from_0={"noise": self.noise})
 
+    @property
+    def starts_at_clean(self) -> bool:
+        """Without noise."""
+        return self.noise == 0
+
     def check_threat(self, threat: ThreatModel) -> None:
         """Refuse noise beyond the range of pixels."""
         if threat.norm == "linf" and self.noise * threat.eps > 1:

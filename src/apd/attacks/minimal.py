@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apd.attacks.evaluation import UNWATCHED, AttackBatch, EvaluationAttack, Found, Watch
 from apd.attacks.objectives import margin, margin_and_gradient
-from apd.attacks.threat import Norm, ThreatModel
+from apd.attacks.threat import Norm, ThreatModel, unit
 from apd.errors import InputError
 
 _BISECTIONS = 10
@@ -84,8 +84,7 @@ class FMN(MinimalNorm):
             estimate = (lengths - values / ball.slope(gradient).clamp_min(1e-12)) * (1 + gamma)
             grown = torch.where(nearest.isinf(), estimate, radius * (1 + gamma))
             radius = torch.where(fooled, torch.minimum(radius * (1 - gamma), nearest), grown)
-            direction = gradient / _wide(gradient.flatten(1).norm(dim=1).clamp_min(1e-12))
-            moved = (here + self.step * share * direction).clamp(0, 1)
+            moved = (here + self.step * share * unit(gradient)).clamp(0, 1)
             here = ThreatModel(1.0, norm, shares=radius.clamp(0, 1e6)).project(moved, x)
         best = drawn_in(model, best, x, batch.labels)
         return best, torch.where(nearest.isinf(), nearest, ThreatModel(1.0, norm).distance(best, x))

@@ -32,7 +32,6 @@ class Replayed(TrainingAttack):
         replays: optimiser steps on a batch.
     """
 
-    obeys_random_start: ClassVar[bool] = True
     moves_with_prompts: ClassVar[bool] = True
     keeps_images: ClassVar[bool] = False
     """Whether images are kept from epoch to epoch."""
@@ -46,6 +45,11 @@ class Replayed(TrainingAttack):
     def from_settings(cls, settings: AttackSettings) -> Replayed:
         """Build the attack that the section ``train.attack`` describes."""
         return cls(settings.step_size, settings.random_start, settings.replays)
+
+    @property
+    def starts_at_clean(self) -> bool:
+        """Without a random start."""
+        return self.pgd.starts_at_clean
 
     @property
     def passes(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -49,8 +49,6 @@ class PGD(TrainingAttack):
         True
     """
 
-    obeys_random_start: ClassVar[bool] = True
-
     steps: int = 10
     step_size: float = 0.25
     random_start: bool = True
@@ -65,6 +63,11 @@ class PGD(TrainingAttack):
         """Build the attack that the section ``train.attack`` describes."""
         leave = None if settings.stop_margin is None else beyond_margin(settings.stop_margin)
         return cls(settings.steps, settings.step_size, settings.random_start, leave)
+
+    @property
+    def starts_at_clean(self) -> bool:
+        """Without a random start."""
+        return not self.random_start
 
     @property
     def passes(self) -> int:

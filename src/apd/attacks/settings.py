@@ -12,6 +12,9 @@ from apd.attacks.training import TRAINING_ATTACKS
 from apd.util.section import RECORDED, GrowingSection
 from apd.util.text import one_line, short
 
+ELSEWHERE = "start elsewhere (train.attack.random_start=true; n-fgsm: the option noise above 0)"
+"""What to do about an attack that starts where its objective has no gradient."""
+
 
 class AttackSettings(GrowingSection):
     """The attack that makes the training images adversarial."""
@@ -72,10 +75,9 @@ class AttackSettings(GrowingSection):
             raise ValueError(
                 f"train.attack.loss has no effect with kind={self.kind}: pixels climb the method's own loss"
             )
-        if self.loss == "kl" and self.attack_class.obeys_random_start and not self.random_start:
+        if self.loss == "kl" and (start := self.clean_start):
             raise ValueError(
-                "train.attack.loss=kl has no gradient at the clean image, where train.attack.random_start=false starts; "
-                "set it to true"
+                f"train.attack.loss=kl has no gradient at the clean image, where {start} starts; {ELSEWHERE}"
             )
         return self
 
@@ -86,6 +88,17 @@ class AttackSettings(GrowingSection):
             raise ValueError(
                 f"train.attack.options={short(self.options)} do not make a {self.kind} ({one_line(error)})"
             ) from error
+
+    @property
+    def clean_start(self) -> str | None:
+        """The setting by which the attack starts at the clean image itself; None if it starts elsewhere."""
+        if not self.attack_class.from_settings(self).starts_at_clean:
+            return None
+        return (
+            f"train.attack.options={short(self.options)}"
+            if self.attack_class.takes_options()
+            else "train.attack.random_start=false"
+        )
 
     @property
     def attack_class(self) -> type[TrainingAttack]:

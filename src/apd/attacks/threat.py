@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import BeforeValidator
 from torch import Tensor
 
@@ -71,6 +72,16 @@ def format_eps(eps: float, norm: str = "linf") -> str:
     levels = round(eps * 255, 2)
     in_levels = 0 < levels <= 64 and abs(eps * 255 - levels) < 1e-6
     return f"{levels:g}/255" if in_levels else f"{eps:g}"
+
+
+def unit(gradient: Tensor) -> Tensor:
+    """Return gradients (B,...) as directions, each of L2 length 1; one that is 0 throughout stays so.
+
+    Scaled by the largest entry first: where a model is certain, the cross-entropy's gradient is so small that its square is 0.
+    """
+    flat = gradient.flatten(1)
+    scaled = flat / flat.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
+    return F.normalize(scaled, dim=1).view_as(gradient)
 
 
 def _per_sample(x: Tensor, like: Tensor) -> Tensor:
@@ -158,8 +169,7 @@ class ThreatModel:
             return l1.ascend(x_adv, gradient, lengths, step)
         if self.norm == "linf":
             return x_adv + lengths * gradient.sign()
-        norm = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
-        return x_adv + lengths * gradient / _per_sample(norm, gradient)
+        return x_adv + lengths * unit(gradient)
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return the distance (B,) of images from the clean ones in this norm."""

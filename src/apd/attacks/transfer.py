@@ -90,7 +90,7 @@ class Transfer(EvaluationAttack):
             with torch.enable_grad():
                 here.requires_grad_()
                 (gradient,) = torch.autograd.grad(objective(here).sum(), here)
-            size = gradient.abs().flatten(1).mean(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+            size = gradient.abs().flatten(1).mean(dim=1).clamp_min(torch.finfo(here.dtype).tiny).view(-1, 1, 1, 1)
             velocity = self.decay * velocity + gradient / size
             here = threat.project(threat.ascend(here.detach(), velocity, 0.1 * threat.eps), x)
         return here

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from apd.attacks.base import Attack
 from apd.attacks.objectives import Objective, cross_entropy
+from apd.attacks.settings import ELSEWHERE
 from apd.attacks.threat import ThreatModel
 from apd.errors import ApdError, InputError
 from apd.methods.step import Step
@@ -105,10 +106,9 @@ class MethodSettings(GrowingSection):
                 f"train.attack.stop_margin needs an attack on labels, and this method's inner objective{own} is about none; set "
                 f"it to null{way_out}"
             )
-        if not attack.random_start and attack.attack_class.obeys_random_start and self.zero_gradient_at_clean(train):
+        if (start := attack.clean_start) and self.zero_gradient_at_clean(train):
             raise ValueError(
-                "train.attack.random_start=false leaves this method's attack at the clean image, where what it climbs has no "
-                "gradient; set it to true"
+                f"{start} leaves this method's attack at the clean image, where what it climbs has no gradient; {ELSEWHERE}"
             )
         if train.eps_warmup_wait and attack.kind == "carried" and self.zero_gradient_at_clean(train):
             raise ValueError(

@@ -55,8 +55,8 @@ so its epochs are short."""
 def train(encoder: DualEncoder, data: Dataset, images: TrainingImages, config: RunConfig, run: Run) -> Run:
     """Train the method of ``config`` and leave its prompts in ``run``.
 
-    Goes on from the run's checkpoint where there is one, and ends bit-identical to a run that was never stopped: every
-    random draw comes from the seed and the place in training, never from a generator's state.
+    Goes on from the run's checkpoint where there is one, and ends bit-identical, on a CPU, to a run that was never stopped:
+    every random draw comes from the seed and the place in training, never from a generator's state.
 
     Args:
         encoder: the frozen CLIP.
