@@ -266,6 +266,12 @@ def test_what_is_said_of_the_best_teacher_and_of_unseen_classes_is_in_the_commit
             for more in ("", "+unlabelled"):
                 said = said_difference(*whole, f"{label}{more}", f"apd{more}", column, less=less or not more)
                 assert said.partition(" [")[0] in section and f"[{said.partition('[')[2]}" in section, said
+    longer = "+unlabelled, 660 steps"
+    for data in ("eurosat", "cifar10", "dtd10"):
+        for label, other in ((f"apd{longer}", "apd+unlabelled"), (f"control{longer}", "control+unlabelled")):
+            assert said_difference(whole[0], f"{data}, 16", label, other, "harmonic mean") in section, (data, label)
+        said = said_difference(whole[0], f"{data}, 16", f"apd{longer}", f"control{longer}", "harmonic mean")
+        assert said in section, (data, said)
     said = said_difference(*whole, "pmg+unlabelled, alpha 0.2", "apd+unlabelled", "harmonic mean", less=True)
     assert all(said.partition(" [")[0] in text and f"[{said.partition('[')[2]}" in text for text in (section, README))
     attacked = ("class-specific-family", "mean over eurosat, dtd10, cifar10, caltech101")

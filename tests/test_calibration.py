@@ -165,7 +165,9 @@ def test_the_same_classes_in_another_order_are_calibrated_on(run: Path, colours:
     other = replace(data, class_names=data.class_names[::-1], test=turned)
     given = (data, other, colours)
     found = [apd.evaluation.calibrate_run(run, data=each, split="test", quiet=True) for each in given]
-    assert all(one.record() == pytest.approx(found[0].record()) for one in found)
+    # Up to rounding, which depends on the order of the classes: the calibration error is a difference of nearly equal numbers.
+    first, *others = ([one.temperature, one.images, one.ece_before, one.ece_after] for one in found)
+    assert all(one == pytest.approx(first, rel=1e-4) for one in others) and {one.split for one in found} == {"test"}
 
 
 def test_calibrate_refuses_what_it_cannot_use(cli: Cli, run: Path, tmp_path: Path) -> None:
