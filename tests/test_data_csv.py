@@ -101,6 +101,20 @@ def test_a_column_of_splits_divides_it(folder: Path, column: str) -> None:
     }
 
 
+def test_a_table_of_test_images_alone_is_a_test_set(folder: Path) -> None:
+    table = written(folder, "path,label,split", [f"{file},{name},Test" for file, name in ROWS])
+    data = load_data(table, shots=1)
+    assert (len(data.train), len(data.val), len(data.test)) == (0, 0, len(ROWS))
+    with refused("test set without training images", f"--data {table}"):
+        data.check_trainable()
+    with refused("no train rows"):
+        load_unlabelled(str(table))
+    with refused("no train rows"):
+        load_data(written(folder, "path,label,split", [f"{file},{name},val" for file, name in ROWS]), shots=1)
+    whole = load_data(written(folder, "path,label,split", [f"{file},{name},train" for file, name in ROWS]), shots="all")
+    assert len(whole.train) and len(whole.test) == 2
+
+
 def test_columns_are_named_where_they_cannot_be_told(folder: Path) -> None:
     table = written(folder, "path,seen by,animal", [f"{file},me,{name}" for file, name in ROWS])
     with refused("t.csv", "animal", "data.columns", "columns="):

@@ -377,6 +377,12 @@ def test_wrong_splits(tmp_path: Path) -> None:
     assert "extra/ beside the splits" in fails(root)
 
 
+def test_a_class_that_is_called_like_a_split_is_told_of(tmp_path: Path) -> None:
+    make(tmp_path, valid=5, invalid=5)
+    message = fails(tmp_path)
+    assert "invalid/" in message and "valid/, called like a split" in message and "classes.txt" in message
+
+
 def test_files_that_are_no_images_or_of_no_class(tmp_path: Path) -> None:
     make(tmp_path, cat=5, dog=5)
     film = tmp_path / "cat" / "film.mp4"

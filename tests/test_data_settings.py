@@ -14,6 +14,7 @@ from apd.data import load_data
 from apd.data.settings import DataSettings
 from apd.runs.config import RunConfig
 
+from .models import save_colours
 from .refusals import refused
 
 
@@ -56,3 +57,34 @@ def test_numbers_that_are_none_are_refused_at_once(asked: dict[str, Any]) -> Non
     ((name, value),) = asked.items()
     with refused(name, repr(value), "0 or more"):
         load_data("digits", shots=1, **asked)
+
+
+def test_the_seed_of_the_section_is_one_that_the_draws_of_all_sources_take() -> None:
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        DataSettings(source="digits", seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"columns": 5}, ["columns", "5"]),
+        ({"columns": {"image", "label"}}, ["columns"]),
+        ({"templates": 5}, ["templates", "list", "5"]),
+        ({"templates": {"a {}", "the {}"}}, ["templates", "set", "order"]),
+        ({"shots": 0, "class_names": 5}, ["class_names", "list", "5"]),
+        ({"shots": 0, "class_names": {"zero", "one"}}, ["class_names", "set", "order"]),
+        ({"shots": 0, "class_names": {"zero": 0, "one": 1}}, ["class_names", "list"]),
+        ({"shots": 0, "class_names": ["great-white", "Great  white"]}, ["class_names", "2", "hyphens"]),
+        ({"shots": 0, "class_names": ["a", "a "]}, ["class_names", "2", "spaces"]),
+    ],
+)
+def test_what_is_not_a_list_is_refused(tmp_path: Path, asked: dict[str, Any], words: list[str]) -> None:
+    source = save_colours(tmp_path / "colours", per_class=8)
+    with refused(*words):
+        load_data(source, **{"shots": 1, **asked})
+
+
+def test_a_sign_is_part_of_a_name(tmp_path: Path) -> None:
+    source = save_colours(tmp_path / "colours", per_class=8)
+    assert load_data(source, shots=0, class_names=["-1", "1"]).class_names == ("-1", "1")
+    assert load_data(source, shots=0, class_names={"a": 1, "b": 2}.keys()).class_names == ("a", "b")  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from apd.data import ImageSet, load_data
-from apd.data.load import has_columns
+from apd.data.load import has_columns, load_unlabelled
 from apd.errors import InputError
 from apd.models.preprocessing import Preprocessing
 
@@ -297,8 +297,10 @@ class TestHub:
     def test_errors(self, table: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         self.from_hub(monkeypatch, ConnectionError("cannot\nreach the hub"))
         assert "cannot load hf:owner/food (cannot reach the hub): check the name and" in fails("hf:owner/food")
-        self.from_hub(monkeypatch, {"test": table(6)})
+        self.from_hub(monkeypatch, {"validation": table(6)})
         assert "no train" in fails("hf:owner/food")
+        self.from_hub(monkeypatch, {"test": table(3, labels=[-1, -1, -1])})
+        assert "test" in fails("hf:owner/food") and "-1" in fails("hf:owner/food")
         self.from_hub(monkeypatch, {"train": table(24), "test": table(3, labels=[0, -1, 2])})
         assert "split test of hf:owner/food has the label -1 in row 1," in fails("hf:owner/food")
         self.from_hub(monkeypatch, {"train": table(6, labels=[0, 0, 0, 1, 1, 1])})
@@ -352,6 +354,40 @@ class TestHub:
         assert [len(images) for images in (data.train, data.val, data.test)] == [24, 6, 6]
         table(36).add_column("split", [*words[:-1], "tset"]).to_parquet(tmp_path / "error.parquet")
         assert "tset" in fails(tmp_path / "error.parquet")
+
+    def test_a_table_of_test_images_alone_is_a_test_set(
+        self, table: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        table(6).add_column("split", ["test"] * 6).save_to_disk(tmp_path / "saved")
+        self.from_hub(monkeypatch, {"test": table(6)})
+        for source in (tmp_path / "saved", "hf:owner/food"):
+            data = load_data(source, shots=1)
+            assert (len(data.train), len(data.val), len(data.test)) == (0, 0, 6)
+            with refused("test set without training images"):
+                data.check_trainable()
+            with refused(str(source), "not for training"):
+                load_unlabelled(str(source))
+
+    def test_a_table_of_training_images_alone_is_divided(self, table: Any, tmp_path: Path) -> None:
+        table(30).add_column("split", ["train"] * 30).to_parquet(tmp_path / "food.parquet")
+        data = load_data(tmp_path / "food.parquet", shots="all")
+        assert [len(images) for images in (data.train, data.val, data.test)] == [18, 6, 6]
+
+    def test_columns_of_other_kinds_are_named(self, table: Any, tmp_path: Path) -> None:
+        import datasets
+
+        rows = table(6)
+        lists = datasets.Dataset.from_dict({"image": rows["image"][:], "label": [["tea"], ["cake"]] * 3})
+        lists.to_parquet(tmp_path / "lists.parquet")
+        rows.to_parquet(tmp_path / "food.parquet")
+        for file, columns, words in (
+            ("food.parquet", ("size", "label"), ["'size'", "int64", "data.columns"]),
+            ("lists.parquet", ("image", "label"), ["'label'", "data.columns"]),
+        ):
+            with refused(str(tmp_path / file), *words):
+                load_data(tmp_path / file, shots=1, columns=columns)
+        with refused("'size'", "int64"):
+            load_unlabelled(str(tmp_path / "food.parquet"), ("size", "label"), required=True)
 
     def test_a_split_column_of_other_words_is_ignored_with_a_warning(
         self, table: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture

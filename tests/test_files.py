@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+import apd
 from apd.bench import load_suite
+from apd.data.load import short_name
 from apd.errors import InputError
 from apd.runs.config import load_config
-from apd.util.files import append_lines, check_writable, write_atomic
+from apd.util.files import append_lines, check_writable, user_path, write_atomic
 from apd.util.yaml_files import read_yaml
 
 from .refusals import fail_with, refused
@@ -171,3 +173,16 @@ def test_an_error_never_echoes_a_long_value(tmp_path: Path) -> None:
     with refused("data.shots", str(file)) as told:
         load_config(file)
     assert len(str(told.value)) < 500
+
+
+def test_paths_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "x" * 300
+    for read, source in ((apd.load_data, tmp_path / long), (short_name, f"{long}.csv"), (apd.load_clip, long)):
+        with refused("too long"):
+            read(source)
+    with refused("'~nobody_here/x'", "no user 'nobody_here'", "./~nobody_here/x"):
+        user_path("~nobody_here/x")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with refused("'~/x'", "HOME is not set"):
+        user_path("~/x")

@@ -14,6 +14,7 @@ import apd
 from apd.bench import load_suite
 from apd.data import Dataset, load_data
 from apd.data.dataset import UNKNOWN
+from apd.data.settings import Which
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
 from apd.runs.config import load_config
@@ -54,6 +55,20 @@ def test_class_names_and_images_make_a_data_set(tmp_path: Path, photos: Path) ->
     assert again.val.ids == data.val.ids != load_data(photos, shots=0, class_names=NAMES, seed=1).val.ids
     assert len(load_data(photos, shots=0, class_names=NAMES, validation=1).val) == 3
     assert data.classes("base").class_names == NAMES[:2] and len(data.classes("base").val) == 4
+
+
+@pytest.mark.parametrize(("which", "names"), [("base", ("red", "green")), ("new", ("blue", "black"))])
+def test_half_of_the_classes_of_a_list(photos: Path, which: Which, names: tuple[str, ...]) -> None:
+    data = load_data(photos, shots=0, class_names=["red", "green", "blue", "black"], classes=which)
+    assert data.class_names == names and data.settings.classes == which
+    assert len(data.unlabelled) + len(data.val) == 24, "no image is known to be of another class"
+
+
+def test_validation_images_are_of_the_classes_that_are_trained(tmp_path: Path) -> None:
+    folder = save_colours(tmp_path / "colours", per_class=20, classes=("red", "green", "blue", "dark"))
+    data = load_data(folder, shots=0, unlabelled="rest", classes="new", validation=1)
+    assert len(data.val) == 2 == len(data.class_names), "one for each class that is left"
+    assert {*data.val.labels.tolist(), *data.unlabelled.labels.tolist()} <= {0, 1}
 
 
 def test_numbers_and_wordnet_ids_are_no_part_of_the_names(tmp_path: Path, photos: Path) -> None:

@@ -35,7 +35,7 @@ def _check_kinds(values: Mapping[str, Any]) -> None:
         InputError: which.
     """
     columns, memory, names, seed = (values.get(name) for name in ("columns", "memory_gb", "class_names", "seed"))
-    if columns is not None and (isinstance(columns, str) or [*map(type, columns)] != [str, str]):
+    if columns is not None and not (isinstance(columns, list | tuple) and [*map(type, columns)] == [str, str]):
         raise InputError(f"columns must be two names, of the image and of the label column, got {columns!r}.")
     if memory is not None and not (
         isinstance(memory, int | float | np.number) and not isinstance(memory, bool) and memory >= 0
@@ -44,4 +44,4 @@ def _check_kinds(values: Mapping[str, Any]) -> None:
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
         raise InputError(f"seed must be a whole number of 0 or more, got {seed!r}.")
     if isinstance(names, tuple) and (odd := [name for name in names if not isinstance(name, str)]):
-        raise InputError(f"class_names must be texts, got {short(repr(odd[0]))}.")
+        raise InputError(f"class_names must be texts, got {short(odd[0])}.")

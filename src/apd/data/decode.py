@@ -30,6 +30,8 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 """Formats of image files that are read."""
 MOST_TRANSPARENT = 100_000_000
 """Pixels of an image with transparency, which takes five times the memory of another; Pillow's limit is for all images."""
+_QUEUED = 4096
+"""Images that wait for a thread."""
 _TURNS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -267,7 +269,8 @@ def _tried(
 
     pool = ThreadPoolExecutor()
     try:
-        tried = pool.map(attempt, range(total))
+        starts = range(0, total, _QUEUED)  # all of 10^6 images at once would take 1.6 GB of memory
+        tried = (error for start in starts for error in pool.map(attempt, range(start, min(start + _QUEUED, total))))
         yield from enumerate(watched(tried, total, what) if progress else tried)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -46,6 +46,7 @@ from apd.data.sources.unlabelled import (
 from apd.data.splits import Pools, checked_templates, few_shot
 from apd.errors import InputError, nearest
 from apd.util.files import user_path
+from apd.util.listed import listed
 from apd.util.messages import get_logger
 from apd.util.plugins import Registry, is_spec
 from apd.util.text import quoted
@@ -106,7 +107,7 @@ def load_data(
         validation=validation,
         unlabelled=None if unlabelled is None else as_unlabelled(unlabelled),
         unlabelled_limit=unlabelled_limit,
-        class_names=str(class_names) if isinstance(class_names, Path) else _listed(class_names),
+        class_names=_named(class_names),
         memory_gb=memory_gb,
     )
     return load_section(settings)
@@ -121,7 +122,7 @@ def load_section(settings: DataSettings) -> Dataset:
         data = named_by_list(settings, short_name(settings.source), images)
         hint = "Write readable names into data.class_names."
         warn_of_nameless(data.class_names, settings.source, hint)
-        return divided(with_validation(data), settings)
+        return with_validation(divided(data, settings))
     other_table = settings.unlabelled is not None and _is_table(settings.unlabelled)
     pools = _pools(settings.source, own_columns(settings) if other_table else settings.columns)
     warn_of_nameless(pools.class_names, settings.source, _naming_hint(settings.source, pools.class_names))
@@ -130,9 +131,9 @@ def load_section(settings: DataSettings) -> Dataset:
     data = few_shot(pools, settings)
     if settings.unlabelled not in (None, REST):
         data = _with_source(data, pools, settings.unlabelled)
-    if settings.shots == 0 and settings.unlabelled is not None:
-        data = with_validation(data)
-    return divided(data, settings)
+    data = divided(data, settings)
+    # Drawn last, so that they are of the classes that are trained.
+    return with_validation(data) if settings.shots == 0 and settings.unlabelled is not None else data
 
 
 def own_columns(settings: DataSettings) -> Columns | None:
@@ -190,8 +191,11 @@ def _with_source(data: Dataset, pools: Pools, source: str) -> Dataset:
     return with_unlabelled(data, with_known_classes(found, pools.train, same))
 
 
-def _listed(names: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
-    return names if names is None or isinstance(names, str) else tuple(names)
+def _named(names: str | Path | Sequence[str] | None) -> str | tuple[str, ...] | None:
+    """The file of class names, or the names, as settings hold them."""
+    if isinstance(names, Path):
+        return str(names)
+    return names if names is None or isinstance(names, str) else listed(names, "class_names")
 
 
 def short_name(source: str) -> str:
@@ -199,7 +203,7 @@ def short_name(source: str) -> str:
     standard = parse_standard(source)
     if is_spec(source) or source.startswith(IN_MEMORY):
         return re.sub(r"[^\w.-]+", "-", source)
-    place = Path(os.path.realpath(source))
+    place = Path(os.path.realpath(user_path(source)))
     return standard[0] if standard else place.name if place.is_dir() else place.stem
 
 
@@ -270,7 +274,6 @@ def _only_for_tables(columns: Columns, source: str) -> str:
 
 
 def _pools(text: str, columns: Columns | None) -> Pools:
-    path = user_path(text)
     if text.startswith(IN_MEMORY):
         raise InputError(
             f"The data set {text.removeprefix(IN_MEMORY)!r} was made in Python and is not on disk: give the data set itself "
@@ -280,7 +283,7 @@ def _pools(text: str, columns: Columns | None) -> Pools:
         return _made(text)
     if text.startswith("hf:"):
         return _hub(text.removeprefix("hf:"), columns)
-    standard = parse_standard(text)
+    path, standard = user_path(text), parse_standard(text)
     table = None if standard or text in BUILT_IN else _table(path, text, columns)
     if table is not None:
         return table

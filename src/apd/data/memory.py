@@ -16,6 +16,7 @@ from apd.data.dataset import IN_MEMORY, Dataset, ImageSet
 from apd.data.settings import DataSettings
 from apd.data.splits import Pools, checked_templates, few_shot
 from apd.errors import InputError
+from apd.util.listed import listed
 from apd.util.text import one_line, short
 
 
@@ -99,8 +100,7 @@ def of_splits(
     Raises:
         InputError: a label without a name, or splits that lack images.
     """
-    if isinstance(class_names, str):
-        raise InputError(f"{name}: class_names must be a list of names, got {class_names!r}.")
+    names = listed(class_names, f"{name}: class_names")
     train, val, test = (splits[key] for key in ("train", "val", "test"))
     if train is None or test is None:
         lacking = "train" if train is None else "test"
@@ -109,14 +109,14 @@ def of_splits(
         if (
             images is not None
             and len(images)
-            and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < len(class_names)
+            and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < len(names)
         ):
             raise InputError(
                 f"{name}: labels go from {int(images.labels.min())} to {int(images.labels.max())}, but there are "
-                f"{len(class_names)} class names; labels count from 0."
+                f"{len(names)} class names; labels count from 0."
             )
     source = f"{IN_MEMORY}{name}"
-    pools = Pools(name, source, tuple(class_names), train, val, test, checked_templates(templates))
+    pools = Pools(name, source, names, train, val, test, checked_templates(templates))
     return few_shot(pools, DataSettings(source=source, shots="all", seed=0))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from apd.util.section import GrowingSection
-from apd.util.seed_range import LARGEST_SEED
+from apd.util.seed_range import Seed
 
 if TYPE_CHECKING:
     from apd.data.dataset import Dataset
@@ -38,7 +38,7 @@ class DataSettings(GrowingSection):
 
     source: str = Field(description="folder, split file, hub id or built-in data set")
     shots: Shots = Field(16, description="training images per class, or all; 0: unlabelled ones alone")
-    seed: int | None = Field(None, le=LARGEST_SEED, description="seed of the few-shot draw; null: train.seed")
+    seed: Seed | None = Field(None, description="seed of the few-shot draw; null: train.seed")
     templates: tuple[str, ...] | None = Field(
         None, description="sentences with {} for the class name; null: the data set's own"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from apd.data.settings import REST, DataSettings, Shots
 from apd.data.sources.class_names import composed
 from apd.errors import InputError
 from apd.models.templates import DEFAULT_TEMPLATES
+from apd.util.listed import listed
 from apd.util.progress import counted
 from apd.util.seeds import shuffled
 from apd.util.text import short
@@ -49,6 +51,11 @@ class Pools:
     divided: bool = False
     train_only: bool = False
 
+    @classmethod
+    def of_test(cls, name: str, source: str, class_names: tuple[str, ...], test: ImageSet) -> Pools:
+        """Make a test set of another domain, which has no training images."""
+        return cls(name, source, class_names, ImageSet.empty(), None, test, test_only=True)
+
     def __post_init__(self) -> None:
         check_names(self.class_names, self.source)
         needed = [] if self.test_only else [("training", self.train)]
@@ -77,12 +84,17 @@ def check_names(names: tuple[str, ...], source: str) -> None:
             raise InputError(f"the class name {name!r} of {source} is not UTF-8: rename its folder.")
         if not any(char.isprintable() and not char.isspace() for char in name):
             raise InputError(f"{source} has an empty name for the class of label {label}: every class needs a name.")
-    name, times = Counter(composed(name).casefold() for name in names).most_common(1)[0]
+    name, times = Counter(map(_compared, names)).most_common(1)[0]
     if times > 1:
         raise InputError(
             f"{source} has {times} classes named {name!r} (capitals, hyphens, underscores and outer spaces do not "
             "count): give them one label if they are one class, else different names (those of folders in classes.txt)."
         )
+
+
+def _compared(name: str) -> str:
+    """The name without what does not tell two names apart; the hyphen of ``-1`` does."""
+    return " ".join(re.sub(r"(?<=\w)[-_]+(?=\w)", " ", composed(name)).split()).casefold()
 
 
 def split_pool(images: ImageSet, class_names: tuple[str, ...], source: str) -> tuple[ImageSet, ImageSet, ImageSet]:
@@ -114,9 +126,9 @@ def split_pool(images: ImageSet, class_names: tuple[str, ...], source: str) -> t
 
 def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """Return templates as they are, or refuse what are none."""
-    if isinstance(templates, str) or not templates:
-        raise InputError(f"templates must be a list of at least one sentence, got {templates!r}.")
-    templates = tuple(templates)
+    templates = listed(templates, "templates")
+    if not templates:
+        raise InputError("templates must be a list of at least one sentence, got an empty one.")
     for template in templates:
         if not isinstance(template, str):
             raise InputError(f"a template must be a text, got {short(repr(template))}.")

@@ -96,6 +96,7 @@ def _load(name: str, revision: str | None, dtype: torch.dtype) -> DualEncoder:
     from apd.models.foreign.towers import with_tower
     from apd.models.huggingface import HuggingFaceEncoder, load_huggingface
 
+    user_path(name)  # refuses what no file can be called
     tower = split_tower(name)
     if tower:
         base = load_clip(tower[0], revision=revision, dtype=dtype)

@@ -20,6 +20,7 @@ from apd.models.parts import at_once, in_parts
 from apd.models.prompts import Prompts
 from apd.models.shown import ShownInShort
 from apd.models.templates import DEFAULT_TEMPLATES
+from apd.util.listed import listed
 from apd.util.text import first_of, short
 
 _BEYOND = 0.5
@@ -154,10 +155,7 @@ class PromptedCLIP(ShownInShort):
     ) -> None:
         super().__init__()
         self.encoder, self.prompts = encoder, prompts
-        if isinstance(class_names, str) or isinstance(templates, str):
-            name, text = ("class_names", class_names) if isinstance(class_names, str) else ("templates", templates)
-            raise InputError(f"{name} must be a list, got a single text, {short(str(text))}.")
-        self.class_names, self.templates = tuple(class_names), tuple(templates)
+        self.class_names, self.templates = listed(class_names, "class_names"), listed(templates, "templates")
         _check_names(self.class_names, self.templates)
         if prompts is not None and prompts.n_classes not in (None, len(self.class_names)):
             raise InputError(f"The prompts are specific to {prompts.n_classes} classes, got {len(self.class_names)}.")
@@ -275,8 +273,7 @@ class PromptedCLIP(ShownInShort):
         classifier that was trained, and not one that serves other classes already.
         """
         prompts = self.prompts
-        if not isinstance(class_names, str):  # which is refused below
-            class_names = tuple(class_names)
+        class_names = listed(class_names, "class_names")
         if prompts is not None and prompts.n_classes and class_names != self.class_names:
             places = {name: place for place, name in enumerate(self.class_names)}
             prompts = prompts.for_classes([places.get(name) for name in class_names])

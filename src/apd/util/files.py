@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from apd.errors import InputError
+from apd.util.text import short
 from apd.util.trust import note_code
 
 AnyPath = str | PathLike[str]
@@ -182,14 +183,22 @@ def user_path(text: AnyPath) -> Path:
     """Return a path with the home directory in place of ``~``.
 
     Raises:
-        InputError: there is no home directory, as for a user that the system does not know.
+        InputError: there is no home directory, as for a user that the system does not know; a name that is too long for a file.
     """
     try:
-        return Path(text).expanduser()
+        path = Path(text).expanduser()
     except RuntimeError as error:
-        raise InputError(
-            f"{str(text)!r}: no home directory is known (HOME is not set); give the whole path."
-        ) from error
+        user = Path(text).parts[0].removeprefix("~")
+        why = f"there is no user {user!r} here (a folder of that name: ./{text})" if user else "HOME is not set"
+        raise InputError(f"{str(text)!r}: no home directory is known, as {why}; give the whole path.") from error
+    try:
+        path.lstat()
+    except OSError as error:  # whatever else is wrong is said where the path is used
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{short(str(path))} is too long for the name of a file or folder.") from error
+    except ValueError:
+        pass
+    return path
 
 
 def remove_leftovers(folder: Path, besides: Sequence[Path] = ()) -> None:

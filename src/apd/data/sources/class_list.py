@@ -31,8 +31,9 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
       WordNet ids, lines without a folder are skipped
     - a folder's name, then a number, which is ignored: ``airplane 0``
     - a number or a WordNet id, then a folder's name: ``1 001.Black_footed_Albatross``
-    - a readable name, after a number from 0 or 1 (``1<tab>antelope``) or without: named are the folders in text order,
-      or in number order if all of them are numbers; refused where a person might list them in another order
+    - a readable name, with a number that counts the lines from 0 or 1 before it (``1<tab>antelope``) or after it
+      (``antelope,1``), or without: named are the folders in text order, or in number order if all of them are numbers;
+      refused where a person might list them in another order
 
     Quotes as in CSV files are removed, and Unicode is compared in its composed form (NFC).
 
@@ -51,7 +52,7 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
         named = _folder_names(names, known) if heads else None
         if named is None:
             as_text = [composed(folder) for folder in sorted(folders)]
-            named = _in_order(path, _numbered(path, lines, heads, names), as_text)
+            named = _in_order(path, _numbered(path, lines, as_text), as_text)
     return tuple(named[folder] for folder in known)
 
 
@@ -64,18 +65,14 @@ def names_alone(lines: Sequence[str]) -> list[str]:
     unquoted = [_unquoted(line) for line in lines]
     if all(line.startswith("- ") for line in unquoted):  # a list as YAML and Markdown have it
         unquoted = [line[2:].strip() for line in unquoted]
-    tails = [tail for tail in map(_COUNTED.fullmatch, unquoted) if tail]  # not "digit 0", whose number is the name's
-    if len(tails) == len(unquoted) == len({tail[1] for tail in tails}):
-        ends = [int(tail[2]) for tail in tails]
-        if sorted(ends) in [list(range(first, first + len(tails))) for first in (0, 1)]:
-            return without_ids([name for _, name in sorted(zip(ends, (tail[1] for tail in tails), strict=True))])
+    if counted := _counted_after(unquoted):
+        return without_ids(counted)
     heads, names = _heads(unquoted)
     if heads and len(set(names)) == len(names):
         if all(map(BARE_WORDNET_ID.fullmatch, heads)):
             return names
-        counted = all(map(str.isdecimal, heads)) and sorted(map(int, heads))
-        if counted in [list(range(first, first + len(lines))) for first in (0, 1)]:
-            return [name for _, name in sorted(zip(map(int, heads), names, strict=True))]
+        if all(map(str.isdecimal, heads)) and (counted := _in_number_order([*map(int, heads)], names)):
+            return counted
     numbered = [line for line in unquoted if re.match(r"\d+\s*[,;\t]", line)]
     if 1 < len(numbered) == len(unquoted) - 1:
         head = next(line for line in unquoted if line not in numbered)
@@ -84,6 +81,21 @@ def names_alone(lines: Sequence[str]) -> list[str]:
             "write one class name per line."
         )
     return without_ids(unquoted)
+
+
+def _counted_after(lines: Sequence[str]) -> list[str] | None:
+    """Names in the order of the numbers that count them, one after every name: ``tench,0``; None for other lines."""
+    tails = [tail for tail in map(_COUNTED.fullmatch, lines) if tail]  # not "digit 0", whose number is the name's
+    names = [tail[1] for tail in tails]
+    whole = len(tails) == len(lines) == len(set(names))
+    return _in_number_order([int(tail[2]) for tail in tails], names) if whole else None
+
+
+def _in_number_order(numbers: Sequence[int], names: Sequence[str]) -> list[str] | None:
+    """The names in the order of their numbers, if these count them from 0 or 1; else None."""
+    if sorted(numbers) not in [list(range(first, first + len(names))) for first in (0, 1)]:
+        return None
+    return [name for _, name in sorted(zip(numbers, names, strict=True))]
 
 
 def _unquoted(line: str) -> str:
@@ -207,16 +219,19 @@ def _heads(lines: list[str]) -> tuple[list[str], list[str]]:
     return heads, names
 
 
-def _numbered(path: Path, lines: list[str], heads: list[str], names: list[str]) -> list[str]:
+def _numbered(path: Path, lines: list[str], folders: Sequence[str]) -> list[str]:
     """Names in the order of the numbers that count the lines, without them; or the lines, where nothing counts them."""
+    heads, names = _heads(lines)
     ids = [line for line in lines if BARE_WORDNET_ID.match(line)]
     if ids:
         raise InputError(
             f"{path} begins lines with WordNet ids that are not class folders ({_quoted(ids)}): {_WAY_OUT}."
         )
     numbers = [int(head) for head in heads]
-    if numbers and sorted(numbers) in [list(range(first, first + len(lines))) for first in (0, 1)]:
-        return [name for _, name in sorted(zip(numbers, names, strict=True))]
+    if heads and (counted := _in_number_order(numbers, names)):
+        return counted
+    if not _by_number(folders) and (counted := _counted_after(lines)):  # else a number may be a folder
+        return counted
     for first in (0, 1):
         others = [line for place, line in enumerate(lines, first) if not re.match(rf"0*{place}[\s.,:;)]", line)]
         if 0 < len(others) < len(lines) - 1:

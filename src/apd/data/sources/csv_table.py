@@ -46,7 +46,7 @@ def columns_of(path: Path) -> list[str]:
 
 
 def load_csv(path: Path, source: str, columns: tuple[str, str] | None = None) -> Pools:
-    """All images of a table whose first row names its columns; a column ``split`` divides it.
+    """All images of a table whose first row names its columns; a column ``split`` divides it, or makes it a test set.
 
     Paths of images are as in a CoOp split file (`apd.data.sources.coop.load_coop`); classes are written as text.
 
@@ -76,6 +76,8 @@ def load_csv(path: Path, source: str, columns: tuple[str, str] | None = None) ->
         train, val, test = split_pool(sets[_ALL], readable, source)
         note = "It has no splits: each class is split 60/20/20 by a hash of the paths."
         return Pools(path.stem, source, readable, train, val, test, note=note, divided=True)
+    if set(sets) == {"test"}:
+        return Pools.of_test(path.stem, source, readable, sets["test"])
     missing = [split for split in ("train", "test") if split not in sets]
     if missing:
         raise InputError(f"{path} has no {missing[0]} rows: its column {column!r} must name train and test.")

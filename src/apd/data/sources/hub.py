@@ -169,7 +169,7 @@ def rows_without_labels(
             _need_columns(rows, columns[:1], source)
         asked = columns[0] if columns and columns[0] in rows.column_names else None
         image = asked or _image_column(rows.features, source)
-        sources += _openers(rows, image)
+        sources += _openers(rows, image, source)
         ids += [f"{split}/{row}" for row in range(len(rows))]
     return ImageSet(tuple(ids), torch.zeros(len(ids), dtype=torch.int64), tuple(sources))
 
@@ -211,17 +211,22 @@ def _need_datasets(source: str) -> None:
 
 def _pools(splits: Splits, name: str, source: str, columns: Columns | None) -> Pools:
     called = _by_use(splits, source)
-    if "train" not in called:
+    tests_alone = set(called) == {"test"}
+    if "train" not in called and not tests_alone:
         raise InputError(f"{source} has the splits {', '.join(splits)}, but no train.")
-    training = splits[called["train"]]
-    image, label = columns or _find_columns(training.features, source)
-    _need_columns(training, (image, label), source)
-    names = _class_names(training, label, source)
+    first = splits[called["test" if tests_alone else "train"]]
+    image, label = columns or _find_columns(first.features, source)
+    _need_columns(first, (image, label), source)
+    names = _class_names(first, label, source)
     sets = {use: _image_set(splits[split], split, (image, label), names, source) for use, split in called.items()}
     own, test = sets.get("val"), sets.get("test")
     if test is not None and bool((test.labels < 0).all()):  # published without labels
         test = None
     readable = readable_names(names)
+    if tests_alone:
+        if test is None:
+            raise InputError(f"{source} has a test split only, and all its labels are -1, which is to say secret.")
+        return Pools.of_test(name, source, readable, test)
     if test is not None:
         return Pools(name, source, readable, sets["train"], own, test)
     if own is not None:
@@ -263,13 +268,14 @@ def _find_columns(features: Mapping[str, Any], source: str) -> Columns:
 
 
 def _class_names(rows: Any, label: str, source: str) -> list[str]:
-    from datasets import ClassLabel
+    from datasets import ClassLabel, Value
 
     feature = rows.features[label]
     if isinstance(feature, ClassLabel):
         return list(feature.names)
-    names = [name for name in rows.unique(label) if name is not None]  # a row without a label is told with its number
-    if not all(isinstance(name, str) for name in names):
+    texts = isinstance(feature, Value)  # lists and structures have no different values
+    names = [name for name in rows.unique(label) if name is not None] if texts else []  # missing ones are told by row
+    if not texts or not all(isinstance(name, str) for name in names):
         raise InputError(
             f"the label column {label!r} of {source} has no class names: "
             f"it must be a ClassLabel or text. To use other columns, {_COLUMNS}."
@@ -318,14 +324,21 @@ def _first_row(rows: list[int]) -> str:
 def _image_set(rows: Any, split: str, columns: Columns, names: list[str], source: str) -> ImageSet:
     image, label = columns
     labels = _labels(rows, split, label, names, source)
-    return ImageSet(tuple(f"{split}/{row}" for row in range(len(rows))), labels, tuple(_openers(rows, image)))
+    return ImageSet(tuple(f"{split}/{row}" for row in range(len(rows))), labels, tuple(_openers(rows, image, source)))
 
 
-def _openers(rows: Any, image: str) -> list[Source]:
+def _openers(rows: Any, image: str, source: str) -> list[Source]:
     """A function for each row that opens its image."""
     from datasets import Image as ImageFeature
 
-    files = rows.select_columns([image]).cast_column(image, ImageFeature(decode=False))
+    own = rows.select_columns([image])
+    try:
+        files = own.cast_column(image, ImageFeature(decode=False))
+    except (ValueError, TypeError, NotImplementedError) as error:  # Arrow's own are among them
+        kind = getattr(own.features[image], "dtype", "other values")
+        raise InputError(
+            f"the image column {image!r} of {source} holds {kind}: it must hold encoded images. To use other columns, {_COLUMNS}."
+        ) from error
     return [partial(_open, files, image, row) for row in range(len(rows))]
 
 

@@ -119,14 +119,14 @@ def _imagenet_test(known: Standard, folder: Path, source: str) -> Pools:
     """Folders named by WordNet ids, all of them for testing: ImageNet's classes or some of them."""
     top = folder / known.images
     folders = [path.name for path in subfolders(top)]
-    return _test_pools(known, source, _names(known, folder, folders), class_folders(top, folders, folder))
+    return Pools.of_test(known.title, source, _names(known, folder, folders), class_folders(top, folders, folder))
 
 
 def _imagenet_v2(known: Standard, folder: Path, source: str) -> Pools:
     """Folders 0 to 999: positions in the sorted list of WordNet ids."""
     names = _names(known, folder, sorted(_listing(known, folder)))
     folders = [str(label) for label in range(len(names))]
-    return _test_pools(known, source, names, class_folders(folder / known.images, folders, folder))
+    return Pools.of_test(known.title, source, names, class_folders(folder / known.images, folders, folder))
 
 
 def _tiny_imagenet(known: Standard, folder: Path, source: str) -> Pools:
@@ -145,10 +145,6 @@ def _tiny_imagenet(known: Standard, folder: Path, source: str) -> Pools:
     test = image_set([(f"val/images/{image}", labels[wnid], wnid) for image, wnid in rows], folder, file)
     train = class_folders(folder / "train", folders, folder)
     return Pools(known.title, source, names, train, None, test, note=VALIDATION_IS_TEST)
-
-
-def _test_pools(known: Standard, source: str, names: tuple[str, ...], test: ImageSet) -> Pools:
-    return Pools(known.title, source, names, test.select([]), None, test, test_only=True)
 
 
 def _names(known: Standard, folder: Path, folders: list[str], listing: dict[str, str] | None = None) -> tuple[str, ...]:

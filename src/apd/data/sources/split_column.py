@@ -14,7 +14,7 @@ _COLUMN = "split"
 
 
 def split_by_column(splits: Mapping[str, Any], source: str) -> Mapping[str, Any]:
-    """The tables by split; one table whose column ``split``, in any case, names several splits is divided by it.
+    """The tables by split; one table with a column ``split``, in any case, is divided by it, unless all is for training.
 
     Raises:
         InputError: for values of that column that are splits in part.
@@ -43,7 +43,7 @@ def warn_of_others(columns: Mapping[str, Sequence[str]], source: str) -> None:
 
 
 def splits_of(values: Sequence[object], column: str, source: str) -> list[str] | None:
-    """The split of each row (train, val, test) by its column of splits; None where that does not divide the table.
+    """The split of each row (train, val, test) by its column of splits; None if it names none, or train alone.
 
     Raises:
         InputError: for values that are splits in part.
@@ -51,7 +51,7 @@ def splits_of(values: Sequence[object], column: str, source: str) -> list[str] |
     words = [WORDS.get(str(value).strip().casefold()) for value in values]
     found = [word for word in words if word]
     if len(found) == len(words):
-        return found if len(set(found)) > 1 else None
+        return None if set(found) <= {"train"} else found
     unknown = sorted({str(value) for value, word in zip(values, words, strict=True) if word is None})
     if not found:
         warn(f"The column {column!r} of {source} is ignored: {first_of(unknown, 'values')} are not names of splits.")

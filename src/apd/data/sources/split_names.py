@@ -47,6 +47,11 @@ def split_folders(path: Path) -> dict[str, Path]:
     named = ", ".join(f"{folder.name}/" for _, folder in pairs)
     found = dict(pairs)
     others = [folder.name for folder in folders if folder not in [own for _, own in pairs]]
+    if others and "train" not in found:
+        raise InputError(
+            f"{path} holds {others[0]}/ beside {named}, called like a split: move one of them out of the way or, if all are "
+            "classes, rename that folder and name it in classes.txt (FOLDER,name in a line for each class)."
+        )
     if others:
         raise InputError(f"{path} holds {others[0]}/ beside the splits {named}: move it out of the way.")
     if len(found) != len(pairs):

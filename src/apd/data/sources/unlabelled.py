@@ -167,8 +167,9 @@ def named_by_list(settings: DataSettings, name: str, images: ImageSet) -> Datase
     nothing = ImageSet.empty()
     description = f"{len(names)} classes; {len(images)} images without labels, none for the test."
     templates = settings.templates or DEFAULT_TEMPLATES
+    uncut = settings.model_copy(update={"classes": "all"})
     return with_unlabelled(
-        Dataset(name, settings, names, templates, nothing, nothing, nothing, description=description), images
+        Dataset(name, uncut, names, templates, nothing, nothing, nothing, description=description), images
     )
 
 
