@@ -97,6 +97,13 @@ def test_tables_are_made_again_without_runs_model_and_data(
     assert not contains(written, "results.parquet") and not contains(written, "plots")
     assert table.read_text() == (tmp_path / "out" / "table.md").read_text()
     assert (kept / "results.csv").read_text() == (tmp_path / "out" / "results.csv").read_text()
+    assert "difference to vlp" not in table.read_text()
+    write_tables(kept, against="vlp")
+    assert "difference to vlp" in table.read_text() and read_bench(kept)[0].against == "vlp"
+    before_error = table.read_text()
+    with refused("vlpp", "vlp"):
+        write_tables(kept, against="vlpp")
+    assert write_tables(kept).read_text() == before_error, "it stays"
     with refused(str(tmp_path / "elsewhere"), "plan.json", f"--output {tmp_path / 'elsewhere'}"):
         write_tables(tmp_path / "elsewhere")
 

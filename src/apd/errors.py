@@ -65,3 +65,15 @@ def nearest(name: str, known: Iterable[str], listed: Iterable[str] | None = None
     if not options:
         return "None is known."
     return f"Did you mean {dict(words)[close[0]]}?" if close else f"Known: {', '.join(listed or options)}."
+
+
+def check_known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Check that all names are known.
+
+    Raises:
+        InputError: the first that is not, ``what`` being what is named, with the way out.
+    """
+    options = dict.fromkeys(known)
+    for name in names:
+        if name not in options:
+            raise InputError(f"no {what} {name!r}. {nearest(name, options)}")

@@ -27,7 +27,7 @@ from apd.bench.loaded import dataset, encoder_info
 from apd.bench.protocols import PROTOCOLS, EvalSpec
 from apd.bench.suite import Suite, in_row
 from apd.data.settings import REST, DataSettings, Shots
-from apd.errors import InputError
+from apd.errors import InputError, check_known
 from apd.evaluation.surroundings import ZERO_SHOT
 from apd.runs.config import RunConfig, with_class_contexts
 from apd.settings.train import OF_UNLABELLED, TrainSettings
@@ -166,6 +166,15 @@ class Plan:
             raise InputError(f"{file} is damaged (a job is called {short(odd, 40)}); {WAY_OUT}.")
         rows = tuple(_row(row) for row in record["entries"])
         return cls(record["suite"], rows, against=record["against"], image_size=record.get("image_size"))
+
+    def compared_with(self, method: str) -> Plan:
+        """Compare all methods with another one.
+
+        Raises:
+            InputError: a method without a row.
+        """
+        check_known("method", [method], (row.method for row in self.rows))
+        return replace(self, against=method)
 
     def with_final(self, final: Final, best: Mapping[tuple[object, ...], list[str]], suite: Suite) -> Plan:
         """Add the second stage's evaluations for the ``best`` methods of each table."""

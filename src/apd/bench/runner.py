@@ -252,19 +252,26 @@ def _own(device: str) -> str:
     return device if device != "cuda" or torch.cuda.is_available() else "cpu"
 
 
-def write_tables(folder: str | Path) -> Path:
+def write_tables(folder: str | Path, against: str | None = None) -> Path:
     """Write results, tables and plots from what is in the folder, without any run.
+
+    Args:
+        folder: of a bench.
+        against: the method that all are compared with, from now on; None: the one that they were compared with before.
 
     Returns:
         ``table.md``.
 
     Raises:
-        InputError: no bench there, damaged files, a bench at work in the folder.
+        InputError: no bench there, damaged files, a method that it has not, a bench at work in the folder.
     """
     path = user_path(folder)
-    read_bench(path)  # a folder without a bench is not made for its lock
+    plan, _ = read_bench(path)  # a folder without a bench is not made for its lock
+    compared = plan if against is None else plan.compared_with(against)
     with _lock(path).held(), speaking():
         tidy(path)
+        if compared.against != plan.against:
+            write_atomic(plan_file(path), compared.to_json())
         return _write_tables(path)
 
 

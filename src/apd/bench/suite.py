@@ -17,7 +17,7 @@ from apd.bench.protocols import PROTOCOLS
 from apd.data.load import BUILT_IN, DATA
 from apd.data.settings import REST, UNLABELLED, DataSettings, Shots
 from apd.data.sources.standard import STANDARD, find_name
-from apd.errors import InputError, nearest
+from apd.errors import InputError, check_known, nearest
 from apd.evaluation import parse_settings
 from apd.evaluation.settings import refuse_teacher
 from apd.models.sources import is_weights_file, split_tower
@@ -66,7 +66,7 @@ class Suite(Section):
         return values
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> Suite:
+    def _names_arecheck_known(self) -> Suite:
         self._check_count()
         for name, entry in self.data.items():
             if re.fullmatch(_TAKEN, name):
@@ -84,16 +84,16 @@ class Suite(Section):
             )
         if self.against is not None:
             with in_row("against"):
-                _known("method", [self.against], self.methods)
+                check_known("method", [self.against], self.methods)
         if self.final:
             with in_row("final"):
                 self._check_final(self.final)
         return self
 
     def _check_block(self, block: Block) -> None:
-        _known("protocol", [block.protocol], PROTOCOLS)
-        _known("data set", [*block.data, *block.to], self.data)
-        _known("method", block.methods, self.methods)
+        check_known("protocol", [block.protocol], PROTOCOLS)
+        check_known("data set", [*block.data, *block.to], self.data)
+        check_known("method", block.methods, self.methods)
         PROTOCOLS[block.protocol].check(block)
         self._check_models(block)
         self._check_unlabelled(block)
@@ -106,7 +106,7 @@ class Suite(Section):
                 parse_eps(eps, self.data[name].norm)
 
     def _check_final(self, final: Final) -> None:
-        _known("protocol", final.protocols, PROTOCOLS)
+        check_known("protocol", final.protocols, PROTOCOLS)
         if not {block.protocol for block in self.blocks}.intersection(final.protocols):
             raise InputError(
                 f"no block has a protocol of final.protocols ({', '.join(final.protocols)}); name one that a block has."
@@ -315,12 +315,13 @@ class Suite(Section):
         return path
 
 
-def load_suite(file: str | Path, *, root: str | Path | None = None) -> Suite:
+def load_suite(file: str | Path, *, root: str | Path | None = None, against: str | None = None) -> Suite:
     """Read a suite from a YAML file.
 
     Args:
         file: the suite.
         root: folder of its relative paths, instead of the file's own ``root``.
+        against: the method that all are compared with, instead of the file's own.
 
     Raises:
         InputError: a missing or damaged file, an unknown name, a value out of range, settings that no method or training
@@ -343,13 +344,16 @@ def load_suite(file: str | Path, *, root: str | Path | None = None) -> Suite:
     suite._file = str(file)
     with suite.in_file():
         suite.check_settings()
+    if against is not None:
+        check_known("method", [against], suite.methods)
     if root is not None:
         root = user_path(root)
     elif suite.root is not None:
         root = path.parent / user_path(suite.root)
     if root is not None and not Path(root).is_dir():
         raise InputError(f"{file}: there is no folder {root} with its models and data; say where it is with --root.")
-    return suite.model_copy(update={"root": None if root is None else str(Path(root).resolve())})
+    place = None if root is None else str(Path(root).resolve())
+    return suite.model_copy(update={"root": place, "against": against or suite.against})
 
 
 @contextmanager
@@ -369,13 +373,6 @@ def _is_complaint(error: ValidationError) -> bool:
 def _is_name(source: str) -> bool:
     """Whether a word names data that are found without a path."""
     return source in (REST, *BUILT_IN) or find_name(source) is not None or is_spec(source) or DATA.knows(source)
-
-
-def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
-    options = dict.fromkeys(known)
-    for name in names:
-        if name not in options:
-            raise InputError(f"no {what} {name!r}. {nearest(name, options)}")
 
 
 def _at(row: str, message: str) -> str:

@@ -24,6 +24,12 @@ def bench(
         typer.Option(min=0, help="GPUs per run. (default: 1 if there are any)", show_default=False),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the suite's models and data.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Method that all are compared with. (default: the suite's; with --table-only the last one)", show_default=False
+        ),
+    ] = None,
     table_only: Annotated[
         bool, typer.Option("--table-only", help="Only rewrite tables and plots from the outcomes in the output folder.")
     ] = False,
@@ -35,7 +41,7 @@ def bench(
       apd bench suites/quick.yaml --output runs/quick
       apd bench suites/testbed.yaml --workers 2 --output runs/testbed
       APD_DATA=data apd bench suites/full.yaml --engine ray --workers 8 --output runs/full
-      apd bench suites/testbed.yaml --output runs/testbed --table-only
+      apd bench suites/testbed.yaml --output runs/testbed --table-only --against trades
     """
     from apd.bench import bench as run_bench
     from apd.bench import find_machine, load_suite, write_tables
@@ -44,9 +50,9 @@ def bench(
     failures: dict[str, str] = {}
     with quiet_stdout():
         if table_only:
-            write_tables(folder)
+            write_tables(folder, against)
         else:
-            wanted = load_suite(suite, root=root)  # before a cluster is started
+            wanted = load_suite(suite, root=root, against=against)  # before a cluster is started
             machine = find_machine(engine, workers, gpus)
             try:
                 failures = run_bench(wanted, folder, machine=machine)
