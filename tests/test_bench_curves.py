@@ -13,8 +13,8 @@ from PIL import Image
 from apd.bench.job import EvalOutcome, Outcome
 from apd.bench.plan import Plan, TableRow, make_plan
 from apd.bench.protocols import EvalSpec
-from apd.bench.report.curves import pictures, write_curves
-from apd.bench.report.plots import IMAGES, SEEDS, save_picture
+from apd.bench.report.curves import _reach, pictures, write_curves
+from apd.bench.report.plots import IMAGES, SEEDS, Point, save_picture
 from apd.bench.report.rows import rows, write_rows
 from apd.bench.report.tables import make_tables
 from apd.bench.suite import load_suite
@@ -216,3 +216,8 @@ def test_every_row_of_the_curves_takes_as_many_steps(name: str, testbed: Path) -
     assert {job.config.train.steps for job in plan.jobs.values() if job.config} == {220}
     numbers = {row.shots if name == "few-shot" else row.unlabelled for row in plan.rows}
     assert numbers == ({1, 2, 4, 8, 16} if name == "few-shot" else {0, 100, 300, 900, 1000, 2400})
+
+
+@pytest.mark.parametrize(("value", "limits"), [(100.0, (90, 100)), (0.0, (0, 10)), (42.0, (40, 50))])
+def test_an_axis_has_two_ends(value: float, limits: tuple[float, float]) -> None:
+    assert _reach([Point(value), Point(value)]) == limits

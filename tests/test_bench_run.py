@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ from apd.util.extras import install_command
 
 from .command_line import Said
 from .models import save_colours
-from .refusals import contains, meant, refused
+from .refusals import contains, fail_with, meant, refused
 from .suites import Write, here, rights, table_rows
 
 pytestmark = pytest.mark.usefixtures("short_checks")
@@ -74,6 +75,22 @@ def test_a_suite_leaves_results_tables_and_plots_and_is_done_once(write: Write, 
     assert bench(suite, tmp_path / "out", machine=again) == {}
     assert "done" not in again.__dict__
     assert (tmp_path / "out" / "table.md").read_text() == text
+
+
+def test_a_grown_suite_shows_its_second_stage_until_there_is_another(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = {"attacks": "pgd-3", "limit": 4, "best": 2}
+    block = {"protocol": "few-shot", "data": "colours", "methods": ["zero-shot", "vlp"], "seeds": [0]}
+    assert bench(load_suite(write(final=final, blocks=[block])), tmp_path / "out", machine=here()) == {}
+    block["seeds"] = [0, 1]
+    monkeypatch.setattr(Machine, "run", fail_with(errno.EINTR))
+    with pytest.raises(OSError):
+        bench(load_suite(write(final=final, blocks=[block])), tmp_path / "out", machine=Machine("local", 1, 1, 0))
+    assert "pgd-3 (final)" in write_tables(tmp_path / "out").read_text()
+    with pytest.raises(OSError):
+        bench(load_suite(write(blocks=[block])), tmp_path / "out", machine=Machine("local", 1, 1, 0))
+    assert "(final)" not in write_tables(tmp_path / "out").read_text(), "the suite has none any more"
 
 
 def test_tables_are_made_again_without_runs_model_and_data(

@@ -277,6 +277,7 @@ def test_training_settings_come_from_suite_data_and_ablation(write: Write, colou
         ("few-shot", {"prompts": {"class_specific": False}}, False),
         ("few-shot", {"methods": {"apd": {"name": "apd", "prompts": {"class_specific": False}}}}, False),
         ("base-to-new", {}, False),
+        ("base-to-new", {"methods": {"apd": {"name": "apd", "prompts": {"class_specific": None}}}}, False),
         ("base-to-new", {"methods": {"apd": {"name": "apd", "prompts": {"class_specific": True}}}}, True),
         ("cross-dataset", {}, False),
         ("domain-shift", {}, True),
@@ -469,6 +470,29 @@ def test_published_numbers_name_source_and_setting() -> None:
     assert "| FAP | 70.52 | 38.05 | 49.58 | 21.86 |" in shown
     assert published_markdown("corruption", 224) == []
     assert published_markdown("base-to-new", 32) == published_markdown("base-to-new", None) == [], "not of such images"
+
+
+@pytest.mark.parametrize(
+    ("own", "row"),
+    [
+        ({"shots": 0, "unlabelled": "rest"}, {}),
+        ({"unlabelled": "rest", "unlabelled_limit": 9}, {"unlabelled_limit": 2}),
+        ({"unlabelled": "rest"}, {"unlabelled_limit": 2}),
+    ],
+)
+def test_the_unlabelled_images_of_a_data_set_are_those_of_its_rows(
+    write: Write, colours: Path, own: dict[str, Any], row: dict[str, Any]
+) -> None:
+    data = {"colours": {"source": str(colours), "eps": "8/255", "shots": 1, **own}}
+    methods = {"apd": {"name": "apd", **({"data": row} if row else {})}}
+    block = {"protocol": "few-shot", "data": "colours", "methods": "apd"}
+    (job,) = make_plan(load_suite(write(data=data, methods=methods, blocks=[block], against=None))).jobs.values()
+    assert job.config is not None and job.config.data.unlabelled == "rest"
+    assert job.config.data.unlabelled_limit == row.get("unlabelled_limit", own.get("unlabelled_limit"))
+    del data["colours"]["unlabelled"]
+    data["colours"].pop("unlabelled_limit", None)
+    with refused("unlabelled"):
+        make_plan(load_suite(write(data=data, methods=methods, blocks=[block], against=None)))
 
 
 def test_a_row_without_labels_is_not_the_run_with_them(write: Write) -> None:

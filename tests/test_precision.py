@@ -14,7 +14,7 @@ from scipy.stats import binom, binomtest, ttest_1samp
 
 import apd
 from apd.evaluation.precision import precision
-from apd.evaluation.statistics import images_for, images_to_tell, mcnemar, over_trainings, wilson
+from apd.evaluation.statistics import OverTrainings, images_for, images_to_tell, mcnemar, over_trainings, wilson
 from tests.command_line import Cli
 from tests.refusals import refused
 
@@ -27,6 +27,7 @@ def test_interval_over_trainings_is_students() -> None:
     reference = ttest_1samp(values, 0).confidence_interval(0.9)
     assert (found.low, found.high) == pytest.approx((reference.low, reference.high))
     assert found.deviation == pytest.approx(np.std(values, ddof=1))
+    assert over_trainings([95.0, 95.0]) == OverTrainings(2, 95.0, 0.0, None, None), "of which nothing is known"
     with refused("two trainings"):
         over_trainings([1.0])
 

@@ -77,6 +77,13 @@ def test_bf16_keeps_prompts_and_gradients_in_float32(
         assert (tensor - full[name]).norm() < 0.2 * full[name].norm()
 
 
+def test_weights_that_no_command_loads_again_are_refused(tmp_path: Path, colours: Path) -> None:
+    half = apd.load_clip("glyphs", dtype=torch.bfloat16)
+    with refused("glyphs", "torch.bfloat16", "float32", "precision='bf16'"):
+        apd.train(half, load_data(colours, shots=1), output=tmp_path / "half", epochs=1)
+    assert not (tmp_path / "half").exists()
+
+
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     rates = [learning_rate(s, 100, 10, 0.5) for s in range(100)]
     assert rates[0] == pytest.approx(0.05) and max(rates) == rates[9] == rates[10] == 0.5

@@ -163,11 +163,23 @@ def _lock(folder: Path) -> FolderLock:
 
 def _stages(plan: Plan, suite: Suite, folder: Path, failures: Mapping[str, str]) -> Iterator[Plan]:
     """Yield the plan and, once it is done, that of the second stage, without jobs that failed."""
-    yield plan
+    yield _with_former_final(plan, suite, folder)
     if suite.final is not None:
         best = best_methods(plan, _outcomes(plan, folder), suite.final.best, suite.final.protocols)
         plan = plan.with_final(suite.final, best, suite)
         yield replace(plan, jobs={id_: job for id_, job in plan.jobs.items() if job.label not in failures})
+
+
+def _with_former_final(plan: Plan, suite: Suite, folder: Path) -> Plan:
+    """Plan the first stage so that tables show what a former second stage measured until there is another."""
+    best: dict[tuple[object, ...], list[str]] = {}
+    if suite.final is None or not plan_file(folder).is_file():
+        return plan
+    with suppress(InputError):  # a damaged plan is written anew
+        for row in read_bench(folder)[0].rows:
+            if row.final:
+                best.setdefault(row.table, []).append(row.method)
+    return replace(plan.with_final(suite.final, best, suite), jobs=plan.jobs)
 
 
 def tell_doubts(plan: Plan, done: Container[str] = ()) -> None:
@@ -256,7 +268,7 @@ def write_tables(folder: str | Path, against: str | None = None) -> Path:
     """Write results, tables and plots from what is in the folder, without any run.
 
     Args:
-        folder: of a bench.
+        folder: where a bench wrote.
         against: the method that all are compared with, from now on; None: the one that they were compared with before.
 
     Returns:

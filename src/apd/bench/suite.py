@@ -196,9 +196,17 @@ class Suite(Section):
         eps = {} if data is None else {"eps": self.data[data].eps, "norm": self.data[data].norm}
         if shots is None and data is not None:
             shots = self.data[data].shots
-        images = {"source": str(data), **({} if shots is None else {"shots": shots}), **self.extra_data(method)}
-        shared = {"prompts": {"class_specific": False}} if new_classes else {}
-        raw = merged({"data": images, "train": eps, "method": shared}, *rows.values(), {"train": {"seed": seed}})
+        # Which data set a row's own limit is for is not known where it is read alone.
+        whole = {"unlabelled": REST} if data is None else {name: getattr(self.data[data], name) for name in UNLABELLED}
+        images = {
+            "source": str(data),
+            **({} if shots is None else {"shots": shots}),
+            **whole,
+            **self.extra_data(method),
+        }
+        raw = merged({"data": images, "train": eps, "method": {}}, *rows.values(), {"train": {"seed": seed}})
+        if new_classes and raw["method"].get("prompts", {}).get("class_specific") is None:
+            raw = merged(raw, {"method": {"prompts": {"class_specific": False}}})
         try:
             return validate(raw)
         except InputError as error:

@@ -27,7 +27,8 @@ def bench(
     against: Annotated[
         str | None,
         typer.Option(
-            help="Method that all are compared with. (default: the suite's; with --table-only the last one)", show_default=False
+            help="Method that all are compared with. (default: the suite's; with --table-only the last one)",
+            show_default=False,
         ),
     ] = None,
     table_only: Annotated[

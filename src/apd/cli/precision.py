@@ -58,7 +58,7 @@ def precision(
         for one in found:
             if one.about == about:
                 spread = one.trainings
-                trainings = "-" if spread is None or not spread.deviation else f"{spread.low:.1f} - {spread.high:.1f}"
+                trainings = "-" if spread is None or spread.low is None else f"{spread.low:.1f} - {spread.high:.1f}"
                 row = [f"{one.accuracy:.2f}", f"{one.images[0]:.1f} - {one.images[1]:.1f}", trainings]
                 table.add_row(Text(printable(one.attack)), str(one.n), *row, *map(str, one.needed.values()))
         title = printable(" ".join(filter(None, about)))

@@ -151,7 +151,7 @@ def _row(attack: str, about: Circumstances, found: Sequence[Outcomes], points: S
         over_images = paired_bootstrap(right, np.zeros_like(right))
         low, high = max(0.0, over_images.low), min(100.0, over_images.high)
     spread = None if runs == 1 else over_trainings((100 * right.mean(axis=1)).tolist())
-    if spread is not None:
+    if spread is not None and spread.low is not None and spread.high is not None:
         spread = replace(spread, low=max(0.0, spread.low), high=min(100.0, spread.high))
     needed = {each: images_for(each, min(100.0, max(0.0, accuracy))) for each in points}
     return Known(attack, about, n, round(accuracy, 2), (round(low, 2), round(high, 2)), spread, needed)

@@ -169,13 +169,16 @@ def p_text(p: float) -> str:
 
 @dataclass(frozen=True)
 class OverTrainings:
-    """Mean of one figure over trainings with different seeds, in its own unit, and where the mean of many would lie."""
+    """Mean of one figure over trainings with different seeds, in its own unit, and where the mean of many would lie.
+
+    Of trainings that are all equal nothing can be said of others: ``low`` and ``high`` are None.
+    """
 
     n: int
     mean: float
     deviation: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def over_trainings(values: Sequence[float], confidence: float = CONFIDENCE) -> OverTrainings:
@@ -192,6 +195,8 @@ def over_trainings(values: Sequence[float], confidence: float = CONFIDENCE) -> O
 
     if len(values) < 2:
         raise InputError(f"An interval over trainings needs at least two trainings, got {len(values)}.")
+    if min(values) == max(values):
+        return OverTrainings(len(values), float(values[0]), 0.0, None, None)
     mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
     half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
     return OverTrainings(len(values), mean, deviation, mean - half, mean + half)

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+import torch
+
 from apd.attacks import TrainingAttack
 from apd.attacks.training import attack_section
 from apd.data import Dataset
@@ -146,6 +148,7 @@ def start_training(
         clip, data, images = _read(
             config, clip, data, on_data, user_path(output) if resume and output is not None else None
         )
+        _check_float32(clip)
         decided = with_class_contexts(config, lambda: data)
         # Held until the end of training, so that a method that shares them loads none a second time.
         others = config.method.other_models()
@@ -155,6 +158,20 @@ def start_training(
         manifest = describe(clip, data, images, decided, teachers)
         run = Run.create(place, config, manifest, resume=resume, overwrite=overwrite, writer=first)
         return train_loop(clip, data, images, decided, run)
+
+
+def _check_float32(clip: DualEncoder) -> None:
+    """Refuse weights of another type: the run would be of them, and no command loads or attacks others than float32.
+
+    Raises:
+        InputError: naming their type.
+    """
+    others = {str(p.dtype) for p in clip.parameters() if p.is_floating_point() and p.dtype != torch.float32}
+    if others:
+        raise InputError(
+            f"The weights of {clip.info.source} are {', '.join(sorted(others))}: load them in float32 (dtype=), in "
+            "which attacks are reported; precision='bf16' trains in half precision."
+        )
 
 
 def _until_exit() -> Path:

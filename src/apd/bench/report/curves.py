@@ -215,4 +215,5 @@ def _reach(points: Iterable[Point]) -> tuple[float, float]:
     ends = [(point.value - point.bar[0], point.value + point.bar[1]) for point in points]
     low = 10 * math.floor(min(low for low, _ in ends) / 10)
     high = 10 * math.ceil(max(high for _, high in ends) / 10)
-    return max(0, low), min(100, max(high, low + 10))
+    low = max(0, min(low, 90))
+    return low, min(100, max(high, low + 10))
