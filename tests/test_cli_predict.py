@@ -228,3 +228,9 @@ def test_files_of_other_kinds_are_counted(cli: Cli, run: Path, photos: Path) -> 
     answer = cli("predict", run, photos)
     assert answer.code == 0 and "4 files" in answer.err and "2 .txt" in answer.err and "1 .mov" in answer.err
     assert "other kinds" not in cli("predict", run, photos / "a.png").err
+
+
+def test_a_home_directory_in_quotes_is_found(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(photos.parent))
+    for given in (f"~/{photos.name}", f"~/{photos.name}/*.png"):
+        assert find_images([given]) == find_images([f"{photos}{given.removeprefix(f'~/{photos.name}')}"])

@@ -297,3 +297,9 @@ def test_kept_health_checks_of_an_earlier_revision_are_run_again(
         monkeypatch.setattr("apd.evaluation.summary.REVISION", revision)
         counting_run(tmp_path, n=8, checks=True)
     assert len(list(tmp_path.glob("checks-*"))) == 2
+
+
+def test_a_folder_may_be_given_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    evaluate_tensors(trained(5), decoded(4, 5), NAMES, settings(), store="~/kept")
+    assert list((tmp_path / "kept").iterdir())

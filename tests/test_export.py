@@ -23,6 +23,7 @@ from apd.attacks import AttackBatch, find
 from apd.attacks.threat import ThreatModel
 from apd.data.decode import to_rgb
 from apd.export import check
+from apd.export.place import Place
 from apd.models import DualEncoder
 from apd.models.classifier import PromptedCLIP
 from apd.models.prompts import Prompts, PromptSpec
@@ -198,6 +199,17 @@ def test_an_existing_output_is_refused_and_replaced_on_request(cli: Cli, trained
     )
     assert place.read_bytes()[:2] == b"PK"
     assert {file.name for file in tmp_path.iterdir()} == {"colours.pt2", "colours.pt2.json"}
+
+
+@pytest.mark.parametrize("holds", ["results/summary.json", "run.json"])
+def test_a_folder_of_evaluations_is_never_replaced(tmp_path: Path, holds: str) -> None:
+    folder = tmp_path / "kept"
+    (folder / holds).parent.mkdir(parents=True)
+    for name in (holds, "classifier.json"):
+        (folder / name).write_text("{}")
+    with refused(str(folder), "evaluations"), Place(folder, True).held(True):
+        pass
+    assert (folder / holds).is_file()
 
 
 def test_other_logits_fail_and_what_was_there_stays(

@@ -250,7 +250,7 @@ def test_images_of_any_size_are_classified(make: Make, tmp_path: Path, colours: 
 def test_the_card_carries_the_result_and_goes_to_the_hub(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = apd.evaluate_run(run, attacks=("pgd-2",), eps="2/255", limit=6, checks=False)
+    result = apd.evaluate_run(run, attacks=("pgd-2", "pgd-1"), eps="2/255", limit=6, checks=False)
     apd.export.huggingface(run, tmp_path / "x", license="mit", **QUICK)
     card = (tmp_path / "x" / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
@@ -259,7 +259,9 @@ def test_the_card_carries_the_result_and_goes_to_the_hub(
     for file in (tmp_path / "x").glob("*.*"):
         assert str(tmp_path.parent.parent).encode() not in file.read_bytes(), file.name
     metrics = header["model-index"][0]["results"][0]["metrics"]
-    assert [metric["value"] for metric in metrics] == [result.clean, result.attacks["pgd-2"].accuracy]
+    attacked = [result.attacks["pgd-2"].accuracy, result.attacks["pgd-1"].accuracy, result.worst.accuracy]
+    assert [metric["value"] for metric in metrics] == [round(value, 2) for value in (result.clean, *attacked)]
+    assert "the worst of pgd-2 and pgd-1 for each image" in card and "worst" in metrics[-1]["name"]
     assert f"| {result.clean:.1f} |" in card and "2/255" in card
 
     uploads: list[dict[str, bytes]] = []

@@ -66,7 +66,8 @@ def find_images(paths: Iterable[str | Path], unknown: Counter[str] | None = None
         elif os.path.exists(path):
             found, why = [path], f"{path} is a folder without images."
         else:
-            found = [Path(name) for name in sorted(glob.glob(str(given), recursive=True))]
+            pattern = os.path.expanduser(given)
+            found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
             is_pattern = glob.escape(str(given)) != str(given)
             why = f"nothing matches the pattern {given}." if is_pattern else f"there is no file {given}."
         closed: list[str] = []

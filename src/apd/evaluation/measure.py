@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any, Unpack
 
 from torch import nn
@@ -33,6 +32,7 @@ from apd.models.classifier import PromptedCLIP
 from apd.models.encoder import DualEncoder
 from apd.models.fingerprint import told
 from apd.models.preprocessing import Preprocessing
+from apd.util.files import AnyPath, user_path
 from apd.util.integers import check_whole
 from apd.util.memory import Room
 from apd.util.messages import get_logger, speaking
@@ -51,10 +51,10 @@ def evaluate(
     classifier: nn.Module,
     data: Dataset,
     *,
-    store: Path | None = None,
+    store: AnyPath | None = None,
     undefended: PromptedCLIP | None = None,
     image_size: int | None = None,
-    save_images: Path | None = None,
+    save_images: AnyPath | None = None,
     **settings: Unpack[EvaluationOptions],
 ) -> Result:
     """Accuracy of the whole classifier, prompts included, clean and under white-box attack, in float32.
@@ -97,7 +97,7 @@ def evaluate(
         check_data(classifier, data, chosen.split, undefended)
         control = _control(classifier, undefended, chosen)
         own, *others = _evaluations(classifier, control, data, chosen, Store(store), image_size)
-        own = replace(own, images=save_images, class_names=data.class_names)
+        own = replace(own, images=None if save_images is None else user_path(save_images), class_names=data.class_names)
         found = []
         for evaluation in (own, *others):
             found.append(Finished(evaluation, evaluation.run()))
@@ -248,7 +248,7 @@ def evaluate_tensors(
     settings: EvaluationSettings,
     *,
     undefended: nn.Module | None = None,
-    store: Path | None = None,
+    store: AnyPath | None = None,
     name: str = "tensors",
 ) -> Result:
     """Evaluate any module from pixels (B,3,S,S) in [0,1] to logits (B,C), on images that are already decoded.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from apd.errors import ApdError, InputError
-from apd.util.files import append_lines, parse_json, read_bounded, read_json, write_atomic
+from apd.util.files import AnyPath, append_lines, parse_json, read_bounded, read_json, user_path, write_atomic
 from apd.util.json_shape import COUNT, NUMBER, TEXT, Each, Table, check_shape
 
 Key = tuple[str, str, int]
@@ -175,8 +175,8 @@ class Store:
         folder: None keeps everything in memory only.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: AnyPath | None) -> None:
+        self.folder = None if folder is None else user_path(folder)
 
     def record(self, circumstances: dict[str, Any]) -> Record:
         """The record of these circumstances (which name the ``attack``)."""

@@ -114,6 +114,12 @@ def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, float, tuple[float, 
     for name, entry in result["attacks"].items():
         threat = f"{name}, {result['norm']} eps {result['eps_text']}"
         yield threat, entry["accuracy"], entry["interval"], control and control["attacks"][name]["accuracy"]
+    if len(result["attacks"]) > 1:
+        entry = result["worst"]
+        threat = (
+            f"the worst of {' and '.join(result['attacks'])} for each image, {result['norm']} eps {result['eps_text']}"
+        )
+        yield threat, entry["accuracy"], entry["interval"], control and control["worst"]["accuracy"]
 
 
 def _index(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -120,6 +120,10 @@ class Place:
             raise InputError(f"{path} is a {'file' if self.is_folder else 'folder'}; choose another --output.")
         if self.is_folder and path.exists() and not self.description.is_file() and any(path.iterdir()):
             raise InputError(f"The folder {quoted(path)} holds other files and no export; choose another --output.")
+        if self.is_folder and ((path / "results").exists() or (path / "run.json").exists()):
+            raise InputError(
+                f"The folder {quoted(path)} holds a run or evaluations, which would be removed; choose another --output."
+            )
         if self.is_folder and (path / ".git").exists():
             raise InputError(
                 f"{path} is a clone, whose history would be replaced too; export to another folder, and copy its files."

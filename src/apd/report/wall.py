@@ -13,14 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from apd.attacks import ThreatModel, sample_seeds
-from apd.data import Dataset, load_data
+from apd.data import Dataset
 from apd.data.corruptions import corrupt, parse_corruption
 from apd.data.dataset import Decoded, in_turn
 from apd.errors import InputError
 from apd.evaluation.examples import Attacked, amplified, attacked
 from apd.evaluation.frozen import Subject
 from apd.evaluation.images import read_image, read_index
-from apd.evaluation.inputs import own_data
+from apd.evaluation.inputs import load_other, own_data
 from apd.evaluation.samples import Samples
 from apd.evaluation.stored import Outcomes
 from apd.models.calibration import Calibration, probabilities
@@ -111,7 +111,7 @@ def see(facts: RunFacts, classifier: PromptedCLIP, source: str | None) -> Seen:
         raise InputError(
             f"{facts.run.path} was evaluated on {summary['data']}, which is not its own data; give the images with --data."
         )
-    data = load_data(source, shots="all") if source else own_data(facts.run)
+    data = load_other(facts.run, source) if source else own_data(facts.run)
     wanted = data.classes(summary["classes"])
     if classifier.class_names != wanted.class_names:
         classifier = classifier.with_classes(wanted.class_names, wanted.templates)

@@ -20,7 +20,7 @@ from apd.evaluation.frozen import Subject
 from apd.evaluation.inputs import decode_sample, of_run, part_of, read_settings
 from apd.evaluation.samples import Samples
 from apd.models.classifier import PromptedCLIP
-from apd.util.files import AnyPath
+from apd.util.files import AnyPath, user_path
 from apd.util.messages import get_logger, speaking
 from apd.util.progress import Count, Progress
 from apd.util.seeds import sample_seeds
@@ -142,7 +142,7 @@ def certify_run(
 
 def _candidates(classifier: PromptedCLIP, store: str | Path | None, control: bool) -> list[Candidate]:
     """The classifier, and zero-shot CLIP where that is asked for and is another."""
-    folder = None if store is None else Path(store)
+    folder = None if store is None else user_path(store)
     own = Candidate("", Subject.of(classifier), classifier, folder)
     if not control:
         return [own]

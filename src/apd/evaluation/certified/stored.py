@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from apd.errors import InputError
 from apd.evaluation.certified.result import Certified
 from apd.evaluation.certified.settings import CertifySettings
+from apd.evaluation.store import digest
 from apd.runs.folder import Run
 from apd.runs.output import file_name
 from apd.util.files import LARGEST_JSON, read_bounded, write_atomic
@@ -27,8 +28,31 @@ def save_certified(run: Run, found: Certified) -> Path:
     )
     name += "-attack" if any(point.attacked for point in found.curve) else ""
     file = run.results / f"{_PREFIX}{file_name(name)}.json"
+    if (apart := _apart(file, found)) is not None:
+        file = file.with_stem(f"{file.stem}-{apart}")
     write_atomic(file, found.to_json() + "\n")
     return file
+
+
+def _apart(file: Path, found: Certified) -> str | None:
+    """What tells a certification from the one that has its name: of a folder with other images, or with a control."""
+    try:
+        known = _read(file) if file.is_file() else None
+    except InputError:  # damaged, and replaced
+        return None
+    if known is None:
+        return None
+    ids = [image.id for image in found.images]
+    if known.data != found.data or not {image.id for image in known.images}.intersection(ids):
+        return digest({"data": found.data, "images": sorted(ids)})
+    return "no_control" if known.undefended is not None and found.undefended is None else None
+
+
+def _read(file: Path) -> Certified:
+    try:
+        return Certified.model_validate_json(read_bounded(file, _WAY_OUT, LARGEST_JSON))
+    except ValidationError as error:
+        raise InputError(f"{file} is damaged; {_WAY_OUT}.") from error
 
 
 def load_certified(run: Run) -> list[Certified]:
@@ -37,10 +61,4 @@ def load_certified(run: Run) -> list[Certified]:
     Raises:
         InputError: a damaged file.
     """
-    found = []
-    for file in sorted(run.results.glob(f"{_PREFIX}*.json")):
-        try:
-            found.append(Certified.model_validate_json(read_bounded(file, _WAY_OUT, LARGEST_JSON)))
-        except ValidationError as error:
-            raise InputError(f"{file} is damaged; {_WAY_OUT}.") from error
-    return found
+    return [_read(file) for file in sorted(run.results.glob(f"{_PREFIX}*.json"))]
