@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 import apd
-from apd.evaluation.certified.stored import load_certified
+from apd.evaluation.certified.stored import load_certified, save_certified
 from apd.evaluation.compare import compare_runs
 from apd.evaluation.stored import load_stored
 from apd.report import report
@@ -331,9 +331,14 @@ def test_certified_accuracy_has_a_curve(evaluated: Path, tmp_path: Path) -> None
     assert load_certified(Run.open(run)) == [found]
     page = Page(report(run, tmp_path / "report.html", images=False, quiet=True))
     (kept,) = page.data["runs"][0]["certified"]
+    assert kept["command"].endswith("--limit 3 --attack") and found.own_data
+    save_certified(Run.open(run), found.model_copy(update={"data": "other photos", "own_data": False, "seed": 1}))
+    page = Page(report(run, tmp_path / "report.html", images=False, quiet=True))
+    other = next(one for one in page.data["runs"][0]["certified"] if "--seed 1" in one["command"])
+    assert other["command"].endswith("--attack --data 'other photos'")
     assert kept["curve"] == [{"radius": one.radius, "accuracy": one.accuracy} for one in found.curve]
     assert kept["sound"] and page.data["runs"][0]["summary"]["clean"] >= 0
-    (file,) = (run / "results").glob("certified-*.json")
+    file = next((run / "results").glob("certified-*.json"))
     file.write_text("{}")
     with refused(file.name):
         report(run, tmp_path / "report.html", images=False, quiet=True)
@@ -350,6 +355,7 @@ def test_a_run_that_was_certified_alone_has_a_page(run: Path, evaluated: Path, t
     assert [one["accuracy"] for one in told["certified"][0]["curve"]] == [one.accuracy for one in found.curve]
     text = (tmp_path / "x.html").read_text()
     assert "apd certify runs/again --sigma 0.1 " in text and "--limit 3" in text and "apd evaluate RUN" in text
+    assert told["certified"][0]["command"].endswith("--limit 3 --no-control"), "on the run's own data"
     anchors = {
         about["href"] for tag, about in page.elements if tag == "a" and (about.get("href") or "").startswith("#run")
     }

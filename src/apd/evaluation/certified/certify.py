@@ -17,7 +17,7 @@ from apd.evaluation.certified.settings import CertifyOptions, CertifySettings
 from apd.evaluation.certified.smoothing import Votes, votes
 from apd.evaluation.certified.stored import save_certified
 from apd.evaluation.frozen import Subject
-from apd.evaluation.inputs import decode_sample, of_run, part_of, read_settings
+from apd.evaluation.inputs import decode_sample, is_own, of_run, part_of, read_settings
 from apd.evaluation.samples import Samples
 from apd.models.classifier import PromptedCLIP
 from apd.util.files import AnyPath, user_path
@@ -136,6 +136,7 @@ def certify_run(
         given: CertifyOptions = {**own, **settings, "classes": inputs.classes}
         with inputs.run.held():
             found = certify(inputs.classifier, inputs.data, store=inputs.run.results, **given)
+            found = found.model_copy(update={"own_data": is_own(inputs.run, inputs.data)})
             save_certified(inputs.run, found)
     return found
 

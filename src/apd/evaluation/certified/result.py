@@ -56,7 +56,10 @@ class CertifiedScores(BaseModel):
 
 
 class Certified(CertifiedScores):
-    """All that a certification found, with its circumstances; sigma and radii are L2 in [0,1] pixel units at ``image_size``."""
+    """All that a certification found, with its circumstances; sigma and radii are L2 in [0,1] pixel units at ``image_size``.
+
+    ``own_data`` says of a run's whether it is on the data of the training; None where that was not recorded.
+    """
 
     sigma: float
     n0: int
@@ -75,6 +78,7 @@ class Certified(CertifiedScores):
     skipped_images: tuple[str, ...]
     seconds: float
     versions: dict[str, str]
+    own_data: bool | None = None
 
     @property
     def sound(self) -> bool:
