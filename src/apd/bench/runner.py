@@ -275,7 +275,7 @@ def write_tables(folder: str | Path, against: str | None = None) -> Path:
         ``table.md``.
 
     Raises:
-        InputError: no bench there, damaged files, a method that it has not, a bench at work in the folder.
+        InputError: no bench there, damaged files, a method without a row, a bench at work in the folder.
     """
     path = user_path(folder)
     plan, _ = read_bench(path)  # a folder without a bench is not made for its lock

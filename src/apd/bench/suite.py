@@ -66,7 +66,7 @@ class Suite(Section):
         return values
 
     @model_validator(mode="after")
-    def _names_arecheck_known(self) -> Suite:
+    def _names_are_known(self) -> Suite:
         self._check_count()
         for name, entry in self.data.items():
             if re.fullmatch(_TAKEN, name):
@@ -198,14 +198,11 @@ class Suite(Section):
             shots = self.data[data].shots
         # Which data set a row's own limit is for is not known where it is read alone.
         whole = {"unlabelled": REST} if data is None else {name: getattr(self.data[data], name) for name in UNLABELLED}
-        images = {
-            "source": str(data),
-            **({} if shots is None else {"shots": shots}),
-            **whole,
-            **self.extra_data(method),
-        }
+        drawn = {} if shots is None else {"shots": shots}
+        images = {"source": str(data), **drawn, **whole, **self.extra_data(method)}
         raw = merged({"data": images, "train": eps, "method": {}}, *rows.values(), {"train": {"seed": seed}})
-        if new_classes and raw["method"].get("prompts", {}).get("class_specific") is None:
+        prompts = raw["method"].get("prompts", {})
+        if new_classes and isinstance(prompts, Mapping) and prompts.get("class_specific") is None:
             raw = merged(raw, {"method": {"prompts": {"class_specific": False}}})
         try:
             return validate(raw)

@@ -225,7 +225,7 @@ def _pools(splits: Splits, name: str, source: str, columns: Columns | None) -> P
     readable = readable_names(names)
     if tests_alone:
         if test is None:
-            raise InputError(f"{source} has a test split only, and all its labels are -1, which is to say secret.")
+            raise InputError(f"{source} has a test split only, and its labels were not published (all are -1).")
         return Pools.of_test(name, source, readable, test)
     if test is not None:
         return Pools(name, source, readable, sets["train"], own, test)
