@@ -478,6 +478,7 @@ def test_published_numbers_name_source_and_setting() -> None:
         ({"shots": 0, "unlabelled": "rest"}, {}),
         ({"unlabelled": "rest", "unlabelled_limit": 9}, {"unlabelled_limit": 2}),
         ({"unlabelled": "rest"}, {"unlabelled_limit": 2}),
+        ({"unlabelled": "rest", "unlabelled_limit": 9}, {"unlabelled": None}),
     ],
 )
 def test_the_unlabelled_images_of_a_data_set_are_those_of_its_rows(
@@ -487,7 +488,9 @@ def test_the_unlabelled_images_of_a_data_set_are_those_of_its_rows(
     methods = {"apd": {"name": "apd", **({"data": row} if row else {})}}
     block = {"protocol": "few-shot", "data": "colours", "methods": "apd"}
     (job,) = make_plan(load_suite(write(data=data, methods=methods, blocks=[block], against=None))).jobs.values()
-    assert job.config is not None and job.config.data.unlabelled == "rest"
+    assert job.config is not None and job.config.data.unlabelled == row.get("unlabelled", "rest")
+    if "unlabelled" in row:
+        return
     assert job.config.data.unlabelled_limit == row.get("unlabelled_limit", own.get("unlabelled_limit"))
     del data["colours"]["unlabelled"]
     data["colours"].pop("unlabelled_limit", None)

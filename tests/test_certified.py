@@ -270,10 +270,11 @@ def test_a_run_trained_under_noise_says_so_and_is_certified_from_its_folder(tmp_
     others = [image.model_copy(update={"id": f"other/{image.id}"}) for image in found.images]
     for _ in range(2):
         save_certified(run, found.model_copy(update={"images": others}))
+    save_certified(run, found.model_copy(update={"images": others, "undefended": None}))
     save_certified(run, found.model_copy(update={"seconds": 0.0}))
     kept = [one for one in load_certified(run) if one.n == 28]
-    assert len(kept) == 3, "nor one without the control, nor one of other images; the same again replaces the first"
-    assert sum(one.undefended is None for one in kept) == 1 and sum(one.seconds == 0 for one in kept) == 1
+    assert len(kept) == 4, "nor one without the control, nor one of other images; the same again replaces the first"
+    assert sum(one.undefended is None for one in kept) == 2 and sum(one.seconds == 0 for one in kept) == 1
 
 
 @pytest.mark.parametrize(

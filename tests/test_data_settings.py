@@ -87,4 +87,5 @@ def test_what_is_not_a_list_is_refused(tmp_path: Path, asked: dict[str, Any], wo
 def test_a_sign_is_part_of_a_name(tmp_path: Path) -> None:
     source = save_colours(tmp_path / "colours", per_class=8)
     assert load_data(source, shots=0, class_names=["-1", "1"]).class_names == ("-1", "1")
+    assert len(load_data(source, shots=0, class_names=["shift_-1", "shift_1"]).class_names) == 2
     assert load_data(source, shots=0, class_names={"a": 1, "b": 2}.keys()).class_names == ("a", "b")  # type: ignore[arg-type]

@@ -198,8 +198,8 @@ class Suite(Section):
             shots = self.data[data].shots
         # Which data set a row's own limit is for is not known where it is read alone.
         whole = {"unlabelled": REST} if data is None else {name: getattr(self.data[data], name) for name in UNLABELLED}
-        drawn = {} if shots is None else {"shots": shots}
-        images = {"source": str(data), **drawn, **whole, **self.extra_data(method)}
+        drawn, extra = {} if shots is None else {"shots": shots}, self.extra_data(method)
+        images = {"source": str(data), **drawn, **(whole if extra.get("unlabelled", REST) else {}), **extra}
         raw = merged({"data": images, "train": eps, "method": {}}, *rows.values(), {"train": {"seed": seed}})
         prompts = raw["method"].get("prompts", {})
         if new_classes and isinstance(prompts, Mapping) and prompts.get("class_specific") is None:

@@ -87,14 +87,14 @@ def check_names(names: tuple[str, ...], source: str) -> None:
     name, times = Counter(map(_compared, names)).most_common(1)[0]
     if times > 1:
         raise InputError(
-            f"{source} has {times} classes named {name!r} (capitals, hyphens, underscores and outer spaces do not "
+            f"{source} has {times} classes named {name!r} (capitals, hyphens, underscores and further spaces do not "
             "count): give them one label if they are one class, else different names (those of folders in classes.txt)."
         )
 
 
 def _compared(name: str) -> str:
     """The name without what does not tell two names apart; the hyphen of ``-1`` does."""
-    return " ".join(re.sub(r"(?<=\w)[-_]+(?=\w)", " ", composed(name)).split()).casefold()
+    return " ".join(re.sub(r"(?<=\w)-+(?=\w)", " ", composed(name).replace("_", " ")).split()).casefold()
 
 
 def split_pool(images: ImageSet, class_names: tuple[str, ...], source: str) -> tuple[ImageSet, ImageSet, ImageSet]:

@@ -80,7 +80,9 @@ def load_csv(path: Path, source: str, columns: tuple[str, str] | None = None) ->
         return Pools.of_test(path.stem, source, readable, sets["test"])
     missing = [split for split in ("train", "test") if split not in sets]
     if missing:
-        raise InputError(f"{path} has no {missing[0]} rows: its column {column!r} must name train and test.")
+        raise InputError(
+            f"{path} has no {missing[0]} rows: its column {column!r} must name train and test, or test alone."
+        )
     return Pools(path.stem, source, readable, sets["train"], sets.get("val"), sets["test"])
 
 

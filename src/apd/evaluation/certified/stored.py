@@ -28,7 +28,7 @@ def save_certified(run: Run, found: Certified) -> Path:
     )
     name += "-attack" if any(point.attacked for point in found.curve) else ""
     file = run.results / f"{_PREFIX}{file_name(name)}.json"
-    if (apart := _apart(file, found)) is not None:
+    while (apart := _apart(file, found)) is not None:
         file = file.with_stem(f"{file.stem}-{apart}")
     write_atomic(file, found.to_json() + "\n")
     return file
