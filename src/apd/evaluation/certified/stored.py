@@ -42,9 +42,9 @@ def _apart(file: Path, found: Certified) -> str | None:
         return None
     if known is None:
         return None
-    ids = [image.id for image in found.images]
-    if known.data != found.data or not {image.id for image in known.images}.intersection(ids):
-        return digest({"data": found.data, "images": sorted(ids)})
+    own, others = ({image.id for image in one.images} for one in (found, known))
+    if known.data != found.data or (own != others and own.isdisjoint(others)):
+        return digest({"data": found.data, "images": sorted(own)})
     return "no_control" if known.undefended is not None and found.undefended is None else None
 
 
